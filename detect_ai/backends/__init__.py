@@ -1,0 +1,1 @@
+"""Ways to run an encoder: token ids in, log-odds out."""

@@ -1,0 +1,56 @@
+"""The encoder in PyTorch, on CPU or GPU."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from detect_ai.batches import Batch, attention_mask
+from detect_ai.model import autocast_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class TorchBackend:
+    """A model on a device, at a precision.
+
+    Args:
+        model: encoder with a head of two classes.
+        device: where to run it.
+        precision: `fp32`, `bf16`, or `auto` (bf16 where the hardware has it). In bf16 the score of a text moves
+            with the batch it is in: by up to 0.05 in log-odds for MiniLM; in fp32 by 1e-5.
+    """
+
+    def __init__(self, model: PreTrainedModel, device: torch.device, precision: str = "fp32") -> None:
+        self.model = model.to(device).eval()  # type: ignore[arg-type]
+        self.device = device
+        self.dtype = autocast_dtype(precision, device)
+
+    def log_odds(self, batch: Batch) -> NDArray[np.float64]:
+        """Log-odds of AI for each row, shape (rows,)."""
+        with torch.inference_mode(), autocast(self.device, self.dtype):
+            logits = self.model(**model_inputs(batch, self.device)).logits
+        return log_odds(logits).cpu().numpy()
+
+
+def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch as the arguments of the model, each of shape (rows, length)."""
+    mask = attention_mask(batch.lengths, batch.input_ids.shape[1])
+    arrays = {"input_ids": batch.input_ids.astype(np.int64), "attention_mask": mask}
+    return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
+
+
+def log_odds(logits: torch.Tensor) -> torch.Tensor:
+    """Logits of the classes (human, ai), shape (rows, 2), as log-odds of AI in float64, shape (rows,)."""
+    logits = logits.double()
+    return logits[:, 1] - logits[:, 0]
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Run what is inside in a lower precision, or as it is."""
+    return torch.autocast(device.type, dtype=dtype) if dtype is not None else nullcontext()

@@ -1,0 +1,88 @@
+"""Connect to Ray, or start a cluster of one machine; say what is missing instead of waiting for ever."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+
+from detect_ai.errors import ResourceError
+
+logger = logging.getLogger(__name__)
+
+# Train's workers, Tune's trials, Ray Data's tasks and Serve's replicas each reserve a logical CPU or more. Fewer
+# than this and Ray Data starves beside two workers; logical CPUs only bound what is scheduled, they cost nothing.
+LOCAL_CPUS = 8
+
+
+def connect() -> None:
+    """Connect to the cluster that RAY_ADDRESS names, or start one on this machine for the life of the process."""
+    import ray
+
+    if not ray.is_initialized():
+        _init()
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _init() -> None:
+    import ray
+
+    quiet = {"configure_logging": True, "logging_level": logging.WARNING}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=True, **quiet)
+        return
+    cpus = max(LOCAL_CPUS, os.cpu_count() or 1)
+    logger.info("RAY_ADDRESS is not set: starting Ray on this machine with %d logical CPUs", cpus)
+    # With the dashboard off, trials that a scheduler stops leak their placement groups (Ray 2.60).
+    ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **quiet)
+
+
+def require_resources(what: str, cpus: float, gpus: float = 0) -> None:
+    """Refuse work that the cluster can never place.
+
+    Raises:
+        ResourceError: with what is needed, what there is and what is missing. A cluster that can still grow
+            (it has an autoscaler) is not refused.
+    """
+    import ray
+
+    total = ray.cluster_resources()
+    for name, needed, flag in (("CPU", cpus, "--num-cpus"), ("GPU", gpus, "--num-gpus")):
+        found = total.get(name, 0.0)
+        if needed <= found or can_grow():
+            continue
+        raise ResourceError(
+            f"{what} needs {needed:g} {name}s, the cluster has {found:g}: {needed - found:g} missing. "
+            f"Lower the number of workers, or start Ray with {flag}={needed:g}"
+        )
+
+
+def can_grow() -> bool:
+    """Whether the connected cluster has an autoscaler that may add nodes."""
+    from ray._private import state
+
+    config = state.state.get_cluster_config()
+    return bool(config and config.node_group_configs)
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Raise ResourceError when something else listens on the port."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ResourceError(
+                f"port {port} on {host} is in use: stop what listens there, or give another one with serve.port=…"
+            ) from error
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nothing listens on right now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

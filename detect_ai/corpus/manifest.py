@@ -1,0 +1,105 @@
+"""What a finished corpus is: its manifest, the last file written. A folder without one is no corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from detect_ai.errors import CorpusError
+from detect_ai.storage import Storage
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file of a split."""
+
+    split: str
+    name: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that is known of a corpus without reading it."""
+
+    name: str
+    fingerprint: str
+    sources: list[dict[str, Any]]
+    language: str
+    seed: int
+    tokenizer: str
+    normaliser_version: int
+    rows_read: int
+    dropped: dict[str, int]
+    counts: list[dict[str, Any]]  # rows by split, label, domain and generator
+    shards: list[Shard]
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A finished corpus in storage."""
+
+    storage: Storage
+    key: str
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, storage: Storage, key: str) -> Corpus:
+        """Open a finished corpus. Raises CorpusError when it has no manifest, or one of another format."""
+        where = f"corpus {key} under {storage.root}"
+        try:
+            data = storage.read_json(f"{key}/manifest.json")
+        except FileNotFoundError:
+            raise CorpusError(f"{where}: no manifest.json, so it is no finished corpus: run jobs/prepare.py") from None
+        if data.get("format") != FORMAT:
+            raise CorpusError(f"{where}: manifest format {data.get('format')}, expected {FORMAT}: prepare it again")
+        return cls(storage, key, Manifest(**{**data, "shards": [Shard(**s) for s in data["shards"]]}))
+
+    def shards(self, split: str) -> list[Shard]:
+        """The shards of a split, in order."""
+        return [shard for shard in self.manifest.shards if shard.split == split]
+
+    def shard_key(self, shard: Shard) -> str:
+        """Where a shard lies."""
+        return f"{self.key}/{shard.split}/{shard.name}"
+
+    def num_rows(self, split: str) -> int:
+        """Documents in a split."""
+        return sum(shard.rows for shard in self.shards(split))
+
+    def read(self, split: str, columns: list[str]) -> Any:
+        """Columns of a whole split as one Arrow table, in the corpus's order. For small columns."""
+        paths = [self.storage.path(self.shard_key(shard)) for shard in self.shards(split)]
+        return pq.read_table(paths, columns=columns, filesystem=self.storage.filesystem)
+
+    def labels(self, split: str) -> NDArray[np.int64]:
+        """Labels of a split: 0 human, 1 ai; shape (rows,)."""
+        labels: NDArray[np.int64] = self.read(split, ["label"])["label"].to_numpy().astype(np.int64)
+        return labels
+
+    def verify(self) -> None:
+        """Compare every shard with its checksum. Raises CorpusError for one that is missing or altered."""
+        for shard in self.manifest.shards:
+            key = self.shard_key(shard)
+            try:
+                found = hashlib.sha256(self.storage.read_bytes(key)).hexdigest()
+            except FileNotFoundError:
+                raise CorpusError(f"corpus {self.key}: shard {key} is missing: prepare it again") from None
+            if found != shard.sha256:
+                raise CorpusError(f"corpus {self.key}: shard {key} has sha256 {found}, expected {shard.sha256}")
+
+
+def content_fingerprint(shards: list[Shard], tokenizer: str, normaliser_version: int) -> str:
+    """One sha256 over all that a corpus holds."""
+    content = [[asdict(shard) for shard in shards], tokenizer, normaliser_version]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

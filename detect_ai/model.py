@@ -1,0 +1,174 @@
+"""The encoder with a classification head: find, build, save, load. Safetensors only; remote code never runs."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detect_ai.config import ModelConfig
+from detect_ai.errors import BundleError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from detect_ai.tokenizer import Tokenizer
+
+ID2LABEL = {0: "human", 1: "ai"}
+_DROPOUT = ("hidden_dropout_prob", "classifier_dropout", "dropout", "seq_classif_dropout", "embd_pdrop", "resid_pdrop")
+_ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+
+
+def resolve(config: ModelConfig) -> tuple[str, str | None]:
+    """Where the weights are: a local directory, or a hub id with its revision.
+
+    A directory is checked against `model.sha256` when that is given.
+
+    Raises:
+        ConfigError: no such package or directory, a hub id without a pinned revision, or a checksum that differs.
+    """
+    path = config.path
+    if path.startswith("package:"):
+        path = str(_in_package(path.removeprefix("package:")))
+    if not Path(path).expanduser().is_dir():
+        if not config.revision or path.count("/") > 1 or path.startswith((".", "/", "~")):
+            raise ConfigError(
+                f"model.path={config.path}: expected package:…, an existing directory, or a hub id with model.revision"
+            )
+        return path, config.revision
+    folder = Path(path).expanduser()
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise ConfigError(f"model.path={config.path}: expected a file model.safetensors in it; pickled weights are refused")
+    if config.sha256 and (found := file_sha256(weights)) != config.sha256:
+        raise ConfigError(f"model.path={config.path}: model.safetensors has sha256 {found}, expected {config.sha256}")
+    return str(folder), None
+
+
+def _in_package(spec: str) -> Path:
+    package, _, inner = spec.partition("/")
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise ConfigError(f"model.path=package:{spec}: no package '{package}': pip install 'detect-ai[sample]'")
+    return Path(found.origin).parent / inner
+
+
+def build(config: ModelConfig, seed: int) -> PreTrainedModel:
+    """The pretrained encoder with a new head of two classes, drawn from the seed."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    path, revision = resolve(config)
+    hf_config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    _check_window(config, hf_config)
+    for names, value in ((_DROPOUT, config.dropout), (_ATTENTION_DROPOUT, config.attention_dropout)):
+        for name in names:
+            if hasattr(hf_config, name):
+                setattr(hf_config, name, value)
+    hf_config.num_labels = len(ID2LABEL)
+    hf_config.id2label, hf_config.label2id = ID2LABEL, {label: i for i, label in ID2LABEL.items()}
+    torch.manual_seed(seed)
+    with _quiet():
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            config=hf_config,
+            revision=revision,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+        )
+    return model
+
+
+def _check_window(config: ModelConfig, hf_config: Any) -> None:
+    positions = getattr(hf_config, "max_position_embeddings", None)
+    if positions is not None and config.window > positions:
+        raise ConfigError(f"model.window={config.window}: expected at most {positions}, the positions of {config.path}")
+
+
+def load_tokenizer(config: ModelConfig) -> Tokenizer:
+    """The tokenizer that belongs to the encoder."""
+    from detect_ai.tokenizer import Tokenizer
+
+    path, revision = resolve(config)
+    return Tokenizer.from_pretrained(path, revision)
+
+
+def save(model: PreTrainedModel, folder: Path) -> None:
+    """Write `config.json` and `model.safetensors` into a folder."""
+    with _quiet():
+        model.save_pretrained(folder)
+
+
+def load(folder: Path) -> PreTrainedModel:
+    """Load what `save` wrote, strictly, in fp32 and evaluation mode.
+
+    Raises:
+        BundleError: the weights lack a tensor, or hold one that the architecture does not have.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        with _quiet():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise BundleError(f"{folder}: expected a readable config.json and model.safetensors: {error}") from error
+    problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
+    if problems:
+        raise BundleError(f"{folder}: the weights do not fit the architecture: {problems}")
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from drawing a progress bar and reporting the new head as a problem."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype that a forward pass runs in: None is fp32, `auto` takes bf16 where the hardware has it."""
+    import torch
+
+    if precision == "bf16" or (precision == "auto" and has_bf16(device)):
+        return torch.bfloat16
+    return None
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bf16 run in hardware."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,136 @@
+"""The words of an answer: verdicts, and the requests and replies of the HTTP API. Shared by library and service."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Label(StrEnum):
+    """What the detector says of a text."""
+
+    HUMAN = "human"
+    AI = "ai"
+    UNCERTAIN = "uncertain"
+
+
+class Reason(StrEnum):
+    """Why a verdict is `uncertain`."""
+
+    TOO_SHORT = "too_short"
+    OTHER_SCRIPT = "other_script"
+    BETWEEN_THRESHOLDS = "between_thresholds"
+
+
+class Span(BaseModel):
+    """One sentence and its score."""
+
+    start: int = Field(description="Offset of the first character in the text as sent (Unicode code points)")
+    end: int = Field(description="Offset after the last character")
+    probability: float = Field(
+        description="Calibrated probability that the sentence, read with its neighbours, is AI"
+    )
+
+
+class Verdict(BaseModel):
+    """What the detector says of one text, and on what ground."""
+
+    label: Label
+    probability: float = Field(description="Calibrated probability of AI at the stated prevalence")
+    prevalence: float = Field(
+        description="Share of AI texts that `probability` assumes: that of the calibration set"
+    )
+    target_fpr: float = Field(description="Share of human texts that may be called `ai`")
+    threshold: float = Field(description="Probability from which a text is called `ai` at this target")
+    p_value: float = Field(description="Conformal p-value: how many human texts score at least as high")
+    reasons: list[Reason] = Field(description="Why the label is `uncertain`; empty otherwise")
+    tampering: dict[str, int] = Field(
+        description="Characters undone before reading, such as `invisible`, `homoglyph`"
+    )
+    spans: list[Span] | None = Field(default=None, description="Scores by sentence, when asked for")
+    num_tokens: int = Field(description="Length of the normalised text in tokens; all of them were read")
+    num_windows: int = Field(description="Overlapping windows the text was read in")
+    model_version: str
+
+
+class DetectRequest(BaseModel):
+    """One text or many."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"text": "The council met on Tuesday to vote on the bridge."}]},
+    )
+
+    text: str | None = Field(default=None, description="One text")
+    texts: list[str] | None = Field(default=None, description="Several texts; verdicts come in their order")
+    target_fpr: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="One of the targets that /v1/model lists; the model's default when left out"
+    )
+    return_spans: bool = Field(default=False, description="Score each sentence too")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> DetectRequest:
+        if (self.text is None) == (self.texts is None):
+            raise ValueError("expected exactly one of `text` (a string) and `texts` (a list of strings)")
+        if self.texts is not None and not self.texts:
+            raise ValueError("`texts` is empty: expected at least one text")
+        if any(not text.strip() for text in self.all_texts()):
+            raise ValueError("a text is empty: expected at least one character that is not white space")
+        return self
+
+    def all_texts(self) -> list[str]:
+        """The texts in their order."""
+        return [self.text] if self.text is not None else list(self.texts or [])
+
+
+class DetectResponse(BaseModel):
+    """Verdicts in the order of the texts."""
+
+    request_id: str
+    model_version: str
+    verdicts: list[Verdict]
+    seconds: float = Field(description="Time spent on this request in the replica")
+
+
+class ThresholdInfo(BaseModel):
+    """What holds at one target."""
+
+    target_fpr: float
+    probability: float = Field(description="Probability from which a text is called `ai`")
+    expected_fpr: float = Field(
+        description="Expected false positive rate on texts exchangeable with the calibration set"
+    )
+    fpr_upper_bound: float = Field(
+        description="95% upper bound of the false positive rate, given this calibration set"
+    )
+
+
+class ModelInfo(BaseModel):
+    """The model that answers, and its limits."""
+
+    model_version: str
+    base_model: str
+    corpus: dict[str, Any]
+    language: str
+    prevalence: float
+    default_target_fpr: float
+    thresholds: list[ThresholdInfo]
+    min_tokens: int
+    window: int
+    normaliser_version: int
+    limits: dict[str, int]
+    guarantee: str
+
+
+class Problem(BaseModel):
+    """An error in the form of RFC 9457 (`application/problem+json`)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str = Field(
+        description="What was expected, what was found, and how to mend it; never a part of a text"
+    )
+    request_id: str

@@ -1,0 +1,116 @@
+"""Run one stage as a job: configuration in, one JSON result under the storage root and as the last line out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from detect_ai import __version__
+from detect_ai.config import Config, load_config
+from detect_ai.errors import ConfigError, DetectAIError, InputError
+from detect_ai.storage import Storage
+
+Stage = Callable[[Config, Storage], dict[str, Any]]
+
+
+def run_job(name: str, stage: Stage, argv: Sequence[str] | None = None) -> int:
+    """Run a stage from command line arguments.
+
+    Prints one JSON line last and returns 0; on failure prints one `error:` line and returns 2 for bad input, 1 for
+    everything else. The traceback stands behind `--verbose`.
+    """
+    arguments = _arguments(name, stage, sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        config = load_config(arguments.overrides, arguments.config_dir)
+        result = run_stage(name, stage, config, Storage(config.storage.root))
+    except Exception as error:
+        if arguments.verbose:
+            traceback.print_exc()
+        cause = ours(error)
+        print(f"error: {_describe(cause, arguments.verbose)}", file=sys.stderr, flush=True)  # noqa: T201
+        return 2 if isinstance(cause, InputError) else 1
+    print(json.dumps(result), flush=True)  # noqa: T201
+    return 0
+
+
+def run_stage(name: str, stage: Stage, config: Config, storage: Storage) -> dict[str, Any]:
+    """Run a stage and save its result beside its resolved configuration under `runs/<run>/`."""
+    started = time.time()
+    result = stage(config, storage)
+    record = {
+        "stage": name,
+        "run": config.run,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - started, 1),
+        "detect_ai": __version__,
+        "result": result,
+        "config": config.to_dict(),
+    }
+    storage.write_json(result_key(config.run, name), record)
+    return result
+
+
+def result_key(run: str, stage: str) -> str:
+    """Where the result of a stage lies."""
+    return f"runs/{run}/{stage}.json"
+
+
+def read_result(storage: Storage, run: str, stage: str) -> dict[str, Any]:
+    """The result of an earlier stage of the same run.
+
+    Raises:
+        ConfigError: the stage has not run yet under this run name.
+    """
+    try:
+        record = storage.read_json(result_key(run, stage))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"run={run}: no result of '{stage}' under {storage.root}: run `python jobs/{stage}.py run={run}` first"
+        ) from None
+    result: dict[str, Any] = record["result"]
+    return result
+
+
+def ours(error: BaseException) -> BaseException:
+    """The DetectAIError inside the wrappers that Ray puts around what a worker raised, or the error itself."""
+    seen: set[int] = set()
+    queue = [error]
+    while queue:
+        current = queue.pop(0)
+        if isinstance(current, DetectAIError):
+            return current
+        seen.add(id(current))
+        inner = [getattr(current, name, None) for name in ("cause", "__cause__", "__context__")]
+        inner += list((getattr(current, "worker_failures", None) or {}).values())
+        queue += [e for e in inner if isinstance(e, BaseException) and id(e) not in seen]
+    return error
+
+
+def _describe(error: BaseException, verbose: bool) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    if isinstance(error, DetectAIError):
+        return lines[0]
+    hint = "" if verbose else " (--verbose shows the traceback)"
+    return f"{type(error).__name__}: {lines[-1].strip()}{hint}"
+
+
+def _arguments(name: str, stage: Stage, argv: Sequence[str]) -> argparse.Namespace:
+    summary = (stage.__doc__ or "").strip().split("\n")[0]
+    parser = argparse.ArgumentParser(
+        prog=f"python jobs/{name}.py",
+        description=summary,
+        epilog="Overrides are Hydra's: train.lr=3e-5 model=distilbert. The keys stand in detect_ai/config.py.",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the configuration")
+    parser.add_argument("--config-dir", help="a directory of your own with further options for the groups")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+    return parser.parse_intermixed_args(list(argv))

@@ -1,0 +1,136 @@
+"""One root for local paths and object stores: every output of every job lives under it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from detect_ai.errors import ConfigError, InputError
+
+
+def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a local path or a URI, and the path inside it. Raises ConfigError."""
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{uri}: expected a local path or a URI such as gs://bucket/folder: {error}") from error
+    return filesystem, str(path)
+
+
+class Storage:
+    """Files under a root URI, named by keys such as `runs/default/train.json`.
+
+    A key is a relative path with `/`. It stays valid when the root moves, so results hold keys, not paths.
+
+    Args:
+        root: a local path (`~` is expanded) or a URI that pyarrow knows, such as `gs://bucket/prefix`.
+
+    Raises:
+        ConfigError: the URI cannot be opened.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        try:
+            if "://" in root:
+                self.filesystem, base = pafs.FileSystem.from_uri(root)
+            else:
+                self.filesystem, base = pafs.LocalFileSystem(), str(Path(root).expanduser().absolute())
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"storage.root={root}: expected a local path or a gs:// URI: {error}"
+            ) from error
+        self._base = base.rstrip("/")
+        self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def path(self, key: str) -> str:
+        """The path of a key inside `filesystem`."""
+        if not key or key.startswith("/") or ".." in key.split("/"):
+            raise InputError(f"storage key {key!r}: expected a relative path without '..'")
+        return f"{self._base}/{key}"
+
+    def exists(self, key: str) -> bool:
+        """Whether a file or a folder stands there."""
+        return bool(self.filesystem.get_file_info(self.path(key)).type != pafs.FileType.NotFound)
+
+    def list(self, key: str) -> list[str]:
+        """Names of the files and folders directly under a folder, sorted; empty when there is no such folder."""
+        selector = pafs.FileSelector(self.path(key), allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def read_bytes(self, key: str) -> bytes:
+        """The whole file. Raises FileNotFoundError."""
+        with self.filesystem.open_input_stream(self.path(key)) as stream:
+            return bytes(stream.read())
+
+    def write_bytes(self, key: str, data: bytes) -> None:
+        """Write a whole file so that a reader sees the old content or the new, never a part."""
+        path = self.path(key)
+        self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        if not self.is_local:  # an object appears when its upload is complete
+            with self.filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        scratch = Path(f"{path}.{uuid.uuid4().hex}.tmp")
+        try:
+            with scratch.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def read_json(self, key: str) -> Any:
+        """The parsed JSON of a file. Raises FileNotFoundError, or InputError when it is not JSON."""
+        try:
+            return json.loads(self.read_bytes(key))
+        except ValueError as error:
+            raise InputError(f"{self.root}/{key}: expected JSON: {error}") from error
+
+    def write_json(self, key: str, value: Any) -> None:
+        """Write a value as indented JSON, whole or not at all."""
+        self.write_bytes(key, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def delete(self, key: str) -> None:
+        """Delete a file or a folder with all it holds; nothing happens when it is not there."""
+        info = self.filesystem.get_file_info(self.path(key))
+        if info.type == pafs.FileType.Directory:
+            self.filesystem.delete_dir(info.path)
+        elif info.type == pafs.FileType.File:
+            self.filesystem.delete_file(info.path)
+
+    def upload(self, folder: str | Path, key: str) -> None:
+        """Copy a local folder to a key, file by file."""
+        self.filesystem.create_dir(self.path(key), recursive=True)
+        pafs.copy_files(str(folder), self.path(key), pafs.LocalFileSystem(), self.filesystem)
+
+    @contextmanager
+    def local_folder(self, key: str) -> Iterator[Path]:
+        """A local folder with the content of a key: the folder itself on local storage, else a copy for a while."""
+        if self.is_local:
+            yield Path(self.path(key))
+            return
+        scratch = tempfile.mkdtemp(prefix="detect_ai-")
+        try:
+            pafs.copy_files(self.path(key), scratch, self.filesystem, pafs.LocalFileSystem())
+            yield Path(scratch)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def prune(self, key: str, prefix: str, keep: int) -> None:
+        """Delete all but the last `keep` folders (by name) under a key whose names start with a prefix."""
+        names = [name for name in self.list(key) if name.startswith(prefix)]
+        for name in names[: max(0, len(names) - keep)]:
+            self.delete(f"{key}/{name}")

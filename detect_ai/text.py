@@ -1,0 +1,297 @@
+"""Normalise a text and cut it: one versioned function before every tokenisation, sentences, windows.
+
+`normalise` undoes what changes a text's code points but not what a reader sees: the homoglyph, zero-width,
+white-space and paragraph attacks of RAID (Dugan et al. 2024, arXiv:2405.07940), full-width and mathematical
+letters, fillers, and typographic quotes and dashes. It keeps a map back to the text as sent.
+"""
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.resources import files
+from itertools import chain, groupby, pairwise
+from string import ascii_letters
+
+import numpy as np
+import numpy.typing as npt
+
+from detect_ai.errors import InputError
+
+NORMALISER_VERSION: int = 1
+
+# Unicode general categories Cc (but white space) and Cf, and Default_Ignorable_Code_Point (UAX #44).
+_INVISIBLE = (
+    "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u17b4\u17b5"
+    "\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff0-\ufffb\U000110bd\U000110cd"
+    "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+# Hangul fillers and the Braille blank: the first two take no room, the others show as a gap.
+_FILLERS = "\u115f\u1160\u3164\uffa0\u2800"
+_GAP_FILLERS = _FILLERS[2:]
+# Before NFKC, which would tear the acute accent (a common apostrophe) and the double prime apart.
+_TYPOGRAPHY = (
+    dict.fromkeys("‘’‚‛′‵‹›❛❜´\u02b9\u02bb\u02bc\u02bd\u02ca\u02cb", "'")
+    | dict.fromkeys("“”„‟″‶«»❝❞〝〞〟\u02ba\u02ee", '"')
+    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212\u02d7\u2e3a\u2e3b\ufe58\ufe63\uff0d", "-")
+)
+_SPECIAL = re.compile(f"(?P<invisible>[{_INVISIBLE}]+)|(?P<filler>[{_FILLERS}]+)|[{''.join(_TYPOGRAPHY)}\ud800-\udfff]")
+# Joiners, direction marks, emoji selectors and tags are spelling, not tampering, after a character beyond ASCII
+# (Persian, Hebrew, emoji) or in a keycap; so is a byte order mark.
+_SPELLING = re.compile(
+    r"(?:(?<=[^\x00-\x7f])[\u200c-\u200f\ufe0e\ufe0f\U000e0020-\U000e007f]++|\ufe0f(?=\u20e3)|\A\ufeff)"
+    f"(?![{_INVISIBLE}])"
+)
+# Letters that NFKC turns into ASCII: mathematical, enclosed, full-width.
+_LOOKALIKE_FORMS = re.compile(
+    "[\u2102\u210a-\u210e\u2110-\u2113\u2115\u2119-\u211d\u2124\u2128\u212c\u212d\u212f-\u2131\u2133\u2134\u2139"
+    "\u2145-\u2149\u24b6-\u24e9\uff21-\uff3a\uff41-\uff5a\U0001d400-\U0001d6a3\U0001f12b\U0001f12c\U0001f130-\U0001f149]"
+)
+_WORD = re.compile(r"(?:[^\W\d_]+[\u0300-\u036f]*)+")
+# Letters of everyday Latin spelling (not phonetic ones), with combining diacritics.
+_PLAIN = re.compile("[A-Za-zªºÀ-ÖØ-öø-\u024f\u1e00-\u1eff\u0300-\u036f]+")
+_FOLD_FROM_SHARE = 0.9
+_GENUINE_LATIN_SHARE = 0.05
+
+_STOP = re.compile(r"""(?:(?<![.!?])[.!?]++["')\]]*+(?=\s)|。["')」』]*+)(?P<gap>\s*+)(?=["'(\[]*+(?P<next>\S))""")
+_ABBREVIATION = re.compile(
+    r"""["'(\[]*(?:(?i:mr|mrs|ms|mx|dr|prof|st|gen|col|sgt|capt|lt|cmdr|rev|hon|gov|sen|rep|pres|messrs|mt|ft|vs|cf|al
+    |e\.g|i\.e|ph\.d|viz)\.|(?!I\.[ ])(?:[A-ZÀ-ÖØ-ÞΑ-ΩА-Я]\.)+)[ ].
+    |["'(\[]*(?i:nos?|figs?|eqs?|vol|ch|sec|art|pp?|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|approx)\.[ ]\d""",
+    re.VERBOSE,
+)
+
+_Offsets = npt.NDArray[np.int32]
+_Edit = tuple[int, int, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Normalised:
+    """A normalised text and the way back to the text as sent.
+
+    Attributes:
+        text: The normalised text.
+        starts: For each character of `text`, where its source begins; shape (len(text),), non-decreasing.
+        ends: For each character of `text`, where its source ends (exclusive); likewise.
+        tampering: How many characters of the source were `invisible`, a `homoglyph`, a `lookalike_form`
+            (full-width, mathematical and enclosed letters) or a `filler`; only counts above 0.
+    """
+
+    text: str
+    starts: _Offsets
+    ends: _Offsets
+    tampering: dict[str, int]
+
+    def to_source(self, start: int, end: int) -> tuple[int, int]:
+        """The span of the text as sent, in code points, that `text[start:end]` came from."""
+        if start < end:
+            return int(self.starts[start]), int(self.ends[end - 1])
+        at = self.starts[start] if start < len(self.text) else self.ends[-1] if self.text else 0
+        return int(at), int(at)
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A text on its way through the steps of `normalise`."""
+
+    text: str
+    starts: _Offsets
+    ends: _Offsets
+    tampering: Counter[str]
+
+    def rewrite(self, edits: list[_Edit]) -> None:
+        """Replace disjoint, ascending, non-empty spans; each new character maps to its whole span."""
+        if not edits:
+            return
+        first, stop, new = (list(column) for column in zip(*edits, strict=True))
+        kept = (self.text[a:b] for a, b in zip((0, *stop), (*first, len(self.text)), strict=True))
+        step = np.zeros(len(self.text) + 1, np.int32)
+        step[first] += 1
+        step[stop] -= 1
+        copies = 1 - np.cumsum(step[:-1])
+        copies[first] = [len(piece) for piece in new]
+        span_ends = self.ends.copy()
+        span_ends[first] = self.ends[np.array(stop) - 1]
+        self.text = "".join(chain.from_iterable(zip(kept, (*new, ""), strict=True)))
+        self.starts, self.ends = np.repeat(self.starts, copies), np.repeat(span_ends, copies)
+
+
+def normalise(text: str) -> Normalised:
+    """Undo what a reader cannot see, without changing case or repairing anything else.
+
+    In order: lone surrogates become U+FFFD, invisible characters and fillers go, quotes and dashes become
+    ASCII; NFKC (UAX #15); confusables (UTS #39) become Latin letters where the document is Latin; every run of
+    white space becomes one space and the ends are stripped. Total and idempotent, in linear time.
+
+    Each step leaves nothing for an earlier one, which is why one pass is enough: invisible characters go before
+    NFKC, so that marks meet their base; NFKC yields quotes and dashes (from U+2034, U+FE31 …), so those are
+    replaced again; folding keeps the number of letters, so the document's share of Latin stays what it was, and
+    a folded base may compose with the mark after it.
+    """
+    size = len(text)
+    draft = _Draft(text, np.arange(size, dtype=np.int32), np.arange(1, size + 1, dtype=np.int32), Counter())
+    if not (text.isascii() and text.isprintable() and "  " not in text and text == text.strip(" ")):
+        _replace_special(draft)
+        _compose(draft)
+        _replace_special(draft)
+        _fold_confusables(draft)
+        _compose(draft)
+        _squeeze_spaces(draft)
+    tampering = {kind: count for kind, count in draft.tampering.items() if count}
+    return Normalised(draft.text, draft.starts, draft.ends, tampering)
+
+
+def _replace_special(draft: _Draft) -> None:
+    """Remove invisible characters and fillers; quotes, dashes and lone surrogates to what stands for them."""
+    blank = _blank_for(draft.text)
+    edits = []
+    for match in _SPECIAL.finditer(draft.text):
+        kind, new = match.lastgroup, ""
+        if kind == "filler" and not set(_GAP_FILLERS).isdisjoint(match[0]):
+            new = blank
+        if kind is None:
+            new = _TYPOGRAPHY.get(match[0], "\ufffd")
+        elif not _SPELLING.match(draft.text, match.start()):
+            draft.tampering[kind] += len(match[0])
+        edits.append((*match.span(), new))
+    draft.rewrite(edits)
+
+
+def _blank_for(text: str) -> str:
+    """What fillers that show as a gap stand for: a space; nothing where they are too dense to part words."""
+    runs = len(re.findall(f"[{_GAP_FILLERS}]+", text))
+    return " " if runs == 0 or len(re.sub(rf"[\s{_GAP_FILLERS}]+", "", text)) >= 3 * runs else ""
+
+
+def _compose(draft: _Draft) -> None:
+    """NFKC, chunk by chunk, so that every character keeps the place of its chunk (UAX #15, section 9)."""
+    if unicodedata.is_normalized("NFKC", draft.text):
+        return
+    draft.tampering["lookalike_form"] += len(_LOOKALIKE_FORMS.findall(draft.text))
+    edits = []
+    for match in re.finditer(r"[\x00-\x7f]?[^\x00-\x7f]+", draft.text):
+        begin, end = match.span()
+        edges = [i for i in range(begin + 1, end) if not _continues(draft.text[i])]
+        for start, stop in pairwise((begin, *edges, end)):
+            chunk = draft.text[start:stop]
+            if (new := _nfkc(chunk)) != chunk:
+                edits.append((start, stop, new))
+    draft.rewrite(edits)
+
+
+@lru_cache(maxsize=4096)
+def _continues(char: str) -> bool:
+    """Whether a character may join what is before it: marks, Hangul vowels and finals, a Kirat Rai vowel."""
+    first = unicodedata.normalize("NFKD", char)[0]
+    return unicodedata.category(first)[0] == "M" or "\u1160" <= first <= "\u11ff" or first == "\U00016d67"
+
+
+def _nfkc(chunk: str) -> str:
+    """NFKC in n log n: `unicodedata` puts the marks of one base in order by insertion, in n squared."""
+    if len(chunk) > 64:
+        decomposed = "".join(unicodedata.normalize("NFKD", char) for char in chunk)
+        runs = groupby(decomposed, key=lambda char: unicodedata.combining(char) > 0)
+        chunk = "".join("".join(sorted(run, key=unicodedata.combining) if marks else run) for marks, run in runs)
+    return unicodedata.normalize("NFKC", chunk)
+
+
+@cache
+def _confusables() -> dict[str, str]:
+    """Letters beyond everyday Latin to the ASCII letter each is confusable with (UTS #39, confusables.txt)."""
+    table = json.loads(files("confusable_homoglyphs").joinpath("confusables.json").read_text("utf-8"))
+    return {
+        char["c"]: letter
+        for letter in ascii_letters
+        for char in table.get(letter, ())
+        if len(char["c"]) == 1 and char["c"].isalpha() and not _PLAIN.fullmatch(char["c"])
+    }
+
+
+def _fold_confusables(draft: _Draft) -> None:
+    """Fold homoglyphs to Latin in the words of a Latin document that hold no other letters.
+
+    Documents are Latin by nine letters in ten, homoglyphs counted in: RAID replaces every letter it can, while
+    half the letters of Russian or Greek are like no Latin one. A quoted foreign word keeps such letters, too.
+    """
+    if draft.text.isascii() or latin_share(draft.text) < _GENUINE_LATIN_SHARE:
+        return
+    if _share(draft.text, lambda char: _is_latin(char) or char in _confusables()) < _FOLD_FROM_SHARE:
+        return
+    words = (match for match in _WORD.finditer(draft.text) if not match[0].isascii())
+    edits = [edit for word in words for edit in _fold_word(word.start(), word[0])]
+    draft.tampering["homoglyph"] += len(edits)
+    draft.rewrite(edits)
+
+
+def _fold_word(at: int, word: str) -> list[_Edit]:
+    """The edits that make a word Latin; none where a letter is not, or all are Greek lower case (α, σ)."""
+    folded: list[str] = []
+    for char in word:
+        letter = _confusables().get(char, char)
+        # UTS #39 has one prototype for I and l.
+        if letter == "l" != char and not (folded and folded[-1].islower()):
+            letter = "I"
+        folded.append(letter)
+    if re.fullmatch("[α-ω]+", word) or not _PLAIN.fullmatch("".join(folded)):
+        return []
+    return [(at + i, at + i + 1, new) for i, (old, new) in enumerate(zip(word, folded, strict=True)) if old != new]
+
+
+def _squeeze_spaces(draft: _Draft) -> None:
+    """Every run of white space to one space, none at the ends."""
+    size = len(draft.text)
+    spans = (match.span() for match in re.finditer(r"\s\s+|[^\S ]|^ | \Z", draft.text))
+    draft.rewrite([(start, end, "" if start == 0 or end == size else " ") for start, end in spans])
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Spans `[start, end)` of the sentences of a normalised text, in order, without the spaces between.
+
+    A sentence ends at `.`, `!` or `?` (and closing quotes or brackets) before a space and anything but a lower
+    case letter, unless the stop belongs to an abbreviation or an initial.
+    """
+    gaps = [match.span("gap") for match in _STOP.finditer(text) if _ends_sentence(text, match)]
+    edges = (len(text) - len(text.lstrip()), *chain.from_iterable(gaps), len(text.rstrip()))
+    return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
+
+
+def _ends_sentence(text: str, match: re.Match[str]) -> bool:
+    at = match.start()
+    if text[at] == "。":
+        return True
+    word = text.rfind(" ", max(0, at - 20), at) + 1
+    return not (match["next"].islower() or _ABBREVIATION.fullmatch(text, word, at + 3))
+
+
+def windows(num_tokens: int, window: int, stride: int) -> list[tuple[int, int]]:
+    """Spans `[start, end)` of `window` tokens, starts `stride` apart, that cover a document's `num_tokens`.
+
+    The last window ends with the document, so its step may be shorter; a shorter document is one window.
+
+    Raises:
+        InputError: If `window` is below 1, or `stride` is not between 1 and `window`.
+    """
+    if window < 1 or not 1 <= stride <= window:
+        raise InputError(f"need window >= 1 and 1 <= stride <= window, got window={window}, stride={stride}")
+    if num_tokens <= window:
+        return [(0, num_tokens)]
+    last = num_tokens - window
+    return [(start, start + window) for start in (*range(0, last, stride), last)]
+
+
+def latin_share(text: str) -> float:
+    """Share of the letters (`str.isalpha`) whose script is Latin; 0.0 without letters."""
+    return _share(text, _is_latin)
+
+
+def _share(text: str, holds: Callable[[str], bool]) -> float:
+    letters = {char: count for char, count in Counter(text).items() if char.isalpha()}
+    return sum(count for char, count in letters.items() if holds(char)) / max(1, sum(letters.values()))
+
+
+@lru_cache(maxsize=4096)
+def _is_latin(char: str) -> bool:
+    return "LATIN" in unicodedata.name(char, "")

@@ -1,0 +1,82 @@
+"""Text to token ids: whole normalised texts, without special tokens, never truncated."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as FastTokenizer
+
+from detect_ai.errors import BundleError
+
+Ids = NDArray[np.int32]
+
+
+class Tokenizer:
+    """A fast tokenizer and the special tokens that frame a window.
+
+    Args:
+        fast: the tokenizer; truncation and padding that its file may ask for are switched off.
+        pad_id: the id that fills a batch up.
+    """
+
+    def __init__(self, fast: FastTokenizer, pad_id: int) -> None:
+        fast.no_truncation()  # files of sentence encoders often ask for truncation to 128 tokens
+        fast.no_padding()
+        self._fast = fast
+        self.pad_id = pad_id
+        self.prefix, self.suffix = _frame(fast)
+
+    @classmethod
+    def from_pretrained(cls, path: str, revision: str | None = None) -> Tokenizer:
+        """Load from a local directory or the hub."""
+        from transformers import AutoTokenizer
+
+        pretrained = AutoTokenizer.from_pretrained(path, revision=revision, use_fast=True, trust_remote_code=False)
+        return cls(pretrained.backend_tokenizer, pad_id=int(pretrained.pad_token_id))
+
+    @classmethod
+    def load(cls, folder: Path, pad_id: int) -> Tokenizer:
+        """Load from a folder that `save` wrote. Raises BundleError when there is no readable tokenizer."""
+        path = folder / "tokenizer.json"
+        try:
+            return cls(FastTokenizer.from_file(str(path)), pad_id)
+        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+            raise BundleError(f"{path}: expected a tokenizer file of the tokenizers library: {error}") from error
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` into a folder."""
+        self._fast.save(str(folder / "tokenizer.json"))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the whole tokenizer: vocabulary, rules and special tokens."""
+        return hashlib.sha256(self._fast.to_str().encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Token ids of normalised texts: one int32 array each, shape (num_tokens,)."""
+        encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(e.ids, dtype=np.int32) for e in encodings]
+
+    def encode_with_offsets(self, text: str) -> tuple[Ids, NDArray[np.int32]]:
+        """Token ids of one normalised text, and the characters each came from: shape (num_tokens, 2)."""
+        encoding = self._fast.encode(text, add_special_tokens=False)
+        offsets = np.asarray(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+        return np.asarray(encoding.ids, dtype=np.int32), offsets
+
+    @property
+    def num_special(self) -> int:
+        """Special tokens that frame each window."""
+        return len(self.prefix) + len(self.suffix)
+
+
+def _frame(fast: FastTokenizer) -> tuple[Ids, Ids]:
+    """Ids of the special tokens before and after a text."""
+    bare = fast.encode("a", add_special_tokens=False).ids
+    framed = fast.encode("a", add_special_tokens=True).ids
+    start = next(i for i in range(len(framed) - len(bare) + 1) if framed[i : i + len(bare)] == bare)
+    before, after = framed[:start], framed[start + len(bare) :]
+    return np.asarray(before, dtype=np.int32), np.asarray(after, dtype=np.int32)

@@ -1,0 +1,167 @@
+"""The stage `train`: build the TorchTrainer, run it, name the best checkpoint. The loop itself is `detect_ai.loop`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detect_ai import cluster, model, streaming
+from detect_ai.config import Config
+from detect_ai.corpus.manifest import Corpus
+from detect_ai.errors import CorpusError
+from detect_ai.loop import train_loop
+from detect_ai.stage import read_result
+from detect_ai.storage import Storage
+from detect_ai.streaming import Frame, TrainingPlan
+from detect_ai.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
+
+EVAL_BATCH_TOKENS = 8192
+# Ray Data needs CPUs beside those that the workers hold: with none it makes no progress, and no error says so.
+DATA_CPUS = 1
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The best checkpoint of a run and the figures of its epoch."""
+
+    checkpoint: str  # key in storage
+    metrics: dict[str, Any]
+    history: list[dict[str, Any]]
+
+
+def run_training(
+    config: Config, corpus: Corpus, name: str, callbacks: Sequence[UserCallback] = (), group: str | None = None
+) -> TrainingResult:
+    """Train on the `train` split, choose the epoch with the best AUROC on `validation`.
+
+    Args:
+        config: model, train, seed, tracking and storage are read.
+        corpus: a finished corpus, tokenised by the tokenizer of the model.
+        name: of this attempt; results and checkpoints lie under `runs/<run>/<name>`.
+        callbacks: of Ray Train, such as the one that reports to Tune.
+        group: of runs that belong together in W&B.
+
+    Raises:
+        CorpusError: the corpus was tokenised by another tokenizer.
+        ResourceError: the cluster can never place the workers.
+        TrainingFailedError: a worker failed; the cause is inside.
+    """
+    from ray.train import CheckpointConfig, DataConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    frame = Frame.of(checked_tokenizer(config, corpus), config.model)
+    require_training_resources(config, f"run {name}")
+    plan = training_plan(config)
+    storage = corpus.storage
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={
+            "config": config,
+            "steps_per_epoch": plan.num_steps(corpus),
+            "validation_labels": corpus.labels("validation"),
+            "corpus": corpus.manifest.fingerprint,
+            "name": name,
+            "group": group,
+            "bar": sys.stderr.isatty(),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=config.train.num_workers,
+            use_gpu=config.train.use_gpu,
+            resources_per_worker=_worker_resources(config),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage.path(f"runs/{config.run}"),
+            storage_filesystem=storage.filesystem,
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=config.train.keep_checkpoints, checkpoint_score_attribute="auroc"
+            ),
+            callbacks=list(callbacks),
+        ),
+        datasets={
+            "train": streaming.training_stream(corpus, frame, plan),
+            "validation": streaming.scoring_stream(
+                corpus, "validation", frame, plan.num_workers, EVAL_BATCH_TOKENS
+            ),
+        },
+        dataset_config=DataConfig(execution_options=_ordered()),
+    )
+    result = trainer.fit()
+    best, best_metrics = max(result.best_checkpoints or [], key=lambda pair: pair[1]["auroc"])
+    return TrainingResult(
+        checkpoint=f"runs/{config.run}/{name}/{Path(best.path).name}",
+        metrics=best_metrics,
+        history=_records(result.metrics_dataframe),
+    )
+
+
+def train(config: Config, storage: Storage) -> dict[str, Any]:
+    """Train on the prepared corpus, and name the checkpoint of the best epoch."""
+    cluster.connect()
+    corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
+    name = attempt("train")
+    result = run_training(config, corpus, name)
+    storage.prune(f"runs/{config.run}", "train-", config.storage.keep)
+    return {
+        "checkpoint": result.checkpoint,
+        "lr": config.train.lr,
+        "validation": result.metrics,
+        "history": result.history,
+        "corpus": corpus.key,
+    }
+
+
+def attempt(kind: str) -> str:
+    """A fresh name for a run: a name used before would make Ray Train take the old run up again."""
+    return f"{kind}-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%f')[:-3]}"
+
+
+def training_plan(config: Config) -> TrainingPlan:
+    """The plan that a configuration asks for."""
+    t = config.train
+    return TrainingPlan(t.batch_size, t.microbatch_size, t.epochs, config.seed, t.num_workers)
+
+
+def checked_tokenizer(config: Config, corpus: Corpus) -> Tokenizer:
+    """The model's tokenizer. Raises CorpusError when the corpus was tokenised by another one."""
+    tokenizer = model.load_tokenizer(config.model)
+    if tokenizer.fingerprint != corpus.manifest.tokenizer:
+        raise CorpusError(
+            f"corpus {corpus.key} was tokenised by {corpus.manifest.tokenizer[:12]}, model={config.model.name} has "
+            f"{tokenizer.fingerprint[:12]}: run jobs/prepare.py with this model"
+        )
+    return tokenizer
+
+
+def require_training_resources(config: Config, what: str) -> None:
+    """Raise ResourceError when the workers and Ray Data beside them can never be placed together."""
+    workers, each = config.train.num_workers, config.train.cpus_per_worker
+    gpus = workers if config.train.use_gpu else 0
+    cluster.require_resources(
+        f"{what} ({workers} workers x {each:g} CPUs + {DATA_CPUS} for Ray Data)", workers * each + DATA_CPUS, gpus
+    )
+
+
+def _worker_resources(config: Config) -> dict[str, float]:
+    gpu = {"GPU": 1.0} if config.train.use_gpu else {}
+    return {"CPU": config.train.cpus_per_worker, **gpu}
+
+
+def _ordered() -> Any:
+    from ray.data import ExecutionOptions
+
+    return ExecutionOptions(preserve_order=True)
+
+
+def _records(frame: Any) -> list[dict[str, Any]]:
+    keep = ("epoch", "step", "train_loss", "val_loss", "auroc", "accuracy", "lr", "tokens_per_second", "padding")
+    rows = frame.to_dict("records") if frame is not None else []
+    return [{name: row[name] for name in keep if name in row} for row in rows]
+
