@@ -6,25 +6,23 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from detect_ai import bundle, model
+from detect_ai import bundle
 from detect_ai.bundle import DetectorSpec
-from detect_ai.calibration import Calibration, Threshold, calibrate
+from detect_ai.calibration import Calibration, calibrate
 from detect_ai.config import Config
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.errors import ConfigError
-from detect_ai.scoring import score_split
+from detect_ai.scoring import checkpoint_loader, score_split
 from detect_ai.stage import read_result
 from detect_ai.storage import Storage
-from detect_ai.training import checked_tokenizer
+from detect_ai.text import NORMALISER_VERSION
+from detect_ai.training import attempt, checked_tokenizer
 
-CANDIDATES = "candidates"
-# Scoring needs a bundle, and a bundle a calibration: this one is replaced before anyone sees it.
-_UNCALIBRATED = Calibration(1.0, (0.0,), {0.5: Threshold(0.0, 1.0, 0.5)}, 0.5, 1, 1)
+_LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "safetensors")
 
 
 def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
@@ -36,33 +34,77 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
         CalibrationError: too few human texts for a target FPR; it says how many are needed.
         ConfigError: no such checkpoint.
     """
-    trained = {"checkpoint": config.calibration.checkpoint} if config.calibration.checkpoint else None
-    trained = trained or read_result(storage, config.run, "train")
-    checkpoint = trained["checkpoint"]
+    checkpoint = config.calibration.checkpoint or read_result(storage, config.run, "train")["checkpoint"]
     if not storage.exists(checkpoint):
         raise ConfigError(f"calibration.checkpoint={checkpoint}: no such checkpoint under {storage.root}")
     corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
-    tokenizer = checked_tokenizer(config, corpus)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        with storage.local_folder(checkpoint) as source:
-            for name in ("config.json", "model.safetensors"):
-                shutil.copy(source / name, folder)
-        tokenizer.save(folder)
-        spec = bundle.seal(folder, _spec(config, corpus, tokenizer.pad_id, checkpoint))
-        scored = _score(config, corpus, folder, spec.version)
-        calibration = calibrate(scored.labels, scored.scores, config.calibration.target_fprs)
-        spec = bundle.seal(folder, replace(spec, calibration=calibration))
-        key = f"{CANDIDATES}/{spec.version}"
-        storage.upload(folder, key)
-    storage.prune_oldest(CANDIDATES, config.storage.keep)
+    scored = score_split(corpus, "calibration", checkpoint, checkpoint_loader(config.score, config.model), config.score)
+    calibration = calibrate(scored.labels, scored.scores, config.calibration.target_fprs)
+    key = f"runs/{config.run}/{attempt('candidate')}"
+    spec = _write_candidate(config, corpus, checkpoint, calibration, key)
+    storage.prune(f"runs/{config.run}", "candidate-", config.storage.keep)
     return {
         "bundle": key,
         "version": spec.version,
         "checkpoint": checkpoint,
         "temperature": calibration.temperature,
+        "midpoint": calibration.midpoint,
         "num_human": calibration.num_human,
         "num_ai": calibration.num_ai,
         "thresholds": calibration.to_dict()["thresholds"],
         "corpus": corpus.key,
     }
+
+
+def _write_candidate(
+    config: Config, corpus: Corpus, checkpoint: str, calibration: Calibration, key: str
+) -> DetectorSpec:
+    storage = corpus.storage
+    tokenizer = checked_tokenizer(config, corpus)
+    with tempfile.TemporaryDirectory() as scratch, storage.local_folder(checkpoint) as source:
+        folder = Path(scratch)
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(source / name, folder)
+        tokenizer.save(folder)
+        spec = bundle.seal(folder, _spec(config, corpus, checkpoint, calibration, tokenizer.pad_id))
+        storage.upload(folder, key)
+    return spec
+
+
+def _spec(config: Config, corpus: Corpus, checkpoint: str, calibration: Calibration, pad_id: int) -> DetectorSpec:
+    manifest = corpus.manifest
+    return DetectorSpec(
+        base_model=f"{config.model.name} ({config.model.path})",
+        normaliser_version=NORMALISER_VERSION,
+        window=config.model.window,
+        stride=config.model.stride,
+        pad_id=pad_id,
+        calibration=calibration,
+        default_target_fpr=config.calibration.default_target_fpr,
+        min_tokens=config.calibration.min_tokens,
+        corpus={
+            "name": manifest.name,
+            "fingerprint": manifest.fingerprint,
+            "language": manifest.language,
+            "licences": sorted({source["licence"] for source in manifest.sources if source["licence"]}),
+            "rows": {split: corpus.num_rows(split) for split in sorted({s.split for s in manifest.shards})},
+        },
+        provenance={
+            "run": config.run,
+            "checkpoint": checkpoint,
+            "model_licence": config.model.licence,
+            "config": config.to_dict(),
+            "git_revision": _git_revision(),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        },
+    )
+
+
+def _git_revision() -> str:
+    """The revision of the checkout, or `unknown` in a copy without its history (as under `ray job submit`)."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()

@@ -10,8 +10,8 @@ from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
-from scipy.special import betaincinv, expit  # type: ignore[import-untyped]
+from scipy.optimize import minimize
+from scipy.special import betaincinv, expit
 
 from detect_ai.errors import CalibrationError, InputError
 from detect_ai.metrics import Floats, Labels, check_binary, largest_count
@@ -41,7 +41,8 @@ class Calibration:
     """All that a detector keeps of its calibration set.
 
     Attributes:
-        temperature: divides the raw score before the sigmoid.
+        temperature: divides the distance of the raw score from the midpoint, before the sigmoid.
+        midpoint: the raw score with a probability of one half.
         human_scores: raw scores of the human texts, ascending.
         thresholds: by target FPR.
         prevalence: share of AI texts in the set; the probabilities assume it.
@@ -50,11 +51,24 @@ class Calibration:
     """
 
     temperature: float
+    midpoint: float
     human_scores: tuple[float, ...]
     thresholds: dict[float, Threshold]
     prevalence: float
     num_human: int
     num_ai: int
+
+    def probability(self, scores: ArrayLike) -> Floats:
+        """Calibrated P(AI) of raw scores, of their shape."""
+        return probability(scores, self.temperature, self.midpoint)
+
+    def bounds(self, target_fpr: float) -> tuple[float, float]:
+        """Raw scores below the first are `human`, from the second on `ai`, between them `uncertain`.
+
+        `ai` needs both the conformal threshold and a probability of at least one half; so does `human` the opposite.
+        """
+        threshold = self.thresholds[target_fpr].score
+        return min(threshold, self.midpoint), max(threshold, self.midpoint)
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON that `from_dict` reads back to an equal calibration."""
@@ -77,7 +91,7 @@ class Calibration:
 
 
 def calibrate(labels: ArrayLike, logits: ArrayLike, target_fprs: Iterable[float]) -> Calibration:
-    """Fits the temperature and one threshold for each target FPR.
+    """Fits the scaling and one threshold for each target FPR.
 
     Args:
         labels: 0 human, 1 AI, shape (n,).
@@ -93,8 +107,10 @@ def calibrate(labels: ArrayLike, logits: ArrayLike, target_fprs: Iterable[float]
     """
     truth, scores = _check_both_classes(labels, logits)
     human = np.sort(scores[truth == 0])
+    temperature, midpoint = fit_scaling(truth, scores)
     return Calibration(
-        temperature=fit_temperature(truth, scores),
+        temperature=temperature,
+        midpoint=midpoint,
         human_scores=tuple(human.tolist()),
         thresholds={float(target): _threshold(human, target) for target in sorted(target_fprs)},
         prevalence=float(truth.mean()),
@@ -103,43 +119,49 @@ def calibrate(labels: ArrayLike, logits: ArrayLike, target_fprs: Iterable[float]
     )
 
 
-def fit_temperature(labels: ArrayLike, logits: ArrayLike) -> float:
-    """The T that minimises the negative log-likelihood of sigmoid(logit / T) (Guo et al. 2017).
+def fit_scaling(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float]:
+    """Platt scaling: the temperature T and the midpoint m of P(AI) = sigmoid((logit - m) / T).
 
-    T stays in [0.05, 20]. Where the likelihood has no maximum inside, the bound is returned: 0.05 for classes
-    that the sign of the logit separates perfectly, 20 for logits no better than chance.
+    Temperature scaling (Guo et al. 2017) is the case m = 0. A fine-tuned encoder on few texts is often right in order
+    and wrong in level, which no temperature can mend. The targets are smoothed as by Platt (1999), so that perfectly
+    separated classes have a finite solution; T stays in [0.05, 20].
 
     Args:
         labels: 0 human, 1 AI, shape (n,).
         logits: raw document scores, shape (n,).
 
     Returns:
-        The temperature.
+        Temperature and midpoint.
 
     Raises:
         CalibrationError: one class is missing.
         InputError: labels and logits do not fit (see `metrics.check_binary`).
     """
     truth, scores = _check_both_classes(labels, logits)
-    margins = np.where(truth == 1, scores, -scores)
+    num_ai = int(truth.sum())
+    num_human = truth.size - num_ai
+    targets = np.where(truth == 1, (num_ai + 1) / (num_ai + 2), 1 / (num_human + 2))
 
-    def loss(temperature: float) -> float:
-        return float(np.logaddexp(0.0, -margins / temperature).mean())
+    def loss(parameters: Floats) -> tuple[float, Floats]:
+        slope, intercept = parameters
+        z = slope * scores + intercept
+        error = expit(z) - targets
+        value = float((np.logaddexp(0.0, z) - targets * z).mean())
+        return value, np.asarray([(error * scores).mean(), error.mean()])
 
-    bounds = (np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))
-    inside = minimize_scalar(
-        lambda log_t: loss(np.exp(log_t)), bounds=bounds, method="bounded", options={"xatol": 1e-7}
-    )
-    # The bounded search comes near its bounds and never reaches them.
-    return min((MIN_TEMPERATURE, float(np.exp(inside.x)), MAX_TEMPERATURE), key=loss)
+    bounds = [(1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE), (None, None)]
+    start = np.asarray([1.0, -float(np.median(scores))])
+    slope, intercept = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return float(1 / slope), float(-intercept / slope)
 
 
-def probability(logits: ArrayLike, temperature: float) -> Floats:
-    """P(AI) = sigmoid(logit / temperature), of the shape of `logits`, without overflow.
+def probability(logits: ArrayLike, temperature: float, midpoint: float = 0.0) -> Floats:
+    """P(AI) = sigmoid((logit - midpoint) / temperature), of the shape of `logits`, without overflow.
 
-    It is calibrated for the prevalence of the set that the temperature was fitted on.
+    It is calibrated for the prevalence of the set that the scaling was fitted on.
     """
-    return np.asarray(expit(np.asarray(logits, dtype=np.float64) / temperature), dtype=np.float64)
+    scaled = (np.asarray(logits, dtype=np.float64) - midpoint) / temperature
+    return np.asarray(expit(scaled), dtype=np.float64)
 
 
 def texts_needed(target_fpr: float) -> int:

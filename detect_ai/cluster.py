@@ -31,14 +31,19 @@ def connect() -> None:
 def _init() -> None:
     import ray
 
-    quiet = {"configure_logging": True, "logging_level": logging.WARNING}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True, **quiet)
+        ray.init(logging_level=logging.WARNING)
         return
     cpus = max(LOCAL_CPUS, os.cpu_count() or 1)
     logger.info("RAY_ADDRESS is not set: starting Ray on this machine with %d logical CPUs", cpus)
     # With the dashboard off, trials that a scheduler stops leak their placement groups (Ray 2.60).
-    ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **quiet)
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        logging_level=logging.WARNING,
+    )
 
 
 def require_resources(what: str, cpus: float, gpus: float = 0) -> None:

@@ -44,9 +44,7 @@ class CorpusConfig:
     name: str = "corpus"
     sources: list[SourceConfig] = field(default_factory=list)
     # Shares of the groups for each split; they add up to 1.
-    split: dict[str, float] = field(
-        default_factory=lambda: dict(zip(SPLITS, (0.6, 0.1, 0.15, 0.15), strict=True))
-    )
+    split: dict[str, float] = field(default_factory=lambda: dict(zip(SPLITS, (0.6, 0.1, 0.15, 0.15), strict=True)))
     shard_rows: int = 4096
     language: str = "en"
 
@@ -107,6 +105,7 @@ class CalibrationConfig:
     target_fprs: list[float] = field(default_factory=lambda: [0.05])
     default_target_fpr: float = 0.05
     min_tokens: int = 50  # shorter texts get no verdict
+    checkpoint: str = ""  # key under the storage root; empty: that of the last training of this run
 
 
 @dataclass

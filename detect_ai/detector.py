@@ -12,18 +12,22 @@ from numpy.typing import NDArray
 
 from detect_ai import bundle
 from detect_ai.batches import Batch, collate, plan_scoring
-from detect_ai.calibration import p_value, probability
+from detect_ai.calibration import p_value
 from detect_ai.errors import BundleError, InputError
 from detect_ai.schemas import Label, Reason, Span, Verdict
 from detect_ai.text import NORMALISER_VERSION, Normalised, latin_share, normalise, sentences
 from detect_ai.windows import cut, document_scores
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from detect_ai.bundle import DetectorSpec
+    from detect_ai.config import ModelConfig
     from detect_ai.tokenizer import Ids, Tokenizer
 
 Scores = NDArray[np.float64]
 MIN_LATIN_SHARE = 0.5
+BATCH_TOKENS = 8192
 
 
 class Backend(Protocol):
@@ -43,7 +47,80 @@ class Document:
     num_windows: int
 
 
-class Detector:
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence of a document.
+
+    Attributes:
+        start: offset of its first character in the text as sent, in code points.
+        end: offset after its last one.
+        input_ids: its tokens between those of its neighbours.
+    """
+
+    start: int
+    end: int
+    input_ids: Ids
+
+
+class Scorer:
+    """An encoder with its tokenizer: token ids in, log-odds out. A checkpoint has no more than this.
+
+    Args:
+        tokenizer: of the encoder.
+        backend: runs the encoder.
+        window: tokens the encoder reads at once, special tokens included.
+        stride: tokens between the starts of neighbouring windows.
+        batch_tokens: padded tokens in one forward pass.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, backend: Backend, window: int, stride: int, batch_tokens: int = BATCH_TOKENS
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.backend = backend
+        self.stride = stride
+        self.batch_tokens = batch_tokens
+        self._content = window - tokenizer.num_special
+
+    @classmethod
+    def of_checkpoint(cls, folder: Path, config: ModelConfig, precision: str = "fp32", device: str = "cpu") -> Scorer:
+        """Load a training checkpoint. Raises BundleError when it is damaged."""
+        from detect_ai import model
+
+        tokenizer = model.load_tokenizer(config)
+        return cls(tokenizer, _torch_backend(model.load(folder), device, precision), config.window, config.stride)
+
+    def read(self, texts: Sequence[str]) -> list[Document]:
+        """Normalise and tokenise."""
+        return self.encode([normalise(text) for text in texts])
+
+    def encode(self, normalised: Sequence[Normalised]) -> list[Document]:
+        """Tokenise what is normalised already."""
+        encoded = self.tokenizer.encode([n.text for n in normalised])
+        return [Document(n, ids, len(self.windows([ids])[0])) for n, ids in zip(normalised, encoded, strict=True)]
+
+    def windows(self, token_ids: Sequence[Ids]) -> tuple[list[Ids], NDArray[np.int64]]:
+        """The windows of documents, and the position of the document that each belongs to."""
+        return cut(token_ids, self._content, self.stride)
+
+    def score(self, token_ids: Sequence[Ids]) -> Scores:
+        """Log-odds of documents given as token ids of normalised texts, shape (documents,)."""
+        rows, owners = self.windows(token_ids)
+        return document_scores(self.window_scores(rows), owners, len(token_ids))
+
+    def window_scores(self, rows: Sequence[Ids]) -> Scores:
+        """Log-odds of windows, in batches of like length, shape (windows,)."""
+        scores = np.empty(len(rows))
+        lengths = np.asarray([len(row) + self.tokenizer.num_special for row in rows])
+        for positions in plan_scoring(lengths, self.batch_tokens):
+            batch = [rows[i] for i in positions]
+            scores[positions] = self.backend.log_odds(
+                collate(batch, self.tokenizer.prefix, self.tokenizer.suffix, self.tokenizer.pad_id)
+            )
+        return scores
+
+
+class Detector(Scorer):
     """A loaded bundle.
 
     Args:
@@ -53,28 +130,26 @@ class Detector:
         batch_tokens: padded tokens in one forward pass.
     """
 
-    def __init__(self, spec: DetectorSpec, tokenizer: Tokenizer, backend: Backend, batch_tokens: int = 8192) -> None:
+    def __init__(
+        self, spec: DetectorSpec, tokenizer: Tokenizer, backend: Backend, batch_tokens: int = BATCH_TOKENS
+    ) -> None:
         if spec.normaliser_version != NORMALISER_VERSION:
             raise BundleError(
-                f"bundle made with normaliser version {spec.normaliser_version}, this is {NORMALISER_VERSION}: train it again"
+                f"bundle made with normaliser version {spec.normaliser_version}, this is {NORMALISER_VERSION}: "
+                f"train it again"
             )
+        super().__init__(tokenizer, backend, spec.window, spec.stride, batch_tokens)
         self.spec = spec
         self.version = spec.version
-        self.tokenizer = tokenizer
-        self.backend = backend
-        self.batch_tokens = batch_tokens
-        self._content = spec.window - tokenizer.num_special
         self._human_scores = np.asarray(spec.calibration.human_scores)
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu", precision: str = "fp32", batch_tokens: int = 8192) -> Detector:
+    def load(
+        cls, folder: Path, device: str = "cpu", precision: str = "fp32", batch_tokens: int = BATCH_TOKENS
+    ) -> Detector:
         """Load and check a bundle. Raises BundleError."""
-        import torch
-
-        from detect_ai.backends.torch import TorchBackend
-
         spec, model, tokenizer = bundle.load(folder)
-        return cls(spec, tokenizer, TorchBackend(model, torch.device(device), precision), batch_tokens)
+        return cls(spec, tokenizer, _torch_backend(model, device, precision), batch_tokens)
 
     def detect(
         self, texts: Sequence[str], target_fpr: float | None = None, return_spans: bool = False
@@ -108,71 +183,42 @@ class Detector:
             raise InputError(f"target_fpr={target:g}: this model has thresholds for {allowed}")
         return target
 
-    def read(self, texts: Sequence[str]) -> list[Document]:
-        """Normalise and tokenise."""
-        normalised = [normalise(text) for text in texts]
-        encoded = self.tokenizer.encode([n.text for n in normalised])
-        return [Document(n, ids, len(self.windows([ids])[0])) for n, ids in zip(normalised, encoded, strict=True)]
-
-    def windows(self, token_ids: Sequence[Ids]) -> tuple[list[Ids], NDArray[np.int64]]:
-        """The windows of documents, and the position of the document that each belongs to."""
-        return cut(token_ids, self._content, self.spec.stride)
-
-    def score(self, token_ids: Sequence[Ids]) -> Scores:
-        """Log-odds of documents given as token ids of normalised texts, shape (documents,)."""
-        rows, owners = self.windows(token_ids)
-        return document_scores(self.window_scores(rows), owners, len(token_ids))
-
-    def window_scores(self, rows: Sequence[Ids]) -> Scores:
-        """Log-odds of windows, in batches of like length, shape (windows,)."""
-        scores = np.empty(len(rows))
-        lengths = np.asarray([len(row) + self.tokenizer.num_special for row in rows])
-        for positions in plan_scoring(lengths, self.batch_tokens):
-            batch = [rows[i] for i in positions]
-            scores[positions] = self.backend.log_odds(
-                collate(batch, self.tokenizer.prefix, self.tokenizer.suffix, self.tokenizer.pad_id)
-            )
-        return scores
-
     def spans(self, document: Document) -> list[Span]:
         """Scores by sentence. Each is read with its neighbours: one sentence alone tells little."""
-        found = sentences(document.normalised.text)
-        if not found:
-            return []
-        scores = self.window_scores(self._sentence_rows(document, found))
-        probabilities = probability(scores, self.spec.calibration.temperature)
-        source = [document.normalised.to_source(start, end) for start, end in found]
-        return [Span(start=s, end=e, probability=float(p)) for (s, e), p in zip(source, probabilities, strict=True)]
+        found = self.sentences(document)
+        return self.score_spans(found, self.score([sentence.input_ids for sentence in found]))
 
-    def _sentence_rows(self, document: Document, found: list[tuple[int, int]]) -> list[Ids]:
-        ids, offsets = self.tokenizer.encode_with_offsets(document.normalised.text)
-        rows = []
-        for i in range(len(found)):
-            start, end = found[max(0, i - 1)][0], found[min(len(found) - 1, i + 1)][1]
-            inside = (offsets[:, 0] >= start) & (offsets[:, 1] <= end)
-            rows.append(ids[inside][: self._content])
-        return rows
+    def sentences(self, document: Document) -> list[Sentence]:
+        """The sentences of a document, each with the tokens that it is scored on."""
+        text = document.normalised.text
+        found = sentences(text)
+        ids, offsets = self.tokenizer.encode_with_offsets(text)
+        starts, ends = np.asarray(found, dtype=np.int64).reshape(-1, 2).T
+        first = np.searchsorted(offsets[:, 0], starts)
+        last = np.searchsorted(offsets[:, 1], ends, side="right")
+        neighbours = ((max(0, i - 1), min(len(found) - 1, i + 1)) for i in range(len(found)))
+        return [
+            Sentence(*document.normalised.to_source(start, end), ids[first[before] : last[after]])
+            for (start, end), (before, after) in zip(found, neighbours, strict=True)
+        ]
 
-    def bounds(self, target_fpr: float) -> tuple[float, float]:
-        """Scores below the first are `human`, from the second on `ai`, between them `uncertain`.
-
-        `ai` needs both the conformal threshold and a probability of at least one half; so does `human` the opposite.
-        """
-        threshold = self.spec.calibration.thresholds[target_fpr].score
-        return min(threshold, 0.0), max(threshold, 0.0)
+    def score_spans(self, found: Sequence[Sentence], scores: Scores) -> list[Span]:
+        """The log-odds of sentences, shape (sentences,), as spans of the text as sent."""
+        probabilities = self.spec.calibration.probability(scores)
+        return [Span(start=s.start, end=s.end, probability=float(p)) for s, p in zip(found, probabilities, strict=True)]
 
     def verdict(self, document: Document, score: float, spans: list[Span] | None, target_fpr: float) -> Verdict:
         """What a score means at a target."""
         calibration = self.spec.calibration
-        human_below, ai_from = self.bounds(target_fpr)
+        human_below, ai_from = calibration.bounds(target_fpr)
         reasons = self._reasons(document, score, human_below, ai_from)
         label = Label.UNCERTAIN if reasons else (Label.AI if score >= ai_from else Label.HUMAN)
         return Verdict(
             label=label,
-            probability=float(probability(score, calibration.temperature)),
+            probability=float(calibration.probability(score)),
             prevalence=calibration.prevalence,
             target_fpr=target_fpr,
-            threshold=float(probability(ai_from, calibration.temperature)),
+            threshold=float(calibration.probability(ai_from)),
             p_value=float(p_value(self._human_scores, score)),
             reasons=reasons,
             tampering=document.normalised.tampering,
@@ -191,3 +237,11 @@ class Detector:
         if human_below <= score < ai_from:
             reasons.append(Reason.BETWEEN_THRESHOLDS)
         return reasons
+
+
+def _torch_backend(model: PreTrainedModel, device: str, precision: str) -> Backend:
+    import torch
+
+    from detect_ai.backends.torch import TorchBackend
+
+    return TorchBackend(model, torch.device(device), precision)

@@ -113,10 +113,10 @@ class Learner:
         """
         weights = torch.from_numpy(part.weights.copy()).to(self.device)
         labels = torch.from_numpy(part.labels.copy()).to(self.device)
-        waits = not sync and isinstance(self.network, DistributedDataParallel)
-        with self.network.no_sync() if waits else nullcontext():
+        network = self.network
+        with network.no_sync() if isinstance(network, DistributedDataParallel) and not sync else nullcontext():
             with autocast(self.device, self.dtype):
-                logits = self.network(**model_inputs(part.batch, self.device)).logits
+                logits = network(**model_inputs(part.batch, self.device)).logits
             loss = (cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
             (loss * (self.world_size / part.step_weight)).backward()
         used = int(part.batch.lengths[part.documents >= 0].sum())

@@ -43,7 +43,9 @@ def resolve(config: ModelConfig) -> tuple[str, str | None]:
     folder = Path(path).expanduser()
     weights = folder / "model.safetensors"
     if not weights.is_file():
-        raise ConfigError(f"model.path={config.path}: expected a file model.safetensors in it; pickled weights are refused")
+        raise ConfigError(
+            f"model.path={config.path}: expected a file model.safetensors in it; pickled weights are refused"
+        )
     if config.sha256 and (found := file_sha256(weights)) != config.sha256:
         raise ConfigError(f"model.path={config.path}: model.safetensors has sha256 {found}, expected {config.sha256}")
     return str(folder), None
@@ -162,7 +164,7 @@ def has_bf16(device: torch.device) -> bool:
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False

@@ -29,9 +29,7 @@ class Span(BaseModel):
 
     start: int = Field(description="Offset of the first character in the text as sent (Unicode code points)")
     end: int = Field(description="Offset after the last character")
-    probability: float = Field(
-        description="Calibrated probability that the sentence, read with its neighbours, is AI"
-    )
+    probability: float = Field(description="Calibrated probability that the sentence, read with its neighbours, is AI")
 
 
 class Verdict(BaseModel):
@@ -39,16 +37,12 @@ class Verdict(BaseModel):
 
     label: Label
     probability: float = Field(description="Calibrated probability of AI at the stated prevalence")
-    prevalence: float = Field(
-        description="Share of AI texts that `probability` assumes: that of the calibration set"
-    )
+    prevalence: float = Field(description="Share of AI texts that `probability` assumes: that of the calibration set")
     target_fpr: float = Field(description="Share of human texts that may be called `ai`")
     threshold: float = Field(description="Probability from which a text is called `ai` at this target")
     p_value: float = Field(description="Conformal p-value: how many human texts score at least as high")
     reasons: list[Reason] = Field(description="Why the label is `uncertain`; empty otherwise")
-    tampering: dict[str, int] = Field(
-        description="Characters undone before reading, such as `invisible`, `homoglyph`"
-    )
+    tampering: dict[str, int] = Field(description="Characters undone before reading, such as `invisible`, `homoglyph`")
     spans: list[Span] | None = Field(default=None, description="Scores by sentence, when asked for")
     num_tokens: int = Field(description="Length of the normalised text in tokens; all of them were read")
     num_windows: int = Field(description="Overlapping windows the text was read in")
@@ -60,6 +54,7 @@ class DetectRequest(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,
         json_schema_extra={"examples": [{"text": "The council met on Tuesday to vote on the bridge."}]},
     )
 
@@ -102,9 +97,7 @@ class ThresholdInfo(BaseModel):
     expected_fpr: float = Field(
         description="Expected false positive rate on texts exchangeable with the calibration set"
     )
-    fpr_upper_bound: float = Field(
-        description="95% upper bound of the false positive rate, given this calibration set"
-    )
+    fpr_upper_bound: float = Field(description="95% upper bound of the false positive rate, given this calibration set")
 
 
 class ModelInfo(BaseModel):
@@ -117,6 +110,7 @@ class ModelInfo(BaseModel):
     prevalence: float
     default_target_fpr: float
     thresholds: list[ThresholdInfo]
+    num_human: int = Field(description="Human texts of the calibration set, which p-values compare with")
     min_tokens: int
     window: int
     normaliser_version: int
@@ -130,7 +124,5 @@ class Problem(BaseModel):
     type: str = "about:blank"
     title: str
     status: int
-    detail: str = Field(
-        description="What was expected, what was found, and how to mend it; never a part of a text"
-    )
+    detail: str = Field(description="What was expected, what was found, and how to mend it; never a part of a text")
     request_id: str

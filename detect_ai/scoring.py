@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from detect_ai import cluster
-from detect_ai.config import ScoreConfig
+from detect_ai.config import ModelConfig, ScoreConfig
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.detector import Detector
+from detect_ai.detector import Detector, Scorer
 from detect_ai.storage import Storage
 
 
@@ -29,37 +32,52 @@ class Scored:
     scores: NDArray[np.float64]
 
 
+def bundle_loader(config: ScoreConfig) -> Callable[[Path], Scorer]:
+    """Loads a bundle's folder in an actor."""
+    return partial(Detector.load, device=_device(config), precision=config.precision)
+
+
+def checkpoint_loader(config: ScoreConfig, model: ModelConfig) -> Callable[[Path], Scorer]:
+    """Loads a checkpoint's folder in an actor."""
+    return partial(Scorer.of_checkpoint, config=model, device=_device(config), precision=config.precision)
+
+
+def _device(config: ScoreConfig) -> str:
+    return "cuda" if config.use_gpu else "cpu"
+
+
 class ScoreBatch:
-    """An actor that holds a detector and scores batches of token ids.
+    """An actor that holds a scorer and scores batches of token ids.
 
     Args:
         root: the storage root.
-        bundle: key of the bundle's folder.
-        config: precision, threads and device.
+        key: of the folder with the bundle or the checkpoint.
+        load: turns that folder into a scorer.
+        threads: of the forward pass.
     """
 
-    def __init__(self, root: str, bundle: str, config: ScoreConfig) -> None:
+    def __init__(self, root: str, key: str, load: Callable[[Path], Scorer], threads: int) -> None:
         import torch
 
-        torch.set_num_threads(config.threads_per_worker)
-        device = "cuda" if config.use_gpu else "cpu"
-        with Storage(root).local_folder(bundle) as folder:
-            self._detector = Detector.load(folder, device=device, precision=config.precision)
+        torch.set_num_threads(threads)
+        with Storage(root).local_folder(key) as folder:
+            self._scorer = load(folder)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Replace `input_ids` by `score`."""
         ids = [np.asarray(row, dtype=np.int32) for row in batch["input_ids"].to_numpy()]
-        scores = self._detector.score(ids)
+        scores = self._scorer.score(ids)
         return batch.drop(["input_ids"]).append_column("score", pa.array(scores, pa.float64()))
 
 
-def score_split(corpus: Corpus, split: str, bundle: str, config: ScoreConfig) -> Scored:
+def score_split(corpus: Corpus, split: str, key: str, load: Callable[[Path], Scorer], config: ScoreConfig) -> Scored:
     """Score every document of a split.
 
     Args:
-        corpus: a finished corpus, tokenised by the tokenizer of the bundle.
+        corpus: a finished corpus, tokenised by the tokenizer of the scorer.
         split: its name.
-        bundle: key of the bundle's folder in the corpus's storage.
+        key: of the folder with the bundle or the checkpoint, in the corpus's storage.
+        load: `bundle_loader` or `checkpoint_loader`.
         config: actors, threads, precision.
     """
     import ray
@@ -79,7 +97,12 @@ def score_split(corpus: Corpus, split: str, bundle: str, config: ScoreConfig) ->
         compute=ray.data.ActorPoolStrategy(size=config.workers),
         num_cpus=config.cpus_per_worker,
         num_gpus=1 if config.use_gpu else 0,
-        fn_constructor_kwargs={"root": storage.root, "bundle": bundle, "config": config},
+        fn_constructor_kwargs={
+            "root": storage.root,
+            "key": key,
+            "load": load,
+            "threads": config.threads_per_worker,
+        },
     )
     found = scored.to_pandas().set_index("id")
     ids = corpus.read(split, ["id"])["id"].to_pylist()

@@ -48,9 +48,7 @@ class Storage:
             else:
                 self.filesystem, base = pafs.LocalFileSystem(), str(Path(root).expanduser().absolute())
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"storage.root={root}: expected a local path or a gs:// URI: {error}"
-            ) from error
+            raise ConfigError(f"storage.root={root}: expected a local path or a gs:// URI: {error}") from error
         self._base = base.rstrip("/")
         self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,7 +140,7 @@ def _token_ids(table: pa.Table) -> list[Ids]:
     """The lists of a column as arrays, without a copy."""
     column = table["input_ids"].combine_chunks()
     values, offsets = column.values.to_numpy(), column.offsets.to_numpy()
-    return [values[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [values[start:stop] for start, stop in pairwise(offsets)]
 
 
 def _training_rows(table: pa.Table, pool: dict[str, Any], frame: Frame, plan: TrainingPlan) -> Iterator[pa.Table]:

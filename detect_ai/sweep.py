@@ -17,6 +17,8 @@ from detect_ai.storage import Storage
 
 logger = logging.getLogger(__name__)
 
+TRIAL_CPUS = 0.1  # a trial's own actor only waits; its workers reserve what they need
+
 
 def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     """Train once for each learning rate and name the best: a table, and the best trial's checkpoint by its key.
@@ -59,25 +61,24 @@ def _run(config: Config, corpus: Corpus, name: str) -> list[dict[str, Any]]:
 
     storage = corpus.storage
     tuner = tune.Tuner(
-        tune.with_resources(trial, {"CPU": 0}),  # it only waits; its workers reserve what they need
+        tune.with_resources(trial, {"CPU": TRIAL_CPUS}),
         param_space={"lr": _space(config.sweep)},
         tune_config=tune.TuneConfig(
             metric="auroc",
             mode="max",
             num_samples=1 if config.sweep.search == "grid" else config.sweep.trials,
             max_concurrent_trials=concurrency(config),
-            search_alg=tune.search.BasicVariantGenerator(
-                random_state=config.seed, max_concurrent=concurrency(config)
-            ),
+            search_alg=tune.search.BasicVariantGenerator(random_state=config.seed, max_concurrent=concurrency(config)),
         ),
         run_config=tune.RunConfig(
-            name=f"{name}-tune",
-            storage_path=storage.path(f"runs/{config.run}"),
+            name="tune",
+            storage_path=storage.path(f"runs/{config.run}/{name}"),
             storage_filesystem=storage.filesystem,
             verbose=0,
         ),
     )
-    return [_record(result) for result in tuner.fit()]
+    results = tuner.fit()
+    return [_record(results[i]) for i in range(len(results))]
 
 
 def _space(config: SweepConfig) -> Any:
@@ -102,7 +103,8 @@ def concurrency(config: Config) -> int:
 
     free = ray.cluster_resources()
     train = config.train
-    fits = int(free.get("CPU", 0) // (train.num_workers * train.cpus_per_worker + training.DATA_CPUS))
+    each = train.num_workers * train.cpus_per_worker + training.DATA_CPUS + TRIAL_CPUS
+    fits = int(free.get("CPU", 0) // each)
     if train.use_gpu:
         fits = min(fits, int(free.get("GPU", 0) // train.num_workers))
     if fits < 1 and not cluster.can_grow():

@@ -45,11 +45,8 @@ _SPELLING = re.compile(
     r"(?:(?<=[^\x00-\x7f])[\u200c-\u200f\ufe0e\ufe0f\U000e0020-\U000e007f]++|\ufe0f(?=\u20e3)|\A\ufeff)"
     f"(?![{_INVISIBLE}])"
 )
-# Letters that NFKC turns into ASCII: mathematical, enclosed, full-width.
-_LOOKALIKE_FORMS = re.compile(
-    "[\u2102\u210a-\u210e\u2110-\u2113\u2115\u2119-\u211d\u2124\u2128\u212c\u212d\u212f-\u2131\u2133\u2134\u2139"
-    "\u2145-\u2149\u24b6-\u24e9\uff21-\uff3a\uff41-\uff5a\U0001d400-\U0001d6a3\U0001f12b\U0001f12c\U0001f130-\U0001f149]"
-)
+# Letters that NFKC turns into ASCII: enclosed, full-width, mathematical; not ℓ, ℕ and the like, honest symbols.
+_LOOKALIKE_FORMS = re.compile("[\u24b6-\u24e9\uff21-\uff3a\uff41-\uff5a\U0001d400-\U0001d6a3\U0001f130-\U0001f149]")
 _WORD = re.compile(r"(?:[^\W\d_]+[\u0300-\u036f]*)+")
 # Letters of everyday Latin spelling (not phonetic ones), with combining diacritics.
 _PLAIN = re.compile("[A-Za-zªºÀ-ÖØ-öø-\u024f\u1e00-\u1eff\u0300-\u036f]+")
@@ -140,8 +137,7 @@ def normalise(text: str) -> Normalised:
         _fold_confusables(draft)
         _compose(draft)
         _squeeze_spaces(draft)
-    tampering = {kind: count for kind, count in draft.tampering.items() if count}
-    return Normalised(draft.text, draft.starts, draft.ends, tampering)
+    return Normalised(draft.text, draft.starts, draft.ends, dict(+draft.tampering))
 
 
 def _replace_special(draft: _Draft) -> None:
@@ -200,10 +196,13 @@ def _nfkc(chunk: str) -> str:
 
 @cache
 def _confusables() -> dict[str, str]:
-    """Letters beyond everyday Latin to the ASCII letter each is confusable with (UTS #39, confusables.txt)."""
+    """Letters beyond everyday Latin to the ASCII letter each is confusable with (UTS #39, confusables.txt).
+
+    Its one prototype for I and l is I here: the letters that have it are capitals or have no case.
+    """
     table = json.loads(files("confusable_homoglyphs").joinpath("confusables.json").read_text("utf-8"))
     return {
-        char["c"]: letter
+        char["c"]: "I" if letter == "l" else letter
         for letter in ascii_letters
         for char in table.get(letter, ())
         if len(char["c"]) == 1 and char["c"].isalpha() and not _PLAIN.fullmatch(char["c"])
@@ -218,7 +217,7 @@ def _fold_confusables(draft: _Draft) -> None:
     """
     if draft.text.isascii() or latin_share(draft.text) < _GENUINE_LATIN_SHARE:
         return
-    if _share(draft.text, lambda char: _is_latin(char) or char in _confusables()) < _FOLD_FROM_SHARE:
+    if _share(draft.text, lambda char: _is_latin(char) or _fold(char) != char) < _FOLD_FROM_SHARE:
         return
     words = (match for match in _WORD.finditer(draft.text) if not match[0].isascii())
     edits = [edit for word in words for edit in _fold_word(word.start(), word[0])]
@@ -230,14 +229,17 @@ def _fold_word(at: int, word: str) -> list[_Edit]:
     """The edits that make a word Latin; none where a letter is not, or all are Greek lower case (α, σ)."""
     folded: list[str] = []
     for char in word:
-        letter = _confusables().get(char, char)
-        # UTS #39 has one prototype for I and l.
-        if letter == "l" != char and not (folded and folded[-1].islower()):
-            letter = "I"
-        folded.append(letter)
-    if re.fullmatch("[α-ω]+", word) or not _PLAIN.fullmatch("".join(folded)):
+        within_word = folded and folded[-1].islower()
+        folded.append("l" if within_word and char != "I" == _fold(char) else _fold(char))
+    if re.fullmatch("[ά-ώἀ-\u1fff]+", word) or not _PLAIN.fullmatch("".join(folded)):
         return []
     return [(at + i, at + i + 1, new) for i, (old, new) in enumerate(zip(word, folded, strict=True)) if old != new]
+
+
+@lru_cache(maxsize=4096)
+def _fold(char: str) -> str:
+    decomposed = unicodedata.normalize("NFD", char)
+    return unicodedata.normalize("NFC", _confusables().get(decomposed[0], decomposed[0]) + decomposed[1:])
 
 
 def _squeeze_spaces(draft: _Draft) -> None:

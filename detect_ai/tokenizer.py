@@ -44,7 +44,7 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         try:
             return cls(FastTokenizer.from_file(str(path)), pad_id)
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+        except Exception as error:
             raise BundleError(f"{path}: expected a tokenizer file of the tokenizers library: {error}") from error
 
     def save(self, folder: Path) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, cast
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,10 @@ class Tracker:
             folder.mkdir(parents=True, exist_ok=True)
             _prune(folder / "wandb", keep - 1)
             self._run = wandb.init(
-                mode=mode, dir=str(folder), settings=wandb.Settings(silent=True, console="off"), **settings
+                mode=cast(Literal["online", "offline"], mode),
+                dir=str(folder),
+                settings=wandb.Settings(silent=True, console="off"),
+                **settings,
             )
         except Exception as error:  # tracking is never worth a run
             logger.warning("W&B is off for this run: %s", error)

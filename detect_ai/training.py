@@ -83,13 +83,11 @@ def run_training(
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.train.keep_checkpoints, checkpoint_score_attribute="auroc"
             ),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks],  # type: ignore[list-item]  # RunConfig is typed for the callbacks of V1
         ),
         datasets={
             "train": streaming.training_stream(corpus, frame, plan),
-            "validation": streaming.scoring_stream(
-                corpus, "validation", frame, plan.num_workers, EVAL_BATCH_TOKENS
-            ),
+            "validation": streaming.scoring_stream(corpus, "validation", frame, plan.num_workers, EVAL_BATCH_TOKENS),
         },
         dataset_config=DataConfig(execution_options=_ordered()),
     )
@@ -164,4 +162,3 @@ def _records(frame: Any) -> list[dict[str, Any]]:
     keep = ("epoch", "step", "train_loss", "val_loss", "auroc", "accuracy", "lr", "tokens_per_second", "padding")
     rows = frame.to_dict("records") if frame is not None else []
     return [{name: row[name] for name in keep if name in row} for row in rows]
-

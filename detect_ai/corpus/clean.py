@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from detect_ai.errors import CorpusError
 from detect_ai.text import normalise
 
 
@@ -46,9 +47,9 @@ def keep(index: pd.DataFrame) -> Kept:
     conflict = index.index.isin(full.index[both])
     duplicate = ~empty & ~conflict & ~index.index.isin(first)
     mask = ~(empty | conflict | duplicate)
-    twice = index["id"][mask & index["id"].duplicated(keep=False).to_numpy()]
-    unique = index[mask].drop_duplicates(["id", "digest"])
-    if unique["id"].duplicated().any():
-        raise CorpusError(f"two different texts have the id {twice.iloc[0]!r}: expected ids that are unique over all sources")
+    unique = index[mask].drop_duplicates(["id", "digest"])["id"]
+    if unique.duplicated().any():
+        twice = unique[unique.duplicated()].iloc[0]
+        raise CorpusError(f"two different texts have the id {twice!r}: expected ids that are unique over all sources")
     counts = {"empty": empty, "both_labels": conflict, "duplicate": duplicate}
     return Kept(mask, {reason: int(rows.sum()) for reason, rows in counts.items()})

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -120,9 +121,9 @@ def _write_shards(rows: Dataset, placed: pd.DataFrame, config: Config, root: str
 
     written = (
         rows.map_batches(join, batch_format="pyarrow")
-        .map_batches(tokenise, batch_format="pyarrow", fn_kwargs={"model": config.model})
+        .map_batches(partial(tokenise, model=config.model), batch_format="pyarrow")
         .groupby(["split", "shard"], num_partitions=min(16, placed.groupby(["split", "shard"]).ngroups))
-        .map_groups(write_shard, batch_format="pyarrow", fn_kwargs={"storage_root": root, "key": key})
+        .map_groups(partial(write_shard, storage_root=root, key=key), batch_format="pyarrow")
         .take_all()
     )
     shards = sorted((Shard(**row) for row in written), key=lambda shard: (shard.split, shard.name))

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ def read_source(source: SourceConfig) -> Dataset:
     reader = {"csv": ray.data.read_csv, "jsonl": ray.data.read_json, "parquet": ray.data.read_parquet}[source.kind]
     rows: Dataset = reader([path for path, _ in files], filesystem=filesystem)
     _check_columns(source, rows)
-    return rows.map_batches(_standardise, batch_format="pyarrow", fn_kwargs={"source": source})
+    return rows.map_batches(partial(_standardise, source=source), batch_format="pyarrow")
 
 
 def source_files(source: SourceConfig) -> tuple[pafs.FileSystem, list[tuple[str, int]]]:
@@ -128,7 +129,8 @@ def _labels(table: pa.Table, source: SourceConfig) -> pa.Array:
     wrong = next((v for v in values if not isinstance(v, int | float | str) or v not in known), ...)
     if wrong is not ...:
         raise CorpusError(
-            f"source {source.path}: column {source.label!r} holds {str(wrong)[:40]!r}; expected 0 (human) or 1 (ai) in every row"
+            f"source {source.path}: column {source.label!r} holds {str(wrong)[:40]!r}; "
+            f"expected 0 (human) or 1 (ai) in every row"
         )
     return pa.array([known[v] for v in values], pa.int8())
 
@@ -149,5 +151,7 @@ def _lee_stories() -> list[str]:
     """The human stories, read from the installed package's file; importing gensim would cost seconds."""
     spec = importlib.util.find_spec("gensim")
     if spec is None or spec.origin is None:
-        raise CorpusError("source sample: the human half comes with the package gensim: pip install 'detect-ai[sample]'")
+        raise CorpusError(
+            "source sample: the human half comes with the package gensim: pip install 'detect-ai[sample]'"
+        )
     return (Path(spec.origin).parent / _LEE).read_text("latin-1").splitlines()

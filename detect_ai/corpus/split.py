@@ -17,6 +17,7 @@ def assign_splits(groups: pd.Series, shares: Mapping[str, float], seed: int) -> 
     Args:
         groups: the group of each row.
         shares: share of each split, in order; they add up to 1.
+        seed: decides the order of the groups.
     """
     names = sorted(groups.unique(), key=lambda group: shuffle_key(seed, group))
     cuts = np.rint(np.cumsum(list(shares.values())) * len(names)).astype(int)

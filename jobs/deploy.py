@@ -1,0 +1,12 @@
+"""The champion to the service: python jobs/deploy.py serve.port=8000."""
+
+import sys
+from pathlib import Path
+
+from detect_ai.stage import run_job
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # serve_app lives in the checkout, beside jobs/
+    from serve_app.deploy import deploy
+
+    sys.exit(run_job("deploy", deploy))

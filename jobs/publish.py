@@ -1,0 +1,9 @@
+"""The candidate into the registry, through the gate; it becomes champion: python jobs/publish.py."""
+
+import sys
+
+from detect_ai.publishing import publish
+from detect_ai.stage import run_job
+
+if __name__ == "__main__":
+    sys.exit(run_job("publish", publish))

@@ -1,0 +1,9 @@
+"""Find the learning rate: python jobs/sweep.py."""
+
+import sys
+
+from detect_ai.stage import run_job
+from detect_ai.sweep import sweep
+
+if __name__ == "__main__":
+    sys.exit(run_job("sweep", sweep))

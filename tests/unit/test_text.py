@@ -1,0 +1,349 @@
+import subprocess
+import sys
+import time
+import timeit
+import unicodedata
+from itertools import pairwise
+from string import ascii_letters
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from detect_ai.errors import InputError
+from detect_ai.text import Normalised, latin_share, normalise, sentences, windows
+
+CLEAN = (
+    'In April I took the early train to Exeter, and "Ozymandias" was on my mind: a poem I keep by heart. '
+    "My café was closed; nobody's perfect. By ten o'clock I could pick any coat I liked - XL, even! "
+    "Was it a coincidence that P. B. Shelley, too, began like this? Zoë and Mike hope so."
+)
+# Dugan et al. 2024 (RAID), section 4.2: every letter that has a Cyrillic or Greek double.
+RAID_HOMOGLYPHS = str.maketrans("aecpoxyiABEKOPMHTXCINZ", "аесрохуіАВЕКОРМНТХСІΝΖ")
+GREEK_CAPITALS = str.maketrans("ABEHIKMNOPTXZ", "ΑΒΕΗΙΚΜΝΟΡΤΧΖ")
+FULL_WIDTH = {code: code + 0xFEE0 for code in range(0x21, 0x7F)}
+MATH_BOLD = {ord(letter): 0x1D400 + i for i, letter in enumerate(ascii_letters[26:] + ascii_letters[:26])}
+TYPOGRAPHIC = str.maketrans({"'": "’", "-": "—"})
+
+ATTACKS = {
+    "zero width space after every character": "\u200b".join(CLEAN) + "\u200b",
+    "joiners and soft hyphens in words": CLEAN.replace("e", "e\u200d\xad").replace("n", "\u2060n\u034f"),
+    "variation selectors and tags": CLEAN.replace("a", "a\ufe0f").replace("t", "t\U000e0041"),
+    "control characters": "\x00" + CLEAN.replace("t", "t\x00").replace("o", "\x7fo\x08"),
+    "homoglyphs": CLEAN.translate(RAID_HOMOGLYPHS),
+    "Greek capitals": CLEAN.translate(GREEK_CAPITALS),
+    "phonetic letters": CLEAN.translate(str.maketrans("ag", "ɑɡ")),
+    "homoglyphs with zero width spaces": "\u200b".join(CLEAN.translate(RAID_HOMOGLYPHS)),
+    "homoglyphs before combining marks": unicodedata.normalize("NFD", CLEAN).translate(RAID_HOMOGLYPHS),
+    "full width": CLEAN.translate(FULL_WIDTH).replace(" ", "\u3000"),
+    "mathematical bold": CLEAN.translate(MATH_BOLD),
+    "white space": CLEAN.replace(" ", " \xa0 ").replace(", ", ",\t") + "  ",
+    "paragraphs": "\n" + CLEAN.replace(". ", ".\u2029\r\n\n "),
+    "Hangul fillers for spaces": CLEAN.replace(" ", "\u3164"),
+    "half-width fillers beside spaces": CLEAN.replace(" ", " \uffa0"),
+    "Braille blanks for every other space": CLEAN.replace(", ", ",\u2800").replace("e ", "e\u2800"),
+    "Hangul fillers after every letter": "".join(c + "\u3164" if c.isalpha() else c for c in CLEAN),
+    "fillers without width in words": CLEAN.replace("e", "e\u1160").replace("o", "\u115fo"),
+    "typographic quotes and dashes": CLEAN.replace(' "', " “").replace('"', "”").translate(TYPOGRAPHIC),
+    "primes, acutes and guillemets": CLEAN.replace(' "', " «").replace('"', "″").replace("'", "´"),
+}
+FOREIGN = {
+    "Russian": "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему. "
+    "Всё смешалось в доме Облонских. СССР, Ростов, iPhone; хор.",
+    "Ukrainian": "Усі люди народжуються вільними і рівними у своїй гідності та правах. Їжак і її син.",
+    "Greek": "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα. ΑΒΕ, PIN.",
+    "Hebrew": "כל בני האדם נולדו בני חורין ושווים בערכם ובזכויותיהם. כולם חוננו בתבונה ובמצפון.",
+    "Chinese": "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心。".replace("，", ","),
+    "Armenian": "Բոլոր մարդիկ ծնվում են ազատ ու հավասար իրենց արժանապատվությամբ ու իրավունքներով:",
+    "Turkish": "Bütün insanlar hür, haysiyet ve haklar bakımından eşit doğarlar; akıl ve vicdana sahiptirler.",
+    "English with Greek symbols": "We set α to 0.05 and σ to 1 for the γ-rays of 5 μm, which gave us the ι of φ.",
+    "English with a Russian word": "The inspector shook his head and said нет, which is how one says no to a guest.",
+    "English with phonetics": "The word is pronounced [ˈɡɑːd], or so the dictionary of my grandmother insisted.",
+}
+HOSTILE = (
+    "ab Zil.!?'\"-\t\n\r\x00\x85\xa0\u3000\u2028аеорсіӀІЅхζαορνΑΟΒΜйёѐї\u0301\u0300\u0308\u0323\u0338\u0345\u0331"
+    "ﬁﬃŉẚ½…™ﷺＡｂ！𝐀𝒷𝔠ⓐㄱㅏ\u1100\u1161\u11a8가각\u3164\uffa0\u115f\u1160\u2800\u200b\u200c\u200d\ufe0f\ufeff\xad"
+    "\u2060\u034f\u180e´¨¯¸‗‘’“”«»′″‴‾–—−ｶﾞ\u3099\u0f73\u0f71\u09c7\u09be\u0344\u212b\u2126ǅßſ=<≠ªº²ɑɡיִ。中😀❤"
+    "\U000e0041\ud800\udfff\ufffd"
+)
+any_text = st.text(st.characters(exclude_categories=()))
+hostile_text = st.text(st.sampled_from(HOSTILE))
+padded_text = hostile_text.map(lambda text: f"All of it is Latin {text} or nearly so")
+
+
+def assert_is_fixed_point(text: str) -> None:
+    again = normalise(text)
+    assert (again.text, again.tampering) == (text, {})
+
+
+@given(any_text | hostile_text | padded_text)
+@example("x\u00b4\u0301")
+@example(" ¨ ‗")
+@example("an аpple а\u0301 ſ\u0323\u0307 pеar")
+@example("\u1100\u3164\u1161\u200b\u11a8")
+def test_normalising_twice_is_normalising_once(text):
+    assert_is_fixed_point(normalise(text).text)
+
+
+def test_every_character_normalises_to_a_fixed_point_beside_others():
+    changed = (chr(code) for code in range(0x110000) if unicodedata.decomposition(chr(code)))
+    for char in changed:
+        assert_is_fixed_point(normalise(f"The cat аtе {char}\u0323\u0301е").text)
+
+
+@given(any_text | hostile_text | padded_text)
+def test_offsets_are_one_per_character_ascending_and_inside_the_source(text):
+    result = normalise(text)
+    assert len(result.starts) == len(result.ends) == len(result.text)
+    assert result.starts.dtype == result.ends.dtype == np.int32
+    assert np.all(np.diff(result.starts) >= 0)
+    assert np.all(np.diff(result.ends) >= 0)
+    assert np.all((result.starts >= 0) & (result.starts < result.ends) & (result.ends <= len(text)))
+
+
+@given(hostile_text | padded_text)
+def test_normalised_text_has_no_surrogates_invisibles_or_odd_white_space(text):
+    result = normalise(text).text
+    assert not any(unicodedata.category(char) in ("Cs", "Cc", "Cf") for char in result)
+    assert result == " ".join(result.split())
+
+
+# Pieces whose normal form does not hang on the rest of the document.
+@given(
+    st.lists(
+        st.sampled_from(["\u200b", " ", "\n", "“", "ﬁ", "e\u0301", "ａ", "中", "ж", "b", "\u1100\u1161", "\0", "…"])
+    )
+)
+def test_the_source_of_a_prefix_normalises_to_that_prefix(pieces):
+    text = "It is " + "".join(pieces) + "."
+    result = normalise(text)
+    for end in range(1, len(result.text) + 1):
+        begin, stop = result.to_source(0, end)
+        complete = int(np.searchsorted(result.ends, stop, side="right"))
+        assert begin == 0
+        assert normalise(text[:stop]).text == result.text[:complete].strip()
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_attacked_text_normalises_to_the_clean_text(attack):
+    assert ATTACKS[attack] != CLEAN
+    assert normalise(ATTACKS[attack]).text == CLEAN
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_each_word_maps_to_an_attacked_span_that_normalises_to_it(attack):
+    result = normalise(ATTACKS[attack])
+    at = result.text.index("early train to Exeter")
+    begin, stop = result.to_source(at, at + len("early train to Exeter"))
+    assert normalise(ATTACKS[attack][begin:stop]).text == "early train to Exeter"
+
+
+def test_clean_ascii_maps_to_itself():
+    text = "Plain text. Nothing odd."
+    result = normalise(text)
+    assert (result.text, result.to_source(6, 10), result.tampering) == (text, (6, 10), {})
+
+
+@pytest.mark.parametrize("language", FOREIGN)
+def test_honest_text_is_left_as_it_is(language):
+    result = normalise(FOREIGN[language])
+    assert (result.text, result.tampering) == (FOREIGN[language], {})
+
+
+@pytest.mark.parametrize(
+    ("attack", "counts"),
+    [
+        ("co\u200bme\u200b\u200b", {"invisible": 3}),
+        ("the соok said so", {"homoglyph": 2}),
+        ("ｔen 𝐦𝐞n, Ⓐ", {"lookalike_form": 4}),
+        ("two\u3164words and\u1160 more", {"filler": 2}),
+        ("“curly” — ﬁne², №1: 1ˢᵗ™ ½", {}),
+        ("\ufeffa ❤\ufe0f for 👩\u200d🚀, key 1\ufe0f\u20e3, می\u200cخواهم, 🏴\U000e0067\U000e007f", {}),
+        ("a\u200d ❤\ufe0f\u200b", {"invisible": 3}),
+    ],
+)
+def test_tampering_counts_what_hides_letters_and_not_what_spelling_needs(attack, counts):
+    assert normalise(attack).tampering == counts
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\u0406t is \u0406, not heӀӀo or \u0406\u0406I", "It is I, not hello or III"),
+        ("ВОТН and both, Αnd and", "BOTH and both, And and"),
+        ("résumé of Соrа, ünïcоdе", "résumé of Cora, ünïcode"),
+        ("lone \ud83d surrogate", "lone \ufffd surrogate"),
+        ("e\u200b\u0301t", "ét"),
+        ("the gаrdеn а\u0301", "the garden á"),
+        ("ﬁn… ½ x² ™", "fin... 1⁄2 x2 TM"),
+        ("a‐b‑c‒d–e—f―g−h﹘i－j⁃k", "a-b-c-d-e-f-g-h-i-j-k"),
+        ("‘a’ ‚b‛ “c” „d‟ «e» ‹f› g′ h″ i‴", "'a' 'b' \"c\" \"d\" \"e\" 'f' g' h\" i'''"),
+        (" \t\u2003x\x1c\u205f\u202fy\x85z\u2028", "x y z"),
+        ("hel\u3164lo, said the man to the world", "hel lo, said the man to the world"),
+        ("", ""),
+        (" \u200b\u3164\ufeff\x00 ", ""),
+    ],
+)
+def test_normalise_writes(text, expected):
+    assert normalise(text).text == expected
+
+
+@pytest.mark.parametrize("category", ["Cf", "Cc"])
+def test_every_format_and_control_character_goes(category):
+    for code in range(0x110000):
+        char = chr(code)
+        if unicodedata.category(char) == category and not char.isspace():
+            assert normalise(f"a{char}b").text == "ab", hex(code)
+
+
+def test_chunked_nfkc_is_nfkc_for_every_pair_that_composes():
+    for code in range(0x110000):
+        pair = unicodedata.normalize("NFD", chr(code))
+        if len(pair) > 1:
+            text = f"中{pair}{pair[1:]}\ufb01"
+            assert normalise(text).text == unicodedata.normalize("NFKC", text), hex(code)
+
+
+def test_a_long_run_of_marks_is_put_in_canonical_order():
+    text = "a" + "\u0301\u0323\u0f73" * 40
+    assert normalise(text).text == unicodedata.normalize("NFKC", text)
+
+
+def test_a_composed_character_maps_to_all_its_source():
+    result = normalise("xe\u0301\u0323y")
+    assert result.text == "xẹ́y"
+    assert [result.to_source(i, i + 1) for i in range(4)] == [(0, 1), (1, 4), (1, 4), (4, 5)]
+
+
+@pytest.mark.parametrize(("at", "source"), [(0, 2), (1, 4), (2, 5)])
+def test_an_empty_span_maps_to_an_empty_span_of_the_source(at, source):
+    assert normalise("\u200b\u200ba\u200bb\u200b").to_source(at, at) == (source, source)
+
+
+def test_an_empty_text_maps_to_an_empty_span():
+    assert normalise("\u200b").to_source(0, 0) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "\u200b",
+        "\u3164",
+        " ",
+        "\n",
+        "x \n",
+        "\u0301",
+        "\u0301\u0323",
+        "\uff9e\u0323",
+        "\u0f73",
+        "\u1161",
+        "а",
+        "“",
+        ". ",
+        ".",
+    ],
+)
+def test_time_grows_linearly_with_length(unit):
+    def seconds(length: int) -> float:
+        text = "The " + unit * (length // len(unit)) + "x"
+        start = time.process_time()
+        sentences(normalise(text).text)
+        return time.process_time() - start
+
+    assert min(seconds(240_000) for _ in range(2)) < 40 * max(0.002, min(seconds(24_000) for _ in range(2)))
+
+
+def test_five_thousand_clean_characters_take_less_than_a_millisecond():
+    text = (CLEAN.replace("é", "e").replace("ë", "e") * 30)[:5000]
+    assert min(timeit.repeat(lambda: normalise(text), number=1, repeat=20)) < 0.001
+
+
+def test_importing_loads_no_confusables_ray_or_torch():
+    check = (
+        "import sys, detect_ai.text as text; assert not {'ray', 'torch', 'confusable_homoglyphs'} & set(sys.modules);"
+        "assert text._confusables.cache_info().currsize == 0"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_a_normalised_text_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        normalise("a").text = "b"  # type: ignore[misc]
+    assert isinstance(normalise("a"), Normalised)
+
+
+def cut(text: str) -> list[str]:
+    return [text[start:end] for start, end in sentences(text)]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["One.", "Two!", "Three?!", "Four..."],
+        ['"Go!"', '"Why?"', "(He went.)", "So did I.", "Then we slept."],
+        ["Dr. Jones met Mrs. Smith vs. Prof. Li et al. Yesterday."],
+        ["J. R. R. Tolkien wrote it (cf. C. Lewis).", "See e.g. Gandalf, i.e. Olorin."],
+        ["He left the U.S. Army in May.", "It hurt."],
+        ["See No. 5, Fig. 2, pp. 7-9 and Jan. 3.", "I said no.", "The end."],
+        ["Wait... what? no, 3.14 is e.g. pi and example.com is a site."],
+        ["Cars, etc.", "42 of them.", "éclairs!", "Übermut."][:2],
+        ["Это конец.", "Это начало!", "А. П. Чехов жил."],
+        ["人人平等。", "他们有理性。", "b"],
+        ["word " * 3000 + "word"],
+        [],
+    ],
+)
+def test_sentences_are_cut_after_stops_and_not_after_abbreviations(parts):
+    separator = "" if parts and parts[0].endswith("。") else " "
+    assert cut(separator.join(parts)) == parts
+
+
+@given(st.text(st.sampled_from("aAI .!?\"')(]。1é\n")) | any_text.map(lambda text: normalise(text).text))
+def test_sentences_hold_every_visible_character_once_and_in_order(text):
+    spans = sentences(text)
+    assert all(start < end for start, end in spans)
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+    assert all(text[start:end] == text[start:end].strip() for start, end in spans)
+    assert "".join("".join(part.split()) for part in cut(text)) == "".join(text.split())
+
+
+@given(st.integers(0, 400), st.integers(1, 60), st.data())
+def test_windows_cover_all_tokens_in_order_and_end_with_them(num_tokens, window, data):
+    stride = data.draw(st.integers(1, window))
+    spans = windows(num_tokens, window, stride)
+    assert spans[0][0] == 0
+    assert spans[-1][1] == num_tokens
+    assert all(end - start == min(window, num_tokens) for start, end in spans)
+    steps = [after[0] - before[0] for before, after in pairwise(spans)]
+    assert all(step == stride for step in steps[:-1])
+    assert all(0 < step <= stride for step in steps[-1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((0, 4, 2), [(0, 0)]),
+        ((3, 4, 2), [(0, 3)]),
+        ((4, 4, 2), [(0, 4)]),
+        ((8, 4, 2), [(0, 4), (2, 6), (4, 8)]),
+        ((9, 4, 4), [(0, 4), (4, 8), (5, 9)]),
+    ],
+)
+def test_windows_of(arguments, expected):
+    assert windows(*arguments) == expected
+
+
+@pytest.mark.parametrize(("window", "stride"), [(0, 1), (4, 0), (4, 5), (-1, -1)])
+def test_windows_names_what_was_given(window, stride):
+    with pytest.raises(InputError) as error:
+        windows(10, window, stride)
+    assert str(error.value) == f"need window >= 1 and 1 <= stride <= window, got window={window}, stride={stride}"
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("", 0.0), ("12 !", 0.0), ("Zoë's ﬁ", 1.0), ("abc где", 0.5), ("中文", 0.0), ("a א б γ", 0.25)],
+)
+def test_latin_share_counts_letters_only(text, share):
+    assert latin_share(text) == share
