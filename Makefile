@@ -19,7 +19,9 @@ setup: $(STAMP) ## Create .venv and install the project with its sample and deve
 demo: $(STAMP) ## Run the whole loop on this machine, from corpus to verdict (KEEP=1 leaves the service up)
 	.venv/bin/python examples/demo.py
 
-serve: $(STAMP) ## Serve the champion in the foreground
+# The demo's champion, unless the storage root of your own is set.
+serve: export DETECT_AI_STORAGE_ROOT ?= $(CURDIR)/.demo
+serve: $(STAMP) ## Serve the champion in the foreground (the demo's, or that of DETECT_AI_STORAGE_ROOT)
 	.venv/bin/python -m serve_app
 
 test: $(STAMP) ## Run the fast suite, with its floor for coverage

@@ -14,21 +14,27 @@ logger = logging.getLogger(__name__)
 # Train's workers, Tune's trials, Ray Data's tasks and Serve's replicas each reserve a logical CPU or more. Fewer
 # than this and Ray Data starves beside two workers; logical CPUs only bound what is scheduled, they cost nothing.
 LOCAL_CPUS = 8
+# Ray's switch for machines that are no cluster: everything binds to 127.0.0.1 instead of all interfaces (Ray 2.60).
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_GCS_PORT = "RAY_GCS_SERVER_PORT"  # where ray.init starts the head of a new cluster
 
 
 def connect() -> None:
     """Connect to the cluster that RAY_ADDRESS names, or start one on this machine for the life of the process."""
-    import ray
-
-    if not ray.is_initialized():
+    if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
         _init()
     import ray.data
 
-    ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = sys.stderr.isatty()
+    # Else Ray Data raises an error of its own, and loses ours on its way between processes (Ray 2.60).
+    context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def _init() -> None:
+    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
+        os.environ.update(LOOPBACK_ONLY)  # Ray reads it when it is imported
     import ray
 
     if os.environ.get("RAY_ADDRESS"):
@@ -36,14 +42,22 @@ def _init() -> None:
         return
     cpus = max(LOCAL_CPUS, os.cpu_count() or 1)
     logger.info("RAY_ADDRESS is not set: starting Ray on this machine with %d logical CPUs", cpus)
-    # With the dashboard off, trials that a scheduler stops leak their placement groups (Ray 2.60).
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        logging_level=logging.WARNING,
-    )
+    port = free_port()
+    os.environ[_GCS_PORT] = str(port)
+    try:
+        # With the dashboard off, trials that a scheduler stops leak their placement groups (Ray 2.60).
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            logging_level=logging.WARNING,
+            # Without it Ray Train's cleaner of placement groups asks whatever cluster `ray start` started last on this
+            # machine whether the run is still alive, and waits for it, or ends the run (Ray 2.60).
+            runtime_env={"env_vars": {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}},
+        )
+    finally:
+        del os.environ[_GCS_PORT]
 
 
 def require_resources(what: str, cpus: float, gpus: float = 0) -> None:

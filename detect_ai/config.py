@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -196,41 +198,52 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     if config_dir and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such directory")
     ConfigStore.instance().store(name="schema", node=Config)
-    search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    search = [f"hydra.searchpath=[{_quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             composed = compose("config", overrides=[*overrides, *search])
-        config = cast(Config, OmegaConf.to_object(composed))
-    except (HydraException, OmegaConfBaseException) as error:
+        # Hydra lets `+key=value` add a key that no dataclass has; merged into the schema once more it is refused.
+        values = OmegaConf.to_container(composed, resolve=True)
+        config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values)))
+    except YAMLError as error:
+        raise ConfigError(f"config: {' '.join(str(error).split())}") from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_one_line(error, overrides)) from error
     check(config)
     return config
 
 
+def _quoted(value: str) -> str:
+    """A value that Hydra's grammar takes as it is, whatever characters it holds."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def _one_line(error: Exception, overrides: Sequence[str]) -> str:
-    """Turn Hydra's and OmegaConf's many-line errors into one line that names the key and the allowed ones."""
-    cause = error.__cause__ if error.__cause__ is not None else error
-    reason = str(cause).split("\n")[0].strip()
-    key = getattr(cause, "full_key", None) or ""
-    given = next((o for o in overrides if key and o.lstrip("+~").split("=")[0] == key), None)
-    given = given or next((o for o in overrides if o.lstrip("+~").split("=")[0] in str(error)), key)
-    allowed = _keys_beside(key)
-    hint = f"; allowed here: {', '.join(allowed)}" if "not in" in reason and allowed else ""
-    options = str(error).split("Available options in")[1:]
-    if options:
-        hint = "; available options in" + " ".join(options[0].replace("\n\t", " ").split("\n")[0:1])
-    return f"config: {given}: {reason}{hint}" if given else f"config: {reason}{hint}"
+    """Turn Hydra's and OmegaConf's many-line errors into one line that names what was given and what is allowed."""
+    if override := getattr(error, "override", None):
+        return f"config: {override}: expected key=value; quote a value that holds '=', ',' or brackets"
+    if missing := getattr(error, "missing_cfg_file", None):
+        group, _, option = missing.rpartition("/")
+        return f"config: {group}={option}: expected one of {', '.join(getattr(error, 'options', None) or [])}"
+    reason = str(error.__cause__ or error).strip()
+    key = re.sub(r"\[(\d+)\]", r".\1", "".join(re.findall(r"full_key: (\S+)", reason)[:1]))
+    given = next((o for o in overrides if key and o.lstrip("+~").split("=")[0] == key), key or " ".join(overrides))
+    if re.search("not in ('|struct)", reason) and (allowed := _keys_beside(key)):
+        return f"config: {given}: no key '{key.rpartition('.')[2]}'; allowed here: {', '.join(allowed)}"
+    reason = re.sub(r"\A.+ raised while composing config:\n", "", reason).split("\n")[0]
+    return f"config: {given}: {reason}" if given else f"config: {reason}"
 
 
 def _keys_beside(key: str) -> list[str]:
-    node: Any = Config()
+    node: Any = Config(corpus=CorpusConfig(sources=[SourceConfig()]))
     for part in key.split(".")[:-1]:
-        node = getattr(node, part, None)
-    return [f.name for f in fields(node)] if is_dataclass(node) else []
+        node = node[0] if isinstance(node, list) else getattr(node, part, None)
+    return list(node) if isinstance(node, dict) else [f.name for f in fields(node)] if is_dataclass(node) else []
 
 
 def check(config: Config) -> None:
@@ -250,6 +263,7 @@ def _rules(c: Config) -> list[tuple[str, Any, bool, str]]:
         _one_of("serve.precision", c.serve.precision, precisions),
         _one_of("sweep.search", c.sweep.search, ("loguniform", "grid")),
         _one_of("tracking.mode", c.tracking.mode, ("auto", "online", "offline", "disabled")),
+        ("storage.root", c.storage.root, bool(c.storage.root.strip()), "a path or a URI such as gs://bucket/folder"),
         ("run", c.run, _is_name(c.run), "letters, digits, '.', '_' and '-', at most 64"),
         (
             "corpus.name",
@@ -259,6 +273,7 @@ def _rules(c: Config) -> list[tuple[str, Any, bool, str]]:
         ),
         ("model.stride", c.model.stride, 1 <= c.model.stride <= c.model.window - 2, "1 to model.window - 2"),
         ("model.window", c.model.window, c.model.window >= 16, "at least 16 tokens"),
+        ("train.batch_size", c.train.batch_size, c.train.batch_size >= 1, "at least 1"),
         (
             "train.microbatch_size",
             c.train.microbatch_size,
@@ -290,7 +305,7 @@ def _rules(c: Config) -> list[tuple[str, Any, bool, str]]:
             all(0 < f < 1 for f in c.calibration.target_fprs),
             "shares between 0 and 1, such as 0.05",
         ),
-        ("sweep.lrs", c.sweep.lrs, all(lr > 0 for lr in c.sweep.lrs), "learning rates above 0"),
+        ("sweep.lrs", c.sweep.lrs, all(0 < lr < math.inf for lr in c.sweep.lrs), "finite learning rates above 0"),
     ]
     return rules + _sweep_rules(c) + _corpus_rules(c.corpus) + _range_rules(c)
 
@@ -307,8 +322,8 @@ def _sweep_rules(c: Config) -> list[tuple[str, Any, bool, str]]:
         (
             "sweep.lr_max",
             c.sweep.lr_max,
-            c.sweep.lr_max > c.sweep.lr_min,
-            f"more than lr_min ({c.sweep.lr_min})",
+            c.sweep.lr_min < c.sweep.lr_max < math.inf,
+            f"a finite number above sweep.lr_min ({c.sweep.lr_min})",
         ),
     ]
 
@@ -371,18 +386,18 @@ def _range_rules(c: Config) -> list[tuple[str, Any, bool, str]]:
         "sweep.max_concurrent": c.sweep.max_concurrent,
         "serve.min_replicas": c.serve.min_replicas,
         "calibration.min_tokens": c.calibration.min_tokens,
-        "gate.max_auroc_drop": c.gate.max_auroc_drop,
     }
     shares = {
         "train.warmup": c.train.warmup,
         "model.dropout": c.model.dropout,
         "model.attention_dropout": c.model.attention_dropout,
         "gate.min_auroc": c.gate.min_auroc,
+        "gate.max_auroc_drop": c.gate.max_auroc_drop,
     }
     return [
         *((k, v, v >= 1, "at least 1") for k, v in at_least_one.items()),
-        *((k, v, v > 0, "more than 0") for k, v in above_zero.items()),
-        *((k, v, v >= 0, "at least 0") for k, v in at_least_zero.items()),
+        *((k, v, 0 < v < math.inf, "a finite number above 0") for k, v in above_zero.items()),
+        *((k, v, 0 <= v < math.inf, "a finite number, at least 0") for k, v in at_least_zero.items()),
         *((k, v, 0 <= v < 1, "at least 0 and below 1") for k, v in shares.items()),
     ]
 

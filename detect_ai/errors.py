@@ -1,5 +1,7 @@
 """What a user did that cannot be done: one clear line each, with the offending value and the way out."""
 
+import re
+
 
 class DetectAIError(Exception):
     """Base of every error that detect_ai raises on purpose."""
@@ -39,3 +41,8 @@ class ResourceError(DetectAIError):
 
 class TrainingError(DetectAIError):
     """A training run cannot go on: its loss is not finite."""
+
+
+def without_row(message: str) -> str:
+    """What a parser of rows said, without the row or the value it said it of: no text of a document is repeated."""
+    return re.sub(r"(columns, got \d+|invalid value)\b.*", r"\1", message, flags=re.DOTALL)

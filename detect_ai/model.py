@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +36,10 @@ def resolve(config: ModelConfig) -> tuple[str, str | None]:
     if path.startswith("package:"):
         path = str(_in_package(path.removeprefix("package:")))
     if not Path(path).expanduser().is_dir():
-        if not config.revision or path.count("/") > 1 or path.startswith((".", "/", "~")):
+        if not re.fullmatch("[0-9a-f]{40}", config.revision) or path.count("/") > 1 or path.startswith((".", "/", "~")):
             raise ConfigError(
-                f"model.path={config.path}: expected package:…, an existing directory, or a hub id with model.revision"
+                f"model.path={config.path}: expected package:…, an existing directory, or a hub id with a commit of "
+                "40 hex digits as model.revision"
             )
         return path, config.revision
     folder = Path(path).expanduser()
@@ -53,7 +55,10 @@ def resolve(config: ModelConfig) -> tuple[str, str | None]:
 
 def _in_package(spec: str) -> Path:
     package, _, inner = spec.partition("/")
-    found = importlib.util.find_spec(package)
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # of a name with dots, of none
+        found = None
     if found is None or found.origin is None:
         raise ConfigError(f"model.path=package:{spec}: no package '{package}': pip install 'detect-ai[sample]'")
     return Path(found.origin).parent / inner

@@ -14,8 +14,13 @@ from typing import Any
 
 from detect_ai import __version__
 from detect_ai.config import Config, load_config
-from detect_ai.errors import ConfigError, DetectAIError, InputError
+from detect_ai.errors import ConfigError, DetectAIError, InputError, without_row
 from detect_ai.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+# Where Ray Core, Ray Train's workers, its controller and Python itself keep the error inside an error.
+_WRAPPED = ("cause", "_base_exc", "controller_failure", "__cause__", "__context__")
 
 Stage = Callable[[Config, Storage], dict[str, Any]]
 
@@ -31,7 +36,9 @@ def run_job(name: str, stage: Stage, argv: Sequence[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         config = load_config(arguments.overrides, arguments.config_dir)
-        result = run_stage(name, stage, config, Storage(config.storage.root))
+        storage = Storage(config.storage.root)
+        config.storage.root = storage.root  # absolute: workers run in folders of their own
+        result = run_stage(name, stage, config, storage)
     except Exception as error:
         if arguments.verbose:
             traceback.print_exc()
@@ -44,8 +51,10 @@ def run_job(name: str, stage: Stage, argv: Sequence[str] | None = None) -> int:
 
 def run_stage(name: str, stage: Stage, config: Config, storage: Storage) -> dict[str, Any]:
     """Run a stage and save its result beside its resolved configuration under `runs/<run>/`."""
+    logger.info("%s: started (run %s, storage %s)", name, config.run, storage.root)
     started = time.time()
     result = stage(config, storage)
+    logger.info("%s: done in %.0f s", name, time.time() - started)
     record = {
         "stage": name,
         "run": config.run,
@@ -86,17 +95,18 @@ def ours(error: BaseException) -> BaseException:
     queue = [error]
     while queue:
         current = queue.pop(0)
-        if isinstance(current, DetectAIError):
+        # Ray makes an error of both types around its cause: what it says is a traceback.
+        if isinstance(current, DetectAIError) and not hasattr(current, "cause"):
             return current
         seen.add(id(current))
-        inner = [getattr(current, name, None) for name in ("cause", "__cause__", "__context__")]
+        inner = [getattr(current, name, None) for name in _WRAPPED]
         inner += list((getattr(current, "worker_failures", None) or {}).values())
         queue += [e for e in inner if isinstance(e, BaseException) and id(e) not in seen]
     return error
 
 
 def _describe(error: BaseException, verbose: bool) -> str:
-    lines = str(error).strip().splitlines() or [""]
+    lines = without_row(str(error)).strip().splitlines() or [""]
     if isinstance(error, DetectAIError):
         return lines[0]
     hint = "" if verbose else " (--verbose shows the traceback)"

@@ -36,19 +36,19 @@ class Storage:
     Args:
         root: a local path (`~` is expanded) or a URI that pyarrow knows, such as `gs://bucket/prefix`.
 
+    Attributes:
+        root: the absolute path, or the URI: it names the same place in every process of the machine or cluster.
+
     Raises:
         ConfigError: the URI cannot be opened.
     """
 
     def __init__(self, root: str) -> None:
-        self.root = root
         try:
-            if "://" in root:
-                self.filesystem, base = pafs.FileSystem.from_uri(root)
-            else:
-                self.filesystem, base = pafs.LocalFileSystem(), str(Path(root).expanduser().absolute())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"storage.root={root}: expected a local path or a gs:// URI: {error}") from error
+            self.filesystem, base = open_uri(root)
+        except ConfigError as error:
+            raise ConfigError(f"storage.root={error}") from error
+        self.root = root if "://" in root else base
         self._base = base.rstrip("/")
         self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
 

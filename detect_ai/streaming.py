@@ -120,6 +120,7 @@ def _one_block_a_row(items: list[dict[str, Any]], expand: Callable[[pa.Table], I
     # A yielded table becomes a block as soon as it reaches the target size. Rank r's next row must be the next block.
     rows.context.target_max_block_size = 1
     rows.context.execution_options.preserve_order = True
+    rows.context.enable_progress_bars = False  # the run has a progress of its own
     return rows
 
 

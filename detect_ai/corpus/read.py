@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from detect_ai.config import SourceConfig
-from detect_ai.errors import CorpusError
+from detect_ai.errors import CorpusError, without_row
 from detect_ai.storage import open_uri
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _check_columns(source: SourceConfig, rows: Dataset) -> None:
     try:
         schema = rows.schema()
     except Exception as error:  # Ray wraps what the parser says in errors of its own
-        last = str(error).strip().splitlines()[-1][:200]
+        last = without_row(str(error)).strip().splitlines()[-1][:200]
         raise CorpusError(f"source {source.path}: cannot be read as {source.kind}: {last}") from error
     names = list(schema.names) if schema is not None else []
     if not names:
@@ -104,17 +104,27 @@ def _standardise(table: pa.Table, source: SourceConfig) -> pa.Table:
     text = table[source.text].cast(pa.string())
     digests = [hashlib.sha256((t or "").encode("utf-8", "replace")).hexdigest()[:16] for t in text.to_pylist()]
     name = source.name or Path(source.path).stem
-    ids = table[source.id].cast(pa.string()) if source.id else pa.array([f"{name}-{d}" for d in digests])
+    own = pa.array([f"{name}-{d}" for d in digests], pa.string())
+    ids = _filled(table, source.id, own)
     columns: dict[str, Any] = {
         "id": ids,
         "text": text,
         "source": pa.array([name] * len(table), pa.string()),
         "domain": _column(table, source.domain),
         "generator": _column(table, source.generator),
-        "group": table[source.group].cast(pa.string()) if source.group else ids,
+        "group": _filled(table, source.group, ids),
         "label": _labels(table, source),
     }
     return pa.table(columns)
+
+
+def _filled(table: pa.Table, name: str, default: Any) -> Any:
+    """A column as text; where a row has no value (or there is no such column), the row's default."""
+    if not name:
+        return default
+    values = table[name].cast(pa.string())
+    given = pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(values), ""), False)
+    return pc.if_else(given, values, default)
 
 
 def _column(table: pa.Table, name: str) -> Any:
@@ -128,9 +138,9 @@ def _labels(table: pa.Table, source: SourceConfig) -> pa.Array:
     known = {0: 0, 1: 1, "0": 0, "1": 1}
     wrong = next((v for v in values if not isinstance(v, int | float | str) or v not in known), ...)
     if wrong is not ...:
+        found = repr(str(wrong)) if len(str(wrong)) <= 20 else f"a value of {len(str(wrong))} characters"
         raise CorpusError(
-            f"source {source.path}: column {source.label!r} holds {str(wrong)[:40]!r}; "
-            f"expected 0 (human) or 1 (ai) in every row"
+            f"source {source.path}: column {source.label!r} holds {found}; expected 0 (human) or 1 (ai) in every row"
         )
     return pa.array([known[v] for v in values], pa.int8())
 

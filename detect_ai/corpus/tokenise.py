@@ -67,7 +67,7 @@ def _one_per_position(table: pa.Table) -> pa.Table:
 
 
 def _parquet(table: pa.Table) -> bytes:
-    constant: dict[str, Any] = {"attack": "", "weight": 1.0}
+    constant: dict[str, Any] = {"attack": "none", "weight": 1.0}
     for name, value in constant.items():
         table = table.append_column(name, pa.array([value] * len(table), SCHEMA.field(name).type))
     sink = io.BytesIO()

@@ -8,7 +8,7 @@ from string import ascii_letters
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from detect_ai.errors import InputError
@@ -51,6 +51,9 @@ ATTACKS = {
 FOREIGN = {
     "Russian": "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему. "
     "Всё смешалось в доме Облонских. СССР, Ростов, iPhone; хор.",
+    "Russian with English": "Он работал в СССР, а потом в Google and Yandex; his хор and оркестр played for us.",
+    "Cyrillic alone": "СОР, ХОР. А я?",
+    "Cyrillic capitals and a Latin letter": "СОХРАТ НОРАТ МОРЕ РОСА ОСЕТР: A",
     "Ukrainian": "Усі люди народжуються вільними і рівними у своїй гідності та правах. Їжак і її син.",
     "Greek": "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα. ΑΒΕ, PIN.",
     "Hebrew": "כל בני האדם נולדו בני חורין ושווים בערכם ובזכויותיהם. כולם חוננו בתבונה ובמצפון.",
@@ -77,6 +80,7 @@ def assert_is_fixed_point(text: str) -> None:
     assert (again.text, again.tampering) == (text, {})
 
 
+@settings(deadline=None)
 @given(any_text | hostile_text | padded_text)
 @example("x\u00b4\u0301")
 @example(" ¨ ‗")
@@ -92,6 +96,7 @@ def test_every_character_normalises_to_a_fixed_point_beside_others():
         assert_is_fixed_point(normalise(f"The cat аtе {char}\u0323\u0301е").text)
 
 
+@settings(deadline=None)
 @given(any_text | hostile_text | padded_text)
 def test_offsets_are_one_per_character_ascending_and_inside_the_source(text):
     result = normalise(text)
@@ -102,6 +107,7 @@ def test_offsets_are_one_per_character_ascending_and_inside_the_source(text):
     assert np.all((result.starts >= 0) & (result.starts < result.ends) & (result.ends <= len(text)))
 
 
+@settings(deadline=None)
 @given(hostile_text | padded_text)
 def test_normalised_text_has_no_surrogates_invisibles_or_odd_white_space(text):
     result = normalise(text).text
@@ -110,6 +116,7 @@ def test_normalised_text_has_no_surrogates_invisibles_or_odd_white_space(text):
 
 
 # Pieces whose normal form does not hang on the rest of the document.
+@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(["\u200b", " ", "\n", "“", "ﬁ", "e\u0301", "ａ", "中", "ж", "b", "\u1100\u1161", "\0", "…"])
@@ -171,6 +178,8 @@ def test_tampering_counts_what_hides_letters_and_not_what_spelling_needs(attack,
     ("text", "expected"),
     [
         ("\u0406t is \u0406, not heӀӀo or \u0406\u0406I", "It is I, not hello or III"),
+        ("the insресtоr of the old town said нет", "the inspector of the old town said нет"),
+        ("the tаxI of eаch", "the taxI of each"),
         ("ВОТН and both, Αnd and", "BOTH and both, And and"),
         ("résumé of Соrа, ünïcоdе", "résumé of Cora, ünïcode"),
         ("lone \ud83d surrogate", "lone \ufffd surrogate"),
@@ -251,12 +260,12 @@ def test_time_grows_linearly_with_length(unit):
         sentences(normalise(text).text)
         return time.process_time() - start
 
-    assert min(seconds(240_000) for _ in range(2)) < 40 * max(0.002, min(seconds(24_000) for _ in range(2)))
+    assert min(seconds(60_000) for _ in range(2)) < 40 * max(0.002, min(seconds(6_000) for _ in range(2)))
 
 
 def test_five_thousand_clean_characters_take_less_than_a_millisecond():
     text = (CLEAN.replace("é", "e").replace("ë", "e") * 30)[:5000]
-    assert min(timeit.repeat(lambda: normalise(text), number=1, repeat=20)) < 0.001
+    assert min(timeit.repeat(lambda: normalise(text), timer=time.process_time, number=1, repeat=20)) < 0.001
 
 
 def test_importing_loads_no_confusables_ray_or_torch():
@@ -299,6 +308,7 @@ def test_sentences_are_cut_after_stops_and_not_after_abbreviations(parts):
     assert cut(separator.join(parts)) == parts
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from("aAI .!?\"')(]。1é\n")) | any_text.map(lambda text: normalise(text).text))
 def test_sentences_hold_every_visible_character_once_and_in_order(text):
     spans = sentences(text)
@@ -308,6 +318,7 @@ def test_sentences_hold_every_visible_character_once_and_in_order(text):
     assert "".join("".join(part.split()) for part in cut(text)) == "".join(text.split())
 
 
+@settings(deadline=None)
 @given(st.integers(0, 400), st.integers(1, 60), st.data())
 def test_windows_cover_all_tokens_in_order_and_end_with_them(num_tokens, window, data):
     stride = data.draw(st.integers(1, window))

@@ -1,0 +1,1 @@
+"""The detector as a service on Ray Serve: an HTTP API and a page."""

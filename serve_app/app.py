@@ -1,0 +1,104 @@
+"""The Ray Serve application: one deployment that takes HTTP and runs the model, without a hop between them."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.schema import LoggingConfig
+
+from detect_ai.config import ServeConfig
+from detect_ai.detector import Detector
+from detect_ai.registry import Registry
+from detect_ai.storage import Storage
+
+APP = "detect_ai"
+DEPLOYMENT = "Detector"
+WARM_UP_WORDS = (8, 100, 1000)
+
+
+@serve.ingress()
+class Replica:
+    """One process that answers requests with one version of the model.
+
+    Args:
+        config: of the service.
+        storage_root: where the registry lies.
+        version: of the bundle, pinned: a move of the champion changes nothing here.
+    """
+
+    def __init__(self, config: ServeConfig, storage_root: str, version: str) -> None:
+        # Read by torch when it loads: threads that wait for each other sleep. Spinning, they would take the CPU from
+        # the proxy, and everything stalls when there are fewer free cores than threads.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        import torch
+
+        from serve_app.service import Service
+
+        # Threads of a matrix product belong to the thread that asks for it: the model has one, and keeps it.
+        model = ThreadPoolExecutor(1, "model", torch.set_num_threads, (config.threads_per_replica,))
+        detector = load(config, storage_root, version)
+        model.submit(warm_up, detector).result()
+        self.service = Service(detector, config, model)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        from serve_app.api import create_app
+
+        return create_app(self.service)
+
+    def check_health(self) -> None:
+        """Ask Serve for another replica when this one's batches have stopped."""
+        if not self.service.batcher.alive:
+            raise RuntimeError("the batcher has stopped")
+
+
+def load(config: ServeConfig, storage_root: str, version: str) -> Detector:
+    """The detector of a published version, every byte of it checked."""
+    device = "cuda" if config.use_gpu else "cpu"
+    with Registry(Storage(storage_root)).folder(version) as folder:
+        return Detector.load(folder, device, config.precision, config.batch_tokens)
+
+
+def warm_up(detector: Detector) -> None:
+    """Run texts of several lengths, so that the first request finds kernels and memory ready."""
+    for words in WARM_UP_WORDS:
+        detector.detect([" ".join(["word"] * words)])
+
+
+def build(
+    config: ServeConfig, storage_root: str, version: str, runtime_env: dict[str, Any] | None = None
+) -> serve.Application:
+    """The application that serves one version.
+
+    Args:
+        config: of the service.
+        storage_root: an absolute path or a URI: replicas run in another folder.
+        version: of the bundle in the registry.
+        runtime_env: of the replicas; that of the job when None.
+    """
+    actor: dict[str, Any] = {"num_cpus": config.cpus_per_replica, "num_gpus": int(config.use_gpu)}
+    if runtime_env is not None:
+        actor["runtime_env"] = runtime_env
+    deployment = serve.deployment(
+        name=DEPLOYMENT,
+        ray_actor_options=actor,
+        max_ongoing_requests=config.max_ongoing_requests,
+        max_queued_requests=config.max_queued_requests,
+        backpressure_config=BackpressureConfig(retry_after_s=1),
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=config.min_replicas,
+            max_replicas=config.max_replicas,
+            target_ongoing_requests=config.target_ongoing_requests,
+        ),
+        graceful_shutdown_wait_loop_s=1,
+        # What is in flight has its own bound; the rest is time to answer.
+        graceful_shutdown_timeout_s=config.request_timeout_s + 10,
+        max_surge_percent=100,  # the old version answers until the new one is ready, also with one replica
+        max_constructor_retry_count=2,
+        logging_config=LoggingConfig(enable_access_log=False),  # the proxy writes one line a request already
+    )
+    return deployment(Replica).bind(config, storage_root, version)

@@ -1,0 +1,156 @@
+"""Batches made from the windows of all requests that wait: no timer, no starvation, one model thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detect_ai.batches import padded_length
+
+Ids = NDArray[np.int32]
+Scores = NDArray[np.float64]
+Score = Callable[[Sequence[Ids]], Scores]
+
+
+class QueueFullError(Exception):
+    """More tokens wait than the bound allows."""
+
+
+class ClosedError(Exception):
+    """The batcher takes no more work: the replica is shutting down."""
+
+
+@dataclass(eq=False)
+class _Job:
+    """The windows of one request on their way through the model."""
+
+    rows: Sequence[Ids]
+    costs: list[int]
+    done: asyncio.Future[Scores]
+    scores: Scores
+    taken: int = 0  # windows that are in a batch or scored
+    scored: int = 0
+
+    @property
+    def waiting_tokens(self) -> int:
+        return sum(self.costs[self.taken :])
+
+    def put(self, position: int, score: float) -> None:
+        self.scores[position] = score
+        self.scored += 1
+        if self.scored == len(self.rows) and not self.done.done():
+            self.done.set_result(self.scores)
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+@dataclass(eq=False)
+class Batcher:
+    """Scores windows for many callers at once.
+
+    While the model runs, the next batch gathers: the model never waits for a timer, and a lone request never waits
+    for company. Requests take turns, one window each, so that a long text shares every batch with the short ones
+    that came after it.
+
+    Args:
+        score: windows to log-odds, shape (windows,). It sorts and pads as it likes.
+        model: a single thread that `score` runs in.
+        batch_tokens: tokens in a batch, padding within a window's own length class counted. A batch bounds how long
+            a new request waits for its turn.
+        max_waiting_tokens: more is refused, except from a request that finds nothing waiting.
+    """
+
+    score: Score
+    model: Executor
+    batch_tokens: int
+    max_waiting_tokens: int
+    _jobs: deque[_Job] = field(default_factory=deque, init=False)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _loop: asyncio.Task[None] | None = field(default=None, init=False)
+    _closing: bool = field(default=False, init=False)
+
+    def start(self) -> None:
+        """Begin to work, on the running event loop."""
+        self._loop = asyncio.get_running_loop().create_task(self._run())
+
+    @property
+    def alive(self) -> bool:
+        """Whether windows handed in now will be scored."""
+        return self._loop is not None and not self._loop.done() and not self._closing
+
+    async def close(self) -> None:
+        """Take no more work, finish what was taken."""
+        self._closing = True
+        self._wake.set()
+        if self._loop is not None:
+            await self._loop
+
+    async def scores(self, rows: Sequence[Ids]) -> Scores:
+        """Log-odds of windows, shape (windows,). Cancelling the call takes its windows out of the queue.
+
+        Raises:
+            QueueFullError: too much waits already.
+            ClosedError: the batcher was closed, or never started.
+        """
+        if not self.alive:
+            raise ClosedError
+        if not rows:
+            return np.empty(0)
+        self._check_room(costs := [padded_length(max(1, len(row))) for row in rows])
+        job = _Job(rows, costs, asyncio.get_running_loop().create_future(), np.empty(len(rows)))
+        self._jobs.append(job)
+        self._wake.set()
+        try:
+            return await job.done
+        finally:
+            self._drop(job)
+
+    def _check_room(self, costs: list[int]) -> None:
+        waiting = sum(job.waiting_tokens for job in self._jobs)
+        if waiting and waiting + sum(costs) > self.max_waiting_tokens:
+            raise QueueFullError
+
+    def _drop(self, job: _Job) -> None:
+        if job in self._jobs:
+            self._jobs.remove(job)
+
+    async def _run(self) -> None:
+        while batch := await self._next_batch():
+            rows = [job.rows[position] for job, position in batch]
+            try:
+                scores = await asyncio.get_running_loop().run_in_executor(self.model, self.score, rows)
+            except Exception as error:  # it belongs to the callers of this batch; the next one may well succeed
+                for job, _ in batch:
+                    self._drop(job)
+                    job.fail(error)
+            else:
+                for (job, position), score in zip(batch, scores, strict=True):
+                    job.put(position, score)
+
+    async def _next_batch(self) -> list[tuple[_Job, int]]:
+        """What to score next; empty once the batcher is closed and nothing is left."""
+        while not (batch := self._take()) and not self._closing:
+            self._wake.clear()
+            await self._wake.wait()
+        return batch
+
+    def _take(self) -> list[tuple[_Job, int]]:
+        """One window of each waiting request in turn, until the budget is spent or nothing waits."""
+        batch: list[tuple[_Job, int]] = []
+        budget = self.batch_tokens
+        while self._jobs and (not batch or self._jobs[0].costs[self._jobs[0].taken] <= budget):
+            job = self._jobs.popleft()
+            batch.append((job, job.taken))
+            budget -= job.costs[job.taken]
+            job.taken += 1
+            if job.taken < len(job.rows):
+                self._jobs.append(job)
+        return batch

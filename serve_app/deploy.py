@@ -1,0 +1,189 @@
+"""Make Ray Serve answer with a published version."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from detect_ai import bundle
+from detect_ai.cluster import connect, require_free_port, require_resources
+from detect_ai.config import Config, ServeConfig
+from detect_ai.errors import ResourceError
+from detect_ai.registry import Registry
+from detect_ai.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+DEPLOY_TIMEOUT_S = 300
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def deploy(config: Config, storage: Storage) -> dict[str, Any]:
+    """Serve a published version, the champion unless one is named, and wait until it answers.
+
+    A version that is served already keeps answering until the new one is ready. When that fails the old one stays;
+    without an old one nothing stays.
+
+    Raises:
+        RegistryError: no such version, or no champion.
+        BundleError: the bundle is damaged.
+        ResourceError: a port in use, too few CPUs, or replicas that did not start.
+    """
+    version = checked_version(config.serve, storage)
+    connect()
+    needed = max(1, config.serve.min_replicas)
+    gpus = needed * int(config.serve.use_gpu)
+    require_resources(f"serve.min_replicas={needed}", needed * config.serve.cpus_per_replica, gpus)
+    started_serve = start_serve(config.serve)
+    replaced = None if started_serve else served_version(config.serve)
+    is_new = not is_deployed()
+    try:
+        run(config.serve, absolute(storage), version)
+    except BaseException:
+        stop(app=is_new, serve_too=started_serve)
+        raise
+    return {
+        "url": url(config.serve),
+        "model_version": version,
+        "replaced": replaced,
+        "replicas": running_replicas(),
+        "started_serve": started_serve,
+    }
+
+
+def checked_version(config: ServeConfig, storage: Storage) -> str:
+    """The version to serve, with every byte of its bundle checked before the service is touched."""
+    registry = Registry(storage)
+    version = config.version or registry.require_champion()
+    with registry.folder(version) as folder:
+        bundle.read_spec(folder)
+    return version
+
+
+def start_serve(config: ServeConfig) -> bool:
+    """Start Ray Serve unless it runs. Returns whether it had to be started.
+
+    Raises:
+        ResourceError: the port is in use, or Serve runs already on another one.
+    """
+    from ray import serve
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is not None:
+        found = client.http_config
+        if (found.host, found.port) != (config.host, config.port):
+            raise ResourceError(
+                f"Ray Serve already runs on {found.host}:{found.port}, not on {config.host}:{config.port}: "
+                f"give serve.host={found.host} serve.port={found.port}, or stop it with `serve shutdown`"
+            )
+        return False
+    require_free_port(config.host, config.port)
+    is_local = config.host in ("127.0.0.1", "localhost", "::1")
+    serve.start(
+        proxy_location="HeadOnly" if is_local else "EveryNode",
+        # Waiting for a replica comes on top of what a replica allows itself.
+        http_options={"host": config.host, "port": config.port, "request_timeout_s": 2 * config.request_timeout_s},
+    )
+    return True
+
+
+def run(config: ServeConfig, storage_root: str, version: str) -> None:
+    """Hand the application to Serve and wait until that version answers. Raises ResourceError."""
+    from ray import serve
+
+    from serve_app.app import APP, build
+
+    target = serve.RunTarget(build(config, storage_root, version, runtime_env()), name=APP, route_prefix="/")
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    deadline = time.monotonic() + DEPLOY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        app = serve.status().applications.get(APP)
+        if app is not None and app.status == "DEPLOY_FAILED":
+            raise ResourceError(f"version {version} did not start: {reason(app)}")
+        if app is not None and app.status == "RUNNING" and served_version(config) == version:
+            return
+        time.sleep(0.2)
+    raise ResourceError(
+        f"version {version} did not answer within {DEPLOY_TIMEOUT_S} s: see `serve status`; a replica needs "
+        f"{config.cpus_per_replica:g} free CPUs"
+    )
+
+
+def reason(app: Any) -> str:
+    """The last line of what Serve says of a failed application: the error, after its traceback."""
+    messages = [app.message, *(deployment.message for deployment in app.deployments.values())]
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no reason given")
+
+
+def runtime_env() -> dict[str, Any] | None:
+    """Where replicas find `serve_app`: in the working directory of the job, else in this checkout."""
+    import ray
+
+    inherited = dict(ray.get_runtime_context().runtime_env)
+    if inherited.get("working_dir"):
+        return None
+    path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
+    return {**inherited, "env_vars": {**inherited.get("env_vars", {}), "PYTHONPATH": path}}
+
+
+def absolute(storage: Storage) -> str:
+    """The root of a storage as processes in other folders can open it."""
+    return storage.root if "://" in storage.root else str(Path(storage.root).expanduser().absolute())
+
+
+def url(config: ServeConfig) -> str:
+    """Where the service answers on this machine."""
+    return f"http://{_reachable(config.host)}:{config.port}"
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared, not bound
+
+
+def served_version(config: ServeConfig) -> str | None:
+    """The version that answers now, or None."""
+    connection = http.client.HTTPConnection(_reachable(config.host), config.port, timeout=5)
+    with suppress(OSError, http.client.HTTPException, ValueError, KeyError):
+        connection.request("GET", "/readyz")
+        return str(json.loads(connection.getresponse().read())["model_version"])
+    return None
+
+
+def is_deployed() -> bool:
+    """Whether Serve knows the application."""
+    from ray import serve
+
+    from serve_app.app import APP
+
+    return APP in serve.status().applications
+
+
+def running_replicas() -> int:
+    """How many replicas answer."""
+    from ray import serve
+    from ray.serve._private.common import ReplicaState
+
+    from serve_app.app import APP, DEPLOYMENT
+
+    states = serve.status().applications[APP].deployments[DEPLOYMENT].replica_states
+    return states.get(ReplicaState.RUNNING, 0)
+
+
+def stop(app: bool, serve_too: bool) -> None:
+    """Take down the application and Serve; what is in flight is answered first."""
+    from ray import serve
+
+    from serve_app.app import APP
+
+    if app and is_deployed():
+        serve.delete(APP)
+    if serve_too:
+        serve.shutdown()

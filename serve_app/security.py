@@ -1,0 +1,115 @@
+"""What holds for every request and response: an id, a bound on the body, headers, and silence about internals."""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.problems import ProblemError
+
+logger = logging.getLogger("ray.serve")
+
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+SECURITY_HEADERS = {
+    "Content-Security-Policy": _CONTENT_SECURITY_POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+class Guard:
+    """ASGI middleware around the whole application.
+
+    Serve's proxy gives every request an `X-Request-ID` (the client's, or one it makes) and puts it on every
+    response, its own errors included. The guard passes it on as `request.state.request_id`.
+
+    Args:
+        app: what it guards.
+        max_body_bytes: a longer body is refused: by its announced length before it is read, else while it streams.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Guard one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                add_security_headers(message)
+            await send(message)
+
+        headers = Headers(scope=scope)
+        request_id = headers.get("x-request-id", "")
+        is_sane = _REQUEST_ID.fullmatch(request_id) is not None
+        scope.setdefault("state", {})["request_id"] = request_id if is_sane else uuid.uuid4().hex
+        try:
+            check_head(headers, self.max_body_bytes)
+            await self.app(scope, self._bounded(receive), send_with_headers)
+        except Exception as error:
+            problem = error if isinstance(error, ProblemError) else internal(error, scope["state"]["request_id"])
+            if not started:
+                await problem.response(scope["state"]["request_id"])(scope, receive, send_with_headers)
+
+    def _bounded(self, receive: Receive) -> Receive:
+        seen = 0
+
+        async def receive_within_bound() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.max_body_bytes:
+                raise too_large(f"more than {self.max_body_bytes} bytes", self.max_body_bytes)
+            return message
+
+        return receive_within_bound
+
+
+def check_head(headers: Headers, max_body_bytes: int) -> None:
+    """Refuse a request by its headers. Raises ProblemError."""
+    request_id, length = headers.get("x-request-id", "-"), headers.get("content-length", "0")
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise ProblemError(400, "X-Request-ID: expected 1 to 128 printable ASCII characters without spaces.")
+    if length.isdigit() and int(length) > max_body_bytes:
+        raise too_large(f"{length} bytes", max_body_bytes)
+
+
+def too_large(found: str, max_body_bytes: int) -> ProblemError:
+    """The refusal of a body that is too long."""
+    return ProblemError(
+        413, f"The body has {found}, at most {max_body_bytes} are read: send the texts in several requests."
+    )
+
+
+def internal(error: Exception, request_id: str) -> ProblemError:
+    """Log where an error came from, without its message (which may hold a part of a text), and say nothing else."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("Request %s failed: %s\n%s", request_id, type(error).__qualname__, frames)
+    return ProblemError(500, "The detector failed on this request; its log names the cause under this request_id.")
+
+
+def add_security_headers(message: Message) -> None:
+    """Put the headers on the start of a response, unless it has its own."""
+    headers = MutableHeaders(scope=message)
+    for name, value in SECURITY_HEADERS.items():
+        headers.setdefault(name, value)

@@ -1,0 +1,166 @@
+// The page: sends the text, shows the verdict. Text only ever enters the document as text, never as HTML.
+"use strict";
+
+const byId = (id) => document.getElementById(id);
+const LEVELS = 5;
+const VERDICTS = { human: "Reads like human writing", ai: "Reads like AI writing", uncertain: "No verdict" };
+const TAMPERING = {
+  invisible: "invisible characters",
+  homoglyph: "letters of another alphabet that look Latin",
+  lookalike_form: "full-width or decorated letters",
+  filler: "blank fillers",
+};
+let model = null;
+
+function element(name, text, className) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+const percent = (share) => {
+  const value = 100 * share;
+  if (value > 0 && value < 1) return "under 1%";
+  if (value > 99 && value < 100) return "over 99%";
+  return `${Math.round(value)}%`;
+};
+
+// Shares of human texts are said as "3 of 100": people read that more safely than 0.03.
+const outOf100 = (share) => {
+  const value = 100 * share;
+  return `${value < 10 ? Number(value.toFixed(1)) : Math.round(value)} of 100`;
+};
+
+async function request(path, options) {
+  const response = await fetch(path, options);
+  const type = response.headers.get("Content-Type") || "";
+  if (response.ok) return response.json();
+  const problem = type.includes("json") ? await response.json() : {};
+  const busy = response.status === 503 ? "The service is busy: try again in a moment." : "";
+  throw new Error(problem.detail || busy || `The service answered with an error (${response.status}).`);
+}
+
+async function loadModel() {
+  model = await request("v1/model");
+  byId("version").textContent = model.model_version;
+  byId("demonstration").hidden = model.corpus.name !== "sample";
+  const select = byId("target");
+  select.replaceChildren(
+    ...model.thresholds.map((threshold) => {
+      const option = element("option", `at most ${outOf100(threshold.target_fpr)}`);
+      option.value = threshold.target_fpr;
+      option.selected = threshold.target_fpr === model.default_target_fpr;
+      return option;
+    }),
+  );
+  select.disabled = model.thresholds.length < 2;
+}
+
+function say(text, isError = false) {
+  byId("status").textContent = text;
+  byId("status").classList.toggle("error", isError);
+}
+
+function showReasons(verdict) {
+  const words = {
+    too_short: `It is too short: ${verdict.num_tokens} tokens, and the model needs ${model.min_tokens} or more.`,
+    other_script: "Most of it is not in Latin letters. This model reads English.",
+    between_thresholds: "The score lies between what is usual for human and for AI texts.",
+  };
+  byId("reasons").replaceChildren(...verdict.reasons.map((reason) => element("li", words[reason] || reason)));
+  byId("reasons").hidden = verdict.reasons.length === 0;
+}
+
+function meaning(verdict) {
+  const target = outOf100(verdict.target_fpr);
+  if (verdict.label === "ai") return `At this setting, at most ${target} human texts are called AI by mistake. This may be one of them.`;
+  if (verdict.label === "human") return "Nothing in it stands out as AI writing. AI texts can pass too, above all edited ones.";
+  return "The detector does not answer here, and no answer is better than a wrong one:";
+}
+
+function showNumbers(verdict) {
+  // A probability for a text that cannot be judged would only mislead.
+  const isJudged = verdict.reasons.every((reason) => reason === "between_thresholds");
+  byId("numbers").hidden = !isJudged;
+  byId("scale").style.setProperty("--probability", `${100 * verdict.probability}%`);
+  byId("scale").style.setProperty("--threshold", `${100 * verdict.threshold}%`);
+  byId("probability").textContent = percent(verdict.probability);
+  byId("prevalence").textContent =
+    `if ${outOf100(verdict.prevalence)} texts were AI, as when it was calibrated. Called AI from ${percent(verdict.threshold)}.`;
+  byId("p-value").textContent =
+    `${outOf100(verdict.p_value)} score at least this high, judged by ${model.num_human} that it was calibrated on.`;
+}
+
+function showTampering(verdict) {
+  const found = Object.entries(verdict.tampering);
+  byId("tampering").replaceChildren(...found.map(([kind, count]) => element("li", `${count} × ${TAMPERING[kind] || kind}`)));
+  byId("tampering-block").hidden = found.length === 0;
+}
+
+function showSentences(text, verdict) {
+  const spans = verdict.reasons.length ? [] : verdict.spans;
+  const points = Array.from(text); // offsets count code points, JavaScript's strings do not
+  const level = (span) => `level-${Math.min(LEVELS - 1, Math.floor(span.probability * LEVELS))}`;
+  const parts = [];
+  const items = [];
+  let at = 0;
+  for (const span of spans) {
+    const sentence = points.slice(span.start, span.end).join("");
+    parts.push(points.slice(at, span.start).join(""), element("mark", sentence, level(span)));
+    items.push(element("li", `${percent(span.probability)}: ${sentence}`));
+    at = span.end;
+  }
+  byId("sentences").replaceChildren(...parts, points.slice(at).join(""));
+  byId("sentence-list").replaceChildren(...items);
+  byId("sentences-block").hidden = spans.length === 0;
+}
+
+function show(text, answer) {
+  const verdict = answer.verdicts[0];
+  byId("result").dataset.label = verdict.label;
+  byId("verdict").textContent = VERDICTS[verdict.label];
+  byId("meaning").textContent = meaning(verdict);
+  showReasons(verdict);
+  showNumbers(verdict);
+  showTampering(verdict);
+  showSentences(text, verdict);
+  const windows = verdict.num_windows === 1 ? "one window" : `${verdict.num_windows} windows`;
+  byId("facts").textContent = `All ${verdict.num_tokens} tokens read, in ${windows}. Model ${verdict.model_version}.`;
+  byId("result").hidden = false;
+  say(`Done: ${VERDICTS[verdict.label]}.`);
+  byId("result").focus({ preventScroll: true });
+  byId("result").scrollIntoView({ block: "nearest" });
+}
+
+async function check(event) {
+  event.preventDefault();
+  if (byId("check").disabled) return;
+  const text = byId("text").value;
+  byId("check").disabled = true;
+  byId("result").hidden = true;
+  say("Reading…");
+  try {
+    if (!model) await loadModel();
+    const body = { text, target_fpr: Number(byId("target").value), return_spans: true };
+    const headers = { "Content-Type": "application/json" };
+    show(text, await request("v1/detect", { method: "POST", headers, body: JSON.stringify(body) }));
+  } catch (error) {
+    say(error instanceof TypeError ? "The service cannot be reached." : error.message, true);
+  } finally {
+    byId("check").disabled = false;
+  }
+}
+
+function countWords() {
+  const words = byId("text").value.trim().split(/\s+/).filter(Boolean).length;
+  byId("length").textContent = words === 1 ? "1 word" : `${words} words`;
+}
+
+byId("form").addEventListener("submit", check);
+byId("text").addEventListener("input", countWords);
+byId("text").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("form").requestSubmit();
+});
+loadModel().catch((error) => say(error.message, true));
+countWords();

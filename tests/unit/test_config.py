@@ -1,0 +1,370 @@
+import re
+from dataclasses import fields, is_dataclass
+from typing import get_args, get_type_hints
+
+import pytest
+import yaml
+
+from detect_ai.config import CONFIG_DIR, Config, CorpusConfig, SourceConfig, _rules, check, load_config
+from detect_ai.errors import ConfigError
+
+GROUPS = ("corpus", "model", "serve", "sweep", "train")
+EMULATOR = "gs://anonymous@bucket/x?endpoint_override=127.0.0.1:9023&scheme=http"
+TRAIN_KEYS = (
+    "lr, epochs, batch_size, microbatch_size, warmup, decay, weight_decay, max_grad_norm, precision, num_workers, "
+    "cpus_per_worker, threads_per_worker, use_gpu, log_every, keep_checkpoints"
+)
+ALL_KEYS = "run, seed, storage, corpus, model, train, sweep, calibration, score, gate, serve, tracking"
+SOURCE_KEYS = "kind, path, name, licence, text, label, id, group, domain, generator"
+NAME = "letters, digits, '.', '_' and '-', at most 64"
+QUOTE = "expected key=value; quote a value that holds '=', ',' or brackets"
+
+
+@pytest.fixture(autouse=True)
+def _no_root_from_the_environment(monkeypatch):
+    monkeypatch.delenv("DETECT_AI_STORAGE_ROOT", raising=False)
+
+
+def refusal(*overrides, config_dir=None):
+    with pytest.raises(ConfigError) as refused:
+        load_config(overrides, config_dir)
+    return str(refused.value)
+
+
+# What is given and what is allowed
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("train.lrr=1", f"config: train.lrr=1: no key 'lrr'; allowed here: {TRAIN_KEYS}"),
+        ("nosuch=1", f"config: nosuch=1: no key 'nosuch'; allowed here: {ALL_KEYS}"),
+        ("+train.lrr=1", f"config: +train.lrr=1: no key 'lrr'; allowed here: {TRAIN_KEYS}"),
+        ("+nosuch=1", f"config: +nosuch=1: no key 'nosuch'; allowed here: {ALL_KEYS}"),
+        (
+            "corpus.sources.0.nam=x",
+            f"config: corpus.sources.0.nam=x: no key 'nam'; allowed here: {SOURCE_KEYS}",
+        ),
+        (
+            "corpus.split.dev=0.1",
+            "config: corpus.split.dev=0.1: no key 'dev'; allowed here: train, validation, calibration, test",
+        ),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_keys_that_there_are(override, text):
+    assert refusal(override) == text
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("train.lr=abc", "Value 'abc' of type 'str' could not be converted to Float"),
+        ("train.lr=", "Value '' of type 'str' could not be converted to Float"),
+        ("train.lr=null", "field 'train.lr' is not Optional"),
+        ("train.num_workers=1.5", "Value '1.5' of type 'float' could not be converted to Integer"),
+        ("train.use_gpu=maybe", "Value 'maybe' is not a valid bool (type str)"),
+        ("seed=true", "Value 'True' of type 'bool' could not be converted to Integer"),
+        ("sweep.lrs=1", "Invalid value assigned: int is not a ListConfig, list or tuple."),
+        ("corpus.split.test=much", "Value 'much' of type 'str' could not be converted to Float"),
+    ],
+)
+def test_a_wrong_type_is_refused_with_the_one_expected(override, reason):
+    assert refusal("run=other", override) == f"config: {override}: {reason}"
+
+
+@pytest.mark.parametrize("override", ["train.lr", "train.lr=1=2", f"storage.root={EMULATOR}"])
+def test_what_is_no_override_is_refused_with_the_form_expected(override):
+    assert refusal("seed=1", override) == f"config: {override}: {QUOTE}"
+
+
+@pytest.mark.parametrize(("group", "options"), [("train", "default, gpu"), ("model", "distilbert, minilm")])
+def test_an_unknown_option_of_a_group_is_refused_with_the_options_that_there_are(group, options):
+    assert refusal("run=train", f"{group}=none") == f"config: {group}=none: expected one of {options}"
+
+
+def test_no_option_of_a_group_is_refused():
+    expected = "config: train=null: Config group override must be a string or a list. Got NoneType"
+    assert refusal("train=null") == expected
+
+
+# Impossible values
+
+INF, NAN = float("inf"), float("nan")
+ABOVE_ZERO, AT_LEAST_ZERO, SHARE = "a finite number above 0", "a finite number, at least 0", "at least 0 and below 1"
+AT_LEAST_ONE = [
+    "storage.keep",
+    "corpus.shard_rows",
+    "train.epochs",
+    "train.batch_size",
+    "train.num_workers",
+    "train.threads_per_worker",
+    "train.log_every",
+    "train.keep_checkpoints",
+    "sweep.trials",
+    "sweep.epochs",
+    "score.workers",
+    "score.threads_per_worker",
+    "score.batch_size",
+    "serve.target_ongoing_requests",
+    "serve.max_queued_requests",
+    "serve.threads_per_replica",
+    "serve.batch_tokens",
+    "serve.max_texts",
+    "serve.max_chars",
+    "serve.max_body_bytes",
+]
+POSITIVE = [
+    "train.lr",
+    "train.max_grad_norm",
+    "train.cpus_per_worker",
+    "score.cpus_per_worker",
+    "serve.cpus_per_replica",
+    "serve.request_timeout_s",
+    "sweep.lr_min",
+]
+NATURAL = ["seed", "sweep.max_concurrent", "calibration.min_tokens", "serve.min_replicas"]
+PRECISIONS, NAMES = ("train.precision", "score.precision", "serve.precision"), ("run", "corpus.name")
+LR_MIN, SPLIT = "sweep.lr_min", {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}
+SHARES = ["train.warmup", "model.dropout", "model.attention_dropout", "gate.min_auroc", "gate.max_auroc_drop"]
+
+IMPOSSIBLE = [
+    *(({key: 0}, f"{key}=0", "at least 1") for key in AT_LEAST_ONE),
+    *(({key: odd}, f"{key}={odd}", ABOVE_ZERO) for key in POSITIVE for odd in (0.0, -1.0, NAN, INF) if key != LR_MIN),
+    *(({LR_MIN: odd}, f"{LR_MIN}={odd}", ABOVE_ZERO) for odd in (0.0, -1.0)),
+    *(({key: -1}, f"{key}=-1", AT_LEAST_ZERO) for key in NATURAL),
+    *(({"train.weight_decay": odd}, f"train.weight_decay={odd}", AT_LEAST_ZERO) for odd in (-0.1, NAN, INF)),
+    *(({key: odd}, f"{key}={odd}", SHARE) for key in SHARES for odd in (1.0, -0.1, NAN)),
+    *(({key: "fp16"}, f"{key}=fp16", "one of auto, bf16, fp32") for key in PRECISIONS),
+    *(({key: name}, f"{key}={name}", NAME) for key in NAMES for name in ("../x", "", ".hidden", "a/b", "x" * 65)),
+    ({"train.decay": "step"}, "train.decay=step", "one of linear, cosine"),
+    ({"sweep.search": "random"}, "sweep.search=random", "one of loguniform, grid"),
+    ({"tracking.mode": "on"}, "tracking.mode=on", "one of auto, online, offline, disabled"),
+    ({"storage.root": " "}, "storage.root= ", "a path or a URI such as gs://bucket/folder"),
+    ({"model.window": 15, "model.stride": 8}, "model.window=15", "at least 16 tokens"),
+    ({"model.stride": 0}, "model.stride=0", "1 to model.window - 2"),
+    ({"model.stride": 255}, "model.stride=255", "1 to model.window - 2"),
+    ({"train.microbatch_size": 17}, "train.microbatch_size=17", "1 to train.batch_size (16)"),
+    ({"train.microbatch_size": 0}, "train.microbatch_size=0", "1 to train.batch_size (16)"),
+    (
+        {"serve.max_ongoing_requests": 16},
+        "serve.max_ongoing_requests=16",
+        "more than serve.target_ongoing_requests (16)",
+    ),
+    ({"serve.min_replicas": 3}, "serve.max_replicas=2", "at least 1 and serve.min_replicas (3)"),
+    (
+        {"serve.min_replicas": 0, "serve.max_replicas": 0},
+        "serve.max_replicas=0",
+        "at least 1 and serve.min_replicas (0)",
+    ),
+    ({"serve.port": 0}, "serve.port=0", "1 to 65535"),
+    ({"serve.port": 65536}, "serve.port=65536", "1 to 65535"),
+    (
+        {"calibration.default_target_fpr": 0.01},
+        "calibration.default_target_fpr=0.01",
+        "one of calibration.target_fprs ([0.05])",
+    ),
+    ({"calibration.target_fprs": []}, "calibration.default_target_fpr=0.05", "one of calibration.target_fprs ([])"),
+    (
+        {"calibration.target_fprs": [0.05, 5.0]},
+        "calibration.target_fprs=[0.05, 5.0]",
+        "shares between 0 and 1, such as 0.05",
+    ),
+    ({"sweep.lrs": [1e-4, 0.0]}, "sweep.lrs=[0.0001, 0.0]", "finite learning rates above 0"),
+    ({"sweep.lrs": [INF]}, "sweep.lrs=[inf]", "finite learning rates above 0"),
+    ({"sweep.search": "grid"}, "sweep.lrs=[]", "at least one learning rate for sweep.search=grid"),
+    ({"sweep.lr_max": 3e-5}, "sweep.lr_max=3e-05", "a finite number above sweep.lr_min (3e-05)"),
+    ({"sweep.lr_max": INF}, "sweep.lr_max=inf", "a finite number above sweep.lr_min (3e-05)"),
+    (
+        {"corpus.split": {"train": 1.0}},
+        "corpus.split=['train']",
+        "the four splits train, validation, calibration, test",
+    ),
+    (
+        {"corpus.split": SPLIT | {"train": 0.75, "calibration": 0.0}},
+        "corpus.split={'train': 0.75, 'validation': 0.1, 'calibration': 0.0, 'test': 0.15}",
+        "shares between 0 and 1",
+    ),
+    (
+        {"corpus.split": SPLIT | {"train": 0.5}},
+        "corpus.split={'train': 0.5, 'validation': 0.1, 'calibration': 0.15, 'test': 0.15}",
+        "shares that add up to 1",
+    ),
+    ({"corpus.sources": []}, "corpus.sources=[]", "at least one source, see configs/corpus/csv.yaml"),
+    (
+        {"corpus.sources": [SourceConfig(kind="xls", path="x")]},
+        "corpus.sources[0].kind=xls",
+        "one of csv, jsonl, parquet, sample",
+    ),
+    ({"corpus.sources": [SourceConfig()]}, "corpus.sources[0].path=", "a file or a folder"),
+]
+
+
+def changed(changes):
+    """A configuration that was right, with some values changed."""
+    config = Config(corpus=CorpusConfig(sources=[SourceConfig(kind="sample")]))
+    for key, value in changes.items():
+        *groups, name = key.split(".")
+        setattr(getattr(config, groups[0]) if groups else config, name, value)
+    return config
+
+
+@pytest.mark.parametrize(("changes", "found", "allowed"), IMPOSSIBLE)
+def test_an_impossible_value_is_refused_with_what_is_allowed(changes, found, allowed):
+    with pytest.raises(ConfigError) as refused:
+        check(changed(changes))
+    assert str(refused.value) == f"config: {found}: expected {allowed}"
+
+
+def test_an_impossible_value_stops_a_configuration_while_it_is_composed():
+    assert refusal("corpus=csv") == "config: corpus.sources[0].path=: expected a file or a folder"
+
+
+def test_every_rule_is_broken_once_above():
+    rules = _rules(changed({}))
+    shown = {(found.partition("=")[0], allowed) for _, found, allowed in IMPOSSIBLE}
+    without_figures = {(key, re.sub(r" \(.*\)$", "", allowed)) for key, allowed in shown}
+    assert {(key, re.sub(r" \(.*\)$", "", allowed)) for key, _, _, allowed in rules} == without_figures
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.lr", "run=x"],
+        ["train=none"],
+        ["train.lrr=1"],
+        ["corpus.sources=abc"],
+        ["train.lr=${x}"],
+        ["~train.lr"],
+        ["train.lr=abc"],
+        ["corpus.sources.5.path=x"],
+    ],
+)
+def test_an_error_is_one_line(overrides):
+    assert len(refusal(*overrides).splitlines()) == 1
+
+
+# A user's own directory
+
+
+@pytest.mark.parametrize("name", ["mine", "it's my dir=x, (1) [2]"])
+def test_a_directory_of_the_users_own_adds_options_to_the_groups(tmp_path, name):
+    (tmp_path / name / "train").mkdir(parents=True)
+    (tmp_path / name / "train/mine.yaml").write_text("lr: 7e-5\n")
+    config = load_config(["train=mine", "train.epochs=9"], str(tmp_path / name))
+    assert (config.train.lr, config.train.epochs, config.model.name) == (7e-5, 9, "minilm")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("lrr: 1\n", f"config: train.lrr: no key 'lrr'; allowed here: {TRAIN_KEYS}"),
+        ("lr: abc\n", "config: train.lr: Value 'abc' of type 'str' could not be converted to Float"),
+        ("lr: 0\n", "config: train.lr=0.0: expected a finite number above 0"),
+    ],
+)
+def test_a_file_of_the_users_own_is_checked_like_ours(tmp_path, content, text):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/mine.yaml").write_text(content)
+    assert refusal("train=mine", config_dir=str(tmp_path)) == text
+
+
+def test_a_file_that_is_no_yaml_is_named_with_the_line(tmp_path):
+    (tmp_path / "train").mkdir()
+    path = tmp_path / "train/mine.yaml"
+    path.write_text("lr: [1\nepochs: 2\n")
+    assert refusal("train=mine", config_dir=str(tmp_path)) == (
+        f'config: while parsing a flow sequence in "{path}", line 1, column 5 '
+        f"expected ',' or ']', but got ':' in \"{path}\", line 2, column 7"
+    )
+
+
+def test_options_of_the_users_own_stand_among_those_that_there_are(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/mine.yaml").write_text("lr: 7e-5\n")
+    expected = "config: train=none: expected one of default, gpu, mine"
+    assert refusal("train=none", config_dir=str(tmp_path)) == expected
+
+
+def test_a_directory_that_is_not_there_is_refused(tmp_path):
+    assert refusal(config_dir=str(tmp_path / "no")) == f"--config-dir {tmp_path / 'no'}: no such directory"
+
+
+# The storage root
+
+
+def test_the_root_comes_from_the_environment_whatever_characters_it_holds(monkeypatch):
+    monkeypatch.setenv("DETECT_AI_STORAGE_ROOT", EMULATOR)
+    assert load_config().storage.root == EMULATOR
+
+
+def test_an_override_decides_over_the_environment(monkeypatch):
+    monkeypatch.setenv("DETECT_AI_STORAGE_ROOT", "/from/the/environment")
+    assert load_config(["storage.root=/from/the/line"]).storage.root == "/from/the/line"
+
+
+def test_an_empty_root_in_the_environment_is_refused_instead_of_meaning_the_working_directory(monkeypatch):
+    monkeypatch.setenv("DETECT_AI_STORAGE_ROOT", "")
+    assert refusal() == "config: storage.root=: expected a path or a URI such as gs://bucket/folder"
+
+
+def test_the_default_root_lies_in_the_home_directory():
+    assert load_config().storage.root == "~/.local/share/detect_ai"
+
+
+# The files in configs/
+
+
+def options():
+    return sorted((path.parent.name, path.stem) for path in CONFIG_DIR.glob("*/*.yaml"))
+
+
+def test_the_groups_are_those_of_the_design():
+    assert sorted({group for group, _ in options()}) == sorted(GROUPS)
+
+
+@pytest.mark.parametrize(("group", "option"), options())
+def test_every_file_composes_and_sets_what_it_says(group, option):
+    given = ["corpus.sources.0.path=/x.csv"] if (group, option) == ("corpus", "csv") else []
+    config = load_config([f"{group}={option}", *given]).to_dict()
+    written = yaml.safe_load((CONFIG_DIR / group / f"{option}.yaml").read_text())
+    for key, value in written.items():
+        if key == "sources":
+            given_source = {k: v for k, v in value[0].items() if k != "path"}
+            assert given_source.items() <= config[group][key][0].items()
+        elif isinstance(config[group][key], float):
+            assert config[group][key] == float(value)
+        elif isinstance(config[group][key], list):
+            assert config[group][key] == [float(v) for v in value]
+        else:
+            assert config[group][key] == value
+
+
+def test_every_key_in_configs_is_a_field_of_config_py():
+    kinds = get_type_hints(Config)
+    for path in CONFIG_DIR.glob("*/*.yaml"):
+        written = yaml.safe_load(path.read_text())
+        assert set(written) <= {f.name for f in fields(kinds[path.parent.name])}, path
+
+
+def test_every_field_has_a_type_that_is_checked():
+    def leaves(cls):
+        for name, kind in get_type_hints(cls).items():
+            inner = [kind, *get_args(kind)]
+            for nested in filter(is_dataclass, inner):
+                yield from leaves(nested)
+            if not any(map(is_dataclass, inner)):
+                yield name, kind
+
+    checked = {str, int, float, bool, list[float], dict[str, float]}
+    assert {kind for _, kind in leaves(Config)} <= checked
+
+
+def test_overrides_decide_over_files_in_their_order():
+    assert load_config(["train=gpu", "train.lr=1e-5", "train.lr=2e-5"]).train.lr == 2e-5
+
+
+def test_the_dictionary_of_a_configuration_holds_everything():
+    config = load_config(["model=distilbert", "seed=3"])
+    plain = config.to_dict()
+    assert (plain["model"]["revision"], plain["seed"]) == (config.model.revision, 3)
+    assert set(plain) == {f.name for f in fields(Config)}
