@@ -65,12 +65,17 @@ def _in_package(spec: str) -> Path:
 
 
 def build(config: ModelConfig, seed: int) -> PreTrainedModel:
-    """The pretrained encoder with a new head of two classes, drawn from the seed."""
+    """The pretrained encoder with a new head of two classes, drawn from the seed.
+
+    Raises:
+        ConfigError: as `resolve`; the encoder is of a kind that transformers does not know, or has too few positions.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     path, revision = resolve(config)
-    hf_config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    with _in_hub_format(config):
+        hf_config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     _check_window(config, hf_config)
     for names, value in ((_DROPOUT, config.dropout), (_ATTENTION_DROPOUT, config.attention_dropout)):
         for name in names:
@@ -79,7 +84,7 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
     hf_config.num_labels = len(ID2LABEL)
     hf_config.id2label, hf_config.label2id = ID2LABEL, {label: i for i, label in ID2LABEL.items()}
     torch.manual_seed(seed)
-    with _quiet():
+    with _quiet(), _in_hub_format(config):
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
             path,
             config=hf_config,
@@ -98,11 +103,12 @@ def _check_window(config: ModelConfig, hf_config: Any) -> None:
 
 
 def load_tokenizer(config: ModelConfig) -> Tokenizer:
-    """The tokenizer that belongs to the encoder."""
+    """The tokenizer that belongs to the encoder. Raises ConfigError."""
     from detect_ai.tokenizer import Tokenizer
 
     path, revision = resolve(config)
-    return Tokenizer.from_pretrained(path, revision)
+    with _in_hub_format(config):
+        return Tokenizer.from_pretrained(path, revision)
 
 
 def save(model: PreTrainedModel, folder: Path) -> None:
@@ -137,6 +143,16 @@ def load(folder: Path) -> PreTrainedModel:
         raise BundleError(f"{folder}: the weights do not fit the architecture: {problems}")
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+@contextmanager
+def _in_hub_format(config: ModelConfig) -> Iterator[None]:
+    """Tell a user what transformers says of an encoder that it cannot load, without its advice to run strange code."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(f"model.path={config.path}: expected an encoder in the hub's format: {reason}") from error
 
 
 @contextmanager

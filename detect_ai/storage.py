@@ -64,8 +64,11 @@ class Storage:
 
     def list(self, key: str) -> list[str]:
         """Names of the files and folders directly under a folder, sorted; empty when there is no such folder."""
-        selector = pafs.FileSelector(self.path(key), allow_not_found=True)
-        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+        base = self.path(key)
+        # An object store has names with slashes, not folders: pyarrow lists a folder only where a marker stands for it.
+        selector = pafs.FileSelector(base, allow_not_found=True, recursive=not self.is_local)
+        found = self.filesystem.get_file_info(selector)
+        return sorted({info.path.removeprefix(base).strip("/").split("/")[0] for info in found} - {""})
 
     def read_bytes(self, key: str) -> bytes:
         """The whole file. Raises FileNotFoundError."""
@@ -92,8 +95,9 @@ class Storage:
 
     def read_json(self, key: str) -> Any:
         """The parsed JSON of a file. Raises FileNotFoundError, or InputError when it is not JSON."""
+        data = self.read_bytes(key)
         try:
-            return json.loads(self.read_bytes(key))
+            return json.loads(data)
         except ValueError as error:
             raise InputError(f"{self.root}/{key}: expected JSON: {error}") from error
 

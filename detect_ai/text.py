@@ -36,7 +36,7 @@ _GAP_FILLERS = _FILLERS[2:]
 _TYPOGRAPHY = (
     dict.fromkeys("‘’‚‛′‵‹›❛❜´\u02b9\u02bb\u02bc\u02bd\u02ca\u02cb", "'")
     | dict.fromkeys("“”„‟″‶«»❝❞〝〞〟\u02ba\u02ee", '"')
-    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212\u02d7\u2e3a\u2e3b\ufe58\ufe63\uff0d", "-")
+    | dict.fromkeys("\u2010\u2012\u2013\u2014\u2015\u2043\u2212\u02d7\u2e3a\u2e3b", "-")
 )
 _SPECIAL = re.compile(f"(?P<invisible>[{_INVISIBLE}]+)|(?P<filler>[{_FILLERS}]+)|[{''.join(_TYPOGRAPHY)}\ud800-\udfff]")
 # Joiners, direction marks, emoji selectors and tags are spelling, not tampering, after a character beyond ASCII
@@ -55,7 +55,7 @@ _GENUINE_LATIN_SHARE = 0.05
 
 _STOP = re.compile(r"""(?:(?<![.!?])[.!?]++["')\]]*+(?=\s)|。["')」』]*+)(?P<gap>\s*+)(?=["'(\[]*+(?P<next>\S))""")
 _ABBREVIATION = re.compile(
-    r"""["'(\[]*(?:(?i:mr|mrs|ms|mx|dr|prof|st|gen|col|sgt|capt|lt|cmdr|rev|hon|gov|sen|rep|pres|messrs|mt|ft|vs|cf|al
+    r"""["'(\[]*(?:(?i:mr|mrs|ms|mx|dr|prof|st|gen|col|sgt|capt|lt|cmdr|rev|hon|gov|sen|rep|messrs|mt|ft|vs|cf|al
     |e\.g|i\.e|ph\.d|viz)\.|(?!I\.[ ])(?:[A-ZÀ-ÖØ-ÞΑ-ΩА-Я]\.)+)[ ].
     |["'(\[]*(?i:nos?|figs?|eqs?|vol|ch|sec|art|pp?|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|approx)\.[ ]\d""",
     re.VERBOSE,
@@ -276,7 +276,7 @@ def windows(num_tokens: int, window: int, stride: int) -> list[tuple[int, int]]:
     Raises:
         InputError: If `window` is below 1, or `stride` is not between 1 and `window`.
     """
-    if window < 1 or not 1 <= stride <= window:
+    if not 1 <= stride <= window:
         raise InputError(f"need window >= 1 and 1 <= stride <= window, got window={window}, stride={stride}")
     if num_tokens <= window:
         return [(0, num_tokens)]

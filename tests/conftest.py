@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-from tests import tiny
+from tests import emulator, tiny
 
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -26,3 +31,16 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
     tiny.make_bundle(folder, encoder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def gcs_bucket() -> Iterator[str]:
+    """The URI of a bucket in an emulator of Google Cloud Storage."""
+    with emulator.gcs_emulator() as uri:
+        yield uri
+
+
+@pytest.fixture
+def gcs_root(gcs_bucket: str) -> str:
+    """A storage root of its own in the bucket. It holds `=` and `&`: give it by DETECT_AI_STORAGE_ROOT."""
+    return emulator.under(gcs_bucket, uuid.uuid4().hex)

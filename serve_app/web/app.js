@@ -74,7 +74,7 @@ function showReasons(verdict) {
 
 function meaning(verdict) {
   const target = outOf100(verdict.target_fpr);
-  if (verdict.label === "ai") return `At this setting, at most ${target} human texts are called AI by mistake. This may be one of them.`;
+  if (verdict.label === "ai") return `It may be human all the same: of human texts like those it was calibrated on, at most ${target} are called AI.`;
   if (verdict.label === "human") return "Nothing in it stands out as AI writing. AI texts can pass too, above all edited ones.";
   return "The detector does not answer here, and no answer is better than a wrong one:";
 }
@@ -89,7 +89,7 @@ function showNumbers(verdict) {
   byId("prevalence").textContent =
     `if ${outOf100(verdict.prevalence)} texts were AI, as when it was calibrated. Called AI from ${percent(verdict.threshold)}.`;
   byId("p-value").textContent =
-    `${outOf100(verdict.p_value)} score at least this high, judged by ${model.num_human} that it was calibrated on.`;
+    `About ${outOf100(verdict.p_value)} score at least this high, to go by the ${model.num_human} that it was calibrated on.`;
 }
 
 function showTampering(verdict) {

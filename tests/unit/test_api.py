@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from detect_ai.detector import Detector
 from serve_app.api import create_app
 from serve_app.service import Service
 
+Scenario = Callable[[httpx.AsyncClient, Service], Awaitable[Any]]
 CANARY = "canary-4f1d the council met"
 
 
@@ -44,7 +45,9 @@ def detector(tiny_bundle: Path) -> Detector:
 
 
 def ask(
-    detector: Detector, scenario: Callable[[httpx.AsyncClient, Service], Awaitable[Any]], config: ServeConfig | None = None
+    detector: Detector,
+    scenario: Callable[[httpx.AsyncClient, Service], Awaitable[Any]],
+    config: ServeConfig | None = None,
 ) -> Any:
     async def main() -> Any:
         with ThreadPoolExecutor(1) as model:
@@ -60,7 +63,7 @@ def ask(
     return asyncio.run(main())
 
 
-def post(**body: Any) -> Callable[[httpx.AsyncClient, Service], Awaitable[httpx.Response]]:
+def post(**body: Any) -> Scenario:
     return lambda client, _: client.post("/v1/detect", json=body)
 
 
@@ -78,15 +81,22 @@ def test_a_failure_inside_is_a_500_that_names_no_internals(detector: Detector) -
     check_problem(ask(detector, post(text=CANARY)), 500, detail)
 
 
-def test_a_failure_inside_is_logged_without_the_text(detector: Detector, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def serve_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    logger = logging.getLogger("ray.serve")  # it does not hand its records on to the root
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def test_a_failure_inside_is_logged_without_the_text(detector: Detector, serve_log: pytest.LogCaptureFixture) -> None:
     detector.backend = Broken()
-    logging.getLogger("ray.serve").addHandler(caplog.handler)
     response = ask(detector, post(text=CANARY))
-    logged = caplog.handler.format(caplog.records[-1])
+    logged = serve_log.handler.format(serve_log.records[-1])
     assert response.json()["request_id"] in logged
     assert "RuntimeError" in logged
     assert "log_odds" in logged
-    assert CANARY not in caplog.text
+    assert CANARY not in serve_log.text
 
 
 def test_a_request_over_its_time_is_a_503(detector: Detector) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,11 +32,14 @@ class Model:
         return np.asarray([row.sum() for row in rows], dtype=np.float64)
 
 
+Scenario = Callable[[Batcher, Model], Coroutine[Any, Any, None]]
+
+
 def row(value: int, length: int = 8) -> Ids:
     return np.asarray([value] + [0] * (length - 1), dtype=np.int32)
 
 
-def run(scenario: Callable[[Batcher, Model], Awaitable[None]], batch_tokens: int = 64, max_waiting: int = 10**6) -> Model:
+def run(scenario: Scenario, batch_tokens: int = 64, max_waiting: int = 10**6) -> Model:
     model = Model()
 
     async def main() -> None:
@@ -43,7 +47,7 @@ def run(scenario: Callable[[Batcher, Model], Awaitable[None]], batch_tokens: int
             batcher = Batcher(model.score, thread, batch_tokens, max_waiting)
             batcher.start()
             try:
-                await asyncio.wait_for(scenario(batcher, model), 20)  # type: ignore[arg-type]
+                await asyncio.wait_for(scenario(batcher, model), 20)
             finally:
                 model.gate.set()
                 await batcher.close()
@@ -105,9 +109,7 @@ def test_a_window_larger_than_the_budget_is_scored_alone() -> None:
 def test_a_short_text_is_in_the_next_batch_although_a_long_one_waits() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
         first = await held(batcher, model)
-        long = asyncio.create_task(batcher.scores([row(1) for _ in range(1000)]))
-        await asyncio.sleep(0)
-        short = asyncio.create_task(batcher.scores([row(2)]))
+        long, short = (asyncio.create_task(batcher.scores(rows)) for rows in ([row(1)] * 1000, [row(2)]))
         await asyncio.sleep(0)
         model.gate.set()
         await asyncio.gather(first, short)

@@ -1,0 +1,186 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright.
+
+`python -m tests.e2e.test_page URL TEXTFILE PNG` takes the picture of the README from a running service.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from detect_ai.storage import Storage
+from tests import tiny
+from tests.e2e.conftest import foreground
+
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+DESKTOP, PHONE = {"width": 860, "height": 800}, {"width": 390, "height": 800}
+PICTURE = {"width": 860, "height": 1060}
+CANARY = "<img src=x onerror=document.title='owned'>"
+TEXT = tiny.text("human", random.Random(5), 90)
+VERDICTS = ["Reads like human writing", "Reads like AI writing", "No verdict"]
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Chromium from CHROMIUM or the PATH."""
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail(
+            "no chromium: run `apt-get update && apt-get install --no-install-recommends chromium`, or set CHROMIUM "
+            "to the path of another Chrome",
+            pytrace=False,
+        )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def url(store: Storage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with foreground(store, tmp_path_factory.mktemp("page") / "log") as (_, found):
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """What the browser complained of: scripts, policy, requests to other places."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Browser, url: str, complaints: list[str]) -> Iterator[Page]:
+    """The page, loaded; nothing may come from elsewhere and nothing may fail."""
+    with browser.new_context(viewport=DESKTOP) as context:
+        made = context.new_page()
+        made.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        made.on("pageerror", lambda error: complaints.append(str(error)))
+        made.on("request", lambda request: None if request.url.startswith(url) else complaints.append(request.url))
+        made.goto(url)
+        expect(made.locator("#version")).not_to_have_text("…")
+        yield made
+
+
+def check(page: Page, text: str) -> None:
+    page.get_by_label("Text", exact=True).fill(text)
+    page.get_by_role("button", name="Check the text").click()
+    expect(page.locator("#result")).to_be_visible()
+
+
+def test_a_pasted_text_gets_a_verdict_in_words(page: Page) -> None:
+    check(page, TEXT)
+    assert page.locator("#verdict").inner_text() in VERDICTS
+    assert page.locator("#probability").inner_text().endswith("%")
+    assert "of 100 score at least this high" in page.locator("#p-value").inner_text()
+
+
+def test_the_browser_has_nothing_to_complain_of(page: Page, complaints: list[str]) -> None:
+    check(page, TEXT)
+    assert complaints == []
+
+
+def test_a_text_is_shown_as_text_never_as_html(page: Page, complaints: list[str]) -> None:
+    check(page, f"{TEXT} {CANARY}. {TEXT}")
+    assert "onerror=document.title" in page.locator("#result").inner_text()
+    assert page.locator("#result img").count() == 0
+    assert page.title().startswith("detect_ai")
+    assert complaints == []
+
+
+def test_highlighted_sentences_are_those_of_the_text_also_after_an_emoji(page: Page) -> None:
+    sentences = [f"\U0001f642 {sentence}." for sentence in tiny.text("ai", random.Random(6), 90)[:-1].split(". ")]
+    check(page, "  ".join(sentences))
+    assert page.locator("#sentences mark").all_inner_texts() == sentences
+
+
+def test_ctrl_enter_checks_the_text(page: Page) -> None:
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#result")).to_be_visible()
+    expect(page.locator("#status")).to_contain_text("Done")
+
+
+def test_a_short_text_gets_no_number_that_could_mislead(page: Page) -> None:
+    check(page, "Too short.")
+    assert page.locator("#verdict").inner_text() == "No verdict"
+    assert "too short" in page.locator("#reasons").inner_text()
+    expect(page.locator("#numbers")).to_be_hidden()
+
+
+def test_hidden_characters_are_counted(page: Page) -> None:
+    check(page, TEXT.replace("the", "th\u200be"))
+    count = TEXT.count("the")
+    assert page.locator("#tampering").inner_text() == f"{count} × invisible characters"
+
+
+def test_targets_are_those_of_the_model(page: Page) -> None:
+    assert page.locator("#target option").all_inner_texts() == ["at most 5 of 100", "at most 10 of 100"]
+
+
+def test_the_target_chosen_is_the_one_asked_for(page: Page) -> None:
+    page.get_by_label("called AI by mistake").select_option("at most 10 of 100")
+    with page.expect_request("**/v1/detect") as asked:
+        check(page, TEXT)
+    assert asked.value.post_data_json["target_fpr"] == 0.1
+
+
+def test_an_error_is_said_in_the_words_of_the_service(page: Page) -> None:
+    page.get_by_label("Text", exact=True).fill("word " * 50_000)
+    page.get_by_role("button", name="Check the text").click()
+    expect(page.locator("#status")).to_contain_text("249999 characters, at most 200000 are read")
+
+
+def test_nothing_is_wider_than_a_phone(page: Page) -> None:
+    page.set_viewport_size(PHONE)
+    check(page, f"{TEXT} {'x' * 300}. {TEXT}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_every_control_has_a_name(page: Page) -> None:
+    controls = page.locator("textarea, select, button").all()
+    names = [control.evaluate("c => (c.labels?.[0] ?? c).textContent.trim()") for control in controls]
+    assert all(names)
+
+
+def test_the_api_page_works_without_another_site(page: Page, url: str, complaints: list[str]) -> None:
+    page.goto(f"{url}/docs")
+    expect(page.get_by_text("/v1/detect")).to_be_visible()
+    assert complaints == []
+
+
+def picture(url: str, text: str, path: Path, **context: Any) -> None:
+    """A picture of the page with the verdict on a text: its upper part, which keeps the file small."""
+    with chromium() as browser, browser.new_context(**{"viewport": PICTURE, **context}) as made:
+        page = made.new_page()
+        page.goto(url)
+        check(page, text)
+        page.evaluate("scrollTo(0, 0)")
+        page.screenshot(path=path)
+
+
+if __name__ == "__main__":
+    picture(sys.argv[1], Path(sys.argv[2]).read_text(), Path(sys.argv[3]))

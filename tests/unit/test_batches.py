@@ -1,0 +1,319 @@
+from itertools import chain, pairwise
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detect_ai import streaming
+from detect_ai.batches import (
+    LENGTH_MULTIPLE,
+    attention_mask,
+    collate,
+    num_steps,
+    padded_length,
+    plan_scoring,
+    plan_steps,
+)
+from detect_ai.streaming import Frame, TrainingPlan, microbatch
+
+LENGTHS = st.lists(st.integers(0, 600), max_size=120)
+SIZES = st.tuples(st.integers(1, 20), st.integers(1, 20))
+PREFIX, SUFFIX = np.asarray([101], dtype=np.int32), np.asarray([102], dtype=np.int32)
+FRAME = Frame(PREFIX, SUFFIX, pad_id=0, content=62, stride=48)
+
+
+def steps(lengths, sizes, seed=0):
+    return plan_steps(np.asarray(lengths, dtype=np.int64), *sizes, np.random.default_rng(seed))
+
+
+def realistic_lengths(n=2000, longest=254, seed=1):
+    """Lengths of one window each of news stories and essays: lognormal, cut at the window."""
+    return np.minimum(np.random.default_rng(seed).lognormal(5.2, 0.6, n).astype(int) + 20, longest)
+
+
+# The plan of a training epoch
+
+
+@given(LENGTHS, SIZES, st.integers(0, 5))
+def test_every_document_stands_in_exactly_one_microbatch(lengths, sizes, seed):
+    planned = chain.from_iterable(chain.from_iterable(steps(lengths, sizes, seed)))
+    assert sorted(planned) == list(range(len(lengths)))
+
+
+@given(LENGTHS, SIZES)
+def test_there_are_as_many_steps_as_the_rows_need_and_they_differ_by_at_most_one_row(lengths, sizes):
+    found = [sum(map(len, step)) for step in steps(lengths, sizes)]
+    assert len(found) == num_steps(len(lengths), sizes[0])
+    assert max(found, default=0) <= sizes[0]
+    assert max(found, default=0) - min(found, default=0) <= 1
+
+
+@given(LENGTHS, SIZES)
+def test_the_microbatches_of_a_step_keep_to_their_size_and_differ_by_at_most_one_row(lengths, sizes):
+    for step in steps(lengths, sizes):
+        found = list(map(len, step))
+        assert max(found) <= sizes[1]
+        assert min(found) >= 1
+        assert max(found) - min(found) <= 1
+
+
+@given(LENGTHS, SIZES, st.integers(0, 5))
+def test_the_plan_is_a_function_of_lengths_and_seed_alone(lengths, sizes, seed):
+    first, second = (steps(lengths, sizes, seed) for _ in range(2))
+    assert [[part.tolist() for part in step] for step in first] == [[part.tolist() for part in step] for step in second]
+
+
+def test_another_seed_makes_other_steps_in_another_order():
+    lengths = realistic_lengths(200)
+    first, second = ([set(np.concatenate(step)) for step in steps(lengths, (16, 8), seed)] for seed in (0, 1))
+    assert first != second
+    assert {frozenset(step) for step in first} != {frozenset(step) for step in second}
+
+
+def test_steps_come_in_random_order_and_not_by_length():
+    means = [realistic_lengths()[np.concatenate(step)].mean() for step in steps(realistic_lengths(), (16, 8))]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+
+
+@given(LENGTHS, SIZES)
+def test_the_lengths_of_two_microbatches_never_interleave(lengths, sizes):
+    classes = np.asarray(lengths, dtype=np.int64) // LENGTH_MULTIPLE
+    parts = sorted((classes[part].min(), classes[part].max()) for part in chain.from_iterable(steps(lengths, sizes)))
+    assert all(left[1] <= right[0] for left, right in pairwise(parts))
+
+
+@pytest.mark.parametrize("sizes", [(16, 8), (16, 16), (64, 16)])
+def test_padding_of_a_realistic_corpus_is_at_most_five_percent(sizes):
+    lengths = realistic_lengths()
+    used = padded = 0
+    for part in chain.from_iterable(steps(lengths, sizes)):
+        rows = [np.zeros(lengths[i], np.int32) for i in part]
+        batch = collate(rows, PREFIX, SUFFIX, 0)
+        used += batch.lengths.sum()
+        padded += batch.input_ids.size
+    assert 1 - used / padded <= 0.05
+
+
+# The plan of scoring
+
+
+@given(st.lists(st.integers(1, 600), max_size=120), st.integers(1, 5000))
+def test_scoring_reads_every_window_once_within_its_budget_of_padded_tokens(lengths, budget):
+    lengths = np.asarray(lengths, dtype=np.int64)
+    planned = plan_scoring(lengths, budget)
+    assert sorted(chain.from_iterable(planned)) == list(range(len(lengths)))
+    for part in planned:
+        assert len(part) == 1 or len(part) * padded_length(int(lengths[part].max())) <= budget
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=120), st.integers(1, 5000))
+def test_the_longest_windows_are_scored_first(lengths, budget):
+    lengths = np.asarray(lengths, dtype=np.int64)
+    in_order = lengths[np.concatenate(plan_scoring(lengths, budget))]
+    assert (np.diff(in_order) <= 0).all()
+
+
+@given(st.lists(st.integers(1, 600), min_size=2, max_size=120), st.integers(1, 5000))
+def test_no_scoring_batch_has_room_for_the_next_window(lengths, budget):
+    lengths = np.asarray(lengths, dtype=np.int64)
+    for part in plan_scoring(lengths, budget)[:-1]:
+        assert (len(part) + 1) * padded_length(int(lengths[part].max())) > budget
+
+
+# Framing and padding
+
+
+@given(st.lists(st.lists(st.integers(5, 99), max_size=40), min_size=1, max_size=8), st.integers(0, 3))
+def test_a_batch_holds_each_row_framed_by_special_tokens_and_nothing_but_padding_after_it(rows, pad_id):
+    batch = collate([np.asarray(row, dtype=np.int32) for row in rows], PREFIX, SUFFIX, pad_id)
+    assert batch.input_ids.dtype == batch.lengths.dtype == np.int32
+    for row, ids, length in zip(rows, batch.input_ids, batch.lengths, strict=True):
+        assert ids[:length].tolist() == [101, *row, 102]
+        assert (ids[length:] == pad_id).all()
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8))
+def test_a_batch_is_as_wide_as_its_longest_row_rounded_up(lengths):
+    batch = collate([np.zeros(length, np.int32) for length in lengths], PREFIX, SUFFIX, 0)
+    width = batch.input_ids.shape[1]
+    assert width % LENGTH_MULTIPLE == 0
+    assert 0 <= width - (max(lengths) + 2) < LENGTH_MULTIPLE
+
+
+def test_several_special_tokens_frame_a_row():
+    prefix, suffix = np.asarray([1, 2], np.int32), np.asarray([3, 4], np.int32)
+    batch = collate([np.asarray([7], np.int32)], prefix, suffix, 9)
+    assert batch.input_ids.tolist() == [[1, 2, 7, 3, 4, 9, 9, 9]]
+
+
+def test_the_attention_mask_covers_tokens_and_no_padding():
+    mask = attention_mask(np.asarray([3, 1, 4], np.int32), 4)
+    assert mask.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
+
+
+# What the ranks get. Ray Data deals row i to rank i mod W.
+
+
+def corpus_table(num_rows, seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 200, num_rows)
+    return pa.table(
+        {
+            "input_ids": pa.array([rng.integers(5, 99, n).astype(np.int32) for n in lengths], pa.list_(pa.int32())),
+            "label": pa.array(np.arange(num_rows) % 2, pa.int8()),
+            "weight": pa.array(rng.choice([0.5, 1.0, 2.0], num_rows), pa.float32()),
+        }
+    )
+
+
+def training_rows(table, num_workers, first=0, epoch=0, seed=3, sizes=(8, 3)):
+    plan = TrainingPlan(*sizes, epochs=2, seed=seed, num_workers=num_workers)
+    pool = {"number": 0, "first": first, "rows": len(table), "epoch": epoch}
+    return [microbatch(row) for row in streaming._training_rows(table, pool, FRAME, plan)]
+
+
+def steps_of_rank(rows, rank, num_workers):
+    """The steps of one rank, each a list of microbatches."""
+    found, step = [], []
+    for row in rows[rank::num_workers]:
+        step.append(row)
+        if row.last:
+            found.append(step)
+            step = []
+    assert not step
+    return found
+
+
+def documents(step):
+    return [int(i) for part in step for i in part.documents if i >= 0]
+
+
+# One row short of a full step, fewer rows than ranks, one row, a full pool.
+ROWS = [40, 39, 41, 2, 1, 17]
+
+
+@pytest.mark.parametrize("num_rows", ROWS)
+def test_a_step_holds_the_same_documents_at_any_number_of_workers(num_rows):
+    table = corpus_table(num_rows)
+    found = {}
+    for workers in (1, 2, 3):
+        rows = training_rows(table, workers)
+        ranks = [steps_of_rank(rows, rank, workers) for rank in range(workers)]
+        found[workers] = [sorted(chain.from_iterable(map(documents, step))) for step in zip(*ranks, strict=True)]
+    assert found[1] == found[2] == found[3]
+    assert sorted(chain.from_iterable(found[1])) == list(range(num_rows))
+
+
+@pytest.mark.parametrize("num_rows", ROWS)
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_every_rank_gets_the_same_number_of_microbatches_and_ends_its_steps_with_the_others(num_rows, workers):
+    rows = training_rows(corpus_table(num_rows), workers)
+    last = [[row.last for row in rows[rank::workers]] for rank in range(workers)]
+    assert all(flags == last[0] for flags in last)
+    assert sum(last[0]) == num_steps(num_rows, 8)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_weight_of_a_step_is_that_of_all_its_documents_on_all_ranks(workers):
+    table = corpus_table(39)
+    weights = table["weight"].to_numpy()
+    rows = training_rows(table, workers)
+    for step in zip(*(steps_of_rank(rows, rank, workers) for rank in range(workers)), strict=True):
+        parts = list(chain.from_iterable(step))
+        held = [i for part in step for i in documents(part)]
+        assert {part.step_weight for part in parts} == {float(weights[held].sum())}
+        assert sum(float(part.weights.sum()) for part in parts) == float(weights[held].sum())
+
+
+def test_an_empty_microbatch_is_a_row_of_special_tokens_that_weighs_nothing():
+    empty = [row for row in training_rows(corpus_table(1), 3) if row.documents[0] < 0]
+    assert len(empty) == 2
+    for row in empty:
+        assert row.batch.input_ids.tolist() == [[101, 102, 0, 0, 0, 0, 0, 0]]
+        assert (row.batch.lengths.tolist(), row.labels.tolist(), row.weights.tolist()) == ([2], [0], [0.0])
+        assert row.weights.dtype == np.float32
+
+
+def test_a_microbatch_carries_the_tokens_labels_and_weights_of_its_documents():
+    table = corpus_table(23)
+    ids, labels = table["input_ids"].to_pylist(), table["label"].to_pylist()
+    weights = table["weight"].to_pylist()
+    for row in training_rows(table, 2, first=100, epoch=1):
+        if row.documents[0] < 0:
+            continue
+        assert row.epoch == 1
+        for tokens, length, document, label, weight in zip(
+            row.batch.input_ids, row.batch.lengths, row.documents - 100, row.labels, row.weights, strict=True
+        ):
+            content = tokens[1 : length - 1].tolist()
+            starts = range(len(ids[document]) - len(content) + 1)
+            assert any(ids[document][i : i + len(content)] == content for i in starts)
+            assert len(content) == min(FRAME.content, len(ids[document]))
+            assert (label, weight) == (labels[document], weights[document])
+
+
+def test_each_epoch_reads_other_windows_in_other_steps_and_the_same_epoch_the_same():
+    table = corpus_table(40)
+    first, again, other = (
+        [row.batch.input_ids.tobytes() for row in training_rows(table, 2, epoch=epoch)] for epoch in (0, 0, 1)
+    )
+    assert first == again
+    assert len(set(first) & set(other)) < len(first) / 4  # a class of few lengths makes the same microbatch again
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("num_rows", ROWS)
+def test_scoring_reads_every_window_of_every_document_once_and_equally_often_on_all_ranks(num_rows, workers):
+    table = corpus_table(num_rows)
+    pool = {"number": 0, "first": 0, "rows": num_rows}
+    rows = [microbatch(row) for row in streaming._scoring_rows(table, pool, FRAME, workers, 512)]
+    assert len(rows) % workers == 0
+    read = sorted(
+        (int(document), tokens[1 : length - 1].tolist())
+        for row in rows
+        for tokens, length, document in zip(row.batch.input_ids, row.batch.lengths, row.documents, strict=True)
+        if document >= 0
+    )
+    cut, owners = streaming.windows.cut(streaming._token_ids(table), FRAME.content, FRAME.stride)
+    assert read == sorted((int(owner), ids.tolist()) for ids, owner in zip(cut, owners, strict=True))
+    assert all(row.batch.input_ids.size <= 512 for row in rows)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_ids_of_a_table_in_several_chunks_are_those_of_its_rows(sizes):
+    parts = [corpus_table(size, seed) for seed, size in enumerate(sizes)]
+    joined = pa.concat_tables(parts)
+    assert [ids.tolist() for ids in streaming._token_ids(joined)] == joined["input_ids"].to_pylist()
+    assert [ids.tolist() for ids in streaming._token_ids(joined.slice(1))] == joined["input_ids"].to_pylist()[1:]
+
+
+def test_like_lengths_meet_on_the_ranks_of_a_step():
+    lengths = realistic_lengths(320, longest=600)
+    rows = training_rows(
+        pa.table(
+            {
+                "input_ids": pa.array([np.full(n, 7, np.int32) for n in lengths], pa.list_(pa.int32())),
+                "label": pa.array(np.zeros(len(lengths)), pa.int8()),
+                "weight": pa.array(np.ones(len(lengths)), pa.float32()),
+            }
+        ),
+        num_workers=2,
+        sizes=(16, 8),
+    )
+    pairs = [(left, right) for left, right in zip(rows[::2], rows[1::2], strict=True)]
+    differences = [abs(left.batch.input_ids.shape[1] - right.batch.input_ids.shape[1]) for left, right in pairs]
+    assert np.mean(differences) <= LENGTH_MULTIPLE
+
+
+def test_the_shards_of_a_corpus_are_pools_with_the_positions_of_their_rows():
+    shards = [type("Shard", (), {"rows": rows})() for rows in (3, 5, 2)]
+    corpus = type("Corpus", (), {"shards": lambda _, split: shards, "shard_key": lambda _, shard: str(shard.rows)})()
+    found = streaming._pools(corpus, "train")
+    assert [(pool["key"], pool["number"], pool["first"], pool["rows"]) for pool in found] == [
+        ("3", 0, 0, 3),
+        ("5", 1, 3, 5),
+        ("2", 2, 8, 2),
+    ]
