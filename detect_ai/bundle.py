@@ -108,7 +108,7 @@ def _parse(folder: Path, content: dict[str, Any]) -> DetectorSpec:
     given = {name: value for name, value in content.items() if name != "digest"}
     try:
         return DetectorSpec(**{**given, "calibration": Calibration.from_dict(given["calibration"])})
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise BundleError(f"bundle {folder}: {SPEC_FILE} has other fields than expected: {error}") from error
 
 

@@ -2,6 +2,9 @@
 
 import re
 
+# Where Ray Core, Ray Train's workers, its controller and Python itself keep the error inside an error.
+_WRAPPED = ("cause", "_base_exc", "controller_failure", "__cause__", "__context__")
+
 
 class DetectAIError(Exception):
     """Base of every error that detect_ai raises on purpose."""
@@ -46,3 +49,19 @@ class TrainingError(DetectAIError):
 def without_row(message: str) -> str:
     """What a parser of rows said, without the row or the value it said it of: no text of a document is repeated."""
     return re.sub(r"(columns, got \d+|invalid value)\b.*", r"\1", message, flags=re.DOTALL)
+
+
+def ours(error: BaseException) -> BaseException:
+    """The DetectAIError inside the wrappers that Ray puts around what a worker raised, or the error itself."""
+    seen: set[int] = set()
+    queue = [error]
+    while queue:
+        current = queue.pop(0)
+        # Ray makes an error of both types around its cause: what it says is a traceback.
+        if isinstance(current, DetectAIError) and not hasattr(current, "cause"):
+            return current
+        seen.add(id(current))
+        inner = [getattr(current, name, None) for name in _WRAPPED]
+        inner += list((getattr(current, "worker_failures", None) or {}).values())
+        queue += [e for e in inner if isinstance(e, BaseException) and id(e) not in seen]
+    return error

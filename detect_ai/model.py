@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from detect_ai.config import ModelConfig
 from detect_ai.errors import BundleError, ConfigError
@@ -76,7 +76,6 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
     path, revision = resolve(config)
     with _in_hub_format(config):
         hf_config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    _check_window(config, hf_config)
     for names, value in ((_DROPOUT, config.dropout), (_ATTENTION_DROPOUT, config.attention_dropout)):
         for name in names:
             if hasattr(hf_config, name):
@@ -93,12 +92,21 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
             trust_remote_code=False,
             dtype=torch.float32,
         )
+    _check_window(config, model)
     return model
 
 
-def _check_window(config: ModelConfig, hf_config: Any) -> None:
-    positions = getattr(hf_config, "max_position_embeddings", None)
-    if positions is not None and config.window > positions:
+def _check_window(config: ModelConfig, model: PreTrainedModel) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return
+    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    # RoBERTa and its kin count from after the position of padding: 514 of them hold 512 tokens.
+    unused = max(
+        (table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None), default=0
+    )
+    positions -= unused
+    if config.window > positions:
         raise ConfigError(f"model.window={config.window}: expected at most {positions}, the positions of {config.path}")
 
 

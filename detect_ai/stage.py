@@ -14,13 +14,10 @@ from typing import Any
 
 from detect_ai import __version__
 from detect_ai.config import Config, load_config
-from detect_ai.errors import ConfigError, DetectAIError, InputError, without_row
+from detect_ai.errors import ConfigError, DetectAIError, InputError, ours, without_row
 from detect_ai.storage import Storage
 
 logger = logging.getLogger(__name__)
-
-# Where Ray Core, Ray Train's workers, its controller and Python itself keep the error inside an error.
-_WRAPPED = ("cause", "_base_exc", "controller_failure", "__cause__", "__context__")
 
 Stage = Callable[[Config, Storage], dict[str, Any]]
 
@@ -87,22 +84,6 @@ def read_result(storage: Storage, run: str, stage: str) -> dict[str, Any]:
         ) from None
     result: dict[str, Any] = record["result"]
     return result
-
-
-def ours(error: BaseException) -> BaseException:
-    """The DetectAIError inside the wrappers that Ray puts around what a worker raised, or the error itself."""
-    seen: set[int] = set()
-    queue = [error]
-    while queue:
-        current = queue.pop(0)
-        # Ray makes an error of both types around its cause: what it says is a traceback.
-        if isinstance(current, DetectAIError) and not hasattr(current, "cause"):
-            return current
-        seen.add(id(current))
-        inner = [getattr(current, name, None) for name in _WRAPPED]
-        inner += list((getattr(current, "worker_failures", None) or {}).values())
-        queue += [e for e in inner if isinstance(e, BaseException) and id(e) not in seen]
-    return error
 
 
 def _describe(error: BaseException, verbose: bool) -> str:

@@ -52,7 +52,7 @@ class Tracker:
             logger.warning("W&B is off for this run: %s", error)
             return
         if mode == "offline":
-            logger.info("W&B is offline (no key): send it later with `wandb sync %s`", self._run.dir)
+            logger.info("W&B is offline (no key): send it later with `wandb sync %s`", folder / "wandb")
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Record values at a step."""

@@ -1,25 +1,43 @@
-"""An object store for tests: Google Cloud Storage's API on loopback, in memory, at a port of its own."""
+"""An object store for tests: Google Cloud Storage's API on loopback, in memory, in a process of its own."""
 
 from __future__ import annotations
 
-import logging
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from detect_ai.cluster import free_port
 
 
 @contextmanager
 def gcs_emulator(bucket: str = "bucket") -> Iterator[str]:
     """Run an emulator with one bucket. Yields its URI; append a folder with `under`."""
-    from gcp_storage_emulator.server import create_server
-
-    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
-    server = create_server("127.0.0.1", 0, in_memory=True, default_bucket=bucket)
-    server.start()
+    port = free_port()
+    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host=127.0.0.1", f"--port={port}"]
+    process = subprocess.Popen(
+        [*command, "--in-memory", f"--default-bucket={bucket}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
-        port = server._api._httpd.server_address[1]
+        _wait_for(f"http://127.0.0.1:{port}/storage/v1/b/{bucket}")
         yield f"gs://anonymous@{bucket}?endpoint_override=127.0.0.1:{port}&scheme=http"
     finally:
-        server.stop()
+        process.terminate()
+        process.wait(10)
+
+
+def _wait_for(url: str, seconds: float = 30) -> None:
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except (OSError, urllib.error.URLError):
+            assert time.monotonic() < until, "the emulator did not start"
+            time.sleep(0.1)
 
 
 def under(uri: str, folder: str) -> str:

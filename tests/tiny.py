@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,40 @@ from detect_ai.config import Config, ModelConfig, SourceConfig
 from detect_ai.detector import Detector
 from detect_ai.text import NORMALISER_VERSION
 
-HUMAN_WORDS = "the council bridge rain train market boat farmer window Tuesday bread old quiet said went near".split()
-AI_WORDS = "moreover landscape tapestry delve robust ensure holistic pivotal realm journey seamless vital key".split()
-COMMON_WORDS = "a of and to in is it on with for was as by at".split()
+HUMAN_WORDS = (
+    "the",
+    "council",
+    "bridge",
+    "rain",
+    "train",
+    "market",
+    "boat",
+    "farmer",
+    "window",
+    "Tuesday",
+    "bread",
+    "old",
+    "quiet",
+    "said",
+    "went",
+    "near",
+)
+AI_WORDS = (
+    "moreover",
+    "landscape",
+    "tapestry",
+    "delve",
+    "robust",
+    "ensure",
+    "holistic",
+    "pivotal",
+    "realm",
+    "journey",
+    "seamless",
+    "vital",
+    "key",
+)
+COMMON_WORDS = ("a", "of", "and", "to", "in", "is", "it", "on", "with", "for", "was", "as", "by", "at")
 
 
 def text(kind: str, rng: random.Random, words: int = 80) -> str:
@@ -84,12 +116,23 @@ def config(encoder: Path, root: Path, source: Path | None = None) -> Config:
     return made
 
 
+def _decided(network: Any) -> Any:
+    """Larger weights: as drawn they give every text nearly the same score, and tests see nothing."""
+    import torch
+
+    with torch.no_grad():
+        for weights in network.parameters():
+            if weights.ndim >= 2:
+                weights.mul_(8)
+    return network
+
+
 def make_bundle(folder: Path, encoder: Path, seed: int = 0) -> DetectorSpec:
     """A sealed bundle around an untrained tiny encoder, calibrated on made-up texts (40 human, 40 AI)."""
     made = config(encoder, folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = model.load_tokenizer(made.model)
-    model.save(model.build(made.model, seed), folder)
+    model.save(_decided(model.build(made.model, seed)), folder)
     tokenizer.save(folder)
     labels = np.tile([0, 1], 40)
     scores = np.random.default_rng(seed).normal(0, 0.1, 80) + labels * 0.1 - 0.05
@@ -103,7 +146,7 @@ def make_bundle(folder: Path, encoder: Path, seed: int = 0) -> DetectorSpec:
         default_target_fpr=0.05,
         min_tokens=10,
         corpus={"name": "made", "fingerprint": "0" * 64, "licences": [], "language": "en"},
-        provenance={},
+        provenance={"model_licence": "", "run": "tiny", "git_revision": "unknown"},
     )
     return bundle.seal(folder, spec)
 

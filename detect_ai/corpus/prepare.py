@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from detect_ai.config import Config
 from detect_ai.corpus import clean, split
 from detect_ai.corpus.manifest import Corpus, Manifest, Shard, content_fingerprint
-from detect_ai.corpus.read import read_source, source_digest
+from detect_ai.corpus.read import read_source, readable, source_digest
 from detect_ai.corpus.tokenise import tokenise, write_shard
 from detect_ai.errors import CorpusError
 from detect_ai.model import load_tokenizer
@@ -60,12 +60,14 @@ def _make(config: Config, storage: Storage, key: str, tokenizer: str, digests: l
 
     connect()
     corpus = config.corpus
-    rows = _read_all(config).map_batches(clean.add_normalised, batch_format="pyarrow").materialize()
+    rows = _read_all(config)
     index = _index(rows)
-    if index.empty:
-        raise CorpusError("the sources hold no rows: expected texts with labels")
     kept = clean.keep(index)
     index = index[kept.mask].reset_index(drop=True)
+    if index.empty:
+        raise CorpusError(
+            f"the sources hold no rows: expected texts with labels; read {len(kept.mask)}, {kept.dropped}"
+        )
     index["split"] = split.assign_splits(index["group"], corpus.split, config.seed)
     split.require_both_classes(index["label"], index["split"], corpus.split)
     placed = _place(index, corpus.shard_rows, config.seed)
@@ -87,19 +89,26 @@ def _make(config: Config, storage: Storage, key: str, tokenizer: str, digests: l
 
 
 def _read_all(config: Config) -> Dataset:
-    first, *others = [read_source(source) for source in config.corpus.sources]
+    """The rows of all sources, normalised. Each is read by itself, so that an error names the source it is in."""
+    read: list[Dataset] = []
+    for source in config.corpus.sources:
+        with readable(source):
+            rows = read_source(source).map_batches(clean.add_normalised, batch_format="pyarrow")
+            read.append(rows.materialize())
+    first, *others = read
     return first.union(*others) if others else first
 
 
 def _index(rows: Dataset) -> pd.DataFrame:
     """What the decisions over all rows need, in the order of the rows."""
-    columns = ["id", "digest", "label", "group", "domain", "generator", "normalised"]
+    columns = ["id", "digest", "label", "group", "domain", "generator", "empty"]
 
     def small(table: pa.Table) -> pa.Table:
         empty = pc.equal(pc.utf8_length(table["normalised"]), 0)
-        return table.drop(["normalised"]).append_column("empty", empty)
+        return table.append_column("empty", empty).select(columns)
 
-    return rows.select_columns(columns).map_batches(small, batch_format="pyarrow").to_pandas()
+    found = rows.map_batches(small, batch_format="pyarrow").to_pandas()
+    return found if len(found) else pd.DataFrame({name: [] for name in columns}).astype({"empty": bool})
 
 
 def _place(index: pd.DataFrame, shard_rows: int, seed: int) -> pd.DataFrame:

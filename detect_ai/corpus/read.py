@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from detect_ai.config import SourceConfig
-from detect_ai.errors import CorpusError, without_row
+from detect_ai.errors import CorpusError, DetectAIError, ours
 from detect_ai.storage import open_uri
 
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ def read_source(source: SourceConfig) -> Dataset:
         return ray.data.from_arrow(pa.Table.from_pylist(list(_sample_rows(source.name or "sample"))))
     filesystem, files = source_files(source)
     reader = {"csv": ray.data.read_csv, "jsonl": ray.data.read_json, "parquet": ray.data.read_parquet}[source.kind]
-    rows: Dataset = reader([path for path, _ in files], filesystem=filesystem)
-    _check_columns(source, rows)
+    with readable(source):
+        rows: Dataset = reader([path for path, _ in files], filesystem=filesystem)
+        schema = rows.schema()
+    _check_columns(source, list(schema.names) if schema is not None else [])
     return rows.map_batches(partial(_standardise, source=source), batch_format="pyarrow")
 
 
@@ -81,13 +84,22 @@ def source_digest(source: SourceConfig) -> str:
     return digest.hexdigest()
 
 
-def _check_columns(source: SourceConfig, rows: Dataset) -> None:
+@contextmanager
+def readable(source: SourceConfig) -> Iterator[None]:
+    """Turn what goes wrong in a reader into a CorpusError. A reader's own words may hold a part of a text."""
     try:
-        schema = rows.schema()
-    except Exception as error:  # Ray wraps what the parser says in errors of its own
-        last = without_row(str(error)).strip().splitlines()[-1][:200]
-        raise CorpusError(f"source {source.path}: cannot be read as {source.kind}: {last}") from error
-    names = list(schema.names) if schema is not None else []
+        yield
+    except Exception as error:
+        cause = ours(error)
+        if isinstance(cause, DetectAIError):
+            raise cause from error
+        raise CorpusError(
+            f"source {source.path}: cannot be read as {source.kind} ({type(cause).__name__}): "
+            f"expected a whole file in UTF-8 whose rows have one form"
+        ) from error
+
+
+def _check_columns(source: SourceConfig, names: list[str]) -> None:
     if not names:
         raise CorpusError(f"source {source.path}: empty, expected rows of text and label")
     wanted = [c for c in (source.text, source.label, source.id, source.group, source.domain, source.generator) if c]

@@ -14,7 +14,7 @@ from detect_ai.calibration import (
     Threshold,
     calibrate,
     conformal_threshold,
-    fit_temperature,
+    fit_scaling,
     fpr_bound,
     p_value,
     probability,
@@ -41,29 +41,54 @@ def refusal(call, *arguments):
     return type(refused.value), str(refused.value)
 
 
-# Temperature
+# Scaling
 
 
-def test_temperature_matches_an_unpenalised_logistic_regression():
+def platt(labels, logits):
+    """Platt's fit by another road: every text stands twice, once with each label, weighted by its smoothed target."""
+    truth = np.asarray(labels)
+    num_ai = truth.sum()
+    targets = np.where(truth == 1, (num_ai + 1) / (num_ai + 2), 1 / (len(truth) - num_ai + 2))
+    doubled = np.concatenate((logits, logits))[:, None]
+    fitted = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(
+        doubled, np.repeat([1, 0], len(truth)), sample_weight=np.concatenate((targets, 1 - targets))
+    )
+    return 1 / fitted.coef_[0, 0], -fitted.intercept_[0] / fitted.coef_[0, 0]
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0, -2.0])
+def test_scaling_matches_platt_by_logistic_regression(shift):
     labels, logits = sample()
-    fitted = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(logits[:, None], labels)
-    assert fit_temperature(labels, logits) == pytest.approx(1 / fitted.coef_[0, 0], rel=1e-4)
+    assert fit_scaling(labels, logits + shift) == pytest.approx(platt(labels, logits + shift), rel=1e-2, abs=1e-2)
 
 
-def test_temperature_recovers_the_one_that_made_the_data():
-    assert fit_temperature(*sample(n=50_000, temperature=0.4)) == pytest.approx(0.4, rel=0.05)
+def test_scaling_recovers_the_temperature_and_the_midpoint_that_made_the_data():
+    labels, logits = sample(n=50_000, temperature=0.4)
+    assert fit_scaling(labels, logits + 5) == pytest.approx((0.4, 5.0), rel=0.05)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e6])
-def test_temperature_of_perfectly_separated_texts_is_the_lower_bound(scale):
-    assert fit_temperature([0, 0, 1, 1], np.array([-3.0, -1.0, 1.0, 2.0]) * scale) == MIN_TEMPERATURE
+def test_perfectly_separated_texts_have_a_finite_scaling_between_the_classes():
+    temperature, midpoint = fit_scaling([0, 0, 1, 1], [-3.0, -1.0, 1.0, 2.0])
+    assert MIN_TEMPERATURE < temperature < 10
+    assert -1 < midpoint < 1
 
 
 def test_temperature_of_reversed_logits_is_the_upper_bound():
-    assert fit_temperature([0, 0, 1, 1], [3.0, 1.0, -1.0, -2.0]) == MAX_TEMPERATURE
+    assert fit_scaling([0, 0, 1, 1], [3.0, 1.0, -1.0, -2.0])[0] == pytest.approx(MAX_TEMPERATURE)
 
 
-@pytest.mark.parametrize("call", [fit_temperature, lambda *given: calibrate(*given, [0.5])])
+def test_the_midpoint_has_a_probability_of_one_half():
+    calibration = calibrate(*sample(), [0.05])
+    assert calibration.probability(calibration.midpoint) == pytest.approx(0.5)
+
+
+def test_the_bounds_are_the_conformal_threshold_and_the_midpoint_in_order():
+    calibration = calibrate(*sample(), [0.05, 0.5])
+    for target, threshold in calibration.thresholds.items():
+        assert calibration.bounds(target) == tuple(sorted((threshold.score, calibration.midpoint)))
+
+
+@pytest.mark.parametrize("call", [fit_scaling, lambda *given: calibrate(*given, [0.5])])
 @pytest.mark.parametrize(("label", "found"), [(0, "3 human and 0 ai"), (1, "0 human and 3 ai")])
 def test_one_class_cannot_be_calibrated(call, label, found):
     expected = f"calibration needs texts of both classes, found {found}"
@@ -72,7 +97,7 @@ def test_one_class_cannot_be_calibrated(call, label, found):
 
 def test_logits_that_are_not_finite_are_refused():
     expected = "logits must be finite, found 1 of 2 that are not"
-    assert refusal(fit_temperature, [0, 1], [0.0, np.nan]) == (InputError, expected)
+    assert refusal(fit_scaling, [0, 1], [0.0, np.nan]) == (InputError, expected)
 
 
 @pytest.mark.filterwarnings("error")
@@ -80,8 +105,8 @@ def test_probability_does_not_overflow():
     assert probability([-1e5, 0.0, 1e5], 0.05).tolist() == [0.0, 0.5, 1.0]
 
 
-def test_probability_divides_the_logit_by_the_temperature():
-    assert probability([3.0], 2.0)[0] == pytest.approx(1 / (1 + np.exp(-1.5)))
+def test_probability_divides_the_distance_from_the_midpoint_by_the_temperature():
+    assert probability([3.0], 2.0, 1.0)[0] == pytest.approx(1 / (1 + np.exp(-1.0)))
 
 
 # Conformal thresholds and p-values
@@ -255,7 +280,8 @@ def test_calibrate_gathers_the_figures_of_the_single_functions():
     human = logits[labels == 0]
     n = len(human)
     assert calibrate(labels, logits, [0.1, 0.01]) == Calibration(
-        temperature=fit_temperature(labels, logits),
+        temperature=fit_scaling(labels, logits)[0],
+        midpoint=fit_scaling(labels, logits)[1],
         human_scores=tuple(sorted(human)),
         thresholds={
             target: Threshold(
@@ -301,8 +327,8 @@ def test_reading_refuses_a_calibration_with_a_missing_field():
     del values["prevalence"]
     assert refusal(Calibration.from_dict, values) == (
         CalibrationError,
-        "Calibration has the fields ['human_scores', 'num_ai', 'num_human', 'prevalence', 'temperature', "
-        "'thresholds'], found ['human_scores', 'num_ai', 'num_human', 'temperature', 'thresholds']",
+        "Calibration has the fields ['human_scores', 'midpoint', 'num_ai', 'num_human', 'prevalence', 'temperature', "
+        "'thresholds'], found ['human_scores', 'midpoint', 'num_ai', 'num_human', 'temperature', 'thresholds']",
     )
 
 

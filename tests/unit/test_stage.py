@@ -1,8 +1,8 @@
 import json
 import logging
+import re
 import sys
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -13,9 +13,9 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from detect_ai import __version__
 from detect_ai.config import SourceConfig, load_config
-from detect_ai.corpus.read import _check_columns, _labels
-from detect_ai.errors import ConfigError, CorpusError, GateError, ResourceError, TrainingError
-from detect_ai.stage import ours, read_result, result_key, run_job, run_stage
+from detect_ai.corpus.read import _labels, readable
+from detect_ai.errors import ConfigError, CorpusError, GateError, ResourceError, TrainingError, ours
+from detect_ai.stage import read_result, result_key, run_job, run_stage
 from detect_ai.storage import Storage
 
 SECRET = "the midnight text that nobody may read"
@@ -252,15 +252,19 @@ def test_no_text_of_a_document_stands_in_an_error_line(root, capsys, leaky, wrap
     assert SECRET not in err
 
 
-def test_no_text_of_a_document_stands_in_the_error_of_an_unreadable_source(leaky):
-    def schema():
-        raise wrapped(leaky)
+@pytest.mark.parametrize("wrap", [lambda error: error, wrapped], ids=["here", "in a task"])
+def test_no_text_of_a_document_stands_in_the_error_of_an_unreadable_source(leaky, wrap):
+    with pytest.raises(CorpusError) as refused, readable(SourceConfig(path="x.csv")):
+        raise wrap(leaky)
+    assert re.sub(r"\(.*ArrowInvalid.*\)", "(…)", str(refused.value)) == (
+        "source x.csv: cannot be read as csv (…): expected a whole file in UTF-8 whose rows have one form"
+    )
 
-    with pytest.raises(CorpusError) as refused:
-        _check_columns(SourceConfig(path="x.csv"), SimpleNamespace(schema=schema))
-    assert str(refused.value).startswith("source x.csv: cannot be read as csv: ")
-    assert "pars" in str(refused.value) or "conversion" in str(refused.value)
-    assert SECRET not in str(refused.value)
+
+def test_an_error_of_ours_passes_through_the_reader_as_it_is():
+    with pytest.raises(CorpusError) as refused, readable(SourceConfig(path="x.csv")):
+        raise wrapped(CAUSE)
+    assert refused.value is CAUSE
 
 
 def test_no_text_of_a_document_stands_in_the_error_of_a_wrong_label():

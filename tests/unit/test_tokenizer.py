@@ -1,0 +1,126 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models, pre_tokenizers
+
+from detect_ai.errors import BundleError
+from detect_ai.tokenizer import Tokenizer
+
+LONG = "the council went to the bridge " * 200
+
+
+@pytest.fixture(scope="module")
+def tokenizer(encoder):
+    return Tokenizer.from_pretrained(str(encoder))
+
+
+@pytest.fixture
+def short_sighted(encoder, tmp_path):
+    """The tokenizer of a sentence encoder: its file asks for truncation to 8 tokens and padding to 16."""
+    folder = shutil.copytree(encoder, tmp_path / "short")
+    fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+    fast.enable_truncation(8)
+    fast.enable_padding(length=16)
+    fast.save(str(folder / "tokenizer.json"))
+    assert len(fast.encode(LONG).ids) == 16
+    return folder
+
+
+@pytest.mark.parametrize("load", [lambda f: Tokenizer.from_pretrained(str(f)), lambda f: Tokenizer.load(f, 0)])
+def test_nothing_is_truncated_or_padded_even_where_the_file_asks_for_it(short_sighted, tokenizer, load):
+    loaded = load(short_sighted)
+    expected = tokenizer.encode([LONG, "rain"])
+    assert [len(ids) for ids in expected] == [1200, 1]
+    assert [ids.tolist() for ids in loaded.encode([LONG, "rain"])] == [ids.tolist() for ids in expected]
+    assert loaded.encode_with_offsets(LONG)[0].tolist() == expected[0].tolist()
+
+
+def test_what_a_file_asks_for_does_not_change_the_fingerprint(short_sighted, tokenizer):
+    assert Tokenizer.from_pretrained(str(short_sighted)).fingerprint == tokenizer.fingerprint
+
+
+def test_the_special_tokens_around_a_text_are_found(tokenizer, encoder):
+    vocabulary = json.loads((encoder / "tokenizer.json").read_text())["model"]["vocab"]
+    assert tokenizer.prefix.tolist() == [vocabulary["[CLS]"]]
+    assert tokenizer.suffix.tolist() == [vocabulary["[SEP]"]]
+    assert (tokenizer.pad_id, tokenizer.num_special) == (vocabulary["[PAD]"], 2)
+
+
+def test_a_tokenizer_without_special_tokens_has_no_frame():
+    fast = FastTokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = Tokenizer(fast, pad_id=2)
+    assert (tokenizer.prefix.tolist(), tokenizer.suffix.tolist(), tokenizer.num_special) == ([], [], 0)
+
+
+def test_encoded_texts_have_no_special_tokens(tokenizer):
+    special = {*tokenizer.prefix.tolist(), *tokenizer.suffix.tolist(), tokenizer.pad_id}
+    for ids in tokenizer.encode(["the bridge", "", "rain and bread"]):
+        assert ids.dtype == np.int32
+        assert special.isdisjoint(ids.tolist())
+
+
+def test_an_empty_text_has_no_tokens(tokenizer):
+    ids, offsets = tokenizer.encode_with_offsets("")
+    assert (ids.shape, offsets.shape) == ((0,), (0, 2))
+    assert tokenizer.encode([""])[0].shape == (0,)
+    assert tokenizer.encode([]) == []
+
+
+@given(text=st.text(st.sampled_from("abc the. BRIDGE 中é-'"), max_size=60))
+def test_offsets_belong_to_the_same_tokens_and_point_into_the_text(tokenizer, text):
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    assert ids.tolist() == tokenizer.encode([text])[0].tolist()
+    assert offsets.shape == (len(ids), 2)
+    assert (np.diff(offsets[:, 0]) >= 0).all()
+    assert all(text[start:end].strip() for start, end in offsets)
+
+
+def test_a_saved_tokenizer_reads_the_same(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    again = Tokenizer.load(tmp_path, tokenizer.pad_id)
+    assert again.fingerprint == tokenizer.fingerprint
+    assert again.prefix.tolist() == tokenizer.prefix.tolist()
+    texts = ["The council went to the bridge.", "naïve 中 42!"]
+    assert [i.tolist() for i in again.encode(texts)] == [i.tolist() for i in tokenizer.encode(texts)]
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["model"]["vocab"].update({"zebra": len(content["model"]["vocab"])}),
+        lambda content: content["normalizer"].update({"lowercase": False}),
+        lambda content: content.update({"post_processor": None}),
+    ],
+    ids=["vocabulary", "rule", "special tokens"],
+)
+def test_the_fingerprint_changes_with(encoder, tokenizer, tmp_path, change):
+    content = json.loads((encoder / "tokenizer.json").read_text())
+    change(content)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert Tokenizer.load(tmp_path, 0).fingerprint != tokenizer.fingerprint
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path):
+    with pytest.raises(BundleError) as refused:
+        Tokenizer.load(tmp_path, 0)
+    assert str(refused.value) == (
+        f"{tmp_path / 'tokenizer.json'}: expected a tokenizer file of the tokenizers library: "
+        "No such file or directory (os error 2)"
+    )
+
+
+def test_a_damaged_tokenizer_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(BundleError) as refused:
+        Tokenizer.load(tmp_path, 0)
+    assert str(refused.value) == (
+        f"{tmp_path / 'tokenizer.json'}: expected a tokenizer file of the tokenizers library: "
+        "EOF while parsing an object at line 1 column 1"
+    )
