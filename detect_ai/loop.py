@@ -49,6 +49,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
     steps_per_epoch = arguments["steps_per_epoch"]
     learner = Learner(config.train, network, ray.train.torch.get_device(), world_size, steps_per_epoch)
     validation = ray.train.get_dataset_shard("validation")
+    history: list[dict[str, Any]] = []
     with _tracker(arguments, rank) as tracker, _progress(arguments, rank, learner.total_steps) as progress:
         for step in _steps(read(ray.train.get_dataset_shard("train"))):
             learner.step(step)
@@ -57,8 +58,9 @@ def train_loop(arguments: dict[str, Any]) -> None:
                 continue
             figures = learner.epoch_figures() | learner.evaluate(read(validation), arguments["validation_labels"])
             figures["epoch"] = learner.steps // steps_per_epoch
+            history.append(figures)
             tracker.log(figures, learner.steps)
-            _report(figures, learner.module if rank == 0 else None)
+            _report(history, learner.module if rank == 0 else None)
 
 
 class Learner:
@@ -214,16 +216,20 @@ def _steps(stream: Iterable[Microbatch]) -> Iterator[list[Microbatch]]:
     assert not step, "the stream ended within a step"
 
 
-def _report(figures: dict[str, Any], module: PreTrainedModel | None) -> None:
-    """Report the figures of an epoch; rank 0 gives the checkpoint with them (alone they would be dropped)."""
+def _report(history: list[dict[str, Any]], module: PreTrainedModel | None) -> None:
+    """Report the figures of the last epoch; rank 0 gives the checkpoint with them (alone they would be dropped).
+
+    The epochs before go with them: Ray Train forgets the figures of a checkpoint that it deletes.
+    """
     import ray.train
 
+    figures = {**history[-1], "history": list(history)}
     if module is None:
         ray.train.report(figures)
         return
     with tempfile.TemporaryDirectory() as folder:
         model.save(module, Path(folder))
-        (Path(folder) / "figures.json").write_text(json.dumps(figures))
+        (Path(folder) / "figures.json").write_text(json.dumps(history[-1]))
         ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 

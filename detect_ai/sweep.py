@@ -36,7 +36,8 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     name = training.attempt("sweep")
     trials = _run(config, corpus, name)
     storage.prune(f"runs/{config.run}", "sweep-", config.storage.keep)
-    best = max((t for t in trials if t["error"] is None), key=lambda t: t["auroc"], default=None)
+    finished = [trial for trial in trials if trial["error"] is None]
+    best = max(finished, key=lambda trial: (trial["auroc"], -trial["val_loss"]), default=None)
     if best is None:
         raise TrainingError(f"all {len(trials)} trials failed; the first said: {trials[0]['error']}")
     logger.info("trials of %s:\n%s", name, table(trials))
@@ -128,7 +129,7 @@ def _wait_until_free(seconds: float = 30) -> None:
 def table(trials: list[dict[str, Any]]) -> str:
     """The trials as lines of text, best first."""
     lines = [f"{'lr':>10} {'auroc':>8} {'val_loss':>9} {'accuracy':>9} {'epoch':>6}"]
-    for t in sorted(trials, key=lambda t: -(t["auroc"] or 0)):
+    for t in sorted(trials, key=lambda t: (-(t["auroc"] or 0), t["val_loss"] or 0)):
         if t["error"] is not None:
             lines.append(f"{t['lr']:>10.2e} failed: {t['error']}")
         else:

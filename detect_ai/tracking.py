@@ -29,7 +29,7 @@ class Tracker:
     Args:
         mode: online, offline or disabled.
         folder: where runs are written.
-        keep: offline runs kept in the folder; older ones are deleted.
+        keep: runs kept in the folder; older ones are deleted.
         settings: arguments of `wandb.init` such as project, group, name and config.
     """
 
@@ -77,9 +77,10 @@ class Tracker:
 
 
 def _prune(folder: Path, keep: int) -> None:
-    """Delete the oldest offline runs: nothing grows for ever."""
+    """Delete the oldest runs, offline and online ones: nothing grows for ever."""
     import shutil
 
-    runs = sorted(path for path in folder.glob("offline-run-*") if path.is_dir())
+    runs = [path for path in folder.glob("*run-*") if path.is_dir()]
+    runs.sort(key=lambda path: path.name.partition("run-")[2])  # the time it began
     for path in runs[: max(0, len(runs) - keep)]:
         shutil.rmtree(path, ignore_errors=True)

@@ -67,4 +67,4 @@ def _sentence(error: dict[str, Any]) -> str:
         return f"unknown field {named}: expected text, texts, target_fpr or return_spans"
     where = f"`{location[0]}`" + "".join(f"[{part}]" for part in location[1:]) if location else "the body"
     found = _FOUND.get(type(value), "null")
-    return f"{where}: expected {_EXPECTED.get(kind, 'another value')}, found {found} {value}"
+    return f"{where}: expected {_EXPECTED.get(kind, 'another value')}, found {found}"

@@ -92,7 +92,7 @@ def readable(source: SourceConfig) -> Iterator[None]:
     except Exception as error:
         cause = ours(error)
         if isinstance(cause, DetectAIError):
-            raise cause from error
+            raise CorpusError(str(cause).split("\n")[0]) from error  # Ray adds advice of its own behind it
         raise CorpusError(
             f"source {source.path}: cannot be read as {source.kind} ({type(cause).__name__}): "
             f"expected a whole file in UTF-8 whose rows have one form"

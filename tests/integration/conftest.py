@@ -60,7 +60,7 @@ class Run:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """80 pairs and one human text alone, so that the training split has an odd number of rows."""
     rows = [*tiny.rows(80), *tiny.rows(1, seed=1)[:1]]
-    rows[-1]["group"] = "odd-0"
+    rows[-1]["group"] = "odd-4"
     return tiny.write_jsonl(tmp_path_factory.mktemp("source") / "texts.jsonl", rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 from detect_ai.config import Config
@@ -11,12 +12,27 @@ SHARES = {"train": 0.4, "validation": 0.15, "calibration": 0.3, "test": 0.15}
 
 
 def small_config(encoder: Path, root: Path, source: Path) -> Config:
-    """A run that learns the made-up texts in three epochs, with enough calibration texts for a target of 5%."""
+    """A run that learns the made-up texts in five epochs, with enough calibration texts for a target of 5%."""
     made = tiny.config(encoder, root, source)
     made.corpus.split = dict(SHARES)
-    made.train.lr, made.train.epochs = 1e-2, 3
+    made.train.lr, made.train.epochs = 5e-3, 5
     made.score.threads_per_worker = 1
     return made
+
+
+def hard_rows(pairs: int, own: float = 0.6) -> list[dict[str, object]]:
+    """Labelled rows whose texts share most of their words: a word is of the text's own kind with a chance of `own`."""
+    rng = random.Random(0)
+    kinds = (tiny.HUMAN_WORDS, tiny.AI_WORDS)
+
+    def word(label: int) -> str:
+        return rng.choice(kinds[label if rng.random() < own else 1 - label])
+
+    return [
+        {"text": " ".join(word(label) for _ in range(rng.randint(10, 60))), "label": label, "group": f"g{i:03d}"}
+        for i in range(pairs)
+        for label in (0, 1)
+    ]
 
 
 def files_under(folder: Path) -> list[str]:

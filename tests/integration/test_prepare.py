@@ -65,7 +65,6 @@ def config_for(encoder: Path, root: Path, path: Path, kind: str) -> Config:
     config = tiny.config(encoder, root)
     config.corpus.sources = [SourceConfig(kind=kind, path=str(path), name="made", group="group", licence="CC0")]
     config.corpus.split = {"train": 0.4, "validation": 0.2, "calibration": 0.2, "test": 0.2}
-    config.corpus.shard_rows = 7
     return config
 
 
@@ -79,6 +78,7 @@ def prepared(
         folder = tmp_path_factory.mktemp(kind)
         write(folder / f"texts.{kind}", dirty_rows)
         config = config_for(encoder, folder / "store", folder / f"texts.{kind}", kind)
+        config.corpus.shard_rows = 7 if kind == "jsonl" else 4096
         storage = Storage(config.storage.root)
         result = prepare(config, storage)
         found[kind] = config, Corpus.open(storage, result["corpus"]), result
@@ -153,9 +153,25 @@ def test_a_fresh_corpus_passes_its_own_checksums(corpus: Corpus) -> None:
     corpus.verify()
 
 
-def test_the_same_inputs_elsewhere_have_the_same_fingerprint(prepared: dict[str, Any], tmp_path: Path) -> None:
-    config, corpus, _ = prepared["jsonl"]
-    assert prepare(config, Storage(str(tmp_path)))["fingerprint"] == corpus.manifest.fingerprint
+@pytest.fixture(scope="module")
+def elsewhere(prepared: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The same inputs prepared under a root where a run was killed before."""
+    config, _, first = prepared["csv"]
+    root = tmp_path_factory.mktemp("elsewhere")
+    storage = Storage(str(root))
+    storage.write_bytes(f"{first['corpus']}/train/00009.parquet", b"half a sha")
+    return root, prepare(config, storage)
+
+
+def test_the_same_inputs_have_the_same_fingerprint(
+    prepared: dict[str, Any], elsewhere: tuple[Path, dict[str, Any]]
+) -> None:
+    assert elsewhere[1] == prepared["csv"][2]
+
+
+def test_what_a_killed_run_left_is_replaced(prepared: dict[str, Any], elsewhere: tuple[Path, dict[str, Any]]) -> None:
+    assert elsewhere[1]["fresh"]
+    assert files_under(elsewhere[0]) == files_under(Path(prepared["csv"][0].storage.root))
 
 
 def test_a_second_run_writes_nothing(prepared: dict[str, Any]) -> None:
@@ -167,31 +183,21 @@ def test_a_second_run_writes_nothing(prepared: dict[str, Any]) -> None:
     assert second == {**first, "fresh": False}
 
 
-def test_another_seed_makes_another_corpus(prepared: dict[str, Any], tmp_path: Path) -> None:
-    config, corpus, first = prepared["jsonl"]
-    found = prepare(replace(config, seed=1), Storage(str(tmp_path)))
-    assert found["fingerprint"] != corpus.manifest.fingerprint
-    assert found["corpus"] != first["corpus"]
-
-
-def test_a_changed_byte_makes_another_corpus(
-    prepared: dict[str, Any], encoder: Path, dirty_rows: Rows, tmp_path: Path
+@pytest.mark.parametrize("change", ["seed", "byte"])
+def test_another_seed_or_byte_makes_another_corpus(
+    change: str, prepared: dict[str, Any], dirty_rows: Rows, tmp_path: Path
 ) -> None:
-    text = str(dirty_rows[4]["text"])
-    changed = [*dirty_rows[:4], {**dirty_rows[4], "text": "Q" + text[1:]}, *dirty_rows[5:]]
-    path = tiny.write_jsonl(tmp_path / "texts.jsonl", changed)
-    found = prepare(config_for(encoder, tmp_path / "store", path, "jsonl"), Storage(str(tmp_path / "store")))
-    _, corpus, first = prepared["jsonl"]
+    config, corpus, first = prepared["parquet"]
+    if change == "seed":
+        config = replace(config, seed=1)
+    else:
+        path = tmp_path / "texts.parquet"
+        write_parquet(path, [*dirty_rows[:-1], {**dirty_rows[-1], "text": "Q"}])
+        sources = [replace(config.corpus.sources[0], path=str(path))]
+        config = replace(config, corpus=replace(config.corpus, sources=sources))
+    found = prepare(config, Storage(str(tmp_path)))
     assert found["fingerprint"] != corpus.manifest.fingerprint
     assert found["corpus"] != first["corpus"]
-
-
-def test_what_a_killed_run_left_is_replaced(prepared: dict[str, Any], tmp_path: Path) -> None:
-    config, _, first = prepared["jsonl"]
-    storage = Storage(str(tmp_path))
-    storage.write_bytes(f"{first['corpus']}/train/00009.parquet", b"half a sha")
-    prepare(config, storage)
-    assert files_under(tmp_path) == files_under(Path(config.storage.root))
 
 
 @pytest.fixture(scope="module")
@@ -235,32 +241,34 @@ def test_a_failure_while_shards_are_written_leaves_nothing(
 
     monkeypatch.setattr(stage, "write_shard", half)
     with pytest.raises(Exception, match="no space left on the device"):
-        prepare(prepared["jsonl"][0], Storage(str(tmp_path)))
+        prepare(prepared["csv"][0], Storage(str(tmp_path)))
     assert files_under(tmp_path) == []
 
 
-class TestTheSample:
-    @pytest.fixture(scope="class")
-    def sample(self, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-        root = tmp_path_factory.mktemp("sample")
-        config = load_config([f"storage.root={root}"])
-        storage = Storage(str(root))
-        return Corpus.open(storage, prepare(config, storage)["corpus"])
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    root = tmp_path_factory.mktemp("sample")
+    config = load_config([f"storage.root={root}"])
+    storage = Storage(str(root))
+    return Corpus.open(storage, prepare(config, storage)["corpus"])
 
-    def test_it_has_293_pairs(self, sample: Corpus) -> None:
-        assert sample.manifest.rows_read == 2 * 293
-        assert sample.manifest.dropped == {"empty": 0, "both_labels": 0, "duplicate": 0}
 
-    def test_it_is_split_60_10_15_15_by_pair(self, sample: Corpus) -> None:
-        pairs = {}
-        for split in SPLITS:
-            table = sample.read(split, ["group", "label"]).to_pandas()
-            assert (table.groupby("group")["label"].apply(sorted).map(tuple) == (0, 1)).all()
-            pairs[split] = table["group"].nunique()
-        assert pairs == {"train": 176, "validation": 29, "calibration": 44, "test": 44}
+def test_the_sample_has_293_pairs(sample: Corpus) -> None:
+    assert sample.manifest.rows_read == 2 * 293
+    assert sample.manifest.dropped == {"empty": 0, "both_labels": 0, "duplicate": 0}
 
-    def test_gensim_is_read_and_not_imported(self, sample: Corpus) -> None:
-        assert "gensim" not in sys.modules
+
+def test_the_sample_is_split_60_10_15_15_by_pair(sample: Corpus) -> None:
+    pairs = {}
+    for split in SPLITS:
+        table = sample.read(split, ["group", "label"]).to_pandas()
+        assert (table.groupby("group")["label"].apply(sorted).map(tuple) == (0, 1)).all()
+        pairs[split] = table["group"].nunique()
+    assert pairs == {"train": 176, "validation": 29, "calibration": 44, "test": 44}
+
+
+def test_gensim_is_read_and_not_imported(sample: Corpus) -> None:
+    assert "gensim" not in sys.modules
 
 
 def refused(config: Config, tmp_path: Path) -> str:
@@ -295,32 +303,31 @@ def parquet_of(rows: Rows) -> bytes:
 
 
 ONE_CLASS = [{**row, "label": 0} if row["group"] != "g0" else row for row in GOOD]
+SWAPPED = [{**row, "text": "a", "label": row["text"]} for row in GOOD]
+HALVES = [{**row, "label": row["label"] / 2} for row in GOOD]
 WRONG_LABEL = "column 'label' holds {}; expected 0 (human) or 1 (ai) in every row"
+UNREADABLE = "cannot be read as {}"
+EMPTY = "empty, expected rows of text and label"
 BAD_SOURCES = {
-    "no columns": (
-        "csv",
-        csv_of(GOOD).replace(b"text,label", b"body,verdict"),
+    "other columns": (
+        *("csv", csv_of(GOOD).replace(b"text,label", b"body,verdict")),
         "no column 'text', 'label'; found 'body', 'verdict', 'group'",
     ),
     "no group": ("jsonl", jsonl_of([{"text": "a", "label": 0}]), "no column 'group'; found 'text', 'label'"),
     "label yes": ("csv", csv_of(with_label("yes")), WRONG_LABEL.format("'yes'")),
     "label 2": ("jsonl", jsonl_of(with_label(2)), WRONG_LABEL.format("'2'")),
-    "label 0.5": ("parquet", parquet_of([{**r, "label": r["label"] / 2} for r in GOOD]), WRONG_LABEL.format("'0.5'")),
-    "label NaN": ("csv", csv_of(with_label("nan")), WRONG_LABEL.format("'nan'")),
-    "label missing": ("jsonl", jsonl_of(with_label(None)), "column 'label' holds"),
-    "texts as labels": (
-        "jsonl",
-        jsonl_of([{**r, "text": "a", "label": r["text"]} for r in GOOD]),
-        "expected 0 (human) or 1 (ai)",
-    ),
+    "label 0.5": ("parquet", parquet_of(HALVES), WRONG_LABEL.format("'0.5'")),
+    "label NaN": ("csv", csv_of(with_label("nan")), WRONG_LABEL.format("'None'")),
+    "label missing": ("jsonl", jsonl_of(with_label(None)), WRONG_LABEL.format("'None'")),
+    "texts as labels": ("jsonl", jsonl_of(SWAPPED), WRONG_LABEL.format("a value of 23 characters")),
     "one class in a split": ("jsonl", jsonl_of(ONE_CLASS), "expected both classes in every split"),
-    "empty file": ("jsonl", b"", "empty, expected rows of text and label"),
-    "header only": ("csv", b"text,label,group\n", "hold no rows: expected texts with labels"),
-    "only empty texts": ("jsonl", jsonl_of([{**row, "text": " "} for row in GOOD]), "hold no rows"),
-    "truncated parquet": ("parquet", parquet_of(GOOD)[:-100], "cannot be read as parquet"),
-    "broken JSON": ("jsonl", jsonl_of(GOOD) + b'{"text": "Zebulon', "cannot be read as jsonl"),
-    "ragged CSV": ("csv", csv_of(GOOD) + b"Zebulon, too, 1, g3, more\n", "cannot be read as csv"),
-    "not UTF-8": ("csv", csv_of(GOOD) + b"Zebulon \xff\xfe,1,g0\n", "cannot be read as csv"),
+    "empty file": ("jsonl", b"", EMPTY),
+    "header only": ("csv", b"text,label,group\n", EMPTY),
+    "only empty texts": ("jsonl", jsonl_of([{**row, "text": " "} for row in GOOD]), "the sources hold no rows"),
+    "truncated parquet": ("parquet", parquet_of(GOOD)[:-100], UNREADABLE.format("parquet")),
+    "broken JSON": ("jsonl", jsonl_of(GOOD) + b'{"text": "Zebulon', UNREADABLE.format("jsonl")),
+    "ragged CSV": ("csv", csv_of(GOOD) + b"Zebulon, too, 1, g3, more\n", UNREADABLE.format("csv")),
+    "not UTF-8": ("csv", csv_of(GOOD) + b"Zebulon \xff\xfe,1,g0\n", UNREADABLE.format("csv")),
 }
 
 
@@ -339,3 +346,12 @@ def test_a_missing_file_is_named(encoder: Path, tmp_path: Path) -> None:
     assert refused(config_for(encoder, tmp_path / "store", path, "csv"), tmp_path).startswith(
         f"source {path}: no such file or folder. Under `ray job submit` a relative path is one of the working directory"
     )
+
+
+def test_a_file_that_is_broken_behind_a_good_one_is_refused(encoder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.csv").write_bytes(csv_of(GOOD))
+    (folder / "b.csv").write_bytes(csv_of(GOOD) + b"Zebulon, too, 1, g3, more\n")
+    said = refused(config_for(encoder, tmp_path / "store", folder, "csv"), tmp_path)
+    assert said.startswith(f"source {folder}: cannot be read as csv")

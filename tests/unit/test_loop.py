@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from detect_ai import model
-from detect_ai.config import ModelConfig, TrainConfig
-from detect_ai.loop import lr_share, make_optimizer
+from detect_ai import loop, model
+from detect_ai.batches import Batch
+from detect_ai.config import Config, ModelConfig, TrainConfig
+from detect_ai.errors import TrainingError
+from detect_ai.loop import Learner, _steps, lr_share, make_optimizer
+from detect_ai.streaming import Microbatch
+
+# The learning rate
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine"])
@@ -20,6 +29,15 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(decay: str) -> No
     assert shares[100] == pytest.approx(0)
 
 
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.99])
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_every_step_of_a_run_of_any_length_learns_something(total: int, warmup: float, decay: str) -> None:
+    shares = [lr_share(step, total, warmup, decay) for step in range(total)]
+    assert all(0 < share <= 1 for share in shares)
+    assert max(shares) == 1
+
+
 def test_without_warm_up_the_first_step_has_the_peak() -> None:
     assert lr_share(0, 100, 0.0, "linear") == 1
 
@@ -28,10 +46,198 @@ def test_half_way_cosine_and_linear_decay_meet() -> None:
     assert lr_share(50, 100, 0.0, "cosine") == pytest.approx(lr_share(50, 100, 0.0, "linear")) == pytest.approx(0.5)
 
 
-def test_biases_and_norms_do_not_decay(encoder: Path) -> None:
-    network = model.build(ModelConfig(path=str(encoder), window=64, stride=48), seed=0)
+def test_linear_decay_is_a_line_and_cosine_lies_above_it_first_and_below_it_later() -> None:
+    linear, cosine = ([lr_share(step, 100, 0.0, decay) for step in range(100)] for decay in ("linear", "cosine"))
+    assert np.allclose(np.diff(linear), -0.01)
+    assert cosine[20] > linear[20]
+    assert cosine[80] < linear[80]
+
+
+# The optimizer
+
+
+@pytest.fixture
+def network(encoder: Path) -> Any:
+    return model.build(ModelConfig(path=str(encoder), window=64, stride=48), seed=0)
+
+
+def test_biases_and_norms_do_not_decay(network: Any) -> None:
     decayed, rest = make_optimizer(network, TrainConfig(weight_decay=0.1)).param_groups
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
-    assert all(p.ndim >= 2 for p in decayed["params"])
-    assert all(p.ndim == 1 for p in rest["params"])
-    assert len(decayed["params"]) + len(rest["params"]) == len(list(network.parameters()))
+    names = {id(p): name for name, p in network.named_parameters()}
+    assert not any("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in decayed["params"])
+    assert all("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in rest["params"])
+
+
+def test_every_parameter_is_in_one_group_and_frozen_ones_in_none(network: Any) -> None:
+    frozen = network.bert.embeddings.word_embeddings.weight
+    frozen.requires_grad = False
+    held = [id(p) for group in make_optimizer(network, TrainConfig(lr=3e-5)).param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in network.parameters() if p is not frozen)
+
+
+def test_the_optimizer_has_the_learning_rate_of_the_configuration(network: Any) -> None:
+    assert {group["lr"] for group in make_optimizer(network, TrainConfig(lr=3e-5)).param_groups} == {3e-5}
+
+
+# Steps
+
+
+def part(rows: int = 2, weight: float = 1.0, last: bool = True, step_weight: float | None = None, seed: int = 0) -> Any:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(5, 50, (rows, 8)).astype(np.int32)
+    weights = np.full(rows, weight, np.float32)
+    return Microbatch(
+        batch=Batch(ids, rng.integers(3, 9, rows).astype(np.int32)),
+        labels=np.arange(rows) % 2,
+        weights=weights,
+        documents=np.arange(rows),
+        step_weight=float(weights.sum()) if step_weight is None else step_weight,
+        last=last,
+        epoch=0,
+    )
+
+
+def test_microbatches_are_grouped_into_steps_at_their_last_one() -> None:
+    flags = [False, False, True, True, False, True]
+    stream = [SimpleNamespace(number=i, last=last) for i, last in enumerate(flags)]
+    assert [[p.number for p in step] for step in _steps(stream)] == [[0, 1, 2], [3], [4, 5]]  # type: ignore[arg-type]
+
+
+def test_a_step_is_handed_out_before_the_next_one_is_fetched() -> None:
+    fetched = []
+
+    def stream() -> Any:
+        for i in range(4):
+            fetched.append(i)
+            yield SimpleNamespace(last=i % 2 == 1)
+
+    next(_steps(stream()))
+    assert fetched == [0, 1]
+
+
+def test_a_stream_that_ends_within_a_step_is_our_mistake() -> None:
+    stream = [SimpleNamespace(last=True), SimpleNamespace(last=False)]
+    with pytest.raises(AssertionError, match="the stream ended within a step"):
+        list(_steps(stream))  # type: ignore[arg-type]
+
+
+# Learning, on one rank
+
+
+def learner(network: Any, **changes: Any) -> Learner:
+    config = TrainConfig(lr=1e-3, epochs=1, warmup=0.0, precision="fp32", max_grad_norm=1e9, **changes)
+    return Learner(config, network, torch.device("cpu"), world_size=1, steps_per_epoch=10)
+
+
+def gradients(network: Any, parts: list[Microbatch]) -> list[torch.Tensor]:
+    network.zero_grad(set_to_none=True)
+    learning = learner(network)
+    for each in parts:
+        learning._backward(each, sync=True)
+    return [p.grad.clone() for p in network.parameters()]
+
+
+def test_a_step_in_microbatches_has_the_gradient_of_the_whole_step(network: Any) -> None:
+    whole = part(rows=6)
+    halves = [
+        Microbatch(
+            batch=Batch(whole.batch.input_ids[rows], whole.batch.lengths[rows]),
+            labels=whole.labels[rows],
+            weights=whole.weights[rows],
+            documents=whole.documents[rows],
+            step_weight=whole.step_weight,
+            last=True,
+            epoch=0,
+        )
+        for rows in (slice(0, 2), slice(2, 6))
+    ]
+    for left, right in zip(gradients(network, [whole]), gradients(network, halves), strict=True):
+        assert torch.allclose(left, right, atol=1e-6)
+
+
+def test_a_document_of_weight_two_counts_like_the_document_twice(network: Any) -> None:
+    once, twice = part(rows=1, weight=2.0), part(rows=1)
+    doubled = Microbatch(
+        batch=Batch(np.tile(twice.batch.input_ids, (2, 1)), np.tile(twice.batch.lengths, 2)),
+        labels=np.tile(twice.labels, 2),
+        weights=np.ones(2, np.float32),
+        documents=np.asarray([0, 0]),
+        step_weight=2.0,
+        last=True,
+        epoch=0,
+    )
+    for left, right in zip(gradients(network, [once]), gradients(network, [doubled]), strict=True):
+        assert torch.allclose(left, right, atol=1e-6)
+
+
+def test_an_empty_microbatch_changes_no_gradient(network: Any) -> None:
+    real = part(rows=2)
+    empty = part(rows=1, weight=0.0, step_weight=real.step_weight, seed=1)
+    for left, right in zip(gradients(network, [real]), gradients(network, [real, empty]), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_step_updates_once_and_forgets_its_gradients(network: Any) -> None:
+    before = [p.clone() for p in network.parameters()]
+    learning = learner(network)
+    learning.step([part(last=False, step_weight=4.0), part(step_weight=4.0, seed=1)])
+    assert learning.steps == 1
+    assert learning.lr == pytest.approx(1e-3 * 0.9)
+    assert all(p.grad is None for p in network.parameters())
+    assert any(not torch.equal(p, old) for p, old in zip(network.parameters(), before, strict=True))
+
+
+def test_repeating_a_step_lowers_its_loss(network: Any) -> None:
+    learning = learner(network, weight_decay=0.0)
+    losses = []
+    for _ in range(8):
+        learning.step([part(rows=4)])
+        losses.append(learning.last_loss)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.filterwarnings("ignore:Seems like")
+def test_the_gradient_is_clipped(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = []
+    learning = learner(network)
+    learning.max_grad_norm = 1e-3
+    monkeypatch.setattr(
+        learning.optimizer,
+        "step",
+        lambda: norms.append(torch.stack([p.grad.norm() for p in network.parameters()]).norm().item()),
+    )
+    learning.step([part(rows=4)])
+    assert norms == [pytest.approx(1e-3, rel=1e-2)]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_way_out(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop.distributed, "all_reduce", lambda sums: None)
+    learning = learner(network)
+    learning._sums[0] = float("nan")
+    learning.steps = 7
+    with pytest.raises(TrainingError) as refused:
+        learning.epoch_figures()
+    assert str(refused.value) == ("the training loss is nan by step 7 (lr 1.00e-03): lower train.lr, or train in fp32")
+
+
+def test_the_figures_of_an_epoch_are_sums_over_its_documents(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop.distributed, "all_reduce", lambda sums: None)
+    learning = learner(network)
+    first, second = part(rows=3), part(rows=1, seed=1)
+    losses = []
+    for each in (first, second):
+        learning.step([each])
+        losses.append(learning.last_loss * len(each.labels))
+    figures = learning.epoch_figures()
+    assert figures["train_loss"] == pytest.approx(sum(losses) / 4)
+    used = first.batch.lengths.sum() + second.batch.lengths.sum()
+    assert figures["padding"] == pytest.approx(1 - used / 32)
+    assert figures["step"] == 2
+    assert learning._sums.tolist() == [0, 0, 0, 0]
+
+
+def test_rank_0_alone_tells_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = {"config": Config(), "name": "train-1", "bar": False}
+    lines = [loop._progress(arguments, rank, 100)._every for rank in (0, 1)]
+    assert lines == [Config().train.log_every, 101]

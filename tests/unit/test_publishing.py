@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from detect_ai import bundle, metrics
 from detect_ai.config import Config
-from detect_ai.errors import ConfigError, GateError
+from detect_ai.errors import BundleError, ConfigError, GateError
 from detect_ai.publishing import publish, rollback
 from detect_ai.registry import Registry
 from detect_ai.reports.card import model_card
@@ -30,13 +31,16 @@ def figures(auroc: float = 0.9) -> dict[str, Any]:
 @pytest.fixture
 def candidate(tmp_path: Path, tiny_bundle: Path) -> tuple[Config, Storage, str]:
     """A run whose candidate is the tiny bundle, evaluated."""
-    config, storage = Config(), Storage(str(tmp_path))
-    storage.upload(tiny_bundle, "runs/default/candidate-1")
-    version = bundle.read_spec(tiny_bundle).version
-    calibrated = {"bundle": "runs/default/candidate-1", "version": version}
+    storage = Storage(str(tmp_path))
+    return Config(), storage, evaluated_candidate(storage, tiny_bundle)
+
+
+def evaluated_candidate(storage: Storage, folder: Path) -> str:
+    storage.upload(folder, "runs/default/candidate-1")
+    calibrated = {"bundle": "runs/default/candidate-1", "version": bundle.read_spec(folder).version}
     storage.write_json("runs/default/calibrate.json", {"result": calibrated})
     storage.write_json("runs/default/evaluate.json", {"result": {**figures(), **calibrated}})
-    return config, storage, version
+    return str(calibrated["version"])
 
 
 def test_a_candidate_that_passes_becomes_champion(candidate: tuple[Config, Storage, str]) -> None:
@@ -56,6 +60,79 @@ def test_a_candidate_below_the_gate_is_refused_with_the_figures(candidate: tuple
         f"{version} was not published, the champion stays None: AUROC is 0.9; at least 0.95 is required."
     )
     assert Registry(storage).versions() == []
+
+
+def test_a_candidate_worse_than_the_champion_is_refused_and_the_champion_stays(
+    candidate: tuple[Config, Storage, str],
+) -> None:
+    config, storage, version = candidate
+    champion = publish(config, storage)["champion"]
+    evaluated = storage.read_json("runs/default/evaluate.json")
+    storage.write_json("runs/default/evaluate.json", {"result": {**evaluated["result"], "auroc": 0.85}})
+    with pytest.raises(GateError) as error:
+        publish(config, storage)
+    assert str(error.value) == (
+        f"{version} was not published, the champion stays {champion}: AUROC fell by 0.05, from the champion's 0.9 to "
+        "0.85 on the same test data; a drop of at most 0.02 is required."
+    )
+    registry = Registry(storage)
+    assert (registry.champion(), registry.versions()) == (champion, [champion])
+
+
+def test_on_other_test_data_the_champion_is_no_measure(candidate: tuple[Config, Storage, str]) -> None:
+    config, storage, _ = candidate
+    champion = publish(config, storage)["champion"]
+    evaluated = storage.read_json("runs/default/evaluate.json")["result"]
+    other = {**evaluated, "auroc": 0.85, "test_fingerprint": "another test split"}
+    storage.write_json("runs/default/evaluate.json", {"result": other})
+    result = publish(config, storage)
+    assert result["before"] == champion != result["champion"]
+
+
+def test_publishing_again_changes_nothing(candidate: tuple[Config, Storage, str]) -> None:
+    config, storage, _ = candidate
+    first = publish(config, storage)
+    assert publish(config, storage) == {**first, "before": first["champion"]}
+    assert Registry(storage).versions() == [first["champion"]]
+
+
+def test_the_candidate_itself_stays_as_it_was(candidate: tuple[Config, Storage, str], tiny_bundle: Path) -> None:
+    config, storage, _ = candidate
+    publish(config, storage)
+    folder = Path(storage.path("runs/default/candidate-1"))
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in tiny_bundle.iterdir()}
+
+
+def test_the_published_figures_are_those_of_the_evaluation(candidate: tuple[Config, Storage, str]) -> None:
+    config, storage, _ = candidate
+    with Registry(storage).folder(publish(config, storage)["champion"]) as folder:
+        assert json.loads((folder / "metrics.json").read_text()) == figures()
+        assert (folder / "MODEL_CARD.md").read_text("utf-8") == model_card(bundle.read_spec(folder), figures())
+
+
+def test_publishing_works_on_an_object_store(tiny_bundle: Path, gcs_root: str) -> None:
+    storage = Storage(gcs_root)
+    version = evaluated_candidate(storage, tiny_bundle)
+    champion = publish(Config(), storage)["champion"]
+    assert Registry(storage).champion() == champion != version
+
+
+def test_without_an_evaluation_the_command_is_named(candidate: tuple[Config, Storage, str]) -> None:
+    config, storage, _ = candidate
+    storage.delete("runs/default/evaluate.json")
+    with pytest.raises(ConfigError) as error:
+        publish(config, storage)
+    assert str(error.value) == (
+        f"run=default: no result of 'evaluate' under {storage.root}: run `python jobs/evaluate.py run=default` first"
+    )
+
+
+def test_a_candidate_that_was_altered_is_not_published(candidate: tuple[Config, Storage, str]) -> None:
+    config, storage, _ = candidate
+    storage.write_bytes("runs/default/candidate-1/config.json", b"{}")
+    with pytest.raises(BundleError):
+        publish(config, storage)
+    assert Registry(storage).champion() is None
 
 
 def test_figures_of_another_bundle_are_refused(candidate: tuple[Config, Storage, str]) -> None:
@@ -88,11 +165,32 @@ def card(tiny_bundle: Path, name: str) -> str:
 
 def test_the_card_states_the_figures_and_the_rates_with_their_intervals(tiny_bundle: Path) -> None:
     text, made = card(tiny_bundle, "mine"), figures()
-    assert "| auroc | 0.9000 |" in text
-    assert f"{100 * made['fpr_at_target_5']:.1f}% ({100 * made['fpr_at_target_5_low']:.1f}–" in text
+    for name in ("auroc", "tpr_at_fpr_1", "tpr_at_fpr_5", "accuracy", "f1", "ece", "brier", "log_loss"):
+        assert f"| {name} | {made[name]:.4f} |" in text
+    thresholds = bundle.read_spec(tiny_bundle).calibration.thresholds
+    for target, key in ((0.05, "5"), (0.1, "10")):
+        rates = [
+            f"{100 * made[f'{rate}_at_target_{key}']:.1f}% ({100 * made[f'{rate}_at_target_{key}_low']:.1f}–"
+            f"{100 * made[f'{rate}_at_target_{key}_high']:.1f}%)"
+            for rate in ("fpr", "tpr")
+        ]
+        held = f"{100 * thresholds[target].expected_fpr:.1f}% | {100 * thresholds[target].fpr_bound:.1f}%"
+        assert f"| {key}% | {held} | {rates[0]} | {rates[1]} |" in text
+    assert "on 20 human test texts" in text
     assert "No one may be accused, graded, dismissed or refused by a score alone" in text
 
 
 def test_only_the_card_of_the_sample_calls_itself_a_demonstration(tiny_bundle: Path) -> None:
     assert "A demonstration." in card(tiny_bundle, "sample")
     assert "A demonstration." not in card(tiny_bundle, "mine")
+
+
+def test_the_card_says_what_the_model_is_and_where_it_comes_from(tiny_bundle: Path) -> None:
+    spec = bundle.read_spec(tiny_bundle)
+    text = card(tiny_bundle, "mine")
+    assert "| Base model | tiny, licence: MIT |" in text
+    assert f"fingerprint `{spec.corpus['fingerprint'][:16]}`, language `en`" in text
+    assert "| Licences of the corpus | not stated |" in text
+    assert "windows of 64 tokens, 48 apart, over the whole text" in text
+    assert "texts of fewer than 10 tokens" in text
+    assert "`probability` assumes that 50% of the texts are AI" in text
