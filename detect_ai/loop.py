@@ -86,7 +86,7 @@ class Learner:
         wrapped = network.module if isinstance(network, DistributedDataParallel) else network
         self.module = cast(PreTrainedModel, wrapped)
         self.dtype = model.autocast_dtype(config.precision, device)
-        self.max_grad_norm = config.max_grad_norm
+        self.peak_lr, self.max_grad_norm = config.lr, config.max_grad_norm
         self.total_steps = steps_per_epoch * config.epochs
         self.optimizer = make_optimizer(self.module, config)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -138,7 +138,8 @@ class Learner:
         loss, weight, used, padded = sums.tolist()
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the training loss is {loss} by step {self.steps} (lr {self.lr:.2e}): lower train.lr, or train in fp32"
+                f"the training loss is {loss} by step {self.steps} with train.lr={self.peak_lr:g}: lower it, "
+                f"or train in fp32"
             )
         seconds = time.perf_counter() - self._since
         self._reset()

@@ -68,7 +68,6 @@ def _run(config: Config, corpus: Corpus, name: str) -> list[dict[str, Any]]:
             metric="auroc",
             mode="max",
             num_samples=1 if config.sweep.search == "grid" else config.sweep.trials,
-            max_concurrent_trials=concurrency(config),
             search_alg=tune.search.BasicVariantGenerator(random_state=config.seed, max_concurrent=concurrency(config)),
         ),
         run_config=tune.RunConfig(
@@ -129,7 +128,9 @@ def _wait_until_free(seconds: float = 30) -> None:
 def table(trials: list[dict[str, Any]]) -> str:
     """The trials as lines of text, best first."""
     lines = [f"{'lr':>10} {'auroc':>8} {'val_loss':>9} {'accuracy':>9} {'epoch':>6}"]
-    for t in sorted(trials, key=lambda t: (-(t["auroc"] or 0), t["val_loss"] or 0)):
+    failed = [t for t in trials if t["error"] is not None]
+    finished = [t for t in trials if t["error"] is None]
+    for t in [*sorted(finished, key=lambda t: (-t["auroc"], t["val_loss"])), *failed]:
         if t["error"] is not None:
             lines.append(f"{t['lr']:>10.2e} failed: {t['error']}")
         else:
