@@ -138,7 +138,7 @@ class Learner:
         loss, weight, used, padded = sums.tolist()
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the training loss is {loss} by step {self.steps} with train.lr={self.peak_lr:g}: lower it, "
+                f"the training loss is {loss} by step {self.steps} (lr {self.peak_lr:.2e}): lower train.lr, "
                 f"or train in fp32"
             )
         seconds = time.perf_counter() - self._since

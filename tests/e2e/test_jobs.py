@@ -1,4 +1,4 @@
-"""The stages as real Ray jobs: one JSON line last, exit codes, a small working directory."""
+"""The stages as real Ray jobs: one JSON line last, exit codes, a small package, a cluster on loopback."""
 
 from __future__ import annotations
 
@@ -12,16 +12,32 @@ from typing import Any
 import pytest
 
 from detect_ai.local_cluster import LocalCluster
+from detect_ai.registry import Registry
+from detect_ai.storage import Storage
 from tests import tiny
 from tests.e2e.conftest import CHECKOUT
 
-Submit = Callable[..., subprocess.CompletedProcess[str]]
+STAGES = ("prepare", "train", "calibrate", "evaluate", "publish")
+Done = subprocess.CompletedProcess[str]
+Submit = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
-def submit(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Iterator[Submit]:
-    """Submits `python jobs/NAME.py OVERRIDES` to a cluster of its own and waits."""
-    root = tmp_path_factory.mktemp("jobs")
+def cluster() -> Iterator[LocalCluster]:
+    """A cluster of its own, as `make demo` starts it."""
+    started = LocalCluster.start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="module")
+def submit(cluster: LocalCluster, root: Path, encoder: Path) -> Submit:
+    """Submits `python jobs/NAME.py OVERRIDES` from the checkout and waits for its end."""
     source = tiny.write_jsonl(root / "texts.jsonl", tiny.rows(80))
     ours = [
         f"storage.root={root / 'store'}",
@@ -29,52 +45,125 @@ def submit(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Iterator[
         *("corpus=csv", "corpus.sources.0.kind=jsonl", f"corpus.sources.0.path={source}"),
         "corpus.sources.0.group=group",
         "corpus.split={train: 0.4, validation: 0.15, calibration: 0.3, test: 0.15}",
-        *("train.epochs=2", "train.lr=1e-2", "calibration.min_tokens=10", "tracking.mode=disabled"),
+        *("train.epochs=1", "train.lr=5e-3", "calibration.min_tokens=10", "tracking.mode=disabled"),
+        "gate.min_auroc=0",
     ]
-    cluster = LocalCluster.start()
 
-    def run(name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    def run(name: str, *overrides: str) -> Done:
         command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", cluster.address]
-        command += ["--working-dir", str(CHECKOUT), "--", sys.executable, f"jobs/{name}.py", *ours, *overrides]
+        command += ["--working-dir", ".", "--", sys.executable, f"jobs/{name}.py", *ours, *overrides]
         return subprocess.run(
-            command, env=cluster.environment, capture_output=True, text=True, timeout=240, check=False
+            command,
+            cwd=CHECKOUT,
+            env=cluster.environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
         )
 
-    yield run
-    cluster.stop()
+    return run
 
 
-def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """The last line that is JSON; what Ray's command says of the job's end comes after it."""
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    assert lines, done.stdout[-3000:] + done.stderr[-1000:]
+@pytest.fixture(scope="module")
+def jobs(submit: Submit) -> dict[str, Done]:
+    """Every stage, one job after the other."""
+    return {name: submit(name) for name in STAGES}
+
+
+def log_of(done: Done) -> list[str]:
+    """The lines of the job itself: what Ray's command says of its end stands in a frame behind them."""
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    frame = max(i for i, line in enumerate(lines) if line.startswith("-----") and "Job" not in line)
+    return lines[: frame - 2]
+
+
+def last_line(done: Done) -> dict[str, Any]:
+    lines = log_of(done)
+    assert lines[-1].startswith("{"), "\n".join(lines[-20:])
     found: dict[str, Any] = json.loads(lines[-1])
     return found
 
 
 @pytest.mark.timeout(600)
-def test_every_stage_runs_as_a_job_and_prints_its_result(submit: Submit) -> None:
-    for name in ("prepare", "train", "calibrate", "evaluate", "publish"):
-        done = submit(name)
-        assert done.returncode == 0, (name, done.stdout[-3000:])
-        result = last_json(done)
-    assert set(result) == {"champion", "before", "auroc"}
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_runs_as_a_job_and_prints_its_stored_result_last(stage: str, jobs: dict[str, Done], root: Path) -> None:
+    assert jobs[stage].returncode == 0, jobs[stage].stdout[-3000:]
+    assert last_line(jobs[stage]) == Storage(str(root / "store")).read_json(f"runs/default/{stage}.json")["result"]
 
 
-@pytest.mark.parametrize(
-    ("job", "override", "said"),
-    [
-        ("train", "train.rate=1", "error: config: train.rate=1: Key 'rate' not in 'TrainConfig'; allowed here: lr, "),
-        ("prepare", "corpus.sources.0.path=/nowhere.csv", "error: source /nowhere.csv: no such file or folder"),
-        ("sweep", "run=fresh", "error: run=fresh: no result of 'prepare' under"),
-    ],
-)
+def test_the_last_job_leaves_a_champion(jobs: dict[str, Done], root: Path) -> None:
+    assert Registry(Storage(str(root / "store"))).champion() == last_line(jobs["publish"])["champion"]
+
+
+FAILING = {
+    "an unknown key": ("train", "train.rate=1", 2, "config: train.rate=1: no key 'rate'; allowed here: lr, epochs, "),
+    "a missing file": ("prepare", "corpus.sources.0.path=/nowhere.csv", 2, "source /nowhere.csv: no such file or fol"),
+    "no corpus yet": ("sweep", "run=fresh", 2, "run=fresh: no result of 'prepare' under "),
+    "too many workers": ("train", "train.num_workers=50", 1, "(50 workers x 1 CPUs + 1 for Ray Data) needs 51 CPUs"),
+}
+
+
+@pytest.mark.parametrize("what", FAILING)
 def test_a_job_that_cannot_run_says_why_in_one_line_and_fails(
-    submit: Submit, job: str, override: str, said: str
+    what: str, submit: Submit, jobs: dict[str, Done], root: Path
 ) -> None:
-    done = submit(job, override)
-    assert done.returncode != 0
-    errors = {line for line in done.stdout.splitlines() if line.startswith("error: ")}
-    assert len(errors) == 1, done.stdout[-3000:]  # Ray's command repeats the end of a failed job's log
-    assert errors.pop().startswith(said)
+    before = sorted((root / "store").rglob("*"))
+    stage, override, code, said = FAILING[what]
+    done = submit(stage, override)
+    assert done.returncode == 1, "`ray job submit` fails with the job"
+    assert f"exit code {code}" in done.stdout
+    errors = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stdout[-3000:]
+    assert said in errors[0]
     assert "Traceback" not in done.stdout
+    assert sorted((root / "store").rglob("*")) == before
+
+
+def test_a_job_gets_the_code_and_no_environment_data_or_history(jobs: dict[str, Done], cluster: LocalCluster) -> None:
+    packages = list(cluster.folder.glob("ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/"))
+    assert packages, "no package was unpacked"
+    for package in packages:
+        names = {path.name for path in package.iterdir()}
+        assert {"jobs", "detect_ai", "configs", "serve_app"} <= names
+        assert not names & {".git", ".venv", ".demo", ".mypy_cache", ".pytest_cache", ".hypothesis", "wandb"}
+        assert not list(package.rglob("__pycache__/*.pyc.*"))
+        assert sum(path.stat().st_size for path in package.rglob("*") if path.suffix != ".pyc") < 4_000_000
+
+
+def listening(pid: int) -> set[str]:
+    """Addresses where a process and its children listen."""
+    import ray  # noqa: F401 - brings psutil
+
+    import psutil  # isort: skip
+
+    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    found = [connection for process in processes for connection in process.net_connections("inet")]
+    return {connection.laddr.ip for connection in found if connection.status == psutil.CONN_LISTEN}
+
+
+def test_the_cluster_listens_on_loopback_only(jobs: dict[str, Done], cluster: LocalCluster) -> None:
+    assert listening(cluster.pid) == {"127.0.0.1"}
+
+
+def test_the_dashboard_refuses_who_has_no_token(submit: Submit, cluster: LocalCluster, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "list", "--address", cluster.address]
+    (tmp_path / "token").write_text("0" * 64)
+    stranger = cluster.environment | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    done = subprocess.run(command, env=stranger, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "401" in done.stdout + done.stderr or "nauth" in done.stdout + done.stderr
+
+
+# The last one: it stops the cluster of this file.
+def test_a_stopped_cluster_leaves_no_process_and_no_file(jobs: dict[str, Done], cluster: LocalCluster) -> None:
+    import ray  # noqa: F401 - brings psutil
+
+    import psutil  # isort: skip
+
+    processes = psutil.Process(cluster.pid).children(recursive=True)
+    assert processes
+    cluster.stop()
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert not alive
+    assert not cluster.folder.exists()

@@ -65,7 +65,7 @@ def test_the_checkpoint_of_every_finished_trial_lies_where_it_says(swept: dict[s
 def test_a_trial_that_diverges_is_recorded_with_its_reason(swept: dict[str, Any]) -> None:
     failed = {trial["lr"]: trial["error"] for trial in swept["trials"] if trial["error"] is not None}
     assert failed.keys() == {1e30}
-    assert "the training loss is nan by step 8 with train.lr=1e+30: lower it" in failed[1e30]
+    assert "the training loss is nan by step 8 (lr 1.00e+30): lower train.lr" in failed[1e30]
 
 
 def test_the_table_shows_every_trial(swept: dict[str, Any]) -> None:

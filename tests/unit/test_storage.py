@@ -145,7 +145,7 @@ def test_a_list_names_files_and_folders_directly_under_a_key(storage):
 
 
 def test_a_reader_never_sees_a_part_of_a_write(local):
-    contents = [bytes([digit]) * 4_000_000 for digit in b"01"]
+    contents = [bytes([digit]) * 1_000_000 for digit in b"01"]
     local.write_bytes("key", contents[0])
     stop = threading.Event()
 

@@ -95,12 +95,13 @@ def test_the_mode_of_the_environment_decides_over_a_key_and_not_over_a_mode_that
 
 
 def test_a_disabled_tracker_writes_nothing_and_does_not_even_import_wandb(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with Tracker("disabled", tmp_path / "runs", keep=1) as tracker:
         tracker.log({"loss": 1.0}, 1)
     assert not (tmp_path / "runs").exists()
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("mode", ["offline", "online"])
