@@ -66,7 +66,7 @@ def submit(cluster: LocalCluster, root: str, port: int) -> dict[str, Any]:
     job = [sys.executable, "jobs/pipeline.py", *OVERRIDES, f"serve.port={port}"]
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", cluster.address),
-        *("--working-dir", str(CHECKOUT), "--runtime-env-json", runtime_env(root), "--", *job),
+        *("--working-dir", str(CHECKOUT), "--runtime-env-json", runtime_env(root, cluster), "--", *job),
     ]
     shown = " ".join(["ray job submit --working-dir . -- python", *job[1:]])
     say(shown)

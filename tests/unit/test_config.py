@@ -42,8 +42,8 @@ def refusal(*overrides, config_dir=None):
         ("+train.lrr=1", f"config: +train.lrr=1: no key 'lrr'; allowed here: {TRAIN_KEYS}"),
         ("+nosuch=1", f"config: +nosuch=1: no key 'nosuch'; allowed here: {ALL_KEYS}"),
         (
-            "corpus.sources.0.nam=x",
-            f"config: corpus.sources.0.nam=x: no key 'nam'; allowed here: {SOURCE_KEYS}",
+            "corpus.sources.0.colour=x",
+            f"config: corpus.sources.0.colour=x: no key 'colour'; allowed here: {SOURCE_KEYS}",
         ),
         (
             "corpus.split.dev=0.1",

@@ -260,7 +260,7 @@ def test_without_the_package_the_way_to_the_sample_is_named(monkeypatch):
 def test_the_digest_of_the_sample_changes_with_its_texts(monkeypatch):
     before = source_digest(SourceConfig(kind="sample"))
     stories = read._lee_stories()
-    monkeypatch.setattr(read, "_lee_stories", lambda: [story.replace("the", "tha") for story in stories])
+    monkeypatch.setattr(read, "_lee_stories", lambda: [story.replace("the", "one") for story in stories])
     assert source_digest(SourceConfig(kind="sample")) != before
 
 
