@@ -241,7 +241,8 @@ def _tracker(arguments: dict[str, Any], rank: int) -> Tracker:
     return Tracker(
         resolve_mode(config.tracking.mode) if rank == 0 else "disabled",
         folder=root,
-        keep=config.storage.keep,
+        # The trials of a sweep run beside each other: none may delete the folder of another.
+        keep=config.storage.keep * (max(config.sweep.trials, len(config.sweep.lrs)) if arguments["group"] else 1),
         project=config.tracking.project,
         group=arguments["group"],
         name=arguments["name"],

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import dropwhile, islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,14 @@ def jobs(submit: Submit) -> dict[str, Done]:
 
 
 def log_of(done: Done) -> list[str]:
-    """The lines of the job itself: what Ray's command says of its end stands in a frame behind them."""
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
-    frame = max(i for i, line in enumerate(lines) if line.startswith("-----") and "Job" not in line)
-    return lines[: frame - 2]
+    """The lines of the job itself, without those of Ray's command before and after it."""
+    lines = iter(done.stdout.splitlines())
+    behind = dropwhile(lambda line: "Tailing logs until the job exits" not in line, lines)
+    return list(takewhile(lambda line: " cli.py:" not in line, islice(behind, 1, None)))
 
 
 def last_line(done: Done) -> dict[str, Any]:
-    lines = log_of(done)
+    lines = [line for line in log_of(done) if line]
     assert lines[-1].startswith("{"), "\n".join(lines[-20:])
     found: dict[str, Any] = json.loads(lines[-1])
     return found
@@ -113,7 +114,7 @@ def test_a_job_that_cannot_run_says_why_in_one_line_and_fails(
     done = submit(stage, override)
     assert done.returncode == 1, "`ray job submit` fails with the job"
     assert f"exit code {code}" in done.stdout
-    errors = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    errors = [line for line in log_of(done) if line.startswith("error: ")]
     assert len(errors) == 1, done.stdout[-3000:]
     assert said in errors[0]
     assert "Traceback" not in done.stdout
@@ -139,7 +140,9 @@ def listening(pid: int) -> set[str]:
 
     processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     found = [connection for process in processes for connection in process.net_connections("inet")]
-    return {connection.laddr.ip for connection in found if connection.status == psutil.CONN_LISTEN}
+    return {
+        connection.laddr.ip.removeprefix("::ffff:") for connection in found if connection.status == psutil.CONN_LISTEN
+    }
 
 
 def test_the_cluster_listens_on_loopback_only(jobs: dict[str, Done], cluster: LocalCluster) -> None:
