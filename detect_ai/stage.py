@@ -42,8 +42,17 @@ def run_job(name: str, stage: Stage, argv: Sequence[str] | None = None) -> int:
         cause = ours(error)
         print(f"error: {_describe(cause, arguments.verbose)}", file=sys.stderr, flush=True)  # noqa: T201
         return 2 if isinstance(cause, InputError) else 1
+    _leave_cluster()
     print(json.dumps(result), flush=True)  # noqa: T201
     return 0
+
+
+def _leave_cluster() -> None:
+    """Disconnect, so that nothing a worker still says comes behind the result."""
+    if "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
 
 
 def run_stage(name: str, stage: Stage, config: Config, storage: Storage) -> dict[str, Any]:
