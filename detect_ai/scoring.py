@@ -89,7 +89,8 @@ def score_split(corpus: Corpus, split: str, key: str, load: Callable[[Path], Sco
     cluster.require_resources(f"scoring ({config.workers} workers x {config.cpus_per_worker:g} CPUs + 1)", needed, gpus)
     storage = corpus.storage
     paths = [storage.path(corpus.shard_key(shard)) for shard in corpus.shards(split)]
-    rows = ray.data.read_parquet(paths, filesystem=storage.filesystem, columns=["id", "label", "input_ids"])
+    columns = ["id", "label", "input_ids"]
+    rows = ray.data.read_parquet(paths, filesystem=storage.filesystem).select_columns(columns)
     scored = rows.map_batches(
         ScoreBatch,
         batch_size=config.batch_size,

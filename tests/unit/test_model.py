@@ -114,7 +114,8 @@ def test_a_hub_id_at_a_commit_is_taken():
 
 
 @pytest.mark.parametrize("path", ["/no/such/encoder", "./encoder", "~/no-such-encoder", "a/b/c", "../x"])
-def test_a_directory_that_is_not_there_is_refused_and_never_taken_for_a_hub_id(path):
+def test_a_directory_that_is_not_there_is_refused_and_never_taken_for_a_hub_id(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # whatever stands beside this checkout
     config = ModelConfig(path=path, revision="0" * 40)
     assert refusal(model.resolve, config) == f"model.path={path}: {EXPECTED}"
 
