@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -12,8 +13,8 @@ from typing import Any
 
 from detect_ai import bundle
 from detect_ai.bundle import DetectorSpec
-from detect_ai.calibration import Calibration, calibrate
-from detect_ai.config import Config
+from detect_ai.calibration import Calibration, calibrate, require_texts
+from detect_ai.config import SPLITS, Config
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.errors import ConfigError
 from detect_ai.scoring import checkpoint_loader, score_split
@@ -38,6 +39,7 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
     if not storage.exists(checkpoint):
         raise ConfigError(f"calibration.checkpoint={checkpoint}: no such checkpoint under {storage.root}")
     corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
+    require_enough_texts(config, corpus)
     scored = score_split(corpus, "calibration", checkpoint, checkpoint_loader(config.score, config.model), config.score)
     calibration = calibrate(scored.labels, scored.scores, config.calibration.target_fprs)
     key = f"runs/{config.run}/{attempt('candidate')}"
@@ -87,24 +89,39 @@ def _spec(config: Config, corpus: Corpus, checkpoint: str, calibration: Calibrat
             "fingerprint": manifest.fingerprint,
             "language": manifest.language,
             "licences": sorted({source["licence"] for source in manifest.sources if source["licence"]}),
-            "rows": {split: corpus.num_rows(split) for split in sorted({s.split for s in manifest.shards})},
+            "rows": {split: corpus.num_rows(split) for split in SPLITS},
+            "demonstration": any(source["kind"] == "sample" for source in manifest.sources),
         },
         provenance={
             "run": config.run,
             "checkpoint": checkpoint,
             "model_licence": config.model.licence,
             "config": config.to_dict(),
-            "git_revision": _git_revision(),
+            "git_revision": git_revision(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         },
     )
 
 
-def _git_revision() -> str:
-    """The revision of the checkout, or `unknown` in a copy without its history (as under `ray job submit`)."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+def require_enough_texts(config: Config, corpus: Corpus) -> None:
+    """Raise CalibrationError when the calibration split has too few human texts for a target FPR."""
+    humans = int((corpus.labels("calibration") == 0).sum())
+    for target in config.calibration.target_fprs:
+        require_texts(humans, target)
+
+
+def git_revision() -> str:
+    """DETECT_AI_GIT_REVISION, else the revision of this checkout.
+
+    `unknown` where there is neither: in an installed package, and under `ray job submit`, which copies no history.
+    """
+    if given := os.environ.get("DETECT_AI_GIT_REVISION"):
+        return given
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return done.stdout.strip()
+    top, revision = done.stdout.splitlines()
+    return revision if Path(top).resolve() == root else "unknown"  # of another project, around ours

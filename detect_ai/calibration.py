@@ -279,9 +279,15 @@ def _threshold(human_scores: Floats, target_fpr: float) -> Threshold:
 
 def _rank(n: int, target_fpr: float) -> int:
     """How many of n + 1 exchangeable human texts may be called AI; at least 1, else the target is refused."""
+    require_texts(n, target_fpr)
+    return largest_count(target_fpr, n + 1)
+
+
+def require_texts(n: int, target_fpr: float) -> None:
+    """Raise CalibrationError when n human calibration texts are too few for a target FPR, with the number needed."""
     needed = texts_needed(target_fpr)
     if n >= needed:
-        return largest_count(target_fpr, n + 1)
+        return
     mend = "add human texts to the calibration split"
     held = next((target for target in SUGGESTED_TARGETS if texts_needed(target) <= n), None)
     if held is not None:

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import time
 
 from detect_ai.errors import ResourceError
 
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 LOCAL_CPUS = 8
 # Ray's switch for machines that are no cluster: everything binds to 127.0.0.1 instead of all interfaces (Ray 2.60).
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+WAIT_SECONDS = 300  # for CPUs that something else holds
 _GCS_PORT = "RAY_GCS_SERVER_PORT"  # where ray.init starts the head of a new cluster
 
 
@@ -61,7 +63,7 @@ def _init() -> None:
 
 
 def require_resources(what: str, cpus: float, gpus: float = 0) -> None:
-    """Refuse work that the cluster can never place.
+    """Refuse work that the cluster can never place, and wait a while where others hold what it needs.
 
     Raises:
         ResourceError: with what is needed, what there is and what is missing. A cluster that can still grow
@@ -69,15 +71,31 @@ def require_resources(what: str, cpus: float, gpus: float = 0) -> None:
     """
     import ray
 
-    total = ray.cluster_resources()
+    if can_grow():
+        return
     for name, needed, flag in (("CPU", cpus, "--num-cpus"), ("GPU", gpus, "--num-gpus")):
-        found = total.get(name, 0.0)
-        if needed <= found or can_grow():
-            continue
-        raise ResourceError(
-            f"{what} needs {needed:g} {name}s, the cluster has {found:g}: {needed - found:g} missing. "
-            f"Lower the number of workers, or start Ray with {flag}={needed:g}"
-        )
+        found = ray.cluster_resources().get(name, 0.0)
+        if needed > found:
+            raise ResourceError(
+                f"{what} needs {needed:g} {name}s, the cluster has {found:g}: {needed - found:g} missing. "
+                f"Lower the number of workers, or start Ray with {flag}={needed:g}"
+            )
+        _wait_for(what, name, needed, found)
+
+
+def _wait_for(what: str, name: str, needed: float, found: float) -> None:
+    """Wait until enough is free; say so at once, and not for ever."""
+    import ray
+
+    until, told = time.monotonic() + WAIT_SECONDS, False
+    while (free := ray.available_resources().get(name, 0.0)) < needed:
+        busy = f"{what} needs {needed:g} {name}s, {free:g} of the cluster's {found:g} are free"
+        if time.monotonic() > until:
+            raise ResourceError(f"{busy}: end what holds them (`ray status` shows it), or lower the number of workers")
+        if not told and time.monotonic() > until - WAIT_SECONDS + 5:
+            logger.info("%s: waiting for up to %d s", busy, WAIT_SECONDS)
+            told = True
+        time.sleep(0.2)
 
 
 def can_grow() -> bool:

@@ -1,8 +1,7 @@
-"""The typed configuration: what every job may be told, and the checks that stop a job before any work."""
+"""The typed configuration: what every job may be told. What it may not be is in `detect_ai.rules`."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -27,28 +26,64 @@ class StorageConfig:
 class SourceConfig:
     """One labelled source and how its columns map to ours. An empty column name means: there is none."""
 
-    kind: str = "csv"  # csv | jsonl | parquet | sample
-    path: str = ""  # file or folder, local or gs://
+    kind: str = "csv"  # csv | jsonl | parquet | folder | hub | sample
+    path: str = ""  # file or folder, local or gs://; of the hub: its name
+    preset: str = ""  # a published schema that maps the columns: see detect_ai/corpus/presets.py
     name: str = ""  # written to the column `source`
     licence: str = ""
+    # Columns
     text: str = "text"
-    label: str = "label"  # values 0 (human) and 1 (ai)
+    label: str = "label"
     id: str = ""
     group: str = ""
     domain: str = ""
     generator: str = ""
+    language: str = ""
+    split: str = ""
+    # Values
+    labels: dict[str, int] = field(default_factory=lambda: {"0": 0, "1": 1})  # value of the label column: 0 human, 1 ai
+    # Value of the split column ("*": every row): the splits that its groups are shared among. Others stay free.
+    splits: dict[str, list[str]] = field(default_factory=dict)
+    weight: float = 1.0  # of each of its rows in the loss
+    limit: int = 0  # groups are drawn until this many rows are reached; 0: all rows
+    # Of the hub
+    subset: str = ""
+    hub_split: str = "train"
+    revision: str = ""  # a commit, never a branch
+    streaming: bool = False
+
+
+@dataclass
+class HoldoutConfig:
+    """What only the test split may hold: leave out a domain, a generator or a prompt, and see how far it carries."""
+
+    column: str = ""  # domain | generator | group; empty: nothing is left out
+    values: list[str] = field(default_factory=list)
 
 
 @dataclass
 class CorpusConfig:
-    """What `prepare` reads and how it splits it."""
+    """What `prepare` reads, what it drops and how it splits the rest."""
 
     name: str = "corpus"
     sources: list[SourceConfig] = field(default_factory=list)
     # Shares of the groups for each split; they add up to 1.
     split: dict[str, float] = field(default_factory=lambda: dict(zip(SPLITS, (0.6, 0.1, 0.15, 0.15), strict=True)))
+    holdout: HoldoutConfig = field(default_factory=HoldoutConfig)
+    language: str = "en"  # texts in another one are dropped; empty: all stay
+    min_words: int = 5
+    max_chars: int = 100_000
+    repair: bool = True  # undo wrongly decoded characters
+    boilerplate: str = "remove"  # keep | remove | drop: what an assistant says around the text it was asked for
+    near_duplicates: str = "group"  # keep | group (never in two splits) | drop (all but one)
+    similarity: float = 0.8  # Jaccard of five-word shingles from which texts are near duplicates
+    against: list[SourceConfig] = field(default_factory=list)  # evaluation sets of yours, labelled or not
+    contamination: str = "drop"  # keep | drop: texts that have a near duplicate in `against`
+    balance: str = "none"  # none | weight | drop: label x length x domain
+    augment: list[str] = field(default_factory=list)  # attacks of detect_ai/attacks.py, on rows of the training split
+    augment_share: float = 0.3  # of the training rows, that get a copy under one of them
     shard_rows: int = 4096
-    language: str = "en"
+    workers: int = 2  # tasks that read, clean and tokenise at the same time
 
 
 @dataclass
@@ -71,6 +106,7 @@ class TrainConfig:
     """The training run."""
 
     lr: float = 1.5e-4
+    from_sweep: bool = False  # take the learning rate that the sweep of this run found best
     epochs: int = 4
     batch_size: int = 16  # documents in a global step, whatever the number of workers
     microbatch_size: int = 8  # documents in one forward pass
@@ -200,6 +236,8 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    from detect_ai import rules
+
     if config_dir and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such directory")
     ConfigStore.instance().store(name="schema", node=Config)
@@ -214,7 +252,7 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
         raise ConfigError(f"config: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_one_line(error, overrides)) from error
-    check(config)
+    rules.check(config)
     return config
 
 
@@ -244,167 +282,3 @@ def _keys_beside(key: str) -> list[str]:
     for part in key.split(".")[:-1]:
         node = node[0] if isinstance(node, list) else getattr(node, part, None)
     return list(node) if isinstance(node, dict) else [f.name for f in fields(node)] if is_dataclass(node) else []
-
-
-def check(config: Config) -> None:
-    """Refuse impossible values. Raises ConfigError for the first one found."""
-    for key, value, ok, allowed in _rules(config):
-        if not ok:
-            raise ConfigError(f"config: {key}={value}: expected {allowed}")
-
-
-def _rules(c: Config) -> list[tuple[str, Any, bool, str]]:
-    """Every rule as (key, value found, whether it holds, what is allowed)."""
-    precisions = ("auto", "bf16", "fp32")
-    rules = [
-        _one_of("train.decay", c.train.decay, ("linear", "cosine")),
-        _one_of("train.precision", c.train.precision, precisions),
-        _one_of("score.precision", c.score.precision, precisions),
-        _one_of("serve.precision", c.serve.precision, precisions),
-        _one_of("sweep.search", c.sweep.search, ("loguniform", "grid")),
-        _one_of("tracking.mode", c.tracking.mode, ("auto", "online", "offline", "disabled")),
-        ("storage.root", c.storage.root, bool(c.storage.root.strip()), "a path or a URI such as gs://bucket/folder"),
-        ("run", c.run, _is_name(c.run), "letters, digits, '.', '_' and '-', at most 64"),
-        (
-            "corpus.name",
-            c.corpus.name,
-            _is_name(c.corpus.name),
-            "letters, digits, '.', '_' and '-', at most 64",
-        ),
-        ("model.stride", c.model.stride, 1 <= c.model.stride <= c.model.window - 2, "1 to model.window - 2"),
-        ("model.window", c.model.window, c.model.window >= 16, "at least 16 tokens"),
-        ("train.batch_size", c.train.batch_size, c.train.batch_size >= 1, "at least 1"),
-        (
-            "train.microbatch_size",
-            c.train.microbatch_size,
-            1 <= c.train.microbatch_size <= c.train.batch_size,
-            f"1 to train.batch_size ({c.train.batch_size})",
-        ),
-        (
-            "serve.max_ongoing_requests",
-            c.serve.max_ongoing_requests,
-            c.serve.max_ongoing_requests > c.serve.target_ongoing_requests,
-            f"more than serve.target_ongoing_requests ({c.serve.target_ongoing_requests})",
-        ),
-        (
-            "serve.max_replicas",
-            c.serve.max_replicas,
-            c.serve.max_replicas >= max(1, c.serve.min_replicas),
-            f"at least 1 and serve.min_replicas ({c.serve.min_replicas})",
-        ),
-        ("serve.port", c.serve.port, 1 <= c.serve.port <= 65535, "1 to 65535"),
-        (
-            "calibration.default_target_fpr",
-            c.calibration.default_target_fpr,
-            c.calibration.default_target_fpr in c.calibration.target_fprs,
-            f"one of calibration.target_fprs ({c.calibration.target_fprs})",
-        ),
-        (
-            "calibration.target_fprs",
-            c.calibration.target_fprs,
-            all(0 < f < 1 for f in c.calibration.target_fprs),
-            "shares between 0 and 1, such as 0.05",
-        ),
-        ("sweep.lrs", c.sweep.lrs, all(0 < lr < math.inf for lr in c.sweep.lrs), "finite learning rates above 0"),
-    ]
-    return rules + _sweep_rules(c) + _corpus_rules(c.corpus) + _range_rules(c)
-
-
-def _sweep_rules(c: Config) -> list[tuple[str, Any, bool, str]]:
-    grid = c.sweep.search == "grid"
-    return [
-        (
-            "sweep.lrs",
-            c.sweep.lrs,
-            not grid or bool(c.sweep.lrs),
-            "at least one learning rate for sweep.search=grid",
-        ),
-        (
-            "sweep.lr_max",
-            c.sweep.lr_max,
-            c.sweep.lr_min < c.sweep.lr_max < math.inf,
-            f"a finite number above sweep.lr_min ({c.sweep.lr_min})",
-        ),
-    ]
-
-
-def _corpus_rules(c: CorpusConfig) -> list[tuple[str, Any, bool, str]]:
-    kinds = ("csv", "jsonl", "parquet", "sample")
-    shares = list(c.split.values())
-    rules = [
-        (
-            "corpus.split",
-            sorted(c.split),
-            set(c.split) == set(SPLITS),
-            f"the four splits {', '.join(SPLITS)}",
-        ),
-        ("corpus.split", c.split, all(0 < s < 1 for s in shares), "shares between 0 and 1"),
-        ("corpus.split", c.split, abs(sum(shares) - 1) < 1e-6, "shares that add up to 1"),
-        ("corpus.sources", c.sources, bool(c.sources), "at least one source, see configs/corpus/csv.yaml"),
-    ]
-    for i, source in enumerate(c.sources):
-        rules.append(_one_of(f"corpus.sources[{i}].kind", source.kind, kinds))
-        has_path = bool(source.path) or source.kind == "sample"
-        rules.append((f"corpus.sources[{i}].path", source.path, has_path, "a file or a folder"))
-    return rules
-
-
-def _range_rules(c: Config) -> list[tuple[str, Any, bool, str]]:
-    at_least_one = {
-        "storage.keep": c.storage.keep,
-        "corpus.shard_rows": c.corpus.shard_rows,
-        "train.epochs": c.train.epochs,
-        "train.num_workers": c.train.num_workers,
-        "train.threads_per_worker": c.train.threads_per_worker,
-        "train.log_every": c.train.log_every,
-        "train.keep_checkpoints": c.train.keep_checkpoints,
-        "sweep.trials": c.sweep.trials,
-        "sweep.epochs": c.sweep.epochs,
-        "score.workers": c.score.workers,
-        "score.threads_per_worker": c.score.threads_per_worker,
-        "score.batch_size": c.score.batch_size,
-        "serve.target_ongoing_requests": c.serve.target_ongoing_requests,
-        "serve.max_queued_requests": c.serve.max_queued_requests,
-        "serve.threads_per_replica": c.serve.threads_per_replica,
-        "serve.batch_tokens": c.serve.batch_tokens,
-        "serve.max_texts": c.serve.max_texts,
-        "serve.max_chars": c.serve.max_chars,
-        "serve.max_body_bytes": c.serve.max_body_bytes,
-    }
-    above_zero = {
-        "train.lr": c.train.lr,
-        "train.max_grad_norm": c.train.max_grad_norm,
-        "train.cpus_per_worker": c.train.cpus_per_worker,
-        "sweep.lr_min": c.sweep.lr_min,
-        "score.cpus_per_worker": c.score.cpus_per_worker,
-        "serve.cpus_per_replica": c.serve.cpus_per_replica,
-        "serve.request_timeout_s": c.serve.request_timeout_s,
-    }
-    at_least_zero = {
-        "seed": c.seed,
-        "train.weight_decay": c.train.weight_decay,
-        "sweep.max_concurrent": c.sweep.max_concurrent,
-        "serve.min_replicas": c.serve.min_replicas,
-        "calibration.min_tokens": c.calibration.min_tokens,
-    }
-    shares = {
-        "train.warmup": c.train.warmup,
-        "model.dropout": c.model.dropout,
-        "model.attention_dropout": c.model.attention_dropout,
-        "gate.min_auroc": c.gate.min_auroc,
-        "gate.max_auroc_drop": c.gate.max_auroc_drop,
-    }
-    return [
-        *((k, v, v >= 1, "at least 1") for k, v in at_least_one.items()),
-        *((k, v, 0 < v < math.inf, "a finite number above 0") for k, v in above_zero.items()),
-        *((k, v, 0 <= v < math.inf, "a finite number, at least 0") for k, v in at_least_zero.items()),
-        *((k, v, 0 <= v < 1, "at least 0 and below 1") for k, v in shares.items()),
-    ]
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> tuple[str, Any, bool, str]:
-    return key, value, value in allowed, "one of " + ", ".join(allowed)
-
-
-def _is_name(value: str) -> bool:
-    return 0 < len(value) <= 64 and all(ch.isalnum() or ch in "._-" for ch in value) and value[0].isalnum()

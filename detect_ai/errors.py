@@ -34,7 +34,7 @@ class RegistryError(InputError):
     """The registry has no such version, or no champion yet."""
 
 
-class GateError(InputError):
+class GateError(DetectAIError):
     """A candidate did not pass the gate and was not published."""
 
 

@@ -44,8 +44,12 @@ class LocalCluster:
     environment: dict[str, str]
 
     @classmethod
-    def start(cls, num_cpus: int | None = None) -> LocalCluster:
+    def start(cls, num_cpus: int | None = None, object_store_bytes: int | None = None) -> LocalCluster:
         """Start a cluster and wait until it takes jobs.
+
+        Args:
+            num_cpus: logical ones; `LOCAL_CPUS` or those of the machine when None.
+            object_store_bytes: shared memory for objects; Ray's own choice when None.
 
         Raises:
             ResourceError: it did not come up; the end of its log is in the message.
@@ -58,6 +62,7 @@ class LocalCluster:
             *("--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"),
             *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={free_port()}"),
             f"--num-cpus={num_cpus or max(LOCAL_CPUS, os.cpu_count() or 1)}",
+            *([f"--object-store-memory={object_store_bytes}"] if object_store_bytes else []),
         ]
         with (folder / "start.log").open("wb") as log:
             process = subprocess.Popen(  # noqa: S603 - our own command
@@ -113,6 +118,21 @@ class LocalCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def main() -> None:
+    """Start a cluster, say how to talk to it, stay until Ctrl-C, stop it."""
+    cluster = LocalCluster.start()
+    told = {"RAY_ADDRESS": cluster.address} | {
+        name: cluster.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+    }
+    print("A Ray cluster on this machine, until Ctrl-C. In another shell:", flush=True)  # noqa: T201
+    print("export " + " ".join(f"{name}={value}" for name, value in told.items()), flush=True)  # noqa: T201
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        cluster.stop()
+
+
 def _runs(pid: int) -> bool:
     """Whether a process of ours has not ended yet; reaps it when it has."""
     try:
@@ -134,4 +154,10 @@ def _environment(folder: Path) -> dict[str, str]:
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    return {**os.environ, **ours, **LOOPBACK_ONLY}
+    # A token in the environment would win over ours.
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+    return {**inherited, **ours, **LOOPBACK_ONLY}
+
+
+if __name__ == "__main__":
+    main()

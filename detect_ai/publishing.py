@@ -39,7 +39,10 @@ def publish(config: Config, storage: Storage) -> dict[str, Any]:
     gate = Gate(config.gate.min_auroc, config.gate.max_auroc_drop)
     reasons = decide(figures, _metrics_of(registry, before), gate)
     if reasons:
-        raise GateError(f"{candidate['version']} was not published, the champion stays {before}: {' '.join(reasons)}")
+        raise GateError(
+            f"{candidate['version']} was not published, the champion stays {before}: {' '.join(reasons)} "
+            f"The bounds are gate.min_auroc and gate.max_auroc_drop"
+        )
     version = _add(storage, registry, candidate["bundle"], figures)
     registry.set_champion(version)
     return {"champion": version, "before": before, "auroc": figures["auroc"]}

@@ -11,7 +11,7 @@ from typing import Any
 from detect_ai import cluster, training
 from detect_ai.config import Config, SweepConfig
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.errors import ResourceError, TrainingError
+from detect_ai.errors import TrainingError
 from detect_ai.stage import read_result
 from detect_ai.storage import Storage
 
@@ -32,7 +32,7 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     cluster.connect()
     corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
     training.checked_tokenizer(config, corpus)
-    training.require_training_resources(config, "a trial of the sweep")
+    training.require_training_resources(config, "a trial of the sweep", training.DATA_CPUS + TRIAL_CPUS)
     name = training.attempt("sweep")
     trials = _run(config, corpus, name)
     storage.prune(f"runs/{config.run}", "sweep-", config.storage.keep)
@@ -98,7 +98,7 @@ def _record(result: Any) -> dict[str, Any]:
 
 
 def concurrency(config: Config) -> int:
-    """Trials that fit the cluster at once, at most `sweep.max_concurrent` when that is given. Raises ResourceError."""
+    """Trials that fit the cluster at once, at most `sweep.max_concurrent` when that is given; at least one."""
     import ray
 
     free = ray.cluster_resources()
@@ -107,8 +107,6 @@ def concurrency(config: Config) -> int:
     fits = int(free.get("CPU", 0) // each)
     if train.use_gpu:
         fits = min(fits, int(free.get("GPU", 0) // train.num_workers))
-    if fits < 1 and not cluster.can_grow():
-        raise ResourceError("the cluster cannot place one trial of the sweep")
     limit = config.sweep.max_concurrent or math.inf
     return int(min(max(1, fits), limit))
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 
-from detect_ai.errors import BundleError
+from detect_ai.errors import BundleError, ConfigError
 
 Ids = NDArray[np.int32]
 
@@ -32,10 +32,12 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, path: str, revision: str | None = None) -> Tokenizer:
-        """Load from a local directory or the hub."""
+        """Load from a local directory or the hub. Raises ConfigError for one without a padding token."""
         from transformers import AutoTokenizer
 
         pretrained = AutoTokenizer.from_pretrained(path, revision=revision, use_fast=True, trust_remote_code=False)
+        if pretrained.pad_token_id is None:
+            raise ConfigError(f"model.path={path}: its tokenizer has no padding token; expected an encoder's")
         return cls(pretrained.backend_tokenizer, pad_id=int(pretrained.pad_token_id))
 
     @classmethod

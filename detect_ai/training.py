@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +103,9 @@ def run_training(
 
 def train(config: Config, storage: Storage) -> dict[str, Any]:
     """Train on the prepared corpus, and name the checkpoint of the best epoch."""
+    if config.train.from_sweep:
+        best = read_result(storage, config.run, "sweep")["best"]
+        config = replace(config, train=replace(config.train, lr=best["lr"]))
     cluster.connect()
     corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
     name = attempt("train")
@@ -139,13 +142,12 @@ def checked_tokenizer(config: Config, corpus: Corpus) -> Tokenizer:
     return tokenizer
 
 
-def require_training_resources(config: Config, what: str) -> None:
-    """Raise ResourceError when the workers and Ray Data beside them can never be placed together."""
+def require_training_resources(config: Config, what: str, others: float = DATA_CPUS) -> None:
+    """Raise ResourceError when the workers, and what needs CPUs beside them, cannot be placed together."""
     workers, each = config.train.num_workers, config.train.cpus_per_worker
     gpus = workers if config.train.use_gpu else 0
-    cluster.require_resources(
-        f"{what} ({workers} workers x {each:g} CPUs + {DATA_CPUS} for Ray Data)", workers * each + DATA_CPUS, gpus
-    )
+    needs = f"{what} ({workers} workers x {each:g} CPUs + {others:g} beside them)"
+    cluster.require_resources(needs, workers * each + others, gpus)
 
 
 def _worker_resources(config: Config) -> dict[str, float]:

@@ -7,6 +7,6 @@ from detect_ai.stage import run_job
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # serve_app lives in the checkout, beside jobs/
-    from serve_app.deploy import deploy
+    from serve_app.deploy import deploy_to_cluster
 
-    sys.exit(run_job("deploy", deploy))
+    sys.exit(run_job("deploy", deploy_to_cluster))

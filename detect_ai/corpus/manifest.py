@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from detect_ai.errors import CorpusError
 from detect_ai.storage import Storage
 
-FORMAT = 1
+FORMAT = 2
+CONTAMINATION = "contamination.json"  # which texts evaluation sets hold too
+QUARANTINE = "quarantine"  # the folder of the rows that were dropped, beside those of the splits
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,10 @@ class Manifest:
     normaliser_version: int
     rows_read: int
     dropped: dict[str, int]
-    counts: list[dict[str, Any]]  # rows by split, label, domain and generator
-    shards: list[Shard]
+    counts: list[dict[str, Any]]  # rows by split, label, source, domain, generator and attack
+    shards: list[Shard]  # of the splits and of the quarantine
+    near_duplicates: dict[str, int]  # pairs found, rows of the largest group
+    contamination: dict[str, int]  # rows that have a near duplicate in an evaluation set, by its name
     format: int = FORMAT
 
 
@@ -66,7 +70,7 @@ class Corpus:
         return cls(storage, key, Manifest(**{**data, "shards": [Shard(**s) for s in data["shards"]]}))
 
     def shards(self, split: str) -> list[Shard]:
-        """The shards of a split, in order."""
+        """The shards of a split, or of the quarantine, in order."""
         return [shard for shard in self.manifest.shards if shard.split == split]
 
     def shard_key(self, shard: Shard) -> str:

@@ -5,28 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import asdict
-from functools import partial
-from typing import TYPE_CHECKING, Any
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from detect_ai.config import Config
-from detect_ai.corpus import clean, split
-from detect_ai.corpus.manifest import Corpus, Manifest, Shard, content_fingerprint
-from detect_ai.corpus.read import read_source, readable, source_digest
-from detect_ai.corpus.tokenise import tokenise, write_shard
-from detect_ai.errors import CorpusError
+from detect_ai.config import SPLITS, Config, CorpusConfig
+from detect_ai.corpus import decide, split
+from detect_ai.corpus.manifest import CONTAMINATION, QUARANTINE, Corpus, Manifest, content_fingerprint
+from detect_ai.corpus.near import similar_pairs
+from detect_ai.corpus.read import source_digest, source_name
+from detect_ai.corpus.scan import Scan, scanned
+from detect_ai.corpus.shards import Plan, plans, write_shards
+from detect_ai.errors import ConfigError, CorpusError
 from detect_ai.model import load_tokenizer
 from detect_ai.storage import Storage
 from detect_ai.text import NORMALISER_VERSION
-
-if TYPE_CHECKING:
-    from ray.data import Dataset
+from detect_ai.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+Ints = NDArray[np.int64]
+SCRATCH = "scratch"
+_SLICES = ["split", "label", "source", "domain", "generator", "attack"]
 
 
 def prepare(config: Config, storage: Storage) -> dict[str, Any]:
@@ -37,9 +42,10 @@ def prepare(config: Config, storage: Storage) -> dict[str, Any]:
     Raises:
         CorpusError: the sources are missing, malformed or empty, or a split would lack a class.
     """
-    tokenizer = load_tokenizer(config.model).fingerprint
-    digests = [source_digest(source) for source in config.corpus.sources]
-    key = f"corpora/{config.corpus.name}-{_input_fingerprint(config, tokenizer, digests)[:12]}"
+    config = replace(config, corpus=_named(config.corpus))
+    tokenizer = load_tokenizer(config.model)
+    digests = [source_digest(source) for source in [*config.corpus.sources, *config.corpus.against]]
+    key = f"corpora/{config.corpus.name}-{_input_fingerprint(config, tokenizer.fingerprint, digests)[:12]}"
     if storage.exists(f"{key}/manifest.json"):
         logger.info("corpus %s is finished already: nothing to do", key)
         corpus = Corpus.open(storage, key)
@@ -55,104 +61,134 @@ def prepare(config: Config, storage: Storage) -> dict[str, Any]:
     return _result(Corpus.open(storage, key), fresh=True)
 
 
-def _make(config: Config, storage: Storage, key: str, tokenizer: str, digests: list[str]) -> Manifest:
+def _named(corpus: CorpusConfig) -> CorpusConfig:
+    """Every source with the name that its rows will carry. Raises ConfigError when two have the same."""
+    sources, against = (
+        [replace(source, name=source_name(source)) for source in each] for each in (corpus.sources, corpus.against)
+    )
+    names = [source.name for source in [*sources, *against]]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"corpus.sources: two have the name {twice[0]!r}: give each a name of its own")
+    return replace(corpus, sources=sources, against=against)
+
+
+def _make(config: Config, storage: Storage, key: str, tokenizer: Tokenizer, digests: list[str]) -> Manifest:
     from detect_ai.cluster import connect
 
     connect()
     corpus = config.corpus
-    rows = _read_all(config)
-    index = _index(rows)
-    kept = clean.keep(index)
-    index = index[kept.mask].reset_index(drop=True)
-    if index.empty:
-        raise CorpusError(
-            f"the sources hold no rows: expected texts with labels; read {len(kept.mask)}, {kept.dropped}"
-        )
-    index["split"] = split.assign_splits(index["group"], corpus.split, config.seed)
-    split.require_both_classes(index["label"], index["split"], corpus.split)
-    placed = _place(index, corpus.shard_rows, config.seed)
-    shards = _write_shards(rows, placed, config, storage.root, key)
-    counts = index.groupby(["split", "label", "domain", "generator"]).size().rename("rows").reset_index()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        scanned(corpus, config.seed, storage, f"{key}/{SCRATCH}", Path(folder)) as scan,
+    ):
+        logger.info("%d rows read", len(scan.index))
+        rows = decide.Rows(scan.index, corpus)
+        pairs = _decide(rows, scan, config.seed, Path(folder))
+        made = plans(rows, config)
+        shards = write_shards(made, scan.files, tokenizer, corpus.workers, storage.root, key)
+    assert sum(shard.rows for shard in shards) == sum(len(plan.row) for plan in made), "a row was lost"
+    counted, contamination = decide.Counts.of(rows), _contamination(rows)
+    storage.write_json(f"{key}/{CONTAMINATION}", contamination)
     return Manifest(
         name=corpus.name,
-        fingerprint=content_fingerprint(shards, tokenizer, NORMALISER_VERSION),
-        sources=[{**asdict(s), "sha256": d} for s, d in zip(corpus.sources, digests, strict=True)],
+        fingerprint=content_fingerprint(shards, tokenizer.fingerprint, NORMALISER_VERSION),
+        sources=[{**asdict(s), "sha256": d} for s, d in zip(corpus.sources, digests, strict=False)],
         language=corpus.language,
         seed=config.seed,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer.fingerprint,
         normaliser_version=NORMALISER_VERSION,
-        rows_read=len(kept.mask),
-        dropped=kept.dropped,
-        counts=json.loads(counts.to_json(orient="records")),
+        rows_read=counted.rows_read,
+        dropped=counted.dropped,
+        counts=_slices(rows, made),
         shards=shards,
+        near_duplicates={"pairs": len(pairs), "largest_group": _largest_group(rows)},
+        contamination={name: len({ours for ours, _ in pairs}) for name, pairs in contamination.items()},
     )
 
 
-def _read_all(config: Config) -> Dataset:
-    """The rows of all sources, normalised. Each is read by itself, so that an error names the source it is in."""
-    read: list[Dataset] = []
-    for source in config.corpus.sources:
-        with readable(source):
-            rows = read_source(source).map_batches(clean.add_normalised, batch_format="pyarrow")
-            read.append(rows.materialize())
-    first, *others = read
-    return first.union(*others) if others else first
+def _decide(rows: decide.Rows, scan: Scan, seed: int, folder: Path) -> Ints:
+    """Drop, split and weigh. Returns the pairs of near duplicates that both stand."""
+    decide.drop_exact(rows)
+    pairs = decide.drop_near(rows, _near(rows, scan, folder))
+    decide.drop_over_limit(rows)
+    decide.split(rows, pairs, seed)
+    if not rows.stays.any():
+        counted = decide.Counts.of(rows)
+        raise CorpusError(
+            f"the sources hold no rows that stay: expected texts with labels; read {counted.rows_read}, dropped "
+            f"{counted.dropped or 'none'}"
+        )
+    decide.weigh(rows)
+    split.require_both_classes(rows.labels[rows.stays], rows.split[rows.stays])
+    return pairs
 
 
-def _index(rows: Dataset) -> pd.DataFrame:
-    """What the decisions over all rows need, in the order of the rows."""
-    columns = ["id", "digest", "label", "group", "domain", "generator", "empty"]
-
-    def small(table: pa.Table) -> pa.Table:
-        empty = pc.equal(pc.utf8_length(table["normalised"]), 0)
-        return table.append_column("empty", empty).select(columns)
-
-    found = rows.map_batches(small, batch_format="pyarrow").to_pandas()
-    return found if len(found) else pd.DataFrame({name: [] for name in columns}).astype({"empty": bool})
-
-
-def _place(index: pd.DataFrame, shard_rows: int, seed: int) -> pd.DataFrame:
-    """Give every kept text its place: shuffled within its split, so that reading in order is already random."""
-    keys = index["id"].map(lambda name: split.shuffle_key(seed, name))
-    placed = index.assign(key=keys).sort_values(["split", "key"], kind="stable")
-    placed["position"] = placed.groupby("split").cumcount()
-    placed["shard"] = placed["position"] // shard_rows
-    return placed[["id", "digest", "split", "shard", "position"]]
+def _near(rows: decide.Rows, scan: Scan, folder: Path) -> Ints:
+    """Near duplicates among the rows that stand and those of evaluation sets, as positions, shape (pairs, 2)."""
+    looked_at = np.flatnonzero(rows.stays | (rows.against & (rows.reason == "")))
+    needless = rows.corpus.near_duplicates == "keep" and not rows.against.any()
+    if needless or not len(looked_at):
+        return np.empty((0, 2), np.int64)
+    arrivals = scan.index["arrival"].to_numpy()[looked_at]
+    path = folder / "compared"
+    with path.open("wb") as file:
+        for start in range(0, len(arrivals), 65_536):
+            file.write(scan.signatures[arrivals[start : start + 65_536]].tobytes())
+    shape = (len(arrivals), scan.signatures.shape[1])
+    pairs = similar_pairs(np.memmap(path, np.uint32, "r", shape=shape), rows.corpus.similarity)
+    found: Ints = looked_at[pairs]
+    return found
 
 
-def _write_shards(rows: Dataset, placed: pd.DataFrame, config: Config, root: str, key: str) -> list[Shard]:
-    table = pa.Table.from_pandas(placed, preserve_index=False)
-    language = config.corpus.language
+def _largest_group(rows: decide.Rows) -> int:
+    groups = rows.index["group"].cat.codes.to_numpy()[rows.stays]
+    return int(np.unique(groups, return_counts=True)[1].max(initial=0))
 
-    def join(batch: pa.Table) -> pa.Table:
-        batch = batch.append_column("language", pa.array([language] * len(batch), pa.string()))
-        return batch.join(table, keys=["id", "digest"], join_type="inner")
 
-    written = (
-        rows.map_batches(join, batch_format="pyarrow")
-        .map_batches(partial(tokenise, model=config.model), batch_format="pyarrow")
-        .groupby(["split", "shard"], num_partitions=min(16, placed.groupby(["split", "shard"]).ngroups))
-        .map_groups(partial(write_shard, storage_root=root, key=key), batch_format="pyarrow")
-        .take_all()
-    )
-    shards = sorted((Shard(**row) for row in written), key=lambda shard: (shard.split, shard.name))
-    assert sum(shard.rows for shard in shards) == len(placed), "a text was lost between the index and the shards"
-    return shards
+def _contamination(rows: decide.Rows) -> dict[str, list[list[str]]]:
+    """For each evaluation set the texts of the corpus that it holds too, as pairs of ids: ours, theirs."""
+    ids, names = (rows.index[column].astype(str).to_numpy() for column in ("id", "source"))
+    found: dict[str, list[list[str]]] = {source.name: [] for source in rows.corpus.against}
+    for ours, theirs in rows.contaminated.tolist():
+        found[names[theirs]].append([ids[ours], ids[theirs]])
+    return {name: sorted(pairs) for name, pairs in found.items()}
+
+
+def _slices(rows: decide.Rows, made: list[Plan]) -> list[dict[str, Any]]:
+    """Rows of the shards by split, label, source, domain, generator and attack."""
+    columns = ["file", "row", "label", "source", "domain", "generator", "attack"]
+    index = rows.index.loc[rows.stays, columns].astype(dict.fromkeys(columns[3:], str)).set_index(["file", "row"])
+    parts = []
+    for plan in made:
+        if plan.split == QUARANTINE:
+            continue
+        part = index.loc[pd.MultiIndex.from_arrays([plan.file, plan.row])].assign(split=plan.split)
+        copy = np.asarray(plan.columns["copy"], dtype=object)
+        part["attack"] = np.where(copy == "", part["attack"], copy)
+        parts.append(part.groupby(_SLICES).size())
+    counts = pd.concat(parts).groupby(level=_SLICES).sum().rename("rows").reset_index()
+    order = counts["split"].map(SPLITS.index)
+    counts = counts.assign(order=order).sort_values(["order", *_SLICES[1:]]).drop(columns="order")
+    found: list[dict[str, Any]] = json.loads(counts.to_json(orient="records"))
+    return found
 
 
 def _input_fingerprint(config: Config, tokenizer: str, digests: list[str]) -> str:
-    made_of = [asdict(config.corpus), config.seed, tokenizer, NORMALISER_VERSION, digests]
+    # The number of tasks at work changes nothing of what comes out.
+    corpus = asdict(replace(config.corpus, workers=1))
+    made_of = [corpus, config.seed, tokenizer, NORMALISER_VERSION, digests]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
 def _result(corpus: Corpus, fresh: bool) -> dict[str, Any]:
     manifest = corpus.manifest
-    rows = {name: corpus.num_rows(name) for name in sorted({shard.split for shard in manifest.shards})}
     return {
         "corpus": corpus.key,
         "fingerprint": manifest.fingerprint,
         "fresh": fresh,
-        "rows": rows,
+        "rows": {name: corpus.num_rows(name) for name in SPLITS},
         "rows_read": manifest.rows_read,
         "dropped": manifest.dropped,
+        "near_duplicates": manifest.near_duplicates,
+        "contamination": manifest.contamination,
     }

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from detect_ai.local_cluster import LocalCluster
 from tests.e2e.conftest import CHECKOUT
+
+FIGURES = ("auroc", "tpr_at_fpr_5", "trials", "human_probability", "ai_probability")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -31,30 +35,43 @@ def usual_ports_taken() -> Iterator[None]:
         yield
 
 
-def demo(root: Path) -> dict[str, float]:
-    """Run the demo, and read the line that it prints last."""
+def demo(root: Path, keep: bool = False) -> tuple[dict[str, float], str]:
+    """Run the demo: what the line says that it prints last, and all lines."""
     environment = {**os.environ, "DETECT_AI_STORAGE_ROOT": str(root), "WANDB_MODE": "offline"}
     done = subprocess.run(
         [sys.executable, "examples/demo.py"],
         cwd=CHECKOUT,
-        env={name: value for name, value in environment.items() if name not in ("KEEP", "RAY_ADDRESS")},
+        env={n: v for n, v in environment.items() if n != "RAY_ADDRESS"} | {"KEEP": "1" if keep else ""},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    last: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return last
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout
+
+
+def clusters() -> set[Path]:
+    """Folders of local clusters on this machine."""
+    return set(Path("/tmp").glob("dai-*"))
 
 
 def test_the_demo_learns_and_answers_twice_beside_another_cluster(tmp_path: Path, usual_ports_taken: None) -> None:
     other = LocalCluster.start(num_cpus=1)
+    before = clusters()
     try:
-        for _ in range(2):
-            said = demo(tmp_path)
-            assert said["auroc"] >= 0.93
-            assert said["human_probability"] < said["ai_probability"]
-            assert said["trials"] >= 3
-        os.kill(other.pid, 0)  # the demo stopped what it started and nothing else
+        said, _ = demo(tmp_path)
+        assert set(said) == {*FIGURES, "best_lr", "seconds"}
+        assert said["auroc"] >= 0.93
+        assert said["human_probability"] < said["ai_probability"]
+        assert said["trials"] >= 3
+        assert clusters() == before
+        again, lines = demo(tmp_path, keep=True)
+        assert [again[name] for name in FIGURES] == pytest.approx([said[name] for name in FIGURES], abs=0.05)
+        found = re.search(r"stays up at (\S+) .* end it with: (kill \d+; rm -r \S+)", lines)
+        assert found, lines
+        assert httpx.get(f"{found[1]}/readyz").status_code == 200
+        subprocess.run(found[2], shell=True, check=True)
+        assert clusters() == before
+        assert other._takes_jobs()  # the demo stopped what it started and nothing else
     finally:
         other.stop()

@@ -29,6 +29,7 @@ from detect_ai.detector import Detector
 from detect_ai.errors import BundleError, RegistryError, ResourceError
 from detect_ai.registry import Registry
 from detect_ai.storage import Storage
+from serve_app.app import build
 from serve_app.deploy import deploy, stop
 from tests import tiny
 from tests.e2e.conftest import CHECKOUT, foreground
@@ -257,7 +258,8 @@ def test_another_port_than_the_one_serve_has_is_named(url: str, config: Config, 
 def test_a_version_that_does_not_start_leaves_the_old_one_answering(
     client: httpx.Client, config: Config, store: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve_app.deploy.absolute", lambda _: "/nowhere")
+    elsewhere = partial(build, storage_root="/nowhere")
+    monkeypatch.setattr("serve_app.app.build", lambda c, _, v, env: elsewhere(c, version=v, runtime_env=env))
     with pytest.raises(ResourceError, match=r"did not start: .*no version .* under /nowhere"):
         deploy(config, store)
     assert client.post("/v1/detect", json={"text": TEXT}).status_code == 200

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from detect_ai.config import Config
+from detect_ai.config import Config, SourceConfig
 from tests import tiny
 
 SHARES = {"train": 0.4, "validation": 0.15, "calibration": 0.3, "test": 0.15}
@@ -38,3 +38,11 @@ def hard_rows(pairs: int, own: float = 0.6) -> list[dict[str, object]]:
 def files_under(folder: Path) -> list[str]:
     """Every file under a folder, by its path relative to it."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def config_for(encoder: Path, root: Path, path: Path, kind: str) -> Config:
+    """A small corpus of one file."""
+    config = tiny.config(encoder, root)
+    config.corpus.sources = [SourceConfig(kind=kind, path=str(path), name="made", group="group", licence="CC0")]
+    config.corpus.split = {"train": 0.4, "validation": 0.2, "calibration": 0.2, "test": 0.2}
+    return config

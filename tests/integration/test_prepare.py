@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
+import os
+import pickle
+import random
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +23,24 @@ import pytest
 from detect_ai import model
 from detect_ai.config import SPLITS, Config, SourceConfig, load_config
 from detect_ai.corpus import prepare as stage
-from detect_ai.corpus import tokenise
-from detect_ai.corpus.manifest import Corpus
+from detect_ai.corpus import shards, tokenise
+from detect_ai.corpus.manifest import CONTAMINATION, QUARANTINE, Corpus
 from detect_ai.corpus.prepare import prepare
 from detect_ai.errors import CorpusError
 from detect_ai.storage import Storage
 from detect_ai.text import normalise
 from tests import tiny
-from tests.integration.runs import files_under
+from tests.e2e.conftest import CHECKOUT
+from tests.integration.runs import config_for, files_under
 
-SECRET = "Zebulon"  # stands in every text: no error may repeat it
+GERMAN = (
+    "Der Rat hat am Dienstag beschlossen, die alte Brücke zu schließen, weil sie schon lange nicht mehr sicher ist."
+)
+REFUSAL = "I'm sorry, but as an AI language model I cannot write this essay for you."
+DROPPED = {
+    **{"boilerplate": 1, "both_labels": 2, "duplicate": 1, "empty": 1},
+    **{"language": 1, "no_text": 1, "too_short": 1},
+}
 Rows = list[dict[str, Any]]
 
 
@@ -51,21 +64,14 @@ WRITERS: dict[str, Callable[[Path, Rows], object]] = {
 
 @pytest.fixture(scope="module")
 def dirty_rows() -> Rows:
-    """20 pairs; 2 rows without a letter, 1 duplicate and 1 text with both labels besides."""
+    """20 pairs, and besides: what each reason drops."""
     clean = tiny.rows(20)
     again = {**clean[0], "text": str(clean[0]["text"]).upper()}
     torn = [
         {"text": "A text that both have claimed to have written.", "label": label, "group": "torn"} for label in (0, 1)
     ]
-    empty = [{"text": text, "label": 0, "group": "empty"} for text in ("", " \u200b\n ")]
-    return [*clean, again, *torn, *empty]
-
-
-def config_for(encoder: Path, root: Path, path: Path, kind: str) -> Config:
-    config = tiny.config(encoder, root)
-    config.corpus.sources = [SourceConfig(kind=kind, path=str(path), name="made", group="group", licence="CC0")]
-    config.corpus.split = {"train": 0.4, "validation": 0.2, "calibration": 0.2, "test": 0.2}
-    return config
+    other = [{"text": text, "label": 0, "group": "other"} for text in (" \u200b\n ", "Two words.", GERMAN, "", REFUSAL)]
+    return [*clean, again, *torn, *other]
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +110,17 @@ def test_every_row_is_in_the_corpus_or_counted_as_dropped(
 ) -> None:
     manifest = prepared[kind][1].manifest
     assert manifest.rows_read == len(dirty_rows)
-    assert manifest.dropped == {"empty": 2, "both_labels": 2, "duplicate": 1}
-    assert sum(count["rows"] for count in manifest.counts) == len(dirty_rows) - 5
+    assert manifest.dropped == DROPPED
+    assert sum(count["rows"] for count in manifest.counts) == len(dirty_rows) - sum(DROPPED.values())
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_what_was_dropped_lies_in_the_quarantine_with_its_reason(kind: str, prepared: dict[str, Any]) -> None:
+    rows = prepared[kind][1].read(QUARANTINE, ["id", "text", "label", "reason", "twin"]).to_pylist()
+    reasons = [row["reason"] for row in rows]
+    assert {reason: reasons.count(reason) for reason in reasons} == DROPPED
+    assert {row["reason"] for row in rows if row["twin"]} == {"duplicate", "both_labels"}
+    assert {row["text"] for row in rows if row["reason"] == "language"} == {GERMAN}
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -234,15 +249,112 @@ def test_a_folder_without_a_manifest_is_no_corpus(corpus: Corpus, tmp_path: Path
 def test_a_failure_while_shards_are_written_leaves_nothing(
     prepared: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(table: pa.Table, storage_root: str, key: str) -> pa.Table:
-        if table["split"][0].as_py() != "train":
-            raise OSError("no space left on the device")
-        return tokenise.write_shard(table, storage_root, key)
+    def half(*arguments: Any) -> list[Any]:
+        written = shards.write_shards(*arguments)
+        assert files_under(tmp_path)
+        raise OSError(f"no space left on the device behind {len(written)} shards")
 
-    monkeypatch.setattr(stage, "write_shard", half)
-    with pytest.raises(Exception, match="no space left on the device"):
+    monkeypatch.setattr(stage, "write_shards", half)
+    with pytest.raises(OSError, match="no space left on the device"):
         prepare(prepared["csv"][0], Storage(str(tmp_path)))
     assert files_under(tmp_path) == []
+
+
+def test_prepare_killed_at_any_time_makes_the_same_corpus_the_next_time(
+    prepared: dict[str, Any], tmp_path: Path
+) -> None:
+    config, _, first = prepared["csv"]
+    code = (
+        "import pickle, sys; from detect_ai.corpus.prepare import prepare; from detect_ai.storage import Storage\n"
+        "prepare(pickle.load(open(sys.argv[1], 'rb')), Storage(sys.argv[2]))"
+    )
+    (tmp_path / "config").write_bytes(pickle.dumps(config))
+    root = tmp_path / "store"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "config"), str(root)], env=environment, start_new_session=True
+    )
+    until = time.monotonic() + 120
+    while not list(root.rglob("*.parquet")) and time.monotonic() < until:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert files_under(root)
+    assert not list(root.rglob("manifest.json"))
+    found = prepare(config, Storage(str(root)))
+    assert {**found, "fresh": True} == first
+    assert files_under(root) == files_under(Path(config.storage.root))
+
+
+def test_the_corpus_does_not_hang_on_the_number_of_workers(prepared: dict[str, Any], tmp_path: Path) -> None:
+    config, corpus, first = prepared["jsonl"]
+    config = replace(config, corpus=replace(config.corpus, workers=1))
+    assert prepare(config, Storage(str(tmp_path))) == first
+    assert Corpus.open(Storage(str(tmp_path)), first["corpus"]).manifest == corpus.manifest
+
+
+# Near duplicates, evaluation sets, copies
+
+
+def essay(seed: int) -> str:
+    return tiny.text("human" if seed % 2 else "ai", random.Random(seed), 120)
+
+
+def edited(text: str) -> str:
+    return text.replace(text.split()[60], "Zanzibar", 1)
+
+
+def rows_with(texts: list[str]) -> Rows:
+    return [{"text": text, "label": i % 2, "group": f"g{i // 2}"} for i, text in enumerate(texts)]
+
+
+def test_near_duplicates_never_stand_in_two_splits(encoder: Path, tmp_path: Path) -> None:
+    texts = [essay(seed) for seed in range(60)]
+    rows = [
+        *rows_with(texts),
+        *({**row, "text": edited(str(row["text"])), "group": f"{row['group']}-late"} for row in rows_with(texts)[:20]),
+    ]
+    tiny.write_jsonl(tmp_path / "texts.jsonl", rows)
+    config = config_for(encoder, tmp_path / "store", tmp_path / "texts.jsonl", "jsonl")
+    storage = Storage(config.storage.root)
+    corpus = Corpus.open(storage, prepare(config, storage)["corpus"])
+    where = {row["text"]: split for split in SPLITS for row in corpus.read(split, ["text"]).to_pylist()}
+    assert corpus.manifest.near_duplicates["pairs"] == 20
+    assert all(where[text] == where[edited(text)] for text in texts[:20])
+
+
+def test_what_an_evaluation_set_holds_too_is_listed_and_dropped(encoder: Path, tmp_path: Path) -> None:
+    texts = [essay(seed) for seed in range(60)]
+    tiny.write_jsonl(tmp_path / "texts.jsonl", rows_with(texts))
+    tiny.write_jsonl(tmp_path / "exam.jsonl", [{"id": "e1", "text": edited(texts[7])}, {"id": "e2", "text": essay(99)}])
+    config = config_for(encoder, tmp_path / "store", tmp_path / "texts.jsonl", "jsonl")
+    config.corpus.against = [SourceConfig(kind="jsonl", path=str(tmp_path / "exam.jsonl"), name="exam", id="id")]
+    storage = Storage(config.storage.root)
+    found = prepare(config, storage)
+    corpus = Corpus.open(storage, found["corpus"])
+    [row] = corpus.read(QUARANTINE, ["id", "text", "reason", "twin"]).to_pylist()
+    assert (row["text"], row["reason"], row["twin"]) == (texts[7], "contaminated", "e1")
+    assert found["contamination"] == {"exam": 1}
+    assert storage.read_json(f"{corpus.key}/{CONTAMINATION}") == {"exam": [[row["id"], "e1"]]}
+    assert found["rows_read"] == 60
+
+
+def test_copies_under_an_attack_stand_beside_their_originals_in_training_alone(encoder: Path, tmp_path: Path) -> None:
+    tiny.write_jsonl(tmp_path / "texts.jsonl", rows_with([essay(seed) for seed in range(80)]))
+    config = config_for(encoder, tmp_path / "store", tmp_path / "texts.jsonl", "jsonl")
+    config.corpus.augment, config.corpus.augment_share = ["article_deletion", "upper_lower"], 0.5
+    storage = Storage(config.storage.root)
+    corpus = Corpus.open(storage, prepare(config, storage)["corpus"])
+    train = corpus.read("train", ["id", "text", "group", "attack", "label", "input_ids"]).to_pandas().set_index("id")
+    copies = train[train["attack"] != "none"]
+    assert 8 <= len(copies) <= 24
+    assert set(copies["attack"]) == {"article_deletion", "upper_lower"}
+    for name, copy in copies.iterrows():
+        original = train.loc[str(name).rpartition("+")[0]]
+        assert (copy["group"], copy["label"]) == (original["group"], original["label"])
+        assert copy["text"] != original["text"]
+    assert all(set(corpus.read(split, ["attack"])["attack"].to_pylist()) == {"none"} for split in SPLITS[1:])
+    assert sum(count["rows"] for count in corpus.manifest.counts) == 80 + len(copies)
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +367,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 def test_the_sample_has_293_pairs(sample: Corpus) -> None:
     assert sample.manifest.rows_read == 2 * 293
-    assert sample.manifest.dropped == {"empty": 0, "both_labels": 0, "duplicate": 0}
+    assert sample.manifest.dropped == {}
 
 
 def test_the_sample_is_split_60_10_15_15_by_pair(sample: Corpus) -> None:
@@ -267,91 +379,19 @@ def test_the_sample_is_split_60_10_15_15_by_pair(sample: Corpus) -> None:
     assert pairs == {"train": 176, "validation": 29, "calibration": 44, "test": 44}
 
 
+def test_the_pair_of_the_demo_is_in_the_test_split_and_long_enough(sample: Corpus) -> None:
+    sys.path.insert(0, str(CHECKOUT / "examples"))
+    try:
+        from demo import PAIR
+    finally:
+        sys.path.pop(0)
+    rows = sample.read("test", ["group", "label", "num_tokens"]).to_pylist()
+    pair = sorted(row["label"] for row in rows if row["group"] == PAIR)
+    assert pair == [0, 1]
+    assert min(row["num_tokens"] for row in rows if row["group"] == PAIR) > 200
+    complete = {row["group"] for row in rows} - {row["group"] for row in rows if row["num_tokens"] <= 200}
+    assert min(complete) == PAIR  # the first by name: not chosen by its score
+
+
 def test_gensim_is_read_and_not_imported(sample: Corpus) -> None:
     assert "gensim" not in sys.modules
-
-
-def refused(config: Config, tmp_path: Path) -> str:
-    """The error of a source that cannot be used; nothing may be written, and no text repeated."""
-    with pytest.raises(CorpusError) as caught:
-        prepare(config, Storage(config.storage.root))
-    assert files_under(tmp_path / "store") == []
-    assert SECRET not in str(caught.value)
-    return str(caught.value)
-
-
-GOOD = [{"text": f"{SECRET} wrote {i} letters", "label": i % 2, "group": f"g{i // 2}"} for i in range(20)]
-
-
-def with_label(value: object) -> Rows:
-    return [*GOOD[:7], {**GOOD[7], "label": value}, *GOOD[8:]]
-
-
-def csv_of(rows: Rows) -> bytes:
-    lines = ["text,label,group", *(f"{row['text']},{row['label']},{row['group']}" for row in rows)]
-    return "\n".join(lines).encode() + b"\n"
-
-
-def jsonl_of(rows: Rows) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def parquet_of(rows: Rows) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink)
-    return sink.getvalue().to_pybytes()
-
-
-ONE_CLASS = [{**row, "label": 0} if row["group"] != "g0" else row for row in GOOD]
-SWAPPED = [{**row, "text": "a", "label": row["text"]} for row in GOOD]
-HALVES = [{**row, "label": row["label"] / 2} for row in GOOD]
-WRONG_LABEL = "column 'label' holds {}; expected 0 (human) or 1 (ai) in every row"
-UNREADABLE = "cannot be read as {}"
-EMPTY = "empty, expected rows of text and label"
-BAD_SOURCES = {
-    "other columns": (
-        *("csv", csv_of(GOOD).replace(b"text,label", b"body,verdict")),
-        "no column 'text', 'label'; found 'body', 'verdict', 'group'",
-    ),
-    "no group": ("jsonl", jsonl_of([{"text": "a", "label": 0}]), "no column 'group'; found 'text', 'label'"),
-    "label yes": ("csv", csv_of(with_label("yes")), WRONG_LABEL.format("'yes'")),
-    "label 2": ("jsonl", jsonl_of(with_label(2)), WRONG_LABEL.format("'2'")),
-    "label 0.5": ("parquet", parquet_of(HALVES), WRONG_LABEL.format("'0.5'")),
-    "label NaN": ("csv", csv_of(with_label("nan")), WRONG_LABEL.format("'None'")),
-    "label missing": ("jsonl", jsonl_of(with_label(None)), WRONG_LABEL.format("'None'")),
-    "texts as labels": ("jsonl", jsonl_of(SWAPPED), WRONG_LABEL.format("a value of 23 characters")),
-    "one class in a split": ("jsonl", jsonl_of(ONE_CLASS), "expected both classes in every split"),
-    "empty file": ("jsonl", b"", EMPTY),
-    "header only": ("csv", b"text,label,group\n", EMPTY),
-    "only empty texts": ("jsonl", jsonl_of([{**row, "text": " "} for row in GOOD]), "the sources hold no rows"),
-    "truncated parquet": ("parquet", parquet_of(GOOD)[:-100], UNREADABLE.format("parquet")),
-    "broken JSON": ("jsonl", jsonl_of(GOOD) + b'{"text": "Zebulon', UNREADABLE.format("jsonl")),
-    "ragged CSV": ("csv", csv_of(GOOD) + b"Zebulon, too, 1, g3, more\n", UNREADABLE.format("csv")),
-    "not UTF-8": ("csv", csv_of(GOOD) + b"Zebulon \xff\xfe,1,g0\n", UNREADABLE.format("csv")),
-}
-
-
-@pytest.mark.parametrize("what", BAD_SOURCES)
-def test_a_bad_source_is_refused_in_one_line_and_nothing_is_written(what: str, encoder: Path, tmp_path: Path) -> None:
-    kind, content, expected = BAD_SOURCES[what]
-    path = tmp_path / f"texts.{kind}"
-    path.write_bytes(content)
-    said = refused(config_for(encoder, tmp_path / "store", path, kind), tmp_path)
-    assert expected in said
-    assert "\n" not in said
-
-
-def test_a_missing_file_is_named(encoder: Path, tmp_path: Path) -> None:
-    path = tmp_path / "nowhere.csv"
-    assert refused(config_for(encoder, tmp_path / "store", path, "csv"), tmp_path).startswith(
-        f"source {path}: no such file or folder. Under `ray job submit` a relative path is one of the working directory"
-    )
-
-
-def test_a_file_that_is_broken_behind_a_good_one_is_refused(encoder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    (folder / "a.csv").write_bytes(csv_of(GOOD))
-    (folder / "b.csv").write_bytes(csv_of(GOOD) + b"Zebulon, too, 1, g3, more\n")
-    said = refused(config_for(encoder, tmp_path / "store", folder, "csv"), tmp_path)
-    assert said.startswith(f"source {folder}: cannot be read as csv")

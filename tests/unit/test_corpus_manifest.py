@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import asdict, replace
 
@@ -7,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from detect_ai.corpus.manifest import FORMAT, Corpus, Manifest, Shard, content_fingerprint
-from detect_ai.corpus.tokenise import SCHEMA, tokenise, write_shard
+from detect_ai.corpus.shards import parquet
+from detect_ai.corpus.tokenise import BATCH_ROWS, SCHEMA, tokenise
 from detect_ai.errors import CorpusError
 from detect_ai.model import load_tokenizer
 from detect_ai.storage import Storage
@@ -17,38 +19,36 @@ from tests import tiny
 KEY = "corpora/made-0123"
 
 
-def placed_rows(split, number, labels, first=0):
-    """Rows of a shard as `prepare` hands them to `write_shard`, out of order."""
+def write_shard(storage, split, number, labels, first=0):
+    """A shard as `prepare` writes it."""
     count = len(labels)
     positions = list(range(first, first + count))
+    names = dict.fromkeys(("source", "domain", "generator", "attack"), [""] * count)
     table = pa.table(
         {
+            **names,
             "id": [f"{split}-{i}" for i in positions],
             "text": [f"text {i}" for i in positions],
-            "label": pa.array(labels, pa.int8()),
-            "source": ["made"] * count,
-            "domain": [""] * count,
-            "generator": [""] * count,
+            "label": labels,
             "group": [f"g{i}" for i in positions],
             "language": ["en"] * count,
-            "input_ids": pa.array([[i, i + 1] for i in positions], pa.list_(pa.int32())),
-            "num_tokens": pa.array([2] * count, pa.int32()),
-            "split": [split] * count,
-            "shard": [number] * count,
-            "position": positions,
+            "weight": [1.0] * count,
+            "input_ids": [[i, i + 1] for i in positions],
+            "num_tokens": [2] * count,
             "extra": ["x"] * count,
         }
     )
-    return table.take(np.random.default_rng(0).permutation(count))
+    data = parquet(table, SCHEMA)
+    name = f"{number:05d}.parquet"
+    storage.write_bytes(f"{KEY}/{split}/{name}", data)
+    return Shard(split, name, count, hashlib.sha256(data).hexdigest())
 
 
 @pytest.fixture
 def corpus(tmp_path):
     storage = Storage(str(tmp_path))
-    shards = []
-    for split, number, labels, first in (("test", 0, [1, 1], 0), ("train", 0, [0, 1, 1, 0], 0), ("train", 1, [1], 4)):
-        row = write_shard(placed_rows(split, number, labels, first), storage.root, KEY).to_pylist()[0]
-        shards.append(Shard(**row))
+    made = (("test", 0, [1, 1], 0), ("train", 0, [0, 1, 1, 0], 0), ("train", 1, [1], 4))
+    shards = [write_shard(storage, *each) for each in made]
     manifest = Manifest(
         name="made",
         fingerprint=content_fingerprint(shards, "t", 1),
@@ -61,6 +61,8 @@ def corpus(tmp_path):
         dropped={},
         counts=[],
         shards=shards,
+        near_duplicates={},
+        contamination={},
     )
     storage.write_json(f"{KEY}/manifest.json", asdict(manifest))
     return Corpus.open(storage, KEY)
@@ -75,37 +77,19 @@ def refusal(call, *arguments):
 # Shards
 
 
-def test_a_shard_holds_its_rows_in_order_with_the_columns_of_the_contract(corpus):
+def test_a_shard_has_the_columns_of_the_contract_and_no_other(corpus):
     table = pq.read_table(corpus.storage.path(f"{KEY}/train/00000.parquet"))
     assert table.schema.equals(SCHEMA)
     assert table["id"].to_pylist() == ["train-0", "train-1", "train-2", "train-3"]
     assert table["input_ids"].to_pylist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
-    assert set(table["attack"].to_pylist()) == {"none"}
-    assert set(table["weight"].to_pylist()) == {1.0}
-
-
-def test_the_same_rows_in_another_order_make_the_same_bytes(tmp_path):
-    table = placed_rows("train", 3, [0, 1, 0, 1, 1])
-    written = [
-        write_shard(table.take(order), str(tmp_path / name), KEY).to_pylist()[0]
-        for name, order in (("a", [0, 1, 2, 3, 4]), ("b", [4, 2, 0, 3, 1]))
-    ]
-    assert written[0] == written[1]
-    assert (written[0]["split"], written[0]["name"], written[0]["rows"]) == ("train", "00003.parquet", 5)
-
-
-def test_rows_that_share_a_place_are_written_once(tmp_path):
-    table = placed_rows("train", 0, [0, 1])
-    twice = pa.concat_tables([table, table])
-    assert write_shard(twice, str(tmp_path), KEY)["rows"].to_pylist() == [2]
 
 
 def test_token_ids_are_those_of_the_whole_normalised_text(encoder, tmp_path):
-    config = tiny.config(encoder, tmp_path).model
-    texts = [str(row["text"]) for row in tiny.rows(3)] + ["the “council”\u200b " * 200]
+    tokenizer = load_tokenizer(tiny.config(encoder, tmp_path).model)
+    texts = [str(row["text"]) for row in tiny.rows(BATCH_ROWS)] + ["the “council”\u200b " * 200]
     normalised = [normalise(text).text for text in texts]
-    table = tokenise(pa.table({"text": texts, "normalised": normalised}), config)
-    expected = [ids.tolist() for ids in load_tokenizer(config).encode(normalised)]
+    table = tokenise(pa.table({"text": texts, "normalised": normalised}), tokenizer)
+    expected = [ids.tolist() for ids in tokenizer.encode(normalised)]
     assert table["input_ids"].to_pylist() == expected
     assert table["num_tokens"].to_pylist() == list(map(len, expected))
     assert table["input_ids"].type == pa.list_(pa.int32())

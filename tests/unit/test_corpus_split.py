@@ -1,72 +1,177 @@
-import pandas as pd
+import random
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from detect_ai.config import SPLITS
-from detect_ai.corpus.split import assign_splits, require_both_classes, shuffle_key
+from detect_ai.corpus.split import (
+    ANY,
+    MAX_JOINED_SHARE,
+    TEST,
+    assign_splits,
+    crossing,
+    join_groups,
+    mask_of,
+    require_both_classes,
+    shuffle_key,
+)
 from detect_ai.errors import CorpusError
 
-SHARES = dict(zip(SPLITS, (0.6, 0.1, 0.15, 0.15), strict=True))
-GROUPS = st.lists(st.integers(0, 40).map("g{}".format), min_size=1, max_size=120)
+SHARES = {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}
+VALIDATION_OR_CALIBRATION = mask_of(["validation", "calibration"])
 
 
-@given(GROUPS, st.integers(0, 5))
-def test_no_group_is_in_two_splits_and_every_row_is_in_one(names, seed):
-    groups = pd.Series(names)
-    splits = assign_splits(groups, SHARES, seed)
-    assert set(splits) <= set(SPLITS)
-    assert (splits.groupby(groups).nunique() == 1).all()
+def names(count):
+    return [f"g{i}" for i in range(count)]
 
 
-@given(GROUPS, st.integers(0, 5), st.randoms(use_true_random=False))
-def test_the_split_of_a_group_hangs_on_the_set_of_groups_and_the_seed_alone(names, seed, random):
-    shuffled = names[:]
-    random.shuffle(shuffled)
-    first = dict(zip(names, assign_splits(pd.Series(names), SHARES, seed), strict=True))
-    assert dict(zip(shuffled, assign_splits(pd.Series(shuffled), SHARES, seed), strict=True)) == first
+def assign(groups, strata=None, masks=None, seed=0, shares=SHARES):
+    groups = np.asarray(groups, np.int64)
+    strata = np.zeros_like(groups) if strata is None else np.asarray(strata, np.int64)
+    masks = np.full_like(groups, ANY) if masks is None else np.asarray(masks, np.int64)
+    return assign_splits(groups, names(int(groups.max()) + 1), strata, masks, shares, seed)
 
 
-@pytest.mark.parametrize("count", [293, 40, 1000])
-def test_the_groups_are_shared_out_as_asked_to_within_one(count):
-    groups = pd.Series([f"g{i}" for i in range(count)])
-    found = assign_splits(groups, SHARES, 0).value_counts()
-    for split, share in SHARES.items():
-        assert abs(found[split] - share * count) <= 1
+def sizes(splits):
+    return np.bincount(splits, minlength=4).tolist()
 
 
-def test_another_seed_makes_other_splits():
-    groups = pd.Series([f"g{i}" for i in range(100)])
-    assert not assign_splits(groups, SHARES, 0).equals(assign_splits(groups, SHARES, 1))
+# Assigning
 
 
-def test_the_order_of_groups_is_random():
-    """Groups in the order of their names (of a date, say) would make the splits differ in kind."""
-    groups = pd.Series([f"g{i:04d}" for i in range(1000)])
-    places = groups.index[assign_splits(groups, SHARES, 0) == "test"]
-    assert 400 < places.to_numpy().mean() < 600
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=200), st.integers(0, 3))
+def test_a_group_is_never_in_two_splits(groups, seed):
+    splits = assign(groups, seed=seed)
+    assert all(len(set(splits[np.asarray(groups) == group])) == 1 for group in set(groups))
 
 
-def test_the_key_is_the_same_on_every_machine_and_takes_any_name():
-    assert shuffle_key(0, "lee-000")[:16] == "53eaeaf875baf733"
-    assert shuffle_key(0, "lone \ud83d") != shuffle_key(0, "lone \ud83e")
-    assert shuffle_key(1, "1a") != shuffle_key(11, "a")
+@pytest.mark.parametrize("pairs", [20, 293, 1000])
+def test_pairs_are_shared_out_by_the_shares(pairs):
+    wanted = [2 * pairs * share for share in SHARES.values()]
+    assert np.abs(np.subtract(sizes(assign(np.repeat(np.arange(pairs), 2))), wanted)).max() <= 4
 
 
-def test_splits_with_both_classes_pass():
-    require_both_classes(pd.Series([0, 1, 1, 0]), pd.Series(["a", "a", "b", "b"]), {"a": 0.5, "b": 0.5})
+def test_every_stratum_gets_its_share_in_every_split():
+    rng = np.random.default_rng(0)
+    strata = rng.choice(4, 2000, p=[0.7, 0.2, 0.08, 0.02])
+    splits = assign(np.arange(2000), strata)
+    for stratum in range(4):
+        total = (strata == stratum).sum()
+        found = np.bincount(splits[strata == stratum], minlength=4) / total
+        assert np.abs(found - list(SHARES.values())).max() <= 2 / total
 
 
-@pytest.mark.parametrize(("labels", "found"), [([0, 0, 1, 0], "2 human and 0 AI"), ([1, 1, 1, 0], "0 human and 2 AI")])
-def test_a_split_that_lacks_a_class_is_refused_with_the_counts(labels, found):
+def test_a_large_group_goes_where_it_fits():
+    groups = [0] * 500 + list(range(1, 501))
+    splits = assign(groups)
+    assert splits[0] == SPLITS.index("train")
+    assert np.abs(np.subtract(sizes(splits), [600, 100, 150, 150])).max() <= 2
+
+
+def test_the_order_of_the_rows_changes_nothing():
+    groups = np.asarray([random.Random(1).randrange(60) for _ in range(300)])
+    strata = groups % 3
+    order = np.random.default_rng(0).permutation(300)
+    assert (assign(groups[order], strata[order]) == assign(groups, strata)[order]).all()
+
+
+def test_another_seed_gives_another_split():
+    groups = np.repeat(np.arange(50), 2)
+    assert (assign(groups, seed=0) != assign(groups, seed=1)).any()
+
+
+def test_a_group_only_goes_where_its_source_says():
+    groups = np.arange(300)
+    masks = np.where(groups < 100, TEST, np.where(groups < 200, VALIDATION_OR_CALIBRATION, mask_of(["train"])))
+    splits = assign(groups, masks=masks)
+    assert set(splits[:100]) == {SPLITS.index("test")}
+    assert sizes(splits[100:200]) == [0, 40, 60, 0]  # 0.1 to 0.15
+    assert set(splits[200:]) == {SPLITS.index("train")}
+
+
+def test_a_group_torn_between_training_and_test_goes_to_the_test():
+    splits = assign([0, 0, 1], masks=[mask_of(["train"]), TEST, ANY])
+    assert splits[:2].tolist() == [SPLITS.index("test")] * 2
+
+
+def test_free_groups_are_shared_out_by_themselves():
+    groups = np.arange(200)
+    masks = np.where(groups < 100, TEST, ANY)
+    assert sizes(assign(groups, masks=masks)[100:]) == [60, 10, 15, 15]
+
+
+# Near duplicates
+
+
+def joined(groups, pairs, masks=None):
+    groups = np.asarray(groups, np.int64)
+    masks = np.full_like(groups, ANY) if masks is None else np.asarray(masks, np.int64)
+    return join_groups(groups, masks, np.asarray(pairs, np.int64).reshape(-1, 2)).tolist()
+
+
+def test_groups_with_near_duplicates_become_one():
+    groups = list(range(400))
+    found = joined(groups, [(0, 1), (1, 2), (7, 9)])
+    assert found[:3] == [0, 0, 0]
+    assert (found[7], found[9]) == (7, 7)
+    assert len(set(found)) == 400 - 3
+
+
+def test_a_chain_does_not_swallow_the_corpus():
+    found = joined(range(1000), [(i, i + 1) for i in range(999)])
+    assert np.unique(found, return_counts=True)[1].max() <= MAX_JOINED_SHARE * 1000
+
+
+def test_groups_that_no_split_may_hold_together_are_not_joined():
+    masks = [mask_of(["train"]), TEST, *[ANY] * 98]
+    assert joined(range(100), [(0, 1)], masks)[:2] == [0, 1]
+
+
+def test_a_joined_group_may_go_where_all_of_its_rows_may():
+    masks = np.full(400, ANY)
+    masks[1], masks[2] = mask_of(["train"]), TEST
+    found = joined(range(400), [(0, 1), (0, 2)], masks)
+    assert (found[0], found[1]) == (0, 0)
+    assert found[2] == 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 49), st.integers(0, 49)), max_size=80), st.integers(0, 5))
+def test_no_near_duplicate_stays_in_two_splits(pairs, seed):
+    pairs = np.asarray([pair for pair in pairs if pair[0] != pair[1]], np.int64).reshape(-1, 2)
+    groups = np.arange(50) // 2
+    masks = np.full(50, ANY)
+    codes = join_groups(groups, masks, pairs)
+    splits = assign_splits(codes, names(25), np.zeros(50, np.int64), masks, SHARES, seed)
+    gone, _ = crossing(splits, pairs)
+    stays = ~np.isin(np.arange(50), gone)
+    assert all(splits[a] == splits[b] for a, b in pairs[stays[pairs].all(axis=1)])
+
+
+def test_of_two_that_cross_the_one_nearest_to_the_test_stays():
+    splits = np.asarray([0, 3, 1, 1, 2])
+    gone, stay = crossing(splits, np.asarray([(0, 1), (2, 3), (4, 2)]))
+    assert (gone.tolist(), stay.tolist()) == ([0, 2], [1, 4])
+
+
+# Classes and order
+
+
+def test_a_split_without_a_class_is_named_with_its_counts():
     with pytest.raises(CorpusError) as refused:
-        require_both_classes(pd.Series(labels), pd.Series(["test", "test", "b", "b"]), {"b": 0.5, "test": 0.5})
+        require_both_classes(np.asarray([0, 1, 0, 0], np.int8), np.asarray([0, 0, 1, 1]))
     assert str(refused.value) == (
-        f"split 'test' has {found} texts: expected both classes in every split. "
+        "split 'validation' has 2 human and 0 AI texts: expected both classes in every split. "
         "Add texts or groups of the missing class, or give the split a larger share in corpus.split"
     )
 
 
-def test_a_split_without_rows_is_refused():
-    with pytest.raises(CorpusError, match=r"^split 'c' has 0 human and 0 AI texts"):
-        require_both_classes(pd.Series([0, 1]), pd.Series(["a", "a"]), {"a": 0.5, "c": 0.5})
+def test_both_classes_in_every_split_pass():
+    require_both_classes(np.tile(np.asarray([0, 1], np.int8), 4), np.repeat(np.arange(4), 2))
+
+
+def test_the_order_is_drawn_from_the_seed_and_the_name():
+    keys = {shuffle_key(seed, name) for seed in (0, 1) for name in ("a", "b", "\ud800")}
+    assert len(keys) == 6
+    assert all(0 <= key < 2**64 for key in keys)

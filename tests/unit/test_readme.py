@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from detect_ai.config import load_config
+from detect_ai.schemas import DetectRequest, DetectResponse
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
@@ -43,3 +44,17 @@ def test_a_make_target_of_the_readme_exists(target: str) -> None:
 @pytest.mark.parametrize("link", LINKS)
 def test_a_file_that_the_readme_links_exists(link: str) -> None:
     assert (CHECKOUT / link).exists()
+
+
+def test_the_request_and_the_answer_shown_fit_the_api() -> None:
+    [body] = re.findall(r"curl .*?-d '(\{.*?\})'", README, re.DOTALL)
+    [answer] = re.findall(r"```json\n(\{\n.*?\n\})\n```", README, re.DOTALL)
+    request = DetectRequest.model_validate_json(body)
+    assert len(DetectResponse.model_validate_json(answer).verdicts) == len(request.all_texts())
+
+
+@pytest.mark.parametrize("command", sorted({line.split()[1] for line in LINES if line.startswith("ray ")}))
+def test_a_command_of_ray_in_the_readme_exists(command: str) -> None:
+    from ray.scripts.scripts import cli
+
+    assert command in cli.commands

@@ -1,6 +1,5 @@
 import json
 import logging
-import re
 import sys
 from itertools import pairwise
 
@@ -12,8 +11,8 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from detect_ai import __version__
-from detect_ai.config import SourceConfig, load_config
-from detect_ai.corpus.read import _labels, readable
+from detect_ai.config import load_config
+from detect_ai.corpus.scan import plainly
 from detect_ai.errors import ConfigError, CorpusError, GateError, ResourceError, TrainingError, ours
 from detect_ai.stage import read_result, result_key, run_job, run_stage
 from detect_ai.storage import Storage
@@ -252,26 +251,14 @@ def test_no_text_of_a_document_stands_in_an_error_line(root, capsys, leaky, wrap
     assert SECRET not in err
 
 
-@pytest.mark.parametrize("wrap", [lambda error: error, wrapped], ids=["here", "in a task"])
-def test_no_text_of_a_document_stands_in_the_error_of_an_unreadable_source(leaky, wrap):
-    with pytest.raises(CorpusError) as refused, readable(SourceConfig(path="x.csv")):
-        raise wrap(leaky)
-    assert re.sub(r"\(.*ArrowInvalid.*\)", "(…)", str(refused.value)) == (
-        "source x.csv: cannot be read as csv (…): expected a whole file in UTF-8 whose rows have one form"
-    )
-
-
-def test_an_error_of_ours_passes_through_the_reader_as_it_is():
-    with pytest.raises(CorpusError) as refused, readable(SourceConfig(path="x.csv")):
+def test_what_we_said_in_a_worker_is_raised_without_the_wrappers_of_ray():
+    with pytest.raises(CorpusError) as refused, plainly():
         raise wrapped(CAUSE)
     assert (type(refused.value), str(refused.value)) == (CorpusError, str(CAUSE))
 
 
-def test_no_text_of_a_document_stands_in_the_error_of_a_wrong_label():
-    table = pa.table({"text": ["a"], "label": [SECRET]})
-    with pytest.raises(CorpusError) as refused:
-        _labels(table, SourceConfig(path="x.csv"))
-    assert str(refused.value) == (
-        f"source x.csv: column 'label' holds a value of {len(SECRET)} characters; "
-        "expected 0 (human) or 1 (ai) in every row"
-    )
+def test_what_we_did_not_say_is_raised_as_it_is():
+    error = wrapped(OSError("no space left"))
+    with pytest.raises(type(error)) as raised, plainly():
+        raise error
+    assert raised.value is error

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers
 
-from detect_ai.errors import BundleError
+from detect_ai.errors import BundleError, ConfigError
 from detect_ai.tokenizer import Tokenizer
 
 LONG = "the council went to the bridge " * 200
@@ -124,3 +124,12 @@ def test_a_damaged_tokenizer_is_refused(tmp_path):
         f"{tmp_path / 'tokenizer.json'}: expected a tokenizer file of the tokenizers library: "
         "EOF while parsing an object at line 1 column 1"
     )
+
+
+def test_a_tokenizer_without_a_padding_token_is_refused(encoder, tmp_path):
+    shutil.copytree(encoder, tmp_path / "unpadded")
+    path = tmp_path / "unpadded/tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": None}))
+    with pytest.raises(ConfigError) as refused:
+        Tokenizer.from_pretrained(str(tmp_path / "unpadded"))
+    assert "its tokenizer has no padding token" in str(refused.value)

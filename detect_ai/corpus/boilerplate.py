@@ -1,0 +1,190 @@
+"""What an assistant says around the text it was asked for: openers, closers, refusals. English only. Pure.
+
+Only the ends of a text are looked at, and only so many characters of them: a phrase quoted in the middle stays, and the
+work is bounded whatever the text. Works on the text before it is normalised, since line breaks are evidence.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+_LOOK = 600  # characters of either end
+_MAX_REFUSAL = 1000  # characters; a longer text that begins with a refusal goes on to do what was asked
+_MAX_CLOSERS = 8  # sentences
+
+# Quotes, markdown and rules around a phrase.
+_DECOR = r"[\s\"“*_#>=-]{0,12}"
+_AI = (
+    "an? (?:(?:large )?language model|(?:AI|artificial intelligence)(?: (?:language|text))?"
+    "(?: (?:model|assistant|chatbot|system))?)(?: AI)?"
+)
+_MADE_BY = "(?:developed|trained|created|designed|programmed)"
+_AS_AI = (
+    rf"(?:as {_AI}(?: {_MADE_BY} [^,.!?\n]{{1,60}})?,? (?:i|i'm|i've|my|it is not|it's not)\b"
+    rf"|i(?:'m| am) (?:just |only )?{_AI}(?=[,.;!]| {_MADE_BY}\b))"
+)
+_KIND = (
+    "(?:essay|article|paragraph|story|poem|letter|speech|abstract|summary|review|text|report|response|answer|post|draft"
+    "|blog|email|passage|script|dialogue|description|introduction|outline|composition|narrative|piece|content)"
+)
+
+# Openers.
+_SURE = "(?:sure(?: thing)?|certainly|of course|absolutely|got it|understood)[!,.: ]{1,3} ?"
+_YES = rf"(?:{_SURE}|(?:definitely|no problem|okay|ok|all ?right|great|gladly)[!,.: ]{{1,3}} ?)"
+_GLAD = r"i(?:(?:'d|'ll| would| will) be (?:happy|glad) to|'ll (?:do|try|write)| can (?:help|do))\b[^.!?:\n]{0,100}[.!]"
+_HERE = "(?:here(?:'s| is| are)|below is) "
+# What tells a text that was ordered from one that a human is about to tell.
+_ORDERED = (
+    r"(?:\b(?:\d{1,4}|two|three|four|five|six|seven|eight|nine|ten|twelve|fifteen|twenty)"
+    r"[ -](?:word|sentence|paragraph|line|page)|\bre(?:writ|phras|word|vis)|paraphras|polish|refined|modified|improved"
+    r"|enhanced|continuation|(?:my|an) attempt|based on|you (?:provided|requested|asked)"
+    r"|(?:the|your) (?:given|provided|requested|following)\b|in the style|explanatory|argumentative|persuasive"
+    r"|possible)"
+)
+_HAS_ORDERED = rf"(?=[^\n:]{{0,300}}?{_ORDERED})"
+_HAS_KIND = rf"(?=[^\n:]{{0,300}}?\b(?:{_KIND}|version)\b)"
+_HAS_GENRE = r"(?=[^\n:]{0,150}?\b(?:essay|article|abstract|story|poem|speech|version|rewrite)\b)"
+_COLON = r"[^\n:]{0,300}?(?::[*_]{0,3}|\.\*\*)"
+_LINE = r"[^\n]{0,300}?[*_]{0,3}[ \t]*(?=\n)"
+_ANNOUNCED = re.compile(
+    rf"{_DECOR}(?:{_SURE}(?:{_GLAD}\s{{0,2}})?{_HERE}(?:{_HAS_ORDERED}|{_HAS_KIND})(?:{_COLON}|{_LINE})"
+    rf"|{_YES}{_HERE}(?:{_HAS_ORDERED}|{_HAS_KIND}){_LINE}"
+    rf"|{_YES}?{_HERE}{_HAS_ORDERED}{_HAS_KIND}{_COLON}"
+    rf"|{_HERE}(?:an?|the|your) {_HAS_GENRE}{_COLON}[ \t]*(?=\n)"
+    rf"|{_SURE}{_GLAD}[ \t]*(?=\n))",
+    re.IGNORECASE,
+)
+_REST = r"[^.!?\n]{0,400}(?:[.!?]+[\"”)]{0,2}(?=\s|\Z)|(?=\n)|\Z)"
+_SORRY = (
+    r"(?:(?:(?:i'm |i am )?(?:so |very )?sorry|i (?:do )?apologi[sz]e(?: for[^.!?\n]{0,60})?|(?:my )?apologies"
+    r"|unfortunately)[,.!]?\s(?:but |however,? )?)"
+)
+_DISCLAIMED = re.compile(rf"{_DECOR}{_SORRY}?{_AS_AI}{_REST}", re.IGNORECASE)
+_HOWEVER = re.compile(
+    rf"\s*(?:however|but|nevertheless|that said),? i (?:can|could|will|would|am)\b{_REST}", re.IGNORECASE
+)
+_SENTENCE_END = re.compile(_REST)
+_SPACE = re.compile(r"(?:[\s*_=-]*\n)?\s*")
+
+# Refusals.
+_CANNOT = (
+    "(?:i (?:can(?:'t|not| not)|won't|will not|do(?:n't| not) feel comfortable)"
+    "|i(?:'m| am) (?:unable|not able|not programmed|not designed|not comfortable)(?: to)?) "
+)
+_ASKED = (
+    r"(?:(?:assist|help)(?: you)? with (?:that|this)\b|(?:fulfil+|comply with|satisfy|complete|process)"
+    r" \w+(?: \w+)? (?:request|prompt|task|instruction)s?\b)"
+)
+_MADE = (
+    r"(?:(?:creat|generat|writ|provid|produc|continu|engag|rewrit|paraphras|polish|discuss)\w* [^.!?\n]{0,120}?"
+    rf"\b(?:{_KIND}|continuation|information|version)s?\b)"
+)
+# Not in quotes: there a figure of a story speaks.
+_REFUSED = re.compile(
+    rf"[\s*_#>=-]{{0,12}}(?:{_SORRY}{_CANNOT}(?:{_ASKED}|{_MADE})|{_CANNOT}(?P<plain>{_ASKED}|{_MADE}))", re.IGNORECASE
+)
+# What a human who says that some text cannot be written does not speak of.
+_BY_RULE = re.compile(
+    rf"\b(?:{_AI}\b|guidelines|ethical|inappropriate|harmful|offensive|(?:your|this|that) (?:request|prompt))",
+    re.IGNORECASE,
+)
+_AI_UNABLE = re.compile(
+    rf"{_DECOR}{_SORRY}?{_AS_AI}[^.!?\n]{{0,120}}?(?:can(?:'t|not| not)\b|unable|not able|do(?:n't| not) have"
+    r"|not (?:appropriate|capable|programmed|designed)|against my)",
+    re.IGNORECASE,
+)
+
+# Closers, each a sentence.
+_MORE = "(?:any )?(?:(?:more|further|additional|other) )?"
+_OFFER = (
+    r"if (?:you(?:'d| would)? (?:like|want|prefer|wish) (?:me to|any|some|a |to (?:see|change|adjust|modify|revise|add)"
+    rf"|{_MORE}(?:help|assistance|changes|revisions|details?|information))|you (?:need|require) {_MORE}"
+    "(?:help|assistance|changes|adjustments|modifications|revisions|clarification|information)"
+    rf"|you have {_MORE}(?:questions|requests|topics|prompts)|there(?:'s| is) anything else)[^.!?\n]{{0,160}}"
+)
+_ASK = "(?:(?:please |just )?(?:let me know|(?:feel free|do(?:n't| not) hesitate) to (?:ask|let me know)))"
+_THIS = rf"(?:this|that|it|the above)(?: (?:{_KIND}|information|explanation|example|sample|(?:revised )?version))?"
+_CLOSERS = (
+    rf"(?:i (?:really |sincerely )?)?hope (?:that )?{_THIS} (?:(?:helps?|is helpful|was helpful|makes sense)(?: you)?"
+    r"(?: out)?(?: with your [^.!?\n]{1,40})?|meets your [^.!?\n]{1,60}|feels [^.!?\n]{1,30}|answers your question)",
+    f"{_ASK},? {_OFFER}",
+    rf"{_OFFER},? (?:please )?(?:{_ASK}|i(?:'m| am|'d be| would be) (?:happy|glad|here))[^.!?\n]{{0,120}}",
+    r"(?:is|was) there anything else (?:you(?:'d| would)|(?:that )?i can )[^.!?\n]{0,80}",
+    rf"(?:please )?note(?: that|:) [^.!?\n]{{0,60}}?(?:\b{_AI}\b|(?:this|the above) (?:{_KIND}|is) [^.!?\n]{{0,40}}?"
+    r"\b(?:written (?:as|in|by)|generated|fictional|(?:only )?an? (?:sample|example)|based on))[^.!?\n]{0,300}",
+    rf"{_AS_AI}[^.!?\n]{{0,300}}",
+    r"(?:(?:total |approximate |approx\.? )?(?:word ?count|number of words|total words|words))[ \t]?"
+    r"(?:\([^)\n]{0,30}\))?[ \t]{0,2}[:=][ \t*_]{0,4}(?:about |approximately |approx\.? |~)?\d[\d,]{0,6}(?: words)?",
+    r"(?<=[(\[*])\d[\d,]{0,6} words",
+)
+_CLOSER = re.compile(rf"[\[(*_\"“]{{0,4}}(?:{'|'.join(_CLOSERS)})[.!?)\]*_\"”\s]{{0,8}}", re.IGNORECASE)
+_RULE = re.compile(r"\n\s{0,4}[-*_=]{3,}\s*\Z")
+_BOUNDARY = re.compile(r"(?:[.!?][\"”')\]*]{0,4}\s{1,4}|\n\s{0,4})(?=\S)")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where the text itself is.
+
+    Attributes:
+        start: its first character.
+        stop: behind its last one. `text[start:stop]` is what stays.
+        kind: "" nothing was found; "around" something before or behind the text; "whole" a refusal, or nothing else.
+    """
+
+    start: int
+    stop: int
+    kind: Literal["", "around", "whole"]
+
+
+def find(text: str) -> Found:
+    """Find what an assistant says before and behind a text, or instead of it."""
+    lead, size = len(text) - len(text.lstrip()), len(text.rstrip())
+    head = _straight(text[lead : lead + _LOOK])
+    refused = _refusal(head)
+    if refused and size - lead <= _MAX_REFUSAL:
+        return Found(0, 0, "whole")
+    opened = _opener(head, refused)
+    closed = _closer(text, size)
+    if not opened and closed == size:
+        return Found(0, len(text), "")
+    start = lead + opened if opened else 0
+    stop = closed if closed < size else len(text)
+    return Found(start, stop, "around") if text[start:stop].strip() else Found(0, 0, "whole")
+
+
+def _straight(text: str) -> str:
+    """Curly apostrophes as straight ones, so that patterns need only one; the length stays."""
+    return text.replace("’", "'").replace("‘", "'").replace("´", "'").replace("ʼ", "'")
+
+
+def _refusal(head: str) -> int:
+    """Where a refusal at the beginning has been said; 0 where there is none."""
+    if unable := _AI_UNABLE.match(head):
+        return unable.end()
+    refused = _REFUSED.match(head)
+    return refused.end() if refused and (refused["plain"] is None or _BY_RULE.search(head)) else 0
+
+
+def _opener(head: str, stop: int) -> int:
+    """How many characters of the beginning are openers, one behind the other; the first `stop` are a refusal."""
+    for pattern in (_SENTENCE_END if stop else _DISCLAIMED, _HOWEVER, _ANNOUNCED):
+        if (match := pattern.match(head, stop)) and (stop or pattern is not _HOWEVER):
+            stop = match.end()
+    space = _SPACE.match(head, stop) if stop else None
+    return space.end() if space else stop
+
+
+def _closer(text: str, size: int) -> int:
+    """Where the closers begin, sentence by sentence from the end; `size` when there is none."""
+    stop = size
+    for _ in range(_MAX_CLOSERS):
+        start = max(0, stop - _LOOK)
+        tail = _straight(text[start:stop])
+        begin = max((match.end() for match in _BOUNDARY.finditer(tail)), default=0)
+        if not _CLOSER.fullmatch(tail, begin):
+            break
+        stop = start + len(_RULE.sub("", tail[:begin].rstrip()).rstrip())
+    return stop

@@ -1,0 +1,205 @@
+"""What a configuration may not be: impossible values stop a job before any work."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from detect_ai.attacks import ATTACKS
+from detect_ai.config import SPLITS, Config, CorpusConfig, SourceConfig
+from detect_ai.corpus.presets import PRESETS
+from detect_ai.errors import ConfigError
+
+Rule = tuple[str, Any, bool, str]  # key, value found, whether it holds, what is allowed
+
+
+def check(config: Config) -> None:
+    """Refuse impossible values. Raises ConfigError for the first one found."""
+    for key, value, ok, allowed in _rules(config):
+        if not ok:
+            raise ConfigError(f"config: {key}={value}: expected {allowed}")
+
+
+def _rules(c: Config) -> list[Rule]:
+    """Every rule as (key, value found, whether it holds, what is allowed)."""
+    precisions = ("auto", "bf16", "fp32")
+    rules = [
+        _one_of("train.decay", c.train.decay, ("linear", "cosine")),
+        _one_of("train.precision", c.train.precision, precisions),
+        _one_of("score.precision", c.score.precision, precisions),
+        _one_of("serve.precision", c.serve.precision, precisions),
+        _one_of("sweep.search", c.sweep.search, ("loguniform", "grid")),
+        _one_of("tracking.mode", c.tracking.mode, ("auto", "online", "offline", "disabled")),
+        ("storage.root", c.storage.root, bool(c.storage.root.strip()), "a path or a URI such as gs://bucket/folder"),
+        ("run", c.run, _is_name(c.run), "letters, digits, '.', '_' and '-', at most 64"),
+        (
+            "corpus.name",
+            c.corpus.name,
+            _is_name(c.corpus.name),
+            "letters, digits, '.', '_' and '-', at most 64",
+        ),
+        ("model.window", c.model.window, c.model.window >= 16, "at least 16 tokens"),
+        ("model.stride", c.model.stride, 1 <= c.model.stride <= c.model.window - 2, "1 to model.window - 2"),
+        ("train.batch_size", c.train.batch_size, c.train.batch_size >= 1, "at least 1"),
+        (
+            "train.microbatch_size",
+            c.train.microbatch_size,
+            1 <= c.train.microbatch_size <= c.train.batch_size,
+            f"1 to train.batch_size ({c.train.batch_size})",
+        ),
+        (
+            "serve.max_ongoing_requests",
+            c.serve.max_ongoing_requests,
+            c.serve.max_ongoing_requests > c.serve.target_ongoing_requests,
+            f"more than serve.target_ongoing_requests ({c.serve.target_ongoing_requests})",
+        ),
+        (
+            "serve.max_replicas",
+            c.serve.max_replicas,
+            c.serve.max_replicas >= max(1, c.serve.min_replicas),
+            f"at least 1 and serve.min_replicas ({c.serve.min_replicas})",
+        ),
+        ("serve.host", c.serve.host, bool(c.serve.host.strip()), "127.0.0.1, or 0.0.0.0 behind a firewall"),
+        ("serve.port", c.serve.port, 1 <= c.serve.port <= 65535, "1 to 65535"),
+        (
+            "calibration.target_fprs",
+            c.calibration.target_fprs,
+            bool(c.calibration.target_fprs) and all(0 < f < 1 for f in c.calibration.target_fprs),
+            "shares between 0 and 1, such as 0.05",
+        ),
+        (
+            "calibration.default_target_fpr",
+            c.calibration.default_target_fpr,
+            c.calibration.default_target_fpr in c.calibration.target_fprs,
+            f"one of calibration.target_fprs ({c.calibration.target_fprs})",
+        ),
+        ("sweep.lrs", c.sweep.lrs, all(0 < lr < math.inf for lr in c.sweep.lrs), "finite learning rates above 0"),
+    ]
+    return rules + _sweep_rules(c) + _corpus_rules(c.corpus) + _range_rules(c)
+
+
+def _sweep_rules(c: Config) -> list[Rule]:
+    grid = c.sweep.search == "grid"
+    return [
+        (
+            "sweep.lrs",
+            c.sweep.lrs,
+            not grid or bool(c.sweep.lrs),
+            "at least one learning rate for sweep.search=grid",
+        ),
+        (
+            "sweep.lr_max",
+            c.sweep.lr_max,
+            c.sweep.lr_min < c.sweep.lr_max < math.inf,
+            f"a finite number above sweep.lr_min ({c.sweep.lr_min})",
+        ),
+    ]
+
+
+def _corpus_rules(c: CorpusConfig) -> list[Rule]:
+    shares = list(c.split.values())
+    rules: list[Rule] = [
+        ("corpus.split", sorted(c.split), set(c.split) == set(SPLITS), f"the four splits {', '.join(SPLITS)}"),
+        ("corpus.split", c.split, all(0 < s < 1 for s in shares), "shares between 0 and 1"),
+        ("corpus.split", c.split, abs(sum(shares) - 1) < 1e-6, "shares that add up to 1"),
+        ("corpus.sources", c.sources, bool(c.sources), "at least one source, see configs/corpus/csv.yaml"),
+        _one_of("corpus.boilerplate", c.boilerplate, ("keep", "remove", "drop")),
+        _one_of("corpus.near_duplicates", c.near_duplicates, ("keep", "group", "drop")),
+        _one_of("corpus.contamination", c.contamination, ("keep", "drop")),
+        _one_of("corpus.balance", c.balance, ("none", "weight", "drop")),
+        ("corpus.language", c.language, bool(re.fullmatch("([a-z]{2,3})?", c.language)), "a code such as en, or empty"),
+        ("corpus.similarity", c.similarity, 0.5 <= c.similarity <= 1, "0.5 to 1"),
+        _one_of("corpus.holdout.column", c.holdout.column, ("", "domain", "generator", "group")),
+        (
+            "corpus.holdout.values",
+            c.holdout.values,
+            bool(c.holdout.column) == bool(c.holdout.values),
+            "values of corpus.holdout.column, and none without a column",
+        ),
+    ]
+    rules += [_one_of("corpus.augment", attack, tuple(ATTACKS)) for attack in c.augment]
+    for name, sources in (("sources", c.sources), ("against", c.against)):
+        for i, source in enumerate(sources):
+            rules += _source_rules(f"corpus.{name}[{i}]", source)
+    return rules
+
+
+def _source_rules(key: str, source: SourceConfig) -> list[Rule]:
+    has_path = bool(source.path) or source.kind == "sample"
+    places = {name for names in source.splits.values() for name in names}
+    return [
+        _one_of(f"{key}.kind", source.kind, ("csv", "jsonl", "parquet", "folder", "hub", "sample")),
+        _one_of(f"{key}.preset", source.preset, ("", *PRESETS)),
+        (f"{key}.path", source.path, has_path, "a file or a folder"),
+        (f"{key}.labels", source.labels, set(source.labels.values()) <= {0, 1}, "0 (human) or 1 (ai) for each value"),
+        (f"{key}.splits", source.splits, places <= set(SPLITS), f"lists of {', '.join(SPLITS)}"),
+        (f"{key}.splits", source.splits, all(source.splits.values()), "at least one split for each value"),
+        (f"{key}.weight", source.weight, 0 < source.weight < math.inf, "a finite number above 0"),
+        (f"{key}.limit", source.limit, source.limit >= 0, "at least 0"),
+    ]
+
+
+def _range_rules(c: Config) -> list[Rule]:
+    at_least_one = {
+        "storage.keep": c.storage.keep,
+        "corpus.shard_rows": c.corpus.shard_rows,
+        "corpus.workers": c.corpus.workers,
+        "corpus.max_chars": c.corpus.max_chars,
+        "train.epochs": c.train.epochs,
+        "train.num_workers": c.train.num_workers,
+        "train.threads_per_worker": c.train.threads_per_worker,
+        "train.log_every": c.train.log_every,
+        "train.keep_checkpoints": c.train.keep_checkpoints,
+        "sweep.trials": c.sweep.trials,
+        "sweep.epochs": c.sweep.epochs,
+        "score.workers": c.score.workers,
+        "score.threads_per_worker": c.score.threads_per_worker,
+        "score.batch_size": c.score.batch_size,
+        "serve.target_ongoing_requests": c.serve.target_ongoing_requests,
+        "serve.max_queued_requests": c.serve.max_queued_requests,
+        "serve.threads_per_replica": c.serve.threads_per_replica,
+        "serve.batch_tokens": c.serve.batch_tokens,
+        "serve.max_texts": c.serve.max_texts,
+        "serve.max_chars": c.serve.max_chars,
+        "serve.max_body_bytes": c.serve.max_body_bytes,
+    }
+    above_zero = {
+        "train.lr": c.train.lr,
+        "train.max_grad_norm": c.train.max_grad_norm,
+        "train.cpus_per_worker": c.train.cpus_per_worker,
+        "sweep.lr_min": c.sweep.lr_min,
+        "score.cpus_per_worker": c.score.cpus_per_worker,
+        "serve.cpus_per_replica": c.serve.cpus_per_replica,
+        "serve.request_timeout_s": c.serve.request_timeout_s,
+    }
+    at_least_zero = {
+        "seed": c.seed,
+        "corpus.min_words": c.corpus.min_words,
+        "train.weight_decay": c.train.weight_decay,
+        "sweep.max_concurrent": c.sweep.max_concurrent,
+        "serve.min_replicas": c.serve.min_replicas,
+        "calibration.min_tokens": c.calibration.min_tokens,
+    }
+    shares = {
+        "train.warmup": c.train.warmup,
+        "corpus.augment_share": c.corpus.augment_share,
+        "model.dropout": c.model.dropout,
+        "model.attention_dropout": c.model.attention_dropout,
+    }
+    closed = {"gate.min_auroc": c.gate.min_auroc, "gate.max_auroc_drop": c.gate.max_auroc_drop}
+    return [
+        *((k, v, v >= 1, "at least 1") for k, v in at_least_one.items()),
+        *((k, v, 0 < v < math.inf, "a finite number above 0") for k, v in above_zero.items()),
+        *((k, v, 0 <= v < math.inf, "a finite number, at least 0") for k, v in at_least_zero.items()),
+        *((k, v, 0 <= v < 1, "at least 0 and below 1") for k, v in shares.items()),
+        *((k, v, 0 <= v <= 1, "0 to 1") for k, v in closed.items()),
+    ]
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> Rule:
+    return key, value, value in allowed, "one of " + ", ".join(allowed)
+
+
+def _is_name(value: str) -> bool:
+    return 0 < len(value) <= 64 and all(ch.isalnum() or ch in "._-" for ch in value) and value[0].isalnum()

@@ -1,0 +1,183 @@
+"""What a configuration may not be."""
+
+import re
+
+import pytest
+
+from detect_ai.attacks import ATTACKS
+from detect_ai.config import Config, CorpusConfig, HoldoutConfig, SourceConfig
+from detect_ai.corpus.presets import PRESETS
+from detect_ai.errors import ConfigError
+from detect_ai.rules import _rules, check
+
+NAME = "letters, digits, '.', '_' and '-', at most 64"
+INF, NAN = float("inf"), float("nan")
+ABOVE_ZERO, AT_LEAST_ZERO, SHARE = "a finite number above 0", "a finite number, at least 0", "at least 0 and below 1"
+AT_LEAST_ONE = [
+    "storage.keep",
+    "corpus.shard_rows",
+    "corpus.workers",
+    "corpus.max_chars",
+    "train.epochs",
+    "train.batch_size",
+    "train.num_workers",
+    "train.threads_per_worker",
+    "train.log_every",
+    "train.keep_checkpoints",
+    "sweep.trials",
+    "sweep.epochs",
+    "score.workers",
+    "score.threads_per_worker",
+    "score.batch_size",
+    "serve.target_ongoing_requests",
+    "serve.max_queued_requests",
+    "serve.threads_per_replica",
+    "serve.batch_tokens",
+    "serve.max_texts",
+    "serve.max_chars",
+    "serve.max_body_bytes",
+]
+POSITIVE = [
+    "train.lr",
+    "train.max_grad_norm",
+    "train.cpus_per_worker",
+    "score.cpus_per_worker",
+    "serve.cpus_per_replica",
+    "serve.request_timeout_s",
+    "sweep.lr_min",
+]
+NATURAL = ["seed", "corpus.min_words", "sweep.max_concurrent", "calibration.min_tokens", "serve.min_replicas"]
+PRECISIONS, NAMES = ("train.precision", "score.precision", "serve.precision"), ("run", "corpus.name")
+LR_MIN, SPLIT = "sweep.lr_min", {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}
+SHARES = ["train.warmup", "model.dropout", "model.attention_dropout", "corpus.augment_share"]
+CLOSED = ["gate.min_auroc", "gate.max_auroc_drop"]
+
+
+def source(**fields):
+    return {"corpus.sources": [SourceConfig(kind="sample", **fields)]}
+
+
+IMPOSSIBLE = [
+    *(({key: 0}, f"{key}=0", "at least 1") for key in AT_LEAST_ONE),
+    *(({key: odd}, f"{key}={odd}", ABOVE_ZERO) for key in POSITIVE for odd in (0.0, -1.0, NAN, INF) if key != LR_MIN),
+    *(({LR_MIN: odd}, f"{LR_MIN}={odd}", ABOVE_ZERO) for odd in (0.0, -1.0)),
+    *(({key: -1}, f"{key}=-1", AT_LEAST_ZERO) for key in NATURAL),
+    *(({"train.weight_decay": odd}, f"train.weight_decay={odd}", AT_LEAST_ZERO) for odd in (-0.1, NAN, INF)),
+    *(({key: odd}, f"{key}={odd}", SHARE) for key in SHARES for odd in (1.0, -0.1, NAN)),
+    *(({key: odd}, f"{key}={odd}", "0 to 1") for key in CLOSED for odd in (1.1, -0.1, NAN)),
+    *(({key: "fp16"}, f"{key}=fp16", "one of auto, bf16, fp32") for key in PRECISIONS),
+    *(({key: name}, f"{key}={name}", NAME) for key in NAMES for name in ("../x", "", ".hidden", "a/b", "x" * 65)),
+    ({"train.decay": "step"}, "train.decay=step", "one of linear, cosine"),
+    ({"sweep.search": "random"}, "sweep.search=random", "one of loguniform, grid"),
+    ({"tracking.mode": "on"}, "tracking.mode=on", "one of auto, online, offline, disabled"),
+    ({"storage.root": " "}, "storage.root= ", "a path or a URI such as gs://bucket/folder"),
+    ({"model.window": 15, "model.stride": 8}, "model.window=15", "at least 16 tokens"),
+    ({"model.stride": 0}, "model.stride=0", "1 to model.window - 2"),
+    ({"model.stride": 255}, "model.stride=255", "1 to model.window - 2"),
+    ({"train.microbatch_size": 17}, "train.microbatch_size=17", "1 to train.batch_size (16)"),
+    ({"train.microbatch_size": 0}, "train.microbatch_size=0", "1 to train.batch_size (16)"),
+    (
+        {"serve.max_ongoing_requests": 16},
+        "serve.max_ongoing_requests=16",
+        "more than serve.target_ongoing_requests (16)",
+    ),
+    ({"serve.min_replicas": 3}, "serve.max_replicas=2", "at least 1 and serve.min_replicas (3)"),
+    (
+        {"serve.min_replicas": 0, "serve.max_replicas": 0},
+        "serve.max_replicas=0",
+        "at least 1 and serve.min_replicas (0)",
+    ),
+    ({"serve.host": ""}, "serve.host=", "127.0.0.1, or 0.0.0.0 behind a firewall"),
+    ({"serve.port": 0}, "serve.port=0", "1 to 65535"),
+    ({"serve.port": 65536}, "serve.port=65536", "1 to 65535"),
+    (
+        {"calibration.default_target_fpr": 0.01},
+        "calibration.default_target_fpr=0.01",
+        "one of calibration.target_fprs ([0.05])",
+    ),
+    ({"calibration.target_fprs": []}, "calibration.target_fprs=[]", "shares between 0 and 1, such as 0.05"),
+    (
+        {"calibration.target_fprs": [0.05, 5.0]},
+        "calibration.target_fprs=[0.05, 5.0]",
+        "shares between 0 and 1, such as 0.05",
+    ),
+    ({"sweep.lrs": [1e-4, 0.0]}, "sweep.lrs=[0.0001, 0.0]", "finite learning rates above 0"),
+    ({"sweep.lrs": [INF]}, "sweep.lrs=[inf]", "finite learning rates above 0"),
+    ({"sweep.search": "grid"}, "sweep.lrs=[]", "at least one learning rate for sweep.search=grid"),
+    ({"sweep.lr_max": 3e-5}, "sweep.lr_max=3e-05", "a finite number above sweep.lr_min (3e-05)"),
+    ({"sweep.lr_max": INF}, "sweep.lr_max=inf", "a finite number above sweep.lr_min (3e-05)"),
+    (
+        {"corpus.split": {"train": 1.0}},
+        "corpus.split=['train']",
+        "the four splits train, validation, calibration, test",
+    ),
+    (
+        {"corpus.split": SPLIT | {"train": 0.75, "calibration": 0.0}},
+        "corpus.split={'train': 0.75, 'validation': 0.1, 'calibration': 0.0, 'test': 0.15}",
+        "shares between 0 and 1",
+    ),
+    (
+        {"corpus.split": SPLIT | {"train": 0.5}},
+        "corpus.split={'train': 0.5, 'validation': 0.1, 'calibration': 0.15, 'test': 0.15}",
+        "shares that add up to 1",
+    ),
+    ({"corpus.sources": []}, "corpus.sources=[]", "at least one source, see configs/corpus/csv.yaml"),
+    (
+        {"corpus.sources": [SourceConfig(kind="xls", path="x")]},
+        "corpus.sources[0].kind=xls",
+        "one of csv, jsonl, parquet, folder, hub, sample",
+    ),
+    ({"corpus.sources": [SourceConfig()]}, "corpus.sources[0].path=", "a file or a folder"),
+    ({"corpus.against": [SourceConfig()]}, "corpus.against[0].path=", "a file or a folder"),
+    (source(preset="imdb"), "corpus.sources[0].preset=imdb", f"one of {', '.join(['', *PRESETS])}"),
+    (source(labels={"x": 2}), "corpus.sources[0].labels={'x': 2}", "0 (human) or 1 (ai) for each value"),
+    (
+        source(splits={"dev": ["val"]}),
+        "corpus.sources[0].splits={'dev': ['val']}",
+        "lists of train, validation, calibration, test",
+    ),
+    (source(splits={"dev": []}), "corpus.sources[0].splits={'dev': []}", "at least one split for each value"),
+    (source(weight=0.0), "corpus.sources[0].weight=0.0", "a finite number above 0"),
+    (source(limit=-1), "corpus.sources[0].limit=-1", "at least 0"),
+    ({"corpus.boilerplate": "cut"}, "corpus.boilerplate=cut", "one of keep, remove, drop"),
+    ({"corpus.near_duplicates": "cut"}, "corpus.near_duplicates=cut", "one of keep, group, drop"),
+    ({"corpus.contamination": "cut"}, "corpus.contamination=cut", "one of keep, drop"),
+    ({"corpus.balance": "cut"}, "corpus.balance=cut", "one of none, weight, drop"),
+    ({"corpus.language": "English"}, "corpus.language=English", "a code such as en, or empty"),
+    ({"corpus.similarity": 0.4}, "corpus.similarity=0.4", "0.5 to 1"),
+    (
+        {"corpus.holdout": HoldoutConfig("label", ["1"])},
+        "corpus.holdout.column=label",
+        "one of , domain, generator, group",
+    ),
+    (
+        {"corpus.holdout": HoldoutConfig("domain", [])},
+        "corpus.holdout.values=[]",
+        "values of corpus.holdout.column, and none without a column",
+    ),
+    ({"corpus.augment": ["paint"]}, "corpus.augment=paint", f"one of {', '.join(ATTACKS)}"),
+]
+
+
+def changed(changes):
+    """A configuration that was right, with some values changed."""
+    config = Config(corpus=CorpusConfig(sources=[SourceConfig(kind="sample")]))
+    for key, value in changes.items():
+        *groups, name = key.split(".")
+        setattr(getattr(config, groups[0]) if groups else config, name, value)
+    return config
+
+
+@pytest.mark.parametrize(("changes", "found", "allowed"), IMPOSSIBLE)
+def test_an_impossible_value_is_refused_with_what_is_allowed(changes, found, allowed):
+    with pytest.raises(ConfigError) as refused:
+        check(changed(changes))
+    assert str(refused.value) == f"config: {found}: expected {allowed}"
+
+
+def test_every_rule_is_broken_once_above():
+    rules = _rules(changed({}))
+    shown = {(found.partition("=")[0], allowed) for _, found, allowed in IMPOSSIBLE}
+    # Both lists of sources have the same rules.
+    without_figures = {(key, re.sub(r" \(.*\)$", "", allowed)) for key, allowed in shown}
+    assert {(key, re.sub(r" \(.*\)$", "", allowed)) for key, _, _, allowed in rules} == without_figures
