@@ -57,6 +57,14 @@ def deploy(config: Config, storage: Storage) -> dict[str, Any]:
     }
 
 
+def cluster_stays() -> bool:
+    """Whether a cluster is named that outlives this process, and a service on it."""
+    if not os.environ.get("RAY_ADDRESS"):
+        logger.info("RAY_ADDRESS is not set: nothing is deployed, for the service would end with this job")
+        return False
+    return True
+
+
 def deploy_to_cluster(config: Config, storage: Storage) -> dict[str, Any]:
     """Make the Ray Serve of a running cluster answer with the champion, or with `serve.version`.
 

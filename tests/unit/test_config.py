@@ -10,11 +10,14 @@ from detect_ai.errors import ConfigError
 GROUPS = ("corpus", "model", "serve", "sweep", "train")
 EMULATOR = "gs://anonymous@bucket/x?endpoint_override=127.0.0.1:9023&scheme=http"
 TRAIN_KEYS = (
-    "lr, epochs, batch_size, microbatch_size, warmup, decay, weight_decay, max_grad_norm, precision, num_workers, "
-    "cpus_per_worker, threads_per_worker, use_gpu, log_every, keep_checkpoints"
+    "lr, from_sweep, epochs, batch_size, microbatch_size, warmup, decay, weight_decay, max_grad_norm, precision, "
+    "num_workers, cpus_per_worker, threads_per_worker, use_gpu, log_every, keep_checkpoints"
 )
 ALL_KEYS = "run, seed, storage, corpus, model, train, sweep, calibration, score, gate, serve, tracking"
-SOURCE_KEYS = "kind, path, name, licence, text, label, id, group, domain, generator"
+SOURCE_KEYS = (
+    "kind, path, preset, name, licence, text, label, id, group, domain, generator, language, split, labels, splits, "
+    "weight, limit, subset, hub_split, revision, streaming"
+)
 QUOTE = "expected key=value; quote a value that holds '=', ',' or brackets"
 
 
@@ -218,7 +221,7 @@ def test_every_field_has_a_type_that_is_checked():
             if not any(map(is_dataclass, inner)):
                 yield name, kind
 
-    checked = {str, int, float, bool, list[float], dict[str, float]}
+    checked = {str, int, float, bool, list[float], list[str], dict[str, float], dict[str, int], dict[str, list[str]]}
     assert {kind for _, kind in leaves(Config)} <= checked
 
 

@@ -207,7 +207,7 @@ def test_weights_that_balance_a_feature_take_its_auroc_away() -> None:
 
 def test_a_feature_lower_in_ai_texts_is_told_by_its_distance_from_one_half() -> None:
     found = feature(Made().ai(lambda text: text.replace(".", "")).audit(), "full stops")
-    assert (found.auroc, found.higher_in) == (1.0, "human")
+    assert (found.auroc, found.held_out, found.higher_in) == (1.0, 1.0, "human")
 
 
 def test_typography_is_measured_as_read_and_noted_as_undone_by_the_normaliser() -> None:
@@ -352,7 +352,8 @@ def test_texts_of_one_class_are_refused(split: str) -> None:
 
 def test_an_audit_repeats_no_text() -> None:
     made = Made().ai(lambda text: f"{text} {SECRET}.")
-    made.texts[1] = f"{SECRET} {made.texts[1]}"
+    # As the first word of 19 texts it would be the most telling one; from 20 on a word is no longer anyone's own.
+    made.texts[1:38:2] = [f"{SECRET} {text}" for text in made.texts[1:38:2]]
     found = made.audit()
     said = json.dumps(asdict(found)) + str(list(findings.all_findings(found, [], {}, 1)))
     assert SECRET not in said

@@ -57,7 +57,8 @@ def test_a_candidate_below_the_gate_is_refused_with_the_figures(candidate: tuple
     with pytest.raises(GateError) as error:
         publish(replace(config, gate=replace(config.gate, min_auroc=0.95)), storage)
     assert str(error.value) == (
-        f"{version} was not published, the champion stays None: AUROC is 0.9; at least 0.95 is required."
+        f"{version} was not published, the champion stays None: AUROC is 0.9; at least 0.95 is required. "
+        "The bounds are gate.min_auroc and gate.max_auroc_drop"
     )
     assert Registry(storage).versions() == []
 
@@ -73,7 +74,8 @@ def test_a_candidate_worse_than_the_champion_is_refused_and_the_champion_stays(
         publish(config, storage)
     assert str(error.value) == (
         f"{version} was not published, the champion stays {champion}: AUROC fell by 0.05, from the champion's 0.9 to "
-        "0.85 on the same test data; a drop of at most 0.02 is required."
+        "0.85 on the same test data; a drop of at most 0.02 is required. "
+        "The bounds are gate.min_auroc and gate.max_auroc_drop"
     )
     registry = Registry(storage)
     assert (registry.champion(), registry.versions()) == (champion, [champion])
@@ -157,10 +159,11 @@ def test_rollback_returns_to_the_version_before(candidate: tuple[Config, Storage
     assert rollback(config, storage) == {"champion": first, "before": second}
 
 
-def card(tiny_bundle: Path, name: str) -> str:
+def card(tiny_bundle: Path, name: str, demonstration: bool = False) -> str:
     spec = bundle.read_spec(tiny_bundle)
     provenance = {"model_licence": "MIT", "run": "r", "git_revision": "unknown"}
-    return model_card(replace(spec, corpus={**spec.corpus, "name": name}, provenance=provenance), figures())
+    named = {"name": name, "demonstration": demonstration}
+    return model_card(replace(spec, corpus={**spec.corpus, **named}, provenance=provenance), figures())
 
 
 def test_the_card_states_the_figures_and_the_rates_with_their_intervals(tiny_bundle: Path) -> None:
@@ -181,8 +184,8 @@ def test_the_card_states_the_figures_and_the_rates_with_their_intervals(tiny_bun
 
 
 def test_only_the_card_of_the_sample_calls_itself_a_demonstration(tiny_bundle: Path) -> None:
-    assert "A demonstration." in card(tiny_bundle, "sample")
-    assert "A demonstration." not in card(tiny_bundle, "mine")
+    assert "A demonstration." in card(tiny_bundle, "mine", demonstration=True)
+    assert "A demonstration." not in card(tiny_bundle, "sample")
 
 
 def test_the_card_says_what_the_model_is_and_where_it_comes_from(tiny_bundle: Path) -> None:

@@ -176,7 +176,9 @@ def test_an_impossible_value_is_refused_with_what_is_allowed(changes, found, all
 
 
 def test_every_rule_is_broken_once_above():
-    rules = _rules(changed({}))
+    given = changed({})
+    given.corpus.against, given.corpus.augment = [SourceConfig(kind="sample")], ["homoglyph"]
+    rules = [rule for rule in _rules(given) if not rule[0].startswith("corpus.against") or rule[0].endswith(".path")]
     shown = {(found.partition("=")[0], allowed) for _, found, allowed in IMPOSSIBLE}
     # Both lists of sources have the same rules.
     without_figures = {(key, re.sub(r" \(.*\)$", "", allowed)) for key, allowed in shown}

@@ -87,7 +87,7 @@ def test_a_stage_that_works_exits_with_0_and_prints_its_result_as_the_last_line(
     ("error", "status", "line"),
     [
         (CorpusError("source x.csv: empty"), 2, "error: source x.csv: empty"),
-        (GateError("AUROC is 0.5"), 2, "error: AUROC is 0.5"),
+        (GateError("AUROC is 0.5"), 1, "error: AUROC is 0.5"),
         (ResourceError("3 CPUs missing"), 1, "error: 3 CPUs missing"),
         (TrainingError("the loss is nan"), 1, "error: the loss is nan"),
         (ZeroDivisionError("by zero"), 1, "error: ZeroDivisionError: by zero (--verbose shows the traceback)"),
