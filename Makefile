@@ -21,8 +21,8 @@ demo: $(STAMP) ## Run the whole loop on this machine, from corpus to verdict (KE
 
 # The demo's champion, unless the storage root of your own is set.
 serve: export DETECT_AI_STORAGE_ROOT ?= $(CURDIR)/.demo
-serve: $(STAMP) ## Serve the champion in the foreground (the demo's, or that of DETECT_AI_STORAGE_ROOT)
-	.venv/bin/python -m serve_app
+serve: $(STAMP) ## Serve the champion: the demo's, or that of DETECT_AI_STORAGE_ROOT (ARGS="serve.port=8123")
+	.venv/bin/python -m serve_app $(ARGS)
 
 test: $(STAMP) ## Run the fast suite, with its floor for coverage
 	.venv/bin/pytest -m 'not slow' --cov --cov-report=term --cov-fail-under=85

@@ -291,7 +291,7 @@ def require_texts(n: int, target_fpr: float) -> None:
     mend = "add human texts to the calibration split"
     held = next((target for target in SUGGESTED_TARGETS if texts_needed(target) <= n), None)
     if held is not None:
-        mend += f" or choose a larger target such as {held}"
+        mend += f", or choose a larger target: calibration.target_fprs=[{held}] calibration.default_target_fpr={held}"
     raise CalibrationError(
         f"target FPR {target_fpr} needs at least {needed} human calibration texts, found {n}: {mend}"
     )

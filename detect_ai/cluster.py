@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 
-from detect_ai.errors import ResourceError
+from detect_ai.errors import ConfigError, ResourceError
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +35,22 @@ def connect() -> None:
 
 
 def _init() -> None:
-    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
-        os.environ.update(LOOPBACK_ONLY)  # Ray reads it when it is imported
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address.startswith("http"):
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: that is a dashboard, which `ray job submit` wants. A job run by itself wants "
+            f"host:port of the cluster, or no RAY_ADDRESS for a Ray of its own"
+        )
+    if not address:
+        os.environ.update(LOOPBACK_ONLY)  # for the processes that this one starts
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
+    from ray._private import ray_constants
 
-    if os.environ.get("RAY_ADDRESS"):
+    if address:
         ray.init(logging_level=logging.WARNING)
         return
+    ray_constants.ENABLE_RAY_CLUSTER = False  # Ray reads the variable when it is imported, and that may be long ago
     cpus = max(LOCAL_CPUS, os.cpu_count() or 1)
     logger.info("RAY_ADDRESS is not set: starting Ray on this machine with %d logical CPUs", cpus)
     port = free_port()

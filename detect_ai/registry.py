@@ -45,7 +45,9 @@ class Registry:
         """The champion. Raises RegistryError when nothing was published yet."""
         version = self.champion()
         if version is None:
-            raise RegistryError(f"no champion under {self.storage.root}: run jobs/publish.py first")
+            raise RegistryError(
+                f"no champion under {self.storage.root}: run jobs/publish.py first; `make demo` makes one to look at"
+            )
         return version
 
     def set_champion(self, version: str) -> None:
@@ -61,7 +63,8 @@ class Registry:
         """Move the pointer back to the version before. Raises RegistryError when there is none."""
         pointer = self._pointer()
         if not pointer or not pointer["history"]:
-            raise RegistryError(f"no version before the champion {self.champion()}: nothing to roll back to")
+            now = f"the champion {pointer['version']}" if pointer else "the first one, and there is no champion yet"
+            raise RegistryError(f"no version before {now}: nothing to roll back to")
         *history, version = pointer["history"]
         self._require(version)
         self._write(version, history)

@@ -174,5 +174,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, stop_on_sigterm)
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
     except DetectAIError as error:
         sys.exit(f"error: {error}")

@@ -20,6 +20,7 @@ _SEED = 1
 _SHINGLE = 5  # words
 _RECALL = 0.975  # of the bands, and of the check behind them, each at the threshold
 _NEIGHBOURS = 32
+_PAIRS_PER_ROW = 16  # enough for every pair of clusters of up to 33
 _BLOCK = 1 << 14  # rows of signatures in memory at once: 8 MB
 _EMPTY = np.iinfo(np.uint32).max
 # Powers of an odd number (2**64 / golden ratio), for hashes of rows.
@@ -73,22 +74,34 @@ def least_agreement(threshold: float) -> int:
 
 
 def similar_pairs(signatures: Signatures, threshold: float) -> Ints:
-    """Pairs of near duplicates: enough of them to connect all that hang together, not every one.
+    """Pairs of near duplicates: every one, but in crowds only enough to connect them.
 
-    Band by band, so that beside the signatures (which may be a `np.memmap`) memory stays below 100 bytes a row. Equal
-    signatures are compared once. Of texts that agree in a band, each is compared with the 32 behind it in an order of
-    their content, unless the two are connected already. So a hundred thousand variants of one text cost no more than a
-    hundred thousand texts, and which texts hang together does not depend on the order of the rows.
+    Crowds are the largest clusters, those that would make it more than 16 pairs a row; clusters of up to 33 never are.
+    Where every text alike another must be found, act on whole `clusters`. Which texts hang together does not depend on
+    the order of the rows.
 
     Args:
-        signatures: shape (rows, 128).
+        signatures: shape (rows, 128); a `np.memmap` will do, see `_connecting`.
         threshold: Jaccard similarity from which texts are near duplicates, in (0, 1]; see `least_agreement`.
 
     Returns:
-        Positions, the smaller one first, sorted, shape (pairs, 2).
+        Positions, the smaller one first, sorted, each pair once, shape (pairs, 2).
     """
-    num_bands, num_rows = bands(threshold)
     floor = least_agreement(threshold)
+    connecting = _connecting(signatures, *bands(threshold), floor)
+    inside = _inside(clusters(len(signatures), connecting))
+    pairs = np.concatenate([connecting, *(found[_agreement(signatures, found) >= floor] for found in inside)])
+    pairs = np.unique(np.sort(pairs, axis=1) @ np.array([len(signatures), 1]))
+    return np.stack(np.divmod(pairs, max(1, len(signatures))), axis=1)
+
+
+def _connecting(signatures: Signatures, num_bands: int, num_rows: int, floor: int) -> Ints:
+    """Pairs that connect all that hangs together, shape (pairs, 2).
+
+    Band by band, so that beside the signatures memory stays below 100 bytes a row. Equal signatures are compared once.
+    Of texts that agree in a band, each is compared with the 32 behind it in an order of their content, unless the two
+    are connected already. So a hundred thousand variants of one text cost no more than a hundred thousand texts.
+    """
     distinct, copies = _distinct(signatures)
     found = [copies]
     labels = np.arange(len(distinct), dtype=np.int64)
@@ -104,8 +117,20 @@ def similar_pairs(signatures: Signatures, threshold: float) -> Ints:
                 _, first = np.unique(np.sort(joins, axis=1), axis=0, return_index=True)
                 found.append(distinct[pairs[first]])
                 labels = clusters(len(labels), joins[first])[labels]
-    pairs = np.sort(np.concatenate(found), axis=1)
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    return np.concatenate(found)
+
+
+def _inside(labels: Ints) -> Iterator[Ints]:
+    """All pairs of members of one cluster, for clusters of three and more from the smallest on, within the budget."""
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    sizes = np.bincount(counts)
+    cost = np.cumsum(sizes * np.arange(len(sizes)) * (np.arange(len(sizes)) - 1) // 2)
+    order = np.argsort(labels, kind="stable")
+    size_of_row = counts[codes][order]
+    for size in np.flatnonzero((sizes > 0) & (cost <= _PAIRS_PER_ROW * len(labels))).tolist():
+        if size > 2:
+            members = order[size_of_row == size].reshape(-1, size)
+            yield np.stack([members[:, side] for side in np.triu_indices(size, 1)], axis=-1).reshape(-1, 2)
 
 
 def _hashes(signatures: Signatures, start: int, stop: int) -> Hashes:

@@ -20,6 +20,7 @@ TEST = 1 << SPLITS.index("test")
 # Near duplicates join groups while the joined group stays below this share of the rows. A prompt's essays, some
 # thousand of them, would else hang together with those of every other prompt by a few copied ones.
 MAX_JOINED_SHARE = 0.02
+MIN_JOINED_ROWS = 16  # in a small corpus
 
 
 def mask_of(names: Iterable[str]) -> int:
@@ -31,7 +32,7 @@ def join_groups(groups: Ints, masks: Ints, pairs: Ints) -> Ints:
     """Join the groups of near duplicates, so that one split gets them all.
 
     Groups that no split may hold together are not joined, nor those that would grow beyond `MAX_JOINED_SHARE` of the
-    rows; what then crosses two splits is found by `crossing`.
+    rows (or `MIN_JOINED_ROWS`); what then crosses two splits is found by `crossing`.
 
     Args:
         groups: code of each row's group, shape (rows,).
@@ -41,7 +42,7 @@ def join_groups(groups: Ints, masks: Ints, pairs: Ints) -> Ints:
     Returns:
         Codes, shape (rows,).
     """
-    limit = max(2, int(MAX_JOINED_SHARE * len(groups)))
+    limit = max(MIN_JOINED_ROWS, int(MAX_JOINED_SHARE * len(groups)))
     count = int(groups.max(initial=-1)) + 1
     parent = list(range(count))
     size = np.bincount(groups, minlength=count).tolist()

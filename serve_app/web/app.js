@@ -44,11 +44,11 @@ async function request(path, options) {
 async function loadModel() {
   model = await request("v1/model");
   byId("version").textContent = model.model_version;
-  byId("demonstration").hidden = model.corpus.name !== "sample";
+  byId("demonstration").hidden = !model.corpus.demonstration;
   const select = byId("target");
   select.replaceChildren(
     ...model.thresholds.map((threshold) => {
-      const option = element("option", `at most ${outOf100(threshold.target_fpr)}`);
+      const option = element("option", `about ${outOf100(threshold.target_fpr)}`);
       option.value = threshold.target_fpr;
       option.selected = threshold.target_fpr === model.default_target_fpr;
       return option;
@@ -73,8 +73,10 @@ function showReasons(verdict) {
 }
 
 function meaning(verdict) {
-  const target = outOf100(verdict.target_fpr);
-  if (verdict.label === "ai") return `It may be human all the same: of human texts like those it was calibrated on, at most ${target} are called AI.`;
+  if (verdict.label === "ai") {
+    const bound = model.thresholds.find((threshold) => threshold.target_fpr === verdict.target_fpr).fpr_upper_bound;
+    return `It may be human all the same: of human texts like the ${model.num_human} it was calibrated on, about ${outOf100(verdict.target_fpr)} are called AI, and with so few it could be ${outOf100(bound)}.`;
+  }
   if (verdict.label === "human") return "Nothing in it stands out as AI writing. AI texts can pass too, above all edited ones.";
   return "The detector does not answer here, and no answer is better than a wrong one:";
 }

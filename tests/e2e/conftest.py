@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from detect_ai.cluster import free_port
@@ -53,3 +54,14 @@ def wait_until_ready(process: subprocess.Popen[bytes], log: Path, seconds: float
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
+
+
+def listening(pid: int) -> set[str]:
+    """Addresses where a process and its children listen.
+
+    The gRPC port of a Serve replica is left out: Ray 2.60 binds it to all interfaces and cannot be told otherwise.
+    """
+    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    looked_at = [each for each in processes if "ServeReplica" not in " ".join(each.cmdline())]
+    found = [connection for each in looked_at for connection in each.net_connections("inet")]
+    return {each.laddr.ip.removeprefix("::ffff:") for each in found if each.status == psutil.CONN_LISTEN}

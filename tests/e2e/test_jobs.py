@@ -10,15 +10,33 @@ from itertools import dropwhile, islice, takewhile
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
+import psutil
 import pytest
+from scipy.special import expit, logit
 
+from detect_ai.cluster import free_port
+from detect_ai.corpus.manifest import Corpus
+from detect_ai.detector import Detector
 from detect_ai.local_cluster import LocalCluster
+from detect_ai.metrics import log_loss
 from detect_ai.registry import Registry
 from detect_ai.storage import Storage
 from tests import tiny
-from tests.e2e.conftest import CHECKOUT
+from tests.e2e.conftest import CHECKOUT, listening
 
-STAGES = ("prepare", "train", "calibrate", "evaluate", "publish")
+PORT = free_port()
+STAGES = {
+    "prepare": [],
+    "inspect": [],
+    "sweep": ["sweep=grid", "sweep.lrs=[5e-3]", "sweep.epochs=1"],
+    "train": ["train.from_sweep=true"],
+    "calibrate": [],
+    "evaluate": [],
+    "publish": [],
+    "deploy": [f"serve.port={PORT}"],
+}
 Done = subprocess.CompletedProcess[str]
 Submit = Callable[..., Done]
 
@@ -46,7 +64,7 @@ def submit(cluster: LocalCluster, root: Path, encoder: Path) -> Submit:
         *("corpus=csv", "corpus.sources.0.kind=jsonl", f"corpus.sources.0.path={source}"),
         "corpus.sources.0.group=group",
         "corpus.split={train: 0.4, validation: 0.15, calibration: 0.3, test: 0.15}",
-        *("train.epochs=1", "train.lr=5e-3", "calibration.min_tokens=10", "tracking.mode=disabled"),
+        *("train.epochs=1", "train.precision=fp32", "calibration.min_tokens=10", "tracking.mode=disabled"),
         "gate.min_auroc=0",
     ]
 
@@ -69,7 +87,7 @@ def submit(cluster: LocalCluster, root: Path, encoder: Path) -> Submit:
 @pytest.fixture(scope="module")
 def jobs(submit: Submit) -> dict[str, Done]:
     """Every stage, one job after the other."""
-    return {name: submit(name) for name in STAGES}
+    return {name: submit(name, *overrides) for name, overrides in STAGES.items()}
 
 
 def log_of(done: Done) -> list[str]:
@@ -97,11 +115,28 @@ def test_the_last_job_leaves_a_champion(jobs: dict[str, Done], root: Path) -> No
     assert Registry(Storage(str(root / "store"))).champion() == last_line(jobs["publish"])["champion"]
 
 
+def test_a_text_has_one_score_in_training_in_the_bundle_and_over_http(jobs: dict[str, Done], root: Path) -> None:
+    storage = Storage(str(root / "store"))
+    corpus = Corpus.open(storage, last_line(jobs["prepare"])["corpus"])
+    with Registry(storage).folder(last_line(jobs["publish"])["champion"]) as folder:
+        detector = Detector.load(folder)
+    rows = corpus.read("validation", ["text", "label", "input_ids"]).to_pydict()
+    scores = detector.score([np.asarray(ids, np.int32) for ids in rows["input_ids"]])
+    # Training knows a figure over all of the texts, before any calibration.
+    loss = log_loss(rows["label"], expit(scores))
+    assert loss == pytest.approx(last_line(jobs["train"])["validation"]["val_loss"], abs=1e-4)
+    answer = httpx.post(f"{last_line(jobs['deploy'])['url']}/v1/detect", json={"texts": rows["text"]}, timeout=60)
+    said = np.asarray([verdict["probability"] for verdict in answer.json()["verdicts"]])
+    calibration = detector.spec.calibration
+    assert logit(said) * calibration.temperature + calibration.midpoint == pytest.approx(scores, abs=1e-4)
+
+
 FAILING = {
     "an unknown key": ("train", "train.rate=1", 2, "config: train.rate=1: no key 'rate'; allowed here: lr, epochs, "),
     "a missing file": ("prepare", "corpus.sources.0.path=/nowhere.csv", 2, "source /nowhere.csv: no such file or fol"),
+    "nothing before": ("rollback", "seed=0", 2, "no version before the champion "),
     "no corpus yet": ("sweep", "run=fresh", 2, "run=fresh: no result of 'prepare' under "),
-    "too many workers": ("train", "train.num_workers=50", 1, "(50 workers x 1 CPUs + 1 for Ray Data) needs 51 CPUs"),
+    "too many workers": ("train", "train.num_workers=50", 1, "(50 workers x 1 CPUs + 1 beside them) needs 51 CPUs"),
 }
 
 
@@ -132,19 +167,6 @@ def test_a_job_gets_the_code_and_no_environment_data_or_history(jobs: dict[str, 
         assert sum(path.stat().st_size for path in package.rglob("*") if path.suffix != ".pyc") < 2_000_000
 
 
-def listening(pid: int) -> set[str]:
-    """Addresses where a process and its children listen."""
-    import ray  # noqa: F401 - brings psutil
-
-    import psutil  # isort: skip
-
-    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    found = [connection for process in processes for connection in process.net_connections("inet")]
-    return {
-        connection.laddr.ip.removeprefix("::ffff:") for connection in found if connection.status == psutil.CONN_LISTEN
-    }
-
-
 def test_the_cluster_listens_on_loopback_only(jobs: dict[str, Done], cluster: LocalCluster) -> None:
     assert listening(cluster.pid) == {"127.0.0.1"}
 
@@ -160,10 +182,6 @@ def test_the_dashboard_refuses_who_has_no_token(submit: Submit, cluster: LocalCl
 
 # The last one: it stops the cluster of this file.
 def test_a_stopped_cluster_leaves_no_process_and_no_file(jobs: dict[str, Done], cluster: LocalCluster) -> None:
-    import ray  # noqa: F401 - brings psutil
-
-    import psutil  # isort: skip
-
     processes = psutil.Process(cluster.pid).children(recursive=True)
     assert processes
     cluster.stop()

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
+from detect_ai.bundle import read_spec
 from detect_ai.storage import Storage
 from tests import tiny
-from tests.e2e.conftest import foreground
+from tests.e2e.conftest import foreground, listening
 
 ARGUMENTS = [
     "--headless",
@@ -54,9 +55,19 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def url(store: Storage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with foreground(store, tmp_path_factory.mktemp("page") / "log") as (_, found):
-        yield found
+def service(store: Storage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, str]]:
+    """Process and URL of `make serve`."""
+    with foreground(store, tmp_path_factory.mktemp("page") / "log") as (process, found):
+        yield process.pid, found
+
+
+@pytest.fixture
+def url(service: tuple[int, str]) -> str:
+    return service[1]
+
+
+def test_a_service_in_the_foreground_listens_on_loopback_only(service: tuple[int, str]) -> None:
+    assert listening(service[0]) == {"127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +106,23 @@ def test_a_pasted_text_gets_a_verdict_in_words(page: Page) -> None:
     assert page.locator("#verdict").inner_text() in VERDICTS
     assert page.locator("#probability").inner_text().endswith("%")
     assert "of 100 score at least this high" in page.locator("#p-value").inner_text()
+
+
+def test_who_is_called_ai_reads_how_often_that_is_wrong_and_how_sure_that_is(page: Page, tiny_bundle: Path) -> None:
+    target = read_spec(tiny_bundle).calibration.thresholds[0.05]
+    page.route("**/v1/detect", as_ai)
+    check(page, TEXT)
+    said = page.locator("#meaning").inner_text()
+    assert "like the 40 it was calibrated on, about 5 of 100 are called AI" in said
+    assert f"it could be {round(100 * target.fpr_bound)} of 100" in said
+
+
+def as_ai(route: Route) -> None:
+    """The service's answer, with the label changed."""
+    answer = route.fetch()
+    route.fulfill(
+        response=answer, json={**answer.json(), "verdicts": [{**answer.json()["verdicts"][0], "label": "ai"}]}
+    )
 
 
 def test_the_browser_has_nothing_to_complain_of(page: Page, complaints: list[str]) -> None:
@@ -137,11 +165,11 @@ def test_hidden_characters_are_counted(page: Page) -> None:
 
 
 def test_targets_are_those_of_the_model(page: Page) -> None:
-    assert page.locator("#target option").all_inner_texts() == ["at most 5 of 100", "at most 10 of 100"]
+    assert page.locator("#target option").all_inner_texts() == ["about 5 of 100", "about 10 of 100"]
 
 
 def test_the_target_chosen_is_the_one_asked_for(page: Page) -> None:
-    page.get_by_label("called AI by mistake").select_option("at most 10 of 100")
+    page.get_by_label("called AI by mistake").select_option("about 10 of 100")
     with page.expect_request("**/v1/detect") as asked:
         check(page, TEXT)
     assert asked.value.post_data_json["target_fpr"] == 0.1

@@ -34,7 +34,8 @@ from tests.e2e.conftest import CHECKOUT
 from tests.integration.runs import config_for, files_under
 
 GERMAN = (
-    "Der Rat hat am Dienstag beschlossen, die alte Brücke zu schließen, weil sie schon lange nicht mehr sicher ist."
+    "Der Rat hat am Dienstag beschlossen, die alte Brücke zu schließen, weil sie schon lange nicht mehr sicher ist. "
+    "Die Arbeiten werden etwa sechs Monate dauern, und bis dahin fahren die Busse über die neue Straße am Fluss."
 )
 REFUSAL = "I'm sorry, but as an AI language model I cannot write this essay for you."
 DROPPED = {
@@ -154,7 +155,7 @@ def test_a_shard_has_the_columns_of_the_contract(corpus: Corpus) -> None:
     assert table.schema.remove_metadata() == tokenise.SCHEMA
     assert set(table["attack"].to_pylist()) == {"none"}
     assert set(table["weight"].to_pylist()) == {1.0}
-    assert set(table["language"].to_pylist()) == {"en"}
+    assert set(table["language"].to_pylist()) <= {"en", ""}  # a made-up text may be in none
 
 
 def test_the_token_ids_are_those_of_the_whole_normalised_text(prepared: dict[str, Any], corpus: Corpus) -> None:

@@ -62,9 +62,9 @@ EMPTY = "empty, expected rows of text and label"
 BAD_SOURCES = {
     "other columns": (
         *("csv", csv_of(GOOD).replace(b"text,label", b"body,verdict")),
-        "no column 'text', 'label'; found 'body', 'verdict', 'group'",
+        "no column 'text', 'label'; found 'body', 'group', 'verdict'",
     ),
-    "no group": ("jsonl", jsonl_of([{"text": "a", "label": 0}]), "no column 'group'; found 'text', 'label'"),
+    "no group": ("jsonl", jsonl_of([{"text": "a", "label": 0}]), "no column 'group'; found 'label', 'text'"),
     "label yes": ("csv", csv_of(with_label("yes")), WRONG_LABEL.format("'yes'")),
     "label 2": ("jsonl", jsonl_of(with_label(2)), WRONG_LABEL.format("'2'")),
     "label 0.5": ("parquet", parquet_of(HALVES), WRONG_LABEL.format("'0.5'")),

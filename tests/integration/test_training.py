@@ -401,7 +401,7 @@ def test_too_few_cpus_are_named_at_once(run: Run) -> None:
     assert time.monotonic() - started < 5
     total = ray.cluster_resources()["CPU"]
     assert str(caught.value) == (
-        f"run too-big (50 workers x 1 CPUs + 1 for Ray Data) needs 51 CPUs, the cluster has {total:g}: "
+        f"run too-big (50 workers x 1 CPUs + 1 beside them) needs 51 CPUs, the cluster has {total:g}: "
         f"{51 - total:g} missing. Lower the number of workers, or start Ray with --num-cpus=51"
     )
     assert not run.storage.exists(f"runs/{config.run}/too-big")

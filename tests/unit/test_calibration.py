@@ -182,13 +182,15 @@ def test_human_texts_that_all_tie_are_never_called_ai():
             98,
             0.01,
             "target FPR 0.01 needs at least 99 human calibration texts, found 98: add human texts to the "
-            "calibration split or choose a larger target such as 0.02",
+            "calibration split, or choose a larger target: "
+            "calibration.target_fprs=[0.02] calibration.default_target_fpr=0.02",
         ),
         (
             9,
             0.001,
             "target FPR 0.001 needs at least 999 human calibration texts, found 9: add human texts to the "
-            "calibration split or choose a larger target such as 0.1",
+            "calibration split, or choose a larger target: "
+            "calibration.target_fprs=[0.1] calibration.default_target_fpr=0.1",
         ),
         (
             3,
@@ -268,7 +270,8 @@ def test_fpr_bound_of_too_few_texts_is_refused():
     assert kind is CalibrationError
     assert text == (
         "target FPR 0.05 needs at least 19 human calibration texts, found 18: add human texts to the "
-        "calibration split or choose a larger target such as 0.1"
+        "calibration split, or choose a larger target: "
+        "calibration.target_fprs=[0.1] calibration.default_target_fpr=0.1"
     )
 
 
@@ -304,7 +307,8 @@ def test_calibrate_refuses_all_and_names_the_strictest_target_that_cannot_be_hel
     assert kind is CalibrationError
     assert text == (
         "target FPR 0.01 needs at least 99 human calibration texts, found 50: add human texts to the "
-        "calibration split or choose a larger target such as 0.02"
+        "calibration split, or choose a larger target: "
+        "calibration.target_fprs=[0.02] calibration.default_target_fpr=0.02"
     )
 
 

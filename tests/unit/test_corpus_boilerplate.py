@@ -144,7 +144,7 @@ REPEATED = [
 @pytest.mark.parametrize("first", REPEATED)
 def test_time_does_not_grow_with_the_text(first):
     texts = [first * (3_000_000 // len(first)), *((first + second) * 30_000 for second in REPEATED)]
-    start = time.perf_counter()
+    start = time.process_time()
     for text in texts:
         find(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

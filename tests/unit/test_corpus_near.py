@@ -110,6 +110,25 @@ def test_recall_and_precision_against_exact_jaccard():
     assert (exact < 0.6).sum() > 50
 
 
+def test_every_pair_of_clusters_that_are_no_crowd_is_found():
+    draw = random.Random(8)
+    sketched = signatures(family(draw, 33, 2) + family(draw, 3, 2) * 2 + family(draw, 20, 3))
+    pairs = similar_pairs(sketched, 0.8)
+    labels = clusters(len(sketched), pairs)
+    agreement = (sketched[:, None] == sketched[None]).sum(axis=2)
+    alike = (agreement >= least_agreement(0.8)) & (labels[:, None] == labels[None])
+    assert pairs.tolist() == np.argwhere(np.triu(alike, 1)).tolist()
+    assert len(pairs) > 300
+
+
+def test_a_crowd_among_small_clusters_costs_them_no_pair():
+    rows = random_signatures(12_000)
+    rows[3000:] = rows[3000]
+    rows[:3000] = np.repeat(rows[:1000], 3, axis=0)
+    pairs = similar_pairs(rows, 0.8)
+    assert len(pairs) == 1000 * 3 + 8999
+
+
 def test_a_chain_hangs_together():
     draw = random.Random(4)
     words = draw.choices(WORDS, k=400)
@@ -123,10 +142,10 @@ def test_many_copies_and_variants_take_seconds_and_few_pairs(edits):
     rows = np.repeat(random_signatures(1), 100_000, axis=0)
     if edits:
         rows[:, 10] = np.arange(len(rows))
-    start = time.perf_counter()
+    start = time.process_time()
     pairs = similar_pairs(rows, 0.8)
-    assert time.perf_counter() - start < 20
-    assert len(pairs) < 2 * len(rows)
+    assert time.process_time() - start < 20
+    assert len(pairs) < 18 * len(rows)
     assert not clusters(len(rows), pairs).any()
 
 
@@ -134,9 +153,9 @@ def test_a_crowd_that_shares_bands_costs_seconds_and_hides_no_pair():
     rows = random_signatures(20_000)
     rows[:, :70] = rows[0, :70]
     rows[17_000, :110] = rows[5, :110]
-    start = time.perf_counter()
+    start = time.process_time()
     assert similar_pairs(rows, 0.8).tolist() == [[5, 17_000]]
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_in_a_small_crowd_every_two_are_compared():

@@ -106,7 +106,7 @@ def test_an_unknown_version_is_refused_with_those_that_there_are(registry, add):
 def test_without_a_champion_the_way_to_one_is_named(registry):
     assert registry.champion() is None
     assert refusal(registry.require_champion) == (
-        f"no champion under {registry.storage.root}: run jobs/publish.py first"
+        f"no champion under {registry.storage.root}: run jobs/publish.py first; `make demo` makes one to look at"
     )
 
 
@@ -130,7 +130,9 @@ def test_rolling_back_goes_one_version_back_each_time(registry, add):
 
 
 def test_without_a_champion_there_is_nothing_to_roll_back_to(registry):
-    assert refusal(registry.rollback) == "no version before the champion None: nothing to roll back to"
+    assert refusal(registry.rollback) == (
+        "no version before the first one, and there is no champion yet: nothing to roll back to"
+    )
 
 
 def test_making_the_champion_champion_again_does_not_make_rolling_back_go_nowhere(registry, add):
