@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from detect_ai.config import SPLITS, CorpusConfig
 from detect_ai.corpus import balance
 from detect_ai.corpus.clean import exact
-from detect_ai.corpus.split import ANY, TEST, assign_splits, crossing, join_groups, mask_of
+from detect_ai.corpus.split import ANY, TEST, assign_splits, crossing, first_of_each, join_groups, mask_of
 from detect_ai.errors import CorpusError
 
 Ints = NDArray[np.int64]
@@ -91,38 +91,31 @@ def drop_exact(rows: Rows) -> None:
         rows.drop(alive[mask], reason, alive[found.twin[mask]])
 
 
-def drop_near(rows: Rows, pairs: Ints) -> Ints:
-    """Act on near duplicates as the configuration says. Returns the pairs of which both still stand.
+def drop_near(rows: Rows, clusters: Ints) -> None:
+    """Drop what an evaluation set holds too, and all but one of near duplicates, as the configuration says.
 
     Args:
         rows: after `drop_exact`.
-        pairs: positions of near duplicates, of evaluation sets too; shape (pairs, 2).
+        clusters: code of each row's near duplicates, evaluation sets among them; shape (rows,).
     """
-    kinds = rows.against[pairs]
-    ours, theirs = np.where(kinds[:, 0], pairs[:, 1], pairs[:, 0]), np.where(kinds[:, 0], pairs[:, 0], pairs[:, 1])
-    mixed = kinds[:, 0] != kinds[:, 1]
-    rows.contaminated = np.stack([ours[mixed], theirs[mixed]], axis=1)
+    _find_contaminated(rows, clusters)
     if rows.corpus.contamination == "drop":
-        rows.drop(ours[mixed], "contaminated", theirs[mixed])
-    pairs = pairs[~kinds.any(axis=1)]
+        rows.drop(rows.contaminated[:, 0], "contaminated", rows.contaminated[:, 1])
     if rows.corpus.near_duplicates == "drop":
-        _drop_all_but_one(rows, pairs)
-    stays = rows.stays
-    return pairs[stays[pairs].all(axis=1)]
+        alive = np.flatnonzero(rows.stays)
+        # A row that may only be tested on comes first, then the corpus's order.
+        alive = alive[np.lexsort((alive, -_lowest_split(rows.masks[alive])))]
+        kept = alive[first_of_each(clusters[alive])]
+        rows.drop(alive[kept != alive], "near_duplicate", kept[kept != alive])
 
 
-def _drop_all_but_one(rows: Rows, pairs: Ints) -> None:
-    """Keep a row unless a kept one before it is its near duplicate. Rows only for the test come first."""
-    rank = np.empty(len(rows.reason), np.int64)
-    rank[np.lexsort((np.arange(len(rank)), -_lowest_split(rows.masks)))] = np.arange(len(rank))
-    later = np.where(rank[pairs[:, 0]] > rank[pairs[:, 1]], pairs[:, 0], pairs[:, 1])
-    earlier = pairs.sum(axis=1) - later
-    twins: dict[int, int] = {}
-    for position in np.lexsort((rank[earlier], rank[later])).tolist():
-        first, second = int(earlier[position]), int(later[position])
-        if first not in twins:
-            twins.setdefault(second, first)
-    rows.drop(np.asarray(list(twins), np.int64), "near_duplicate", np.asarray(list(twins.values()), np.int64))
+def _find_contaminated(rows: Rows, clusters: Ints) -> None:
+    """Pair each text of the corpus with the first one of an evaluation set among its near duplicates."""
+    theirs = np.flatnonzero(rows.against)
+    codes, first = np.unique(clusters[theirs], return_index=True)
+    ours = np.flatnonzero(rows.stays & np.isin(clusters, codes))
+    twins = theirs[first[np.searchsorted(codes, clusters[ours])]] if len(ours) else ours
+    rows.contaminated = np.stack([ours, twins], axis=1)
 
 
 def drop_over_limit(rows: Rows) -> None:
@@ -140,25 +133,23 @@ def drop_over_limit(rows: Rows) -> None:
         rows.drop(mine[~np.isin(groups[mine], kept)], OVER_LIMIT)
 
 
-def split(rows: Rows, pairs: Ints, seed: int) -> None:
+def split(rows: Rows, clusters: Ints, seed: int) -> None:
     """Give every row that stays its split, and drop what would stand in two."""
     rows.drop(rows.masks == 0, "held_out")
     alive = np.flatnonzero(rows.stays)
     if not len(alive):
         return
-    position = np.full(len(rows.reason), -1, np.int64)
-    position[alive] = np.arange(len(alive))
     groups, names = rows.codes("group")
-    own = position[pairs[rows.stays[pairs].all(axis=1)]]
-    joins = own if rows.corpus.near_duplicates == "group" else np.empty((0, 2), np.int64)
-    joined = join_groups(groups[alive], rows.masks[alive], joins)
+    masks, joined = rows.masks[alive], groups[alive]
+    if rows.corpus.near_duplicates == "group":
+        joined = join_groups(joined, masks, clusters[alive])
     strata, _ = rows.codes("label", "domain", "generator")
-    chosen = assign_splits(joined, names, strata[alive], rows.masks[alive], rows.corpus.split, seed)
-    rows.split[alive] = chosen
-    rows.drop(alive[(rows.masks[alive] >> chosen & 1) == 0], "leak")
+    rows.split[alive] = assign_splits(joined, names, strata[alive], masks, rows.corpus.split, seed)
+    rows.drop(alive[(masks >> rows.split[alive] & 1) == 0], "leak")
     if rows.corpus.near_duplicates != "keep":
-        gone, stay = crossing(rows.split, pairs[rows.stays[pairs].all(axis=1)])
-        rows.drop(gone, "leak", stay)
+        alive = np.flatnonzero(rows.stays)
+        gone, stay = crossing(rows.split[alive], clusters[alive])
+        rows.drop(alive[gone], "leak", alive[stay])
     _hold_out_generators(rows)
 
 

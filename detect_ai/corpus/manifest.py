@@ -44,7 +44,7 @@ class Manifest:
     dropped: dict[str, int]
     counts: list[dict[str, Any]]  # rows by split, label, source, domain, generator and attack
     shards: list[Shard]  # of the splits and of the quarantine
-    near_duplicates: dict[str, int]  # pairs found, rows of the largest group
+    near_duplicates: dict[str, int]  # clusters, the texts in them, the largest one
     contamination: dict[str, int]  # rows that have a near duplicate in an evaluation set, by its name
     format: int = FORMAT
 

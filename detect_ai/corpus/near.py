@@ -185,17 +185,3 @@ def clusters(n: int, pairs: Ints) -> Ints:
     smallest[found[::-1]] = np.arange(n - 1, -1, -1)  # of repeated places the last one written stays
     labels: Ints = smallest[found]
     return labels
-
-
-def join_groups(groups: Ints, pairs: Ints) -> Ints:
-    """Join the groups that share a pair of near duplicates: each gets the smallest code of those it hangs with.
-
-    Args:
-        groups: code of each row's group, shape (rows,).
-        pairs: positions of near duplicates, shape (pairs, 2).
-
-    Returns:
-        Codes, shape (rows,).
-    """
-    joined: Ints = clusters(int(groups.max(initial=-1)) + 1, groups[pairs])[groups]
-    return joined

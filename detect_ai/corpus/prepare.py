@@ -15,9 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from detect_ai.config import SPLITS, Config, CorpusConfig
-from detect_ai.corpus import decide, split
+from detect_ai.corpus import decide, near, split
 from detect_ai.corpus.manifest import CONTAMINATION, QUARANTINE, Corpus, Manifest, content_fingerprint
-from detect_ai.corpus.near import similar_pairs
 from detect_ai.corpus.read import source_digest, source_name
 from detect_ai.corpus.scan import Scan, scanned
 from detect_ai.corpus.shards import Plan, plans, write_shards
@@ -83,7 +82,7 @@ def _make(config: Config, storage: Storage, key: str, tokenizer: Tokenizer, dige
     ):
         logger.info("%d rows read", len(scan.index))
         rows = decide.Rows(scan.index, corpus)
-        pairs = _decide(rows, scan, config.seed, Path(folder))
+        clusters = _decide(rows, scan, config.seed, Path(folder))
         made = plans(rows, config)
         shards = write_shards(made, scan.files, tokenizer, corpus.workers, storage.root, key)
     assert sum(shard.rows for shard in shards) == sum(len(plan.row) for plan in made), "a row was lost"
@@ -101,17 +100,18 @@ def _make(config: Config, storage: Storage, key: str, tokenizer: Tokenizer, dige
         dropped=counted.dropped,
         counts=_slices(rows, made),
         shards=shards,
-        near_duplicates={"pairs": len(pairs), "largest_group": _largest_group(rows)},
+        near_duplicates=_cluster_sizes(clusters[rows.stays]),
         contamination={name: len({ours for ours, _ in pairs}) for name, pairs in contamination.items()},
     )
 
 
 def _decide(rows: decide.Rows, scan: Scan, seed: int, folder: Path) -> Ints:
-    """Drop, split and weigh. Returns the pairs of near duplicates that both stand."""
+    """Drop, split and weigh. Returns the cluster of each row's near duplicates."""
     decide.drop_exact(rows)
-    pairs = decide.drop_near(rows, _near(rows, scan, folder))
+    clusters = _clusters(rows, scan, folder)
+    decide.drop_near(rows, clusters)
     decide.drop_over_limit(rows)
-    decide.split(rows, pairs, seed)
+    decide.split(rows, clusters, seed)
     if not rows.stays.any():
         counted = decide.Counts.of(rows)
         raise CorpusError(
@@ -120,29 +120,34 @@ def _decide(rows: decide.Rows, scan: Scan, seed: int, folder: Path) -> Ints:
         )
     decide.weigh(rows)
     split.require_both_classes(rows.labels[rows.stays], rows.split[rows.stays])
-    return pairs
+    return clusters
 
 
-def _near(rows: decide.Rows, scan: Scan, folder: Path) -> Ints:
-    """Near duplicates among the rows that stand and those of evaluation sets, as positions, shape (pairs, 2)."""
+def _clusters(rows: decide.Rows, scan: Scan, folder: Path) -> Ints:
+    """Which rows that stand, or are of evaluation sets, are near duplicates: a code for each cluster, shape (rows,).
+
+    By clusters, not by pairs: of a text in thousands of versions not every pair is found.
+    """
+    found = np.arange(len(rows.reason))
     looked_at = np.flatnonzero(rows.stays | (rows.against & (rows.reason == "")))
     needless = rows.corpus.near_duplicates == "keep" and not rows.against.any()
     if needless or not len(looked_at):
-        return np.empty((0, 2), np.int64)
+        return found
     arrivals = scan.index["arrival"].to_numpy()[looked_at]
     path = folder / "compared"
     with path.open("wb") as file:
         for start in range(0, len(arrivals), 65_536):
             file.write(scan.signatures[arrivals[start : start + 65_536]].tobytes())
     shape = (len(arrivals), scan.signatures.shape[1])
-    pairs = similar_pairs(np.memmap(path, np.uint32, "r", shape=shape), rows.corpus.similarity)
-    found: Ints = looked_at[pairs]
+    pairs = near.similar_pairs(np.memmap(path, np.uint32, "r", shape=shape), rows.corpus.similarity)
+    found[looked_at] = looked_at[near.clusters(len(looked_at), pairs)]
     return found
 
 
-def _largest_group(rows: decide.Rows) -> int:
-    groups = rows.index["group"].cat.codes.to_numpy()[rows.stays]
-    return int(np.unique(groups, return_counts=True)[1].max(initial=0))
+def _cluster_sizes(clusters: Ints) -> dict[str, int]:
+    sizes = np.unique(clusters, return_counts=True)[1]
+    sizes = sizes[sizes > 1]
+    return {"clusters": len(sizes), "texts": int(sizes.sum()), "largest": int(sizes.max(initial=0))}
 
 
 def _contamination(rows: decide.Rows) -> dict[str, list[list[str]]]:

@@ -28,7 +28,7 @@ def mask_of(names: Iterable[str]) -> int:
     return sum(1 << SPLITS.index(name) for name in set(names))
 
 
-def join_groups(groups: Ints, masks: Ints, pairs: Ints) -> Ints:
+def join_groups(groups: Ints, masks: Ints, clusters: Ints) -> Ints:
     """Join the groups of near duplicates, so that one split gets them all.
 
     Groups that no split may hold together are not joined, nor those that would grow beyond `MAX_JOINED_SHARE` of the
@@ -37,7 +37,7 @@ def join_groups(groups: Ints, masks: Ints, pairs: Ints) -> Ints:
     Args:
         groups: code of each row's group, shape (rows,).
         masks: splits that each row may go to, shape (rows,).
-        pairs: positions of near duplicates, shape (pairs, 2).
+        clusters: code of each row's near duplicates, shape (rows,).
 
     Returns:
         Codes, shape (rows,).
@@ -54,12 +54,20 @@ def join_groups(groups: Ints, masks: Ints, pairs: Ints) -> Ints:
             group = parent[group]
         return group
 
-    for first, second in np.unique(np.sort(groups[pairs], axis=1), axis=0).tolist():
+    leaders = np.stack([groups[first_of_each(clusters)], groups], axis=1)
+    for first, second in np.unique(leaders[leaders[:, 0] != leaders[:, 1]], axis=0).tolist():
         a, b = sorted((root(first), root(second)))
         if a != b and allowed[a] & allowed[b] and size[a] + size[b] <= limit:
             parent[b], size[a], allowed[a] = a, size[a] + size[b], allowed[a] & allowed[b]
     roots: Ints = np.asarray([root(group) for group in range(count)], dtype=np.int64)
     return roots[groups]
+
+
+def first_of_each(clusters: Ints) -> Ints:
+    """For each row the position of the first row of its cluster, shape (rows,)."""
+    _, first, inverse = np.unique(clusters, return_index=True, return_inverse=True)
+    found: Ints = first[inverse]
+    return found
 
 
 def _allowed(groups: Ints, masks: Ints, count: int) -> Ints:
@@ -137,16 +145,15 @@ class _Fill:
         return best
 
 
-def crossing(splits: Ints, pairs: Ints) -> tuple[Ints, Ints]:
-    """Near duplicates that stand in two splits, as (the one to drop, the one that stays).
+def crossing(splits: Ints, clusters: Ints) -> tuple[Ints, Ints]:
+    """Near duplicates that stand in several splits, as (those to drop, one that stays for each of them).
 
-    The one that stays is in the split nearest to the test: figures must not rest on texts that training has seen.
+    Those that stay are in the split nearest to the test: figures must not rest on texts that training has seen.
     """
-    first, second = pairs.T
-    crosses = splits[first] != splits[second]
-    first, second = first[crosses], second[crosses]
-    is_later = splits[first] > splits[second]
-    return np.where(is_later, second, first), np.where(is_later, first, second)
+    order = np.lexsort((-splits, clusters))  # of each cluster the split nearest to the test first
+    best = order[first_of_each(clusters[order])]
+    is_behind = splits[order] < splits[best]
+    return order[is_behind], best[is_behind]
 
 
 def require_both_classes(labels: NDArray[np.int8], splits: Ints) -> None:

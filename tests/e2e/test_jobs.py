@@ -132,7 +132,7 @@ def test_a_text_has_one_score_in_training_in_the_bundle_and_over_http(jobs: dict
 
 
 FAILING = {
-    "an unknown key": ("train", "train.rate=1", 2, "config: train.rate=1: no key 'rate'; allowed here: lr, epochs, "),
+    "an unknown key": ("train", "train.rate=1", 2, "config: train.rate=1: no key 'rate'; allowed here: lr, from_s"),
     "a missing file": ("prepare", "corpus.sources.0.path=/nowhere.csv", 2, "source /nowhere.csv: no such file or fol"),
     "nothing before": ("rollback", "seed=0", 2, "no version before the champion "),
     "no corpus yet": ("sweep", "run=fresh", 2, "run=fresh: no result of 'prepare' under "),

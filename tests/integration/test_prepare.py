@@ -320,7 +320,7 @@ def test_near_duplicates_never_stand_in_two_splits(encoder: Path, tmp_path: Path
     storage = Storage(config.storage.root)
     corpus = Corpus.open(storage, prepare(config, storage)["corpus"])
     where = {row["text"]: split for split in SPLITS for row in corpus.read(split, ["text"]).to_pylist()}
-    assert corpus.manifest.near_duplicates["pairs"] == 20
+    assert corpus.manifest.near_duplicates == {"clusters": 20, "texts": 40, "largest": 2}
     assert all(where[text] == where[edited(text)] for text in texts[:20])
 
 

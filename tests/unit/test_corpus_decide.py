@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from detect_ai.config import SPLITS, CorpusConfig, HoldoutConfig, SourceConfig
 from detect_ai.corpus import decide
 from detect_ai.corpus.decide import Counts, Rows
+from detect_ai.corpus.near import clusters
 from detect_ai.errors import CorpusError
 
 NAMES = ("source", "domain", "generator", "group", "language", "split", "attack", "problem")
-NONE = np.empty((0, 2), np.int64)
 TEST = SPLITS.index("test")
 
 
@@ -31,8 +31,9 @@ def rows_of(rows, **corpus):
     return Rows(frame(rows), CorpusConfig(**{"sources": [SourceConfig(name="made")], **corpus}))
 
 
-def pairs_of(*pairs):
-    return np.asarray(pairs, np.int64).reshape(-1, 2)
+def near(rows, *pairs):
+    """The cluster of each row, from pairs."""
+    return clusters(len(rows.reason), np.asarray(pairs, np.int64).reshape(-1, 2))
 
 
 def reasons(rows):
@@ -84,35 +85,28 @@ def test_an_evaluation_set_neither_drops_exact_duplicates_nor_loses_any():
 
 def test_near_duplicates_stay_unless_they_are_to_be_dropped():
     rows = rows_of([{}] * 3)
-    assert decide.drop_near(rows, pairs_of((0, 2))).tolist() == [[0, 2]]
+    decide.drop_near(rows, near(rows, (0, 2)))
     assert reasons(rows) == ["", "", ""]
 
 
 def test_of_near_duplicates_one_stays():
     rows = rows_of([{}] * 4, near_duplicates="drop")
-    left = decide.drop_near(rows, pairs_of((0, 2), (3, 0)))
+    decide.drop_near(rows, near(rows, (0, 2), (3, 0)))
     assert reasons(rows) == ["", "", "near_duplicate", "near_duplicate"]
     assert rows.twin.tolist() == [-1, -1, 0, 0]
-    assert left.tolist() == []
-
-
-def test_a_text_that_is_only_like_a_dropped_one_stays():
-    rows = rows_of([{}] * 3, near_duplicates="drop")
-    decide.drop_near(rows, pairs_of((0, 1), (1, 2)))
-    assert reasons(rows) == ["", "near_duplicate", ""]
 
 
 @pytest.mark.parametrize("pair", [(0, 1), (1, 0)])
 def test_what_an_evaluation_set_holds_too_is_dropped(pair):
     rows = rows_of([{"against": True, "label": -1}, {}])
-    assert decide.drop_near(rows, pairs_of(pair)).tolist() == []
+    decide.drop_near(rows, near(rows, pair))
     assert reasons(rows) == ["", "contaminated"]
     assert rows.twin.tolist() == [-1, 0]
 
 
 def test_contamination_may_stay():
     rows = rows_of([{"against": True}, {}], contamination="keep")
-    decide.drop_near(rows, pairs_of((0, 1)))
+    decide.drop_near(rows, near(rows, (0, 1)))
     assert reasons(rows) == ["", ""]
 
 
@@ -146,7 +140,7 @@ def test_fixed_splits_of_a_source_are_kept():
         [{"split": name} for name in names],
         sources=fixed(train=["train"], val=["validation", "calibration"], test=["test"]),
     )
-    decide.split(rows, NONE, 0)
+    decide.split(rows, near(rows), 0)
     found = split_names(rows)
     assert {"train": {"train"}, "val": {"validation", "calibration"}, "test": {"test"}} == {
         name: {found[i] for i in range(60) if names[i] == name} for name in set(names)
@@ -155,14 +149,14 @@ def test_fixed_splits_of_a_source_are_kept():
 
 def test_a_star_fixes_every_row_of_a_source():
     rows = rows_of([{}] * 8, sources=fixed(**{"*": ["test"]}))
-    decide.split(rows, NONE, 0)
+    decide.split(rows, near(rows), 0)
     assert set(split_names(rows)) == {"test"}
 
 
 def test_a_group_in_training_and_test_goes_to_the_test_and_leaks_nothing():
     given = [{"group": "a", "split": "train"}, {"group": "a", "split": "test"}, {"split": "train"}]
     rows = rows_of(given, sources=fixed(train=["train"], test=["test"]))
-    decide.split(rows, NONE, 0)
+    decide.split(rows, near(rows), 0)
     assert reasons(rows) == ["leak", "", ""]
     assert split_names(rows)[1:] == ["test", "train"]
 
@@ -170,15 +164,14 @@ def test_a_group_in_training_and_test_goes_to_the_test_and_leaks_nothing():
 def test_a_training_text_like_a_test_text_is_dropped():
     given = [{"split": "train"}, {"split": "test"}, {"split": "train"}]
     rows = rows_of(given, sources=fixed(train=["train"], test=["test"]))
-    decide.split(rows, pairs_of((0, 1)), 0)
+    decide.split(rows, near(rows, (0, 1)), 0)
     assert reasons(rows) == ["leak", "", ""]
     assert rows.twin.tolist() == [1, -1, -1]
 
 
 def test_near_duplicates_go_to_one_split():
     rows = rows_of([{}] * 200)
-    pairs = pairs_of(*((i, i + 1) for i in range(0, 200, 2)))
-    decide.split(rows, pairs, 0)
+    decide.split(rows, near(rows, *((i, i + 1) for i in range(0, 200, 2))), 0)
     assert reasons(rows) == [""] * 200
     assert (rows.split[0::2] == rows.split[1::2]).all()
 
@@ -189,15 +182,15 @@ def test_near_duplicates_go_to_one_split():
 )
 def test_nothing_stands_in_two_splits_whatever_groups_and_near_duplicates_there_are(members, pairs):
     count = len(members)
-    pairs = pairs_of(*((a % count, b % count) for a, b in pairs if a % count != b % count))
     given = [{"group": f"g{group}", "split": name} for group, name in members]
     rows = rows_of(given, sources=fixed(train=["train"], test=["test"]))
-    decide.split(rows, pairs, 0)
+    found = near(rows, *((a % count, b % count) for a, b in pairs))
+    decide.split(rows, found, 0)
     stays = rows.stays
     for group in range(6):
         mine = [i for i, (g, _) in enumerate(members) if g == group and stays[i]]
         assert len({rows.split[i] for i in mine}) <= 1
-    assert all(rows.split[a] == rows.split[b] for a, b in pairs if stays[a] and stays[b])
+    assert all(len(set(rows.split[stays & (found == code)])) <= 1 for code in found)
     assert all(SPLITS[rows.split[i]] == name for i, (_, name) in enumerate(members) if name and stays[i])
 
 
@@ -208,7 +201,7 @@ def test_nothing_stands_in_two_splits_whatever_groups_and_near_duplicates_there_
 def test_what_is_left_out_stands_in_the_test_split_alone(column):
     given = [{column: "x" if i % 4 < 2 else f"y{i % 3}"} for i in range(40)]
     rows = rows_of(given, holdout=HoldoutConfig(column, ["x"]))
-    decide.split(rows, NONE, 0)
+    decide.split(rows, near(rows), 0)
     is_left_out = np.asarray([row[column] == "x" for row in given])
     assert ((rows.split == TEST) == is_left_out).all()
 
@@ -218,7 +211,7 @@ def test_a_generator_left_out_is_tested_against_the_human_texts_of_the_test_spli
         {"group": f"g{i // 3}", "label": int(i % 3 > 0), "generator": ("", "old", "new")[i % 3]} for i in range(120)
     ]
     rows = rows_of(given, holdout=HoldoutConfig("generator", ["new"]))
-    decide.split(rows, NONE, 0)
+    decide.split(rows, near(rows), 0)
     names = rows.index["generator"].astype(str).to_numpy()
     assert set(names[rows.stays & (rows.split == TEST)]) == {"", "new"}
     assert set(names[rows.stays & (rows.split != TEST)]) == {"", "old"}
@@ -231,7 +224,7 @@ def test_a_row_that_its_source_fixes_to_training_and_that_is_left_out_is_dropped
         sources=fixed(train=["train"]),
         holdout=HoldoutConfig("domain", ["x"]),
     )
-    decide.split(rows, NONE, 0)
+    decide.split(rows, near(rows), 0)
     assert reasons(rows) == ["held_out", ""]
 
 
@@ -247,7 +240,7 @@ def test_a_value_to_leave_out_that_is_not_there_is_refused():
 def test_only_the_training_split_is_balanced():
     given = [{"split": "train" if i < 40 else "test", "label": int(i % 4 == 0)} for i in range(80)]
     rows = rows_of(given, sources=fixed(train=["train"], test=["test"]), balance="weight")
-    decide.split(rows, NONE, 0)
+    decide.split(rows, near(rows), 0)
     decide.weigh(rows)
     train = rows.split == 0
     assert rows.weight[~train].tolist() == [1.0] * 40
@@ -257,7 +250,7 @@ def test_only_the_training_split_is_balanced():
 def test_dropping_for_balance_says_so():
     given = [{"split": "train", "label": int(i % 4 == 0)} for i in range(40)]
     rows = rows_of(given, sources=fixed(train=["train"]), balance="drop")
-    decide.split(rows, NONE, 0)
+    decide.split(rows, near(rows), 0)
     decide.weigh(rows)
     assert Counts.of(rows).dropped == {"balance": 20}
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detect_ai.corpus.near import NUM_PERM, bands, clusters, join_groups, least_agreement, signatures, similar_pairs
+from detect_ai.corpus.near import NUM_PERM, bands, clusters, least_agreement, signatures, similar_pairs
 
 WORDS = [f"word{number}" for number in range(2000)]
 
@@ -112,7 +112,9 @@ def test_recall_and_precision_against_exact_jaccard():
 
 def test_every_pair_of_clusters_that_are_no_crowd_is_found():
     draw = random.Random(8)
-    sketched = signatures(family(draw, 33, 2) + family(draw, 3, 2) * 2 + family(draw, 20, 3))
+    texts = family(draw, 33, 2) + family(draw, 3, 2) * 2 + family(draw, 20, 3)
+    draw.shuffle(texts)
+    sketched = signatures(texts)
     pairs = similar_pairs(sketched, 0.8)
     labels = clusters(len(sketched), pairs)
     agreement = (sketched[:, None] == sketched[None]).sum(axis=2)
@@ -144,7 +146,7 @@ def test_many_copies_and_variants_take_seconds_and_few_pairs(edits):
         rows[:, 10] = np.arange(len(rows))
     start = time.process_time()
     pairs = similar_pairs(rows, 0.8)
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 10
     assert len(pairs) < 18 * len(rows)
     assert not clusters(len(rows), pairs).any()
 
@@ -230,14 +232,3 @@ def reachable(n, pairs):
 @given(PAIRS)
 def test_clusters_are_what_can_be_reached_and_are_named_by_their_smallest_member(pairs):
     assert clusters(15, pairs).tolist() == reachable(15, pairs)
-
-
-@given(st.lists(st.integers(0, 6), min_size=15, max_size=15).map(np.array), PAIRS)
-def test_groups_that_share_a_pair_become_one_and_no_other_does(groups, pairs):
-    labels = reachable(7, groups[pairs])
-    assert join_groups(groups, pairs).tolist() == [labels[group] for group in groups]
-
-
-def test_groups_of_no_rows_are_none():
-    empty = np.empty(0, np.int64)
-    assert len(join_groups(empty, empty.reshape(0, 2))) == 0

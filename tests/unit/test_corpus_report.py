@@ -101,7 +101,7 @@ def make_corpus(root: Path) -> Storage:
         dropped=DROPPED,
         counts=[{**dict(zip(("split", *names), key, strict=True)), "rows": n} for key, n in counted.items()],
         shards=shards,
-        near_duplicates={"pairs": 3, "largest_group": 2},
+        near_duplicates={"clusters": 3, "texts": 7, "largest": 3},
         contamination={"held-out essays": 4},
     )
     storage.write_json(f"{KEY}/manifest.json", asdict(manifest))
