@@ -40,6 +40,7 @@ class SourceConfig:
     generator: str = ""
     language: str = ""
     split: str = ""
+    attack: str = ""  # of texts that were changed to fool detectors; "none" or empty for the others
     # Values
     labels: dict[str, int] = field(default_factory=lambda: {"0": 0, "1": 1})  # value of the label column: 0 human, 1 ai
     # Value of the split column ("*": every row): the splits that its groups are shared among. Others stay free.

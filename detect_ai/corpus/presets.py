@@ -44,14 +44,12 @@ class Preset:
         sets: fields of `SourceConfig` that it fixes.
         rows: makes rows of ours from one row of the file, where it takes more than names of columns.
         needs: columns of the file that `rows` reads.
-        attack: column that names the attack on a text.
         layout: of a folder.
     """
 
     sets: Mapping[str, Any] = field(default_factory=dict)
     rows: Callable[[Values], list[Values]] | None = None
     needs: tuple[str, ...] = ()
-    attack: str = ""
     layout: Layout | None = None
 
 
@@ -228,8 +226,8 @@ PRESETS: dict[str, Preset] = {
             "group": "source_id",
             "domain": "domain",
             "generator": "model",
+            "attack": "attack",
         },
-        attack="attack",
     ),
     # Guo et al. 2023, arXiv:2301.07597
     "hc3": Preset(

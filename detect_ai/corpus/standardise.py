@@ -54,7 +54,7 @@ class Standard:
         self._labels = {_spelling(value): label for value, label in source.labels.items()}
         self._lost = False  # the row before could not be parsed: this one may be a part of it
         self._needed = [*preset.needs, source.text, *([] if unlabelled else [source.label])]
-        named = (source.id, source.group, source.domain, source.generator, source.language, source.split, preset.attack)
+        named = (source.id, source.group, source.domain, source.generator, source.language, source.split, source.attack)
         self._named = [name for name in named if name]
         self._seen: set[str] = set()
         self.count = 0
@@ -136,7 +136,7 @@ class Standard:
             named(source.group) or row_id,
             named(source.language),
             named(source.split),
-            named(self._preset.attack) or "none",
+            named(source.attack) or "none",
             source.weight,
             problem,
         )

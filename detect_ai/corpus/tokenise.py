@@ -7,28 +7,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from detect_ai.corpus.standardise import ROW_SCHEMA
+
 if TYPE_CHECKING:
     from detect_ai.tokenizer import Tokenizer
 
+_QUARANTINED = ("id", "text", "label", "source", "domain", "generator", "group")
 SCHEMA = pa.schema(
     [
-        ("id", pa.string()),
-        ("text", pa.string()),
-        ("label", pa.int8()),
-        ("source", pa.string()),
-        ("domain", pa.string()),
-        ("generator", pa.string()),
-        ("group", pa.string()),
-        ("language", pa.string()),
-        ("attack", pa.string()),
-        ("weight", pa.float32()),
+        *(ROW_SCHEMA.field(name) for name in (*_QUARANTINED, "language", "attack", "weight")),
         ("input_ids", pa.list_(pa.int32())),
         ("num_tokens", pa.int32()),
     ]
 )
 QUARANTINE_SCHEMA = pa.schema(
     [
-        *(SCHEMA.field(name) for name in ("id", "text", "label", "source", "domain", "generator", "group")),
+        *map(ROW_SCHEMA.field, _QUARANTINED),
         ("reason", pa.string()),
         ("twin", pa.string()),  # id of the row that it duplicates
     ]

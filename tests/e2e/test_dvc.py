@@ -54,7 +54,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory, encoder: Path, remote: Path) -> Path:
-    """A checkout where `dvc repro` ran on tiny things, and whose results were pushed."""
+    """A checkout where `dvc repro` ran on tiny things."""
     folder = copy_of_the_project(tmp_path_factory.mktemp("dvc") / "here")
     texts = tiny.write_jsonl(folder.parent / "texts.jsonl", tiny.rows(80))
     overrides = [
@@ -72,7 +72,6 @@ def here(tmp_path_factory: pytest.TempPathFactory, encoder: Path, remote: Path) 
     (folder / "configs/repro.yaml").write_text(made)
     run(folder, "dvc", "repro", "--quiet")
     run(folder, "dvc", "remote", "add", "--default", "store", str(remote))
-    run(folder, "dvc", "push", "--quiet")
     return folder
 
 
@@ -98,6 +97,7 @@ def test_a_corpus_is_not_deleted_when_its_stage_runs_again(here: Path) -> None:
 
 
 def test_another_machine_pulls_the_corpus_and_the_detector(here: Path, remote: Path, tmp_path: Path) -> None:
+    run(here, "dvc", "push", "--quiet")
     there = copy_of_the_project(tmp_path / "there")
     shutil.copy(here / "dvc.lock", there)
     run(there, "dvc", "remote", "add", "--default", "store", str(remote))

@@ -1,4 +1,4 @@
-"""One Ray cluster and one finished run, shared by all integration tests."""
+"""One Ray cluster, one finished run and two corpora with what ranks read of them, shared by integration tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from detect_ai.stage import run_stage
 from detect_ai.storage import Storage
 from detect_ai.training import train
 from tests import tiny
-from tests.integration.runs import small_config
+from tests.integration.runs import Steps, small_config, training_ranks
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -72,3 +72,32 @@ def run(tmp_path_factory: pytest.TempPathFactory, encoder: Path, source: Path) -
     prepared = run_stage("prepare", prepare, config, storage)
     trained = run_stage("train", train, config, storage)
     return Run(config, storage, Corpus.open(storage, prepared["corpus"]), prepared, trained)
+
+
+@pytest.fixture(scope="package")
+def few(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> tuple[Config, Corpus]:
+    """Two documents in each split, fewer than ranks."""
+    folder = tmp_path_factory.mktemp("few")
+    config = small_config(encoder, folder / "store", tiny.write_jsonl(folder / "texts.jsonl", tiny.rows(4)))
+    config.corpus.split = dict.fromkeys(config.corpus.split, 0.25)
+    storage = Storage(config.storage.root)
+    return config, Corpus.open(storage, prepare(config, storage)["corpus"])
+
+
+@pytest.fixture(scope="package")
+def many(tmp_path_factory: pytest.TempPathFactory, encoder: Path, source: Path) -> tuple[Config, Corpus]:
+    """An odd number of documents in several shards."""
+    config = small_config(encoder, tmp_path_factory.mktemp("many"), source)
+    config.corpus.shard_rows = 40
+    storage = Storage(config.storage.root)
+    corpus = Corpus.open(storage, prepare(config, storage)["corpus"])
+    assert corpus.num_rows("train") % 2 == 1
+    assert len(corpus.shards("train")) == 2
+    return config, corpus
+
+
+@pytest.fixture(scope="package")
+def streamed(many: tuple[Config, Corpus], few: tuple[Config, Corpus]) -> dict[tuple[str, int], list[Steps]]:
+    """The steps of each rank, by corpus and number of ranks."""
+    found = {("many", workers): training_ranks(many[1], many[0], workers) for workers in (1, 2, 3)}
+    return found | {("few", 3): training_ranks(few[1], few[0], 3)}

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
+from detect_ai import loop, model, streaming
 from detect_ai.config import Config, SourceConfig
+from detect_ai.corpus.manifest import Corpus
+from detect_ai.streaming import Frame, Microbatch, TrainingPlan
 from tests import tiny
 
+EPOCHS = 2
+Steps = list[list[Microbatch]]
 SHARES = {"train": 0.4, "validation": 0.15, "calibration": 0.3, "test": 0.15}
 
 
@@ -46,3 +52,22 @@ def config_for(encoder: Path, root: Path, path: Path, kind: str) -> Config:
     config.corpus.sources = [SourceConfig(kind=kind, path=str(path), name="made", group="group", licence="CC0")]
     config.corpus.split = {"train": 0.4, "validation": 0.2, "calibration": 0.2, "test": 0.2}
     return config
+
+
+def frame_of(config: Config) -> Frame:
+    return Frame.of(model.load_tokenizer(config.model), config.model)
+
+
+def consume(dataset: Any, workers: int) -> list[list[Microbatch]]:
+    """What each rank reads, all ranks at once as under Ray Train."""
+    import ray
+
+    read = ray.remote(num_cpus=0)(lambda shard: list(loop.read(shard)))
+    return ray.get([read.remote(shard) for shard in dataset.streaming_split(workers, equal=True)])
+
+
+def training_ranks(corpus: Corpus, config: Config, workers: int, seed: int = 0) -> list[Steps]:
+    """The steps that each rank makes in `EPOCHS` epochs."""
+    plan = TrainingPlan(batch_size=8, microbatch_size=3, epochs=EPOCHS, seed=seed, num_workers=workers)
+    parts = consume(streaming.training_stream(corpus, frame_of(config), plan), workers)
+    return [list(loop._steps(rank)) for rank in parts]

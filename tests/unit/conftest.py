@@ -1,8 +1,22 @@
-"""Unit tests share two cores with each other's threads: a tiny model is faster on one."""
+"""What several unit tests use: rows of a source as a test reads them, any text, an encoder's configuration.
+
+Unit tests share two cores with each other's threads: a tiny model is faster on one.
+"""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
+import pyarrow as pa
 import pytest
+from hypothesis import strategies as st
+
+from detect_ai.config import ModelConfig, SourceConfig
+from detect_ai.corpus.read import pieces, read_piece
+from detect_ai.errors import CorpusError
+
+any_text = st.text(st.characters(exclude_categories=()))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -10,3 +24,43 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def tables(path, unlabelled=False, **given):
+    kind = given.pop("kind", "jsonl")
+    found = pieces(SourceConfig(kind=kind, path=str(path), **given), unlabelled)
+    return [table for piece in found for table in read_piece(piece)]
+
+
+def rows(path, unlabelled=False, **given):
+    return [row for table in tables(path, unlabelled, **given) for row in table.to_pylist()]
+
+
+def some(found, *names):
+    return [tuple(row[name] for name in names) for row in found]
+
+
+def refusal(call, *arguments, **options):
+    with pytest.raises(CorpusError) as refused:
+        call(*arguments, **options)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def write(path, *lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def zstd(data):
+    return pa.compress(data, "zstd", asbytes=True)
+
+
+def preset_rows(path, preset, unlabelled=False, **given):
+    found = pieces(SourceConfig(path=str(path), preset=preset, **given), unlabelled)
+    return [row for piece in found for table in read_piece(piece) for row in table.to_pylist()]
+
+
+def config_of(folder, **changes):
+    return replace(ModelConfig(name="tiny", path=str(folder), window=64, stride=48), **changes)

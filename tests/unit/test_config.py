@@ -15,8 +15,8 @@ TRAIN_KEYS = (
 )
 ALL_KEYS = "run, seed, storage, corpus, model, train, sweep, calibration, score, gate, serve, tracking"
 SOURCE_KEYS = (
-    "kind, path, preset, name, licence, text, label, id, group, domain, generator, language, split, labels, splits, "
-    "weight, limit, subset, hub_split, revision, streaming"
+    "kind, path, preset, name, licence, text, label, id, group, domain, generator, language, split, attack, "
+    "labels, splits, weight, limit, subset, hub_split, revision, streaming"
 )
 QUOTE = "expected key=value; quote a value that holds '=', ',' or brackets"
 

@@ -1,4 +1,4 @@
-"""The shortcut audit: features, what they can do alone, the baseline, and the warnings about them."""
+"""The shortcut audit: what features can do alone, the baseline, and the warnings about both."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import random
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,50 +16,12 @@ from hypothesis import strategies as st
 
 from detect_ai.corpus import findings
 from detect_ai.corpus.audit import Audit, FeatureScore, audit, weighted_auroc
-from detect_ai.corpus.baseline import SliceScore
-from detect_ai.corpus.features import FEATURES, categories, measure
 from detect_ai.errors import CorpusError
 from detect_ai.metrics import auroc, rate_interval
 
 SENTENCE = "the old bridge near a market where rain fell on quiet boats and bread was sold at dawn by one tall farmer"
 WORDS = SENTENCE.split()
 SECRET = "Zebulon"
-
-# Texts that a feature tells apart: the higher one first.
-TOLD_APART = {
-    "characters": ("one two three", "one two"),
-    "words": ("a b c", "abc ab"),
-    "sentences": ("One. Two. Three.", "One two three."),
-    "mean word length": ("magnificent bridges", "a big old red bus"),
-    "distinct words of first 100": ("one two three four", "one one one two"),
-    "words in a sentence": ("One two three four five six.", "One two. Three four."),
-    "spread of sentence lengths": ("One. One two three four five six.", "One two three. One two three."),
-    "longest sentence": ("One. One two three four.", "One two three. One two three."),
-    "commas": ("one, two", "one two"),
-    "full stops": ("one. two.", "one two."),
-    "question marks": ("why?", "why!"),
-    "exclamation marks": ("why!", "why?"),
-    "semicolons": ("one; two", "one: two"),
-    "colons": ("one: two", "one; two"),
-    "apostrophes": ("it’s ours", "it is ours"),
-    "double quotes": ("“yes” he said", "yes he said"),
-    "hyphens": ("well-known", "well known"),
-    "brackets": ("one (two)", "one two"),
-    "curly quotes": ("“yes”", '"yes"'),
-    "long dashes": ("one — two", "one - two"),
-    "ellipsis characters": ("one…", "one..."),
-    "dots in a row": ("one...", "one. Two. T."),
-    "characters beyond ASCII": ("café", "cafe"),
-    "double spaces": ("one  two", "one two"),
-    "Markdown": ("# One\n- **two**", "One\ntwo"),
-    "line breaks": ("one\ntwo", "one two"),
-    "paragraphs": ("one\n\ntwo\n \nthree", "one\ntwo\nthree"),
-    "capitals among letters": ("One Two", "one two"),
-    "lower-case sentence starts": ("one? (two)", "One? Two"),
-    "words in capitals": ("ONE two", "One Two I"),
-    "digits": ("in 1999", "in May"),
-    "phrases of assistants": ("As an AI language model, I cannot assist. [Your Name]", "As a model railway, I run."),
-}
 
 
 def sentence_text(rng: random.Random, words: int, pool: list[str] = WORDS) -> str:
@@ -96,39 +58,6 @@ class Made:
 
 def feature(found: Audit, name: str) -> FeatureScore:
     return next(each for each in found.features if each.name == name)
-
-
-def column(texts: list[str], name: str) -> list[float]:
-    return measure(texts)[:, [each.name for each in FEATURES].index(name)].tolist()
-
-
-@given(st.lists(st.text(), max_size=3))
-def test_every_feature_of_any_text_is_a_finite_number(texts: list[str]) -> None:
-    found = measure(texts)
-    assert found.shape == (len(texts), len(FEATURES))
-    assert np.isfinite(found).all()
-
-
-@pytest.mark.parametrize("name", [each.name for each in FEATURES])
-def test_a_feature_measures_what_its_name_says(name: str) -> None:
-    high, low = column(list(TOLD_APART[name]), name)
-    assert high > low
-
-
-@pytest.mark.parametrize("family", ["punctuation", "typography", "digits"])
-def test_rates_do_not_grow_with_length(family: str) -> None:
-    text = "One — “two”, (3) is café-like… “why”? It's so; see: no!  "
-    for each in FEATURES:
-        if each.family == family:
-            once, often = column([text, text * 5], each.name)
-            assert often == pytest.approx(once)
-
-
-def test_categories_are_the_first_words_and_the_last_character() -> None:
-    found = categories(["  As an AI model.\n", "x", " "])
-    assert found["first word"] == ["As", "x", "\0"]
-    assert found["first two words"] == ["As an", "x", "\0"]
-    assert found["last character"] == [".", "x", "\0"]
 
 
 labelled = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5), st.integers(1, 3)), min_size=2).filter(
@@ -373,45 +302,6 @@ def test_the_same_texts_have_the_same_audit() -> None:
     assert Made().audit() == Made().audit()
 
 
-def counts(rows: dict[tuple[str, int, str], int]) -> list[dict[str, Any]]:
-    return [
-        {"split": split, "label": label, "source": "", "domain": "", "generator": generator, "rows": number}
-        for (split, label, generator), number in rows.items()
-    ]
-
-
-@pytest.mark.parametrize(
-    ("humans", "said"),
-    [
-        (18, "it takes 99 to set a threshold for an FPR of 1% and 19 to set a threshold for an FPR of 5%"),
-        (19, "it takes 99 to set a threshold for an FPR of 1%"),
-        (98, "it takes 99 to set a threshold for an FPR of 1%"),
-        (99, ""),
-    ],
-)
-def test_a_split_with_too_few_human_texts_for_a_target_is_named_with_what_it_takes(humans: int, said: str) -> None:
-    found = list(findings.of_sizes(counts({("calibration", 0, ""): humans, ("test", 0, ""): 99})))
-    expected = [f"the calibration split has {humans} human texts; {said}"] if said else []
-    assert [finding.text for finding in found] == expected
-
-
-def test_generators_with_few_texts_are_named_the_smallest_first() -> None:
-    rows = {("train", 1, "m1"): 60, ("test", 1, "m1"): 39, ("train", 1, "m2"): 100, ("train", 1, "m3"): 7}
-    enough = {("calibration", 0, ""): 99, ("test", 0, "human"): 99}
-    (found,) = findings.of_sizes(counts(rows | enough))
-    assert found.text == (
-        "2 of 3 generators have fewer than 100 texts: m3 (7), m1 (99). Figures by generator are noise there"
-    )
-
-
-def test_a_group_that_holds_a_fifth_of_a_split_is_named() -> None:
-    (found,) = findings.of_groups({"train": (40, 0.19), "test": (2, 0.54)})
-    assert found.text == (
-        "one group holds 54% of test (of 2 groups): figures there vary from group to group more than an interval over "
-        "texts shows"
-    )
-
-
 def test_the_share_of_the_largest_group_is_that_of_its_split() -> None:
     made = Made()
     made.slices["group"] = [
@@ -419,29 +309,6 @@ def test_the_share_of_the_largest_group_is_that_of_its_split() -> None:
         for split, group in zip(made.slices["split"], made.slices["group"], strict=True)
     ]
     assert made.audit().largest_groups == {"train": (60, 1 / 60), "calibration": (30, 1 / 30), "test": (1, 1.0)}
-
-
-def test_reasons_that_took_over_5_percent_are_named_unless_the_configuration_asked_for_them() -> None:
-    dropped = {"duplicate": 51, "both_labels": 50, "held_out": 400, "over_limit": 400}
-    (found,) = findings.of_quarantine(dropped, 1000)
-    assert found.text == (
-        "51 of 1,000 rows (5%) fell for 'duplicate': a source holds its texts several times, or two sources share them"
-    )
-
-
-def test_human_texts_of_a_slice_that_are_accused_more_often_are_named() -> None:
-    calm = SliceScore("domain", "news", 80, 80, True, 0.9, None, 0.5, 0.02)
-    found = list(findings.of_baseline(calm, [calm, replace(calm, value="law", called_ai=0.31)]))
-    assert [finding.text for finding in found] == [
-        "where the baseline calls 5% of all human texts AI, it calls 31% of the 80 of domain 'law' so: add human texts "
-        "like these"
-    ]
-
-
-def test_a_corpus_that_a_bag_of_words_solves_is_called_easy() -> None:
-    easy = SliceScore("all", "", 80, 80, True, 0.985, None, 0.95, 0.05)
-    (found,) = findings.of_baseline(easy, [])
-    assert found.text.startswith("TF-IDF and logistic regression reach AUROC 0.985: the classes differ in their words")
 
 
 def test_every_family_has_its_advice() -> None:
