@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 LOCAL_CPUS = 8
 # Ray's switch for machines that are no cluster: everything binds to 127.0.0.1 instead of all interfaces (Ray 2.60).
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+ROUNDING = 1e-3  # Ray counts in ten-thousandths
 WAIT_SECONDS = 300  # for CPUs that something else holds
 _GCS_PORT = "RAY_GCS_SERVER_PORT"  # where ray.init starts the head of a new cluster
 
@@ -97,7 +98,7 @@ def _wait_for(what: str, name: str, needed: float, found: float) -> None:
     import ray
 
     until, told = time.monotonic() + WAIT_SECONDS, False
-    while (free := ray.available_resources().get(name, 0.0)) < needed:
+    while (free := ray.available_resources().get(name, 0.0)) < needed - ROUNDING:
         busy = f"{what} needs {needed:g} {name}s, {free:g} of the cluster's {found:g} are free"
         if time.monotonic() > until:
             raise ResourceError(f"{busy}: end what holds them (`ray status` shows it), or lower the number of workers")

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from detect_ai import cluster
 from detect_ai.config import SPLITS, Config, CorpusConfig
 from detect_ai.corpus import decide, near, split
 from detect_ai.corpus.manifest import CONTAMINATION, QUARANTINE, Corpus, Manifest, content_fingerprint
@@ -72,10 +73,10 @@ def _named(corpus: CorpusConfig) -> CorpusConfig:
 
 
 def _make(config: Config, storage: Storage, key: str, tokenizer: Tokenizer, digests: list[str]) -> Manifest:
-    from detect_ai.cluster import connect
-
-    connect()
     corpus = config.corpus
+    cluster.connect()
+    # One beside the tasks that work: reading goes on while they do.
+    cluster.require_resources(f"prepare (corpus.workers={corpus.workers} + 1)", corpus.workers + 1)
     with (
         tempfile.TemporaryDirectory() as folder,
         scanned(corpus, config.seed, storage, f"{key}/{SCRATCH}", Path(folder)) as scan,
