@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_the_checkpoint_of_every_finished_trial_lies_where_it_says(swept: dict[s
 def test_a_trial_that_diverges_is_recorded_with_its_reason(swept: dict[str, Any]) -> None:
     failed = {trial["lr"]: trial["error"] for trial in swept["trials"] if trial["error"] is not None}
     assert failed.keys() == {1e30}
-    assert "the training loss is nan by step 8 (lr 1.00e+30): lower train.lr" in failed[1e30]
+    assert re.search(r"the training loss is nan by step \d \(lr 1.00e\+30\): lower train.lr", failed[1e30])
 
 
 def test_the_table_shows_every_trial(swept: dict[str, Any]) -> None:
@@ -103,6 +104,6 @@ def test_a_sweep_of_which_nothing_is_left_says_why(run: Run) -> None:
 def test_a_trial_that_cannot_be_placed_is_refused_at_once(run: Run) -> None:
     config = replace(grid(run, LRS), train=replace(run.config.train, num_workers=8))
     started = time.monotonic()
-    with pytest.raises(ResourceError, match=r"^a trial of the sweep \(8 workers .* needs 9 CPUs, the cluster has 8: 1"):
+    with pytest.raises(ResourceError, match=r"^a trial of the sweep \(8 workers .* needs 9.1 CPUs, .* 1.1 missing"):
         sweep(config, run.storage)
     assert time.monotonic() - started < 5

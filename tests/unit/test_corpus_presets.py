@@ -118,10 +118,10 @@ def test_the_group_of_an_outfox_essay_is_its_problem_statement(tmp_path):
 
 class Harmful:
     def __reduce__(self):
-        return print, ("it ran",)
+        return eval, ("print('it ran')",)
 
 
-@pytest.mark.parametrize("value", [Harmful(), [Harmful()], ["a", print], {"a"}, ["a", 5], "a"])
+@pytest.mark.parametrize("value", [Harmful(), [Harmful()], ["a", len], {"a"}, ["a", 5], "a"])
 def test_a_pickle_that_holds_anything_but_texts_is_refused_and_runs_nothing(tmp_path, capsys, value):
     write_pickle(outfox(tmp_path) / "chatgpt/test/test_lms.pkl", value)
     expected = f"source {tmp_path}, chatgpt/test/test_lms.pkl: expected a pickled list of texts"

@@ -31,7 +31,6 @@ from detect_ai.storage import Storage
 from tests import tiny
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-JOBS = sorted((CHECKOUT / "jobs").glob("*.py"))
 KEY = "corpora/made-000000000000"
 SECRET = "Zebulon"
 EVIL = "$x$ <script>alert(1)</script> & so on"
@@ -294,13 +293,6 @@ def test_inspecting_before_preparing_says_what_to_run(tmp_path: Path) -> None:
 def run_job(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-B", str(CHECKOUT / "jobs" / name), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-
-
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
-def test_every_job_starts_although_one_has_the_name_of_a_standard_module(path: Path) -> None:
-    done = run_job(path.name, "--help")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"usage: python jobs/{path.name}")
 
 
 def test_the_standard_inspect_is_handed_over_to_whoever_finds_the_job_first() -> None:
