@@ -43,6 +43,7 @@ OBJECT_STORE_BYTES = 256 << 20
 PROCESSES = 2
 REPEATS = 3
 SCRATCH_FILE_ROWS = 8192
+FILE_ROWS = 10_000
 
 
 def main() -> int:
@@ -179,10 +180,12 @@ def hub_tokenizer(config: Config) -> Any:
 
 def peak_memory(folder: Path, pool: list[str], rows: int) -> tuple[int, float]:
     """Bytes at the peak of the whole of `prepare`, and its seconds."""
-    path = folder / f"rows-{rows}.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for number, text in enumerate(made_texts(pool, rows, seed=rows)):
-            file.write(json.dumps({"text": text, "label": number % 2, "group": f"g{number // 2}"}) + "\n")
+    path = folder / f"rows-{rows}"
+    path.mkdir()
+    for number, text in enumerate(made_texts(pool, rows, seed=rows)):
+        row = json.dumps({"text": text, "label": number % 2, "group": f"g{number // 2}"})
+        with (path / f"{number // FILE_ROWS:03d}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(row + "\n")
     cluster = LocalCluster.start(object_store_bytes=OBJECT_STORE_BYTES)
     try:
         started = time.perf_counter()
@@ -200,7 +203,7 @@ def peak_memory(folder: Path, pool: list[str], rows: int) -> tuple[int, float]:
     if job.returncode:
         raise SystemExit(f"prepare of {rows} rows ended with {job.returncode}")
     say(f"prepare {rows} rows: {seconds:.0f} s, peak PSS {peak[0] / 2**20:.0f} MB")
-    path.unlink()
+    shutil.rmtree(path)
     shutil.rmtree(folder / f"store-{rows}")
     return peak[0], seconds
 

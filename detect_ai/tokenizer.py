@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +16,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from detect_ai.errors import BundleError, ConfigError
 
 Ids = NDArray[np.int32]
+MAX_WORDS = 100_000  # remembered, some 20 MB
 
 
 class Tokenizer:
@@ -27,6 +31,7 @@ class Tokenizer:
         fast.no_truncation()  # files of sentence encoders often ask for truncation to 128 tokens
         fast.no_padding()
         self._fast = fast
+        self._words: dict[str, list[int]] | None = {} if _splits_at_spaces(fast) else None
         self.pad_id = pad_id
         self.prefix, self.suffix = _frame(fast)
 
@@ -60,8 +65,22 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of normalised texts: one int32 array each, shape (num_tokens,)."""
+        if self._words is not None:
+            return self._encode_by_word([text.split(" ") for text in texts])
+        return [np.asarray(ids, dtype=np.int32) for ids in self._encode(texts)]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(e.ids, dtype=np.int32) for e in encodings]
+        return [encoding.ids for encoding in encodings]
+
+    def _encode_by_word(self, texts: Sequence[list[str]]) -> list[Ids]:
+        """As `encode`, each word by itself, and each only once: most words of a text were in another text before."""
+        known = self._words
+        if known is None or len(known) > MAX_WORDS:
+            known = self._words = {}  # not cleared: another thread may read the old one
+        new = list(set().union(*texts).difference(known))
+        known.update(zip(new, self._encode(new), strict=True))
+        return [np.fromiter(chain.from_iterable(map(known.__getitem__, words)), np.int32) for words in texts]
 
     def encode_with_offsets(self, text: str) -> tuple[Ids, NDArray[np.int32]]:
         """Token ids of one normalised text, and the characters each came from: shape (num_tokens, 2)."""
@@ -73,6 +92,21 @@ class Tokenizer:
     def num_special(self) -> int:
         """Special tokens that frame each window."""
         return len(self.prefix) + len(self.suffix)
+
+
+def _splits_at_spaces(fast: FastTokenizer) -> bool:
+    """Whether the tokens of a text are those of its words between spaces, one word after the other.
+
+    So it is for BERT and its kin (DistilBERT, MiniLM, E5 …); not where a token may begin with the space before it.
+    """
+    rules = json.loads(fast.to_str())
+    kinds = [(rules[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
+    special = [rules_of for rules_of in rules["added_tokens"] if _reaches_beyond_a_word(rules_of)]
+    return kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and not special
+
+
+def _reaches_beyond_a_word(added: dict[str, Any]) -> bool:
+    return bool(added["lstrip"] or added["rstrip"] or added["single_word"] or " " in added["content"])
 
 
 def _frame(fast: FastTokenizer) -> tuple[Ids, Ids]:

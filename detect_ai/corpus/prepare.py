@@ -136,10 +136,11 @@ def _clusters(rows: decide.Rows, scan: Scan, folder: Path) -> Ints:
         return found
     arrivals = scan.index["arrival"].to_numpy()[looked_at]
     path = folder / "compared"
+    signatures = scan.signatures()
     with path.open("wb") as file:
         for start in range(0, len(arrivals), 65_536):
-            file.write(scan.signatures[arrivals[start : start + 65_536]].tobytes())
-    shape = (len(arrivals), scan.signatures.shape[1])
+            file.write(signatures[arrivals[start : start + 65_536]].tobytes())
+    shape = (len(arrivals), signatures.shape[1])
     pairs = near.similar_pairs(np.memmap(path, np.uint32, "r", shape=shape), rows.corpus.similarity)
     found[looked_at] = looked_at[near.clusters(len(looked_at), pairs)]
     return found

@@ -6,6 +6,7 @@ that the second pass (`shards.py`) reads just what belongs into its shard. The d
 
 from __future__ import annotations
 
+import ctypes
 import pickle
 import uuid
 import warnings
@@ -30,8 +31,8 @@ from detect_ai.errors import CorpusError, DetectAIError, ours
 from detect_ai.storage import Storage
 
 ROW_GROUP = 128  # rows: the unit that the second pass reads
-PIECES_BYTES = 32 << 20  # small files are read together up to this size
-SCRATCH_ROWS = (8_192, 131_072)  # least and most
+PIECES_BYTES = 8 << 20  # small files are read together up to this size
+SCRATCH_ROWS = (4_096, 131_072)  # least and most
 SCRATCH_FILES = 64  # aimed at: the more there are, the less of each row group a shard needs
 _ROW_BYTES = 2_000
 _CATEGORIES = ("source", "domain", "generator", "group", "language", "split", "attack", "problem")
@@ -59,12 +60,17 @@ class Scan:
         index: one row for each row read: `file` and `row` (where it lies), `order` (uint64, drawn from the seed), `id`,
             `digest`, `label` (-1: none), `num_words`, `weight`, `against` (it belongs to an evaluation set, not to the
             corpus), `arrival` (its place in the signatures), and names as categories.
-        signatures: uint32, shape (rows, NUM_PERM), by arrival; on disk.
+        path: file of the signatures.
     """
 
     files: list[str]
     index: pd.DataFrame
-    signatures: NDArray[np.uint32]
+    path: Path
+
+    def signatures(self) -> NDArray[np.uint32]:
+        """MinHash signatures by arrival, shape (rows, NUM_PERM): a view of the file, for as long as it is needed."""
+        shape = (len(self.index), NUM_PERM)
+        return np.memmap(self.path, np.uint32, "r", shape=shape) if len(self.index) else np.empty(shape, np.uint32)
 
 
 @contextmanager
@@ -88,16 +94,13 @@ def scanned(corpus: CorpusConfig, seed: int, storage: Storage, key: str, folder:
 
 
 def _scan(corpus: CorpusConfig, seed: int, storage: Storage, key: str, folder: Path) -> Scan:
-    tables = []
-    with (folder / "signatures").open("wb") as signatures, plainly():
+    tables, path = [], folder / "signatures"
+    with path.open("wb") as signatures, plainly():
         for table in _rows(corpus, seed, storage, key):
             _append(signatures, table)
-            tables.append(table.drop(["signature"]))
+            tables.append(_copied(table.drop(["signature"])))
     index, files = _indexed(tables)
-    path = folder / "signatures"
-    shape = (len(index), NUM_PERM)
-    mapped = np.memmap(path, np.uint32, "r", shape=shape) if len(index) else np.empty(shape, np.uint32)
-    return Scan(files, index, mapped)
+    return Scan(files, index, path)
 
 
 @contextmanager
@@ -116,25 +119,32 @@ def _rows(corpus: CorpusConfig, seed: int, storage: Storage, key: str) -> Iterat
     import ray
 
     work, size = _work(corpus)
+    enough = scratch_rows(size)
 
-    def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for piece, against in pickle.loads(batch["item"][0]):  # noqa: S301 - our own
-            for table in read_piece(piece):
-                yield table.append_column("against", pa.array([against] * len(table)))
+    def scan(batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for table in _gathered(pickle.loads(batch["item"][0]), enough):  # noqa: S301 - our own
+            yield _lay_down(table, corpus, seed, storage.root, key)
 
-    def lay_down(table: pa.Table) -> pa.Table:
-        return _lay_down(table, corpus, seed, storage.root, key)
-
-    tasks = ray.data.TaskPoolStrategy(size=corpus.workers)
-    rows = (
-        ray.data.from_items([pickle.dumps(each) for each in work], override_num_blocks=len(work))
-        # Another number of CPUs than the next step's: Ray Data would join the two, and one file would keep one CPU.
-        .map_batches(read, batch_size=1, num_cpus=0.5, compute=tasks)
-        .map_batches(lay_down, batch_size=scratch_rows(size), batch_format="pyarrow", num_cpus=1, compute=tasks)
+    # One step from file to file: between two, reading would fill the object store faster than cleaning empties it.
+    rows = ray.data.from_items([pickle.dumps(each) for each in work], override_num_blocks=len(work)).map_batches(
+        scan, batch_size=1, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=corpus.workers)
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")  # small corpora need fewer
         yield from rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+def _gathered(pieces_at_once: list[tuple[Piece, bool]], enough: int) -> Iterator[pa.Table]:
+    """The rows of some pieces as tables of about so many rows; `against` says where they belong."""
+    waiting: list[pa.Table] = []
+    for piece, against in pieces_at_once:
+        for table in read_piece(piece):
+            waiting.append(table.append_column("against", pa.array([against] * len(table))))
+            if sum(map(len, waiting)) >= enough:
+                yield pa.concat_tables(waiting)
+                waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def _work(corpus: CorpusConfig) -> tuple[list[list[tuple[Piece, bool]]], int]:
@@ -179,7 +189,24 @@ def _lay_down(table: pa.Table, corpus: CorpusConfig, seed: int, root: str, key: 
     )
     dropped = [name for name in ("text", "normalised") if name in table.column_names]
     table = table.drop(dropped).append_column("row", pa.array(np.arange(len(table), dtype=np.int32)))
-    return table.append_column("file", pa.array([name] * len(table), pa.string()))
+    table = table.append_column("file", pa.array([name] * len(table), pa.string()))
+    give_memory_back()
+    return table
+
+
+def give_memory_back() -> None:
+    """Return what was freed to the system: a worker that waits for its next task else keeps its peak for itself."""
+    pa.default_memory_pool().release_unused()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of the GNU C library
+        trim(0)
+
+
+def _copied(table: pa.Table) -> pa.Table:
+    """A table in memory of its own: as it came, it holds its whole block in Ray's object store."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return pa.ipc.open_stream(sink.getvalue()).read_all()
 
 
 def _append(file: IO[bytes], table: pa.Table) -> None:

@@ -18,7 +18,7 @@ from detect_ai.config import SPLITS, Config
 from detect_ai.corpus import augment
 from detect_ai.corpus.decide import OVER_LIMIT, Rows
 from detect_ai.corpus.manifest import QUARANTINE, Shard
-from detect_ai.corpus.scan import ROW_GROUP, plainly
+from detect_ai.corpus.scan import ROW_GROUP, give_memory_back, plainly
 from detect_ai.corpus.tokenise import QUARANTINE_SCHEMA, SCHEMA, tokenise
 from detect_ai.storage import Storage
 from detect_ai.tokenizer import Tokenizer
@@ -131,6 +131,7 @@ class ShardWriter:
         name = f"{plan.number:05d}.parquet"
         self._storage.write_bytes(f"{self._key}/{plan.split}/{name}", data)
         digest = hashlib.sha256(data).hexdigest()
+        give_memory_back()
         return {"split": [plan.split], "name": [name], "rows": [len(table)], "sha256": [digest]}
 
 

@@ -10,6 +10,7 @@ from tokenizers import models, pre_tokenizers
 
 from detect_ai.errors import BundleError, ConfigError
 from detect_ai.tokenizer import Tokenizer
+from tests.unit.conftest import any_text
 
 LONG = "the council went to the bridge " * 200
 
@@ -133,3 +134,47 @@ def test_a_tokenizer_without_a_padding_token_is_refused(encoder, tmp_path):
     with pytest.raises(ConfigError) as refused:
         Tokenizer.from_pretrained(str(tmp_path / "unpadded"))
     assert "its tokenizer has no padding token" in str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def whole(encoder):
+    """The tokenizer as its file has it."""
+    return FastTokenizer.from_file(str(encoder / "tokenizer.json"))
+
+
+def test_a_bert_tokenizer_works_word_by_word_and_others_on_whole_texts(tokenizer):
+    assert tokenizer._words is not None
+    fast = FastTokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, "[UNK]"))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert Tokenizer(fast, 0)._words is None
+
+
+@given(st.lists(any_text, max_size=4))
+def test_word_by_word_a_text_has_the_tokens_that_it_has_as_a_whole(tokenizer, whole, texts):
+    expected = [whole.encode(text, add_special_tokens=False).ids for text in texts]
+    assert [ids.tolist() for ids in tokenizer.encode(texts)] == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "  a  b ",
+        "a\x1cb\x85c\u3000d e",
+        "[SEP]a [PAD] b[MASK]",
+        "e\u0301 \u0301a",
+        "\u4e2d\u6587 x",
+        "x" * 300,
+    ],
+)
+def test_odd_texts_have_the_tokens_that_they_have_as_a_whole(tokenizer, whole, text):
+    assert tokenizer.encode([text])[0].tolist() == whole.encode(text, add_special_tokens=False).ids
+
+
+def test_words_are_forgotten_when_there_are_many(encoder, whole, monkeypatch):
+    monkeypatch.setattr("detect_ai.tokenizer.MAX_WORDS", 3)
+    small = Tokenizer.from_pretrained(str(encoder))
+    for text in ("the old bridge of the town", "a quiet market", "bread and rain", "the boat"):
+        assert small.encode([text])[0].tolist() == whole.encode(text, add_special_tokens=False).ids
+    assert len(small._words) <= 6
