@@ -163,6 +163,16 @@ def _hold_out_generators(rows: Rows) -> None:
     rows.drop((rows.labels == 1) & (is_held != is_test), "held_out")
 
 
+def require_unique_ids(rows: Rows) -> None:
+    """Raise CorpusError when two texts that stay have one id: scores find their texts by it."""
+    ids = rows.index["id"][rows.stays]
+    if (twice := ids[ids.duplicated()]).size:
+        raise CorpusError(
+            f"two different texts have the id {str(twice.iloc[0])!r}: expected ids that are unique over all sources; "
+            f"without a column `id` each text gets one of its own"
+        )
+
+
 def weigh(rows: Rows) -> None:
     """Balance the training split as the configuration says."""
     mode = rows.corpus.balance

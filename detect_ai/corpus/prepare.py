@@ -119,6 +119,7 @@ def _decide(rows: decide.Rows, scan: Scan, seed: int, folder: Path) -> Ints:
             f"the sources hold no rows that stay: expected texts with labels; read {counted.rows_read}, dropped "
             f"{counted.dropped or 'none'}"
         )
+    decide.require_unique_ids(rows)
     decide.weigh(rows)
     split.require_both_classes(rows.labels[rows.stays], rows.split[rows.stays])
     return clusters

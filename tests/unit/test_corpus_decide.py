@@ -266,3 +266,12 @@ def test_the_counts_add_up_to_the_rows_of_the_corpus():
 
 def test_rows_weigh_what_their_source_says():
     assert rows_of([{"weight": 2.5}, {}]).weight.tolist() == [2.5, 1.0]
+
+
+def test_two_texts_with_one_id_are_refused():
+    with pytest.raises(CorpusError, match=r"^two different texts have the id 'r1': expected ids that are unique"):
+        decide.require_unique_ids(rows_of([{}, {}, {"id": "r1"}]))
+
+
+def test_a_dropped_text_may_have_the_id_of_another():
+    decide.require_unique_ids(rows_of([{}, {"problem": "empty"}, {"id": "r1"}]))
