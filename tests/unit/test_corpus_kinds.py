@@ -78,7 +78,8 @@ def test_many_small_files_are_few_pieces(tmp_path):
 @pytest.fixture
 def data_set(tmp_path, monkeypatch):
     """A data set in the hub's format: three files of `train`, one of `validation`."""
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     root = tmp_path / "essays"
     (root / "data").mkdir(parents=True)
@@ -166,7 +167,6 @@ def test_a_wrong_subset_or_split_is_refused_with_those_that_there_are(data_set):
 
 
 def test_a_data_set_that_cannot_be_reached_is_refused(monkeypatch):
-    pytest.importorskip("datasets")
     source = SourceConfig(kind="hub", path="org/essays", revision="a" * 40)
     message = refusal(pieces, source)
     assert message.startswith("source org/essays: cannot be loaded from the hub or as a data set in its format (")
@@ -240,7 +240,6 @@ def test_the_digest_of_a_pinned_data_set_is_that_of_its_name(monkeypatch):
 
 @pytest.fixture(scope="module")
 def sample():
-    pytest.importorskip("gensim")
     return list(read._sample_rows("lee-mirrors"))
 
 

