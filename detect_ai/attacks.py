@@ -1,7 +1,8 @@
 """Changes that readers hardly notice and detectors fall for, from the definitions of RAID (Dugan et al. 2024).
 
 arXiv:2405.07940, appendix E: each changes a share of the places where it can act. An attack is a function of a text and
-a generator of random numbers. Of RAID's eleven these are the ones that need no list of words and no model.
+a generator of random numbers. These ten need no model; RAID's eleventh, the paraphrase, is `detect_ai.paraphrase`. Its
+synonyms come from a masked language model, ours from a list.
 """
 
 import re
@@ -10,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from detect_ai.text import sentences
+from detect_ai.wordlists import misspellings, spellings, synonyms
 
 Attack = Callable[[str, np.random.Generator], str]
 
@@ -19,6 +21,21 @@ _ARTICLE = re.compile(r"\b(?:the|a|an)\s+", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+")
 _WORD = re.compile(r"[^\W\d_]+")
 _LETTER = re.compile(r"[^\W\d_]")
+# Not the parts of don't and we'll; of a possessive, the word before its s.
+_WHOLE_WORD = re.compile(r"(?<!\w)(?<!\w['’])[^\W\d_]++(?![\d_]|['’](?!s\b)[^\W\d_])")
+# With the article before it. No compounds (long-term), no names: capitals after a small letter or a comma.
+_PHRASE = re.compile(
+    r"(?:(?<![\w'’-])(?P<article>(?!(?<=[a-z,] )A)[Aa][Nn]?)(?P<gap>\s+))?"
+    r"(?<![\w'’-])(?P<word>(?!(?<=[a-z,] )[A-Z])[^\W\d_]++)(?![\d_-]|['’](?!s\b)[^\W\d_])"
+)
+# What `an` goes before: a vowel that is heard.
+_VOWEL = re.compile(r"(?!uni(?![mn])|us[aeiu]|uti|eu|once|one\b|ubi)[aeiou]|hour|hono|honest|heir")
+
+
+def alternative_spelling(text: str, rng: np.random.Generator) -> str:
+    """Exchange the spelling of every word that is spelt in another way across the Atlantic."""
+    table = spellings()
+    return _WHOLE_WORD.sub(lambda match: _like(match[0], table.get(match[0].lower(), match[0])), text)
 
 
 def article_deletion(text: str, rng: np.random.Generator) -> str:
@@ -39,9 +56,39 @@ def insert_paragraphs(text: str, rng: np.random.Generator) -> str:
     return "".join(parts).strip()
 
 
+def misspelling(text: str, rng: np.random.Generator) -> str:
+    """Misspell a fifth of the words that have a common misspelling."""
+    table = misspellings()
+
+    def misspell(match: re.Match[str]) -> str:
+        word = match[0]
+        choices = table.get(word.lower())
+        return _like(word, _one_of(choices, rng)) if choices and rng.random() < 0.2 else word
+
+    return _WHOLE_WORD.sub(misspell, text)
+
+
 def number_swap(text: str, rng: np.random.Generator) -> str:
     """Draw the digits of half of the numbers anew."""
     return _at(_NUMBER, text, rng, 0.5, lambda number: "".join(str(rng.integers(10)) for _ in number))
+
+
+def synonym(text: str, rng: np.random.Generator) -> str:
+    """Exchange half of the words that have a synonym, and make an article before one agree."""
+    table = synonyms()
+
+    def swap(match: re.Match[str]) -> str:
+        article, gap, word = match.group("article", "gap", "word")
+        choices = table.get(word.lower())
+        if not choices or rng.random() >= 0.5:
+            return match[0]
+        new = _one_of(choices, rng)
+        if not article:
+            return _like(word, new)
+        n = ("N" if word.isupper() else "n") if _VOWEL.match(new) else ""
+        return article[0] + n + gap + _like(word, new)
+
+    return _PHRASE.sub(swap, text)
 
 
 def upper_lower(text: str, rng: np.random.Generator) -> str:
@@ -62,10 +109,13 @@ def zero_width_space(text: str, rng: np.random.Generator) -> str:
 ATTACKS: dict[str, Attack] = {
     attack.__name__: attack
     for attack in (
+        alternative_spelling,
         article_deletion,
         homoglyph,
         insert_paragraphs,
+        misspelling,
         number_swap,
+        synonym,
         upper_lower,
         whitespace,
         zero_width_space,
@@ -76,3 +126,16 @@ ATTACKS: dict[str, Attack] = {
 def _at(pattern: re.Pattern[str], text: str, rng: np.random.Generator, share: float, new: Callable[[str], str]) -> str:
     """Replace a share of the matches, each drawn by itself."""
     return pattern.sub(lambda match: new(match[0]) if rng.random() < share else match[0], text)
+
+
+def _one_of(choices: tuple[str, ...], rng: np.random.Generator) -> str:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _like(word: str, new: str) -> str:
+    """A lower-case word in the case of the one it replaces, which stays where its case is none of these (iPhone)."""
+    if word.islower():
+        return new
+    if word.isupper() and len(word) > 1:
+        return new.upper()
+    return new.capitalize() if word == word.capitalize() else word

@@ -1,7 +1,7 @@
 """A detector on disk: everything a replica needs and nothing else. No pickle; every byte is checked on loading.
 
-A bundle is a folder of `detector.json`, `config.json`, `model.safetensors`, `tokenizer.json` and, once published,
-`metrics.json` and `MODEL_CARD.md`. `detector.json` holds the sha256 of every other file and of itself; the version
+A bundle is a folder of `detector.json`, `config.json`, `model.safetensors`, `tokenizer.json`, `registers.safetensors`
+where registers are told apart and, once published, `metrics.json` and `MODEL_CARD.md`. `detector.json` holds the sha256 of every other file and of itself; the version
 of a bundle is the beginning of that.
 """
 
@@ -18,9 +18,10 @@ from detect_ai.calibration import Calibration
 from detect_ai.errors import BundleError
 
 if TYPE_CHECKING:
+    from detect_ai.registers import Registers
     from detect_ai.tokenizer import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 SPEC_FILE = "detector.json"
 
 
@@ -35,6 +36,7 @@ class DetectorSpec:
         min_tokens: shorter texts get no verdict.
         corpus: name, fingerprint, licences and language of the corpus it learnt from.
         provenance: run, configuration, library versions, git revision.
+        registers: names of the registers that it tells apart.
         files: sha256 of every other file of the bundle.
     """
 
@@ -48,6 +50,7 @@ class DetectorSpec:
     min_tokens: int
     corpus: dict[str, Any]
     provenance: dict[str, Any]
+    registers: list[str] = field(default_factory=list)
     parent: str | None = None
     files: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
@@ -102,6 +105,13 @@ def load(folder: Path) -> tuple[DetectorSpec, Any, Tokenizer]:
 
     spec = read_spec(folder)
     return spec, model.load(folder), Tokenizer.load(folder, spec.pad_id)
+
+
+def load_registers(folder: Path, spec: DetectorSpec) -> Registers | None:
+    """What tells the registers of a bundle apart; None where it has none. Raises BundleError."""
+    from detect_ai.registers import Registers
+
+    return Registers.load(folder, spec.registers) if spec.registers else None
 
 
 def _parse(folder: Path, content: dict[str, Any]) -> DetectorSpec:

@@ -7,22 +7,29 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from detect_ai import bundle
 from detect_ai.bundle import DetectorSpec
-from detect_ai.calibration import Calibration, calibrate, require_texts
+from detect_ai.calibration import Calibration, Category, Spans, calibrate, require_texts, with_categories
 from detect_ai.config import SPLITS, Config
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.errors import ConfigError
+from detect_ai.registers import MAX_TEXTS, Ids, Registers, fit
 from detect_ai.scoring import checkpoint_loader, score_split
-from detect_ai.stage import read_result
+from detect_ai.stage import attempt, read_result
 from detect_ai.storage import Storage
 from detect_ai.text import NORMALISER_VERSION
-from detect_ai.training import attempt, checked_tokenizer
+from detect_ai.training import checked_tokenizer
+from detect_ai.windows import spans
 
+REGISTER_SPAN = 128  # tokens, at most, of a span that registers are learnt from
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "safetensors")
 
 
@@ -40,10 +47,10 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
         raise ConfigError(f"calibration.checkpoint={checkpoint}: no such checkpoint under {storage.root}")
     corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
     require_enough_texts(config, corpus)
-    scored = score_split(corpus, "calibration", checkpoint, checkpoint_loader(config.score, config.model), config.score)
-    calibration = calibrate(scored.labels, scored.scores, config.calibration.target_fprs)
+    registers = learn_registers(config, corpus)
+    calibration = _calibrate(config, corpus, checkpoint, registers)
     key = f"runs/{config.run}/{attempt('candidate')}"
-    spec = _write_candidate(config, corpus, checkpoint, calibration, key)
+    spec = _write_candidate(config, corpus, checkpoint, calibration, registers, key)
     storage.prune(f"runs/{config.run}", "candidate-", config.storage.keep)
     return {
         "bundle": key,
@@ -54,12 +61,79 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
         "num_human": calibration.num_human,
         "num_ai": calibration.num_ai,
         "thresholds": calibration.to_dict()["thresholds"],
+        "min_tokens": {repr(target): tokens for target, tokens in calibration.min_tokens.items()},
+        "categories": [_described(each) for each in calibration.categories],
         "corpus": corpus.key,
     }
 
 
+def _calibrate(config: Config, corpus: Corpus, checkpoint: str, registers: Registers | None) -> Calibration:
+    c = config.calibration
+    load = checkpoint_loader(config.score, config.model)
+    scored = score_split(corpus, "calibration", checkpoint, load, config.score, c.length_edges, registers)
+    whole = calibrate(scored.labels[scored.whole], scored.scores[scored.whole], c.target_fprs, c.method)
+    if not (c.length_edges or registers):
+        return whole
+    spans = Spans(scored.labels, scored.scores, scored.num_tokens, scored.registers)
+    return with_categories(whole, spans, c.length_edges, c.min_tpr, c.method)
+
+
+def _described(category: Category) -> dict[str, Any]:
+    return {
+        "register": category.register,
+        "min_tokens": category.min_tokens,
+        "max_tokens": category.max_tokens,
+        "num_human": len(category.human_scores),
+        "thresholds": {repr(target): threshold.score for target, threshold in category.thresholds.items()},
+        "tprs": {repr(target): tpr for target, tpr in category.tprs.items()},
+    }
+
+
+def learn_registers(config: Config, corpus: Corpus) -> Registers | None:
+    """What tells the registers of `calibration.registers` apart, learnt from the training split; None without any.
+
+    Raises:
+        ConfigError: a register has no text in the training split.
+    """
+    names = {source: name for name, sources in config.calibration.registers.items() for source in sources}
+    if not names:
+        return None
+    tokenizer = checked_tokenizer(config, corpus)
+    documents, found = _register_texts(corpus, names, config.seed)
+    if missing := sorted(set(names.values()) - set(found)):
+        sources = sorted({source["name"] for source in corpus.manifest.sources})
+        raise ConfigError(
+            f"calibration.registers: no training text of {', '.join(missing)}; the sources of this corpus are "
+            f"{', '.join(sources)}"
+        )
+    return fit(documents, found, tokenizer.vocabulary, config.seed)
+
+
+def _register_texts(corpus: Corpus, names: dict[str, str], seed: int) -> tuple[list[Ids], list[str]]:
+    """Training texts of each register with a span of each, for short texts are to be told apart, too."""
+    rng = np.random.default_rng(seed)
+    documents: list[Ids] = []
+    found: list[str] = []
+    counts: Counter[str] = Counter()
+    for table in corpus.tables("train", ["input_ids", "source"]):
+        for ids, source in zip(table["input_ids"].to_numpy(), table["source"].to_pylist(), strict=True):
+            name = names.get(source, "")
+            if not name or counts[name] >= MAX_TEXTS:
+                continue
+            counts[name] += 1
+            for start, stop in spans(len(ids), [REGISTER_SPAN], rng):
+                documents.append(np.asarray(ids[start:stop], np.int32))
+                found.append(name)
+    return documents, found
+
+
 def _write_candidate(
-    config: Config, corpus: Corpus, checkpoint: str, calibration: Calibration, key: str
+    config: Config,
+    corpus: Corpus,
+    checkpoint: str,
+    calibration: Calibration,
+    registers: Registers | None,
+    key: str,
 ) -> DetectorSpec:
     storage = corpus.storage
     tokenizer = checked_tokenizer(config, corpus)
@@ -68,7 +142,10 @@ def _write_candidate(
         for name in ("config.json", "model.safetensors"):
             shutil.copy(source / name, folder)
         tokenizer.save(folder)
-        spec = bundle.seal(folder, _spec(config, corpus, checkpoint, calibration, tokenizer.pad_id))
+        if registers:
+            registers.save(folder)
+        made = _spec(config, corpus, checkpoint, calibration, tokenizer.pad_id)
+        spec = bundle.seal(folder, replace(made, registers=list(registers.names) if registers else []))
         storage.upload(folder, key)
     return spec
 

@@ -4,8 +4,9 @@ Scores are log-odds: higher = more AI. The guarantees hold for texts exchangeabl
 calibration set (same sources, topics, writers and lengths) and for no others.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Self, overload
 
 import numpy as np
@@ -17,6 +18,7 @@ from detect_ai.errors import CalibrationError, InputError
 from detect_ai.metrics import Floats, Labels, check_binary, largest_count
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+MIN_SCALED = 30  # texts of each class, for a category to have a scaling of its own
 SUGGESTED_TARGETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 
@@ -37,30 +39,30 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """All that a detector keeps of its calibration set.
+class Reference:
+    """Human texts that a text is compared with, and what scores mean among their like.
 
     Attributes:
         temperature: divides the distance of the raw score from the midpoint, before the sigmoid.
         midpoint: the raw score with a probability of one half.
         human_scores: raw scores of the human texts, ascending.
         thresholds: by target FPR.
-        prevalence: share of AI texts in the set; the probabilities assume it.
-        num_human: number of human texts.
-        num_ai: number of AI texts.
+        knots: (score, probability) of an isotonic calibration, ascending; empty: the sigmoid holds.
     """
 
     temperature: float
     midpoint: float
     human_scores: tuple[float, ...]
     thresholds: dict[float, Threshold]
-    prevalence: float
-    num_human: int
-    num_ai: int
+
+    knots: tuple[tuple[float, float], ...] = ()
 
     def probability(self, scores: ArrayLike) -> Floats:
         """Calibrated P(AI) of raw scores, of their shape."""
-        return probability(scores, self.temperature, self.midpoint)
+        if not self.knots:
+            return probability(scores, self.temperature, self.midpoint)
+        at, values = np.asarray(self.knots).T
+        return np.asarray(np.interp(np.asarray(scores, dtype=np.float64), at, values), dtype=np.float64)
 
     def bounds(self, target_fpr: float) -> tuple[float, float]:
         """Raw scores below the first are `human`, from the second on `ai`, between them `uncertain`.
@@ -70,10 +72,70 @@ class Calibration:
         threshold = self.thresholds[target_fpr].score
         return min(threshold, self.midpoint), max(threshold, self.midpoint)
 
+    def p_value(self, score: float) -> float:
+        """The conformal p-value of a raw score against the human texts."""
+        return p_value(self._sorted, score)
+
+    @cached_property
+    def _sorted(self) -> Floats:
+        return np.asarray(self.human_scores)
+
+
+@dataclass(frozen=True)
+class Category(Reference):
+    """Texts of one register and of like length.
+
+    A text is judged by the human calibration texts of its own category, and the target FPR holds within each
+    (Mondrian conformal prediction: Vovk, Gammerman and Shafer 2005, section 4.5).
+
+    Attributes:
+        register: as `detect_ai.registers` names it; "" where registers are not told apart.
+        min_tokens: the shortest texts of it.
+        max_tokens: all texts are shorter than this; None: no bound.
+        tprs: by target FPR, the share of its AI calibration texts called AI; empty when it had none.
+    """
+
+    register: str = ""
+    min_tokens: int = 0
+    max_tokens: int | None = None
+    tprs: dict[float, float] = field(default_factory=dict)
+
+    def holds(self, num_tokens: int) -> bool:
+        """Whether a text of this length belongs to it."""
+        return self.min_tokens <= num_tokens and (self.max_tokens is None or num_tokens < self.max_tokens)
+
+
+@dataclass(frozen=True)
+class Calibration(Reference):
+    """All that a detector keeps of its calibration set: the reference of all its texts, and categories of them.
+
+    Attributes:
+        prevalence: share of AI texts in the set; the probabilities assume it.
+        num_human: number of human texts.
+        num_ai: number of AI texts.
+        categories: none where texts are not told apart by register and length.
+        min_tokens: by target FPR, the length from which AI texts are found often enough for a verdict.
+    """
+
+    prevalence: float = 0.5
+    num_human: int = 0
+    num_ai: int = 0
+    categories: tuple[Category, ...] = ()
+    min_tokens: dict[float, int] = field(default_factory=dict)
+
+    def reference(self, register: str, num_tokens: int) -> Reference:
+        """What a text is compared with: its category, or of an unknown register the strictest one of its length."""
+        found = [each for each in self.categories if each.holds(num_tokens)]
+        own = [each for each in found if each.register == register] or found
+        strictest = min(self.thresholds, default=None)
+        if not own or strictest is None:
+            return self
+        return max(own, key=lambda each: each.bounds(strictest)[1])
+
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON that `from_dict` reads back to an equal calibration."""
-        thresholds = {repr(target): asdict(threshold) for target, threshold in self.thresholds.items()}
-        return asdict(self) | {"human_scores": list(self.human_scores), "thresholds": thresholds}
+        categories = [_plain(asdict(each)) for each in self.categories]
+        return _plain({**asdict(self), "categories": ()}) | {"categories": categories}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -82,21 +144,40 @@ class Calibration:
         Raises:
             CalibrationError: a field is missing or unknown, or the human scores are not ascending.
         """
-        _check_fields(cls, values)
-        human_scores = tuple(values["human_scores"])
-        if not np.all(np.diff(human_scores) >= 0):
-            raise CalibrationError("human scores of a calibration must be ascending")
-        thresholds = {float(target): _read_threshold(value) for target, value in values["thresholds"].items()}
-        return cls(**{**values, "human_scores": human_scores, "thresholds": thresholds})
+        read = _read(cls, values)
+        return cls(**{**read, "categories": tuple(Category(**_read(Category, each)) for each in read["categories"])})
 
 
-def calibrate(labels: ArrayLike, logits: ArrayLike, target_fprs: Iterable[float]) -> Calibration:
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Keys that JSON has, and lists where there were tuples."""
+    by_target = {name: {repr(k): v for k, v in found.items()} for name, found in values.items() if _is_dict(found)}
+    lists = {"human_scores": list(values["human_scores"]), "knots": [list(knot) for knot in values["knots"]]}
+    return values | by_target | lists
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _read(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    _check_fields(cls, values)
+    human_scores = tuple(values["human_scores"])
+    if not np.all(np.diff(human_scores) >= 0):
+        raise CalibrationError("human scores of a calibration must be ascending")
+    by_target = {name: {float(k): v for k, v in found.items()} for name, found in values.items() if _is_dict(found)}
+    thresholds = {target: _read_threshold(value) for target, value in by_target["thresholds"].items()}
+    knots = tuple((float(at), float(value)) for at, value in values["knots"])
+    return {**values, **by_target, "human_scores": human_scores, "thresholds": thresholds, "knots": knots}
+
+
+def calibrate(labels: ArrayLike, logits: ArrayLike, target_fprs: Iterable[float], method: str = "platt") -> Calibration:
     """Fits the scaling and one threshold for each target FPR.
 
     Args:
         labels: 0 human, 1 AI, shape (n,).
         logits: raw document scores of a split used for nothing else, shape (n,).
         target_fprs: each in (0, 1).
+        method: of the probabilities, `platt` or `isotonic`.
 
     Returns:
         The calibration, its thresholds in ascending order of target.
@@ -107,16 +188,149 @@ def calibrate(labels: ArrayLike, logits: ArrayLike, target_fprs: Iterable[float]
     """
     truth, scores = _check_both_classes(labels, logits)
     human = np.sort(scores[truth == 0])
-    temperature, midpoint = fit_scaling(truth, scores)
+    temperature, midpoint, knots = _scaling(truth, scores, method)
     return Calibration(
         temperature=temperature,
         midpoint=midpoint,
+        knots=knots,
         human_scores=tuple(human.tolist()),
         thresholds={float(target): _threshold(human, target) for target in sorted(target_fprs)},
         prevalence=float(truth.mean()),
         num_human=human.size,
         num_ai=int(truth.sum()),
     )
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Scored spans of calibration texts: what a detector makes of shorter texts of the same writers.
+
+    Attributes:
+        labels: 0 human, 1 AI, shape (n,).
+        scores: raw scores, shape (n,).
+        num_tokens: their lengths, shape (n,).
+        registers: as `detect_ai.registers` names them, shape (n,).
+    """
+
+    labels: Labels
+    scores: Floats
+    num_tokens: NDArray[np.int64]
+    registers: NDArray[np.str_]
+
+    def __getitem__(self, mask: NDArray[np.bool_]) -> Self:
+        return type(self)(self.labels[mask], self.scores[mask], self.num_tokens[mask], self.registers[mask])
+
+
+def with_categories(
+    whole: Calibration, spans: Spans, edges: Sequence[int], min_tpr: float, method: str = "platt"
+) -> Calibration:
+    """Adds thresholds by register and length, and the length from which a verdict is worth giving.
+
+    A range of lengths with fewer human spans than the strictest target needs is joined with the next longer one; so is
+    what remains at the end with the one before.
+
+    Args:
+        whole: calibration of the whole texts; what a category lacks AI texts for is taken from it.
+        spans: of the calibration texts, one of each in every range of lengths that it fills.
+        edges: lengths in tokens that part the ranges, ascending.
+        min_tpr: in (0, 1): a verdict at a target needs this share of AI texts found at its length.
+        method: of the probabilities, as `calibrate`.
+
+    Raises:
+        CalibrationError: a register has too few human spans for a target.
+    """
+    categories = [
+        _category(whole, register, low, high, part, method)
+        for register in sorted(set(spans.registers.tolist()) - {""}) or [""]
+        for low, high, part in _ranges(spans[spans.registers == register], edges, min(whole.thresholds))
+    ]
+    learnt = {target: _first_length(categories, target, min_tpr) for target in whole.thresholds}
+    return replace(whole, categories=tuple(categories), min_tokens=learnt)
+
+
+def _ranges(spans: Spans, edges: Sequence[int], strictest: float) -> list[tuple[int, int | None, Spans]]:
+    """Ranges of lengths, each with enough human spans for the strictest target."""
+    needed = texts_needed(strictest)
+    lows, found = [0, *edges], []
+    start = 0
+    for position, high in enumerate([*edges, None]):
+        inside = (spans.num_tokens >= lows[start]) & (high is None or spans.num_tokens < high)
+        part = spans[np.asarray(inside)]
+        if int((part.labels == 0).sum()) >= needed:
+            found.append((lows[start], high, part))
+            start = position + 1
+    if not found:
+        name = "".join(set(spans.registers.tolist()))
+        humans = int((spans.labels == 0).sum())
+        raise CalibrationError(
+            f"register {name!r}: target FPR {strictest} needs at least {needed} human calibration texts of like length, "
+            f"found {humans} of any: add some, choose a larger target, or leave out calibration.registers"
+        )
+    if found[-1][1] is not None:
+        low = found[-1][0]
+        found[-1] = (low, None, spans[spans.num_tokens >= low])
+    return found
+
+
+def _category(whole: Calibration, register: str, low: int, high: int | None, spans: Spans, method: str) -> Category:
+    human = np.sort(spans.scores[spans.labels == 0])
+    ai = spans.scores[spans.labels == 1]
+    both = min(human.size, ai.size) >= MIN_SCALED
+    temperature, midpoint, knots = (
+        _scaling(spans.labels, spans.scores, method) if both else (whole.temperature, whole.midpoint, whole.knots)
+    )
+    made = Category(
+        temperature=temperature,
+        midpoint=midpoint,
+        knots=knots,
+        human_scores=tuple(human.tolist()),
+        thresholds={target: _threshold(human, target) for target in whole.thresholds},
+        register=register,
+        min_tokens=low,
+        max_tokens=high,
+    )
+    found = {target: float((ai >= made.bounds(target)[1]).mean()) for target in whole.thresholds} if ai.size else {}
+    return replace(made, tprs=found)
+
+
+def _first_length(categories: Sequence[Category], target: float, min_tpr: float) -> int:
+    """The length from which every range finds enough AI texts in some register; 0 where not even the longest does."""
+    lengths = []
+    for register in {each.register for each in categories if each.tprs}:
+        own = [each for each in categories if each.register == register]
+        weak = [each.max_tokens for each in own if each.tprs[target] < min_tpr]
+        # A register whose longest texts are hard to tell is hard at any length; its length is not why.
+        lengths.append(0 if None in weak else max((length for length in weak if length), default=0))
+    return min(lengths, default=0)
+
+
+def _scaling(truth: Labels, scores: Floats, method: str) -> tuple[float, float, tuple[tuple[float, float], ...]]:
+    """Temperature, midpoint and knots."""
+    temperature, midpoint = fit_scaling(truth, scores)
+    if method == "platt":
+        return temperature, midpoint, ()
+    knots = fit_isotonic(truth, scores)
+    at, values = np.asarray(knots).T
+    above = np.flatnonzero(values >= 0.5)
+    return temperature, float(at[above[0]]) if above.size else float(at[-1]), knots
+
+
+def fit_isotonic(labels: ArrayLike, logits: ArrayLike) -> tuple[tuple[float, float], ...]:
+    """Isotonic regression (Zadrozny and Elkan 2002): the knots (score, probability) between which it is linear.
+
+    Probabilities stay a step away from 0 and 1, by Laplace's rule over the texts of each class.
+
+    Raises:
+        CalibrationError: one class is missing.
+        InputError: labels and logits do not fit (see `metrics.check_binary`).
+    """
+    from sklearn.isotonic import IsotonicRegression
+
+    truth, scores = _check_both_classes(labels, logits)
+    num_ai = int(truth.sum())
+    low, high = 1 / (truth.size - num_ai + 2), 1 - 1 / (num_ai + 2)
+    model = IsotonicRegression(y_min=low, y_max=high, out_of_bounds="clip").fit(scores, truth)
+    return tuple(zip(model.X_thresholds_.tolist(), model.y_thresholds_.tolist(), strict=True))
 
 
 def fit_scaling(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float]:
@@ -257,7 +471,7 @@ def fpr_bound(n: int, target_fpr: float, confidence: float = 0.95) -> float:
     return float(betaincinv(rank, n + 1 - rank, confidence))
 
 
-def _check_fields(cls: type[Calibration | Threshold], values: Mapping[str, Any]) -> None:
+def _check_fields(cls: type[Any], values: Mapping[str, Any]) -> None:
     expected = sorted(field.name for field in fields(cls))
     if sorted(values) != expected:
         raise CalibrationError(f"{cls.__name__} has the fields {expected}, found {sorted(values)}")

@@ -111,6 +111,7 @@ class TrainConfig:
     epochs: int = 4
     batch_size: int = 16  # documents in a global step, whatever the number of workers
     microbatch_size: int = 8  # documents in one forward pass
+    shortest_span: int = 0  # tokens: spans of random length are read, from this to a window; 0: whole windows
     warmup: float = 0.1  # share of the steps
     decay: str = "linear"  # linear | cosine
     weight_decay: float = 0.01
@@ -143,7 +144,13 @@ class CalibrationConfig:
 
     target_fprs: list[float] = field(default_factory=lambda: [0.05])
     default_target_fpr: float = 0.05
-    min_tokens: int = 50  # shorter texts get no verdict
+    min_tokens: int = 50  # shorter texts get no verdict, whatever is learnt
+    method: str = "platt"  # platt | isotonic: how scores become probabilities
+    # Kinds of writing with thresholds of their own: a name and the sources that it gathers. Empty: one for all.
+    registers: dict[str, list[str]] = field(default_factory=dict)
+    # Lengths in tokens from which thresholds are others. Empty: one for all.
+    length_edges: list[int] = field(default_factory=list)
+    min_tpr: float = 0.5  # where fewer AI texts are found at a length, a text of it is too short for a verdict
     checkpoint: str = ""  # key under the storage root; empty: that of the last training of this run
 
 
@@ -157,6 +164,37 @@ class ScoreConfig:
     use_gpu: bool = False
     batch_size: int = 64  # documents
     precision: str = "fp32"  # auto | bf16 | fp32
+    # Of `data`
+    columns: dict[str, str] = field(default_factory=dict)  # our names to the file's, where they differ
+    labels: dict[str, int] = field(default_factory=dict)  # value of the label column: 0 human, 1 ai; empty: the usual
+    out: str = ""  # folder for the verdicts: a path or a URI; empty: under the run
+    format: str = "parquet"  # parquet | jsonl | csv
+    target_fpr: float = 0.0  # of the verdict; 0: the default of the bundle
+    spans: str = "none"  # none | windows | occlusion: scores of sentences
+    keep_text: bool = False
+
+
+@dataclass
+class EvaluationConfig:
+    """Judging a bundle on labelled texts."""
+
+    name: str = ""  # of the data, in results; empty: of the file or folder
+    attacks: list[str] = field(default_factory=list)  # of detect_ai/attacks.py, on human and on AI texts
+    attack_texts: int = 500  # of each class, at most
+    mixed_documents: int = 0  # AI sentences put into human texts, to judge the scores of sentences
+    baseline: bool = True  # TF-IDF and logistic regression beside it, learnt from the training split of the bundle
+    contamination: bool = True  # look for texts that have a near duplicate in that split
+    bootstrap: int = 200  # rounds behind an interval
+    worst: int = 20  # false accusations shown
+    show_texts: bool = True  # their sentences stand in the report
+
+
+@dataclass
+class CompareConfig:
+    """Judging several bundles on the same texts."""
+
+    bundles: list[str] = field(default_factory=list)  # as `bundle`
+    published: list[str] = field(default_factory=list)  # JSON files of figures with a name
 
 
 @dataclass
@@ -203,6 +241,8 @@ class Config:
     """Everything a job may be told."""
 
     run: str = "default"  # names what belongs together: results of stages find each other by it
+    bundle: str = ""  # of score and evaluate: a version of the registry, a key, a path or a URI
+    data: str = ""  # of score and evaluate: a file or folder of Parquet, CSV or JSON lines, local or gs://
     seed: int = 0
     storage: StorageConfig = field(default_factory=StorageConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
@@ -211,6 +251,8 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from detect_ai import bundle
 from detect_ai.batches import Batch, collate, plan_scoring
-from detect_ai.calibration import p_value
 from detect_ai.errors import BundleError, InputError
+from detect_ai.language import other_language
+from detect_ai.prose import not_prose
 from detect_ai.schemas import Label, Reason, Span, Verdict
 from detect_ai.text import NORMALISER_VERSION, Normalised, latin_share, normalise, sentences
 from detect_ai.windows import cut, document_scores
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from detect_ai.bundle import DetectorSpec
+    from detect_ai.calibration import Reference
     from detect_ai.config import ModelConfig
+    from detect_ai.registers import Registers
     from detect_ai.tokenizer import Ids, Tokenizer
 
 Scores = NDArray[np.float64]
@@ -40,8 +43,9 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Document:
-    """A text as the detector reads it."""
+    """A text as sent and as the detector reads it."""
 
+    text: str
     normalised: Normalised
     input_ids: Ids
     num_windows: int
@@ -92,12 +96,15 @@ class Scorer:
 
     def read(self, texts: Sequence[str]) -> list[Document]:
         """Normalise and tokenise."""
-        return self.encode([normalise(text) for text in texts])
+        return self.encode(texts, [normalise(text) for text in texts])
 
-    def encode(self, normalised: Sequence[Normalised]) -> list[Document]:
+    def encode(self, texts: Sequence[str], normalised: Sequence[Normalised]) -> list[Document]:
         """Tokenise what is normalised already."""
         encoded = self.tokenizer.encode([n.text for n in normalised])
-        return [Document(n, ids, len(self.windows([ids])[0])) for n, ids in zip(normalised, encoded, strict=True)]
+        return [
+            Document(text, n, ids, len(self.windows([ids])[0]))
+            for text, n, ids in zip(texts, normalised, encoded, strict=True)
+        ]
 
     def windows(self, token_ids: Sequence[Ids]) -> tuple[list[Ids], NDArray[np.int64]]:
         """The windows of documents, and the position of the document that each belongs to."""
@@ -128,10 +135,16 @@ class Detector(Scorer):
         tokenizer: of the encoder.
         backend: runs the encoder.
         batch_tokens: padded tokens in one forward pass.
+        registers: tells apart what the calibration tells apart.
     """
 
     def __init__(
-        self, spec: DetectorSpec, tokenizer: Tokenizer, backend: Backend, batch_tokens: int = BATCH_TOKENS
+        self,
+        spec: DetectorSpec,
+        tokenizer: Tokenizer,
+        backend: Backend,
+        batch_tokens: int = BATCH_TOKENS,
+        registers: Registers | None = None,
     ) -> None:
         if spec.normaliser_version != NORMALISER_VERSION:
             raise BundleError(
@@ -141,7 +154,7 @@ class Detector(Scorer):
         super().__init__(tokenizer, backend, spec.window, spec.stride, batch_tokens)
         self.spec = spec
         self.version = spec.version
-        self._human_scores = np.asarray(spec.calibration.human_scores)
+        self.registers = registers
 
     @classmethod
     def load(
@@ -149,7 +162,8 @@ class Detector(Scorer):
     ) -> Detector:
         """Load and check a bundle. Raises BundleError."""
         spec, model, tokenizer = bundle.load(folder)
-        return cls(spec, tokenizer, _torch_backend(model, device, precision), batch_tokens)
+        registers = bundle.load_registers(folder, spec)
+        return cls(spec, tokenizer, _torch_backend(model, device, precision), batch_tokens, registers)
 
     def detect(
         self, texts: Sequence[str], target_fpr: float | None = None, return_spans: bool = False
@@ -183,10 +197,25 @@ class Detector(Scorer):
             raise InputError(f"target_fpr={target:g}: this model has thresholds for {allowed}")
         return target
 
-    def spans(self, document: Document) -> list[Span]:
-        """Scores by sentence. Each is read with its neighbours: one sentence alone tells little."""
+    def spans(self, document: Document, how: str = "windows") -> list[Span]:
+        """Scores by sentence.
+
+        Args:
+            document: as read.
+            how: `windows` reads each sentence with its neighbours, for one sentence alone tells little; `occlusion`
+                also says what becomes of the score of the whole text without it.
+        """
         found = self.sentences(document)
-        return self.score_spans(found, self.score([sentence.input_ids for sentence in found]))
+        spans = self.score_spans(document, found, self.score([sentence.input_ids for sentence in found]))
+        return spans if how == "windows" else self._with_effects(document, spans)
+
+    def _with_effects(self, document: Document, spans: list[Span]) -> list[Span]:
+        text = document.normalised.text
+        without = [f"{text[:start].rstrip()} {text[end:].lstrip()}".strip() for start, end in sentences(text)]
+        whole, *others = self.score([document.input_ids, *self.tokenizer.encode(without)])
+        return [
+            span.model_copy(update={"effect": float(whole - other)}) for span, other in zip(spans, others, strict=True)
+        ]
 
     def sentences(self, document: Document) -> list[Sentence]:
         """The sentences of a document, each with the tokens that it is scored on."""
@@ -202,41 +231,85 @@ class Detector(Scorer):
             for (start, end), (before, after) in zip(found, neighbours, strict=True)
         ]
 
-    def score_spans(self, found: Sequence[Sentence], scores: Scores) -> list[Span]:
-        """The log-odds of sentences, shape (sentences,), as spans of the text as sent."""
-        probabilities = self.spec.calibration.probability(scores)
-        return [Span(start=s.start, end=s.end, probability=float(p)) for s, p in zip(found, probabilities, strict=True)]
+    def score_spans(self, document: Document, found: Sequence[Sentence], scores: Scores) -> list[Span]:
+        """The log-odds of sentences of a document, shape (sentences,), as spans of the text as sent."""
+        register = self._register(document)
+        spans = []
+        for sentence, score in zip(found, scores, strict=True):
+            reference = self.spec.calibration.reference(register, len(sentence.input_ids))
+            spans.append(Span(start=sentence.start, end=sentence.end, probability=float(reference.probability(score))))
+        return spans
+
+    def _register(self, document: Document) -> str:
+        return self.registers.of([document.input_ids])[0] if self.registers else ""
 
     def verdict(self, document: Document, score: float, spans: list[Span] | None, target_fpr: float) -> Verdict:
         """What a score means at a target."""
-        calibration = self.spec.calibration
-        human_below, ai_from = calibration.bounds(target_fpr)
-        reasons = self._reasons(document, score, human_below, ai_from)
+        return self.verdicts(document, score, spans, [target_fpr])[0]
+
+    def verdicts(
+        self, document: Document, score: float, spans: list[Span] | None, target_fprs: Sequence[float]
+    ) -> list[Verdict]:
+        """What a score means at each of several targets."""
+        register = self._register(document)
+        reference = self.spec.calibration.reference(register, len(document.input_ids))
+        unfit = self._unfit(document)
+        return [self._verdict(document, score, spans, target, register, reference, unfit) for target in target_fprs]
+
+    def _verdict(
+        self,
+        document: Document,
+        score: float,
+        spans: list[Span] | None,
+        target_fpr: float,
+        register: str,
+        reference: Reference,
+        unfit: list[Reason],
+    ) -> Verdict:
+        human_below, ai_from = reference.bounds(target_fpr)
+        reasons = [Reason.TOO_SHORT] if len(document.input_ids) < self.min_tokens(target_fpr) else []
+        reasons += unfit
+        if human_below <= score < ai_from:
+            reasons.append(Reason.BETWEEN_THRESHOLDS)
         label = Label.UNCERTAIN if reasons else (Label.AI if score >= ai_from else Label.HUMAN)
         return Verdict(
             label=label,
-            probability=float(calibration.probability(score)),
-            prevalence=calibration.prevalence,
+            probability=float(reference.probability(score)),
+            prevalence=self.spec.calibration.prevalence,
             target_fpr=target_fpr,
-            threshold=float(calibration.probability(ai_from)),
-            p_value=float(p_value(self._human_scores, score)),
+            threshold=float(reference.probability(ai_from)),
+            p_value=reference.p_value(score),
+            compared_with=register,
+            num_compared=len(reference.human_scores),
             reasons=reasons,
             tampering=document.normalised.tampering,
             spans=spans,
+            ai_fraction=None if spans is None else _ai_fraction(spans),
             num_tokens=len(document.input_ids),
             num_windows=document.num_windows,
             model_version=self.version,
         )
 
-    def _reasons(self, document: Document, score: float, human_below: float, ai_from: float) -> list[Reason]:
-        reasons = []
-        if len(document.input_ids) < self.spec.min_tokens:
-            reasons.append(Reason.TOO_SHORT)
+    def min_tokens(self, target_fpr: float) -> int:
+        """Texts with fewer tokens get no verdict at a target: what was learnt, and never less than the floor."""
+        return max(self.spec.min_tokens, self.spec.calibration.min_tokens.get(target_fpr, 0))
+
+    def _unfit(self, document: Document) -> list[Reason]:
+        """Why a text is none that this detector can judge."""
+        found = []
         if latin_share(document.normalised.text) < MIN_LATIN_SHARE:
-            reasons.append(Reason.OTHER_SCRIPT)
-        if human_below <= score < ai_from:
-            reasons.append(Reason.BETWEEN_THRESHOLDS)
-        return reasons
+            found.append(Reason.OTHER_SCRIPT)
+        elif other_language(document.normalised.text, str(self.spec.corpus.get("language", ""))):
+            found.append(Reason.OTHER_LANGUAGE)
+        kind = not_prose(document.text)
+        return [*found, Reason(kind)] if kind else found
+
+
+def _ai_fraction(spans: Sequence[Span]) -> float:
+    """Share of the characters of all sentences that stand in those more likely AI than not."""
+    lengths = np.asarray([span.end - span.start for span in spans])
+    is_ai = np.asarray([span.probability >= 0.5 for span in spans])
+    return float(lengths[is_ai].sum() / max(1, lengths.sum())) if len(spans) else 0.0
 
 
 def _torch_backend(model: PreTrainedModel, device: str, precision: str) -> Backend:

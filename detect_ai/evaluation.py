@@ -1,44 +1,175 @@
-"""The stage `evaluate`: the figures of a candidate bundle on the test split."""
+"""The stage `evaluate`: what a bundle makes of labelled texts, with intervals, by slice and under attack.
+
+Thresholds are those of the bundle, fixed on its calibration split: the texts judged here decide nothing.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
-from detect_ai import metrics
-from detect_ai.bundle import read_spec
+import numpy as np
+
+from detect_ai import metrics, probes, raid
+from detect_ai.baseline import Baseline, baseline_of
+from detect_ai.bundle import DetectorSpec, read_spec
 from detect_ai.config import Config
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.scoring import bundle_loader, score_split
-from detect_ai.stage import read_result
+from detect_ai.corpus.near import clusters, signatures, similar_pairs
+from detect_ai.dataset import SLICES
+from detect_ai.errors import ConfigError, CorpusError
+from detect_ai.registry import Registry
+from detect_ai.scoring import judge
+from detect_ai.stage import attempt, read_result
 from detect_ai.storage import Storage
+from detect_ai.text import normalise
+from detect_ai.verdicts import Verdicts
 
 logger = logging.getLogger(__name__)
 
+REPORTED_TARGETS = (0.01, 0.05)
+LENGTHS = (64, 128, 256, 512)  # tokens that part the ranges of the report
+MIN_SLICE = 20  # texts
+MAX_SLICES = 40  # of a column, the largest ones
+MIN_GROUPS = 20  # fewer say nothing of how figures vary with them
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is judged on what.
+
+    Attributes:
+        where: storage and key of the bundle.
+        spec: of the bundle.
+        data: a path or a URI.
+        name: of the data, for results.
+        corpus: that the bundle learnt from, when storage has it.
+        is_test: the data is the test split of that corpus.
+    """
+
+    where: tuple[Storage, str]
+    spec: DetectorSpec
+    data: str
+    name: str
+    corpus: Corpus | None
+    is_test: bool
+
+
+def result_name(config: Config) -> str:
+    """Under which name the result is kept: figures of other data than the test split never stand for its."""
+    return f"evaluate-{data_name(config)}" if config.data else "evaluate"
+
+
+def data_name(config: Config) -> str:
+    """The name of `data` in results: given, or of the file or folder."""
+    last = config.data.partition("?")[0].rstrip("/").rpartition("/")[2].partition(".")[0]
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in config.evaluation.name or last)
+    return safe[:48].strip("-._") or "data"
+
 
 def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
-    """Judge the candidate bundle of this run on the test split.
+    """Judge a bundle on labelled texts.
 
-    The thresholds are those of the bundle, fixed on the calibration split; the test split decides nothing.
+    The bundle is `bundle`, else the candidate of this run; the texts are `data`, else the test split of this run.
+
+    Raises:
+        ConfigError: no such bundle, or the test split is of another corpus than the bundle's.
+        CorpusError: the data cannot be read, or has no labels.
     """
-    calibrated = read_result(storage, config.run, "calibrate")
-    corpus = Corpus.open(storage, calibrated["corpus"])
-    with storage.local_folder(calibrated["bundle"]) as folder:
-        spec = read_spec(folder)
-    scored = score_split(corpus, "test", calibrated["bundle"], bundle_loader(config.score), config.score)
-    figures = metrics.report(
-        scored.labels,
-        scored.scores,
-        spec.calibration.probability(scored.scores),
-        {target: spec.calibration.bounds(target)[1] for target in spec.calibration.thresholds},
-    )
-    logger.info("%s on the test split: %s", spec.version, describe(figures))
+    started = time.perf_counter()
+    subject = _subject(config, storage)
+    key = f"runs/{config.run}/{attempt(f'evaluation-{subject.name}')}"
+    try:
+        plain = replace(config.score, format="parquet")
+        judged = judge(subject.data, subject.where, plain, (storage, f"{key}/verdicts"))
+        verdicts = Verdicts.read(storage, f"{key}/verdicts")
+        if not verdicts.labelled.any():
+            raise CorpusError(
+                f"data={subject.data}: no text has a label; expected a column 'label' of 0 (human) and 1 (ai): name "
+                f"yours with score.columns.label=…"
+            )
+        skipped = {"no_text": judged.skipped, "no_label": int((~verdicts.labelled).sum())}
+        verdicts = verdicts[verdicts.labelled]
+        report = _report(config, storage, key, subject, verdicts, {k: v for k, v in skipped.items() if v})
+        report["seconds"] = round(time.perf_counter() - started, 1)
+        written = _write(storage, key, report, verdicts)
+    except BaseException:
+        storage.delete(key)
+        raise
+    storage.prune(f"runs/{config.run}", f"evaluation-{subject.name}-", config.storage.keep)
+    overall = report["overall"]
+    logger.info("%s on %s: %s", subject.spec.version, subject.name, describe(overall))
     return {
-        **figures,
-        "bundle": calibrated["bundle"],
-        "version": spec.version,
-        "test_fingerprint": fingerprint_of_test(corpus),
+        **{name: None for target in REPORTED_TARGETS for name in _of_target(target)},
+        **overall,
+        "baseline": _short(report["baseline"]),
+        "slices": report["slices"],
+        "attacks": report["attacks"],
+        "exchangeability": report["exchangeability"],
+        "explanation": report["explanation"],
+        "contaminated": report["data"]["contaminated"],
+        "data": subject.data,
+        "bundle": subject.where[1] if subject.where[0] is storage else subject.where[0].uri(subject.where[1]),
+        "version": subject.spec.version,
+        "test_fingerprint": report["data"]["fingerprint"],
+        **written,
     }
+
+
+def _of_target(target: float) -> list[str]:
+    percent = f"{100 * target:g}".replace(".", "_")
+    return [f"{figure}_at_target_{percent}" for figure in ("fpr", "tpr")]
+
+
+def _short(baseline: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The baseline's figures without their intervals."""
+    return baseline and {name: v for name, v in baseline.items() if not name.endswith(("_low", "_high"))}
+
+
+def describe(figures: dict[str, Any]) -> str:
+    """The main figures in one line."""
+    names = ("auroc", "tpr_at_fpr_1", "tpr_at_fpr_5", "fpr_at_target_1", "fpr_at_target_5", "ece", "uncertain_share")
+    shown = [f"{name} {figures[name]:.3f}" for name in names if figures.get(name) is not None]
+    return f"{', '.join(shown)} ({figures['n_human']} human, {figures['n_ai']} AI texts)"
+
+
+# What is judged
+
+
+def _subject(config: Config, storage: Storage) -> Subject:
+    if config.bundle:
+        where = Registry(storage).locate(config.bundle)
+    else:
+        where = storage, str(read_result(storage, config.run, "calibrate")["bundle"])
+    with where[0].local_folder(where[1]) as folder:
+        spec = read_spec(folder)
+    corpus = _corpus_of(storage, spec)
+    if config.data:
+        return Subject(where, spec, config.data, data_name(config), corpus, is_test=False)
+    prepared = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
+    if prepared.manifest.fingerprint != spec.corpus["fingerprint"]:
+        raise ConfigError(
+            f"bundle={config.bundle}: it learnt from corpus {spec.corpus['fingerprint'][:12]}, run={config.run} has "
+            f"{prepared.manifest.fingerprint[:12]}, whose test split it may have seen. Name the texts with data=…: they are "
+            f"searched for what it learnt from"
+        )
+    return Subject(where, spec, storage.uri(f"{prepared.key}/test"), "test", prepared, is_test=True)
+
+
+def _corpus_of(storage: Storage, spec: DetectorSpec) -> Corpus | None:
+    """The corpus that a bundle learnt from; None where this storage has it not."""
+    for name in storage.list("corpora"):
+        try:
+            corpus = Corpus.open(storage, f"corpora/{name}")
+        except CorpusError:
+            continue
+        if corpus.manifest.fingerprint == spec.corpus["fingerprint"]:
+            return corpus
+    return None
 
 
 def fingerprint_of_test(corpus: Corpus) -> str:
@@ -46,8 +177,204 @@ def fingerprint_of_test(corpus: Corpus) -> str:
     return ",".join(shard.sha256 for shard in corpus.shards("test"))
 
 
-def describe(figures: dict[str, Any]) -> str:
-    """The main figures in one line."""
-    names = ("auroc", "tpr_at_fpr_1", "tpr_at_fpr_5", "accuracy", "f1", "ece")
-    shown = [f"{name} {figures[name]:.3f}" for name in names if figures[name] is not None]
-    return f"{', '.join(shown)} ({figures['n_human']} human, {figures['n_ai']} AI texts)"
+# The report
+
+
+def _report(
+    config: Config, storage: Storage, key: str, subject: Subject, verdicts: Verdicts, skipped: dict[str, int]
+) -> dict[str, Any]:
+    """Everything that the page shows, as plain values (see `reports.evaluation`)."""
+    e, spec, corpus = config.evaluation, subject.spec, subject.corpus
+    targets = sorted(spec.calibration.thresholds)
+    overall = figures_of(verdicts, spec, e.bootstrap, config.seed)
+    baseline_scores = baseline = None
+    if e.baseline and corpus is not None:
+        baseline = baseline_of(corpus, targets, config.seed)
+        baseline_scores = _baseline_scores(config, subject, verdicts, baseline)
+    contaminated = _contaminated(config, subject, verdicts)
+    attacks = probes.attacked(config, subject.where, subject.data, (storage, key), verdicts, min(targets))
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "bundle": {
+            "version": spec.version,
+            "base_model": spec.base_model,
+            "corpus": spec.corpus,
+            "targets": targets,
+            "default_target": spec.default_target_fpr,
+            "min_tokens_by_target": {
+                repr(target): max(spec.min_tokens, spec.calibration.min_tokens.get(target, 0)) for target in targets
+            },
+        },
+        "data": {
+            "name": subject.name,
+            "rows": len(verdicts),
+            "skipped": skipped,
+            "one_class": not 0 < verdicts.labels.sum() < len(verdicts),
+            "contaminated": contaminated,
+            "contamination_checked": contaminated is not None,
+            "other_corpus": not subject.is_test,
+            "fingerprint": fingerprint_of_test(corpus) if subject.is_test and corpus else verdicts.fingerprint,
+        },
+        "overall": overall,
+        "baseline": None
+        if baseline is None or baseline_scores is None
+        else _baseline_figures(verdicts, baseline, baseline_scores, e.bootstrap, config.seed),
+        "slices": _slices(verdicts, spec),
+        "lengths": _lengths(verdicts, spec),
+        "attacks": attacks,
+        "curves": _curves(verdicts, baseline_scores),
+        "uncertain": dict(Counter(reason for reasons in verdicts.reasons for reason in reasons).most_common()),
+        "worst": probes.worst(config, subject.where, subject.data, (storage, key), verdicts),
+        "explanation": probes.explained(config, subject.where, subject.data, (storage, key), verdicts),
+        "exchangeability": _exchangeability(subject, verdicts, overall, targets),
+    }
+
+
+def figures_of(verdicts: Verdicts, spec: DetectorSpec, rounds: int, seed: int = 0) -> dict[str, Any]:
+    """All figures of labelled texts, by the calls at every target of the bundle."""
+    calls = {target: verdicts.calls(target) for target in spec.calibration.thresholds}
+    groups = verdicts.columns["group"]
+    known = groups if len(np.unique(groups)) >= MIN_GROUPS and (groups != "").all() else None
+    return metrics.report(
+        verdicts.labels,
+        verdicts.scores,
+        verdicts.probabilities,
+        calls,
+        default_target=spec.default_target_fpr,
+        groups=known,
+        rounds=rounds,
+        seed=seed,
+    )
+
+
+def _slices(verdicts: Verdicts, spec: DetectorSpec) -> list[dict[str, Any]]:
+    """Figures of the values of each column that has two or more, largest first."""
+    found = []
+    for column in (*SLICES, "group", "compared_with"):
+        values = verdicts.columns[column]
+        names, counts = np.unique(values[values != ""], return_counts=True)
+        if len(names) < 2 or (column == "group" and len(names) > MAX_SLICES):
+            continue
+        for name in names[np.argsort(-counts, kind="stable")[:MAX_SLICES]].tolist():
+            part = verdicts[values == name]
+            if len(part) >= MIN_SLICE:
+                found.append({"column": column, "value": name, **figures_of(part, spec, rounds=0)})
+    return found
+
+
+def _lengths(verdicts: Verdicts, spec: DetectorSpec) -> list[dict[str, Any]]:
+    found = []
+    for low, high in zip((0, *LENGTHS), (*LENGTHS, None), strict=True):
+        inside = (verdicts.num_tokens >= low) & (verdicts.num_tokens < (np.inf if high is None else high))
+        if inside.any():
+            found.append({"low": low, "high": high, **figures_of(verdicts[inside], spec, rounds=0)})
+    return found
+
+
+def _curves(verdicts: Verdicts, baseline_scores: Any) -> dict[str, Any]:
+    labels, p = verdicts.labels, verdicts.probabilities
+    both = 0 < labels.sum() < len(labels)
+    edges = np.linspace(0, 1, 41)
+    return {
+        "roc": metrics.roc(labels, verdicts.scores) if both else None,
+        "baseline_roc": metrics.roc(labels, baseline_scores) if both and baseline_scores is not None else None,
+        "reliability": metrics.reliability(labels, p),
+        "histogram": {
+            "edges": edges.tolist(),
+            "human": np.histogram(p[labels == 0], edges)[0].tolist(),
+            "ai": np.histogram(p[labels == 1], edges)[0].tolist(),
+        },
+    }
+
+
+def _baseline_scores(config: Config, subject: Subject, verdicts: Verdicts, baseline: Baseline) -> Any:
+    """The baseline's scores in the order of the verdicts."""
+    texts = ((text.id, text.text) for text in probes.texts_of(subject.data, config.score))
+    names, scores = [], []
+    batch: list[str] = []
+    for name, text in texts:
+        names.append(name)
+        batch.append(normalise(text).text)
+        if len(batch) == 512:
+            scores.append(baseline.score(batch))
+            batch = []
+    scores.append(baseline.score(batch))
+    by_id = dict(zip(names, np.concatenate(scores).tolist(), strict=True))
+    return np.asarray([by_id[name] for name in verdicts.ids])
+
+
+def _baseline_figures(verdicts: Verdicts, baseline: Baseline, scores: Any, rounds: int, seed: int) -> dict[str, Any]:
+    calibration = baseline.calibration
+    calls = {t: metrics.calls_at(scores, *calibration.bounds(t)) for t in calibration.thresholds}
+    return metrics.report(verdicts.labels, scores, calibration.probability(scores), calls, rounds=rounds, seed=seed)
+
+
+def _contaminated(config: Config, subject: Subject, verdicts: Verdicts) -> int | None:
+    """How many texts have a near duplicate in what the bundle learnt from; None where that is not known."""
+    if subject.is_test:
+        return 0  # prepare parts near duplicates from each other
+    if not config.evaluation.contamination or subject.corpus is None:
+        return None
+    known = [
+        signatures([normalise(text).text for text in table["text"].to_pylist()])
+        for split in ("train", "validation", "calibration")
+        for table in subject.corpus.tables(split, ["text"])
+    ]
+    judged, batch = [], []
+    for text in probes.texts_of(subject.data, config.score):
+        batch.append(normalise(text.text).text)
+        if len(batch) == 512:
+            judged.append(signatures(batch))
+            batch = []
+    judged.append(signatures(batch))
+    rows = np.concatenate([*known, *judged])
+    first = sum(map(len, known))
+    found = clusters(len(rows), similar_pairs(rows, config.corpus.similarity))
+    return int(np.isin(found[first:], found[:first]).sum())
+
+
+def _exchangeability(subject: Subject, verdicts: Verdicts, overall: dict[str, Any], targets: list[float]) -> list[str]:
+    """What breaks, or may break, the guarantee of the thresholds on these texts."""
+    said = [
+        "The guarantee holds on average for human texts exchangeable with the calibration texts: the same sources, "
+        "topics, writers and lengths."
+    ]
+    if subject.corpus is not None and not subject.is_test:
+        known = {row["domain"] for row in subject.corpus.manifest.counts if row["split"] == "calibration"}
+        domains = verdicts.columns["domain"][verdicts.labels == 0]
+        strange = [name for name in np.unique(domains).tolist() if name and name not in known]
+        if strange:
+            share = float(np.isin(domains, strange).mean())
+            shown = ", ".join(strange[:8]) + (" …" if len(strange) > 8 else "")
+            said.append(f"{100 * share:.0f}% of the human texts are of domains that calibration never saw ({shown}).")
+    for target in targets:
+        percent = f"{100 * target:g}".replace(".", "_")
+        low, rate = overall[f"fpr_at_target_{percent}_low"], overall[f"fpr_at_target_{percent}"]
+        if rate is not None and low > target:
+            said.append(
+                f"At the target of {100 * target:g}% it called {100 * rate:.1f}% of these human texts AI, more than "
+                f"chance allows: they are not like the calibration texts."
+            )
+    unsure = float((verdicts.columns["compared_with"] == "").mean())
+    if subject.spec.registers and unsure > 0:
+        said.append(
+            f"{100 * unsure:.0f}% of the texts are of no register that the detector knows "
+            f"({', '.join(subject.spec.registers)}); they are judged by the strictest thresholds, without a guarantee."
+        )
+    return said
+
+
+def _write(storage: Storage, key: str, report: dict[str, Any], verdicts: Verdicts) -> dict[str, str]:
+    from detect_ai.reports.evaluation import evaluation_report
+
+    storage.write_json(f"{key}/report.json", report)
+    storage.write_bytes(f"{key}/report.html", evaluation_report(report).encode())
+    predictions = raid.predictions(verdicts.ids.tolist(), verdicts.probabilities.tolist())
+    storage.write_json(f"{key}/predictions.json", predictions)
+    attacks = verdicts.columns["attack"].copy()
+    attacks[attacks == ""] = "none"
+    found = raid.results(
+        verdicts.labels, verdicts.probabilities, verdicts.columns["domain"], verdicts.columns["generator"], attacks
+    )
+    storage.write_json(f"{key}/results.json", found)
+    return {name: f"{key}/{file}" for name, file in (("report", "report.html"), ("report_json", "report.json"))}

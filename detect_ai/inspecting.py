@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from detect_ai.config import SPLITS, Config
@@ -25,7 +24,6 @@ logger = logging.getLogger(__name__)
 # What the audit reads of each split: the leading rows, which are random ones. Characters are shared out alike.
 MAX_ROWS = {"train": 10_000, "validation": 3_000, "calibration": 3_500, "test": 3_500}
 MAX_CHARACTERS = 100_000_000
-READ_AT_ONCE = 256  # rows
 LENGTH_BINS = 40
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LABELS = ("human", "ai")
@@ -101,21 +99,13 @@ def describe(corpus: Corpus, found: Audit, findings: list[Finding]) -> dict[str,
 def _leading_rows(corpus: Corpus) -> Iterator[pa.Table]:
     for split, most in MAX_ROWS.items():
         characters = MAX_CHARACTERS * most // sum(MAX_ROWS.values())
-        for batch in _batches(corpus, split, ["text", "label", "weight", *_SLICES]):
+        for batch in corpus.tables(split, ["text", "label", "weight", *_SLICES]):
             taken = batch.slice(0, most)
             yield taken.append_column("split", pa.array([split] * len(taken), pa.string()))
             most -= len(taken)
             characters -= taken["text"].nbytes
             if most <= 0 or characters <= 0:
                 break
-
-
-def _batches(corpus: Corpus, split: str, columns: list[str]) -> Iterator[pa.Table]:
-    """The rows of a split in order, a few at a time: shards are opened only as far as they are needed."""
-    for shard in corpus.shards(split):
-        with corpus.storage.filesystem.open_input_file(corpus.storage.path(corpus.shard_key(shard))) as file:
-            for batch in pq.ParquetFile(file).iter_batches(READ_AT_ONCE, columns=columns):
-                yield pa.Table.from_batches([batch])
 
 
 def _lengths(corpus: Corpus) -> dict[str, Any]:
@@ -140,7 +130,7 @@ def _distribution(tokens: NDArray[np.int32], edges: NDArray[np.float64]) -> dict
 def _quarantine(corpus: Corpus) -> list[dict[str, Any]]:
     """Rows of the quarantine by reason and source."""
     counts: Counter[tuple[str, str]] = Counter()
-    for batch in _batches(corpus, QUARANTINE, ["reason", "source"]):
+    for batch in corpus.tables(QUARANTINE, ["reason", "source"]):
         counts.update(zip(batch["reason"].to_pylist(), batch["source"].to_pylist(), strict=True))
     return [{"reason": reason, "source": source, "rows": rows} for (reason, source), rows in counts.most_common()]
 

@@ -1,19 +1,30 @@
-"""Figures that judge a detector, from labels (0 human, 1 AI), scores (higher = more AI) and probabilities.
+"""Figures that judge a detector, from labels (0 human, 1 AI), scores (higher = more AI), probabilities and calls.
 
-Every function takes arrays of shape (n,) and raises `InputError` when their lengths differ, a label is
-neither 0 nor 1, or a value is not finite.
+Predictions decide about every text (0 human, 1 AI); calls may leave a text open (-1 uncertain). Every function takes
+arrays of shape (n,) and raises `InputError` when their lengths differ, a label is neither 0 nor 1, or a value is not
+finite.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv
 
 from detect_ai.errors import InputError
+from detect_ai.intervals import bootstrap, group_numbers
+from detect_ai.intervals import rate_interval as rate_interval
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Figures = dict[str, float | int | None]
+
+# What `report` gives a bootstrap interval.
+RESAMPLED = (
+    *("auroc", "tpr_at_fpr_0_1", "tpr_at_fpr_1", "tpr_at_fpr_5"),
+    *("balanced_accuracy", "f1", "ece", "brier"),
+)
+# A rate of 0.1% of fewer human texts is less than one text.
+HUMANS_FOR_0_1_PERCENT = 1000
 
 
 def check_binary(labels: ArrayLike, values: ArrayLike, name: str = "scores") -> tuple[Labels, Floats]:
@@ -55,6 +66,29 @@ def largest_count(rate: float, trials: int) -> int:
     return nearest if nearest / trials <= rate else nearest - 1
 
 
+def calls_at(scores: ArrayLike, lower: float, upper: float) -> Labels:
+    """The calls of two thresholds: below `lower` human (0), from `upper` on AI (1), between them uncertain (-1).
+
+    Args:
+        scores: higher = more AI, shape (n,); compared in float64.
+        lower: the first score that is not human.
+        upper: the first score that is AI, at least `lower`.
+
+    Returns:
+        0, 1 or -1 a text, shape (n,).
+
+    Raises:
+        InputError: a score is not finite, or the thresholds are not in order.
+    """
+    if not lower <= upper:
+        raise InputError(f"lower must be at most upper, found {lower} and {upper}")
+    values = np.asarray(scores, dtype=np.float64)
+    not_finite = int((~np.isfinite(values)).sum())
+    if not_finite:
+        raise InputError(f"scores must be finite, found {not_finite} of {values.size} that are not")
+    return np.where(values >= upper, 1, np.where(values < lower, 0, -1)).astype(np.int64)
+
+
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     """The probability that a random AI text scores above a random human text, ties counted as one half.
 
@@ -68,10 +102,7 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     Raises:
         InputError: as `check_binary`, or one class is missing.
     """
-    human, ai = _by_class(labels, scores)
-    below = np.searchsorted(human, ai, side="left").sum()
-    below_or_equal = np.searchsorted(human, ai, side="right").sum()
-    return float((below + below_or_equal) / (2 * human.size * ai.size))
+    return _area(*_curve(*_check_both(labels, scores))(None))
 
 
 def tpr_at_fpr(labels: ArrayLike, scores: ArrayLike, fpr: float) -> float:
@@ -93,12 +124,38 @@ def tpr_at_fpr(labels: ArrayLike, scores: ArrayLike, fpr: float) -> float:
     """
     if not 0.0 <= fpr <= 1.0:
         raise InputError(f"fpr must be in [0, 1], found {fpr}")
-    human, ai = _by_class(labels, scores)
-    allowed = largest_count(fpr, human.size)
-    if allowed == human.size:
-        return 1.0
-    first_refused = human[-1 - allowed]
-    return float((ai > first_refused).mean())
+    return _tpr_at(fpr, *_curve(*_check_both(labels, scores))(None))
+
+
+def roc(labels: ArrayLike, scores: ArrayLike, points: int = 200) -> dict[str, list[float]]:
+    """The ROC curve, thinned for plotting; every point belongs to a threshold that exists.
+
+    A third of the points is spread evenly over the FPR, one over the TPR, and one logarithmically over the FPR below
+    1%, where detectors are used. A curve of fewer points is given whole.
+
+    Args:
+        labels: 0 human, 1 AI, shape (n,).
+        scores: higher = more AI, shape (n,).
+        points: the most points, at least 10.
+
+    Returns:
+        "fpr" and "tpr", both ascending from 0.0 to 1.0.
+
+    Raises:
+        InputError: as `auroc`, or fewer than 10 points.
+    """
+    if points < 10:
+        raise InputError(f"points must be at least 10, found {points}")
+    false, true = _curve(*_check_both(labels, scores))(None)
+    fpr, tpr = false / false[-1], true / true[-1]
+    if fpr.size > points:
+        grid = np.linspace(0, 1, points // 3)
+        small = np.geomspace(min(1 / false[-1], 0.01), 0.01, points // 3)
+        chosen = np.union1d(
+            np.searchsorted(fpr, np.concatenate([grid, small]), side="right") - 1, np.searchsorted(tpr, grid)
+        )
+        fpr, tpr = fpr[chosen], tpr[chosen]
+    return {"fpr": fpr.tolist(), "tpr": tpr.tolist()}
 
 
 def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
@@ -107,17 +164,81 @@ def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
     return float((truth == calls).mean())
 
 
+def balanced_accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
+    """The mean of the share of human texts predicted human and that of AI texts predicted AI; needs both classes."""
+    truth, calls = _checked_predictions(labels, predictions)
+    _check_both(truth, calls)
+    return _balanced(_table(truth, calls))
+
+
+def precision(labels: ArrayLike, predictions: ArrayLike) -> float:
+    """The share of AI texts among those predicted AI; 0.0 where none is."""
+    _, fp, _, tp = _table(*_checked_predictions(labels, predictions))
+    return tp / (tp + fp) if tp + fp else 0.0
+
+
+def recall(labels: ArrayLike, predictions: ArrayLike) -> float:
+    """The share of AI texts predicted AI; 0.0 where no text is AI."""
+    _, _, fn, tp = _table(*_checked_predictions(labels, predictions))
+    return tp / (tp + fn) if tp + fn else 0.0
+
+
 def f1(labels: ArrayLike, predictions: ArrayLike) -> float:
     """The harmonic mean of precision and recall of the class AI; 0.0 where no text is AI and none is called AI."""
-    truth, calls = _checked_predictions(labels, predictions)
-    positives = truth.sum() + calls.sum()
-    return float(2 * (truth * calls).sum() / positives) if positives else 0.0
+    return _f1(_table(*_checked_predictions(labels, predictions)))
+
+
+def c_at_1(labels: ArrayLike, calls: ArrayLike) -> float:
+    """Accuracy that credits an uncertain text with the accuracy over all texts, (n_c + n_u * n_c / n) / n.
+
+    n_c texts are called right and n_u left open (Peñas and Rodrigo 2011, "A Simple Measure to Assess Non-response").
+
+    Args:
+        labels: 0 human, 1 AI, shape (n,).
+        calls: 0 human, 1 AI, -1 uncertain, shape (n,).
+
+    Returns:
+        The figure, in [0, 1]; without uncertain texts the accuracy.
+
+    Raises:
+        InputError: as `check_binary`, or a call is none of these.
+    """
+    truth, made = _checked_calls(labels, calls)
+    right, uncertain = int((truth == made).sum()), int((made == -1).sum())
+    return (right + uncertain * right / truth.size) / truth.size
+
+
+def f05u(labels: ArrayLike, calls: ArrayLike) -> float:
+    """F0.5 of the class AI with uncertain texts as missed ones: 1.25 TP / (1.25 TP + 0.25 (FN + U) + FP).
+
+    U are the uncertain texts of both classes (Bevendorff et al. 2019, "Generalizing Unmasking for Short Texts").
+
+    Args:
+        labels: 0 human, 1 AI, shape (n,).
+        calls: 0 human, 1 AI, -1 uncertain, shape (n,).
+
+    Returns:
+        The figure, in [0, 1]; 0.0 where all texts are human and called human.
+
+    Raises:
+        InputError: as `c_at_1`.
+    """
+    truth, made = _checked_calls(labels, calls)
+    tp, fp = int(((made == 1) & (truth == 1)).sum()), int(((made == 1) & (truth == 0)).sum())
+    fn, uncertain = int(((made == 0) & (truth == 1)).sum()), int((made == -1).sum())
+    total = 1.25 * tp + 0.25 * (fn + uncertain) + fp
+    return 1.25 * tp / total if total else 0.0
 
 
 def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """The mean squared distance of P(AI) from the label (Brier 1950), in [0, 1]."""
     truth, p = _checked_probabilities(labels, probabilities)
     return float(((p - truth) ** 2).mean())
+
+
+def brier_complement(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """One minus `brier`: higher is better, as in the evaluations of PAN."""
+    return 1 - brier(labels, probabilities)
 
 
 def ece(labels: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> float:
@@ -130,17 +251,46 @@ def ece(labels: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> float:
     Args:
         labels: 0 human, 1 AI, shape (n,).
         probabilities: P(AI), shape (n,).
-        bins: number of bins on [0, 1].
+        bins: number of bins on [0, 1], at least 1.
 
     Returns:
         The error, in [0, 1].
 
     Raises:
-        InputError: as `check_binary`, or a probability is outside [0, 1].
+        InputError: as `check_binary`, a probability is outside [0, 1], or there is no bin.
     """
     truth, p = _checked_probabilities(labels, probabilities)
-    bin_of_text = np.minimum((p * bins).astype(np.int64), bins - 1)
-    return float(np.abs(np.bincount(bin_of_text, weights=p - truth)).sum() / p.size)
+    return float(np.abs(np.bincount(_bin_of_text(p, bins), weights=p - truth)).sum() / p.size)
+
+
+def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> list[dict[str, float | int]]:
+    """What stands behind `ece`: probability and truth, bin by bin.
+
+    Args:
+        labels: 0 human, 1 AI, shape (n,).
+        probabilities: P(AI), shape (n,).
+        bins: number of bins on [0, 1], at least 1.
+
+    Returns:
+        For each bin with texts, ascending: its edges "low" and "high", the "count" of texts, their "mean_probability",
+        the "share_ai" of AI texts and its 95% interval "share_low", "share_high" (Clopper-Pearson).
+
+    Raises:
+        InputError: as `ece`.
+    """
+    truth, p = _checked_probabilities(labels, probabilities)
+    bin_of_text = _bin_of_text(p, bins)
+    counts = np.bincount(bin_of_text).tolist()
+    ai = np.bincount(bin_of_text[truth == 1], minlength=len(counts)).tolist()
+    sums = np.bincount(bin_of_text, weights=p).tolist()
+    rows: list[dict[str, float | int]] = []
+    for number, count in enumerate(counts):
+        if count:
+            low, high = rate_interval(ai[number], count)
+            edges = {"low": number / bins, "high": (number + 1) / bins}
+            share = {"share_ai": ai[number] / count, "share_low": low, "share_high": high}
+            rows.append({**edges, "count": count, "mean_probability": sums[number] / count, **share})
+    return rows
 
 
 def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
@@ -151,93 +301,222 @@ def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
     return float(-np.log(np.where(truth == 1, p, 1 - p)).mean())
 
 
-def rate_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact two-sided interval of a binomial rate (Clopper and Pearson 1934).
-
-    Args:
-        successes: how often it happened, in [0, trials].
-        trials: how often it could have happened; 0 says nothing, so the interval is (0.0, 1.0).
-        confidence: the coverage that is at least held, in (0, 1).
-
-    Returns:
-        The lower and the upper bound.
-
-    Raises:
-        InputError: `successes` is outside [0, trials], or `confidence` outside (0, 1).
-    """
-    if not 0 <= successes <= trials:
-        raise InputError(f"successes must be in [0, {trials}], found {successes}")
-    if not 0.0 < confidence < 1.0:
-        raise InputError(f"confidence must be in (0, 1), found {confidence}")
-    tail = (1 - confidence) / 2
-    failures = trials - successes
-    low = float(betaincinv(successes, failures + 1, tail)) if successes else 0.0
-    high = float(betaincinv(successes + 1, failures, 1 - tail)) if failures else 1.0
-    return low, high
-
-
-def report(
-    labels: ArrayLike,
-    scores: ArrayLike,
-    probabilities: ArrayLike,
-    upper_by_target: Mapping[float, float],
-) -> dict[str, float | int | None]:
-    """All figures of one set of texts, ready for JSON.
-
-    A set with one class (a slice by generator, say) is reported too: what needs the missing class is None.
-    Accuracy and F1 call a text AI from probability 0.5 on. For a target of 5% the figures of its threshold
-    are `fpr_at_target_5` and `tpr_at_target_5`, each with `_low` and `_high` (95%, Clopper-Pearson); for 0.1%
-    they end in `_0_1`.
+def weighted_figures(
+    labels: ArrayLike, scores: ArrayLike, probabilities: ArrayLike
+) -> Callable[[Labels], dict[str, float]]:
+    """The figures that `report` resamples, as one function of how often each text counts: sorted once for all rounds.
 
     Args:
         labels: 0 human, 1 AI, shape (n,).
         scores: higher = more AI, shape (n,).
         probabilities: P(AI), shape (n,).
-        upper_by_target: the threshold by target FPR; a text is called AI iff its score is at least that.
 
     Returns:
-        Figures by name.
+        A function of multiplicities (int64, shape (n,)) that gives the figures by name, each as of the texts so often
+        repeated. Texts of one class have `ece` and `brier` only, fewer than 1,000 human texts no `tpr_at_fpr_0_1`.
+        Where the texts have both classes, so must the multiplicities.
 
     Raises:
         InputError: as `check_binary`, or a probability is outside [0, 1].
     """
     truth, s = check_binary(labels, scores)
     _, p = _checked_probabilities(labels, probabilities)
-    calls = p >= 0.5
-    num_ai = int(truth.sum())
-    both = 0 < num_ai < truth.size
-    figures: dict[str, float | int | None] = {
-        "n_human": truth.size - num_ai,
-        "n_ai": num_ai,
-        "auroc": auroc(truth, s) if both else None,
-        "tpr_at_fpr_1": tpr_at_fpr(truth, s, 0.01) if both else None,
-        "tpr_at_fpr_5": tpr_at_fpr(truth, s, 0.05) if both else None,
-        "accuracy": accuracy(truth, calls),
-        "f1": f1(truth, calls) if both else None,
-        "ece": ece(truth, p),
-        "brier": brier(truth, p),
-        "log_loss": log_loss(truth, p),
-    }
-    for target, threshold in upper_by_target.items():
-        percent = f"{100 * target:g}".replace(".", "_")
-        figures |= _rate_at_threshold(f"fpr_at_target_{percent}", s[truth == 0], threshold)
-        figures |= _rate_at_threshold(f"tpr_at_target_{percent}", s[truth == 1], threshold)
+    curve, outcome = _curve(truth, s), 2 * truth + (p >= 0.5)
+    bin_of_text, errors, squares = _bin_of_text(p, 15), p - truth, (p - truth) ** 2
+    targets = _fpr_targets(truth)
+
+    def figures(counts: Labels) -> dict[str, float]:
+        texts = int(counts.sum())
+        found = {
+            "ece": float(np.abs(np.bincount(bin_of_text, weights=counts * errors)).sum() / texts),
+            "brier": float(counts @ squares / texts),
+        }
+        if targets:
+            points, table = curve(counts), _counted(outcome, counts)
+            found |= {"auroc": _area(*points), "f1": _f1(table), "balanced_accuracy": _balanced(table)}
+            found |= {name: _tpr_at(fpr, *points) for name, fpr in targets.items()}
+        return found
+
     return figures
 
 
-def _rate_at_threshold(name: str, scores: Floats, threshold: float) -> dict[str, float | int | None]:
-    called = int((scores >= threshold).sum())
-    low, high = rate_interval(called, scores.size)
-    return {name: called / scores.size if scores.size else None, f"{name}_low": low, f"{name}_high": high}
+def report(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    probabilities: ArrayLike,
+    calls_by_target: Mapping[float, ArrayLike],
+    default_target: float | None = None,
+    groups: ArrayLike | None = None,
+    rounds: int = 200,
+    seed: int = 0,
+) -> Figures:
+    """All figures of one set of texts, ready for JSON.
+
+    A set with one class (a slice by generator, say) is reported too: what needs the missing class is None. Accuracy,
+    balanced accuracy, precision, recall and F1 call a text AI from probability 0.5 on.
+
+    The figures named in `RESAMPLED` have percentile bootstrap bounds `_low` and `_high` (95%; None with the figure,
+    without rounds, and for texts of one group), all rates have those of Clopper and Pearson, which take texts for
+    independent. A rate of no texts is None, within 0.0 and 1.0.
+
+    For a target of 5%, `fpr_at_target_5` is the share of all human texts called AI, `tpr_at_target_5` that of all AI
+    texts (an uncertain one is missed), `uncertain_share_at_5` the share of all texts left open; for 0.1% they end in
+    `_0_1`. `uncertain_share`, `c_at_1` and `f05u` are of the default target, None where no target is given, and
+    `pan_mean` is the mean of AUROC, `brier_complement`, `c_at_1`, F1 and `f05u`. (PAN's own F1 leaves out uncertain
+    texts; this one is of all texts.)
+
+    Args:
+        labels: 0 human, 1 AI, shape (n,).
+        scores: higher = more AI, shape (n,).
+        probabilities: P(AI), shape (n,).
+        calls_by_target: by target FPR the calls, 0 human, 1 AI, -1 uncertain, shape (n,); see `calls_at`.
+        default_target: one of these targets; None: the largest.
+        groups: the group of each text, which go together into a resample; see `intervals.group_numbers`.
+        rounds: number of bootstrap resamples; 0: no bootstrap.
+        seed: of the resamples.
+
+    Returns:
+        Figures by name.
+
+    Raises:
+        InputError: as `check_binary`, a probability is outside [0, 1], a call is none of these, the default target is
+            not among the targets, or the groups have another shape.
+    """
+    truth, s = check_binary(labels, scores)
+    _, p = _checked_probabilities(labels, probabilities)
+    calls = {target: _checked_calls(truth, made)[1] for target, made in calls_by_target.items()}
+    if default_target is not None and default_target not in calls:
+        raise InputError(f"the default target must be one of {sorted(calls)}, found {default_target}")
+    num_ai = int(truth.sum())
+    resampled = _resampled(truth, s, p, groups, rounds, seed)
+    figures: Figures = {"n_human": truth.size - num_ai, "n_ai": num_ai, **resampled}
+    figures |= _of_predictions(_table(truth, (p >= 0.5).astype(np.int64)))
+    figures |= {"log_loss": log_loss(truth, p), "brier_complement": brier_complement(truth, p)}
+    for target, made in calls.items():
+        figures |= _of_target(f"{100 * target:g}".replace(".", "_"), truth, made)
+    chosen = max(calls, default=None) if default_target is None else default_target
+    figures |= _of_default(truth, None if chosen is None else calls[chosen])
+    parts = [figures[name] for name in ("auroc", "brier_complement", "c_at_1", "f1", "f05u")]
+    given = [part for part in parts if part is not None]
+    figures["pan_mean"] = sum(given) / len(parts) if len(given) == len(parts) else None
+    return figures
 
 
-def _by_class(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
-    """The human and the AI scores, each sorted ascending."""
-    truth, values = check_binary(labels, scores)
-    human, ai = np.sort(values[truth == 0]), np.sort(values[truth == 1])
-    if not (human.size and ai.size):
-        raise InputError(f"texts of both classes are needed, found {human.size} human and {ai.size} ai")
-    return human, ai
+def _resampled(truth: Labels, scores: Floats, p: Floats, groups: ArrayLike | None, rounds: int, seed: int) -> Figures:
+    """The figures of `RESAMPLED` with their bounds."""
+    figures = weighted_figures(truth, scores, p)
+    found = figures(np.ones_like(truth))
+    number = group_numbers(groups, truth.size)
+    intervals = bootstrap(figures, truth, number, rounds, seed) if rounds and number.max() > 0 else {}
+    made: Figures = {}
+    for name in RESAMPLED:
+        low, high = intervals.get(name, (None, None))
+        made |= {name: found.get(name), f"{name}_low": low, f"{name}_high": high}
+    return made
+
+
+def _of_predictions(table: tuple[int, int, int, int]) -> Figures:
+    tn, fp, fn, tp = table
+    called_ai = tp + fp if (tn + fp) and (fn + tp) else 0
+    return (
+        _rate("accuracy", tn + tp, sum(table))
+        | _rate("precision", tp if called_ai else 0, called_ai)
+        | _rate("recall", tp, fn + tp)
+    )
+
+
+def _of_target(percent: str, truth: Labels, calls: Labels) -> Figures:
+    rates: Figures = {}
+    for name, label in (("fpr", 0), ("tpr", 1)):
+        made = calls[truth == label]
+        rates |= _rate(f"{name}_at_target_{percent}", int((made == 1).sum()), made.size)
+    return rates | _rate(f"uncertain_share_at_{percent}", int((calls == -1).sum()), calls.size)
+
+
+def _of_default(truth: Labels, calls: Labels | None) -> Figures:
+    if calls is None:
+        return dict.fromkeys(("uncertain_share", "uncertain_share_low", "uncertain_share_high", "c_at_1", "f05u"))
+    both = 0 < truth.sum() < truth.size
+    share = _rate("uncertain_share", int((calls == -1).sum()), calls.size)
+    return share | {"c_at_1": c_at_1(truth, calls), "f05u": f05u(truth, calls) if both else None}
+
+
+def _rate(name: str, successes: int, trials: int) -> Figures:
+    low, high = rate_interval(successes, trials)
+    return {name: successes / trials if trials else None, f"{name}_low": low, f"{name}_high": high}
+
+
+def _fpr_targets(truth: Labels) -> dict[str, float]:
+    """What `tpr_at_fpr` is reported at: nothing without both classes, 0.1% with enough human texts only."""
+    num_human = int((truth == 0).sum())
+    if not 0 < num_human < truth.size:
+        return {}
+    few = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
+    return {"tpr_at_fpr_0_1": 0.001, **few} if num_human >= HUMANS_FOR_0_1_PERCENT else few
+
+
+def _curve(truth: Labels, scores: Floats) -> Callable[[Labels | None], tuple[Labels, Labels]]:
+    """Sorts once; gives, for how often each text counts, the ROC curve in texts.
+
+    That is the false and the true positives of each distinct score as threshold, descending, after those of none.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
+    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    ai = truth[order]
+
+    def points(counts: Labels | None) -> tuple[Labels, Labels]:
+        weights = np.ones_like(ai) if counts is None else counts[order]
+        true, all_called = (np.cumsum(np.add.reduceat(w, first)) for w in (weights * ai, weights))
+        start = np.zeros(1, dtype=np.int64)
+        return np.concatenate([start, all_called - true]), np.concatenate([start, true])
+
+    return points
+
+
+def _area(false: Labels, true: Labels) -> float:
+    twice = (np.diff(false) * (true[1:] + true[:-1])).sum()
+    return float(twice / (2 * false[-1] * true[-1]))
+
+
+def _tpr_at(fpr: float, false: Labels, true: Labels) -> float:
+    allowed = largest_count(fpr, int(false[-1]))
+    return float(true[np.searchsorted(false, allowed, side="right") - 1] / true[-1])
+
+
+def _table(truth: Labels, predictions: Labels) -> tuple[int, int, int, int]:
+    """True negatives, false positives, false negatives, true positives."""
+    return _counted(2 * truth + predictions, None)
+
+
+def _counted(outcome: Labels, counts: Labels | None) -> tuple[int, int, int, int]:
+    tn, fp, fn, tp = np.bincount(outcome, weights=counts, minlength=4).astype(np.int64).tolist()
+    return tn, fp, fn, tp
+
+
+def _balanced(table: tuple[int, int, int, int]) -> float:
+    tn, fp, fn, tp = table
+    return (tn / (tn + fp) + tp / (tp + fn)) / 2
+
+
+def _f1(table: tuple[int, int, int, int]) -> float:
+    _, fp, fn, tp = table
+    positives = 2 * tp + fp + fn
+    return 2 * tp / positives if positives else 0.0
+
+
+def _bin_of_text(p: Floats, bins: int) -> Labels:
+    if bins < 1:
+        raise InputError(f"bins must be at least 1, found {bins}")
+    return np.minimum((p * bins).astype(np.int64), bins - 1)
+
+
+def _check_both(labels: ArrayLike, values: ArrayLike) -> tuple[Labels, Floats]:
+    truth, numbers = check_binary(labels, values)
+    num_ai = int(truth.sum())
+    if not 0 < num_ai < truth.size:
+        raise InputError(f"texts of both classes are needed, found {truth.size - num_ai} human and {num_ai} ai")
+    return truth, numbers
 
 
 def _checked_predictions(labels: ArrayLike, predictions: ArrayLike) -> tuple[Labels, Labels]:
@@ -246,6 +525,14 @@ def _checked_predictions(labels: ArrayLike, predictions: ArrayLike) -> tuple[Lab
     if strangers.size:
         raise InputError(f"predictions must be 0 (human) or 1 (ai), found {strangers[0]}")
     return truth, calls.astype(np.int64)
+
+
+def _checked_calls(labels: ArrayLike, calls: ArrayLike) -> tuple[Labels, Labels]:
+    truth, made = check_binary(labels, calls, "calls")
+    strangers = made[~np.isin(made, (-1, 0, 1))]
+    if strangers.size:
+        raise InputError(f"calls must be 0 (human), 1 (ai) or -1 (uncertain), found {strangers[0]}")
+    return truth, made.astype(np.int64)
 
 
 def _checked_probabilities(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Labels, Floats]:

@@ -77,6 +77,34 @@ class Registry:
         with self.storage.local_folder(f"{_VERSIONS}/{version}") as folder:
             yield folder
 
+    def locate(self, name: str) -> tuple[Storage, str]:
+        """Where a bundle lies: storage and key.
+
+        Args:
+            name: a version or its beginning, a key under the storage root, or a path or URI of a folder; empty: the
+                champion.
+
+        Raises:
+            RegistryError: there is no such bundle, or several begin so.
+        """
+        if not name:
+            return self.storage, f"{_VERSIONS}/{self.require_champion()}"
+        found = [version for version in self.versions() if version.startswith(name)]
+        if len(found) == 1:
+            return self.storage, f"{_VERSIONS}/{found[0]}"
+        if found:
+            raise RegistryError(f"bundle={name}: {len(found)} versions begin so: {', '.join(found)}")
+        is_key = "://" not in name and not name.startswith(("/", "~", "."))
+        if is_key and self.storage.exists(f"{name}/{bundle.SPEC_FILE}"):
+            return self.storage, name
+        elsewhere, last = Storage.around(name)
+        if not elsewhere.exists(f"{last}/{bundle.SPEC_FILE}"):
+            raise RegistryError(
+                f"bundle={name}: expected a version of the registry ({', '.join(self.versions()) or 'it is empty'}), a "
+                f"key under {self.storage.root}, or a folder with {bundle.SPEC_FILE}"
+            )
+        return elsewhere, last
+
     def _require(self, version: str) -> None:
         if version not in (found := self.versions()):
             raise RegistryError(f"no version {version!r} under {self.storage.root}; found {', '.join(found) or 'none'}")

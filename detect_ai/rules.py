@@ -11,6 +11,7 @@ from detect_ai.config import SPLITS, Config, CorpusConfig, SourceConfig
 from detect_ai.corpus.presets import PRESETS
 from detect_ai.errors import ConfigError
 
+_NAME = "letters, digits, '.', '_' and '-', at most 64"
 Rule = tuple[str, Any, bool, str]  # key, value found, whether it holds, what is allowed
 
 
@@ -32,16 +33,17 @@ def _rules(c: Config) -> list[Rule]:
         _one_of("sweep.search", c.sweep.search, ("loguniform", "grid")),
         _one_of("tracking.mode", c.tracking.mode, ("auto", "online", "offline", "disabled")),
         ("storage.root", c.storage.root, bool(c.storage.root.strip()), "a path or a URI such as gs://bucket/folder"),
-        ("run", c.run, _is_name(c.run), "letters, digits, '.', '_' and '-', at most 64"),
-        (
-            "corpus.name",
-            c.corpus.name,
-            _is_name(c.corpus.name),
-            "letters, digits, '.', '_' and '-', at most 64",
-        ),
+        ("run", c.run, _is_name(c.run), _NAME),
+        ("corpus.name", c.corpus.name, _is_name(c.corpus.name), _NAME),
         ("model.window", c.model.window, c.model.window >= 16, "at least 16 tokens"),
         ("model.stride", c.model.stride, 1 <= c.model.stride <= c.model.window - 2, "1 to model.window - 2"),
         ("train.batch_size", c.train.batch_size, c.train.batch_size >= 1, "at least 1"),
+        (
+            "train.shortest_span",
+            c.train.shortest_span,
+            c.train.shortest_span <= c.model.window - 2,
+            "at most model.window - 2",
+        ),
         (
             "train.microbatch_size",
             c.train.microbatch_size,
@@ -76,7 +78,40 @@ def _rules(c: Config) -> list[Rule]:
         ),
         ("sweep.lrs", c.sweep.lrs, all(0 < lr < math.inf for lr in c.sweep.lrs), "finite learning rates above 0"),
     ]
-    return rules + _sweep_rules(c) + _corpus_rules(c.corpus) + _range_rules(c)
+    rules += _sweep_rules(c) + _corpus_rules(c.corpus) + _calibration_rules(c)
+    return rules + _judging_rules(c) + _range_rules(c)
+
+
+def _calibration_rules(c: Config) -> list[Rule]:
+    edges, registers = c.calibration.length_edges, c.calibration.registers
+    sources = [source for names in registers.values() for source in names]
+    return [
+        _one_of("calibration.method", c.calibration.method, ("platt", "isotonic")),
+        (
+            "calibration.length_edges",
+            edges,
+            all(edge > 0 for edge in edges) and edges == sorted(set(edges)),
+            "ascending numbers of tokens",
+        ),
+        (
+            "calibration.registers",
+            registers,
+            len(registers) != 1 and all(registers.values()) and len(sources) == len(set(sources)),
+            "none, or two or more with sources of their own",
+        ),
+        ("calibration.min_tpr", c.calibration.min_tpr, 0 < c.calibration.min_tpr < 1, "a share between 0 and 1"),
+    ]
+
+
+def _judging_rules(c: Config) -> list[Rule]:
+    return [
+        _one_of("score.format", c.score.format, ("parquet", "jsonl", "csv")),
+        _one_of("score.spans", c.score.spans, ("none", "windows", "occlusion")),
+        ("score.labels", c.score.labels, set(c.score.labels.values()) <= {0, 1}, "0 (human) or 1 (ai) for each value"),
+        ("score.target_fpr", c.score.target_fpr, 0 <= c.score.target_fpr < 1, "a share below 1; 0 for the default"),
+        ("evaluation.name", c.evaluation.name, not c.evaluation.name or _is_name(c.evaluation.name), _NAME),
+        *(_one_of("evaluation.attacks", attack, tuple(ATTACKS)) for attack in c.evaluation.attacks),
+    ]
 
 
 def _sweep_rules(c: Config) -> list[Rule]:
@@ -156,6 +191,7 @@ def _range_rules(c: Config) -> list[Rule]:
         "score.workers": c.score.workers,
         "score.threads_per_worker": c.score.threads_per_worker,
         "score.batch_size": c.score.batch_size,
+        "evaluation.attack_texts": c.evaluation.attack_texts,
         "serve.target_ongoing_requests": c.serve.target_ongoing_requests,
         "serve.max_queued_requests": c.serve.max_queued_requests,
         "serve.threads_per_replica": c.serve.threads_per_replica,
@@ -180,6 +216,10 @@ def _range_rules(c: Config) -> list[Rule]:
         "sweep.max_concurrent": c.sweep.max_concurrent,
         "serve.min_replicas": c.serve.min_replicas,
         "calibration.min_tokens": c.calibration.min_tokens,
+        "train.shortest_span": c.train.shortest_span,
+        "evaluation.mixed_documents": c.evaluation.mixed_documents,
+        "evaluation.bootstrap": c.evaluation.bootstrap,
+        "evaluation.worst": c.evaluation.worst,
     }
     shares = {
         "train.warmup": c.train.warmup,

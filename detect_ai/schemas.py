@@ -21,6 +21,10 @@ class Reason(StrEnum):
 
     TOO_SHORT = "too_short"
     OTHER_SCRIPT = "other_script"
+    OTHER_LANGUAGE = "other_language"
+    MOSTLY_CODE = "mostly_code"
+    MOSTLY_TABLES = "mostly_tables"
+    MOSTLY_QUOTATIONS = "mostly_quotations"
     BETWEEN_THRESHOLDS = "between_thresholds"
 
 
@@ -30,6 +34,9 @@ class Span(BaseModel):
     start: int = Field(description="Offset of the first character in the text as sent (Unicode code points)")
     end: int = Field(description="Offset after the last character")
     probability: float = Field(description="Calibrated probability that the sentence, read with its neighbours, is AI")
+    effect: float | None = Field(
+        default=None, description="How far the log-odds of the whole text fall without the sentence, when asked for"
+    )
 
 
 class Verdict(BaseModel):
@@ -41,9 +48,14 @@ class Verdict(BaseModel):
     target_fpr: float = Field(description="Share of human texts that may be called `ai`")
     threshold: float = Field(description="Probability from which a text is called `ai` at this target")
     p_value: float = Field(description="Conformal p-value: how many human texts score at least as high")
+    compared_with: str = Field(default="", description="Register whose human texts it was compared with; empty: all")
+    num_compared: int = Field(default=0, description="Human calibration texts behind `p_value` and `threshold`")
     reasons: list[Reason] = Field(description="Why the label is `uncertain`; empty otherwise")
     tampering: dict[str, int] = Field(description="Characters undone before reading, such as `invisible`, `homoglyph`")
     spans: list[Span] | None = Field(default=None, description="Scores by sentence, when asked for")
+    ai_fraction: float | None = Field(
+        default=None, description="Share of the text in sentences more likely AI than not, when spans are asked for"
+    )
     num_tokens: int = Field(description="Length of the normalised text in tokens; all of them were read")
     num_windows: int = Field(description="Overlapping windows the text was read in")
     model_version: str

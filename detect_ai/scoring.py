@@ -1,8 +1,12 @@
-"""Score a split of a corpus with Ray Data: detectors in actors, one verdict's score for every document."""
+"""Score with Ray Data, detectors in actors: a split of a corpus by its tokens, or any texts, judged and written out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import logging
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,26 +14,48 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pyarrow import csv
 
 from detect_ai import cluster
-from detect_ai.config import ModelConfig, ScoreConfig
+from detect_ai.bundle import read_spec
+from detect_ai.config import Config, ModelConfig, ScoreConfig
 from detect_ai.corpus.manifest import Corpus
+from detect_ai.corpus.scan import plainly
+from detect_ai.corpus.shards import parquet
+from detect_ai.corpus.split import shuffle_key
+from detect_ai.dataset import SLICES, Part, Text, parts, read
 from detect_ai.detector import Detector, Scorer
+from detect_ai.errors import ConfigError, CorpusError
+from detect_ai.registers import Registers
+from detect_ai.registry import Registry
+from detect_ai.stage import attempt
 from detect_ai.storage import Storage
+from detect_ai.windows import spans
+
+logger = logging.getLogger(__name__)
+
+TELL_EVERY_S = 10
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of a split, in the corpus's order.
+    """Scores of a split, in the corpus's order; those of a document's spans before that of the whole.
 
     Attributes:
-        labels: 0 human, 1 ai; int64, shape (documents,).
-        scores: log-odds of AI; float64, shape (documents,).
+        labels: 0 human, 1 ai; int64, shape (scores,).
+        scores: log-odds of AI; float64, shape (scores,).
+        num_tokens: of each span; int64, shape (scores,).
+        registers: as `detect_ai.registers` names them, "" throughout where they are not told apart; shape (scores,).
+        whole: whether the score is that of a whole document, shape (scores,).
     """
 
     labels: NDArray[np.int64]
     scores: NDArray[np.float64]
+    num_tokens: NDArray[np.int64]
+    registers: NDArray[np.str_]
+    whole: NDArray[np.bool_]
 
 
 def bundle_loader(config: ScoreConfig) -> Callable[[Path], Scorer]:
@@ -54,23 +80,53 @@ class ScoreBatch:
         key: of the folder with the bundle or the checkpoint.
         load: turns that folder into a scorer.
         threads: of the forward pass.
+        edges: of ranges of lengths, see `windows.spans`.
+        registers: tells the spans apart.
     """
 
-    def __init__(self, root: str, key: str, load: Callable[[Path], Scorer], threads: int) -> None:
+    def __init__(
+        self,
+        root: str,
+        key: str,
+        load: Callable[[Path], Scorer],
+        threads: int,
+        edges: Sequence[int] = (),
+        registers: Registers | None = None,
+    ) -> None:
         import torch
 
         torch.set_num_threads(threads)
+        self._edges, self._registers = edges, registers
         with Storage(root).local_folder(key) as folder:
             self._scorer = load(folder)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Replace `input_ids` by `score`."""
-        ids = [np.asarray(row, dtype=np.int32) for row in batch["input_ids"].to_numpy()]
-        scores = self._scorer.score(ids)
-        return batch.drop(["input_ids"]).append_column("score", pa.array(scores, pa.float64()))
+        """Rows `id`, `label`, `score`, `num_tokens`, `register`, `whole` for rows with `input_ids`."""
+        found: dict[str, list[Any]] = {name: [] for name in ("id", "label", "num_tokens", "whole")}
+        ids = []
+        columns = (batch[name].to_pylist() for name in ("id", "label"))
+        for name, label, tokens in zip(*columns, batch["input_ids"].to_numpy(), strict=True):
+            tokens = np.asarray(tokens, dtype=np.int32)
+            # Drawn from the id: the same document gives the same spans on every machine.
+            cut = spans(len(tokens), self._edges, np.random.default_rng(shuffle_key(0, name)))
+            ids += [tokens[start:stop] for start, stop in cut]
+            found["id"] += [name] * len(cut)
+            found["label"] += [label] * len(cut)
+            found["num_tokens"] += [stop - start for start, stop in cut]
+            found["whole"] += [False] * (len(cut) - 1) + [True]
+        registers = self._registers.of(ids) if self._registers else [""] * len(ids)
+        return pa.table({**found, "register": registers, "score": pa.array(self._scorer.score(ids), pa.float64())})
 
 
-def score_split(corpus: Corpus, split: str, key: str, load: Callable[[Path], Scorer], config: ScoreConfig) -> Scored:
+def score_split(
+    corpus: Corpus,
+    split: str,
+    key: str,
+    load: Callable[[Path], Scorer],
+    config: ScoreConfig,
+    edges: Sequence[int] = (),
+    registers: Registers | None = None,
+) -> Scored:
     """Score every document of a split.
 
     Args:
@@ -79,6 +135,8 @@ def score_split(corpus: Corpus, split: str, key: str, load: Callable[[Path], Sco
         key: of the folder with the bundle or the checkpoint, in the corpus's storage.
         load: `bundle_loader` or `checkpoint_loader`.
         config: actors, threads, precision.
+        edges: score a span of each document in every range of lengths, too, see `windows.spans`.
+        registers: tells the spans apart.
     """
     import ray
 
@@ -103,10 +161,241 @@ def score_split(corpus: Corpus, split: str, key: str, load: Callable[[Path], Sco
             "key": key,
             "load": load,
             "threads": config.threads_per_worker,
+            "edges": tuple(edges),
+            "registers": registers,
         },
     )
     found = scored.to_pandas().set_index("id")
     ids = corpus.read(split, ["id"])["id"].to_pylist()
-    assert len(found) == len(ids), f"{len(ids)} documents went in, {len(found)} came out"
     ordered: Any = found.loc[ids]
-    return Scored(ordered["label"].to_numpy().astype(np.int64), ordered["score"].to_numpy())
+    whole = ordered["whole"].to_numpy().astype(np.bool_)
+    assert whole.sum() == len(ids), f"{len(ids)} documents went in, {whole.sum()} came out"
+    return Scored(
+        labels=ordered["label"].to_numpy().astype(np.int64),
+        scores=ordered["score"].to_numpy(),
+        num_tokens=ordered["num_tokens"].to_numpy().astype(np.int64),
+        registers=ordered["register"].to_numpy().astype(np.str_),
+        whole=whole,
+    )
+
+
+# Any texts
+
+
+VERDICT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("label", pa.int8()),  # given with the text; null where none is
+        *((name, pa.string()) for name in (*SLICES, "group")),
+        ("verdict", pa.string()),
+        ("probability", pa.float64()),
+        ("score", pa.float64()),  # log-odds
+        ("p_value", pa.float64()),
+        ("target_fpr", pa.float64()),
+        ("threshold", pa.float64()),
+        ("reasons", pa.list_(pa.string())),
+        ("compared_with", pa.string()),
+        ("num_compared", pa.int32()),
+        ("tampering", pa.string()),  # JSON
+        ("num_tokens", pa.int32()),
+        ("num_windows", pa.int32()),
+        ("verdicts", pa.string()),  # JSON: by target FPR
+        ("spans", pa.string()),  # JSON
+        ("ai_fraction", pa.float64()),
+        ("text", pa.string()),
+        ("model_version", pa.string()),
+    ]
+)
+FILE_ROWS = 4096  # of a file of verdicts
+SPANS = ("none", "windows", "occlusion")
+FORMATS = ("parquet", "jsonl", "csv")
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A folder of files of verdicts."""
+
+    storage: Storage
+    key: str
+    format: str
+
+    def write(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Write a file whole or not at all."""
+        table = pa.Table.from_pylist(rows, schema=VERDICT_SCHEMA)
+        self.storage.write_bytes(f"{self.key}/{name}.{self.format}", _encoded(table, self.format))
+
+
+def _encoded(table: pa.Table, kind: str) -> bytes:
+    if kind == "parquet":
+        return parquet(table, table.schema)
+    if kind == "jsonl":
+        rows = ({k: v for k, v in row.items() if v is not None} for row in table.to_pylist())
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    reasons = pa.array([";".join(found) for found in table["reasons"].to_pylist()], pa.string())
+    table = table.set_column(table.column_names.index("reasons"), "reasons", reasons)
+    sink = pa.BufferOutputStream()
+    csv.write_csv(table, sink)
+    return bytes(sink.getvalue())
+
+
+class JudgePart:
+    """An actor that holds a detector, judges the texts of a part and writes their verdicts.
+
+    Args:
+        root: the storage root of the bundle.
+        key: of its folder there.
+        config: how to score.
+        out: (storage root, key) of the folder for the verdicts.
+    """
+
+    def __init__(self, root: str, key: str, config: ScoreConfig, out: tuple[str, str]) -> None:
+        import torch
+
+        torch.set_num_threads(config.threads_per_worker)
+        with Storage(root).local_folder(key) as folder:
+            self._detector = Detector.load(folder, device=_device(config), precision=config.precision)
+        self._config = config
+        self._out = Destination(Storage(out[0]), out[1], config.format)
+
+    def __call__(self, item: pa.Table) -> Iterator[pa.Table]:
+        """Rows `judged` and `skipped` for each batch of texts."""
+        part: Part = pickle.loads(item["part"][0].as_py())  # noqa: S301 - made by the driver
+        rows: list[dict[str, Any]] = []
+        written = 0
+        for texts, skipped in read(part):
+            rows += self.judge(texts)
+            if len(rows) >= FILE_ROWS:
+                self._write(part, written, rows)
+                written, rows = written + 1, []
+            yield pa.table({"judged": [len(texts)], "skipped": [skipped]})
+        if rows:
+            self._write(part, written, rows)
+
+    def _write(self, part: Part, number: int, rows: list[dict[str, Any]]) -> None:
+        self._out.write(f"{part.number:05d}-{part.share:03d}-{number:05d}", rows)
+
+    def judge(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
+        """Rows of `VERDICT_SCHEMA`."""
+        detector, config = self._detector, self._config
+        target = detector.check_target(config.target_fpr or None)
+        documents = detector.read([text.text for text in texts])
+        scores = detector.score([document.input_ids for document in documents])
+        rows = []
+        for text, document, score in zip(texts, documents, scores, strict=True):
+            found = detector.spans(document, config.spans) if config.spans != "none" else None
+            verdicts = dict(
+                zip(detector.targets, detector.verdicts(document, score, found, detector.targets), strict=True)
+            )
+            verdict = verdicts[target]
+            rows.append(
+                {
+                    **verdict.model_dump(mode="json", exclude={"label", "spans", "tampering", "prevalence"}),
+                    **text.values,
+                    "id": text.id,
+                    "label": text.label,
+                    "verdict": verdict.label.value,
+                    "score": float(score),
+                    "tampering": json.dumps(verdict.tampering),
+                    "verdicts": json.dumps({repr(t): v.label.value for t, v in verdicts.items()}),
+                    "spans": None if found is None else json.dumps([span.model_dump() for span in found]),
+                    "text": text.text if config.keep_text else None,
+                }
+            )
+        return rows
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Where verdicts lie, and how many there are."""
+
+    out: Destination
+    judged: int
+    skipped: int
+    seconds: float
+
+
+def judge(data: str, where: tuple[Storage, str], config: ScoreConfig, out: tuple[Storage, str]) -> Judged:
+    """Judge every text of a file or folder, and write the verdicts as files of a folder.
+
+    Memory does not grow with the data: an actor reads, judges and writes a few hundred texts at a time.
+
+    Args:
+        data: a path or a URI.
+        where: storage and key of the bundle.
+        config: workers, precision, columns, form of the output.
+        out: storage and key of a folder that does not exist yet, or is empty.
+
+    Raises:
+        CorpusError: the data cannot be read.
+        ConfigError: the folder for the verdicts holds files.
+    """
+    import ray
+
+    storage, key = out
+    if storage.list(key):
+        raise ConfigError(f"score.out={storage.uri(key)}: it holds files already: name another folder, or delete it")
+    _check_bundle(where, config)
+    work = parts(data, config, shares=config.workers)
+    cluster.connect()
+    gpus = config.workers if config.use_gpu else 0
+    needed = config.workers * config.cpus_per_worker
+    cluster.require_resources(f"scoring ({config.workers} workers x {config.cpus_per_worker:g} CPUs)", needed, gpus)
+    started = time.perf_counter()
+    items = ray.data.from_items([{"part": pickle.dumps(part)} for part in work], override_num_blocks=len(work))
+    rows = items.map_batches(
+        JudgePart,
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=min(config.workers, len(work))),
+        num_cpus=config.cpus_per_worker,
+        num_gpus=1 if config.use_gpu else 0,
+        fn_constructor_kwargs={
+            "root": where[0].root,
+            "key": where[1],
+            "config": config,
+            "out": (storage.root, key),
+        },
+    )
+    rows.context.target_max_block_size = 1  # each batch's count comes out when it is judged
+    rows.context.enable_progress_bars = False
+    counts = {"judged": 0, "skipped": 0}
+    told = time.perf_counter()
+    with plainly():
+        for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for name in counts:
+                counts[name] += int(pc.sum(batch[name]).as_py() or 0)
+            if time.perf_counter() - told > TELL_EVERY_S:
+                told = time.perf_counter()
+                logger.info("%d texts judged, %.0f a second", counts["judged"], counts["judged"] / (told - started))
+    if not counts["judged"]:
+        raise CorpusError(f"data={data}: {counts['skipped']} rows, none with a text")
+    seconds = time.perf_counter() - started
+    return Judged(Destination(storage, key, config.format), counts["judged"], counts["skipped"], seconds)
+
+
+def _check_bundle(where: tuple[Storage, str], config: ScoreConfig) -> None:
+    """Raise InputError when the bundle has no threshold for the target, BundleError when it is damaged."""
+    with where[0].local_folder(where[1]) as folder:
+        targets = sorted(read_spec(folder).calibration.thresholds)
+    if config.target_fpr and config.target_fpr not in targets:
+        allowed = ", ".join(f"{target:g}" for target in targets)
+        raise ConfigError(f"score.target_fpr={config.target_fpr:g}: this bundle has thresholds for {allowed}")
+
+
+def score(config: Config, storage: Storage) -> dict[str, Any]:
+    """Judge every text of `data` by `bundle` (the champion when none is named), and write the verdicts."""
+    if not config.data:
+        raise ConfigError("data=: expected a file or folder of Parquet, CSV or JSON lines with a column of texts")
+    where = Registry(storage).locate(config.bundle)
+    own = storage, f"runs/{config.run}/{attempt('scores')}"
+    out = Storage.around(config.score.out) if config.score.out else own
+    judged = judge(config.data, where, config.score, out)
+    if not config.score.out:
+        storage.prune(f"runs/{config.run}", "scores-", config.storage.keep)
+    return {
+        "out": judged.out.storage.uri(judged.out.key),
+        "texts": judged.judged,
+        "skipped": judged.skipped,
+        "texts_per_second": round(judged.judged / judged.seconds, 1),
+        "bundle": where[0].uri(where[1]),
+    }

@@ -22,8 +22,13 @@ logger = logging.getLogger(__name__)
 Stage = Callable[[Config, Storage], dict[str, Any]]
 
 
-def run_job(name: str, stage: Stage, argv: Sequence[str] | None = None) -> int:
-    """Run a stage from command line arguments.
+def run_job(
+    name: str,
+    stage: Stage,
+    argv: Sequence[str] | None = None,
+    result_name: Callable[[Config], str] | None = None,
+) -> int:
+    """Run a stage from command line arguments; `result_name` says under which name the result is kept if not its own.
 
     Prints one JSON line last and returns 0; on failure prints one `error:` line and returns 2 for bad input, 1 for
     everything else. The traceback stands behind `--verbose`.
@@ -35,7 +40,7 @@ def run_job(name: str, stage: Stage, argv: Sequence[str] | None = None) -> int:
         config = load_config(arguments.overrides, arguments.config_dir)
         storage = Storage(config.storage.root)
         config.storage.root = storage.root  # absolute: workers run in folders of their own
-        result = run_stage(name, stage, config, storage)
+        result = run_stage(result_name(config) if result_name else name, stage, config, storage)
     except Exception as error:
         if arguments.verbose:
             traceback.print_exc()
@@ -93,6 +98,11 @@ def read_result(storage: Storage, run: str, stage: str) -> dict[str, Any]:
         ) from None
     result: dict[str, Any] = record["result"]
     return result
+
+
+def attempt(kind: str) -> str:
+    """A fresh name for a run: a name used before would make Ray Train take the old run up again."""
+    return f"{kind}-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%f')[:-3]}"
 
 
 def _describe(error: BaseException, verbose: bool) -> str:

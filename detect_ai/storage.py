@@ -52,11 +52,25 @@ class Storage:
         self._base = base.rstrip("/")
         self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
 
+    @classmethod
+    def around(cls, uri: str) -> tuple[Storage, str]:
+        """The storage that a path or URI lies in, and its key there. Raises ConfigError."""
+        where, mark, query = uri.partition("?")
+        parent, _, name = where.rstrip("/").rpartition("/")
+        if not name or name in (".", "..", "~"):
+            raise ConfigError(f"{uri}: expected a path or URI that ends in a name")
+        return cls(f"{parent or ('/' if where.startswith('/') else '.')}{mark}{query}"), name
+
     def path(self, key: str) -> str:
         """The path of a key inside `filesystem`."""
         if not key or key.startswith("/") or ".." in key.split("/"):
             raise InputError(f"storage key {key!r}: expected a relative path without '..'")
         return f"{self._base}/{key}"
+
+    def uri(self, key: str) -> str:
+        """What names a key without this storage: a path, or a URI."""
+        where, mark, query = self.root.partition("?")
+        return f"{where.rstrip('/')}/{key}{mark}{query}"
 
     def exists(self, key: str) -> bool:
         """Whether a file or a folder stands there."""

@@ -79,6 +79,7 @@ class TrainingPlan:
     epochs: int
     seed: int
     num_workers: int
+    shortest_span: int = 0  # tokens; 0: whole windows are read
 
     def num_steps(self, corpus: Corpus) -> int:
         """Steps of one epoch."""
@@ -146,7 +147,11 @@ def _token_ids(table: pa.Table) -> list[Ids]:
 
 def _training_rows(table: pa.Table, pool: dict[str, Any], frame: Frame, plan: TrainingPlan) -> Iterator[pa.Table]:
     rng = np.random.default_rng([plan.seed, pool["epoch"], pool["number"]])
-    ids = windows.one_each(_token_ids(table), frame.content, frame.stride, rng)
+    documents = _token_ids(table)
+    if plan.shortest_span:
+        ids = windows.span_each(documents, frame.content, plan.shortest_span, rng)
+    else:
+        ids = windows.one_each(documents, frame.content, frame.stride, rng)
     labels, weights = table["label"].to_numpy().astype(np.int64), table["weight"].to_numpy()
     lengths = np.asarray([len(row) for row in ids])
     for step in batches.plan_steps(lengths, plan.batch_size, plan.microbatch_size, rng):

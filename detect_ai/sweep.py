@@ -12,7 +12,7 @@ from detect_ai import cluster, training
 from detect_ai.config import Config, SweepConfig
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.errors import TrainingError
-from detect_ai.stage import read_result
+from detect_ai.stage import attempt, read_result
 from detect_ai.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
     training.checked_tokenizer(config, corpus)
     training.require_training_resources(config, "a trial of the sweep", training.DATA_CPUS + TRIAL_CPUS)
-    name = training.attempt("sweep")
+    name = attempt("sweep")
     trials = _run(config, corpus, name)
     storage.prune(f"runs/{config.run}", "sweep-", config.storage.keep)
     finished = [trial for trial in trials if trial["error"] is None]

@@ -89,6 +89,11 @@ class Tokenizer:
         return np.asarray(encoding.ids, dtype=np.int32), offsets
 
     @property
+    def vocabulary(self) -> int:
+        """Number of tokens that it knows."""
+        return self._fast.get_vocab_size(with_added_tokens=True)
+
+    @property
     def num_special(self) -> int:
         """Special tokens that frame each window."""
         return len(self.prefix) + len(self.suffix)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from detect_ai.config import Config
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.errors import CorpusError
 from detect_ai.loop import train_loop
-from detect_ai.stage import read_result
+from detect_ai.stage import attempt, read_result
 from detect_ai.storage import Storage
 from detect_ai.streaming import Frame, TrainingPlan
 from detect_ai.tokenizer import Tokenizer
@@ -120,15 +119,10 @@ def train(config: Config, storage: Storage) -> dict[str, Any]:
     }
 
 
-def attempt(kind: str) -> str:
-    """A fresh name for a run: a name used before would make Ray Train take the old run up again."""
-    return f"{kind}-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%f')[:-3]}"
-
-
 def training_plan(config: Config) -> TrainingPlan:
     """The plan that a configuration asks for."""
     t = config.train
-    return TrainingPlan(t.batch_size, t.microbatch_size, t.epochs, config.seed, t.num_workers)
+    return TrainingPlan(t.batch_size, t.microbatch_size, t.epochs, config.seed, t.num_workers, t.shortest_span)
 
 
 def checked_tokenizer(config: Config, corpus: Corpus) -> Tokenizer:

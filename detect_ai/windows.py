@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from detect_ai.text import windows
 
 Ids = NDArray[np.int32]
+SHORTEST_SPAN = 8  # tokens
+FULL_SHARE = 0.25
 
 
 def cut(documents: Sequence[Ids], content: int, stride: int) -> tuple[list[Ids], NDArray[np.int64]]:
@@ -32,12 +35,47 @@ def cut(documents: Sequence[Ids], content: int, stride: int) -> tuple[list[Ids],
     return rows, np.asarray(owners, dtype=np.int64)
 
 
+def spans(length: int, edges: Sequence[int], rng: np.random.Generator) -> list[tuple[int, int]]:
+    """The whole of a document, and a span of it for each shorter range of lengths.
+
+    Args:
+        length: of the document, in tokens.
+        edges: lengths that part the ranges, ascending; without any there is only the whole.
+        rng: draws lengths and places, each evenly.
+
+    Returns:
+        Spans `[start, end)`, the whole document last.
+    """
+    found = []
+    for low, high in pairwise([SHORTEST_SPAN, *edges]):
+        if low < high <= length:
+            size = int(rng.integers(low, high))
+            start = int(rng.integers(length - size + 1))
+            found.append((start, start + size))
+    return [*found, (0, length)]
+
+
 def document_scores(scores: NDArray[np.float64], owners: NDArray[np.int64], num_documents: int) -> NDArray[np.float64]:
     """The score of a document: the mean log-odds of its windows, shape (num_documents,)."""
     totals = np.bincount(owners, weights=scores, minlength=num_documents)
     counts = np.bincount(owners, minlength=num_documents)
     means: NDArray[np.float64] = totals / counts
     return means
+
+
+def span_each(documents: Sequence[Ids], content: int, shortest: int, rng: np.random.Generator) -> list[Ids]:
+    """A span of each document, so that a detector learns short texts, too.
+
+    One in four is as long as a window; the logarithm of the other lengths is even between `shortest` tokens and a
+    window. The place is even, too. A shorter document is taken whole.
+    """
+    lengths = np.exp(rng.uniform(np.log(shortest), np.log(content), len(documents)))
+    lengths[rng.random(len(documents)) < FULL_SHARE] = content
+    drawn = []
+    for ids, length in zip(documents, lengths.astype(np.int64), strict=True):
+        start = int(rng.integers(max(0, len(ids) - length) + 1))
+        drawn.append(ids[start : start + length])
+    return drawn
 
 
 def one_each(documents: Sequence[Ids], content: int, stride: int, rng: np.random.Generator) -> list[Ids]:

@@ -1,9 +1,9 @@
-"""Figures of the candidate bundle on the test split: python jobs/evaluate.py."""
+"""Figures of a bundle on labelled texts: python jobs/evaluate.py run=… for the test split, or bundle=… data=…."""
 
 import sys
 
-from detect_ai.evaluation import evaluate
+from detect_ai.evaluation import evaluate, result_name
 from detect_ai.stage import run_job
 
 if __name__ == "__main__":
-    sys.exit(run_job("evaluate", evaluate))
+    sys.exit(run_job("evaluate", evaluate, result_name=result_name))

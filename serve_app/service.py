@@ -81,7 +81,8 @@ class Service:
         """Check a request, and read its texts as the model will see them."""
         request = parse(body)
         target = self._check_target(request.target_fpr)
-        documents = self.detector.encode(self._normalise(request.all_texts()))
+        texts = request.all_texts()
+        documents = self.detector.encode(texts, self._normalise(texts))
         sentences = [self.detector.sentences(d) if request.return_spans else [] for d in documents]
         scored = [d.input_ids for d in documents] + [s.input_ids for each in sentences for s in each]
         rows, owners = self.detector.windows(scored)
@@ -120,8 +121,10 @@ class Service:
         return response.model_dump_json().encode()
 
     def _verdict(self, reading: Reading, i: int, score: float, sentence_scores: Scores) -> Verdict:
-        spans = self.detector.score_spans(reading.sentences[i], sentence_scores) if reading.with_spans else None
-        return self.detector.verdict(reading.documents[i], score, spans, reading.target_fpr)
+        document, spans = reading.documents[i], None
+        if reading.with_spans:
+            spans = self.detector.score_spans(document, reading.sentences[i], sentence_scores)
+        return self.detector.verdict(document, score, spans, reading.target_fpr)
 
     def info(self) -> ModelInfo:
         """The model and its limits."""

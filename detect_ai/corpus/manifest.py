@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -15,6 +17,7 @@ from detect_ai.errors import CorpusError
 from detect_ai.storage import Storage
 
 FORMAT = 2
+READ_AT_ONCE = 256  # rows
 CONTAMINATION = "contamination.json"  # which texts evaluation sets hold too
 QUARANTINE = "quarantine"  # the folder of the rows that were dropped, beside those of the splits
 
@@ -85,6 +88,13 @@ class Corpus:
         """Columns of a whole split as one Arrow table, in the corpus's order. For small columns."""
         paths = [self.storage.path(self.shard_key(shard)) for shard in self.shards(split)]
         return pq.read_table(paths, columns=columns, filesystem=self.storage.filesystem)
+
+    def tables(self, split: str, columns: list[str]) -> Iterator[pa.Table]:
+        """The rows of a split in order, a few at a time: shards are opened only as far as they are needed."""
+        for shard in self.shards(split):
+            with self.storage.filesystem.open_input_file(self.storage.path(self.shard_key(shard))) as file:
+                for batch in pq.ParquetFile(file).iter_batches(READ_AT_ONCE, columns=columns):
+                    yield pa.Table.from_batches([batch])
 
     def labels(self, split: str) -> NDArray[np.int64]:
         """Labels of a split: 0 human, 1 ai; shape (rows,)."""

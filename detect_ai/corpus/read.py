@@ -124,7 +124,7 @@ def _rows(piece: Piece, standard: Standard) -> Iterator[StandardRow]:
     else:
         filesystem, _ = open_uri(source.path)
         for file in piece.files:
-            with _readable(source, file):
+            with readable(source, file):
                 yield from standard.rows(_of_file(piece, filesystem, file, standard), file)
 
 
@@ -145,6 +145,11 @@ def _of_file(piece: Piece, filesystem: pafs.FileSystem, file: str, standard: Sta
         with filesystem.open_input_stream(path) as stream:
             is_csv = kind == "csv"
             yield from formats.csv_rows(stream, standard.header) if is_csv else formats.json_rows(stream, file)
+
+
+def suffixes() -> dict[str, tuple[str, ...]]:
+    """How the names of the files of each kind end."""
+    return dict(_SUFFIXES)
 
 
 def source_name(source: SourceConfig) -> str:
@@ -169,7 +174,7 @@ def source_digest(source: SourceConfig) -> str:
     for name, size in listing.files:
         if not listing.is_file:
             digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
-        with _readable(source, name), listing.filesystem.open_input_stream(f"{listing.root}/{name}", None) as stream:
+        with readable(source, name), listing.filesystem.open_input_stream(f"{listing.root}/{name}", None) as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
@@ -198,7 +203,7 @@ def _listed(source: SourceConfig) -> _Listing:
     """The files of a source. Raises CorpusError when there is none, or none with a byte in it."""
     filesystem, path = open_uri(source.path)
     path = path.rstrip("/")
-    with _readable(source, ""):
+    with readable(source, ""):
         info = filesystem.get_file_info(path)
         is_file = info.type == pafs.FileType.File
         selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
@@ -242,7 +247,7 @@ def _together(files: list[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
 
 
 @contextmanager
-def _readable(source: SourceConfig, file: str) -> Iterator[None]:
+def readable(source: SourceConfig, file: str) -> Iterator[None]:
     """Turn what goes wrong in a reader into a CorpusError. A reader's own words may hold a part of a text."""
     where = f"source {source.path}" + (f", {file}" if file and not source.path.endswith(file) else "")
     try:

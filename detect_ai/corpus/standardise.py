@@ -51,7 +51,7 @@ class Standard:
     def __init__(self, source: SourceConfig, name: str, unlabelled: bool) -> None:
         self._source, self._name, self._unlabelled = source, name, unlabelled
         self._preset = preset = preset_of(source)
-        self._labels = {_spelling(value): label for value, label in source.labels.items()}
+        self._labels = {spelling(value): label for value, label in source.labels.items()}
         self._lost = False  # the row before could not be parsed: this one may be a part of it
         self._needed = [*preset.needs, source.text, *([] if unlabelled else [source.label])]
         named = (source.id, source.group, source.domain, source.generator, source.language, source.split, source.attack)
@@ -144,11 +144,11 @@ class Standard:
     def _label(self, row: Row) -> tuple[int | None, str]:
         """The label of a row and its problem. Raises CorpusError for a value that `labels` does not have."""
         value = row.values.get(self._source.label)
-        spelling = _spelling(value)
-        label = self._labels.get(spelling)
+        spelled = spelling(value)
+        label = self._labels.get(spelled)
         if label is not None or row.problem or self._unlabelled:
             return label, ""
-        if not spelling:
+        if not spelled:
             return None, "no_label"
         if self._lost:
             return None, "bad_row"
@@ -160,7 +160,7 @@ class Standard:
         )
 
 
-def _spelling(value: Any) -> str:
+def spelling(value: Any) -> str:
     """A label as text: 1, 1.0, "1", "1.0" and true are one label; "" where there is none."""
     text = _plain(int(value) if isinstance(value, bool) else value)
     return _SPELLINGS.get(text.lower(), text)

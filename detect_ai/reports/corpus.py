@@ -7,36 +7,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detect_ai.config import SPLITS
+from detect_ai.reports.page import number, render
 
 MAX_ROWS = 40  # of a table
 
 
 def corpus_report(report: Mapping[str, Any]) -> str:
     """The page for what `inspecting.describe` found, as HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from detect_ai.reports import corpus_plots, plots
 
-    from detect_ai.reports import plots
-
-    environment = Environment(
-        loader=PackageLoader("detect_ai", "reports"),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "percent": _percent, "area": _area}
     audit = report["audit"]
-    return environment.get_template("corpus.html.jinja").render(
+    return render(
+        "corpus.html.jinja",
         report=report,
         by_split=[{"split": split, **_classes(report["counts"], "split", split)} for split in SPLITS],
         slices={column: _slices(report["counts"], column) for column in ("source", "domain", "generator", "attack")},
         quarantine=_by_reason(report["quarantine"], report["corpus"]["dropped"]),
         figures={
-            "lengths": plots.length_by_class(report["lengths"]),
-            "features": plots.feature_aurocs(audit["features"]),
-            "baseline": plots.baseline_by_slice(audit["baseline"], audit["slices"]),
-            "accused": plots.accused_by_slice(audit["baseline"], audit["slices"]),
-            "dropped": plots.dropped_by_reason(report["corpus"]["dropped"]),
+            "lengths": corpus_plots.length_by_class(report["lengths"]),
+            "features": corpus_plots.feature_aurocs(audit["features"]),
+            "baseline": corpus_plots.baseline_by_slice(audit["baseline"], audit["slices"]),
+            "accused": corpus_plots.accused_by_slice(audit["baseline"], audit["slices"]),
+            "dropped": plots.count_bars("dropped", report["corpus"]["dropped"]),
         },
     )
 
@@ -63,22 +55,9 @@ def _by_reason(quarantine: Sequence[Mapping[str, Any]], dropped: Mapping[str, in
     """Rows by reason, and the sources they came from; reasons that put nothing into the quarantine too."""
     sources: dict[str, list[str]] = defaultdict(list)
     for row in sorted(quarantine, key=lambda row: -row["rows"]):
-        sources[row["reason"]].append(f"{row['source'] or '(none)'} {_number(row['rows'])}")
+        sources[row["reason"]].append(f"{row['source'] or '(none)'} {number(row['rows'])}")
     return [
         {"reason": reason, "rows": rows, "sources": sources[reason][:5], "more": len(sources[reason][5:])}
         for reason, rows in dropped.items()
         if rows
     ]
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}%" if 0 < value < 0.1 else f"{100 * value:.0f}%"
-
-
-def _area(value: float | None) -> str:
-    """An AUROC; nothing below 1 is shown as 1."""
-    return "–" if value is None else f"{min(value, 0.999) if value < 1 else 1:.3f}"

@@ -61,8 +61,9 @@ def test_the_figures_are_those_of_the_champion_on_the_texts_of_the_test_split(
     documents = champion.read(table["text"].to_pylist())
     scores = champion.score([document.input_ids for document in documents])
     calibration = champion.spec.calibration
-    bounds = {target: calibration.bounds(target)[1] for target in calibration.thresholds}
-    expected = metrics.report(table["label"].to_numpy(), scores, calibration.probability(scores), bounds)
+    calls = {target: metrics.calls_at(scores, *calibration.bounds(target)) for target in calibration.thresholds}
+    default = champion.spec.default_target_fpr
+    expected = metrics.report(table["label"].to_numpy(), scores, calibration.probability(scores), calls, default)
     found = {name: published["evaluate"][name] for name in expected}
     assert found == pytest.approx(expected, abs=1e-5)
 

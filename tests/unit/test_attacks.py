@@ -1,14 +1,24 @@
+import re
+import sys
+import time
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from detect_ai.attacks import ATTACKS
+from detect_ai.errors import InputError
 from detect_ai.text import normalise
+from detect_ai.wordlists import misspellings, spellings, synonyms
 
 TEXT = (
     "The council met on Tuesday to vote on a new bridge. It will cost 1200 pounds and take 18 months. "
-    "An engineer said the work is hard. People who live near it want buses, and the mayor agreed to run 15 of them."
+    "An engineer said the work is hard. People who live near it want buses from its centre, "
+    "and the mayor agreed to run 15 of them."
 )
 UNDONE = ("homoglyph", "insert_paragraphs", "whitespace", "zero_width_space")
 
@@ -51,3 +61,130 @@ def test_case_is_swapped_at_the_first_letter_of_few_words():
     new = attacked("upper_lower", "word " * 1000)
     assert 20 <= new.count("Word") <= 90
     assert new.lower() == "word " * 1000
+
+
+@pytest.mark.parametrize("name", ["alternative_spelling", "misspelling", "synonym"])
+def test_words_of_500_take_little_time(name):
+    text = TEXT * 12
+    assert len(text.split()) > 450
+    attacked(name, text)
+
+    def seconds():
+        start = time.perf_counter()
+        attacked(name, text)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(20)) < 0.005
+
+
+def test_every_word_is_spelt_the_other_way_in_its_own_case():
+    british = "The colour of the centre: Organisation, DEFENCE, theatre-grey; it's the neighbour's."
+    american = "The color of the center: Organization, DEFENSE, theatre-gray; it's the neighbor's."
+    assert attacked("alternative_spelling", british) == american
+    assert attacked("alternative_spelling", american) == british
+
+
+@pytest.mark.parametrize("word", ["story", "practice", "license", "meter", "program", "focused"])
+def test_an_american_form_that_is_british_too_stays(word):
+    assert attacked("alternative_spelling", word) == word
+
+
+def test_a_british_word_has_one_american_form_and_most_lead_back():
+    table = spellings()
+    assert len(table) > 900
+    assert table["programme"] == "program"
+    assert table["colour"] == "color"
+    assert table["color"] == "colour"
+    assert all(re.fullmatch("[a-z]+", text) for pair in table.items() for text in pair)
+
+
+def test_a_fifth_of_the_words_get_one_of_their_misspellings():
+    new = attacked("misspelling", "government newt " * 1000).split()
+    wrong = [word for word in new if word not in ("government", "newt")]
+    assert 150 < len(wrong) < 250
+    assert set(wrong) == set(misspellings()["government"])
+    assert new[1::2] == ["newt"] * 1000
+
+
+def test_a_misspelling_keeps_the_case_and_a_contraction_its_parts():
+    for word in attacked("misspelling", "Government " * 100).split():
+        assert word.istitle()
+    assert attacked("misspelling", "can't won't " * 100) == "can't won't " * 100
+    assert attacked("alternative_spelling", "Côtes-d'armor") == "Côtes-d'armor"
+
+
+def test_a_word_is_misspelt_only_where_it_can_be_nothing_else():
+    table = misspellings()
+    assert len(table) > 10_000
+    lines = (line.split("->") for line in wordlists_file("dictionary.txt"))
+    open_ones = {wrong for wrong, right in lines if "," in right}
+    assert open_ones
+    assert open_ones.isdisjoint(wrong for wrongs in table.values() for wrong in wrongs)
+
+
+def wordlists_file(name):
+    path = Path(find_spec("codespell_lib").origin).parent / "data" / name
+    return path.read_text("utf-8").splitlines()
+
+
+def test_the_code_of_codespell_is_not_imported():
+    assert misspellings.__wrapped__()
+    assert "codespell_lib" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["alternative_spelling", "misspelling"])
+def test_without_codespell_an_attack_says_what_to_install(name, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    monkeypatch.setattr("detect_ai.attacks.spellings", spellings.__wrapped__)
+    monkeypatch.setattr("detect_ai.attacks.misspellings", misspellings.__wrapped__)
+    with pytest.raises(InputError, match="pip install codespell"):
+        attacked(name)
+
+
+def test_half_of_the_words_with_a_synonym_get_one_of_theirs():
+    new = attacked("synonym", "quickly zebra " * 1000).split()
+    swapped = [word for word in new if word not in ("quickly", "zebra")]
+    assert 430 < len(swapped) < 570
+    assert set(swapped) == set(synonyms()["quickly"]) == {"rapidly", "swiftly"}
+
+
+@pytest.mark.parametrize(
+    ("text", "others"),
+    [
+        ("an important word", {"a significant word", "a crucial word"}),
+        ("A gigantic word", {"A colossal word"}),
+        ("A VAST WORD", {"AN EXTENSIVE WORD"}),
+        ("A valid, a vast", {"A valid, an extensive"}),
+        ("an  additional word", {"an  extra word"}),
+        ("a distinctive word", {"a unique word"}),
+        ("Quickly! Hugely", {"Rapidly! Hugely", "Swiftly! Hugely"}),
+        ("vitamin A helps", {"vitamin A assists"}),
+        ("of Group A aided", {"of Group A helped", "of Group A assisted"}),
+        ("the employee's hat", {"the worker's hat"}),
+    ],
+)
+def test_a_synonym_keeps_the_case_and_the_article_agrees(text, others):
+    assert {attacked("synonym", text, seed) for seed in range(30)} == {text, *others}
+
+
+@pytest.mark.parametrize(
+    "text", ["long-big big-scale", "in the Big Apple", "big'un", "BiG bigBig", "the United States"]
+)
+def test_compounds_names_and_odd_words_keep_their_words(text):
+    assert {attacked("synonym", text, seed) for seed in range(30)} == {text}
+
+
+def test_a_synonym_stands_in_one_group_of_single_lower_case_words():
+    lines = files("detect_ai").joinpath("data/synonyms.txt").read_text("utf-8").splitlines()
+    groups = [line.split(" ") for line in lines if not line.startswith("#")]
+    assert len(groups) >= 450
+    assert "Apache-2.0" in "".join(line for line in lines if line.startswith("#"))
+    assert [group for group in groups if not 2 <= len(group) <= 5] == []
+    words = [word for group in groups for word in group]
+    assert [word for word in words if not re.fullmatch("[a-z]+", word)] == []
+    assert sorted(set(words)) == sorted(words)
+
+
+def test_no_synonym_is_a_common_misspelling():
+    wrong = {word for words in misspellings().values() for word in words}
+    assert wrong & set(synonyms()) == set()

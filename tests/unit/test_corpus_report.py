@@ -262,7 +262,7 @@ def test_drawing_leaves_no_global_state() -> None:
         "    return {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != 'backend'}\n"
         "before = parameters()\n"
         "from detect_ai.reports import plots\n"
-        "plots.dropped_by_reason({'duplicate': 3})\n"
+        "plots.count_bars('dropped', {'duplicate': 3})\n"
         "assert parameters() == before\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )

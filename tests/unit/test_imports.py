@@ -14,7 +14,22 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 JOBS = sorted((CHECKOUT / "jobs").glob("*.py"))
-PURE = ["text", "metrics", "calibration", "batches", "windows", "schemas", "promotion", "errors", "config"]
+PURE = [
+    "text",
+    "metrics",
+    "calibration",
+    "batches",
+    "windows",
+    "schemas",
+    "promotion",
+    "errors",
+    "config",
+    "attacks",
+    "wordlists",
+    "mixing",
+    "language",
+    "prose",
+]
 
 # Notes what happens while everything is imported. What another package does while *it* is imported (torch asks
 # ldconfig, urllib3 tries a socket) is not ours: between it and our file stands a frame of the import system.

@@ -1,14 +1,16 @@
 import json
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
 from detect_ai import metrics
 from detect_ai.errors import InputError
+from detect_ai.intervals import bootstrap
 
 TIED_SCORES = st.integers(-4, 4).map(lambda number: number / 4)
 PROBABILITIES = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.2, 0.5, 1.0]))
@@ -116,29 +118,149 @@ def test_ece_of_a_hand_worked_case():
 
 
 @settings(deadline=None)
-@given(st.integers(1, 500), st.data(), st.sampled_from([0.8, 0.95, 0.99]))
-def test_rate_interval_matches_the_exact_interval_of_scipy(trials, data, confidence):
-    successes = data.draw(st.integers(0, trials))
-    expected = binomtest(successes, trials).proportion_ci(confidence, method="exact")
-    found = metrics.rate_interval(successes, trials, confidence)
-    assert found == pytest.approx((expected.low, expected.high), rel=1e-7, abs=1e-12)
+@given(labelled(PROBABILITIES), st.integers(1, 20))
+def test_reliability_is_what_ece_adds_up(data, bins):
+    labels, p = data
+    rows = metrics.reliability(labels, p, bins)
+    assert sum(row["count"] for row in rows) == len(p)
+    gaps = [row["count"] * abs(row["mean_probability"] - row["share_ai"]) for row in rows]
+    assert metrics.ece(labels, p, bins) == pytest.approx(sum(gaps) / len(p), abs=1e-12)
+    for row in rows:
+        interval = metrics.rate_interval(round(row["share_ai"] * row["count"]), row["count"])
+        assert (row["share_low"], row["share_high"]) == interval
 
 
-def test_rate_interval_of_no_trials_says_nothing():
-    assert metrics.rate_interval(0, 0) == (0.0, 1.0)
+@settings(deadline=None)
+@given(labelled(st.floats(0.001, 0.999).filter(lambda p: (p * 5) % 1)))
+def test_reliability_matches_scikit_learn(data):
+    labels, p = data
+    shares, means = calibration_curve(labels, p, n_bins=5)
+    rows = metrics.reliability(labels, p, 5)
+    assert [row["share_ai"] for row in rows] == pytest.approx(shares)
+    assert [row["mean_probability"] for row in rows] == pytest.approx(means)
+
+
+def test_reliability_of_a_hand_worked_case():
+    low, high = metrics.rate_interval(1, 2)
+    assert metrics.reliability([0, 0, 0, 1], [0.0, 0.2, 0.75, 1.0], bins=4) == [
+        {"low": 0.0, "high": 0.25, "count": 2, "mean_probability": 0.1, "share_ai": 0.0}
+        | {"share_low": 0.0, "share_high": metrics.rate_interval(0, 2)[1]},
+        {"low": 0.75, "high": 1.0, "count": 2, "mean_probability": 0.875, "share_ai": 0.5}
+        | {"share_low": low, "share_high": high},
+    ]
+
+
+@pytest.mark.parametrize("figure", [metrics.ece, metrics.reliability])
+def test_no_bin_is_refused(figure):
+    with pytest.raises(InputError) as refused:
+        figure([0, 1], [0.1, 0.2], bins=0)
+    assert str(refused.value) == "bins must be at least 1, found 0"
+
+
+@settings(deadline=None)
+@given(labelled(st.integers(0, 1)))
+def test_figures_of_predictions_match_scikit_learn(data):
+    assert metrics.balanced_accuracy(*data) == pytest.approx(sk.balanced_accuracy_score(*data))
+    assert metrics.precision(*data) == pytest.approx(sk.precision_score(*data, zero_division=0))
+    assert metrics.recall(*data) == pytest.approx(sk.recall_score(*data))
+
+
+def test_figures_of_predictions_of_a_hand_worked_case():
+    labels, predictions = [0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0]
+    assert metrics.balanced_accuracy(labels, predictions) == (3 / 4 + 1 / 2) / 2
+    assert metrics.precision(labels, predictions) == 1 / 2
+    assert metrics.recall([0, 1, 1, 1], [1, 1, 0, 0]) == 1 / 3
+    assert metrics.precision([0, 1], [0, 0]) == metrics.recall([0, 0], [0, 1]) == 0.0
+
+
+def test_balanced_accuracy_needs_both_classes():
+    with pytest.raises(InputError) as refused:
+        metrics.balanced_accuracy([1, 1], [0, 1])
+    assert str(refused.value) == "texts of both classes are needed, found 0 human and 2 ai"
+
+
+def test_calls_at_leaves_open_what_lies_between():
+    assert metrics.calls_at([-1.0, 0.0, 0.5, 1.0, 2.0], 0.0, 1.0).tolist() == [0, -1, -1, 1, 1]
+    assert metrics.calls_at([0.0, 1.0], 1.0, 1.0).tolist() == [0, 1]
+
+
+def test_calls_at_compares_float32_scores_with_the_threshold_in_float64():
+    human = np.float32(0.1)
+    threshold = float(np.nextafter(np.float64(human), np.inf))
+    assert metrics.calls_at(np.array([human, 1], dtype=np.float32), threshold, threshold).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ((4, 3), "successes must be in [0, 3], found 4"),
-        ((1, 3, 95), "confidence must be in (0, 1), found 95"),
+        (([0.0], 1.0, 0.5), "lower must be at most upper, found 1.0 and 0.5"),
+        (([0.0, np.nan, -np.inf], 0.0, 1.0), "scores must be finite, found 2 of 3 that are not"),
     ],
 )
-def test_rate_interval_refuses_what_is_no_rate(arguments, text):
+def test_calls_at_refuses_what_decides_nothing(arguments, text):
     with pytest.raises(InputError) as refused:
-        metrics.rate_interval(*arguments)
+        metrics.calls_at(*arguments)
     assert str(refused.value) == text
+
+
+def test_c_at_1_of_a_hand_worked_case():
+    # Of five texts two are right and two left open, which are worth 2/5 each.
+    assert metrics.c_at_1([0, 0, 1, 1, 1], [0, -1, 1, 0, -1]) == pytest.approx((2 + 2 * 2 / 5) / 5)
+
+
+def test_f05u_of_a_hand_worked_case():
+    # Two found, one missed, two left open (one of each class), one false alarm.
+    labels, calls = [1, 1, 1, 1, 0, 0, 0], [1, 1, 0, -1, -1, 1, 0]
+    assert metrics.f05u(labels, calls) == pytest.approx(2.5 / (2.5 + 0.25 * (1 + 2) + 1))
+    assert metrics.f05u([0, 0], [0, 0]) == 0.0
+
+
+@settings(deadline=None)
+@given(labelled(st.integers(0, 1)))
+def test_with_nothing_left_open_the_figures_of_pan_are_the_usual_ones(data):
+    assert metrics.c_at_1(*data) == pytest.approx(sk.accuracy_score(*data))
+    assert metrics.f05u(*data) == pytest.approx(sk.fbeta_score(*data, beta=0.5))
+
+
+def test_brier_complement_of_a_hand_worked_case():
+    assert metrics.brier_complement([0, 1], [0.5, 1.0]) == 1 - 0.125
+
+
+def test_a_short_roc_curve_is_given_whole():
+    assert metrics.roc([0, 0, 1, 1], [0.0, 1.0, 1.0, 2.0]) == {"fpr": [0, 0, 0.5, 1], "tpr": [0, 0.5, 1, 1]}
+
+
+def test_a_roc_curve_of_no_more_points_than_asked_for_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 100)
+    scores = rng.normal(labels, 1)
+    found = metrics.roc(labels, scores, points=101)
+    fpr, tpr, _ = sk.roc_curve(labels, scores, drop_intermediate=False)
+    assert found["fpr"] == pytest.approx(fpr)
+    assert found["tpr"] == pytest.approx(tpr)
+
+
+def test_a_thinned_roc_curve_keeps_its_ends_its_small_rates_and_its_shape():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 10_000)
+    scores = rng.normal(2 * labels, 1)
+    found = metrics.roc(labels, scores, points=200)
+    fpr, tpr = np.array(found["fpr"]), np.array(found["tpr"])
+    assert 150 < fpr.size <= 200
+    assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
+    assert (np.diff(fpr) >= 0).all()
+    assert (np.diff(tpr) >= 0).all()
+    exact = set(zip(*sk.roc_curve(labels, scores, drop_intermediate=False)[:2], strict=True))
+    assert set(zip(found["fpr"], found["tpr"], strict=True)) <= exact
+    assert ((fpr > 0) & (fpr < 0.001)).sum() >= 5
+    assert ((fpr > 0.001) & (fpr < 0.01)).sum() >= 10
+    assert sk.auc(fpr, tpr) == pytest.approx(metrics.auroc(labels, scores), abs=2e-3)
+
+
+def test_a_roc_curve_of_too_few_points_is_refused():
+    with pytest.raises(InputError) as refused:
+        metrics.roc([0, 1], [0.0, 1.0], points=9)
+    assert str(refused.value) == "points must be at least 10, found 9"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +289,17 @@ def test_log_odds_given_as_probabilities_are_refused(figure):
     assert str(refused.value) == "probabilities must be in [0, 1], found 2.5"
 
 
-@pytest.mark.parametrize("figure", [metrics.accuracy, metrics.f1])
+@pytest.mark.parametrize("figure", [metrics.c_at_1, metrics.f05u])
+def test_scores_given_as_calls_are_refused(figure):
+    with pytest.raises(InputError) as refused:
+        figure([0, 1], [-1, 2])
+    assert str(refused.value) == "calls must be 0 (human), 1 (ai) or -1 (uncertain), found 2.0"
+
+
+PREDICTED = [metrics.accuracy, metrics.f1, metrics.balanced_accuracy, metrics.precision, metrics.recall]
+
+
+@pytest.mark.parametrize("figure", PREDICTED)
 def test_probabilities_given_as_predictions_are_refused(figure):
     with pytest.raises(InputError) as refused:
         figure([0, 1], [0.0, 0.7])
@@ -177,60 +309,172 @@ def test_probabilities_given_as_predictions_are_refused(figure):
 LABELS = [0, 0, 0, 0, 1, 1]
 SCORES = [-3.0, -2.0, -1.0, 1.0, 1.0, 4.0]
 P = [0.1, 0.2, 0.3, 0.6, 0.5, 0.9]
+CALLS = {0.05: [0, 0, -1, 1, 1, 1], 0.001: [0, 0, -1, -1, -1, 1]}
+
+
+@settings(deadline=None)
+@given(labelled(st.tuples(TIED_SCORES, PROBABILITIES, st.integers(0, 3))))
+def test_weighted_figures_are_those_of_repeated_texts(data):
+    labels, (scores, p, counts) = data[0], data[1].T
+    counts = counts.astype(np.int64)
+    counts[:2] += 1  # of each class one
+    found = metrics.weighted_figures(labels, scores, p)(counts)
+    y, s, q = (np.repeat(values, counts) for values in (labels, scores, p))
+    assert found == pytest.approx(
+        {
+            "auroc": metrics.auroc(y, s),
+            "tpr_at_fpr_1": metrics.tpr_at_fpr(y, s, 0.01),
+            "tpr_at_fpr_5": metrics.tpr_at_fpr(y, s, 0.05),
+            "f1": metrics.f1(y, q >= 0.5),
+            "balanced_accuracy": metrics.balanced_accuracy(y, q >= 0.5),
+            "ece": metrics.ece(y, q),
+            "brier": metrics.brier(y, q),
+        },
+        abs=1e-12,
+    )
+
+
+def without_bounds(figures):
+    return {name: figure for name, figure in figures.items() if not name.endswith(("_low", "_high"))}
 
 
 def test_report_holds_the_figures_of_the_single_functions():
-    calls = [0, 0, 0, 1, 1, 1]
-    assert metrics.report(LABELS, SCORES, P, {}) == {
-        "n_human": 4,
-        "n_ai": 2,
+    predictions = [0, 0, 0, 1, 1, 1]
+    expected = {
         "auroc": metrics.auroc(LABELS, SCORES),
-        "tpr_at_fpr_1": metrics.tpr_at_fpr(LABELS, SCORES, 0.01),
-        "tpr_at_fpr_5": metrics.tpr_at_fpr(LABELS, SCORES, 0.05),
-        "accuracy": metrics.accuracy(LABELS, calls),
-        "f1": metrics.f1(LABELS, calls),
-        "ece": metrics.ece(LABELS, P),
-        "brier": metrics.brier(LABELS, P),
-        "log_loss": metrics.log_loss(LABELS, P),
+        "brier_complement": metrics.brier_complement(LABELS, P),
+        "c_at_1": metrics.c_at_1(LABELS, CALLS[0.05]),
+        "f1": metrics.f1(LABELS, predictions),
+        "f05u": metrics.f05u(LABELS, CALLS[0.05]),
     }
+    assert without_bounds(metrics.report(LABELS, SCORES, P, CALLS)) == pytest.approx(
+        expected
+        | {
+            "n_human": 4,
+            "n_ai": 2,
+            "tpr_at_fpr_0_1": None,
+            "tpr_at_fpr_1": metrics.tpr_at_fpr(LABELS, SCORES, 0.01),
+            "tpr_at_fpr_5": metrics.tpr_at_fpr(LABELS, SCORES, 0.05),
+            "accuracy": metrics.accuracy(LABELS, predictions),
+            "balanced_accuracy": metrics.balanced_accuracy(LABELS, predictions),
+            "precision": metrics.precision(LABELS, predictions),
+            "recall": metrics.recall(LABELS, predictions),
+            "ece": metrics.ece(LABELS, P),
+            "brier": metrics.brier(LABELS, P),
+            "log_loss": metrics.log_loss(LABELS, P),
+            "fpr_at_target_5": 1 / 4,
+            "tpr_at_target_5": 1.0,
+            "uncertain_share_at_5": 1 / 6,
+            "fpr_at_target_0_1": 0.0,
+            "tpr_at_target_0_1": 1 / 2,
+            "uncertain_share_at_0_1": 1 / 2,
+            "uncertain_share": 1 / 6,
+            "pan_mean": sum(expected.values()) / 5,
+        }
+    )
+
+
+def test_report_bounds_rates_by_their_counts():
+    figures = metrics.report(LABELS, SCORES, P, CALLS)
+    for name, successes, trials in [
+        ("accuracy", 5, 6),
+        ("precision", 2, 3),
+        ("recall", 2, 2),
+        ("fpr_at_target_5", 1, 4),
+        ("tpr_at_target_5", 2, 2),
+        ("uncertain_share_at_5", 1, 6),
+        ("fpr_at_target_0_1", 0, 4),
+        ("tpr_at_target_0_1", 1, 2),
+        ("uncertain_share_at_0_1", 3, 6),
+        ("uncertain_share", 1, 6),
+    ]:
+        assert (figures[f"{name}_low"], figures[f"{name}_high"]) == metrics.rate_interval(successes, trials), name
+
+
+def test_report_judges_by_the_default_target():
+    figures = metrics.report(LABELS, SCORES, P, CALLS, default_target=0.001, rounds=0)
+    assert figures["uncertain_share"] == figures["uncertain_share_at_0_1"] == 1 / 2
+    assert figures["c_at_1"] == metrics.c_at_1(LABELS, CALLS[0.001])
+    assert figures["f05u"] == metrics.f05u(LABELS, CALLS[0.001])
+
+
+def test_report_refuses_a_default_target_without_calls():
+    with pytest.raises(InputError) as refused:
+        metrics.report(LABELS, SCORES, P, CALLS, default_target=0.01)
+    assert str(refused.value) == "the default target must be one of [0.001, 0.05], found 0.01"
+
+
+def test_report_without_targets_leaves_out_what_needs_calls():
+    figures = metrics.report(LABELS, SCORES, P, {}, rounds=0)
+    for name in ("uncertain_share", "uncertain_share_low", "uncertain_share_high", "c_at_1", "f05u", "pan_mean"):
+        assert figures[name] is None
+    assert figures["brier_complement"] == metrics.brier_complement(LABELS, P)
+
+
+def many(human, ai=100):
+    labels = np.repeat([0, 1], [human, ai])
+    scores = np.random.default_rng(0).normal(3 * labels, 1)
+    return labels, scores, 1 / (1 + np.exp(1.5 - scores))
+
+
+def test_report_bounds_the_other_figures_by_a_bootstrap_of_the_groups():
+    labels, scores, p = many(1000)
+    groups = np.arange(labels.size) % 300
+    figures = metrics.report(labels, scores, p, {}, groups=groups, rounds=30, seed=7)
+    expected = bootstrap(metrics.weighted_figures(labels, scores, p), labels, groups, rounds=30, seed=7)
+    assert set(expected) == set(metrics.RESAMPLED)
+    found = {name: (figures[f"{name}_low"], figures[f"{name}_high"]) for name in metrics.RESAMPLED}
+    assert found == expected
+    assert all(low <= figures[name] <= high for name, (low, high) in found.items() if name != "ece")
+
+
+@pytest.mark.parametrize("groups", [None, ["one"] * 6])
+def test_report_without_anything_to_resample_has_no_bootstrap_bounds(groups):
+    figures = metrics.report(LABELS, SCORES, P, {}, groups=groups, rounds=0 if groups is None else 200)
+    for name in metrics.RESAMPLED:
+        assert figures[f"{name}_low"] is figures[f"{name}_high"] is None
+    assert figures["auroc"] is not None
+
+
+def test_report_gives_tpr_at_a_thousandth_from_a_thousand_human_texts_on():
+    for human, enough in ((999, False), (1000, True)):
+        labels, scores, p = many(human)
+        figures = metrics.report(labels, scores, p, {}, rounds=5)
+        expected = metrics.tpr_at_fpr(labels, scores, 0.001) if enough else None
+        assert figures["tpr_at_fpr_0_1"] == expected
+        assert (figures["tpr_at_fpr_0_1_low"] is not None) is enough
 
 
 def test_report_tells_tpr_at_one_percent_from_tpr_at_five():
     labels, scores = [0] * 100 + [1] * 4, [*range(100), 97.5, 98.5, 98.5, 99.5]
-    figures = metrics.report(labels, scores, [0.5] * 104, {})
+    figures = metrics.report(labels, scores, [0.5] * 104, {}, rounds=0)
     assert (figures["tpr_at_fpr_1"], figures["tpr_at_fpr_5"]) == (0.75, 1.0)
-
-
-def test_report_rates_every_threshold_with_its_interval():
-    figures = metrics.report(LABELS, SCORES, P, {0.05: 1.0, 0.001: 4.5})
-    rates = {name: figure for name, figure in figures.items() if "_at_target_" in name}
-    expected = {}
-    for name, called, texts in [
-        ("fpr_at_target_5", 1, 4),
-        ("tpr_at_target_5", 2, 2),
-        ("fpr_at_target_0_1", 0, 4),
-        ("tpr_at_target_0_1", 0, 2),
-    ]:
-        low, high = metrics.rate_interval(called, texts)
-        expected |= {name: called / texts, f"{name}_low": low, f"{name}_high": high}
-    assert rates == expected
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_report_of_one_class_leaves_out_exactly_what_needs_both(label):
-    figures = metrics.report([label] * 3, [0.0, 1.0, 2.0], [0.2, 0.6, 0.8], {0.01: 1.0})
+    figures = metrics.report([label] * 3, [0.0, 1.0, 2.0], [0.2, 0.6, 0.8], {0.01: [0, -1, 1]})
     missing = {name for name, figure in figures.items() if figure is None}
-    other_rate = "tpr_at_target_1" if label == 0 else "fpr_at_target_1"
-    assert missing == {"auroc", "tpr_at_fpr_1", "tpr_at_fpr_5", "f1", other_rate}
+    resampled = {"auroc", "tpr_at_fpr_0_1", "tpr_at_fpr_1", "tpr_at_fpr_5", "balanced_accuracy", "f1"}
+    bounds = {f"{name}_{bound}" for name in resampled for bound in ("low", "high")}
+    of_class = {"tpr_at_target_1", "recall"} if label == 0 else {"fpr_at_target_1"}
+    assert missing == resampled | bounds | of_class | {"precision", "f05u", "pan_mean"}
+    assert (figures["precision_low"], figures["precision_high"]) == (0.0, 1.0)
 
 
-def test_report_compares_float32_scores_with_the_threshold_in_float64():
-    human = np.float32(0.1)
-    threshold = float(np.nextafter(np.float64(human), np.inf))
-    figures = metrics.report([0, 1], np.array([human, 1], dtype=np.float32), [0.1, 0.9], {0.01: threshold})
-    assert figures["fpr_at_target_1"] == 0.0
+def test_report_refuses_calls_that_are_none():
+    with pytest.raises(InputError) as refused:
+        metrics.report(LABELS, SCORES, P, {0.05: SCORES})
+    assert str(refused.value) == "calls must be 0 (human), 1 (ai) or -1 (uncertain), found -3.0"
+
+
+def test_report_of_15000_texts_takes_seconds():
+    labels, scores, p = many(7500, 7500)
+    start = time.process_time()
+    metrics.report(labels, scores, p, {0.01: metrics.calls_at(scores, 0.0, 2.0)}, groups=np.arange(15000) // 3)
+    assert time.process_time() - start < 3
 
 
 def test_report_survives_json():
-    figures = metrics.report(np.array(LABELS), np.array(SCORES), np.array(P), {0.05: 1.0})
+    figures = metrics.report(np.array(LABELS), np.array(SCORES), np.array(P), {0.05: np.array(CALLS[0.05])})
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures

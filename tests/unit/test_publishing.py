@@ -24,7 +24,8 @@ TARGETS = {0.05: 1.0, 0.1: 0.5}
 def figures(auroc: float = 0.9) -> dict[str, Any]:
     labels = np.tile([0, 1], 20)
     scores = labels * 2.0 - 1 + np.random.default_rng(0).normal(0, 1, 40)
-    made = metrics.report(labels, scores, 1 / (1 + np.exp(-scores)), TARGETS)
+    calls = {target: metrics.calls_at(scores, min(upper, 0.0), upper) for target, upper in TARGETS.items()}
+    made = metrics.report(labels, scores, 1 / (1 + np.exp(-scores)), calls, rounds=10)
     return {**made, "auroc": auroc, "test_fingerprint": "test"}
 
 

@@ -1,0 +1,201 @@
+"""The stage `compare`: two or more bundles, and published figures, on the same texts, with paired tests."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from detect_ai.bundle import DetectorSpec, read_spec
+from detect_ai.config import Config
+from detect_ai.dataset import SLICES
+from detect_ai.errors import ConfigError, CorpusError, InputError
+from detect_ai.evaluation import data_name, figures_of
+from detect_ai.paired import delong, mcnemar, paired_bootstrap
+from detect_ai.registry import Registry
+from detect_ai.scoring import judge
+from detect_ai.stage import attempt
+from detect_ai.storage import Storage
+from detect_ai.verdicts import Verdicts
+
+logger = logging.getLogger(__name__)
+
+MIN_SLICE = 50  # texts
+MAX_SLICES = 20  # of a column, the largest ones
+
+
+def compare(config: Config, storage: Storage) -> dict[str, Any]:
+    """Compare the bundles of `compare.bundles`, and published figures, on the texts of `data`.
+
+    Raises:
+        ConfigError: fewer than two detectors, no such bundle, or bundles without a common target.
+        CorpusError: the data cannot be read, or has no labels.
+        InputError: a score is not finite, or a file of published figures is not of the expected form.
+    """
+    if len(config.compare.bundles) + len(config.compare.published) < 2 or not config.compare.bundles:
+        raise ConfigError(
+            f"compare.bundles={config.compare.bundles}: expected two or more, or one and compare.published"
+        )
+    if not config.data:
+        raise ConfigError("data=: expected a file or folder of Parquet, CSV or JSON lines with texts and labels")
+    published = [_published(path) for path in config.compare.published]
+    registry = Registry(storage)
+    places = {name: registry.locate(name) for name in config.compare.bundles}
+    specs = {name: _spec(*where) for name, where in places.items()}
+    target = _common_target(specs)
+    key = f"runs/{config.run}/{attempt('comparison')}"
+    try:
+        judged = {name: _judged(config, storage, key, i, places[name]) for i, name in enumerate(places)}
+        report = _report(config, specs, judged, published, target)
+        _write(storage, key, report)
+    except BaseException:
+        storage.delete(key)
+        raise
+    storage.prune(f"runs/{config.run}", "comparison-", config.storage.keep)
+    return {
+        "bundles": [_short(bundle) for bundle in report["bundles"]],
+        "pairs": report["pairs"],
+        "data": config.data,
+        "report": f"{key}/report.html",
+        "report_json": f"{key}/report.json",
+    }
+
+
+def _short(bundle: dict[str, Any]) -> dict[str, Any]:
+    """Figures without their intervals."""
+    return {name: value for name, value in bundle.items() if not name.endswith(("_low", "_high"))}
+
+
+def _spec(storage: Storage, key: str) -> DetectorSpec:
+    with storage.local_folder(key) as folder:
+        return read_spec(folder)
+
+
+def _common_target(specs: dict[str, DetectorSpec]) -> float:
+    """The smallest target FPR that all bundles have a threshold for. Raises ConfigError when there is none."""
+    common = set.intersection(*(set(spec.calibration.thresholds) for spec in specs.values()))
+    if not common:
+        have = "; ".join(f"{name}: {sorted(spec.calibration.thresholds)}" for name, spec in specs.items())
+        raise ConfigError(f"compare.bundles: no target FPR that all have a threshold for ({have})")
+    return min(common)
+
+
+def _published(path: str) -> dict[str, Any]:
+    """Figures of a detector that is not at hand: a JSON file with `name` and figures as `evaluate` prints them."""
+    storage, key = Storage.around(path)
+    try:
+        found = storage.read_json(key)
+    except FileNotFoundError:
+        raise ConfigError(f"compare.published: {path}: no such file") from None
+    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+        raise InputError(f"compare.published: {path}: expected an object with a name and figures such as auroc")
+    figures = {name: value for name, value in found.items() if isinstance(value, int | float) or value is None}
+    return {"name": found["name"], "version": None, "published": True, **figures}
+
+
+def _judged(config: Config, storage: Storage, key: str, number: int, where: tuple[Storage, str]) -> Verdicts:
+    out = f"{key}/verdicts-{number}"
+    judge(config.data, where, replace(config.score, format="parquet", target_fpr=0.0), (storage, out))
+    verdicts = Verdicts.read(storage, out)
+    verdicts = verdicts[verdicts.labelled]
+    if not len(verdicts):
+        raise CorpusError(f"data={config.data}: no text has a label; expected 0 (human) or 1 (ai)")
+    return verdicts[np.argsort(verdicts.ids, kind="stable")]
+
+
+def _report(
+    config: Config,
+    specs: dict[str, DetectorSpec],
+    judged: dict[str, Verdicts],
+    published: list[dict[str, Any]],
+    target: float,
+) -> dict[str, Any]:
+    first = next(iter(judged.values()))
+    both = 0 < int(first.labels.sum()) < len(first)
+    bundles = [
+        {
+            "name": name,
+            "version": specs[name].version,
+            "published": False,
+            **figures_of(verdicts, specs[name], config.evaluation.bootstrap, config.seed),
+        }
+        for name, verdicts in judged.items()
+    ]
+    corpora = {spec.corpus["fingerprint"] for spec in specs.values()}
+    if len(corpora) > 1:
+        logger.warning("the bundles learnt from %d different corpora: what differs may be those", len(corpora))
+    return {
+        "data": {
+            "name": data_name(config),
+            "rows": len(first),
+            "skipped": {},
+            "one_class": not both,
+            "contaminated": None,
+            "contamination_checked": False,
+            "other_corpus": len(corpora) > 1,
+            "fingerprint": first.fingerprint,
+        },
+        "bundles": [*bundles, *published],
+        "pairs": [_pair(config, a, b, judged, target, both) for a, b in combinations(judged, 2)],
+        "slices": list(_slices(judged, specs)),
+        "baseline": None,
+    }
+
+
+def _pair(config: Config, a: str, b: str, judged: dict[str, Verdicts], target: float, both: bool) -> dict[str, Any]:
+    """Paired tests: DeLong's of the AUROCs, McNemar's of the right calls, and a bootstrap of the FPRs."""
+    one, other = judged[a], judged[b]
+    areas: dict[str, Any] = dict.fromkeys(("difference", "low", "high", "p_value"))
+    if both:
+        areas = delong(one.labels, one.scores, other.scores)
+    right_one, right_other = (verdicts.calls(target) == verdicts.labels for verdicts in (one, other))
+    human = one.labels == 0
+    called = [(verdicts.calls(target) == 1).astype(float) for verdicts in (one, other)]
+    rates: dict[str, Any] = {"difference": None, "low": None, "high": None}
+    if human.sum() > 1:
+        rates = paired_bootstrap(
+            lambda _, values: float(np.mean(values)),
+            one.labels[human],
+            called[0][human],
+            called[1][human],
+            rounds=config.evaluation.bootstrap or 1,
+            seed=config.seed,
+        )
+    return {
+        "a": a,
+        "b": b,
+        "auroc_difference": areas["difference"],
+        "low": areas["low"],
+        "high": areas["high"],
+        "p_value": areas["p_value"],
+        "mcnemar": mcnemar(right_one, right_other),
+        "target": target,
+        "fpr_difference": rates["difference"],
+        "fpr_low": rates["low"],
+        "fpr_high": rates["high"],
+    }
+
+
+def _slices(judged: dict[str, Verdicts], specs: dict[str, DetectorSpec]) -> Any:
+    first = next(iter(judged.values()))
+    for column in SLICES:
+        values = first.columns[column]
+        names, counts = np.unique(values[values != ""], return_counts=True)
+        if len(names) < 2:
+            continue
+        for value in names[np.argsort(-counts, kind="stable")[:MAX_SLICES]].tolist():
+            chosen = values == value
+            if chosen.sum() >= MIN_SLICE:
+                figures = {name: figures_of(found[chosen], specs[name], 0) for name, found in judged.items()}
+                yield {"column": column, "value": value, "figures": figures}
+
+
+def _write(storage: Storage, key: str, report: dict[str, Any]) -> None:
+    from detect_ai.reports.evaluation import comparison_report
+
+    storage.write_bytes(f"{key}/report.json", json.dumps(report, indent=2).encode())
+    storage.write_bytes(f"{key}/report.html", comparison_report(report).encode())

@@ -1,0 +1,188 @@
+"""Further looks at a detector beside its plain figures: attacked texts, its worst accusations, its explanations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from detect_ai import metrics
+from detect_ai.attacks import ATTACKS
+from detect_ai.config import Config, ScoreConfig
+from detect_ai.corpus.shards import parquet
+from detect_ai.corpus.split import shuffle_key
+from detect_ai.dataset import Text, parts, read
+from detect_ai.errors import InputError
+from detect_ai.mixing import Mixed, mix, sentence_labels
+from detect_ai.scoring import judge
+from detect_ai.storage import Storage
+from detect_ai.verdicts import Verdicts
+
+Place = tuple[Storage, str]
+SAMPLE_LEAST_TOKENS = 100  # of the texts that mixed documents are made of
+
+
+def texts_of(data: str, config: ScoreConfig) -> Iterator[Text]:
+    """Every text of a file or folder that has one."""
+    for part in parts(data, config):
+        for texts, _ in read(part):
+            yield from texts
+
+
+def attacked(
+    config: Config, where: Place, data: str, out: Place, verdicts: Verdicts, target: float
+) -> list[dict[str, Any]]:
+    """Figures of the same texts clean and under each attack of `evaluation.attacks`, ratios against the clean ones.
+
+    Both classes are attacked: a detector must not accuse a human whose text was tampered with either.
+
+    Args:
+        config: `evaluation` and `score` are read.
+        where: storage and key of the bundle.
+        data: the texts.
+        out: storage and key of a folder for what is made in between; it is deleted again.
+        verdicts: of the clean texts.
+        target: the FPR that the ratios are at.
+    """
+    attacks = config.evaluation.attacks
+    if not attacks:
+        return []
+    chosen = _sample(verdicts, config.evaluation.attack_texts, config.seed)
+    clean = verdicts[chosen]
+    wanted = set(clean.ids.tolist())
+    texts = [text for text in texts_of(data, config.score) if text.id in wanted]
+    changed = [
+        (text.id, ATTACKS[name](text.text, np.random.default_rng(shuffle_key(config.seed, f"{text.id}\0{name}"))), name)
+        for name in attacks
+        for text in texts
+    ]
+    found = _judged(config.score, where, (out[0], f"{out[1]}/attacked"), changed)
+    labels = dict(zip(clean.ids.tolist(), clean.labels.tolist(), strict=True))
+    found = replace(found, labels=np.asarray([labels[name] for name in found.ids.tolist()], np.int64))
+    before = _attack_figures(clean, "none", target)
+    rows = [_attack_figures(found[found.columns["attack"] == name], name, target) for name in attacks]
+    percent = f"{100 * target:g}".replace(".", "_")
+    for row in (before, *rows):
+        for figure, short in ((f"tpr_at_target_{percent}", "tpr_ratio"), (f"fpr_at_target_{percent}", "fpr_ratio")):
+            row[short] = row[figure] / before[figure] if row[figure] is not None and before[figure] else None
+    return [before, *rows]
+
+
+def _sample(verdicts: Verdicts, most: int, seed: int) -> NDArray[np.int64]:
+    """Positions of at most so many texts of each class."""
+    rng = np.random.default_rng([seed, 3])
+    picks = [rng.permutation(np.flatnonzero(verdicts.labels == label))[:most] for label in (0, 1)]
+    return np.sort(np.concatenate(picks))
+
+
+def _attack_figures(verdicts: Verdicts, name: str, target: float) -> dict[str, Any]:
+    calls = {found: verdicts.calls(found) for found in verdicts.by_target}
+    figures = metrics.report(verdicts.labels, verdicts.scores, verdicts.probabilities, calls, target, rounds=0)
+    return {"attack": name, **figures}
+
+
+def _judged(
+    config: ScoreConfig, where: Place, out: Place, texts: list[tuple[str, str, str]], spans: str = "none"
+) -> Verdicts:
+    """Verdicts of texts (id, text, attack) that are made here; nothing of them stays in storage."""
+    storage, key = out
+    try:
+        columns = zip(*texts, strict=True)
+        table = pa.table(dict(zip(("id", "text", "attack"), map(list, columns), strict=True)))
+        storage.write_bytes(f"{key}/texts/texts.parquet", parquet(table, table.schema))
+        plain = replace(config, columns={}, labels={}, spans=spans, keep_text=False, format="parquet")
+        judge(storage.uri(f"{key}/texts"), where, plain, (storage, f"{key}/verdicts"))
+        return Verdicts.read(storage, f"{key}/verdicts")
+    finally:
+        storage.delete(key)
+
+
+def worst(config: Config, where: Place, data: str, out: Place, verdicts: Verdicts) -> list[dict[str, Any]]:
+    """The human texts with the highest scores among those called AI, with the scores of their sentences."""
+    e = config.evaluation
+    accused = np.flatnonzero((verdicts.labels == 0) & (verdicts.probabilities >= 0.5))
+    order = accused[np.argsort(-verdicts.scores[accused], kind="stable")][: e.worst]
+    if not len(order):
+        return []
+    chosen = verdicts[order]
+    sentences: dict[str, list[dict[str, Any]]] = {}
+    if e.show_texts:
+        wanted = set(chosen.ids.tolist())
+        texts = {text.id: text.text for text in texts_of(data, config.score) if text.id in wanted}
+        rows = [(name, text, "") for name, text in texts.items()]
+        found = _judged(config.score, where, (out[0], f"{out[1]}/worst"), rows, "windows")
+        for name, spans in zip(found.ids.tolist(), found.spans.tolist(), strict=True):
+            parts_of = [(texts[name][s["start"] : s["end"]], s["probability"]) for s in spans or []]
+            sentences[name] = [{"text": text, "probability": p} for text, p in parts_of]
+    return [
+        {
+            "id": name,
+            "domain": chosen.columns["domain"][i],
+            "source": chosen.columns["source"][i],
+            "probability": float(chosen.probabilities[i]),
+            "p_value": float(chosen.p_values[i]),
+            "num_tokens": int(chosen.num_tokens[i]),
+            "sentences": sentences.get(name, []),
+        }
+        for i, name in enumerate(chosen.ids.tolist())
+    ]
+
+
+def explained(config: Config, where: Place, data: str, out: Place, verdicts: Verdicts) -> dict[str, Any] | None:
+    """How well the scores of sentences tell the AI's sentences from a human's in documents of both.
+
+    `evaluation.mixed_documents` human texts get sentences of AI texts of the same domain put between theirs. None where
+    that is 0, or a class is missing.
+    """
+    count = config.evaluation.mixed_documents
+    if not count:
+        return None
+    made = _mixed(config, data, verdicts, count)
+    if not made:
+        return None
+    rows = [(str(i), mixed.text, "") for i, mixed in enumerate(made)]
+    found = _judged(config.score, where, (out[0], f"{out[1]}/mixed"), rows, "occlusion")
+    labels, windows, effects, errors = [], [], [], []
+    for name, spans in zip(found.ids.tolist(), found.spans.tolist(), strict=True):
+        mixed = made[int(name)]
+        places = [(span["start"], span["end"]) for span in spans]
+        truth = sentence_labels(places, mixed.ai_spans)
+        labels.append(truth)
+        windows += [span["probability"] for span in spans]
+        effects += [span["effect"] for span in spans]
+        sizes = np.asarray([end - start for start, end in places], np.float64)
+        said = np.asarray([span["probability"] >= 0.5 for span in spans])
+        errors.append(abs(float((sizes * said).sum() - (sizes * truth).sum()) / sizes.sum()))
+    truth = np.concatenate(labels)
+    return {
+        "n_documents": len(made),
+        "n_sentences": len(truth),
+        "sentence_auroc_windows": metrics.auroc(truth, windows),
+        "sentence_auroc_occlusion": metrics.auroc(truth, effects),
+        "ai_fraction_error": float(np.mean(errors)),
+    }
+
+
+def _mixed(config: Config, data: str, verdicts: Verdicts, count: int) -> list[Mixed]:
+    """Mixed documents of texts of one domain each, as far as there are pairs."""
+    rng = np.random.default_rng([config.seed, 4])
+    long = verdicts.num_tokens >= SAMPLE_LEAST_TOKENS
+    pairs = []
+    for domain in np.unique(verdicts.columns["domain"]).tolist():
+        own = long & (verdicts.columns["domain"] == domain)
+        human, ai = (rng.permutation(np.flatnonzero(own & (verdicts.labels == label))) for label in (0, 1))
+        pairs += list(zip(verdicts.ids[human].tolist(), verdicts.ids[ai].tolist(), strict=False))
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))[:count]]
+    wanted = {name for pair in pairs for name in pair}
+    texts = {text.id: text.text for text in texts_of(data, config.score) if text.id in wanted}
+    made = []
+    for human_id, ai_id in pairs:
+        try:
+            made.append(mix(texts[human_id], texts[ai_id], rng, share=float(rng.uniform(0.2, 0.6)), runs=2))
+        except InputError:  # of fewer than two sentences
+            continue
+    return made

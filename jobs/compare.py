@@ -1,0 +1,9 @@
+"""Two or more bundles on the same texts: python jobs/compare.py compare.bundles=[a,b] data=texts.parquet."""
+
+import sys
+
+from detect_ai.comparing import compare
+from detect_ai.stage import run_job
+
+if __name__ == "__main__":
+    sys.exit(run_job("compare", compare))

@@ -1,0 +1,9 @@
+"""Verdicts of any texts: python jobs/score.py data=texts.parquet, or bundle=… data=… score.out=… score.format=csv."""
+
+import sys
+
+from detect_ai.scoring import score
+from detect_ai.stage import run_job
+
+if __name__ == "__main__":
+    sys.exit(run_job("score", score))
