@@ -5,9 +5,13 @@ Unlike a source of a corpus nothing is dropped or repaired: what a user sends is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING
 
 from detect_ai.config import ScoreConfig, SourceConfig
 from detect_ai.corpus import formats
@@ -16,6 +20,9 @@ from detect_ai.corpus.read import Piece, pieces, readable, suffixes
 from detect_ai.corpus.standardise import spelling
 from detect_ai.errors import CorpusError
 from detect_ai.storage import open_uri
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 LABELS = {"0": 0, "1": 1, "human": 0, "ai": 1}
 # Columns that are kept beside the text: by these a report is sliced. A name of another column is mapped to ours by
@@ -33,7 +40,9 @@ NAMES = {
     "subset": ("subset",),
 }
 SLICES = ("source", "domain", "generator", "language", "attack", "subset")
-BATCH_ROWS = 256
+BATCH_ROWS, BATCH_CHARS = 256, 4 << 20
+_LOOKED_AT = 100  # rows of JSON, for the names of its columns
+_SURROGATE = re.compile("[\ud800-\udfff]")  # Arrow holds none
 
 
 @dataclass(frozen=True)
@@ -41,15 +50,22 @@ class Text:
     """One text to judge.
 
     Attributes:
-        id: its own, or file and number.
+        row: number of its file and of its row: names it among the others, whatever its id.
+        id: its own, else `row`.
         label: 0 human, 1 ai, None where none is given.
         values: of the columns of `SLICES` and `group`, "" where there is none.
     """
 
+    row: str
     id: str
     text: str
     label: int | None
     values: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Names the text by its content."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,7 @@ class Part:
         piece: the file.
         number: of the piece among those of the data.
         columns: our names to those of the file.
-        labels: value of the label column to 0 or 1.
+        labels: value of the label column, in small letters, to 0 or 1.
     """
 
     piece: Piece
@@ -83,9 +99,10 @@ def parts(data: str, config: ScoreConfig, shares: int = 1) -> list[Part]:
         CorpusError: nothing to read there, or no column of texts.
     """
     found = pieces(SourceConfig(kind=kind_of(data), path=data), unlabelled=True)
-    names = column_names(found[0])
+    # A file without a byte has no names; `pieces` refuses data of such files only.
+    names = next(filter(None, map(column_names, found)), [])
     columns = _mapped(data, config.columns, names)
-    labels = {spelling(value): label for value, label in (config.labels or LABELS).items()}
+    labels = {_lower(value): label for value, label in (config.labels or LABELS).items()}
     whole = [Part(piece, number, columns, labels) for number, piece in enumerate(found)]
     return [replace(part, share=share, shares=shares) for part in whole for share in range(shares)]
 
@@ -95,15 +112,17 @@ def kind_of(data: str) -> str:
     from pyarrow import fs as pafs
 
     filesystem, path = open_uri(data)
+    path = path.rstrip("/")
     with readable(SourceConfig(path=data), ""):
-        info = filesystem.get_file_info(path.rstrip("/"))
+        info = filesystem.get_file_info(path)
         if info.type == pafs.FileType.File:
             names = [path]
         else:
-            selector = pafs.FileSelector(path.rstrip("/"), recursive=True, allow_not_found=True)
+            selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
             names = [f.path for f in filesystem.get_file_info(selector) if f.type == pafs.FileType.File]
-    counts = {kind: sum(name.lower().endswith(ends) for name in names) for kind, ends in suffixes().items()}
-    kind = max(counts, key=lambda name: counts[name])
+    ends = suffixes()
+    counts = {kind: sum(name.lower().endswith(ends[kind]) for name in names) for kind in ("parquet", "csv", "jsonl")}
+    kind = max(counts, key=lambda name: counts[name])  # the first of equals: a .json beside a .parquet describes it
     if not counts[kind]:
         state = f"{len(names)} files of other kinds" if names else "no such file or folder"
         raise CorpusError(
@@ -114,9 +133,13 @@ def kind_of(data: str) -> str:
 
 
 def column_names(piece: Piece) -> list[str]:
-    """Names of the columns of a file: of Parquet from its schema, else those of its first rows."""
-    rows = list(islice(_rows(piece, None), 100))
-    return list(dict.fromkeys(name for row in rows for name in row.values))
+    """Names of the columns of a file: of Parquet from its schema, of CSV from its header, else those of first rows."""
+    names: list[str] = []
+    rows = _rows(piece, {}, names.extend)
+    if piece.source.kind == "jsonl":
+        return list(dict.fromkeys(name for row in islice(rows, _LOOKED_AT) for name in row.values))
+    next(rows, None)
+    return names
 
 
 def _mapped(data: str, given: Mapping[str, str], names: list[str]) -> dict[str, str]:
@@ -125,10 +148,12 @@ def _mapped(data: str, given: Mapping[str, str], names: list[str]) -> dict[str, 
     for ours, theirs in given.items():
         if theirs and theirs not in names:
             raise CorpusError(f"data={data}: no column {theirs!r} (score.columns.{ours}); found {_listed(names)}")
-    columns = {ours: next((name for name in usual if name in names), "") for ours, usual in NAMES.items()} | dict(given)
-    if not columns["text"]:
+    # JSON leaves out what is empty: a column may come later than its first rows.
+    columns = {ours: next((name for name in usual if name in names), usual[0]) for ours, usual in NAMES.items()}
+    columns |= given
+    if columns["text"] not in names:
         raise CorpusError(
-            f"data={data}: no column 'text'; found {_listed(names)}. Name yours with score.columns.text=…"
+            f"data={data}: no column 'text'; found {_listed(names)}. Name yours with +score.columns.text=…"
         )
     return {ours: theirs for ours, theirs in columns.items() if theirs}
 
@@ -138,64 +163,111 @@ def _listed(names: list[str]) -> str:
 
 
 def read(part: Part) -> Iterator[tuple[list[Text], int]]:
-    """The texts of a part in batches of `BATCH_ROWS` rows, and how many rows of each batch have no text.
+    """The texts of a part in batches of at most `BATCH_ROWS` rows, and how many rows of each batch have no text.
 
     Raises:
-        CorpusError: the file is broken, or a label is none of `labels`.
+        CorpusError: the file is broken or has no column of texts, or a label is none of `labels`.
     """
-    rows = enumerate(_rows(part.piece, set(part.columns.values())))
-    for number in count():
-        batch = list(islice(rows, BATCH_ROWS))
-        if not batch:
-            return
+
+    def check(names: list[str]) -> None:
+        if part.columns["text"] not in names:
+            raise UnreadableError(f"no column {part.columns['text']!r}; found {_listed(names)}")
+
+    for number, batch in enumerate(_batches(_rows(part.piece, part.columns, check))):
         if number % part.shares == part.share:
-            texts = [text for place, row in batch if (text := _text(part, place, row))]
+            texts = [text for place, row, torn in batch if (text := _text(part, place, row, torn))]
             yield texts, len(batch) - len(texts)
 
 
-def _text(part: Part, place: int, row: Row) -> Text | None:
+def _batches(rows: Iterable[Row]) -> Iterator[list[tuple[int, Row, bool]]]:
+    """Rows with their numbers, and whether the one before could not be parsed: such a row may be a part of it."""
+    batch: list[tuple[int, Row, bool]] = []
+    chars, torn = 0, False
+    for place, row in enumerate(rows):
+        batch.append((place, row, torn))
+        torn = row.problem == "bad_row"
+        chars += sum(len(value) for value in row.values.values() if isinstance(value, str))
+        if len(batch) == BATCH_ROWS or chars >= BATCH_CHARS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+def _text(part: Part, place: int, row: Row, torn: bool) -> Text | None:
     def value(name: str) -> str:
-        found = row.values.get(part.columns.get(name, ""))
-        return "" if found is None or found != found else str(found).strip()
+        return _plain(row.values.get(part.columns.get(name, "")))
 
     text = row.values.get(part.columns["text"])
     if not isinstance(text, str) or not text.strip():
         return None
-    values = {name: value(name) for name in (*SLICES, "group")}
-    return Text(value("id") or f"{part.number}-{place}", text, _label(part, row), values)
+    label = _spelled(part, row)
+    if label and label not in part.labels:
+        if torn:
+            return None
+        raise _unknown_label(part, label)
+    name = f"{part.number}-{place}"
+    values = {column: value(column) for column in (*SLICES, "group")}
+    return Text(name, value("id") or name, _SURROGATE.sub("\ufffd", text), part.labels.get(label), values)
 
 
-def _label(part: Part, row: Row) -> int | None:
+def _plain(value: object) -> str:
+    """A value as text, "" for none. A whole number stays whole where a column of floats holds it."""
+    if value is None or value != value:  # NaN
+        return ""
+    text = str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    return _SURROGATE.sub("\ufffd", text.strip())
+
+
+def _spelled(part: Part, row: Row) -> str:
+    """The label of a row as `part.labels` spells it, "" for none."""
     name = part.columns.get("label")
-    found = spelling(row.values.get(name)) if name else ""
-    if not found:
-        return None
-    if found not in part.labels:
-        shown = repr(found) if len(found) <= 20 else f"a value of {len(found)} characters"
-        known = ", ".join(f"{value} ({'ai' if label else 'human'})" for value, label in part.labels.items())
-        raise CorpusError(
-            f"data={part.piece.source.path}: column {name!r} holds {shown}; expected one of {known}. "
-            f"Map others with score.labels={{value: 0 or 1}}"
-        )
-    return part.labels[found]
+    return _lower(row.values.get(name)) if name else ""
 
 
-def _rows(piece: Piece, wanted: set[str] | None) -> Iterator[Row]:
-    """Rows of a piece with some of its columns; with all of them where None are wanted."""
+def _lower(value: object) -> str:
+    return spelling(value).lower()
+
+
+def _unknown_label(part: Part, found: str) -> CorpusError:
+    shown = repr(found) if len(found) <= 20 else f"a value of {len(found)} characters"
+    known = ", ".join(f"{value} ({'ai' if label else 'human'})" for value, label in part.labels.items())
+    return CorpusError(
+        f"data={part.piece.source.path}: column {part.columns['label']!r} holds {shown}; expected one of {known}. "
+        f"Map others with +score.labels={{value: 0 or 1}}"
+    )
+
+
+def _rows(piece: Piece, columns: Mapping[str, str], check: Callable[[list[str]], None]) -> Iterator[Row]:
+    """Rows of a piece with some of its columns; `check` is given all names of a file that says them."""
     filesystem, _ = open_uri(piece.source.path)
     for file in piece.files:
         path = f"{piece.root}/{file}"
         with readable(piece.source, file):
             if piece.source.kind == "parquet":
-                data = formats.parquet_file(filesystem, path)
-                columns = [name for name in data.schema_arrow.names if wanted is None or name in wanted]
-                yield from formats.table_rows(formats.parquet_tables(data, columns), columns)
+                yield from _parquet_rows(formats.parquet_file(filesystem, path), columns, check)
                 continue
             with filesystem.open_input_stream(path) as stream:
-                is_csv = piece.source.kind == "csv"
-                yield from formats.csv_rows(stream, _header) if is_csv else formats.json_rows(stream, file)
+                if piece.source.kind == "csv":
+                    yield from formats.csv_rows(stream, partial(_checked, check))
+                else:
+                    yield from formats.json_rows(stream, file)
 
 
-def _header(names: list[str]) -> None:
+def _parquet_rows(
+    file: pq.ParquetFile, columns: Mapping[str, str], check: Callable[[list[str]], None]
+) -> Iterator[Row]:
+    schema = file.schema_arrow
+    _checked(check, schema.names)
+    text = columns.get("text")
+    if text and not formats.is_text(kind := schema.field(text).type):
+        raise UnreadableError(f"column {text!r} is of type {kind}; expected string")
+    wanted = [name for name in schema.names if name in columns.values()]
+    if wanted:
+        yield from formats.table_rows(formats.parquet_tables(file, wanted), wanted)
+
+
+def _checked(check: Callable[[list[str]], None], names: list[str]) -> None:
     if len(set(names)) < len(names):
-        raise UnreadableError("expected a header of different column names")
+        raise UnreadableError("expected columns of different names")
+    check(names)

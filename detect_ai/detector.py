@@ -281,6 +281,7 @@ class Detector(Scorer):
             p_value=reference.p_value(score),
             compared_with=register,
             num_compared=len(reference.human_scores),
+            fpr_upper_bound=reference.thresholds[target_fpr].fpr_bound,
             reasons=reasons,
             tampering=document.normalised.tampering,
             spans=spans,

@@ -50,6 +50,9 @@ class Verdict(BaseModel):
     p_value: float = Field(description="Conformal p-value: how many human texts score at least as high")
     compared_with: str = Field(default="", description="Register whose human texts it was compared with; empty: all")
     num_compared: int = Field(default=0, description="Human calibration texts behind `p_value` and `threshold`")
+    fpr_upper_bound: float = Field(
+        default=1.0, description="95% upper bound of the false positive rate of `threshold`, given those texts"
+    )
     reasons: list[Reason] = Field(description="Why the label is `uncertain`; empty otherwise")
     tampering: dict[str, int] = Field(description="Characters undone before reading, such as `invisible`, `homoglyph`")
     spans: list[Span] | None = Field(default=None, description="Scores by sentence, when asked for")
@@ -110,6 +113,7 @@ class ThresholdInfo(BaseModel):
         description="Expected false positive rate on texts exchangeable with the calibration set"
     )
     fpr_upper_bound: float = Field(description="95% upper bound of the false positive rate, given this calibration set")
+    min_tokens: int = Field(description="Shorter texts get no verdict at this target")
 
 
 class ModelInfo(BaseModel):

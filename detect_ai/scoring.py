@@ -289,7 +289,9 @@ class JudgePart:
             verdict = verdicts[target]
             rows.append(
                 {
-                    **verdict.model_dump(mode="json", exclude={"label", "spans", "tampering", "prevalence"}),
+                    **verdict.model_dump(
+                        mode="json", exclude={"label", "spans", "tampering", "prevalence", "fpr_upper_bound"}
+                    ),
                     **text.values,
                     "id": text.id,
                     "label": text.label,

@@ -7,13 +7,16 @@ from typing import Any
 
 from detect_ai.bundle import DetectorSpec
 
+MAX_SLICES = 30
+MIN_TEXTS = 20
+
 
 def model_card(spec: DetectorSpec, figures: Mapping[str, Any]) -> str:
     """The card of a bundle as Markdown.
 
     Args:
         spec: of the bundle.
-        figures: of `metrics.report` on its test split.
+        figures: of its test split, as the stage `evaluate` gives them.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -24,9 +27,38 @@ def model_card(spec: DetectorSpec, figures: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         autoescape=False,  # noqa: S701 - Markdown from figures and configuration, no text of a user
     )
+    environment.filters |= {"percent": _percent, "rate": _rate, "figure": _figure, "cell": _cell}
     targets = [
-        {"percent": f"{100 * target:g}", "key": f"{100 * target:g}".replace(".", "_"), "threshold": threshold}
+        {
+            "percent": f"{100 * target:g}",
+            "key": f"{100 * target:g}".replace(".", "_"),
+            "threshold": threshold,
+            "min_tokens": max(spec.min_tokens, spec.calibration.min_tokens.get(target, 0)),
+        }
         for target, threshold in sorted(spec.calibration.thresholds.items())
     ]
+    slices = [row for row in figures.get("slices", []) if max(row["n_human"], row["n_ai"]) >= MIN_TEXTS]
     template = environment.get_template("model_card.md.jinja")
-    return template.render(spec=spec, figures=figures, targets=targets) + "\n"
+    return template.render(spec=spec, figures=figures, targets=targets, accused=slices[:MAX_SLICES]) + "\n"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}%"
+
+
+def _rate(figures: Mapping[str, Any], name: str) -> str:
+    """A rate with its interval."""
+    value, low, high = (figures.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    if value is None or low is None or high is None:
+        return "–"
+    return f"{100 * value:.1f}% ({100 * low:.1f}–{100 * high:.1f}%)"
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _cell(value: str) -> str:
+    """A name from the data, as plain text in a table of Markdown."""
+    plain = " ".join(value.split())[:60]
+    return "".join(f"\\{c}" if c in "\\|`*_[]<>#" else c for c in plain)

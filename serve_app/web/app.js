@@ -62,10 +62,18 @@ function say(text, isError = false) {
   byId("status").classList.toggle("error", isError);
 }
 
+function thresholdOf(verdict) {
+  return model.thresholds.find((threshold) => threshold.target_fpr === verdict.target_fpr);
+}
+
 function showReasons(verdict) {
   const words = {
-    too_short: `It is too short: ${verdict.num_tokens} tokens, and the model needs ${model.min_tokens} or more.`,
+    too_short: `It is too short: ${verdict.num_tokens} tokens, and the model needs ${thresholdOf(verdict).min_tokens} or more.`,
     other_script: "Most of it is not in Latin letters. This model reads English.",
+    other_language: "It is in another language. This model reads English.",
+    mostly_code: "Most of it is code. This model reads prose.",
+    mostly_tables: "Most of it is tables or numbers. This model reads prose.",
+    mostly_quotations: "Most of it is quoted: who wrote that is another question.",
     between_thresholds: "The score lies between what is usual for human and for AI texts.",
   };
   byId("reasons").replaceChildren(...verdict.reasons.map((reason) => element("li", words[reason] || reason)));
@@ -74,8 +82,8 @@ function showReasons(verdict) {
 
 function meaning(verdict) {
   if (verdict.label === "ai") {
-    const bound = model.thresholds.find((threshold) => threshold.target_fpr === verdict.target_fpr).fpr_upper_bound;
-    return `It may be human all the same: of human texts like the ${model.num_human} it was calibrated on, about ${outOf100(verdict.target_fpr)} are called AI, and with so few it could be ${outOf100(bound)}.`;
+    const bound = verdict.fpr_upper_bound;
+    return `It may be human all the same: of human texts like the ${verdict.num_compared} it was compared with, about ${outOf100(verdict.target_fpr)} are called AI, and with so few it could be ${outOf100(bound)}.`;
   }
   if (verdict.label === "human") return "Nothing in it stands out as AI writing. AI texts can pass too, above all edited ones.";
   return "The detector does not answer here, and no answer is better than a wrong one:";
@@ -91,7 +99,7 @@ function showNumbers(verdict) {
   byId("prevalence").textContent =
     `if ${outOf100(verdict.prevalence)} texts were AI, as when it was calibrated. Called AI from ${percent(verdict.threshold)}.`;
   byId("p-value").textContent =
-    `About ${outOf100(verdict.p_value)} score at least this high, to go by the ${model.num_human} that it was calibrated on.`;
+    `About ${outOf100(verdict.p_value)} score at least this high, to go by the ${verdict.num_compared} that it was compared with.`;
 }
 
 function showTampering(verdict) {

@@ -93,6 +93,17 @@ def test_languages_that_are_taken_for_each_other_are_one(
     assert other_language(ENGLISH, "cy") == found
 
 
+def test_english_words_outweigh_a_model_that_errs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Model:
+        def detect(self, text: str) -> list[dict[str, object]]:
+            return [{"lang": "cy", "score": 1.0}]
+
+    monkeypatch.setattr(language, "detector", Model)
+    assert other_language(ENGLISH, "en") is None
+    assert other_language(ENGLISH, "fr") == "cy"
+    assert other_language(TEXTS["fr"], "en") == "cy"
+
+
 def test_of_a_text_in_the_wanted_language_only_the_middle_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
 

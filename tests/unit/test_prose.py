@@ -167,11 +167,12 @@ PROSE = {
     "essay in a fence": f"```\n{ESSAY}```\n",
     "poem in a fence": f"```\n{POEM}```\n",
     "essay in a fence of markdown": f"```markdown\n{ESSAY}{BULLETS}```\n",
-    "typewriter": ESSAY.replace(". ", ".  "),
+    "typewriter": "He came.  He saw it.  He went.\nShe stayed.  She slept.  She woke.\n" * 4,
     "careless commas": "I wake up at six,i eat bread,then i go to the school,it is far,i walk with my brother.\n" * 3,
     "scene breaks": f"{DIALOGUE}\n~~~\n\n{POEM}\n~~~\n\n{ESSAY}\n***\n\n____\n\n{NEWS}",
-    "formulas": "For $p>2$ let $G_n=\\langle a,b\\rangle$ act on $X_n\\subset\\mathbb{R}^{2n}$ and let $Y_n=X_n/G_n$ be "
-    "compact. We show that $H^i(Y_n)=0$ for all $i>n$, and then that $\\pi_1(Y_n)=G_n$ and $\\chi(Y_n)=\\chi(X_n)/p^{2n}$.",
+    "formulas": "For $p>2$ let $G_n=\\langle a,b\\rangle$ act on $X_n\\subset\\mathbb{R}^{2n}$ and let $Y_n=X_n/G_n$ "
+    "be compact. We show that $H^i(Y_n)=0$ for all $i>n$, and then that $\\pi_1(Y_n)=G_n$ and "
+    "$\\chi(Y_n)=\\chi(X_n)/p^{2n}$.",
     "smileys": "see you there :) <3\nI will be late =) but I bring the cake and the drinks for all\n" * 4,
     "numbered questions": "\n".join(
         f"{n}. How did the war of {1900 + n} change the way people lived?" for n in range(9)
@@ -244,6 +245,11 @@ def test_quotations_may_take_more_than_the_rest() -> None:
     assert shares[180] > 0.6 > shares[380] > 0.5 > shares[600]
     assert not_prose(f"He said: {said} {rest[:180]}") == "mostly_quotations"
     assert not_prose(f"He said: {said} {rest[:380]}") is None
+
+
+def test_what_is_code_already_is_no_quotation() -> None:
+    text = '```python\n> x = 1\nprint("one two three four five six seven eight nine")\n```\n'
+    assert kinds(text) == {"code": 1, "tables": 0, "quotations": 0, "other": 0}
 
 
 def test_links_and_references_are_something_else() -> None:

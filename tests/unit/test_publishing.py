@@ -196,5 +196,22 @@ def test_the_card_says_what_the_model_is_and_where_it_comes_from(tiny_bundle: Pa
     assert f"fingerprint `{spec.corpus['fingerprint'][:16]}`, language `en`" in text
     assert "| Licences of the corpus | not stated |" in text
     assert "windows of 64 tokens, 48 apart, over the whole text" in text
-    assert "texts of fewer than 10 tokens" in text
+    assert "(fewer than 10 tokens at a target of 5%, fewer than 10 tokens at a target of 10%)" in text
     assert "`probability` assumes that 50% of the texts are AI" in text
+
+
+def test_the_card_shows_slices_attacks_and_the_baseline_and_escapes_their_names(tiny_bundle: Path) -> None:
+    spec = replace(bundle.read_spec(tiny_bundle), registers=["essays", "prose"])
+    made = figures()
+    accused = {**made, "column": "domain", "value": "a|b *c*", "n_human": 50}
+    few = {**accused, "value": "few", "n_human": 3, "n_ai": 3}
+    text = model_card(
+        spec, {**made, "slices": [accused, few], "attacks": [{**made, "attack": "synonym"}], "baseline": made}
+    )
+    rates = [text.count(f"{100 * made[f'{rate}_at_target_5']:.1f}% (") for rate in ("fpr", "tpr")]
+    assert r"| domain: a\|b \*c\* | 50 |" in text
+    assert "few" not in text.partition("By kind of text")[2].partition("## Under")[0]
+    assert "| synonym |" in text
+    assert min(rates) >= 3  # the test split, the slice, the attack
+    assert "the same register (essays, prose)" in text
+    assert f"| auroc | {made['auroc']:.4f} | {made['auroc']:.4f} |" in text
