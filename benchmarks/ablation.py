@@ -146,10 +146,7 @@ def judge(network: Any, tokenizer: Tokenizer, options: argparse.Namespace) -> di
         lengths = np.asarray([len(window) for window in windows])
         for chosen in plan_scoring(lengths, 8192):
             batch = collate([windows[i] for i in chosen], tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id)
-            with (
-                torch.inference_mode(),
-                autocast(torch.device("cpu"), model.autocast_dtype("auto", torch.device("cpu"))),
-            ):
+            with torch.inference_mode(), autocast(device, dtype):
                 found[chosen] = log_odds(network(**model_inputs(batch, device)).logits).numpy()
         return document_scores(found, owners, len(rows))
 

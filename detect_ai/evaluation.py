@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,11 @@ import numpy as np
 from detect_ai import metrics, probes, raid
 from detect_ai.baseline import Baseline, baseline_of
 from detect_ai.bundle import DetectorSpec, read_spec
-from detect_ai.config import Config
+from detect_ai.config import Config, ScoreConfig
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.near import clusters, signatures, similar_pairs
 from detect_ai.dataset import SLICES
-from detect_ai.errors import ConfigError, CorpusError
+from detect_ai.errors import ConfigError, CorpusError, InputError
 from detect_ai.registry import Registry
 from detect_ai.scoring import judge
 from detect_ai.stage import attempt, read_result
@@ -35,6 +37,7 @@ REPORTED_TARGETS = (0.01, 0.05)
 LENGTHS = (64, 128, 256, 512)  # tokens that part the ranges of the report
 MIN_SLICE = 20  # texts
 MAX_SLICES = 40  # of a column, the largest ones
+TEXTS_AT_ONCE = 512
 MIN_GROUPS = 20  # fewer say nothing of how figures vary with them
 
 
@@ -82,16 +85,13 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
     """
     started = time.perf_counter()
     subject = _subject(config, storage)
-    key = f"runs/{config.run}/{attempt(f'evaluation-{subject.name}')}"
+    kept = f"runs/{config.run}/{result_name(config)}"
+    key = f"{kept}/{attempt('evaluation')}"
     try:
+        _require_labels(subject.data, config.score)
         plain = replace(config.score, format="parquet")
         judged = judge(subject.data, subject.where, plain, (storage, f"{key}/verdicts"))
         verdicts = Verdicts.read(storage, f"{key}/verdicts")
-        if not verdicts.labelled.any():
-            raise CorpusError(
-                f"data={subject.data}: no text has a label; expected a column 'label' of 0 (human) and 1 (ai): name "
-                f"yours with score.columns.label=…"
-            )
         skipped = {"no_text": judged.skipped, "no_label": int((~verdicts.labelled).sum())}
         verdicts = verdicts[verdicts.labelled]
         report = _report(config, storage, key, subject, verdicts, {k: v for k, v in skipped.items() if v})
@@ -99,8 +99,10 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
         written = _write(storage, key, report, verdicts)
     except BaseException:
         storage.delete(key)
+        if not storage.list(kept):
+            storage.delete(kept)
         raise
-    storage.prune(f"runs/{config.run}", f"evaluation-{subject.name}-", config.storage.keep)
+    storage.prune(kept, "evaluation-", config.storage.keep)
     overall = report["overall"]
     logger.info("%s on %s: %s", subject.spec.version, subject.name, describe(overall))
     return {
@@ -118,6 +120,15 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
         "test_fingerprint": report["data"]["fingerprint"],
         **written,
     }
+
+
+def _require_labels(data: str, config: ScoreConfig) -> None:
+    """Raise CorpusError when no text has a label: before all of them are judged for nothing."""
+    if all(text.label is None for text in probes.texts_of(data, config)):
+        raise CorpusError(
+            f"data={data}: no text has a label; expected a column 'label' of 0 (human) and 1 (ai). Name yours with "
+            f"+score.columns.label=…"
+        )
 
 
 def _of_target(target: float) -> list[str]:
@@ -153,9 +164,9 @@ def _subject(config: Config, storage: Storage) -> Subject:
     prepared = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
     if prepared.manifest.fingerprint != spec.corpus["fingerprint"]:
         raise ConfigError(
-            f"bundle={config.bundle}: it learnt from corpus {spec.corpus['fingerprint'][:12]}, run={config.run} has "
-            f"{prepared.manifest.fingerprint[:12]}, whose test split it may have seen. Name the texts with data=…: they are "
-            f"searched for what it learnt from"
+            f"bundle {spec.version} learnt from corpus {spec.corpus['fingerprint'][:12]}, run={config.run} has "
+            f"{prepared.manifest.fingerprint[:12]}, whose test split it may have seen. Name the texts with data=…: "
+            f"they are searched for what it learnt from"
         )
     return Subject(where, spec, storage.uri(f"{prepared.key}/test"), "test", prepared, is_test=True)
 
@@ -165,7 +176,7 @@ def _corpus_of(storage: Storage, spec: DetectorSpec) -> Corpus | None:
     for name in storage.list("corpora"):
         try:
             corpus = Corpus.open(storage, f"corpora/{name}")
-        except CorpusError:
+        except InputError:  # unfinished, or of another format
             continue
         if corpus.manifest.fingerprint == spec.corpus["fingerprint"]:
             return corpus
@@ -289,18 +300,21 @@ def _curves(verdicts: Verdicts, baseline_scores: Any) -> dict[str, Any]:
 
 def _baseline_scores(config: Config, subject: Subject, verdicts: Verdicts, baseline: Baseline) -> Any:
     """The baseline's scores in the order of the verdicts."""
-    texts = ((text.id, text.text) for text in probes.texts_of(subject.data, config.score))
-    names, scores = [], []
-    batch: list[str] = []
-    for name, text in texts:
-        names.append(name)
-        batch.append(normalise(text).text)
-        if len(batch) == 512:
-            scores.append(baseline.score(batch))
-            batch = []
-    scores.append(baseline.score(batch))
-    by_id = dict(zip(names, np.concatenate(scores).tolist(), strict=True))
-    return np.asarray([by_id[name] for name in verdicts.ids])
+    rows: list[str] = []
+    scores = [np.empty(0)]
+    for batch in _normalised(config, subject, verdicts):
+        rows += batch
+        scores.append(baseline.score(batch.values()))
+    by_row = dict(zip(rows, np.concatenate(scores).tolist(), strict=True))
+    return np.asarray([by_row[row] for row in verdicts.rows])
+
+
+def _normalised(config: Config, subject: Subject, verdicts: Verdicts) -> Iterator[dict[str, str]]:
+    """The normalised texts of the verdicts by row, a few hundred at a time."""
+    wanted = set(verdicts.rows.tolist())
+    found = (text for text in probes.texts_of(subject.data, config.score) if text.row in wanted)
+    while batch := {text.row: normalise(text.text).text for text in islice(found, TEXTS_AT_ONCE)}:
+        yield batch
 
 
 def _baseline_figures(verdicts: Verdicts, baseline: Baseline, scores: Any, rounds: int, seed: int) -> dict[str, Any]:
@@ -320,13 +334,7 @@ def _contaminated(config: Config, subject: Subject, verdicts: Verdicts) -> int |
         for split in ("train", "validation", "calibration")
         for table in subject.corpus.tables(split, ["text"])
     ]
-    judged, batch = [], []
-    for text in probes.texts_of(subject.data, config.score):
-        batch.append(normalise(text.text).text)
-        if len(batch) == 512:
-            judged.append(signatures(batch))
-            batch = []
-    judged.append(signatures(batch))
+    judged = [signatures(list(batch.values())) for batch in _normalised(config, subject, verdicts)]
     rows = np.concatenate([*known, *judged])
     first = sum(map(len, known))
     found = clusters(len(rows), similar_pairs(rows, config.corpus.similarity))

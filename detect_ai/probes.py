@@ -20,6 +20,7 @@ from detect_ai.errors import InputError
 from detect_ai.mixing import Mixed, mix, sentence_labels
 from detect_ai.scoring import judge
 from detect_ai.storage import Storage
+from detect_ai.text import normalise
 from detect_ai.verdicts import Verdicts
 
 Place = tuple[Storage, str]
@@ -31,6 +32,12 @@ def texts_of(data: str, config: ScoreConfig) -> Iterator[Text]:
     for part in parts(data, config):
         for texts, _ in read(part):
             yield from texts
+
+
+def texts_at(data: str, config: ScoreConfig, rows: NDArray[Any]) -> dict[str, str]:
+    """The texts of some rows of a file or folder, by row."""
+    wanted = set(rows.tolist())
+    return {text.row: text.text for text in texts_of(data, config) if text.row in wanted}
 
 
 def attacked(
@@ -51,17 +58,17 @@ def attacked(
     attacks = config.evaluation.attacks
     if not attacks:
         return []
-    chosen = _sample(verdicts, config.evaluation.attack_texts, config.seed)
-    clean = verdicts[chosen]
-    wanted = set(clean.ids.tolist())
-    texts = [text for text in texts_of(data, config.score) if text.id in wanted]
+    clean = verdicts[_sample(verdicts, config.evaluation.attack_texts, config.seed)]
+    if not len(clean):
+        return []
+    texts = texts_at(data, config.score, clean.rows)
     changed = [
-        (text.id, ATTACKS[name](text.text, np.random.default_rng(shuffle_key(config.seed, f"{text.id}\0{name}"))), name)
+        (row, ATTACKS[name](text, np.random.default_rng(shuffle_key(config.seed, f"{row}\0{name}"))), name)
         for name in attacks
-        for text in texts
+        for row, text in texts.items()
     ]
     found = _judged(config.score, where, (out[0], f"{out[1]}/attacked"), changed)
-    labels = dict(zip(clean.ids.tolist(), clean.labels.tolist(), strict=True))
+    labels = dict(zip(clean.rows.tolist(), clean.labels.tolist(), strict=True))
     found = replace(found, labels=np.asarray([labels[name] for name in found.ids.tolist()], np.int64))
     before = _attack_figures(clean, "none", target)
     rows = [_attack_figures(found[found.columns["attack"] == name], name, target) for name in attacks]
@@ -73,9 +80,10 @@ def attacked(
 
 
 def _sample(verdicts: Verdicts, most: int, seed: int) -> NDArray[np.int64]:
-    """Positions of at most so many texts of each class."""
+    """Positions of at most so many texts of each class that nobody has attacked yet."""
     rng = np.random.default_rng([seed, 3])
-    picks = [rng.permutation(np.flatnonzero(verdicts.labels == label))[:most] for label in (0, 1)]
+    clean = np.isin(verdicts.columns["attack"], ("", "none"))
+    picks = [rng.permutation(np.flatnonzero(clean & (verdicts.labels == label)))[:most] for label in (0, 1)]
     return np.sort(np.concatenate(picks))
 
 
@@ -111,9 +119,8 @@ def worst(config: Config, where: Place, data: str, out: Place, verdicts: Verdict
     chosen = verdicts[order]
     sentences: dict[str, list[dict[str, Any]]] = {}
     if e.show_texts:
-        wanted = set(chosen.ids.tolist())
-        texts = {text.id: text.text for text in texts_of(data, config.score) if text.id in wanted}
-        rows = [(name, text, "") for name, text in texts.items()]
+        texts = texts_at(data, config.score, chosen.rows)
+        rows = [(row, text, "") for row, text in texts.items()]
         found = _judged(config.score, where, (out[0], f"{out[1]}/worst"), rows, "windows")
         for name, spans in zip(found.ids.tolist(), found.spans.tolist(), strict=True):
             parts_of = [(texts[name][s["start"] : s["end"]], s["probability"]) for s in spans or []]
@@ -126,9 +133,9 @@ def worst(config: Config, where: Place, data: str, out: Place, verdicts: Verdict
             "probability": float(chosen.probabilities[i]),
             "p_value": float(chosen.p_values[i]),
             "num_tokens": int(chosen.num_tokens[i]),
-            "sentences": sentences.get(name, []),
+            "sentences": sentences.get(row, []),
         }
-        for i, name in enumerate(chosen.ids.tolist())
+        for i, (row, name) in enumerate(zip(chosen.rows.tolist(), chosen.ids.tolist(), strict=True))
     ]
 
 
@@ -158,11 +165,12 @@ def explained(config: Config, where: Place, data: str, out: Place, verdicts: Ver
         said = np.asarray([span["probability"] >= 0.5 for span in spans])
         errors.append(abs(float((sizes * said).sum() - (sizes * truth).sum()) / sizes.sum()))
     truth = np.concatenate(labels)
+    both = 0 < truth.sum() < len(truth)
     return {
         "n_documents": len(made),
         "n_sentences": len(truth),
-        "sentence_auroc_windows": metrics.auroc(truth, windows),
-        "sentence_auroc_occlusion": metrics.auroc(truth, effects),
+        "sentence_auroc_windows": metrics.auroc(truth, windows) if both else None,
+        "sentence_auroc_occlusion": metrics.auroc(truth, effects) if both else None,
         "ai_fraction_error": float(np.mean(errors)),
     }
 
@@ -175,14 +183,14 @@ def _mixed(config: Config, data: str, verdicts: Verdicts, count: int) -> list[Mi
     for domain in np.unique(verdicts.columns["domain"]).tolist():
         own = long & (verdicts.columns["domain"] == domain)
         human, ai = (rng.permutation(np.flatnonzero(own & (verdicts.labels == label))) for label in (0, 1))
-        pairs += list(zip(verdicts.ids[human].tolist(), verdicts.ids[ai].tolist(), strict=False))
+        pairs += list(zip(human.tolist(), ai.tolist(), strict=False))
     pairs = [pairs[i] for i in rng.permutation(len(pairs))[:count]]
-    wanted = {name for pair in pairs for name in pair}
-    texts = {text.id: text.text for text in texts_of(data, config.score) if text.id in wanted}
+    texts = texts_at(data, config.score, verdicts.rows[[i for pair in pairs for i in pair]])
     made = []
-    for human_id, ai_id in pairs:
+    for pair in pairs:
+        human_text, ai_text = (normalise(texts[verdicts.rows[i]]).text for i in pair)
         try:
-            made.append(mix(texts[human_id], texts[ai_id], rng, share=float(rng.uniform(0.2, 0.6)), runs=2))
+            made.append(mix(human_text, ai_text, rng, share=float(rng.uniform(0.2, 0.6)), runs=2))
         except InputError:  # of fewer than two sentences
             continue
     return made

@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 FILE = "registers.safetensors"
 SURE = 0.8  # a text is of a register from this probability on; below it is of none
-MAX_TEXTS = 20_000  # learnt from, the first ones of each register
+MAX_TEXTS = 5_000  # learnt from, the first ones of each register
 
 
 @dataclass(frozen=True)

@@ -184,11 +184,14 @@ def score_split(
 
 VERDICT_SCHEMA = pa.schema(
     [
+        ("row", pa.string()),  # number of the file and of its row
         ("id", pa.string()),
+        ("digest", pa.string()),  # of the text
         ("label", pa.int8()),  # given with the text; null where none is
         *((name, pa.string()) for name in (*SLICES, "group")),
         ("verdict", pa.string()),
         ("probability", pa.float64()),
+        ("prevalence", pa.float64()),
         ("score", pa.float64()),  # log-odds
         ("p_value", pa.float64()),
         ("target_fpr", pa.float64()),
@@ -196,6 +199,7 @@ VERDICT_SCHEMA = pa.schema(
         ("reasons", pa.list_(pa.string())),
         ("compared_with", pa.string()),
         ("num_compared", pa.int32()),
+        ("fpr_upper_bound", pa.float64()),
         ("tampering", pa.string()),  # JSON
         ("num_tokens", pa.int32()),
         ("num_windows", pa.int32()),
@@ -206,9 +210,9 @@ VERDICT_SCHEMA = pa.schema(
         ("model_version", pa.string()),
     ]
 )
-FILE_ROWS = 4096  # of a file of verdicts
-SPANS = ("none", "windows", "occlusion")
-FORMATS = ("parquet", "jsonl", "csv")
+FILE_ROWS, FILE_CHARS = 4096, 32 << 20  # of a file of verdicts: rows, characters of their texts
+UNFINISHED = "_unfinished"  # a file beside those of verdicts, as long as more of them are written
+_JSON = ("tampering", "verdicts", "spans")
 
 
 @dataclass(frozen=True)
@@ -219,23 +223,44 @@ class Destination:
     key: str
     format: str
 
-    def write(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Write a file whole or not at all."""
+    def begin(self) -> None:
+        """Mark the folder as unfinished. Raises ConfigError when it holds something."""
+        where = self.storage.uri(self.key)
+        if self.storage.filesystem.get_file_info(self.storage.path(self.key)).is_file:
+            raise ConfigError(f"score.out={where}: expected a folder, found a file")
+        if self.storage.list(self.key):
+            raise ConfigError(f"score.out={where}: it holds files already: name another folder, or delete it")
+        self.storage.write_bytes(f"{self.key}/{UNFINISHED}", b"")
+
+    def write(self, name: str, rows: list[dict[str, Any]]) -> bool:
+        """Write a file whole or not at all. False where the folder is given up: nothing is written then."""
         table = pa.Table.from_pylist(rows, schema=VERDICT_SCHEMA)
-        self.storage.write_bytes(f"{self.key}/{name}.{self.format}", _encoded(table, self.format))
+        data = _encoded(table, self.format)
+        if not self.storage.exists(f"{self.key}/{UNFINISHED}"):
+            return False
+        self.storage.write_bytes(f"{self.key}/{name}.{self.format}", data)
+        return True
+
+    def finish(self) -> None:
+        """The folder is whole."""
+        self.storage.delete(f"{self.key}/{UNFINISHED}")
 
 
 def _encoded(table: pa.Table, kind: str) -> bytes:
     if kind == "parquet":
         return parquet(table, table.schema)
     if kind == "jsonl":
-        rows = ({k: v for k, v in row.items() if v is not None} for row in table.to_pylist())
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        return "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in table.to_pylist()).encode()
     reasons = pa.array([";".join(found) for found in table["reasons"].to_pylist()], pa.string())
     table = table.set_column(table.column_names.index("reasons"), "reasons", reasons)
     sink = pa.BufferOutputStream()
     csv.write_csv(table, sink)
     return bytes(sink.getvalue())
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what is null, nothing in it JSON within JSON."""
+    return {name: json.loads(v) if name in _JSON else v for name, v in row.items() if v is not None}
 
 
 class JudgePart:
@@ -261,18 +286,20 @@ class JudgePart:
         """Rows `judged` and `skipped` for each batch of texts."""
         part: Part = pickle.loads(item["part"][0].as_py())  # noqa: S301 - made by the driver
         rows: list[dict[str, Any]] = []
-        written = 0
+        written = chars = 0
         for texts, skipped in read(part):
             rows += self.judge(texts)
-            if len(rows) >= FILE_ROWS:
-                self._write(part, written, rows)
-                written, rows = written + 1, []
+            chars += sum(len(text.text) for text in texts)
+            if len(rows) >= FILE_ROWS or chars >= FILE_CHARS:
+                if not self._write(part, written, rows):
+                    return
+                written, rows, chars = written + 1, [], 0
             yield pa.table({"judged": [len(texts)], "skipped": [skipped]})
         if rows:
             self._write(part, written, rows)
 
-    def _write(self, part: Part, number: int, rows: list[dict[str, Any]]) -> None:
-        self._out.write(f"{part.number:05d}-{part.share:03d}-{number:05d}", rows)
+    def _write(self, part: Part, number: int, rows: list[dict[str, Any]]) -> bool:
+        return self._out.write(f"{part.number:05d}-{part.share:03d}-{number:05d}", rows)
 
     def judge(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
         """Rows of `VERDICT_SCHEMA`."""
@@ -289,11 +316,11 @@ class JudgePart:
             verdict = verdicts[target]
             rows.append(
                 {
-                    **verdict.model_dump(
-                        mode="json", exclude={"label", "spans", "tampering", "prevalence", "fpr_upper_bound"}
-                    ),
+                    **verdict.model_dump(mode="json", exclude={"label", "spans", "tampering"}),
                     **text.values,
+                    "row": text.row,
                     "id": text.id,
+                    "digest": text.digest,
                     "label": text.label,
                     "verdict": verdict.label.value,
                     "score": float(score),
@@ -331,18 +358,30 @@ def judge(data: str, where: tuple[Storage, str], config: ScoreConfig, out: tuple
         CorpusError: the data cannot be read.
         ConfigError: the folder for the verdicts holds files.
     """
-    import ray
-
-    storage, key = out
-    if storage.list(key):
-        raise ConfigError(f"score.out={storage.uri(key)}: it holds files already: name another folder, or delete it")
     _check_bundle(where, config)
     work = parts(data, config, shares=config.workers)
-    cluster.connect()
-    gpus = config.workers if config.use_gpu else 0
-    needed = config.workers * config.cpus_per_worker
-    cluster.require_resources(f"scoring ({config.workers} workers x {config.cpus_per_worker:g} CPUs)", needed, gpus)
-    started = time.perf_counter()
+    place = Destination(*out, config.format)
+    place.begin()
+    try:
+        cluster.connect()
+        gpus = config.workers if config.use_gpu else 0
+        needed = config.workers * config.cpus_per_worker
+        cluster.require_resources(f"scoring ({config.workers} workers x {config.cpus_per_worker:g} CPUs)", needed, gpus)
+        started = time.perf_counter()
+        judged, skipped = _counted(work, where, config, place)
+        if not judged:
+            raise CorpusError(f"data={data}: {skipped} rows, none with a text")
+        place.finish()
+    except BaseException:
+        place.storage.delete(place.key)
+        raise
+    return Judged(place, judged, skipped, time.perf_counter() - started)
+
+
+def _counted(work: list[Part], where: tuple[Storage, str], config: ScoreConfig, out: Destination) -> tuple[int, int]:
+    """Judge the parts; how many texts were judged, and how many rows had none."""
+    import ray
+
     items = ray.data.from_items([{"part": pickle.dumps(part)} for part in work], override_num_blocks=len(work))
     rows = items.map_batches(
         JudgePart,
@@ -355,24 +394,21 @@ def judge(data: str, where: tuple[Storage, str], config: ScoreConfig, out: tuple
             "root": where[0].root,
             "key": where[1],
             "config": config,
-            "out": (storage.root, key),
+            "out": (out.storage.root, out.key),
         },
     )
     rows.context.target_max_block_size = 1  # each batch's count comes out when it is judged
     rows.context.enable_progress_bars = False
-    counts = {"judged": 0, "skipped": 0}
-    told = time.perf_counter()
+    judged = skipped = 0
+    started = told = time.perf_counter()
     with plainly():
         for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for name in counts:
-                counts[name] += int(pc.sum(batch[name]).as_py() or 0)
+            judged += int(pc.sum(batch["judged"]).as_py() or 0)
+            skipped += int(pc.sum(batch["skipped"]).as_py() or 0)
             if time.perf_counter() - told > TELL_EVERY_S:
                 told = time.perf_counter()
-                logger.info("%d texts judged, %.0f a second", counts["judged"], counts["judged"] / (told - started))
-    if not counts["judged"]:
-        raise CorpusError(f"data={data}: {counts['skipped']} rows, none with a text")
-    seconds = time.perf_counter() - started
-    return Judged(Destination(storage, key, config.format), counts["judged"], counts["skipped"], seconds)
+                logger.info("%d texts judged, %.0f a second", judged, judged / (told - started))
+    return judged, skipped
 
 
 def _check_bundle(where: tuple[Storage, str], config: ScoreConfig) -> None:

@@ -57,8 +57,8 @@ class Storage:
         """The storage that a path or URI lies in, and its key there. Raises ConfigError."""
         where, mark, query = uri.partition("?")
         parent, _, name = where.rstrip("/").rpartition("/")
-        if not name or name in (".", "..", "~"):
-            raise ConfigError(f"{uri}: expected a path or URI that ends in a name")
+        if not name or name in (".", "..", "~") or parent.endswith(":/"):
+            raise ConfigError(f"{uri}: expected a path or URI that ends in the name of a file or folder")
         return cls(f"{parent or ('/' if where.startswith('/') else '.')}{mark}{query}"), name
 
     def path(self, key: str) -> str:

@@ -16,7 +16,10 @@ from detect_ai.dataset import SLICES
 from detect_ai.storage import Storage
 
 CALLS = {"human": 0, "ai": 1, "uncertain": -1}
-_COLUMNS = ["id", "label", "score", "probability", "p_value", "num_tokens", "reasons", "verdicts", "compared_with", "spans"]
+_COLUMNS = (
+    *("row", "id", "digest", "label", "score", "probability", "p_value", "num_tokens"),
+    *("reasons", "verdicts", "compared_with", "spans"),
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,9 @@ class Verdicts:
     """What a detector made of some texts.
 
     Attributes:
-        ids: str, shape (n,).
+        rows: str, each one once, shape (n,).
+        ids: str, shape (n,); as the data has them, perhaps one of two texts.
+        digests: of the texts, str, shape (n,).
         labelled: whether a label is known, shape (n,).
         labels: 0 human, 1 ai, 0 where none is known; int64, shape (n,).
         scores: log-odds, float64, shape (n,).
@@ -37,7 +42,9 @@ class Verdicts:
         spans: of sentences, where they were asked for; else None; shape (n,).
     """
 
+    rows: NDArray[Any]
     ids: NDArray[Any]
+    digests: NDArray[Any]
     labelled: NDArray[np.bool_]
     labels: NDArray[np.int64]
     scores: NDArray[np.float64]
@@ -54,12 +61,14 @@ class Verdicts:
         """Read a folder of Parquet files of verdicts, in the order of their names."""
         names = (*_COLUMNS, *SLICES, "group")
         paths = [storage.path(f"{key}/{name}") for name in storage.list(key)]
-        table = pq.read_table(paths, columns=list(names), filesystem=storage.filesystem)
+        table = pq.read_table(paths, columns=list(names), filesystem=storage.filesystem, partitioning=None)
         calls = [json.loads(found) for found in table["verdicts"].to_pylist()]
         targets = [float(target) for target in (calls[0] if calls else {})]
         labels = table["label"].to_pylist()
         columns = {name: np.asarray(table[name].to_pylist(), object) for name in (*SLICES, "group", "compared_with")}
         return cls(
+            rows=np.asarray(table["row"].to_pylist(), object),
+            digests=np.asarray(table["digest"].to_pylist(), object),
             ids=np.asarray(table["id"].to_pylist(), object),
             labelled=np.asarray([label is not None for label in labels], np.bool_),
             labels=np.asarray([label or 0 for label in labels], np.int64),
@@ -78,8 +87,9 @@ class Verdicts:
 
     def __getitem__(self, chosen: NDArray[Any]) -> Self:
         """Those of a mask, or at positions."""
-        single = ("ids", "labelled", "labels", "scores", "probabilities", "p_values", "num_tokens", "reasons", "spans")
-        parts: dict[str, Any] = {name: getattr(self, name)[chosen] for name in single}
+        parts: dict[str, Any] = {
+            name: values[chosen] for name, values in vars(self).items() if isinstance(values, np.ndarray)
+        }
         parts["by_target"] = {target: calls[chosen] for target, calls in self.by_target.items()}
         parts["columns"] = {name: values[chosen] for name, values in self.columns.items()}
         return type(self)(**parts)
@@ -90,13 +100,14 @@ class Verdicts:
 
     @property
     def fingerprint(self) -> str:
-        """Names the texts by their ids and labels."""
-        rows = sorted(zip(self.ids.tolist(), self.labels.tolist(), strict=True))
+        """Names the texts by their content and labels, in whatever order."""
+        rows = sorted(zip(self.digests.tolist(), self.labels.tolist(), strict=True))
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _objects(values: Sequence[Any]) -> NDArray[Any]:
     """An array of objects of any kind: numpy would make a table of tuples of one length."""
     array = np.empty(len(values), object)
-    array[:] = values
+    for place, value in enumerate(values):
+        array[place] = value
     return array
