@@ -1,8 +1,8 @@
 """A detector on disk: everything a replica needs and nothing else. No pickle; every byte is checked on loading.
 
 A bundle is a folder of `detector.json`, `config.json`, `model.safetensors`, `tokenizer.json`, `registers.safetensors`
-where registers are told apart and, once published, `metrics.json` and `MODEL_CARD.md`. `detector.json` holds the sha256 of every other file and of itself; the version
-of a bundle is the beginning of that.
+where registers are told apart and, once published, `metrics.json` and `MODEL_CARD.md`. `detector.json` holds the sha256
+of every other file and of itself; the version of a bundle is the beginning of that.
 """
 
 from __future__ import annotations

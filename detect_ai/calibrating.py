@@ -74,7 +74,8 @@ def _calibrate(config: Config, corpus: Corpus, checkpoint: str, registers: Regis
     whole = calibrate(scored.labels[scored.whole], scored.scores[scored.whole], c.target_fprs, c.method)
     if not (c.length_edges or registers):
         return whole
-    spans = Spans(scored.labels, scored.scores, scored.num_tokens, scored.registers)
+    documents = np.cumsum(scored.whole) - scored.whole  # the whole of a document comes after its spans
+    spans = Spans(scored.labels, scored.scores, scored.num_tokens, scored.registers, documents)
     return with_categories(whole, spans, c.length_edges, c.min_tpr, c.method)
 
 

@@ -123,14 +123,20 @@ class Calibration(Reference):
     categories: tuple[Category, ...] = ()
     min_tokens: dict[float, int] = field(default_factory=dict)
 
-    def reference(self, register: str, num_tokens: int) -> Reference:
-        """What a text is compared with: its category, or of an unknown register the strictest one of its length."""
+    def reference(self, register: str, num_tokens: int, target_fpr: float | None = None) -> Reference:
+        """What a text is compared with: its category, or of an unknown register the strictest one of its length.
+
+        Args:
+            register: of the text; "" where it is not known.
+            num_tokens: its length.
+            target_fpr: at which categories are compared; the smallest when None.
+        """
         found = [each for each in self.categories if each.holds(num_tokens)]
         own = [each for each in found if each.register == register] or found
-        strictest = min(self.thresholds, default=None)
-        if not own or strictest is None:
+        target = min(self.thresholds, default=None) if target_fpr is None else target_fpr
+        if not own or target is None:
             return self
-        return max(own, key=lambda each: each.bounds(strictest)[1])
+        return max(own, key=lambda each: each.bounds(target)[1])
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON that `from_dict` reads back to an equal calibration."""
@@ -210,15 +216,23 @@ class Spans:
         scores: raw scores, shape (n,).
         num_tokens: their lengths, shape (n,).
         registers: as `detect_ai.registers` names them, shape (n,).
+        documents: number of the text that each is of, shape (n,).
     """
 
     labels: Labels
     scores: Floats
     num_tokens: NDArray[np.int64]
     registers: NDArray[np.str_]
+    documents: NDArray[np.int64]
 
-    def __getitem__(self, mask: NDArray[np.bool_]) -> Self:
-        return type(self)(self.labels[mask], self.scores[mask], self.num_tokens[mask], self.registers[mask])
+    def __getitem__(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Self:
+        return type(self)(*(getattr(self, each.name)[chosen] for each in fields(self)))
+
+    def one_each(self) -> Self:
+        """The longest of each text: two of one text are no two draws."""
+        order = np.lexsort((self.num_tokens, self.documents))
+        last = np.diff(self.documents[order], append=self.documents.max(initial=0) + 1) != 0
+        return self[np.sort(order[last])]
 
 
 def with_categories(
@@ -227,7 +241,7 @@ def with_categories(
     """Adds thresholds by register and length, and the length from which a verdict is worth giving.
 
     A range of lengths with fewer human spans than the strictest target needs is joined with the next longer one; so is
-    what remains at the end with the one before.
+    what remains at the end with the one before. Of a text with several spans in a range the longest one counts.
 
     Args:
         whole: calibration of the whole texts; what a category lacks AI texts for is taken from it.
@@ -252,23 +266,23 @@ def _ranges(spans: Spans, edges: Sequence[int], strictest: float) -> list[tuple[
     """Ranges of lengths, each with enough human spans for the strictest target."""
     needed = texts_needed(strictest)
     lows, found = [0, *edges], []
-    start = 0
+    start = humans = 0
     for position, high in enumerate([*edges, None]):
         inside = (spans.num_tokens >= lows[start]) & (high is None or spans.num_tokens < high)
-        part = spans[np.asarray(inside)]
-        if int((part.labels == 0).sum()) >= needed:
+        part = spans[np.asarray(inside)].one_each()
+        humans = int((part.labels == 0).sum())
+        if humans >= needed:
             found.append((lows[start], high, part))
             start = position + 1
     if not found:
         name = "".join(set(spans.registers.tolist()))
-        humans = int((spans.labels == 0).sum())
         raise CalibrationError(
-            f"register {name!r}: target FPR {strictest} needs at least {needed} human calibration texts of like length, "
-            f"found {humans} of any: add some, choose a larger target, or leave out calibration.registers"
+            f"register {name!r}: target FPR {strictest} needs at least {needed} human calibration texts of like "
+            f"length, found {humans} of any: add some, choose a larger target, or leave out calibration.registers"
         )
     if found[-1][1] is not None:
         low = found[-1][0]
-        found[-1] = (low, None, spans[spans.num_tokens >= low])
+        found[-1] = (low, None, spans[spans.num_tokens >= low].one_each())
     return found
 
 
@@ -296,11 +310,11 @@ def _category(whole: Calibration, register: str, low: int, high: int | None, spa
 def _first_length(categories: Sequence[Category], target: float, min_tpr: float) -> int:
     """The length from which every range finds enough AI texts in some register; 0 where not even the longest does."""
     lengths = []
-    for register in {each.register for each in categories if each.tprs}:
-        own = [each for each in categories if each.register == register]
-        weak = [each.max_tokens for each in own if each.tprs[target] < min_tpr]
+    for register in {each.register for each in categories}:
+        own = [each for each in categories if each.register == register and each.tprs]
         # A register whose longest texts are hard to tell is hard at any length; its length is not why.
-        lengths.append(0 if None in weak else max((length for length in weak if length), default=0))
+        if own and own[-1].tprs[target] >= min_tpr:
+            lengths.append(max((each.max_tokens or 0 for each in own if each.tprs[target] < min_tpr), default=0))
     return min(lengths, default=0)
 
 
@@ -310,9 +324,16 @@ def _scaling(truth: Labels, scores: Floats, method: str) -> tuple[float, float, 
     if method == "platt":
         return temperature, midpoint, ()
     knots = fit_isotonic(truth, scores)
+    return temperature, _halfway(knots), knots
+
+
+def _halfway(knots: Sequence[tuple[float, float]]) -> float:
+    """The score with a probability of one half; an end where there is none."""
     at, values = np.asarray(knots).T
-    above = np.flatnonzero(values >= 0.5)
-    return temperature, float(at[above[0]]) if above.size else float(at[-1]), knots
+    i = int(np.searchsorted(values, 0.5))
+    if i in (0, len(at)):
+        return float(at[min(i, len(at) - 1)])
+    return float(at[i - 1] + (0.5 - values[i - 1]) / (values[i] - values[i - 1]) * (at[i] - at[i - 1]))
 
 
 def fit_isotonic(labels: ArrayLike, logits: ArrayLike) -> tuple[tuple[float, float], ...]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from detect_ai import bundle
 from detect_ai.batches import Batch, collate, plan_scoring
+from detect_ai.calibration import Category
 from detect_ai.errors import BundleError, InputError
 from detect_ai.language import other_language
 from detect_ai.prose import not_prose
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from detect_ai.bundle import DetectorSpec
-    from detect_ai.calibration import Reference
     from detect_ai.config import ModelConfig
     from detect_ai.registers import Registers
     from detect_ai.tokenizer import Ids, Tokenizer
@@ -252,9 +252,8 @@ class Detector(Scorer):
     ) -> list[Verdict]:
         """What a score means at each of several targets."""
         register = self._register(document)
-        reference = self.spec.calibration.reference(register, len(document.input_ids))
         unfit = self._unfit(document)
-        return [self._verdict(document, score, spans, target, register, reference, unfit) for target in target_fprs]
+        return [self._verdict(document, score, spans, target, register, unfit) for target in target_fprs]
 
     def _verdict(
         self,
@@ -263,9 +262,10 @@ class Detector(Scorer):
         spans: list[Span] | None,
         target_fpr: float,
         register: str,
-        reference: Reference,
         unfit: list[Reason],
     ) -> Verdict:
+        reference = self.spec.calibration.reference(register, len(document.input_ids), target_fpr)
+        is_own = isinstance(reference, Category) and reference.register == register
         human_below, ai_from = reference.bounds(target_fpr)
         reasons = [Reason.TOO_SHORT] if len(document.input_ids) < self.min_tokens(target_fpr) else []
         reasons += unfit
@@ -279,7 +279,7 @@ class Detector(Scorer):
             target_fpr=target_fpr,
             threshold=float(reference.probability(ai_from)),
             p_value=reference.p_value(score),
-            compared_with=register,
+            compared_with=register if is_own else "",
             num_compared=len(reference.human_scores),
             fpr_upper_bound=reference.thresholds[target_fpr].fpr_bound,
             reasons=reasons,

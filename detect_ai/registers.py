@@ -46,7 +46,7 @@ class Registers:
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
         best = shares.argmax(axis=1)
-        sure = shares[np.arange(len(best)), best] >= SURE
+        sure = (shares[np.arange(len(best)), best] >= SURE) & [len(ids) > 0 for ids in documents]
         return [self.names[i] if is_sure else "" for i, is_sure in zip(best, sure, strict=True)]
 
     @staticmethod

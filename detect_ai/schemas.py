@@ -48,7 +48,11 @@ class Verdict(BaseModel):
     target_fpr: float = Field(description="Share of human texts that may be called `ai`")
     threshold: float = Field(description="Probability from which a text is called `ai` at this target")
     p_value: float = Field(description="Conformal p-value: how many human texts score at least as high")
-    compared_with: str = Field(default="", description="Register whose human texts it was compared with; empty: all")
+    compared_with: str = Field(
+        default="",
+        description="Register whose human texts it was compared with; empty where registers are not told apart, and "
+        "for a text of none of them, which meets the strictest thresholds of its length",
+    )
     num_compared: int = Field(default=0, description="Human calibration texts behind `p_value` and `threshold`")
     fpr_upper_bound: float = Field(
         default=1.0, description="95% upper bound of the false positive rate of `threshold`, given those texts"

@@ -72,7 +72,7 @@ def span_each(documents: Sequence[Ids], content: int, shortest: int, rng: np.ran
     lengths = np.exp(rng.uniform(np.log(shortest), np.log(content), len(documents)))
     lengths[rng.random(len(documents)) < FULL_SHARE] = content
     drawn = []
-    for ids, length in zip(documents, lengths.astype(np.int64), strict=True):
+    for ids, length in zip(documents, lengths.astype(np.int64).clip(shortest, content), strict=True):
         start = int(rng.integers(max(0, len(ids) - length) + 1))
         drawn.append(ids[start : start + length])
     return drawn

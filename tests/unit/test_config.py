@@ -7,13 +7,14 @@ import yaml
 from detect_ai.config import CONFIG_DIR, Config, load_config
 from detect_ai.errors import ConfigError
 
-GROUPS = ("corpus", "model", "serve", "sweep", "train")
+GROUPS = ("corpus", "experiment", "model", "serve", "sweep", "train")
+GIVEN = {("corpus", "csv"): ["corpus.sources.0.path=/x.csv"]}  # what an option leaves to its user
 EMULATOR = "gs://anonymous@bucket/x?endpoint_override=127.0.0.1:9023&scheme=http"
 TRAIN_KEYS = (
-    "lr, from_sweep, epochs, batch_size, microbatch_size, warmup, decay, weight_decay, max_grad_norm, precision, "
-    "num_workers, cpus_per_worker, threads_per_worker, use_gpu, log_every, keep_checkpoints"
+    "lr, from_sweep, epochs, batch_size, microbatch_size, shortest_span, warmup, decay, weight_decay, max_grad_norm, "
+    "precision, num_workers, cpus_per_worker, threads_per_worker, use_gpu, log_every, keep_checkpoints"
 )
-ALL_KEYS = "run, seed, storage, corpus, model, train, sweep, calibration, score, gate, serve, tracking"
+ALL_KEYS = "run, bundle, data, seed, storage, corpus, model, train, sweep, calibration, score, evaluation, gate, serve, tracking"
 SOURCE_KEYS = (
     "kind, path, preset, name, licence, text, label, id, group, domain, generator, language, split, attack, "
     "labels, splits, weight, limit, subset, hub_split, revision, streaming"
@@ -22,8 +23,9 @@ QUOTE = "expected key=value; quote a value that holds '=', ',' or brackets"
 
 
 @pytest.fixture(autouse=True)
-def _no_root_from_the_environment(monkeypatch):
-    monkeypatch.delenv("DETECT_AI_STORAGE_ROOT", raising=False)
+def _nothing_from_the_environment(monkeypatch):
+    for name in ("DETECT_AI_STORAGE_ROOT", "DETECT_AI_DATA", "DETECT_AI_DATA_PROSE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def refusal(*overrides, config_dir=None):
@@ -66,6 +68,10 @@ def test_an_unknown_key_is_refused_with_the_keys_that_there_are(override, text):
         ("train.use_gpu=maybe", "Value 'maybe' is not a valid bool (type str)"),
         ("seed=true", "Value 'True' of type 'bool' could not be converted to Integer"),
         ("sweep.lrs=1", "Invalid value assigned: int is not a ListConfig, list or tuple."),
+        ("calibration.length_edges=[64.5]", "Value '64.5' of type 'float' could not be converted to Integer"),
+        ("+calibration.registers.essays=mine", "Invalid value assigned: str is not a ListConfig, list or tuple."),
+        ("+score.labels.human=none", "Value 'none' of type 'str' could not be converted to Integer"),
+        ("evaluation.baseline=maybe", "Value 'maybe' is not a valid bool (type str)"),
         ("corpus.split.test=much", "Value 'much' of type 'str' could not be converted to Float"),
     ],
 )
@@ -78,7 +84,9 @@ def test_what_is_no_override_is_refused_with_the_form_expected(override):
     assert refusal("seed=1", override) == f"config: {override}: {QUOTE}"
 
 
-@pytest.mark.parametrize(("group", "options"), [("train", "default, gpu"), ("model", "distilbert, minilm")])
+@pytest.mark.parametrize(
+    ("group", "options"), [("train", "default, gpu"), ("model", "distilbert, minilm"), ("experiment", "essays")]
+)
 def test_an_unknown_option_of_a_group_is_refused_with_the_options_that_there_are(group, options):
     assert refusal("run=train", f"{group}=none") == f"config: {group}=none: expected one of {options}"
 
@@ -188,28 +196,68 @@ def test_the_groups_are_those_of_the_design():
     assert sorted({group for group, _ in options()}) == sorted(GROUPS)
 
 
+def content(group, option):
+    """What a file of a group sets, by the keys of `Config`. An experiment sets keys of several groups."""
+    written = yaml.safe_load((CONFIG_DIR / group / f"{option}.yaml").read_text())
+    return {k: v for k, v in written.items() if k != "defaults"} if group == "experiment" else {group: written}
+
+
+def check_values(written, composed):
+    """Every value of a file stands in what was composed; paths may come from the environment."""
+    if isinstance(written, dict):
+        for key, value in written.items():
+            check_values(value, composed[key])
+    elif isinstance(written, list):
+        assert len(written) == len(composed)
+        for value, found in zip(written, composed, strict=True):
+            check_values(value, found)
+    elif "${" not in str(written):
+        assert composed == (float(written) if isinstance(composed, float) else written)
+
+
 @pytest.mark.parametrize(("group", "option"), options())
 def test_every_file_composes_and_sets_what_it_says(group, option):
-    given = ["corpus.sources.0.path=/x.csv"] if (group, option) == ("corpus", "csv") else []
-    config = load_config([f"{group}={option}", *given]).to_dict()
-    written = yaml.safe_load((CONFIG_DIR / group / f"{option}.yaml").read_text())
-    for key, value in written.items():
-        if key == "sources":
-            given_source = {k: v for k, v in value[0].items() if k != "path"}
-            assert given_source.items() <= config[group][key][0].items()
-        elif isinstance(config[group][key], float):
-            assert config[group][key] == float(value)
-        elif isinstance(config[group][key], list):
-            assert config[group][key] == [float(v) for v in value]
-        else:
-            assert config[group][key] == value
+    given = GIVEN.get((group, option), [])
+    written = content(group, option)
+    for override in given:
+        written[group]["sources"][0]["path"] = override.partition("=")[2]
+    check_values(written, load_config([f"{group}={option}", *given]).to_dict())
+
+
+def test_an_experiment_is_written_from_the_root_and_chooses_options_of_the_groups():
+    for path in CONFIG_DIR.glob("experiment/*.yaml"):
+        assert path.read_text().startswith("# @package _global_\n")
+    config = load_config(["experiment=essays"])
+    assert config.corpus.name == "essays-and-prose"
+    assert set(config.calibration.registers) == {"essays", "prose"}
+
+
+def test_an_override_decides_over_an_experiment():
+    config = load_config(["experiment=essays", "train.lr=1e-5", "corpus=sample", "calibration.length_edges=[]"])
+    assert (config.train.lr, config.corpus.name, config.calibration.length_edges) == (1e-5, "sample", [])
+
+
+def test_the_registers_of_an_experiment_gather_sources_of_its_corpus():
+    for path in CONFIG_DIR.glob("experiment/*.yaml"):
+        config = load_config([f"experiment={path.stem}"])
+        gathered = {source for sources in config.calibration.registers.values() for source in sources}
+        assert gathered <= {source.name for source in config.corpus.sources}
+
+
+def test_human_prose_may_lie_elsewhere_than_the_other_folders(monkeypatch):
+    monkeypatch.setenv("DETECT_AI_DATA", "/data")
+    paths = [source.path for source in load_config(["corpus=essays_and_prose"]).corpus.sources]
+    monkeypatch.setenv("DETECT_AI_DATA_PROSE", "/elsewhere")
+    moved = [source.path for source in load_config(["corpus=essays_and_prose"]).corpus.sources]
+    assert paths == ["/data/essays", "/data/mixed", "/data/prose"]
+    assert moved == ["/data/essays", "/data/mixed", "/elsewhere"]
 
 
 def test_every_key_in_configs_is_a_field_of_config_py():
     kinds = get_type_hints(Config)
-    for path in CONFIG_DIR.glob("*/*.yaml"):
-        written = yaml.safe_load(path.read_text())
-        assert set(written) <= {f.name for f in fields(kinds[path.parent.name])}, path
+    for group, option in options():
+        for key, value in content(group, option).items():
+            assert set(value) <= {f.name for f in fields(kinds[key])}, (group, option)
 
 
 def test_every_field_has_a_type_that_is_checked():
@@ -221,7 +269,8 @@ def test_every_field_has_a_type_that_is_checked():
             if not any(map(is_dataclass, inner)):
                 yield name, kind
 
-    checked = {str, int, float, bool, list[float], list[str], dict[str, float], dict[str, int], dict[str, list[str]]}
+    checked = {str, int, float, bool, list[float], list[int], list[str]}
+    checked |= {dict[str, float], dict[str, int], dict[str, str], dict[str, list[str]]}
     assert {kind for _, kind in leaves(Config)} <= checked
 
 

@@ -29,6 +29,7 @@ AT_LEAST_ONE = [
     "score.workers",
     "score.threads_per_worker",
     "score.batch_size",
+    "evaluation.attack_texts",
     "serve.target_ongoing_requests",
     "serve.max_queued_requests",
     "serve.threads_per_replica",
@@ -46,8 +47,20 @@ POSITIVE = [
     "serve.request_timeout_s",
     "sweep.lr_min",
 ]
-NATURAL = ["seed", "corpus.min_words", "sweep.max_concurrent", "calibration.min_tokens", "serve.min_replicas"]
+NATURAL = [
+    "seed",
+    "corpus.min_words",
+    "train.shortest_span",
+    "sweep.max_concurrent",
+    "calibration.min_tokens",
+    "evaluation.mixed_documents",
+    "evaluation.bootstrap",
+    "evaluation.worst",
+    "serve.min_replicas",
+]
 PRECISIONS, NAMES = ("train.precision", "score.precision", "serve.precision"), ("run", "corpus.name")
+ODD_NAMES = ("../x", ".hidden", "a/b", "x" * 65)
+REGISTERS = "none, or two or more with sources of their own"
 LR_MIN, SPLIT = "sweep.lr_min", {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}
 SHARES = ["train.warmup", "model.dropout", "model.attention_dropout", "corpus.augment_share"]
 CLOSED = ["gate.min_auroc", "gate.max_auroc_drop"]
@@ -66,7 +79,8 @@ IMPOSSIBLE = [
     *(({key: odd}, f"{key}={odd}", SHARE) for key in SHARES for odd in (1.0, -0.1, NAN)),
     *(({key: odd}, f"{key}={odd}", "0 to 1") for key in CLOSED for odd in (1.1, -0.1, NAN)),
     *(({key: "fp16"}, f"{key}=fp16", "one of auto, bf16, fp32") for key in PRECISIONS),
-    *(({key: name}, f"{key}={name}", NAME) for key in NAMES for name in ("../x", "", ".hidden", "a/b", "x" * 65)),
+    *(({key: name}, f"{key}={name}", NAME) for key in NAMES for name in ("", *ODD_NAMES)),
+    *(({"evaluation.name": name}, f"evaluation.name={name}", NAME) for name in ODD_NAMES),
     ({"train.decay": "step"}, "train.decay=step", "one of linear, cosine"),
     ({"sweep.search": "random"}, "sweep.search=random", "one of loguniform, grid"),
     ({"tracking.mode": "on"}, "tracking.mode=on", "one of auto, online, offline, disabled"),
@@ -74,6 +88,7 @@ IMPOSSIBLE = [
     ({"model.window": 15, "model.stride": 8}, "model.window=15", "at least 16 tokens"),
     ({"model.stride": 0}, "model.stride=0", "1 to model.window - 2"),
     ({"model.stride": 255}, "model.stride=255", "1 to model.window - 2"),
+    ({"train.shortest_span": 255}, "train.shortest_span=255", "at most model.window - 2"),
     ({"train.microbatch_size": 17}, "train.microbatch_size=17", "1 to train.batch_size (16)"),
     ({"train.microbatch_size": 0}, "train.microbatch_size=0", "1 to train.batch_size (16)"),
     (
@@ -101,6 +116,27 @@ IMPOSSIBLE = [
         "calibration.target_fprs=[0.05, 5.0]",
         "shares between 0 and 1, such as 0.05",
     ),
+    ({"calibration.method": "beta"}, "calibration.method=beta", "one of platt, isotonic"),
+    *(
+        ({"calibration.length_edges": edges}, f"calibration.length_edges={edges}", "ascending numbers of tokens")
+        for edges in ([0, 64], [-1], [128, 64], [64, 64])
+    ),
+    *(
+        ({"calibration.registers": odd}, f"calibration.registers={odd}", REGISTERS)
+        for odd in ({"a": ["x"]}, {"a": ["x"], "b": []}, {"a": ["x"], "b": ["y", "x"]}, {"a": ["x", "x"], "b": ["y"]})
+    ),
+    *(
+        ({"calibration.min_tpr": odd}, f"calibration.min_tpr={odd}", "a share between 0 and 1")
+        for odd in (0.0, 1.0, NAN)
+    ),
+    ({"score.format": "xlsx"}, "score.format=xlsx", "one of parquet, jsonl, csv"),
+    ({"score.spans": "all"}, "score.spans=all", "one of none, windows, occlusion"),
+    ({"score.labels": {"x": 2}}, "score.labels={'x': 2}", "0 (human) or 1 (ai) for each value"),
+    *(
+        ({"score.target_fpr": odd}, f"score.target_fpr={odd}", "a share below 1; 0 for the default")
+        for odd in (-0.1, 1.0, NAN)
+    ),
+    ({"evaluation.attacks": ["homoglyph", "paint"]}, "evaluation.attacks=paint", f"one of {', '.join(ATTACKS)}"),
     ({"sweep.lrs": [1e-4, 0.0]}, "sweep.lrs=[0.0001, 0.0]", "finite learning rates above 0"),
     ({"sweep.lrs": [INF]}, "sweep.lrs=[inf]", "finite learning rates above 0"),
     ({"sweep.search": "grid"}, "sweep.lrs=[]", "at least one learning rate for sweep.search=grid"),
@@ -175,9 +211,25 @@ def test_an_impossible_value_is_refused_with_what_is_allowed(changes, found, all
     assert str(refused.value) == f"config: {found}: expected {allowed}"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.shortest_span": 254},
+        {"calibration.length_edges": [1, 64]},
+        {"calibration.registers": {"a": ["x", "z"], "b": ["y"]}},
+        {"score.target_fpr": 0.01},
+        {"evaluation.name": "mine-2.csv"},
+        {"evaluation.attacks": list(ATTACKS)},
+    ],
+)
+def test_a_value_at_the_edge_of_the_possible_is_taken(changes):
+    check(changed(changes))
+
+
 def test_every_rule_is_broken_once_above():
     given = changed({})
     given.corpus.against, given.corpus.augment = [SourceConfig(kind="sample")], ["homoglyph"]
+    given.evaluation.attacks = ["homoglyph"]
     rules = [rule for rule in _rules(given) if not rule[0].startswith("corpus.against") or rule[0].endswith(".path")]
     shown = {(found.partition("=")[0], allowed) for _, found, allowed in IMPOSSIBLE}
     # Both lists of sources have the same rules.
