@@ -4,13 +4,16 @@ import pickletools
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detect_ai import bundle
 from detect_ai.bundle import FORMAT, SPEC_FILE, read_spec, seal
+from detect_ai.detector import Detector
 from detect_ai.errors import BundleError
+from detect_ai.registers import FILE, Registers
 from tests import tiny
 
 FILES = ["config.json", "detector.json", "model.safetensors", "tokenizer.json"]
@@ -80,6 +83,41 @@ def test_the_version_changes_with_any_field_and_any_file(folder):
     (folder / "MODEL_CARD.md").write_text("# Card\n")
     versions.add(seal(folder, spec).version)
     assert len(versions) == 6
+
+
+def told_apart(folder, names=("essays", "prose")):
+    """Put registers into a bundle that has none."""
+    spec = read_spec(folder)
+    made = Registers(names, np.ones((400, len(names)), np.float32), np.zeros(len(names), np.float32))
+    made.save(folder)
+    return made, seal(folder, replace(spec, registers=list(names)))
+
+
+def test_a_bundle_holds_what_tells_its_registers_apart(folder):
+    before = read_spec(folder)
+    assert bundle.load_registers(folder, before) is None
+    assert Detector.load(folder).registers is None
+    made, spec = told_apart(folder)
+    assert read_spec(folder) == spec
+    assert spec.version != before.version
+    assert set(spec.files) == set(before.files) | {FILE}
+    found = bundle.load_registers(folder, spec)
+    assert found.names == ("essays", "prose")
+    assert np.array_equal(found.weights, made.weights)
+    assert Detector.load(folder).registers.names == ("essays", "prose")
+
+
+def test_registers_that_do_not_fit_their_names_are_refused(folder):
+    spec = told_apart(folder)[1]
+    seal(folder, replace(spec, registers=["essays", "letters", "prose"]))
+    with pytest.raises(BundleError, match="expected 3 registers, found weights of"):
+        Detector.load(folder)
+
+
+def test_a_bundle_without_the_file_of_its_registers_is_refused(folder):
+    told_apart(folder)
+    (folder / FILE).unlink()
+    assert refusal(folder) == f"bundle {folder}: {FILE} missing: copy the whole folder again"
 
 
 def test_sealing_again_changes_nothing(folder):
@@ -163,9 +201,10 @@ def test_a_damaged_specification_is_named(folder, content, reason):
     assert refusal(folder) == f"bundle {folder}: detector.json is damaged: {reason}"
 
 
-def test_another_format_is_named(folder):
-    resealed(folder, lambda content: content.update({"format": FORMAT + 1}))
-    assert refusal(folder) == f"bundle {folder}: format {FORMAT + 1}, this version reads {FORMAT}"
+@pytest.mark.parametrize("other", [1, FORMAT + 1])
+def test_another_format_is_named(folder, other):
+    resealed(folder, lambda content: content.update({"format": other}))
+    assert refusal(folder) == f"bundle {folder}: format {other}, this version reads {FORMAT}"
 
 
 @pytest.mark.parametrize(
@@ -174,6 +213,8 @@ def test_another_format_is_named(folder):
         lambda content: content.pop("stride"),
         lambda content: content.update({"colour": 1}),
         lambda content: content["calibration"].pop("midpoint"),
+        lambda content: content["calibration"].pop("categories"),
+        lambda content: content["calibration"].update({"categories": [{"register": "essays"}]}),
         lambda content: content["calibration"]["thresholds"]["0.05"].update({"colour": 1}),
         lambda content: content.update({"calibration": None}),
         lambda content: content["calibration"].update({"thresholds": [0.05]}),

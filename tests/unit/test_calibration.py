@@ -9,16 +9,22 @@ from sklearn.linear_model import LogisticRegression
 
 from detect_ai.calibration import (
     MAX_TEMPERATURE,
+    MIN_SCALED,
     MIN_TEMPERATURE,
     Calibration,
+    Category,
+    Spans,
     Threshold,
+    _first_length,
     calibrate,
     conformal_threshold,
+    fit_isotonic,
     fit_scaling,
     fpr_bound,
     p_value,
     probability,
     texts_needed,
+    with_categories,
 )
 from detect_ai.errors import CalibrationError, InputError
 
@@ -107,6 +113,54 @@ def test_probability_does_not_overflow():
 
 def test_probability_divides_the_distance_from_the_midpoint_by_the_temperature():
     assert probability([3.0], 2.0, 1.0)[0] == pytest.approx(1 / (1 + np.exp(-1.0)))
+
+
+# Isotonic probabilities
+
+
+def test_isotonic_knots_of_a_hand_worked_case():
+    # Laplace: 1 / (3 + 2) and 1 - 1 / (3 + 2). The human text at 4 and the AI text at 3 pool to one half.
+    knots = np.asarray(fit_isotonic([0, 0, 1, 0, 1, 1], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
+    assert knots[:, 0].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert knots[:, 1] == pytest.approx([0.2, 0.2, 0.5, 0.5, 0.8, 0.8])
+
+
+def test_between_knots_the_probability_is_linear_and_beyond_them_level():
+    calibration = calibrate([0, 0, 1, 1], [0.0, 1.0, 2.0, 4.0], [0.5], "isotonic")
+    assert calibration.knots == ((0.0, 0.25), (1.0, 0.25), (2.0, 0.75), (4.0, 0.75))
+    assert calibration.probability([-9.0, 1.25, 1.5, 3.0, 9.0]).tolist() == [0.25, 0.375, 0.5, 0.75, 0.75]
+    assert calibration.probability(1.5).shape == ()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(-4, 4)), min_size=2, max_size=40))
+def test_isotonic_probabilities_ascend_within_laplaces_bounds(texts):
+    labels, scores = np.asarray(texts).T
+    num_ai = int(labels.sum())
+    if num_ai in (0, len(labels)):
+        return
+    at, values = np.asarray(fit_isotonic(labels, scores.astype(float))).T
+    assert (np.diff(at) > 0).all()
+    assert (np.diff(values) >= 0).all()
+    assert values.min() >= 1 / (len(labels) - num_ai + 2) - 1e-12
+    assert values.max() <= 1 - 1 / (num_ai + 2) + 1e-12
+
+
+def test_the_isotonic_midpoint_has_a_probability_of_one_half():
+    labels, scores = sample()
+    calibration = calibrate(labels, scores, [0.05], "isotonic")
+    assert calibration.probability(calibration.midpoint) == pytest.approx(0.5)
+    assert calibration.temperature == fit_scaling(labels, scores)[0]
+
+
+@pytest.mark.parametrize(("labels", "end"), [([1, 0, 0, 0], 3.0), ([1, 1, 1, 0], 0.0)])
+def test_without_a_score_of_one_half_the_isotonic_midpoint_is_an_end(labels, end):
+    assert calibrate(labels, [0.0, 1.0, 2.0, 3.0], [0.5], "isotonic").midpoint == end
+
+
+def test_isotonic_needs_both_classes():
+    expected = "calibration needs texts of both classes, found 0 human and 2 ai"
+    assert refusal(fit_isotonic, [1, 1], [0.0, 1.0]) == (CalibrationError, expected)
 
 
 # Conformal thresholds and p-values
@@ -331,8 +385,9 @@ def test_reading_refuses_a_calibration_with_a_missing_field():
     del values["prevalence"]
     assert refusal(Calibration.from_dict, values) == (
         CalibrationError,
-        "Calibration has the fields ['human_scores', 'midpoint', 'num_ai', 'num_human', 'prevalence', 'temperature', "
-        "'thresholds'], found ['human_scores', 'midpoint', 'num_ai', 'num_human', 'temperature', 'thresholds']",
+        "Calibration has the fields ['categories', 'human_scores', 'knots', 'midpoint', 'min_tokens', 'num_ai', "
+        "'num_human', 'prevalence', 'temperature', 'thresholds'], found ['categories', 'human_scores', 'knots', "
+        "'midpoint', 'min_tokens', 'num_ai', 'num_human', 'temperature', 'thresholds']",
     )
 
 
@@ -351,3 +406,294 @@ def test_reading_refuses_human_scores_out_of_order():
     values["human_scores"].reverse()
     expected = "human scores of a calibration must be ascending"
     assert refusal(Calibration.from_dict, values) == (CalibrationError, expected)
+
+
+# By register and length
+
+REGISTERS, EDGES, LENGTHS = ("essays", "prose"), [64, 128], [32, 96, 300]
+
+
+def spans_of(rows):
+    """Spans from (document, label, score, tokens, register)."""
+    documents, labels, scores, num_tokens, registers = map(np.asarray, zip(*rows, strict=True))
+    return Spans(labels, scores.astype(float), num_tokens, registers.astype(np.str_), documents)
+
+
+def human_spans(rng, texts):
+    """Human texts of each register with a span in every range: prose scores higher, short spans more widely."""
+    found = []
+    for number, register in enumerate(REGISTERS):
+        scores = rng.normal(2.0 * number, [3.0, 2.0, 1.0], (texts, 3))
+        documents = np.arange(texts) + number * texts
+        found += [
+            (document, 0, score, length, register)
+            for document, row in zip(documents, scores, strict=True)
+            for score, length in zip(row, LENGTHS, strict=True)
+        ]
+    return spans_of(found)
+
+
+def whole_of(spans, targets, midpoint=-100.0):
+    """A calibration of all whole texts, by thresholds alone."""
+    human = np.sort(spans.scores[(spans.labels == 0) & (spans.num_tokens == LENGTHS[-1])])
+    thresholds = {
+        target: Threshold(conformal_threshold(human, target), fpr_bound(len(human), target), target)
+        for target in targets
+    }
+    return Calibration(1.0, midpoint, tuple(human.tolist()), thresholds, num_human=len(human))
+
+
+def test_the_target_holds_within_each_register_and_range_of_lengths():
+    """200 calibration sets of 59 human texts of each register: floor(0.05 * 60) / 60 is the target itself."""
+    rng = np.random.default_rng(11)
+    own, common = [], []
+    for _ in range(200):
+        spans, new = human_spans(rng, 59), human_spans(rng, 40)
+        whole = whole_of(spans, [0.05])
+        calibration = with_categories(whole, spans, EDGES, 0.5)
+        references = [calibration.reference(r, n) for r, n in zip(new.registers, new.num_tokens, strict=True)]
+        own.append(new.scores >= np.asarray([reference.bounds(0.05)[1] for reference in references]))
+        common.append(new.scores >= whole.bounds(0.05)[1])
+    for register in REGISTERS:
+        for length in LENGTHS:
+            inside = (new.registers == register) & (new.num_tokens == length)
+            by_set = np.asarray(own)[:, inside].mean(axis=1)
+            assert by_set.mean() == pytest.approx(0.05, abs=4 * by_set.std() / np.sqrt(len(by_set)))
+    short_prose = (new.registers == "prose") & (new.num_tokens == LENGTHS[0])
+    assert np.asarray(common)[:, short_prose].mean() > 0.15
+
+
+@pytest.fixture(scope="module")
+def parted():
+    """With three ranges of each register."""
+    spans = human_spans(np.random.default_rng(0), 59)
+    return with_categories(whole_of(spans, [0.05, 0.1]), spans, EDGES, 0.5)
+
+
+@pytest.mark.parametrize("register", REGISTERS)
+@pytest.mark.parametrize(
+    ("num_tokens", "low", "high"), [(1, 0, 64), (63, 0, 64), (64, 64, 128), (127, 64, 128), (128, 128, None)]
+)
+def test_a_text_of_a_known_register_is_compared_with_its_like(parted, register, num_tokens, low, high):
+    found = parted.reference(register, num_tokens)
+    assert (found.register, found.min_tokens, found.max_tokens) == (register, low, high)
+    assert len(found.human_scores) == 59
+
+
+@pytest.mark.parametrize("num_tokens", LENGTHS)
+@pytest.mark.parametrize("register", ["", "letters"])
+def test_a_text_of_an_unknown_register_is_compared_with_the_strictest_of_its_length(parted, register, num_tokens):
+    found = parted.reference(register, num_tokens)
+    assert found == parted.reference("prose", num_tokens)
+    assert found.bounds(0.05)[1] > parted.reference("essays", num_tokens).bounds(0.05)[1]
+
+
+def test_what_is_strictest_depends_on_the_target():
+    def category(register, **scores):
+        thresholds = {float(f"0.{k[1:]}"): Threshold(score, 0.0, 0.0) for k, score in scores.items()}
+        return Category(1.0, -9.0, (), thresholds, register=register)
+
+    essays, prose = category("essays", t05=2.0, t1=2.0), category("prose", t05=3.0, t1=1.0)
+    calibration = Calibration(1.0, -9.0, (), essays.thresholds, categories=(essays, prose))
+    assert calibration.reference("", 10) is prose
+    assert calibration.reference("", 10, 0.05) is prose
+    assert calibration.reference("", 10, 0.1) is essays
+    assert calibration.reference("prose", 10, 0.1) is prose
+
+
+def test_without_categories_a_text_is_compared_with_all():
+    calibration = calibrate(*sample(), [0.05])
+    assert calibration.reference("essays", 10) is calibration
+    assert calibration.reference("", 10, 0.05) is calibration
+
+
+def test_the_figures_of_a_category_are_those_of_its_own_texts():
+    rng = np.random.default_rng(3)
+    rows = [(i, i % 2, rng.normal(3.0 * (i % 2)), 32, "essays") for i in range(2 * MIN_SCALED)]
+    spans = spans_of(rows)
+    human, ai = (spans.scores[spans.labels == label] for label in (0, 1))
+    category = with_categories(whole_of(human_spans(rng, 40), [0.05]), spans, [], 0.5).categories[0]
+    assert (category.temperature, category.midpoint) == fit_scaling(spans.labels, spans.scores)
+    assert category.human_scores == tuple(sorted(human))
+    upper = max(conformal_threshold(human, 0.05), category.midpoint)
+    assert category.bounds(0.05)[1] == upper
+    assert category.tprs == {0.05: (ai >= upper).mean()}
+    assert category.p_value(0.5) == p_value(sorted(human), 0.5)
+    assert (category.min_tokens, category.max_tokens) == (0, None)
+
+
+@pytest.mark.parametrize("few", [0, 1])
+def test_a_category_with_few_texts_of_a_class_takes_the_probabilities_of_all(few):
+    rng = np.random.default_rng(3)
+    numbers = {few: MIN_SCALED - 1, 1 - few: MIN_SCALED}
+    labels = [label for label, number in numbers.items() for _ in range(number)]
+    spans = spans_of([(i, label, rng.normal(3.0 * label), 32, "essays") for i, label in enumerate(labels)])
+    for method in ("platt", "isotonic"):
+        whole = calibrate(*sample(), [0.05], method)
+        category = with_categories(whole, spans, [], 0.5, method).categories[0]
+        assert (category.temperature, category.midpoint, category.knots) == (
+            whole.temperature,
+            whole.midpoint,
+            whole.knots,
+        )
+        assert len(category.human_scores) == numbers[0]
+
+
+def test_a_category_without_ai_texts_says_nothing_of_finding_them(parted):
+    assert [category.tprs for category in parted.categories] == [{}] * 6
+    assert parted.min_tokens == {0.05: 0, 0.1: 0}
+
+
+def humans(register, *numbers):
+    """Rows of human spans, so many with each of the lengths; the first texts have one in every range."""
+    return [
+        (f"{register}{i}", 0, 10.0 * length + i, length, register)
+        for length, number in zip(LENGTHS, numbers, strict=True)
+        for i in range(number)
+    ]
+
+
+def ranges(rows, edges=EDGES):
+    numbered = {name: i for i, name in enumerate(sorted({row[0] for row in rows}))}
+    spans = spans_of([(numbered[name], *row) for name, *row in rows])
+    whole = whole_of(human_spans(np.random.default_rng(0), 40), [0.05])
+    return [
+        (category.register, category.min_tokens, category.max_tokens, list(category.human_scores))
+        for category in with_categories(whole, spans, edges, 0.5).categories
+    ]
+
+
+def scores(length, numbers):
+    return [10.0 * length + i for i in numbers]
+
+
+def test_a_range_with_too_few_texts_is_joined_with_the_next_longer_one():
+    assert ranges(humans("essays", 18, 19, 19)) == [
+        ("essays", 0, 128, scores(96, range(19))),
+        ("essays", 128, None, scores(300, range(19))),
+    ]
+
+
+def test_what_remains_at_the_end_is_joined_with_the_range_before():
+    assert ranges(humans("essays", 20, 19, 18)) == [
+        ("essays", 0, 64, scores(32, range(20))),
+        ("essays", 64, None, [*scores(96, [18]), *scores(300, range(18))]),
+    ]
+
+
+def test_two_spans_of_one_text_are_no_two_texts():
+    """Ten texts with a span in each of two ranges: counted twice, a new one would pass the highest with 1 in 11."""
+    rows = humans("prose", 10, 10, 0)
+    assert refusal(ranges, rows) == (
+        CalibrationError,
+        "register 'prose': target FPR 0.05 needs at least 19 human calibration texts of like length, found 10 of any: "
+        "add some, choose a larger target, or leave out calibration.registers",
+    )
+    other = [(f"other{i}", *row) for i, (_, *row) in enumerate(rows[10:])]
+    assert [each[:3] for each in ranges([*rows[:10], *other])] == [("prose", 0, None)]
+
+
+def test_each_register_has_ranges_of_its_own():
+    found = ranges([*humans("prose", 19, 0, 0), *humans("essays", 19, 19, 19)])
+    assert [each[:3] for each in found] == [
+        ("essays", 0, 64),
+        ("essays", 64, 128),
+        ("essays", 128, None),
+        ("prose", 0, None),
+    ]
+
+
+def test_spans_of_no_register_stand_in_no_category():
+    found = ranges([*humans("essays", 19, 0, 0), *humans("", 30, 30, 30)])
+    assert found == [("essays", 0, None, scores(32, range(19)))]
+
+
+def test_where_registers_are_not_told_apart_all_spans_stand_together():
+    found = ranges(humans("", 19, 19, 19))
+    assert [each[:3] for each in found] == [("", 0, 64), ("", 64, 128), ("", 128, None)]
+
+
+# The length from which a verdict is worth giving
+
+
+@pytest.mark.parametrize(
+    ("essays", "prose", "expected"),
+    [
+        ([0.6, 0.7, 0.9], [], 0),
+        ([0.5, 0.5, 0.5], [], 0),
+        ([0.4, 0.6, 0.9], [], 64),
+        ([0.4, 0.4, 0.9], [], 128),
+        ([0.6, 0.4, 0.9], [], 128),
+        ([0.4, 0.4, 0.4], [], 0),
+        ([0.4, 0.4, 0.9], [0.4, 0.6, 0.9], 64),
+        ([0.4, 0.4, 0.9], [0.1, 0.1, 0.1], 128),
+        ([0.4, None, 0.9], [], 64),
+        ([0.4, 0.6, None], [None, None, None], 64),
+        ([None, None, None], [], 0),
+    ],
+)
+def test_the_least_length_is_the_one_from_which_enough_ai_texts_are_found_in_some_register(essays, prose, expected):
+    categories = [
+        Category(1.0, 0.0, (), {}, (), register, low, high, {} if tpr is None else {0.05: tpr})
+        for register, tprs in (("essays", essays), ("prose", prose))
+        for (low, high), tpr in zip(((0, 64), (64, 128), (128, None)), tprs, strict=False)
+    ]
+    assert _first_length(categories, 0.05, 0.5) == expected
+
+
+def test_the_least_length_is_learnt_for_each_target():
+    rng = np.random.default_rng(5)
+    rows = []
+    for i in range(400):
+        label = i % 2
+        # AI texts: never found below 64 tokens; from 64 at 20% and from 128 at 5%, too.
+        for length, distance in zip(LENGTHS, (0.0, 1.6, 9.0), strict=True):
+            rows.append((i, label, rng.normal(distance * label), length, ""))
+    spans = spans_of(rows)
+    whole = calibrate(spans.labels, spans.scores, [0.05, 0.2])
+    found = with_categories(whole, spans, EDGES, 0.6)
+    assert found.min_tokens == {0.05: 128, 0.2: 64}
+    assert [category.tprs[0.05] >= 0.6 for category in found.categories] == [False, False, True]
+
+
+# Written and read
+
+
+def full(method="platt"):
+    """A calibration with everything that there is."""
+    rng = np.random.default_rng(2)
+    rows = [
+        (2 * i + label, label, rng.normal(label), length, register)
+        for number, register in enumerate(REGISTERS)
+        for i in range(number * 40, number * 40 + 40)
+        for label in (0, 1)
+        for length in LENGTHS
+    ]
+    return with_categories(calibrate(*sample(), [0.05, 1 / 3], method), spans_of(rows), EDGES, 0.5, method)
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_a_calibration_with_categories_survives_json_exactly(method):
+    calibration = full(method)
+    assert len(calibration.categories) == 6
+    assert all(bool(category.knots) is (method == "isotonic") for category in calibration.categories)
+    read = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict(), allow_nan=False)))
+    assert read == calibration
+    assert read.reference("prose", 70) == calibration.reference("prose", 70)
+    assert read.min_tokens.keys() == {0.05, 1 / 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda category: category.update(colour=1), "Category has the fields ["),
+        (lambda category: category.pop("tprs"), "Category has the fields ["),
+        (lambda category: category["human_scores"].reverse(), "human scores of a calibration must be ascending"),
+    ],
+)
+def test_reading_refuses_an_odd_category(change, text):
+    values = full().to_dict()
+    change(values["categories"][3])
+    kind, found = refusal(Calibration.from_dict, values)
+    assert kind is CalibrationError
+    assert found.startswith(text)

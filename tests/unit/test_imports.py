@@ -29,6 +29,12 @@ PURE = [
     "mixing",
     "language",
     "prose",
+    "intervals",
+    "paired",
+    "raid",
+    "registers",
+    "dataset",
+    "verdicts",
 ]
 
 # Notes what happens while everything is imported. What another package does while *it* is imported (torch asks

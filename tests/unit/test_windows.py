@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detect_ai.windows import cut, document_scores, one_each
+from detect_ai.windows import SHORTEST_SPAN, cut, document_scores, one_each, span_each, spans
 
 SHAPES = st.integers(1, 40).flatmap(lambda content: st.tuples(st.just(content), st.integers(1, content)))
 DOCUMENTS = st.lists(st.integers(0, 200), max_size=8)
@@ -77,3 +77,63 @@ def test_the_drawn_windows_are_a_function_of_the_seed(seed):
     documents = made([100, 300, 20])
     first, second = (one_each(documents, 10, 5, np.random.default_rng(seed)) for _ in range(2))
     assert [row.tolist() for row in first] == [row.tolist() for row in second]
+
+
+# Spans of every length
+
+
+@given(st.integers(0, 600), st.sets(st.integers(SHORTEST_SPAN + 1, 400), max_size=4).map(sorted), st.integers(0, 3))
+def test_a_document_has_a_span_in_every_range_that_it_fills_and_is_itself_the_last(length, edges, seed):
+    *short, whole = spans(length, edges, np.random.default_rng(seed))
+    filled = [(low, high) for low, high in pairwise([SHORTEST_SPAN, *edges]) if high <= length]
+    assert whole == (0, length)
+    assert len(short) == len(filled)
+    for (start, stop), (low, high) in zip(short, filled, strict=True):
+        assert low <= stop - start < high
+        assert 0 <= start <= stop <= length
+
+
+def test_spans_have_all_lengths_of_their_range_and_all_places():
+    drawn = [spans(20, [10], np.random.default_rng(seed))[0] for seed in range(300)]
+    assert {stop - start for start, stop in drawn} == {8, 9}
+    assert {start for start, stop in drawn if stop - start == 9} == set(range(12))
+
+
+def test_spans_are_a_function_of_the_seed():
+    first, again, other = (spans(500, [64, 128, 256], np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+@given(DOCUMENTS, st.integers(1, 40).flatmap(lambda content: st.tuples(st.integers(1, content), st.just(content))))
+def test_a_drawn_span_is_a_part_of_its_document_as_long_as_allowed(lengths, shape):
+    shortest, content = shape
+    drawn = span_each(made(lengths), content, shortest, np.random.default_rng(0))
+    assert len(drawn) == len(lengths)
+    for ids, part in zip(made(lengths), drawn, strict=True):
+        assert min(shortest, len(ids)) <= len(part) <= min(content, len(ids))
+        assert part.tolist() == [] or part.tolist() == list(range(part[0], part[-1] + 1))
+        assert set(part.tolist()) <= set(ids.tolist())
+
+
+def test_one_span_in_four_is_as_long_as_a_window_and_the_logarithms_of_the_others_are_even():
+    lengths = np.asarray([len(part) for part in span_each(made([300] * 4000), 256, 16, np.random.default_rng(0))])
+    shorter = lengths[lengths < 256]
+    assert 1 - len(shorter) / 4000 == pytest.approx(0.25, abs=0.03)
+    # Between 16 and 256 every doubling has as many.
+    shares = np.histogram(shorter, [16, 32, 64, 128, 256])[0] / len(shorter)
+    assert shares == pytest.approx([0.25] * 4, abs=0.03)
+
+
+def test_drawn_spans_reach_both_ends_of_a_document():
+    starts = {int(part[0]) for part in span_each([np.arange(10)] * 300, 8, 8, np.random.default_rng(0))}
+    assert starts == {0, 1, 2}
+
+
+def test_drawn_spans_are_a_function_of_the_seed():
+    documents = made([300] * 20)
+    first, again, other = (
+        [part.tolist() for part in span_each(documents, 100, 10, np.random.default_rng(seed))] for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other

@@ -1,0 +1,122 @@
+"""Verdicts read back: columns that fit each other, and a name that only the texts give."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from detect_ai.schemas import Verdict
+from detect_ai.scoring import VERDICT_SCHEMA, Destination
+from detect_ai.storage import Storage
+from detect_ai.verdicts import Verdicts
+
+CALLS = [("human", "human"), ("ai", "uncertain"), ("uncertain", "uncertain"), ("ai", "ai")]
+REASONS = [[], ["too_short"], ["other_script"], ["too_short"]]
+
+
+def row(number, **changes):
+    at_5, at_10 = CALLS[number]
+    return {
+        "row": f"0-{number}",
+        "id": f"id{number}",
+        "digest": f"d{number}",
+        "label": number % 2,
+        "domain": "news" if number else None,
+        "score": number / 2,
+        "probability": number / 4,
+        "p_value": 1 - number / 4,
+        "num_tokens": 10 * number,
+        "reasons": REASONS[number],
+        "compared_with": "",
+        "verdicts": f'{{"0.05": "{at_5}", "0.1": "{at_10}"}}',
+        "spans": None,
+    } | changes
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return Storage(str(tmp_path))
+
+
+def written(storage, rows, key="verdicts"):
+    out = Destination(storage, key, "parquet")
+    out.begin()
+    for number in range(0, len(rows), 2):
+        assert out.write(f"{number:03d}", rows[number : number + 2])
+    out.finish()
+    return Verdicts.read(storage, key)
+
+
+def test_every_field_of_a_verdict_is_written():
+    assert (set(Verdict.model_fields) - {"label"}) | {"verdict"} <= set(VERDICT_SCHEMA.names)
+
+
+def test_what_was_written_in_several_files_is_read_in_their_order(storage):
+    verdicts = written(storage, [row(i) for i in range(4)])
+    assert len(verdicts) == 4
+    assert verdicts.rows.tolist() == ["0-0", "0-1", "0-2", "0-3"]
+    assert verdicts.ids.tolist() == ["id0", "id1", "id2", "id3"]
+    assert verdicts.labels.tolist() == [0, 1, 0, 1]
+    assert verdicts.scores.tolist() == [0, 0.5, 1, 1.5]
+    assert verdicts.probabilities.tolist() == [0, 0.25, 0.5, 0.75]
+    assert verdicts.p_values.tolist() == [1, 0.75, 0.5, 0.25]
+    assert verdicts.num_tokens.tolist() == [0, 10, 20, 30]
+    assert verdicts.columns["domain"].tolist() == ["", "news", "news", "news"]
+    assert verdicts.reasons.tolist() == [(), ("too_short",), ("other_script",), ("too_short",)]
+
+
+def test_calls_are_those_of_each_target(storage):
+    verdicts = written(storage, [row(i) for i in range(4)])
+    assert verdicts.calls(0.05).tolist() == [0, 1, -1, 1]
+    assert verdicts.calls(0.1).tolist() == [0, -1, -1, 1]
+
+
+@pytest.mark.parametrize("reasons", [[[], []], [["too_short"], ["other_script"]]])
+def test_reasons_and_spans_of_one_length_stay_one_each(storage, reasons):
+    spans = ['[{"start": 0}]', '[{"start": 5}]']
+    found = written(storage, [row(i, reasons=reasons[i], spans=spans[i]) for i in range(2)])
+    assert found.reasons.tolist() == [tuple(each) for each in reasons]
+    assert found.spans.tolist() == [[{"start": 0}], [{"start": 5}]]
+
+
+def test_without_a_label_a_text_is_not_labelled(storage):
+    verdicts = written(storage, [row(0, label=None), row(1)])
+    assert verdicts.labelled.tolist() == [False, True]
+    assert verdicts[verdicts.labelled].labels.tolist() == [1]
+
+
+def test_choosing_keeps_everything_of_a_text_together(storage):
+    verdicts = written(storage, [row(i) for i in range(4)])
+    for chosen in (np.asarray([3, 1]), verdicts.labels == 1):
+        some = verdicts[chosen]
+        order = np.arange(4)[chosen].tolist()
+        assert some.ids.tolist() == [f"id{i}" for i in order]
+        assert some.scores.tolist() == [i / 2 for i in order]
+        assert some.calls(0.05).tolist() == [1, 1]
+        assert some.columns["domain"].tolist() == ["news", "news"]
+        assert some.reasons.tolist() == [("too_short",), ("too_short",)]
+
+
+def test_the_fingerprint_is_that_of_the_texts_and_labels_in_any_order(storage):
+    first = written(storage, [row(i) for i in range(4)], "first").fingerprint
+    turned = [row(i, row=f"9-{i}", id="", score=7.0) for i in (2, 0, 3, 1)]
+    assert written(storage, turned, "turned").fingerprint == first
+    others = [row(i, digest="other") if i == 2 else row(i) for i in range(4)]
+    assert written(storage, others, "others").fingerprint != first
+    relabelled = [row(i, label=1) if i == 2 else row(i) for i in range(4)]
+    assert written(storage, relabelled, "relabelled").fingerprint != first
+
+
+def test_nothing_is_written_into_a_folder_that_was_given_up(storage):
+    out = Destination(storage, "out", "parquet")
+    out.begin()
+    storage.delete("out")
+    assert not out.write("1", [row(0)])
+    assert not storage.exists("out")
+
+
+def test_verdicts_have_the_same_columns_whatever_stands_in_them(storage):
+    written(storage, [row(0, label=None, domain=None)])
+    file = storage.filesystem.open_input_file(storage.path("verdicts/000.parquet"))
+    assert pa.parquet.read_schema(file).equals(VERDICT_SCHEMA)
