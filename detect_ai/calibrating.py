@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detect_ai import bundle
 from detect_ai.bundle import DetectorSpec
@@ -74,7 +75,8 @@ def _calibrate(config: Config, corpus: Corpus, checkpoint: str, registers: Regis
     whole = calibrate(scored.labels[scored.whole], scored.scores[scored.whole], c.target_fprs, c.method)
     if not (c.length_edges or registers):
         return whole
-    documents = np.cumsum(scored.whole) - scored.whole  # the whole of a document comes after its spans
+    # The whole of a document comes after its spans.
+    documents: NDArray[np.int64] = np.cumsum(scored.whole) - scored.whole
     spans = Spans(scored.labels, scored.scores, scored.num_tokens, scored.registers, documents)
     return with_categories(whole, spans, c.length_edges, c.min_tpr, c.method)
 

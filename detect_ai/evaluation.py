@@ -109,7 +109,7 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
         **{name: None for target in REPORTED_TARGETS for name in _of_target(target)},
         **overall,
         "baseline": _short(report["baseline"]),
-        "slices": report["slices"],
+        "slices": [_main(row) for row in report["slices"]],
         "attacks": report["attacks"],
         "exchangeability": report["exchangeability"],
         "explanation": report["explanation"],
@@ -134,6 +134,12 @@ def _require_labels(data: str, config: ScoreConfig) -> None:
 def _of_target(target: float) -> list[str]:
     percent = f"{100 * target:g}".replace(".", "_")
     return [f"{figure}_at_target_{percent}" for figure in ("fpr", "tpr")]
+
+
+def _main(row: dict[str, Any]) -> dict[str, Any]:
+    """The main figures of a slice: a published bundle carries them, and there may be hundreds of slices."""
+    kept = ("column", "value", "n_human", "n_ai", "auroc", "tpr_", "fpr_", "uncertain_share")
+    return {name: value for name, value in row.items() if value is not None and name.startswith(kept)}
 
 
 def _short(baseline: dict[str, Any] | None) -> dict[str, Any] | None:

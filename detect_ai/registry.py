@@ -95,8 +95,8 @@ class Registry:
         if found:
             raise RegistryError(f"bundle={name}: {len(found)} versions begin so: {', '.join(found)}")
         is_key = "://" not in name and not name.startswith(("/", "~", "."))
-        if is_key and self.storage.exists(f"{name}/{bundle.SPEC_FILE}"):
-            return self.storage, name
+        if is_key and self.storage.exists(f"{name.rstrip('/')}/{bundle.SPEC_FILE}"):
+            return self.storage, name.rstrip("/")
         elsewhere, last = Storage.around(name)
         if not elsewhere.exists(f"{last}/{bundle.SPEC_FILE}"):
             raise RegistryError(

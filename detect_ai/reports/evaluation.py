@@ -84,6 +84,7 @@ def evaluation_report(report: Mapping[str, Any]) -> str:
         slices=list(_by_column(report["slices"])),
         lengths=[{"name": range_of_tokens(row), **row} for row in report["lengths"]],
         attacks=[_attack(row, targets) for row in report["attacks"]],
+        default=_target(bundle["default_target"]) if bundle["default_target"] is not None else "",
         smallest=_target(targets[0]) if targets else "",
         minimum=[(_target(float(target)), tokens) for target, tokens in bundle["min_tokens_by_target"].items()],
         worst=[_accusation(text) for text in report["worst"]],
@@ -199,8 +200,8 @@ def _about_rates(
         if value is not None and low is not None and low > target:
             yield (
                 "target missed",
-                f"{percent(value)} of these human texts are called AI at the {_target(target)} target, by chance alone"
-                f" hardly less than {percent(low)}: what the target promises does not hold here",
+                f"{percent(value)} of these human texts are called AI at the {_target(target)} target (95%: at"
+                f" least {percent(low)}): what the target promises does not hold here",
             )
     ours, theirs = figures.get("auroc"), (baseline or {}).get("auroc")
     if ours is not None and theirs is not None and theirs >= ours:

@@ -219,7 +219,7 @@ def _operating_point(axes: Axes, figures: Mapping[str, Any], target: float) -> N
         axes.vlines(place, *along, color=COLOURS["ai"], linewidth=1.2)
     _dot(axes, place, tpr, "ai")
     label = f"{100 * target:g}% target"
-    axes.annotate(label, (place, tpr), (7, -13), textcoords="offset points", color=COLOURS["ink"], fontsize=10)
+    axes.annotate(label, (place, tpr), (-7, 6), textcoords="offset points", ha="right", color=COLOURS["ink"])
 
 
 def _dots(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str, shift: float, colour: str, most: float) -> None:

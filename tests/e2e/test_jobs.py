@@ -131,11 +131,41 @@ def test_a_text_has_one_score_in_training_in_the_bundle_and_over_http(jobs: dict
     assert logit(said) * calibration.temperature + calibration.midpoint == pytest.approx(scores, abs=1e-4)
 
 
+@pytest.mark.timeout(600)
+def test_any_labelled_texts_are_evaluated_by_one_command(submit: Submit, jobs: dict[str, Done], root: Path) -> None:
+    version = last_line(jobs["publish"])["champion"]
+    data = tiny.write_jsonl(root / "mine.jsonl", tiny.rows(10, seed=5))
+    done = submit("evaluate", f"bundle={version}", f"data={data}", "evaluation.bootstrap=10")
+    found = last_line(done)
+    assert {
+        *("auroc", "tpr_at_fpr_1", "tpr_at_fpr_5", "fpr_at_target_1", "fpr_at_target_5", "tpr_at_target_1"),
+        *("tpr_at_target_5", "ece", "uncertain_share", "n_human", "n_ai"),
+    } <= set(found)
+    assert (found["version"], found["n_human"], found["n_ai"]) == (version, 10, 10)
+    assert found == Storage(str(root / "store")).read_json("runs/default/evaluate-mine.json")["result"]
+
+
+@pytest.mark.timeout(600)
+def test_any_texts_are_scored_by_the_champion_and_none_of_them_is_logged(
+    submit: Submit, jobs: dict[str, Done], root: Path
+) -> None:
+    texts = {f"t{i}": str(row["text"]) for i, row in enumerate(tiny.rows(5, seed=6))}
+    data = tiny.write_jsonl(root / "texts_of_mine.jsonl", [{"id": name, "text": text} for name, text in texts.items()])
+    done = submit("score", f"data={data}", "score.format=jsonl", f"score.out={root / 'verdicts'}")
+    assert last_line(done)["texts"] == len(texts)
+    rows = [json.loads(line) for path in (root / "verdicts").iterdir() for line in path.read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == sorted(texts)
+    assert {row["model_version"] for row in rows} == {last_line(jobs["publish"])["champion"]}
+    assert not [text for text in texts.values() if text[:40] in done.stdout + done.stderr]
+
+
 FAILING = {
     "an unknown key": ("train", "train.rate=1", 2, "config: train.rate=1: no key 'rate'; allowed here: lr, from_s"),
     "a missing file": ("prepare", "corpus.sources.0.path=/nowhere.csv", 2, "source /nowhere.csv: no such file or fol"),
     "nothing before": ("rollback", "seed=0", 2, "no version before the champion "),
     "no corpus yet": ("sweep", "run=fresh", 2, "run=fresh: no result of 'prepare' under "),
+    "an unknown bundle": ("evaluate", "bundle=nope", 2, "bundle=nope: expected a version of the registry ("),
+    "no texts": ("score", "data=/nowhere.csv", 2, "data=/nowhere.csv: no such file or folder; expected Parquet, CSV"),
     "too many workers": ("train", "train.num_workers=50", 1, "(50 workers x 1 CPUs + 1 beside them) needs 51 CPUs"),
 }
 

@@ -159,9 +159,9 @@ def test_a_bundle_of_another_corpus_is_refused_on_the_test_split(run: Run, judge
 
 @pytest.fixture(scope="module")
 def mine(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
-    """A CSV with one id for all rows: ten new pairs, three texts that the bundle learnt from, and what is no text."""
+    """A CSV with one id for all rows: thirty new pairs, three texts of the training split, and what is no text."""
     known = run.corpus.read("train", ["text", "label"]).to_pylist()[:3]
-    rows = [{"text": row["text"], "label": ("human", "ai")[int(str(row["label"]))]} for row in tiny.rows(10, seed=9)]
+    rows = [{"text": row["text"], "label": ("human", "ai")[int(str(row["label"]))]} for row in tiny.rows(30, seed=9)]
     rows += [{"text": f"{row['text']} The end.", "label": ("human", "ai")[row["label"]]} for row in known]
     rows = [{"id": "one", **row, "domain": ("a", "b")[i % 3 == 0]} for i, row in enumerate(rows)]
     extra = [{"id": "one", "text": "", "label": "ai", "domain": ""}, {**rows[0], "label": ""}]
@@ -189,6 +189,17 @@ def test_the_figures_of_a_file_are_those_of_its_labelled_texts(
 
 def test_texts_that_the_bundle_learnt_from_are_counted(on_mine: dict[str, Any]) -> None:
     assert on_mine["contaminated"] == 3
+
+
+def test_the_main_figures_of_each_slice_are_told(run: Run, on_mine: dict[str, Any], mine: tuple[Path, Rows]) -> None:
+    slices = {row["value"]: row for row in on_mine["slices"]}
+    assert {row["column"] for row in on_mine["slices"]} == {"domain"}
+    for value in ("a", "b"):
+        labels = [row["label"] for row in mine[1] if row["domain"] == value]
+        assert (slices[value]["n_human"], slices[value]["n_ai"]) == (labels.count("human"), labels.count("ai"))
+        assert {"auroc", "fpr_at_target_5", "fpr_at_target_5_high", "tpr_at_fpr_1"} <= set(slices[value])
+    assert None not in slices["a"].values()
+    assert "ece" in run.storage.read_json(on_mine["report_json"])["slices"][0]
 
 
 def test_texts_of_one_id_are_kept_apart(on_mine: dict[str, Any]) -> None:

@@ -116,7 +116,7 @@ def test_a_category_holds_the_scores_of_the_human_texts_of_its_register_and_leng
 def test_a_verdict_says_which_register_it_was_compared_with(calibrated: Calibrated, detector: Detector) -> None:
     numbers = {(each["register"], each["min_tokens"]): each["num_human"] for each in calibrated.result["categories"]}
     for name in WORDS:
-        texts = [written(name, tiny.text("human", random.Random(1), words)) for words in (30, 120)]
+        texts = [written(name, tiny.text("human", random.Random(1), words)) for words in (16, 120)]
         short, long = detector.detect(texts)
         assert short.num_tokens < EDGE <= long.num_tokens
         assert (short.compared_with, short.num_compared) == (name, numbers[name, 0])

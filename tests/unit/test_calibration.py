@@ -128,6 +128,7 @@ def test_isotonic_knots_of_a_hand_worked_case():
 def test_between_knots_the_probability_is_linear_and_beyond_them_level():
     calibration = calibrate([0, 0, 1, 1], [0.0, 1.0, 2.0, 4.0], [0.5], "isotonic")
     assert calibration.knots == ((0.0, 0.25), (1.0, 0.25), (2.0, 0.75), (4.0, 0.75))
+    assert calibration.midpoint == 1.5
     assert calibration.probability([-9.0, 1.25, 1.5, 3.0, 9.0]).tolist() == [0.25, 0.375, 0.5, 0.75, 0.75]
     assert calibration.probability(1.5).shape == ()
 

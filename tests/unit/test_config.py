@@ -246,7 +246,7 @@ def test_an_experiment_is_written_from_the_root_and_chooses_options_of_the_group
     for path in CONFIG_DIR.glob("experiment/*.yaml"):
         assert path.read_text().startswith("# @package _global_\n")
     config = load_config(["experiment=essays"])
-    assert config.corpus.name == "essays-and-prose"
+    assert config.corpus.name == "essays-balanced"
     assert set(config.calibration.registers) == {"essays", "prose"}
 
 
@@ -262,13 +262,11 @@ def test_the_registers_of_an_experiment_gather_sources_of_its_corpus():
         assert gathered <= {source.name for source in config.corpus.sources}
 
 
-def test_human_prose_may_lie_elsewhere_than_the_other_folders(monkeypatch):
+def test_the_corpora_of_essays_lie_below_one_folder(monkeypatch):
     monkeypatch.setenv("DETECT_AI_DATA", "/data")
-    paths = [source.path for source in load_config(["corpus=essays_and_prose"]).corpus.sources]
-    monkeypatch.setenv("DETECT_AI_DATA_PROSE", "/elsewhere")
-    moved = [source.path for source in load_config(["corpus=essays_and_prose"]).corpus.sources]
-    assert paths == ["/data/essays", "/data/mixed", "/data/prose"]
-    assert moved == ["/data/essays", "/data/mixed", "/elsewhere"]
+    for corpus in ("essays", "essays_balanced"):
+        paths = [source.path for source in load_config([f"corpus={corpus}"]).corpus.sources]
+        assert all(path.startswith(("/data/essays", "/data/mixed")) for path in paths)
 
 
 def test_every_key_in_configs_is_a_field_of_config_py():

@@ -113,7 +113,8 @@ def test_nothing_learnt_goes_below_the_floor(spec, detector):
         (GERMAN, [Reason.OTHER_LANGUAGE]),
         ("def rain(train):\n    return train + 1\n\n" * 8, [Reason.MOSTLY_CODE]),
         ("| town | bridge |\n" * 12, [Reason.MOSTLY_TABLES]),
-        ("> The council went to the old bridge near the market on Tuesday.\n" * 6, [Reason.MOSTLY_QUOTATIONS]),
+        # Line breaks are gone from what is scored.
+        ("He wrote:\n" + "> The council went to the bridge on Tuesday.\n" * 6, [Reason.MOSTLY_QUOTATIONS]),
     ],
 )
 def test_a_text_that_is_no_prose_in_the_language_of_the_corpus_gets_no_verdict(spec, detector, text, reasons, score):
@@ -240,7 +241,7 @@ def test_a_sentence_is_compared_with_texts_of_its_own_length(parted, detector):
     document = own.read(["It was near. " + ENOUGH])[0]
     lengths = [len(sentence.input_ids) for sentence in own.sentences(document)]
     assert min(lengths) < 20 <= max(lengths)
-    expected = [calibration.reference("essays", length).probability(1.5) for length in lengths]
+    expected = [float(calibration.reference("essays", length).probability(1.5)) for length in lengths]
     assert [span.probability for span in own.spans(document)] == expected
     assert len(set(expected)) == 2
 

@@ -190,3 +190,50 @@ def test_readers_never_see_a_broken_pointer(registry, add):
         reader.join()
     assert failures == []
     assert seen == set(versions)
+
+
+# Finding a bundle
+
+
+def test_a_bundle_is_found_by_version_by_its_beginning_by_key_by_path_and_by_default(
+    registry, add, tiny_bundle, monkeypatch
+):
+    version = add(0)
+    ours = (registry.storage, f"registry/versions/{version}")
+    assert registry.locate(version) == registry.locate(version[:6]) == ours
+    registry.storage.upload(tiny_bundle, "runs/x/candidate-1")
+    assert registry.locate("runs/x/candidate-1/") == (registry.storage, "runs/x/candidate-1")
+    monkeypatch.chdir(tiny_bundle.parent)
+    for name in (str(tiny_bundle), f"{tiny_bundle}/", f"./{tiny_bundle.name}", tiny_bundle.name):
+        storage, key = registry.locate(name)
+        with storage.local_folder(key) as folder:
+            assert folder == tiny_bundle
+    registry.set_champion(version)
+    assert registry.locate("") == ours
+
+
+def test_a_bundle_in_a_bucket_is_found_by_its_uri(registry, tiny_bundle, gcs_root):
+    bucket = Storage(gcs_root)
+    bucket.upload(tiny_bundle, "bundles/mine")
+    storage, key = registry.locate(bucket.uri("bundles/mine"))
+    with storage.local_folder(key) as folder:
+        assert files(folder) == files(tiny_bundle)
+
+
+def test_an_unknown_bundle_is_refused_with_what_there_is(registry, add, tmp_path):
+    expected = f"a key under {registry.storage.root}, or a folder with {SPEC_FILE}"
+    assert refusal(registry.locate, "nope") == (
+        f"bundle=nope: expected a version of the registry (it is empty), {expected}"
+    )
+    version = add(0)
+    for name in (str(tmp_path), "runs/x", f"{version}0"):
+        assert refusal(registry.locate, name) == (
+            f"bundle={name}: expected a version of the registry ({version}), {expected}"
+        )
+    assert refusal(registry.locate, "").startswith(f"no champion under {registry.storage.root}: run jobs/publish.py")
+
+
+def test_a_beginning_of_two_versions_is_refused_with_both(registry, monkeypatch):
+    monkeypatch.setattr(registry, "versions", lambda: ["abc1", "abc2", "b"])
+    assert refusal(registry.locate, "abc") == "bundle=abc: 2 versions begin so: abc1, abc2"
+    assert registry.locate("b") == (registry.storage, "registry/versions/b")

@@ -173,6 +173,24 @@ def test_a_stage_that_did_not_run_yet_is_named_with_the_command(tmp_path):
     )
 
 
+def test_a_result_may_be_kept_under_a_name_that_the_configuration_gives(root, capsys):
+    argv = ("run=first", "data=/x/texts.csv")
+    status = run_job("evaluate", works, argv, result_name=lambda config: f"evaluate-{config.data[3:8]}")
+    assert status == 0
+    assert json.loads((root / "runs/first/evaluate-texts.json").read_text())["result"]["name"] == "naïve"
+    assert read_result(Storage(str(root)), "first", "evaluate-texts")["name"] == "naïve"
+    assert [path.name for path in (root / "runs/first").iterdir()] == ["evaluate-texts.json"]
+
+
+def test_a_name_of_a_result_that_cannot_be_made_is_one_line_too(root, capsys):
+    assert run_job("evaluate", works, (), result_name=raising_name) == 2
+    assert errors(capsys.readouterr().err) == ["error: data=: no name"]
+
+
+def raising_name(config):
+    raise ConfigError("data=: no name")
+
+
 # Errors inside errors
 
 CAUSE = CorpusError("source x.csv: no column 'text'")

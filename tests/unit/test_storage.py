@@ -94,6 +94,40 @@ def test_a_source_that_cannot_be_opened_is_refused():
     )
 
 
+@pytest.mark.parametrize(
+    ("uri", "root", "name"),
+    [
+        ("/data/out", "/data", "out"),
+        ("/out/", "/", "out"),
+        ("out", "{here}", "out"),
+        ("a/b", "{here}/a", "b"),
+        ("~/out", "{home}", "out"),
+        ("gs://anonymous@bucket/a/b", "gs://anonymous@bucket/a", "b"),
+        ("gs://anonymous@bucket/a/?scheme=http", "gs://anonymous@bucket?scheme=http", "a"),
+    ],
+)
+def test_a_path_is_a_key_in_the_storage_around_it(tmp_path, monkeypatch, uri, root, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    storage, key = Storage.around(uri)
+    assert (storage.root, key) == (root.format(here=tmp_path, home="/home/me"), name)
+    if not storage.is_local or uri.startswith("/"):
+        assert storage.uri(key) == uri.replace("/?", "?").rstrip("/")
+
+
+@pytest.mark.parametrize("uri", ["", "/", ".", "a/..", "~", "gs://bucket", "gs://bucket/?scheme=http"])
+def test_what_has_no_name_is_no_key(uri):
+    with pytest.raises(ConfigError) as refused:
+        Storage.around(uri)
+    assert str(refused.value) == f"{uri}: expected a path or URI that ends in the name of a file or folder"
+
+
+def test_the_uri_of_a_key_names_the_same_file(storage):
+    storage.write_bytes("runs/x/result.json", b"1")
+    again, key = Storage.around(storage.uri("runs/x/result.json"))
+    assert again.read_bytes(key) == b"1"
+
+
 # Reading and writing
 
 
