@@ -108,6 +108,5 @@ class Verdicts:
 def _objects(values: Sequence[Any]) -> NDArray[Any]:
     """An array of objects of any kind: numpy would make a table of tuples of one length."""
     array = np.empty(len(values), object)
-    for place, value in enumerate(values):
-        array[place] = value
+    array[:] = values
     return array
