@@ -158,7 +158,7 @@ def _pair(config: Config, a: str, b: str, judged: dict[str, Verdicts], target: f
     rates: dict[str, Any] = {"difference": None, "low": None, "high": None}
     if human.sum() > 1:
         rates = paired_bootstrap(
-            lambda _, values: float(np.mean(values)),
+            lambda _, values: float(np.asarray(values).mean()),
             one.labels[human],
             called[0][human],
             called[1][human],

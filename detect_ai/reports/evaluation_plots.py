@@ -191,7 +191,7 @@ def differences(pairs: Sequence[Mapping[str, Any]]) -> str:
                 axes.hlines(place, low, high, color=COLOURS["human"], linewidth=1.6)
             sure = known and not low <= 0 <= high
             _dot(axes, pair["auroc_difference"], place, "human", filled=sure)
-        name_bars(axes, [f"{short(each['a'], 15)} − {short(each['b'], 15)}" for each in shown])
+        name_bars(axes, [f"{short(each['a'], 12)} − {short(each['b'], 12)}" for each in shown])
         axes.margins(x=0.08)
         axes.set_xlabel("difference in AUROC")
 

@@ -49,10 +49,12 @@ def judged(run: Run) -> Config:
 
 
 @pytest.fixture(scope="module")
-def version(run: Run, judged: Config) -> str:
-    """The candidate as a version of the registry."""
+def version(run: Run, judged: Config) -> Iterator[str]:
+    """The candidate as a version of the registry, as long as these tests run."""
     with run.storage.local_folder(read_result(run.storage, "judged", "calibrate")["bundle"]) as folder:
-        return Registry(run.storage).add(folder)
+        added = Registry(run.storage).add(folder)
+    yield added
+    run.storage.delete(f"registry/versions/{added}")
 
 
 @pytest.fixture(scope="module")

@@ -133,6 +133,7 @@ def test_the_model_endpoint_tells_thresholds_limits_and_guarantee(detector: Dete
     info = ask(detector, lambda client, _: client.get("/v1/model")).json()
     assert info["model_version"] == detector.version
     assert [threshold["target_fpr"] for threshold in info["thresholds"]] == [0.05, 0.1]
+    assert [threshold["min_tokens"] for threshold in info["thresholds"]] == [10, 10]
     assert info["limits"] == {"max_texts": 256, "max_chars": 200_000, "max_body_bytes": 1_000_000}
     assert "exchangeable with the calibration set" in info["guarantee"]
 

@@ -22,6 +22,7 @@ import pytest
 
 from detect_ai import inspecting
 from detect_ai.config import SPLITS, Config
+from detect_ai.corpus import manifest
 from detect_ai.corpus.manifest import QUARANTINE, Corpus, Manifest, Shard
 from detect_ai.corpus.tokenise import QUARANTINE_SCHEMA, SCHEMA
 from detect_ai.errors import ConfigError
@@ -279,7 +280,7 @@ def test_the_audit_reads_no_further_than_it_needs(tmp_path: Path, monkeypatch: p
 
 
 def test_the_audit_stops_at_its_share_of_characters(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspecting, "READ_AT_ONCE", 10)
+    monkeypatch.setattr(manifest, "READ_AT_ONCE", 10)
     monkeypatch.setattr(inspecting, "MAX_CHARACTERS", 10)
     found = audit_corpus(Corpus.open(storage, KEY))
     assert found.n_human + found.n_ai == 40
