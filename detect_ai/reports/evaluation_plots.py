@@ -60,10 +60,11 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
 
     def draw(figure: Figure) -> None:
         axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-        known = [each for each in shown if None not in (each["mean_probability"], each["share_ai"])]
-        stated, found = ([each[name] for each in known] for name in ("mean_probability", "share_ai"))
+        stated, found = ([each[name] for each in shown] for name in ("mean_probability", "share_ai"))
         axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=0.9, linestyle=_DASHED)
-        barred = [each for each in known if None not in (each["share_low"], each["share_high"])]
+        barred = [
+            each for each in shown if None not in (each["mean_probability"], each["share_low"], each["share_high"])
+        ]
         axes.vlines(
             [each["mean_probability"] for each in barred],
             [each["share_low"] for each in barred],

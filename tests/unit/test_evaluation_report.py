@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from detect_ai import metrics
+from detect_ai.reports import evaluation_plots
 from detect_ai.reports.evaluation import comparison_report, evaluation_report
 
 EVIL = "$x$ <script>alert(1)</script> & \"so\" 'on'"
@@ -450,6 +451,39 @@ def test_detectors_of_several_corpora_are_warned_of_in_other_words(comparison: s
     found = " ".join(warnings_of(comparison))
     assert "the detectors learnt from different corpora" in found
     assert "thresholds were set on" not in found
+
+
+@pytest.mark.parametrize(("low", "red"), [(0.011, True), (0.009, False)])
+def test_a_slice_accused_beyond_chance_is_drawn_in_red(low: float, red: bool) -> None:
+    figures = {"n_human": 300, "n_ai": 0, "fpr_at_target_1": 0.02, "fpr_at_target_1_low": low}
+    one = {**figures, "fpr_at_target_1_high": 0.03, "column": "domain", "value": "news"}
+    svg = evaluation_plots.rates_by_slice("fpr", {}, [one], [0.01])
+    assert ("var(--warn)" in svg) == red
+    assert {"news", "all texts", "at the 1% target"} <= set(re.findall(r">([^<>]+)</text>", svg))
+
+
+def test_a_slice_of_few_texts_is_not_drawn() -> None:
+    one = {"n_human": 19, "fpr_at_target_1": 0.02, "column": "domain", "value": "news"}
+    assert evaluation_plots.rates_by_slice("fpr", {}, [one], [0.01]) == ""
+    assert evaluation_plots.rates_by_slice("fpr", {}, [one | {"n_human": 20}], [0.01])
+
+
+@pytest.mark.parametrize(("low", "filled"), [(0.001, True), (-0.001, False)])
+def test_a_difference_beyond_chance_is_drawn_filled(low: float, filled: bool) -> None:
+    pair = {"a": "one", "b": "other", "auroc_difference": 0.01, "low": low, "high": 0.02}
+    svg = evaluation_plots.differences([pair])
+    assert ("fill: var(--page)" in svg) != filled
+    assert "one − other" in svg
+
+
+def test_the_roc_curve_names_its_thresholds_and_the_baseline() -> None:
+    curve = {"fpr": [0.0, 0.02, 1.0], "tpr": [0.1, 0.7, 1.0]}
+    overall = {"fpr_at_target_1": 0.02, "tpr_at_target_1": 0.7}
+    words = evaluation_plots.roc(curve, curve, overall, [0.01, 0.05])
+    assert "1% target" in words
+    assert "5% target" not in words  # not measured
+    assert ">baseline<" in words
+    assert ">baseline<" not in evaluation_plots.roc(curve, None, overall, [0.01])
 
 
 def test_the_leader_is_named_and_whether_chance_may_have_made_it() -> None:
