@@ -113,7 +113,7 @@ def test_who_is_called_ai_reads_how_often_that_is_wrong_and_how_sure_that_is(pag
     page.route("**/v1/detect", as_ai)
     check(page, TEXT)
     said = page.locator("#meaning").inner_text()
-    assert "like the 40 it was calibrated on, about 5 of 100 are called AI" in said
+    assert "like the 40 it was compared with, about 5 of 100 are called AI" in said
     assert f"it could be {round(100 * target.fpr_bound)} of 100" in said
 
 
