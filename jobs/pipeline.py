@@ -28,6 +28,7 @@ def pipeline(config: Config, storage: Storage) -> dict[str, Any]:
         require_place(config.serve)  # not after the training
         stages["deploy"] = deploy_to_cluster
     config.train.from_sweep = True
+    config.bundle = config.data = ""  # what is judged is the candidate, on its test split
     results = {"prepare": run_stage("prepare", prepare, config, storage)}
     require_enough_texts(config, Corpus.open(storage, results["prepare"]["corpus"]))
     return results | {name: run_stage(name, stage, config, storage) for name, stage in stages.items()}
