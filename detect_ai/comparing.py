@@ -104,7 +104,7 @@ def _judged(config: Config, storage: Storage, key: str, number: int, where: tupl
     verdicts = verdicts[verdicts.labelled]
     if not len(verdicts):
         raise CorpusError(f"data={config.data}: no text has a label; expected 0 (human) or 1 (ai)")
-    return verdicts[np.argsort(verdicts.ids, kind="stable")]
+    return verdicts[np.argsort(verdicts.rows, kind="stable")]
 
 
 def _report(

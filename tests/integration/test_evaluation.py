@@ -163,7 +163,9 @@ def test_a_bundle_of_another_corpus_is_refused_on_the_test_split(run: Run, judge
 def mine(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
     """A CSV with one id for all rows: thirty new pairs, three texts of the training split, and what is no text."""
     known = run.corpus.read("train", ["text", "label"]).to_pylist()[:3]
-    rows = [{"text": row["text"], "label": ("human", "ai")[int(str(row["label"]))]} for row in tiny.rows(30, seed=9)]
+    rows: Rows = [
+        {"text": row["text"], "label": ("human", "ai")[int(str(row["label"]))]} for row in tiny.rows(30, seed=9)
+    ]
     rows += [{"text": f"{row['text']} The end.", "label": ("human", "ai")[row["label"]]} for row in known]
     rows = [{"id": "one", **row, "domain": ("a", "b")[i % 3 == 0]} for i, row in enumerate(rows)]
     extra = [{"id": "one", "text": "", "label": "ai", "domain": ""}, {**rows[0], "label": ""}]
@@ -258,7 +260,7 @@ def test_only_the_last_evaluations_of_the_same_texts_are_kept(
     ]
 
 
-BAD = {
+BAD: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
     "no label": (
         "text\nOne text without a label.\n",
         {},
@@ -297,7 +299,7 @@ def test_what_cannot_be_judged_is_refused_in_one_line_and_leaves_nothing(
 def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """Three files of a corpus without labels, each text by its id."""
     path = tmp_path_factory.mktemp("corpus")
-    texts = {}
+    texts: dict[str, str] = {}
     for number, count in enumerate((300, 1, 30)):
         own = {f"{number}-{i}": tiny.text("human", random.Random(i), 12) for i in range(count)}
         tiny.write_jsonl(path / f"{number}.jsonl", [{"id": name, "text": text} for name, text in own.items()])
