@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from detect_ai import metrics, model
 from detect_ai.backends.torch import autocast, log_odds, model_inputs
 from detect_ai.batches import collate, plan_scoring, plan_steps
-from detect_ai.calibration import conformal_threshold
 from detect_ai.config import load_config
+from detect_ai.conformal import conformal_threshold
 from detect_ai.loop import lr_share
 from detect_ai.text import normalise
 from detect_ai.tokenizer import Tokenizer

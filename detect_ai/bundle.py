@@ -60,6 +60,10 @@ class DetectorSpec:
         content = {**asdict(self), "calibration": self.calibration.to_dict()}
         return _spelled({**content, "digest": hashlib.sha256(_spelled(content)).hexdigest()})
 
+    def min_tokens_at(self, target_fpr: float) -> int:
+        """Texts with fewer tokens get no verdict at a target: what was learnt, and never less than the floor."""
+        return max(self.min_tokens, self.calibration.min_tokens.get(target_fpr, 0))
+
     @property
     def version(self) -> str:
         """The name of the bundle with this content."""

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from detect_ai import bundle
 from detect_ai.bundle import DetectorSpec
-from detect_ai.calibration import Calibration, Category, Spans, calibrate, require_texts, with_categories
+from detect_ai.calibration import Calibration, Category, calibrate
+from detect_ai.categories import Spans, with_categories
 from detect_ai.config import SPLITS, Config
+from detect_ai.conformal import require_texts
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.errors import ConfigError
 from detect_ai.registers import MAX_TEXTS, Ids, Registers, fit

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from detect_ai.bundle import DetectorSpec, read_spec
+from detect_ai.breakdown import figures_of
+from detect_ai.bundle import DetectorSpec
 from detect_ai.config import Config
-from detect_ai.dataset import SLICES
-from detect_ai.errors import ConfigError, CorpusError, InputError
-from detect_ai.evaluation import data_name, figures_of
+from detect_ai.dataset import SLICES, require_labels
+from detect_ai.errors import ConfigError, InputError
+from detect_ai.evaluation import data_name
+from detect_ai.judging import judge
 from detect_ai.paired import delong, mcnemar, paired_bootstrap
-from detect_ai.registry import Registry
-from detect_ai.scoring import judge
+from detect_ai.registry import Registry, spec_of
 from detect_ai.stage import attempt
 from detect_ai.storage import Storage
+from detect_ai.summary import without_intervals
 from detect_ai.verdicts import Verdicts
 
 logger = logging.getLogger(__name__)
@@ -45,34 +47,22 @@ def compare(config: Config, storage: Storage) -> dict[str, Any]:
     published = [_published(path) for path in config.compare.published]
     registry = Registry(storage)
     places = {name: registry.locate(name) for name in config.compare.bundles}
-    specs = {name: _spec(*where) for name, where in places.items()}
+    specs = {name: spec_of(*where) for name, where in places.items()}
     target = _common_target(specs)
     key = f"runs/{config.run}/{attempt('comparison')}"
-    try:
+    with storage.whole(key):
+        require_labels(config.data, config.score)
         judged = {name: _judged(config, storage, key, i, places[name]) for i, name in enumerate(places)}
         report = _report(config, specs, judged, published, target)
         _write(storage, key, report)
-    except BaseException:
-        storage.delete(key)
-        raise
     storage.prune(f"runs/{config.run}", "comparison-", config.storage.keep)
     return {
-        "bundles": [_short(bundle) for bundle in report["bundles"]],
+        "bundles": [without_intervals(bundle) for bundle in report["bundles"]],
         "pairs": report["pairs"],
         "data": config.data,
         "report": f"{key}/report.html",
         "report_json": f"{key}/report.json",
     }
-
-
-def _short(bundle: dict[str, Any]) -> dict[str, Any]:
-    """Figures without their intervals."""
-    return {name: value for name, value in bundle.items() if not name.endswith(("_low", "_high"))}
-
-
-def _spec(storage: Storage, key: str) -> DetectorSpec:
-    with storage.local_folder(key) as folder:
-        return read_spec(folder)
 
 
 def _common_target(specs: dict[str, DetectorSpec]) -> float:
@@ -102,8 +92,6 @@ def _judged(config: Config, storage: Storage, key: str, number: int, where: tupl
     judge(config.data, where, replace(config.score, format="parquet", target_fpr=0.0), (storage, out))
     verdicts = Verdicts.read(storage, out)
     verdicts = verdicts[verdicts.labelled]
-    if not len(verdicts):
-        raise CorpusError(f"data={config.data}: no text has a label; expected 0 (human) or 1 (ai)")
     return verdicts[np.argsort(verdicts.rows, kind="stable")]
 
 
@@ -180,22 +168,16 @@ def _pair(config: Config, a: str, b: str, judged: dict[str, Verdicts], target: f
     }
 
 
-def _slices(judged: dict[str, Verdicts], specs: dict[str, DetectorSpec]) -> Any:
+def _slices(judged: dict[str, Verdicts], specs: dict[str, DetectorSpec]) -> Iterator[dict[str, Any]]:
     first = next(iter(judged.values()))
     for column in SLICES:
-        values = first.columns[column]
-        names, counts = np.unique(values[values != ""], return_counts=True)
-        if len(names) < 2:
-            continue
-        for value in names[np.argsort(-counts, kind="stable")[:MAX_SLICES]].tolist():
-            chosen = values == value
-            if chosen.sum() >= MIN_SLICE:
-                figures = {name: figures_of(found[chosen], specs[name], 0) for name, found in judged.items()}
-                yield {"column": column, "value": value, "figures": figures}
+        for value, chosen in first.by_value(column, MAX_SLICES, MIN_SLICE):
+            figures = {name: figures_of(found[chosen], specs[name], 0) for name, found in judged.items()}
+            yield {"column": column, "value": value, "figures": figures}
 
 
 def _write(storage: Storage, key: str, report: dict[str, Any]) -> None:
     from detect_ai.reports.evaluation import comparison_report
 
-    storage.write_bytes(f"{key}/report.json", json.dumps(report, indent=2).encode())
+    storage.write_json(f"{key}/report.json", report)
     storage.write_bytes(f"{key}/report.html", comparison_report(report).encode())

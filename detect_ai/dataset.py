@@ -179,6 +179,28 @@ def read(part: Part) -> Iterator[tuple[list[Text], int]]:
             yield texts, len(batch) - len(texts)
 
 
+def texts_of(data: str, config: ScoreConfig) -> Iterator[Text]:
+    """Every text of a file or folder that has one."""
+    for part in parts(data, config):
+        for texts, _ in read(part):
+            yield from texts
+
+
+def texts_at(data: str, config: ScoreConfig, rows: Iterable[str]) -> dict[str, str]:
+    """The texts of some rows of a file or folder, by row."""
+    wanted = set(rows)
+    return {text.row: text.text for text in texts_of(data, config) if text.row in wanted}
+
+
+def require_labels(data: str, config: ScoreConfig) -> None:
+    """Raise CorpusError when no text has a label: before all of them are judged for nothing."""
+    if all(text.label is None for text in texts_of(data, config)):
+        raise CorpusError(
+            f"data={data}: no text has a label; expected a column 'label' of 0 (human) and 1 (ai). Name yours with "
+            f"+score.columns.label=…"
+        )
+
+
 def _batches(rows: Iterable[Row]) -> Iterator[list[tuple[int, Row, bool]]]:
     """Rows with their numbers, and whether the one before could not be parsed: such a row may be a part of it."""
     batch: list[tuple[int, Row, bool]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -49,6 +49,7 @@ class Document:
     normalised: Normalised
     input_ids: Ids
     num_windows: int
+    register: str = ""  # as `detect_ai.registers` names it
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,14 @@ class Detector(Scorer):
         registers = bundle.load_registers(folder, spec)
         return cls(spec, tokenizer, _torch_backend(model, device, precision), batch_tokens, registers)
 
+    def encode(self, texts: Sequence[str], normalised: Sequence[Normalised]) -> list[Document]:
+        """Tokenise what is normalised already, and tell its register."""
+        documents = super().encode(texts, normalised)
+        if self.registers is None:
+            return documents
+        registers = self.registers.of([document.input_ids for document in documents])
+        return [replace(each, register=register) for each, register in zip(documents, registers, strict=True)]
+
     def detect(
         self, texts: Sequence[str], target_fpr: float | None = None, return_spans: bool = False
     ) -> list[Verdict]:
@@ -233,15 +242,11 @@ class Detector(Scorer):
 
     def score_spans(self, document: Document, found: Sequence[Sentence], scores: Scores) -> list[Span]:
         """The log-odds of sentences of a document, shape (sentences,), as spans of the text as sent."""
-        register = self._register(document)
         spans = []
         for sentence, score in zip(found, scores, strict=True):
-            reference = self.spec.calibration.reference(register, len(sentence.input_ids))
+            reference = self.spec.calibration.reference(document.register, len(sentence.input_ids))
             spans.append(Span(start=sentence.start, end=sentence.end, probability=float(reference.probability(score))))
         return spans
-
-    def _register(self, document: Document) -> str:
-        return self.registers.of([document.input_ids])[0] if self.registers else ""
 
     def verdict(self, document: Document, score: float, spans: list[Span] | None, target_fpr: float) -> Verdict:
         """What a score means at a target."""
@@ -251,9 +256,8 @@ class Detector(Scorer):
         self, document: Document, score: float, spans: list[Span] | None, target_fprs: Sequence[float]
     ) -> list[Verdict]:
         """What a score means at each of several targets."""
-        register = self._register(document)
         unfit = self._unfit(document)
-        return [self._verdict(document, score, spans, target, register, unfit) for target in target_fprs]
+        return [self._verdict(document, score, spans, target, unfit) for target in target_fprs]
 
     def _verdict(
         self,
@@ -261,13 +265,12 @@ class Detector(Scorer):
         score: float,
         spans: list[Span] | None,
         target_fpr: float,
-        register: str,
         unfit: list[Reason],
     ) -> Verdict:
-        reference = self.spec.calibration.reference(register, len(document.input_ids), target_fpr)
-        is_own = isinstance(reference, Category) and reference.register == register
+        reference = self.spec.calibration.reference(document.register, len(document.input_ids), target_fpr)
+        is_own = isinstance(reference, Category) and reference.register == document.register
         human_below, ai_from = reference.bounds(target_fpr)
-        reasons = [Reason.TOO_SHORT] if len(document.input_ids) < self.min_tokens(target_fpr) else []
+        reasons = [Reason.TOO_SHORT] if len(document.input_ids) < self.spec.min_tokens_at(target_fpr) else []
         reasons += unfit
         if human_below <= score < ai_from:
             reasons.append(Reason.BETWEEN_THRESHOLDS)
@@ -279,7 +282,7 @@ class Detector(Scorer):
             target_fpr=target_fpr,
             threshold=float(reference.probability(ai_from)),
             p_value=reference.p_value(score),
-            compared_with=register if is_own else "",
+            compared_with=document.register if is_own else "",
             num_compared=len(reference.human_scores),
             fpr_upper_bound=reference.thresholds[target_fpr].fpr_bound,
             reasons=reasons,
@@ -290,10 +293,6 @@ class Detector(Scorer):
             num_windows=document.num_windows,
             model_version=self.version,
         )
-
-    def min_tokens(self, target_fpr: float) -> int:
-        """Texts with fewer tokens get no verdict at a target: what was learnt, and never less than the floor."""
-        return max(self.spec.min_tokens, self.spec.calibration.min_tokens.get(target_fpr, 0))
 
     def _unfit(self, document: Document) -> list[Reason]:
         """Why a text is none that this detector can judge."""

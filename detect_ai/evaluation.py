@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -16,16 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from detect_ai import metrics, probes, raid
+from detect_ai import breakdown, metrics, probes, raid, summary
 from detect_ai.baseline import Baseline, baseline_of
-from detect_ai.bundle import DetectorSpec, read_spec
-from detect_ai.config import Config, ScoreConfig
+from detect_ai.bundle import DetectorSpec
+from detect_ai.config import Config
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.corpus.near import clusters, signatures, similar_pairs
-from detect_ai.dataset import SLICES
-from detect_ai.errors import ConfigError, CorpusError, InputError
-from detect_ai.registry import Registry
-from detect_ai.scoring import judge
+from detect_ai.corpus.near import NUM_PERM, Signatures, clusters, signatures, similar_pairs
+from detect_ai.dataset import require_labels, texts_of
+from detect_ai.errors import ConfigError, InputError
+from detect_ai.judging import judge
+from detect_ai.metrics import Floats
+from detect_ai.registry import Registry, spec_of
 from detect_ai.stage import attempt, read_result
 from detect_ai.storage import Storage
 from detect_ai.text import normalise
@@ -33,12 +33,8 @@ from detect_ai.verdicts import Verdicts
 
 logger = logging.getLogger(__name__)
 
-REPORTED_TARGETS = (0.01, 0.05)
-LENGTHS = (64, 128, 256, 512)  # tokens that part the ranges of the report
-MIN_SLICE = 20  # texts
-MAX_SLICES = 40  # of a column, the largest ones
+REPORTED_TARGETS = ("1", "5")  # percent: their figures are always there, null where the bundle has no such target
 TEXTS_AT_ONCE = 512
-MIN_GROUPS = 20  # fewer say nothing of how figures vary with them
 
 
 @dataclass(frozen=True)
@@ -87,8 +83,8 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
     subject = _subject(config, storage)
     kept = f"runs/{config.run}/{result_name(config)}"
     key = f"{kept}/{attempt('evaluation')}"
-    try:
-        _require_labels(subject.data, config.score)
+    with storage.whole(key):
+        require_labels(subject.data, config.score)
         plain = replace(config.score, format="parquet")
         judged = judge(subject.data, subject.where, plain, (storage, f"{key}/verdicts"))
         verdicts = Verdicts.read(storage, f"{key}/verdicts")
@@ -97,18 +93,13 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
         report = _report(config, storage, key, subject, verdicts, {k: v for k, v in skipped.items() if v})
         report["seconds"] = round(time.perf_counter() - started, 1)
         written = _write(storage, key, report, verdicts)
-    except BaseException:
-        storage.delete(key)
-        if not storage.list(kept):
-            storage.delete(kept)
-        raise
     storage.prune(kept, "evaluation-", config.storage.keep)
     overall = report["overall"]
     logger.info("%s on %s: %s", subject.spec.version, subject.name, describe(overall))
     return {
-        **{name: None for target in REPORTED_TARGETS for name in _of_target(target)},
+        **{f"{figure}_at_target_{percent}": None for figure in ("fpr", "tpr") for percent in REPORTED_TARGETS},
         **overall,
-        "baseline": _short(report["baseline"]),
+        "baseline": report["baseline"] and summary.without_intervals(report["baseline"]),
         "slices": [_main(row) for row in report["slices"]],
         "attacks": report["attacks"],
         "exchangeability": report["exchangeability"],
@@ -122,29 +113,10 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
     }
 
 
-def _require_labels(data: str, config: ScoreConfig) -> None:
-    """Raise CorpusError when no text has a label: before all of them are judged for nothing."""
-    if all(text.label is None for text in probes.texts_of(data, config)):
-        raise CorpusError(
-            f"data={data}: no text has a label; expected a column 'label' of 0 (human) and 1 (ai). Name yours with "
-            f"+score.columns.label=…"
-        )
-
-
-def _of_target(target: float) -> list[str]:
-    percent = f"{100 * target:g}".replace(".", "_")
-    return [f"{figure}_at_target_{percent}" for figure in ("fpr", "tpr")]
-
-
 def _main(row: dict[str, Any]) -> dict[str, Any]:
     """The main figures of a slice: a published bundle carries them, and there may be hundreds of slices."""
     kept = ("column", "value", "n_human", "n_ai", "auroc", "tpr_", "fpr_", "uncertain_share")
     return {name: value for name, value in row.items() if value is not None and name.startswith(kept)}
-
-
-def _short(baseline: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The baseline's figures without their intervals."""
-    return baseline and {name: v for name, v in baseline.items() if not name.endswith(("_low", "_high"))}
 
 
 def describe(figures: dict[str, Any]) -> str:
@@ -162,8 +134,7 @@ def _subject(config: Config, storage: Storage) -> Subject:
         where = Registry(storage).locate(config.bundle)
     else:
         where = storage, str(read_result(storage, config.run, "calibrate")["bundle"])
-    with where[0].local_folder(where[1]) as folder:
-        spec = read_spec(folder)
+    spec = spec_of(*where)
     corpus = _corpus_of(storage, spec)
     if config.data:
         return Subject(where, spec, config.data, data_name(config), corpus, is_test=False)
@@ -203,12 +174,14 @@ def _report(
     """Everything that the page shows, as plain values (see `reports.evaluation`)."""
     e, spec, corpus = config.evaluation, subject.spec, subject.corpus
     targets = sorted(spec.calibration.thresholds)
-    overall = figures_of(verdicts, spec, e.bootstrap, config.seed)
-    baseline_scores = baseline = None
-    if e.baseline and corpus is not None:
-        baseline = baseline_of(corpus, targets, config.seed)
-        baseline_scores = _baseline_scores(config, subject, verdicts, baseline)
-    contaminated = _contaminated(config, subject, verdicts)
+    overall = breakdown.figures_of(verdicts, spec, e.bootstrap, config.seed)
+    baseline = baseline_of(corpus, targets, config.seed) if e.baseline and corpus is not None else None
+    # Of the test split it is known: prepare parts near duplicates from each other.
+    sketch = e.contamination and corpus is not None and not subject.is_test
+    baseline_scores, sketches = _read_again(config, subject, verdicts, baseline, sketch)
+    contaminated = 0 if subject.is_test else None
+    if sketches is not None and corpus is not None:
+        contaminated = _contaminated(corpus, sketches, config.corpus.similarity)
     attacks = probes.attacked(config, subject.where, subject.data, (storage, key), verdicts, min(targets))
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -218,9 +191,7 @@ def _report(
             "corpus": spec.corpus,
             "targets": targets,
             "default_target": spec.default_target_fpr,
-            "min_tokens_by_target": {
-                repr(target): max(spec.min_tokens, spec.calibration.min_tokens.get(target, 0)) for target in targets
-            },
+            "min_tokens_by_target": {repr(target): spec.min_tokens_at(target) for target in targets},
         },
         "data": {
             "name": subject.name,
@@ -236,10 +207,10 @@ def _report(
         "baseline": None
         if baseline is None or baseline_scores is None
         else _baseline_figures(verdicts, baseline, baseline_scores, e.bootstrap, config.seed),
-        "slices": _slices(verdicts, spec),
-        "lengths": _lengths(verdicts, spec),
+        "slices": breakdown.slices(verdicts, spec),
+        "lengths": breakdown.lengths(verdicts, spec),
         "attacks": attacks,
-        "curves": _curves(verdicts, baseline_scores),
+        "curves": breakdown.curves(verdicts, baseline_scores),
         "uncertain": dict(Counter(reason for reasons in verdicts.reasons for reason in reasons).most_common()),
         "worst": probes.worst(config, subject.where, subject.data, (storage, key), verdicts),
         "explanation": probes.explained(config, subject.where, subject.data, (storage, key), verdicts),
@@ -247,103 +218,41 @@ def _report(
     }
 
 
-def figures_of(verdicts: Verdicts, spec: DetectorSpec, rounds: int, seed: int = 0) -> dict[str, Any]:
-    """All figures of labelled texts, by the calls at every target of the bundle."""
-    calls = {target: verdicts.calls(target) for target in spec.calibration.thresholds}
-    groups = verdicts.columns["group"]
-    known = groups if len(np.unique(groups)) >= MIN_GROUPS and (groups != "").all() else None
-    return metrics.report(
-        verdicts.labels,
-        verdicts.scores,
-        verdicts.probabilities,
-        calls,
-        default_target=spec.default_target_fpr,
-        groups=known,
-        rounds=rounds,
-        seed=seed,
-    )
-
-
-def _slices(verdicts: Verdicts, spec: DetectorSpec) -> list[dict[str, Any]]:
-    """Figures of the values of each column that has two or more, largest first."""
-    found = []
-    for column in (*SLICES, "group", "compared_with"):
-        values = verdicts.columns[column]
-        names, counts = np.unique(values[values != ""], return_counts=True)
-        if len(names) < 2 or (column == "group" and len(names) > MAX_SLICES):
-            continue
-        for name in names[np.argsort(-counts, kind="stable")[:MAX_SLICES]].tolist():
-            part = verdicts[values == name]
-            if len(part) >= MIN_SLICE:
-                found.append({"column": column, "value": name, **figures_of(part, spec, rounds=0)})
-    return found
-
-
-def _lengths(verdicts: Verdicts, spec: DetectorSpec) -> list[dict[str, Any]]:
-    found = []
-    for low, high in zip((0, *LENGTHS), (*LENGTHS, None), strict=True):
-        inside = (verdicts.num_tokens >= low) & (verdicts.num_tokens < (np.inf if high is None else high))
-        if inside.any():
-            found.append({"low": low, "high": high, **figures_of(verdicts[inside], spec, rounds=0)})
-    return found
-
-
-def _curves(verdicts: Verdicts, baseline_scores: Any) -> dict[str, Any]:
-    labels, p = verdicts.labels, verdicts.probabilities
-    both = 0 < labels.sum() < len(labels)
-    edges = np.linspace(0, 1, 41)
-    return {
-        "roc": metrics.roc(labels, verdicts.scores) if both else None,
-        "baseline_roc": metrics.roc(labels, baseline_scores) if both and baseline_scores is not None else None,
-        "reliability": metrics.reliability(labels, p),
-        "histogram": {
-            "edges": edges.tolist(),
-            "human": np.histogram(p[labels == 0], edges)[0].tolist(),
-            "ai": np.histogram(p[labels == 1], edges)[0].tolist(),
-        },
-    }
-
-
-def _baseline_scores(config: Config, subject: Subject, verdicts: Verdicts, baseline: Baseline) -> Any:
-    """The baseline's scores in the order of the verdicts."""
-    rows: list[str] = []
-    scores = [np.empty(0)]
-    for batch in _normalised(config, subject, verdicts):
-        rows += batch
-        scores.append(baseline.score(batch.values()))
-    by_row = dict(zip(rows, np.concatenate(scores).tolist(), strict=True))
-    return np.asarray([by_row[row] for row in verdicts.rows])
-
-
-def _normalised(config: Config, subject: Subject, verdicts: Verdicts) -> Iterator[dict[str, str]]:
-    """The normalised texts of the verdicts by row, a few hundred at a time."""
-    wanted = set(verdicts.rows.tolist())
-    found = (text for text in probes.texts_of(subject.data, config.score) if text.row in wanted)
-    while batch := {text.row: normalise(text.text).text for text in islice(found, TEXTS_AT_ONCE)}:
-        yield batch
+def _read_again(
+    config: Config, subject: Subject, verdicts: Verdicts, baseline: Baseline | None, sketch: bool
+) -> tuple[Floats | None, Signatures | None]:
+    """Scores of the baseline and signatures for near duplicates, of each text of the verdicts in their order."""
+    if baseline is None and not sketch:
+        return None, None
+    place = {row: i for i, row in enumerate(verdicts.rows.tolist())}
+    found = (text for text in texts_of(subject.data, config.score) if text.row in place)
+    scores, sketches = np.empty(len(place)), np.empty((len(place), NUM_PERM), np.uint32)
+    while batch := list(islice(found, TEXTS_AT_ONCE)):
+        texts = [normalise(text.text).text for text in batch]
+        places = [place[text.row] for text in batch]
+        if baseline is not None:
+            scores[places] = baseline.score(texts)
+        if sketch:
+            sketches[places] = signatures(texts)
+    return scores if baseline is not None else None, sketches if sketch else None
 
 
 def _baseline_figures(verdicts: Verdicts, baseline: Baseline, scores: Any, rounds: int, seed: int) -> dict[str, Any]:
     calibration = baseline.calibration
     calls = {t: metrics.calls_at(scores, *calibration.bounds(t)) for t in calibration.thresholds}
-    return metrics.report(verdicts.labels, scores, calibration.probability(scores), calls, rounds=rounds, seed=seed)
+    return summary.report(verdicts.labels, scores, calibration.probability(scores), calls, rounds=rounds, seed=seed)
 
 
-def _contaminated(config: Config, subject: Subject, verdicts: Verdicts) -> int | None:
-    """How many texts have a near duplicate in what the bundle learnt from; None where that is not known."""
-    if subject.is_test:
-        return 0  # prepare parts near duplicates from each other
-    if not config.evaluation.contamination or subject.corpus is None:
-        return None
+def _contaminated(corpus: Corpus, judged: Signatures, similarity: float) -> int:
+    """How many of the texts judged have a near duplicate in what a bundle learnt from this corpus."""
     known = [
         signatures([normalise(text).text for text in table["text"].to_pylist()])
         for split in ("train", "validation", "calibration")
-        for table in subject.corpus.tables(split, ["text"])
+        for table in corpus.tables(split, ["text"])
     ]
-    judged = [signatures(list(batch.values())) for batch in _normalised(config, subject, verdicts)]
-    rows = np.concatenate([*known, *judged])
-    first = sum(map(len, known))
-    found = clusters(len(rows), similar_pairs(rows, config.corpus.similarity))
+    rows = np.concatenate([*known, judged])
+    found = clusters(len(rows), similar_pairs(rows, similarity))
+    first = len(rows) - len(judged)
     return int(np.isin(found[first:], found[:first]).sum())
 
 
@@ -362,7 +271,7 @@ def _exchangeability(subject: Subject, verdicts: Verdicts, overall: dict[str, An
             shown = ", ".join(strange[:8]) + (" …" if len(strange) > 8 else "")
             said.append(f"{100 * share:.0f}% of the human texts are of domains that calibration never saw ({shown}).")
     for target in targets:
-        percent = f"{100 * target:g}".replace(".", "_")
+        percent = summary.key_of_target(target)
         low, rate = overall[f"fpr_at_target_{percent}_low"], overall[f"fpr_at_target_{percent}"]
         if rate is not None and low > target:
             said.append(

@@ -84,7 +84,7 @@ def bootstrap(
     """Percentile intervals of several figures from the same resamples (Efron 1979), groups drawn with replacement.
 
     A resample is given as the number of times that each text is in it, so a figure can sort its texts once for all
-    rounds (see `metrics.weighted_figures`). Where the texts have both classes, so has every resample: others are drawn
+    rounds (see `summary.weighted_figures`). Where the texts have both classes, so has every resample: others are drawn
     again.
 
     Args:

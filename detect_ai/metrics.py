@@ -5,26 +5,16 @@ arrays of shape (n,) and raises `InputError` when their lengths differ, a label 
 finite.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from detect_ai.errors import InputError
-from detect_ai.intervals import bootstrap, group_numbers
 from detect_ai.intervals import rate_interval as rate_interval
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Figures = dict[str, float | int | None]
-
-# What `report` gives a bootstrap interval.
-RESAMPLED = (
-    *("auroc", "tpr_at_fpr_0_1", "tpr_at_fpr_1", "tpr_at_fpr_5"),
-    *("balanced_accuracy", "f1", "ece", "brier"),
-)
-# A rate of 0.1% of fewer human texts is less than one text.
-HUMANS_FOR_0_1_PERCENT = 1000
 
 
 def check_binary(labels: ArrayLike, values: ArrayLike, name: str = "scores") -> tuple[Labels, Floats]:
@@ -102,7 +92,7 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     Raises:
         InputError: as `check_binary`, or one class is missing.
     """
-    return _area(*_curve(*_check_both(labels, scores))(None))
+    return area(*roc_counts(*_check_both(labels, scores))(None))
 
 
 def tpr_at_fpr(labels: ArrayLike, scores: ArrayLike, fpr: float) -> float:
@@ -124,7 +114,7 @@ def tpr_at_fpr(labels: ArrayLike, scores: ArrayLike, fpr: float) -> float:
     """
     if not 0.0 <= fpr <= 1.0:
         raise InputError(f"fpr must be in [0, 1], found {fpr}")
-    return _tpr_at(fpr, *_curve(*_check_both(labels, scores))(None))
+    return tpr_of(fpr, *roc_counts(*_check_both(labels, scores))(None))
 
 
 def roc(labels: ArrayLike, scores: ArrayLike, points: int = 200) -> dict[str, list[float]]:
@@ -146,7 +136,7 @@ def roc(labels: ArrayLike, scores: ArrayLike, points: int = 200) -> dict[str, li
     """
     if points < 10:
         raise InputError(f"points must be at least 10, found {points}")
-    false, true = _curve(*_check_both(labels, scores))(None)
+    false, true = roc_counts(*_check_both(labels, scores))(None)
     fpr, tpr = false / false[-1], true / true[-1]
     if fpr.size > points:
         grid = np.linspace(0, 1, points // 3)
@@ -168,24 +158,24 @@ def balanced_accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
     """The mean of the share of human texts predicted human and that of AI texts predicted AI; needs both classes."""
     truth, calls = _checked_predictions(labels, predictions)
     _check_both(truth, calls)
-    return _balanced(_table(truth, calls))
+    return balanced_of(confusion(truth, calls))
 
 
 def precision(labels: ArrayLike, predictions: ArrayLike) -> float:
     """The share of AI texts among those predicted AI; 0.0 where none is."""
-    _, fp, _, tp = _table(*_checked_predictions(labels, predictions))
+    _, fp, _, tp = confusion(*_checked_predictions(labels, predictions))
     return tp / (tp + fp) if tp + fp else 0.0
 
 
 def recall(labels: ArrayLike, predictions: ArrayLike) -> float:
     """The share of AI texts predicted AI; 0.0 where no text is AI."""
-    _, _, fn, tp = _table(*_checked_predictions(labels, predictions))
+    _, _, fn, tp = confusion(*_checked_predictions(labels, predictions))
     return tp / (tp + fn) if tp + fn else 0.0
 
 
 def f1(labels: ArrayLike, predictions: ArrayLike) -> float:
     """The harmonic mean of precision and recall of the class AI; 0.0 where no text is AI and none is called AI."""
-    return _f1(_table(*_checked_predictions(labels, predictions)))
+    return f1_of(confusion(*_checked_predictions(labels, predictions)))
 
 
 def c_at_1(labels: ArrayLike, calls: ArrayLike) -> float:
@@ -203,7 +193,7 @@ def c_at_1(labels: ArrayLike, calls: ArrayLike) -> float:
     Raises:
         InputError: as `check_binary`, or a call is none of these.
     """
-    truth, made = _checked_calls(labels, calls)
+    truth, made = checked_calls(labels, calls)
     right, uncertain = int((truth == made).sum()), int((made == -1).sum())
     return (right + uncertain * right / truth.size) / truth.size
 
@@ -223,7 +213,7 @@ def f05u(labels: ArrayLike, calls: ArrayLike) -> float:
     Raises:
         InputError: as `c_at_1`.
     """
-    truth, made = _checked_calls(labels, calls)
+    truth, made = checked_calls(labels, calls)
     tp, fp = int(((made == 1) & (truth == 1)).sum()), int(((made == 1) & (truth == 0)).sum())
     fn, uncertain = int(((made == 0) & (truth == 1)).sum()), int((made == -1).sum())
     total = 1.25 * tp + 0.25 * (fn + uncertain) + fp
@@ -232,7 +222,7 @@ def f05u(labels: ArrayLike, calls: ArrayLike) -> float:
 
 def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """The mean squared distance of P(AI) from the label (Brier 1950), in [0, 1]."""
-    truth, p = _checked_probabilities(labels, probabilities)
+    truth, p = checked_probabilities(labels, probabilities)
     return float(((p - truth) ** 2).mean())
 
 
@@ -259,8 +249,8 @@ def ece(labels: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> float:
     Raises:
         InputError: as `check_binary`, a probability is outside [0, 1], or there is no bin.
     """
-    truth, p = _checked_probabilities(labels, probabilities)
-    return float(np.abs(np.bincount(_bin_of_text(p, bins), weights=p - truth)).sum() / p.size)
+    truth, p = checked_probabilities(labels, probabilities)
+    return float(np.abs(np.bincount(bins_of(p, bins), weights=p - truth)).sum() / p.size)
 
 
 def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> list[dict[str, float | int]]:
@@ -278,8 +268,8 @@ def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> 
     Raises:
         InputError: as `ece`.
     """
-    truth, p = _checked_probabilities(labels, probabilities)
-    bin_of_text = _bin_of_text(p, bins)
+    truth, p = checked_probabilities(labels, probabilities)
+    bin_of_text = bins_of(p, bins)
     counts = np.bincount(bin_of_text).tolist()
     ai = np.bincount(bin_of_text[truth == 1], minlength=len(counts)).tolist()
     sums = np.bincount(bin_of_text, weights=p).tolist()
@@ -295,167 +285,13 @@ def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> 
 
 def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """The mean negative log-likelihood in nats; P(AI) is held one float64 epsilon away from 0 and 1."""
-    truth, p = _checked_probabilities(labels, probabilities)
+    truth, p = checked_probabilities(labels, probabilities)
     epsilon = np.finfo(np.float64).eps
     p = np.clip(p, epsilon, 1 - epsilon)
     return float(-np.log(np.where(truth == 1, p, 1 - p)).mean())
 
 
-def weighted_figures(
-    labels: ArrayLike, scores: ArrayLike, probabilities: ArrayLike
-) -> Callable[[Labels], dict[str, float]]:
-    """The figures that `report` resamples, as one function of how often each text counts: sorted once for all rounds.
-
-    Args:
-        labels: 0 human, 1 AI, shape (n,).
-        scores: higher = more AI, shape (n,).
-        probabilities: P(AI), shape (n,).
-
-    Returns:
-        A function of multiplicities (int64, shape (n,)) that gives the figures by name, each as of the texts so often
-        repeated. Texts of one class have `ece` and `brier` only, fewer than 1,000 human texts no `tpr_at_fpr_0_1`.
-        Where the texts have both classes, so must the multiplicities.
-
-    Raises:
-        InputError: as `check_binary`, or a probability is outside [0, 1].
-    """
-    truth, s = check_binary(labels, scores)
-    _, p = _checked_probabilities(labels, probabilities)
-    curve, outcome = _curve(truth, s), 2 * truth + (p >= 0.5)
-    bin_of_text, errors, squares = _bin_of_text(p, 15), p - truth, (p - truth) ** 2
-    targets = _fpr_targets(truth)
-
-    def figures(counts: Labels) -> dict[str, float]:
-        texts = int(counts.sum())
-        found = {
-            "ece": float(np.abs(np.bincount(bin_of_text, weights=counts * errors)).sum() / texts),
-            "brier": float(counts @ squares / texts),
-        }
-        if targets:
-            points, table = curve(counts), _counted(outcome, counts)
-            found |= {"auroc": _area(*points), "f1": _f1(table), "balanced_accuracy": _balanced(table)}
-            found |= {name: _tpr_at(fpr, *points) for name, fpr in targets.items()}
-        return found
-
-    return figures
-
-
-def report(
-    labels: ArrayLike,
-    scores: ArrayLike,
-    probabilities: ArrayLike,
-    calls_by_target: Mapping[float, ArrayLike],
-    default_target: float | None = None,
-    groups: ArrayLike | None = None,
-    rounds: int = 200,
-    seed: int = 0,
-) -> Figures:
-    """All figures of one set of texts, ready for JSON.
-
-    A set with one class (a slice by generator, say) is reported too: what needs the missing class is None. Accuracy,
-    balanced accuracy, precision, recall and F1 call a text AI from probability 0.5 on.
-
-    The figures named in `RESAMPLED` have percentile bootstrap bounds `_low` and `_high` (95%; None with the figure,
-    without rounds, and for texts of one group), all rates have those of Clopper and Pearson, which take texts for
-    independent. A rate of no texts is None, within 0.0 and 1.0.
-
-    For a target of 5%, `fpr_at_target_5` is the share of all human texts called AI, `tpr_at_target_5` that of all AI
-    texts (an uncertain one is missed), `uncertain_share_at_5` the share of all texts left open; for 0.1% they end in
-    `_0_1`. `uncertain_share`, `c_at_1` and `f05u` are of the default target, None where no target is given, and
-    `pan_mean` is the mean of AUROC, `brier_complement`, `c_at_1`, F1 and `f05u`. (PAN's own F1 leaves out uncertain
-    texts; this one is of all texts.)
-
-    Args:
-        labels: 0 human, 1 AI, shape (n,).
-        scores: higher = more AI, shape (n,).
-        probabilities: P(AI), shape (n,).
-        calls_by_target: by target FPR the calls, 0 human, 1 AI, -1 uncertain, shape (n,); see `calls_at`.
-        default_target: one of these targets; None: the largest.
-        groups: the group of each text, which go together into a resample; see `intervals.group_numbers`.
-        rounds: number of bootstrap resamples; 0: no bootstrap.
-        seed: of the resamples.
-
-    Returns:
-        Figures by name.
-
-    Raises:
-        InputError: as `check_binary`, a probability is outside [0, 1], a call is none of these, the default target is
-            not among the targets, or the groups have another shape.
-    """
-    truth, s = check_binary(labels, scores)
-    _, p = _checked_probabilities(labels, probabilities)
-    calls = {target: _checked_calls(truth, made)[1] for target, made in calls_by_target.items()}
-    if default_target is not None and default_target not in calls:
-        raise InputError(f"the default target must be one of {sorted(calls)}, found {default_target}")
-    num_ai = int(truth.sum())
-    resampled = _resampled(truth, s, p, groups, rounds, seed)
-    figures: Figures = {"n_human": truth.size - num_ai, "n_ai": num_ai, **resampled}
-    figures |= _of_predictions(_table(truth, (p >= 0.5).astype(np.int64)))
-    figures |= {"log_loss": log_loss(truth, p), "brier_complement": brier_complement(truth, p)}
-    for target, made in calls.items():
-        figures |= _of_target(f"{100 * target:g}".replace(".", "_"), truth, made)
-    chosen = max(calls, default=None) if default_target is None else default_target
-    figures |= _of_default(truth, None if chosen is None else calls[chosen])
-    parts = [figures[name] for name in ("auroc", "brier_complement", "c_at_1", "f1", "f05u")]
-    given = [part for part in parts if part is not None]
-    figures["pan_mean"] = sum(given) / len(parts) if len(given) == len(parts) else None
-    return figures
-
-
-def _resampled(truth: Labels, scores: Floats, p: Floats, groups: ArrayLike | None, rounds: int, seed: int) -> Figures:
-    """The figures of `RESAMPLED` with their bounds."""
-    figures = weighted_figures(truth, scores, p)
-    found = figures(np.ones_like(truth))
-    number = group_numbers(groups, truth.size)
-    intervals = bootstrap(figures, truth, number, rounds, seed) if rounds and number.max() > 0 else {}
-    made: Figures = {}
-    for name in RESAMPLED:
-        low, high = intervals.get(name, (None, None))
-        made |= {name: found.get(name), f"{name}_low": low, f"{name}_high": high}
-    return made
-
-
-def _of_predictions(table: tuple[int, int, int, int]) -> Figures:
-    tn, fp, fn, tp = table
-    called_ai = tp + fp if (tn + fp) and (fn + tp) else 0
-    return (
-        _rate("accuracy", tn + tp, sum(table))
-        | _rate("precision", tp if called_ai else 0, called_ai)
-        | _rate("recall", tp, fn + tp)
-    )
-
-
-def _of_target(percent: str, truth: Labels, calls: Labels) -> Figures:
-    rates: Figures = {}
-    for name, label in (("fpr", 0), ("tpr", 1)):
-        made = calls[truth == label]
-        rates |= _rate(f"{name}_at_target_{percent}", int((made == 1).sum()), made.size)
-    return rates | _rate(f"uncertain_share_at_{percent}", int((calls == -1).sum()), calls.size)
-
-
-def _of_default(truth: Labels, calls: Labels | None) -> Figures:
-    if calls is None:
-        return dict.fromkeys(("uncertain_share", "uncertain_share_low", "uncertain_share_high", "c_at_1", "f05u"))
-    both = 0 < truth.sum() < truth.size
-    share = _rate("uncertain_share", int((calls == -1).sum()), calls.size)
-    return share | {"c_at_1": c_at_1(truth, calls), "f05u": f05u(truth, calls) if both else None}
-
-
-def _rate(name: str, successes: int, trials: int) -> Figures:
-    low, high = rate_interval(successes, trials)
-    return {name: successes / trials if trials else None, f"{name}_low": low, f"{name}_high": high}
-
-
-def _fpr_targets(truth: Labels) -> dict[str, float]:
-    """What `tpr_at_fpr` is reported at: nothing without both classes, 0.1% with enough human texts only."""
-    num_human = int((truth == 0).sum())
-    if not 0 < num_human < truth.size:
-        return {}
-    few = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
-    return {"tpr_at_fpr_0_1": 0.001, **few} if num_human >= HUMANS_FOR_0_1_PERCENT else few
-
-
-def _curve(truth: Labels, scores: Floats) -> Callable[[Labels | None], tuple[Labels, Labels]]:
+def roc_counts(truth: Labels, scores: Floats) -> Callable[[Labels | None], tuple[Labels, Labels]]:
     """Sorts once; gives, for how often each text counts, the ROC curve in texts.
 
     That is the false and the true positives of each distinct score as threshold, descending, after those of none.
@@ -474,38 +310,44 @@ def _curve(truth: Labels, scores: Floats) -> Callable[[Labels | None], tuple[Lab
     return points
 
 
-def _area(false: Labels, true: Labels) -> float:
+def area(false: Labels, true: Labels) -> float:
+    """The area under a curve of `roc_counts`."""
     twice = (np.diff(false) * (true[1:] + true[:-1])).sum()
     return float(twice / (2 * false[-1] * true[-1]))
 
 
-def _tpr_at(fpr: float, false: Labels, true: Labels) -> float:
+def tpr_of(fpr: float, false: Labels, true: Labels) -> float:
+    """The largest TPR on a curve of `roc_counts` at an FPR of at most `fpr`."""
     allowed = largest_count(fpr, int(false[-1]))
     return float(true[np.searchsorted(false, allowed, side="right") - 1] / true[-1])
 
 
-def _table(truth: Labels, predictions: Labels) -> tuple[int, int, int, int]:
+def confusion(truth: Labels, predictions: Labels) -> tuple[int, int, int, int]:
     """True negatives, false positives, false negatives, true positives."""
-    return _counted(2 * truth + predictions, None)
+    return counted(2 * truth + predictions, None)
 
 
-def _counted(outcome: Labels, counts: Labels | None) -> tuple[int, int, int, int]:
+def counted(outcome: Labels, counts: Labels | None) -> tuple[int, int, int, int]:
+    """As `confusion`, of outcomes 2 * label + prediction, each text counted so often."""
     tn, fp, fn, tp = np.bincount(outcome, weights=counts, minlength=4).astype(np.int64).tolist()
     return tn, fp, fn, tp
 
 
-def _balanced(table: tuple[int, int, int, int]) -> float:
+def balanced_of(table: tuple[int, int, int, int]) -> float:
+    """Balanced accuracy of a `confusion`."""
     tn, fp, fn, tp = table
     return (tn / (tn + fp) + tp / (tp + fn)) / 2
 
 
-def _f1(table: tuple[int, int, int, int]) -> float:
+def f1_of(table: tuple[int, int, int, int]) -> float:
+    """F1 of a `confusion`."""
     _, fp, fn, tp = table
     positives = 2 * tp + fp + fn
     return 2 * tp / positives if positives else 0.0
 
 
-def _bin_of_text(p: Floats, bins: int) -> Labels:
+def bins_of(p: Floats, bins: int) -> Labels:
+    """The bin of each probability, of equal width; the last one holds 1.0. Raises InputError without a bin."""
     if bins < 1:
         raise InputError(f"bins must be at least 1, found {bins}")
     return np.minimum((p * bins).astype(np.int64), bins - 1)
@@ -527,7 +369,8 @@ def _checked_predictions(labels: ArrayLike, predictions: ArrayLike) -> tuple[Lab
     return truth, calls.astype(np.int64)
 
 
-def _checked_calls(labels: ArrayLike, calls: ArrayLike) -> tuple[Labels, Labels]:
+def checked_calls(labels: ArrayLike, calls: ArrayLike) -> tuple[Labels, Labels]:
+    """Labels and calls as arrays. Raises InputError for a call that is none of 0, 1 and -1."""
     truth, made = check_binary(labels, calls, "calls")
     strangers = made[~np.isin(made, (-1, 0, 1))]
     if strangers.size:
@@ -535,7 +378,8 @@ def _checked_calls(labels: ArrayLike, calls: ArrayLike) -> tuple[Labels, Labels]
     return truth, made.astype(np.int64)
 
 
-def _checked_probabilities(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Labels, Floats]:
+def checked_probabilities(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Labels, Floats]:
+    """Labels and probabilities as arrays. Raises InputError for a probability outside [0, 1]."""
     truth, p = check_binary(labels, probabilities, "probabilities")
     outside = p[(p < 0) | (p > 1)]
     if outside.size:

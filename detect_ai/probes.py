@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,34 +9,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from detect_ai import metrics
+from detect_ai import metrics, summary
 from detect_ai.attacks import ATTACKS
 from detect_ai.config import Config, ScoreConfig
 from detect_ai.corpus.shards import parquet
 from detect_ai.corpus.split import shuffle_key
-from detect_ai.dataset import Text, parts, read
+from detect_ai.dataset import texts_at
 from detect_ai.errors import InputError
+from detect_ai.judging import judge
 from detect_ai.mixing import Mixed, mix, sentence_labels
-from detect_ai.scoring import judge
 from detect_ai.storage import Storage
 from detect_ai.text import normalise
 from detect_ai.verdicts import Verdicts
 
 Place = tuple[Storage, str]
 SAMPLE_LEAST_TOKENS = 100  # of the texts that mixed documents are made of
-
-
-def texts_of(data: str, config: ScoreConfig) -> Iterator[Text]:
-    """Every text of a file or folder that has one."""
-    for part in parts(data, config):
-        for texts, _ in read(part):
-            yield from texts
-
-
-def texts_at(data: str, config: ScoreConfig, rows: NDArray[Any]) -> dict[str, str]:
-    """The texts of some rows of a file or folder, by row."""
-    wanted = set(rows.tolist())
-    return {text.row: text.text for text in texts_of(data, config) if text.row in wanted}
 
 
 def attacked(
@@ -61,7 +47,7 @@ def attacked(
     clean = verdicts[_sample(verdicts, config.evaluation.attack_texts, config.seed)]
     if not len(clean):
         return []
-    texts = texts_at(data, config.score, clean.rows)
+    texts = texts_at(data, config.score, clean.rows.tolist())
     changed = [
         (row, ATTACKS[name](text, np.random.default_rng(shuffle_key(config.seed, f"{row}\0{name}"))), name)
         for name in attacks
@@ -72,7 +58,7 @@ def attacked(
     found = replace(found, labels=np.asarray([labels[name] for name in found.ids.tolist()], np.int64))
     before = _attack_figures(clean, "none", target)
     rows = [_attack_figures(found[found.columns["attack"] == name], name, target) for name in attacks]
-    percent = f"{100 * target:g}".replace(".", "_")
+    percent = summary.key_of_target(target)
     for row in (before, *rows):
         for figure, short in ((f"tpr_at_target_{percent}", "tpr_ratio"), (f"fpr_at_target_{percent}", "fpr_ratio")):
             row[short] = row[figure] / before[figure] if row[figure] is not None and before[figure] else None
@@ -89,7 +75,7 @@ def _sample(verdicts: Verdicts, most: int, seed: int) -> NDArray[np.int64]:
 
 def _attack_figures(verdicts: Verdicts, name: str, target: float) -> dict[str, Any]:
     calls = {found: verdicts.calls(found) for found in verdicts.by_target}
-    figures = metrics.report(verdicts.labels, verdicts.scores, verdicts.probabilities, calls, target, rounds=0)
+    figures = summary.report(verdicts.labels, verdicts.scores, verdicts.probabilities, calls, target, rounds=0)
     return {"attack": name, **figures}
 
 
@@ -119,7 +105,7 @@ def worst(config: Config, where: Place, data: str, out: Place, verdicts: Verdict
     chosen = verdicts[order]
     sentences: dict[str, list[dict[str, Any]]] = {}
     if e.show_texts:
-        texts = texts_at(data, config.score, chosen.rows)
+        texts = texts_at(data, config.score, chosen.rows.tolist())
         rows = [(row, text, "") for row, text in texts.items()]
         found = _judged(config.score, where, (out[0], f"{out[1]}/worst"), rows, "windows")
         for name, spans in zip(found.ids.tolist(), found.spans.tolist(), strict=True):
@@ -185,7 +171,7 @@ def _mixed(config: Config, data: str, verdicts: Verdicts, count: int) -> list[Mi
         human, ai = (rng.permutation(np.flatnonzero(own & (verdicts.labels == label))) for label in (0, 1))
         pairs += list(zip(human.tolist(), ai.tolist(), strict=False))
     pairs = [pairs[i] for i in rng.permutation(len(pairs))[:count]]
-    texts = texts_at(data, config.score, verdicts.rows[[i for pair in pairs for i in pair]])
+    texts = texts_at(data, config.score, [verdicts.rows[i] for pair in pairs for i in pair])
     made = []
     for pair in pairs:
         human_text, ai_text = (normalise(texts[verdicts.rows[i]]).text for i in pair)

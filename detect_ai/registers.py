@@ -42,18 +42,13 @@ class Registers:
         """The register of each document of token ids; "" where no one is sure."""
         if not len(documents):
             return []
-        logits = np.stack([self._features(ids) @ self.weights[np.unique(ids)] for ids in documents]) + self.bias
+        read = map(_features, documents)
+        logits = np.stack([values @ self.weights[tokens] for tokens, values in read]) + self.bias
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
         best = shares.argmax(axis=1)
         sure = (shares[np.arange(len(best)), best] >= SURE) & [len(ids) > 0 for ids in documents]
         return [self.names[i] if is_sure else "" for i, is_sure in zip(best, sure, strict=True)]
-
-    @staticmethod
-    def _features(ids: Ids) -> NDArray[np.float32]:
-        """Damped counts of the distinct tokens of a text, of length one."""
-        counts = np.log1p(np.unique(ids, return_counts=True)[1]).astype(np.float32)
-        return counts / np.float32(max(1e-12, float(np.linalg.norm(counts))))
 
     def save(self, folder: Path) -> None:
         """Write `registers.safetensors` into a folder."""
@@ -78,6 +73,13 @@ class Registers:
         return cls(tuple(names), weights, bias)
 
 
+def _features(ids: Ids) -> tuple[Ids, NDArray[np.float32]]:
+    """The distinct tokens of a text, and their damped counts, of length one."""
+    tokens, counts = np.unique(ids, return_counts=True)
+    damped = np.log1p(counts).astype(np.float32)
+    return tokens, damped / np.float32(max(1e-12, float(np.linalg.norm(damped))))
+
+
 def fit(documents: Sequence[Ids], registers: Sequence[str], vocabulary: int, seed: int = 0) -> Registers:
     """Learn to tell registers apart: logistic regression, every register as heavy as the others.
 
@@ -92,8 +94,7 @@ def fit(documents: Sequence[Ids], registers: Sequence[str], vocabulary: int, see
 
     names = tuple(sorted(set(registers)))
     assert len(names) >= 2, f"expected two registers at least, found {names}"
-    distinct = [np.unique(ids) for ids in documents]
-    values = [Registers._features(ids) for ids in documents]
+    distinct, values = zip(*map(_features, documents), strict=True)
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in distinct])])
     matrix = csr_array((np.concatenate(values), np.concatenate(distinct), offsets), shape=(len(documents), vocabulary))
     model = LogisticRegression(C=10.0, class_weight="balanced", random_state=seed, max_iter=200)

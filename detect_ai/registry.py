@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from detect_ai import bundle
+from detect_ai.bundle import DetectorSpec
 from detect_ai.errors import RegistryError
 from detect_ai.storage import Storage
 
 _VERSIONS = "registry/versions"
 _CHAMPION = "registry/champion.json"
+
+
+def spec_of(storage: Storage, key: str) -> DetectorSpec:
+    """The specification of a bundle in storage, everything checked. Raises BundleError."""
+    with storage.local_folder(key) as folder:
+        return bundle.read_spec(folder)
 
 
 class Registry:

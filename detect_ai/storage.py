@@ -127,6 +127,18 @@ class Storage:
         elif info.type == pafs.FileType.File:
             self.filesystem.delete_file(info.path)
 
+    @contextmanager
+    def whole(self, key: str) -> Iterator[None]:
+        """What is written under a key inside is there as a whole: a failure or an interrupt deletes it again."""
+        try:
+            yield
+        except BaseException:
+            self.delete(key)
+            parent = key.rpartition("/")[0]
+            if parent and not self.list(parent):
+                self.delete(parent)
+            raise
+
     def upload(self, folder: str | Path, key: str) -> None:
         """Copy a local folder to a key, file by file."""
         self.filesystem.create_dir(self.path(key), recursive=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -93,6 +93,22 @@ class Verdicts:
         parts["by_target"] = {target: calls[chosen] for target, calls in self.by_target.items()}
         parts["columns"] = {name: values[chosen] for name, values in self.columns.items()}
         return type(self)(**parts)
+
+    def by_value(self, column: str, most: int, least: int) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """The values of a column, largest first, each with a mask of its texts; nothing for a column of one value.
+
+        Args:
+            column: its name.
+            most: values at most.
+            least: texts of a value at least.
+        """
+        values = self.columns[column]
+        names, counts = np.unique(values[values != ""], return_counts=True)
+        if len(names) < 2:
+            return
+        for i in np.argsort(-counts, kind="stable")[:most]:
+            if counts[i] >= least:
+                yield str(names[i]), values == names[i]
 
     def calls(self, target: float) -> NDArray[np.int64]:
         """0 human, 1 ai, -1 uncertain at a target FPR, shape (n,)."""

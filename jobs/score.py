@@ -2,7 +2,7 @@
 
 import sys
 
-from detect_ai.scoring import score
+from detect_ai.judging import score
 from detect_ai.stage import run_job
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def model_info(detector: Detector, config: ServeConfig) -> ModelInfo:
             probability=float(calibration.probability(calibration.bounds(target)[1])),
             expected_fpr=calibration.thresholds[target].expected_fpr,
             fpr_upper_bound=calibration.thresholds[target].fpr_bound,
-            min_tokens=detector.min_tokens(target),
+            min_tokens=spec.min_tokens_at(target),
         )
         for target in detector.targets
     ]

@@ -52,12 +52,9 @@ def prepare(config: Config, storage: Storage) -> dict[str, Any]:
         corpus.verify()
         return _result(corpus, fresh=False)
     storage.delete(key)  # what a killed run left behind
-    try:
+    with storage.whole(key):
         manifest = _make(config, storage, key, tokenizer, digests)
-    except BaseException:
-        storage.delete(key)
-        raise
-    storage.write_json(f"{key}/manifest.json", asdict(manifest))
+        storage.write_json(f"{key}/manifest.json", asdict(manifest))
     return _result(Corpus.open(storage, key), fresh=True)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from detect_ai.bundle import DetectorSpec
+from detect_ai.summary import key_of_target
 
 MAX_SLICES = 30
 MIN_TEXTS = 20
@@ -31,9 +32,9 @@ def model_card(spec: DetectorSpec, figures: Mapping[str, Any]) -> str:
     targets = [
         {
             "percent": f"{100 * target:g}",
-            "key": f"{100 * target:g}".replace(".", "_"),
+            "key": key_of_target(target),
             "threshold": threshold,
-            "min_tokens": max(spec.min_tokens, spec.calibration.min_tokens.get(target, 0)),
+            "min_tokens": spec.min_tokens_at(target),
         }
         for target, threshold in sorted(spec.calibration.thresholds.items())
     ]

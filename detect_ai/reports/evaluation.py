@@ -1,6 +1,6 @@
 """The evaluation report and the comparison report: pages that stand alone, like the corpus report.
 
-Both are made of plain JSON values. A figure is known by its name in `metrics.report`; one that is None or absent is
+Both are made of plain JSON values. A figure is known by its name in `summary.report`; one that is None or absent is
 shown as "–".
 """
 
@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from detect_ai.reports.page import area, key_of_target, number, percent, range_of_tokens, render
+from detect_ai.reports.page import area, number, percent, range_of_tokens, render
+from detect_ai.summary import key_of_target
 
 MAX_ROWS = 40  # of a column in a table of slices
 MAX_SENTENCES = 40  # of a text

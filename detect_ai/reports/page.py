@@ -65,11 +65,6 @@ def name(value: str) -> str:
     return (value if len(value) <= MAX_NAME else f"{value[: MAX_NAME - 1]}…") or "(none)"
 
 
-def key_of_target(target: float) -> str:
-    """How the names of a target's figures end: `5` for 5%, `0_1` for 0.1%."""
-    return f"{100 * target:g}".replace(".", "_")
-
-
 def range_of_tokens(row: Mapping[str, Any]) -> str:
     """The lengths from `low` to below `high`; without an end where that is None."""
     return f"{row['low']:,}–{row['high'] - 1:,}" if row["high"] is not None else f"{row['low']:,} and more"

@@ -19,9 +19,9 @@ from detect_ai.config import Config, EvaluationConfig
 from detect_ai.detector import Detector
 from detect_ai.errors import BundleError, ConfigError, CorpusError, InputError, RegistryError
 from detect_ai.evaluation import evaluate, result_name
+from detect_ai.judging import VERDICT_SCHEMA, score
 from detect_ai.metrics import auroc
 from detect_ai.registry import Registry
-from detect_ai.scoring import VERDICT_SCHEMA, score
 from detect_ai.stage import read_result, result_key, run_stage
 from detect_ai.storage import Storage
 from tests import tiny

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detect_ai import metrics
+from detect_ai import metrics, summary
 from detect_ai.bundle import read_spec
 from detect_ai.calibrating import calibrate_checkpoint
 from detect_ai.config import Config
@@ -63,7 +63,7 @@ def test_the_figures_are_those_of_the_champion_on_the_texts_of_the_test_split(
     calibration = champion.spec.calibration
     calls = {target: metrics.calls_at(scores, *calibration.bounds(target)) for target in calibration.thresholds}
     default = champion.spec.default_target_fpr
-    expected = metrics.report(table["label"].to_numpy(), scores, calibration.probability(scores), calls, default)
+    expected = summary.report(table["label"].to_numpy(), scores, calibration.probability(scores), calls, default)
     found = {name: published["evaluate"][name] for name in expected}
     assert found == pytest.approx(expected, abs=1e-5)
 

@@ -7,26 +7,11 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 from sklearn.linear_model import LogisticRegression
 
-from detect_ai.calibration import (
-    MAX_TEMPERATURE,
-    MIN_SCALED,
-    MIN_TEMPERATURE,
-    Calibration,
-    Category,
-    Spans,
-    Threshold,
-    _first_length,
-    calibrate,
-    conformal_threshold,
-    fit_isotonic,
-    fit_scaling,
-    fpr_bound,
-    p_value,
-    probability,
-    texts_needed,
-    with_categories,
-)
+from detect_ai.calibration import Calibration, Category, calibrate
+from detect_ai.categories import MIN_SCALED, Spans, _first_length, with_categories
+from detect_ai.conformal import Threshold, conformal_threshold, fpr_bound, p_value, texts_needed
 from detect_ai.errors import CalibrationError, InputError
+from detect_ai.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_isotonic, fit_scaling, probability
 
 TARGETS = st.one_of(st.floats(0.05, 0.95), st.sampled_from([0.05, 0.1, 1 / 3, 0.29, 0.5]))
 # Few distinct values, so that most draws hold ties.

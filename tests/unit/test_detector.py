@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from detect_ai.bundle import read_spec
-from detect_ai.calibration import Category, Threshold, calibrate, p_value
+from detect_ai.calibration import Category, calibrate
+from detect_ai.conformal import Threshold, p_value
 from detect_ai.detector import Detector, Scorer
 from detect_ai.errors import BundleError, InputError
 from detect_ai.schemas import Label, Reason, Span
@@ -92,7 +93,7 @@ def test_the_least_length_that_was_learnt_holds_at_its_target_alone(spec, detect
     num_tokens = len(detector.tokenizer.encode([ENOUGH])[0])
     learnt = replace(spec.calibration, min_tokens={0.05: num_tokens + 1, 0.1: num_tokens})
     own = fixed(replace(spec, calibration=learnt), detector, 5.0)
-    assert [own.min_tokens(target) for target in own.targets] == [num_tokens + 1, num_tokens]
+    assert [own.spec.min_tokens_at(target) for target in own.targets] == [num_tokens + 1, num_tokens]
     at = {target: own.detect([ENOUGH], target)[0] for target in own.targets}
     assert (at[0.05].label, at[0.05].reasons) == (Label.UNCERTAIN, [Reason.TOO_SHORT])
     assert (at[0.1].label, at[0.1].reasons) == (Label.AI, [])
@@ -101,7 +102,7 @@ def test_the_least_length_that_was_learnt_holds_at_its_target_alone(spec, detect
 def test_nothing_learnt_goes_below_the_floor(spec, detector):
     learnt = replace(spec.calibration, min_tokens={0.05: 3})
     own = fixed(replace(spec, calibration=learnt, min_tokens=7), detector, 5.0)
-    assert [own.min_tokens(target) for target in own.targets] == [7, 7]
+    assert [own.spec.min_tokens_at(target) for target in own.targets] == [7, 7]
 
 
 @pytest.mark.parametrize("score", [-5.0, 5.0])

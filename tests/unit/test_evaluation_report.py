@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detect_ai import metrics
+from detect_ai import metrics, summary
 from detect_ai.reports import evaluation_plots
 from detect_ai.reports.evaluation import comparison_report, evaluation_report
 
@@ -60,7 +60,7 @@ def drawn(humans: int = 900, ais: int = 500, seed: int = 3, apart: float = 2.6) 
 def figures_of(texts: dict[str, Any], kept: Any = slice(None), rounds: int = 0) -> dict[str, Any]:
     calls = {target: made[kept] for target, made in texts["calls"].items()}
     three = (texts[name][kept] for name in ("labels", "scores", "probabilities"))
-    return metrics.report(*three, calls, 0.05, rounds=rounds)
+    return summary.report(*three, calls, 0.05, rounds=rounds)
 
 
 @cache

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from detect_ai import intervals, metrics
+from detect_ai import intervals, metrics, summary
 from detect_ai.errors import InputError
 
 
@@ -124,7 +124,7 @@ def test_a_figure_of_resampled_texts_has_the_interval_of_the_weighted_one():
     labels = rng.integers(0, 2, 300)
     scores, groups = np.round(rng.normal(labels, 1), 1), rng.integers(0, 80, 300)
     p = 1 / (1 + np.exp(-scores))
-    weighted = intervals.bootstrap(metrics.weighted_figures(labels, scores, p), labels, groups, rounds=40, seed=5)
+    weighted = intervals.bootstrap(summary.weighted_figures(labels, scores, p), labels, groups, rounds=40, seed=5)
     for name, figure, values in [
         ("auroc", metrics.auroc, scores),
         ("tpr_at_fpr_5", lambda y, s: metrics.tpr_at_fpr(y, s, 0.05), scores),

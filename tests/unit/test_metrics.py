@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from detect_ai import metrics
+from detect_ai import metrics, summary
 from detect_ai.errors import InputError
 from detect_ai.intervals import bootstrap
 
@@ -318,7 +318,7 @@ def test_weighted_figures_are_those_of_repeated_texts(data):
     labels, (scores, p, counts) = data[0], data[1].T
     counts = counts.astype(np.int64)
     counts[:2] += 1  # of each class one
-    found = metrics.weighted_figures(labels, scores, p)(counts)
+    found = summary.weighted_figures(labels, scores, p)(counts)
     y, s, q = (np.repeat(values, counts) for values in (labels, scores, p))
     assert found == pytest.approx(
         {
@@ -347,7 +347,7 @@ def test_report_holds_the_figures_of_the_single_functions():
         "f1": metrics.f1(LABELS, predictions),
         "f05u": metrics.f05u(LABELS, CALLS[0.05]),
     }
-    assert without_bounds(metrics.report(LABELS, SCORES, P, CALLS)) == pytest.approx(
+    assert without_bounds(summary.report(LABELS, SCORES, P, CALLS)) == pytest.approx(
         expected
         | {
             "n_human": 4,
@@ -375,7 +375,7 @@ def test_report_holds_the_figures_of_the_single_functions():
 
 
 def test_report_bounds_rates_by_their_counts():
-    figures = metrics.report(LABELS, SCORES, P, CALLS)
+    figures = summary.report(LABELS, SCORES, P, CALLS)
     for name, successes, trials in [
         ("accuracy", 5, 6),
         ("precision", 2, 3),
@@ -392,7 +392,7 @@ def test_report_bounds_rates_by_their_counts():
 
 
 def test_report_judges_by_the_default_target():
-    figures = metrics.report(LABELS, SCORES, P, CALLS, default_target=0.001, rounds=0)
+    figures = summary.report(LABELS, SCORES, P, CALLS, default_target=0.001, rounds=0)
     assert figures["uncertain_share"] == figures["uncertain_share_at_0_1"] == 1 / 2
     assert figures["c_at_1"] == metrics.c_at_1(LABELS, CALLS[0.001])
     assert figures["f05u"] == metrics.f05u(LABELS, CALLS[0.001])
@@ -400,12 +400,12 @@ def test_report_judges_by_the_default_target():
 
 def test_report_refuses_a_default_target_without_calls():
     with pytest.raises(InputError) as refused:
-        metrics.report(LABELS, SCORES, P, CALLS, default_target=0.01)
+        summary.report(LABELS, SCORES, P, CALLS, default_target=0.01)
     assert str(refused.value) == "the default target must be one of [0.001, 0.05], found 0.01"
 
 
 def test_report_without_targets_leaves_out_what_needs_calls():
-    figures = metrics.report(LABELS, SCORES, P, {}, rounds=0)
+    figures = summary.report(LABELS, SCORES, P, {}, rounds=0)
     for name in ("uncertain_share", "uncertain_share_low", "uncertain_share_high", "c_at_1", "f05u", "pan_mean"):
         assert figures[name] is None
     assert figures["brier_complement"] == metrics.brier_complement(LABELS, P)
@@ -420,18 +420,18 @@ def many(human, ai=100):
 def test_report_bounds_the_other_figures_by_a_bootstrap_of_the_groups():
     labels, scores, p = many(1000)
     groups = np.arange(labels.size) % 300
-    figures = metrics.report(labels, scores, p, {}, groups=groups, rounds=30, seed=7)
-    expected = bootstrap(metrics.weighted_figures(labels, scores, p), labels, groups, rounds=30, seed=7)
-    assert set(expected) == set(metrics.RESAMPLED)
-    found = {name: (figures[f"{name}_low"], figures[f"{name}_high"]) for name in metrics.RESAMPLED}
+    figures = summary.report(labels, scores, p, {}, groups=groups, rounds=30, seed=7)
+    expected = bootstrap(summary.weighted_figures(labels, scores, p), labels, groups, rounds=30, seed=7)
+    assert set(expected) == set(summary.RESAMPLED)
+    found = {name: (figures[f"{name}_low"], figures[f"{name}_high"]) for name in summary.RESAMPLED}
     assert found == expected
     assert all(low <= figures[name] <= high for name, (low, high) in found.items() if name != "ece")
 
 
 @pytest.mark.parametrize("groups", [None, ["one"] * 6])
 def test_report_without_anything_to_resample_has_no_bootstrap_bounds(groups):
-    figures = metrics.report(LABELS, SCORES, P, {}, groups=groups, rounds=0 if groups is None else 200)
-    for name in metrics.RESAMPLED:
+    figures = summary.report(LABELS, SCORES, P, {}, groups=groups, rounds=0 if groups is None else 200)
+    for name in summary.RESAMPLED:
         assert figures[f"{name}_low"] is figures[f"{name}_high"] is None
     assert figures["auroc"] is not None
 
@@ -439,7 +439,7 @@ def test_report_without_anything_to_resample_has_no_bootstrap_bounds(groups):
 def test_report_gives_tpr_at_a_thousandth_from_a_thousand_human_texts_on():
     for human, enough in ((999, False), (1000, True)):
         labels, scores, p = many(human)
-        figures = metrics.report(labels, scores, p, {}, rounds=5)
+        figures = summary.report(labels, scores, p, {}, rounds=5)
         expected = metrics.tpr_at_fpr(labels, scores, 0.001) if enough else None
         assert figures["tpr_at_fpr_0_1"] == expected
         assert (figures["tpr_at_fpr_0_1_low"] is not None) is enough
@@ -447,13 +447,13 @@ def test_report_gives_tpr_at_a_thousandth_from_a_thousand_human_texts_on():
 
 def test_report_tells_tpr_at_one_percent_from_tpr_at_five():
     labels, scores = [0] * 100 + [1] * 4, [*range(100), 97.5, 98.5, 98.5, 99.5]
-    figures = metrics.report(labels, scores, [0.5] * 104, {}, rounds=0)
+    figures = summary.report(labels, scores, [0.5] * 104, {}, rounds=0)
     assert (figures["tpr_at_fpr_1"], figures["tpr_at_fpr_5"]) == (0.75, 1.0)
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_report_of_one_class_leaves_out_exactly_what_needs_both(label):
-    figures = metrics.report([label] * 3, [0.0, 1.0, 2.0], [0.2, 0.6, 0.8], {0.01: [0, -1, 1]})
+    figures = summary.report([label] * 3, [0.0, 1.0, 2.0], [0.2, 0.6, 0.8], {0.01: [0, -1, 1]})
     missing = {name for name, figure in figures.items() if figure is None}
     resampled = {"auroc", "tpr_at_fpr_0_1", "tpr_at_fpr_1", "tpr_at_fpr_5", "balanced_accuracy", "f1"}
     bounds = {f"{name}_{bound}" for name in resampled for bound in ("low", "high")}
@@ -464,17 +464,17 @@ def test_report_of_one_class_leaves_out_exactly_what_needs_both(label):
 
 def test_report_refuses_calls_that_are_none():
     with pytest.raises(InputError) as refused:
-        metrics.report(LABELS, SCORES, P, {0.05: SCORES})
+        summary.report(LABELS, SCORES, P, {0.05: SCORES})
     assert str(refused.value) == "calls must be 0 (human), 1 (ai) or -1 (uncertain), found -3.0"
 
 
 def test_report_of_15000_texts_takes_seconds():
     labels, scores, p = many(7500, 7500)
     start = time.process_time()
-    metrics.report(labels, scores, p, {0.01: metrics.calls_at(scores, 0.0, 2.0)}, groups=np.arange(15000) // 3)
+    summary.report(labels, scores, p, {0.01: metrics.calls_at(scores, 0.0, 2.0)}, groups=np.arange(15000) // 3)
     assert time.process_time() - start < 3
 
 
 def test_report_survives_json():
-    figures = metrics.report(np.array(LABELS), np.array(SCORES), np.array(P), {0.05: np.array(CALLS[0.05])})
+    figures = summary.report(np.array(LABELS), np.array(SCORES), np.array(P), {0.05: np.array(CALLS[0.05])})
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detect_ai import bundle, metrics
+from detect_ai import bundle, metrics, summary
 from detect_ai.config import Config
 from detect_ai.errors import BundleError, ConfigError, GateError
 from detect_ai.publishing import publish, rollback
@@ -25,7 +25,7 @@ def figures(auroc: float = 0.9) -> dict[str, Any]:
     labels = np.tile([0, 1], 20)
     scores = labels * 2.0 - 1 + np.random.default_rng(0).normal(0, 1, 40)
     calls = {target: metrics.calls_at(scores, min(upper, 0.0), upper) for target, upper in TARGETS.items()}
-    made = metrics.report(labels, scores, 1 / (1 + np.exp(-scores)), calls, rounds=10)
+    made = summary.report(labels, scores, 1 / (1 + np.exp(-scores)), calls, rounds=10)
     return {**made, "auroc": auroc, "test_fingerprint": "test"}
 
 
