@@ -261,8 +261,8 @@ def test_a_column_that_is_mapped_and_not_there_is_refused(tmp_path):
     assert refusal(found, path, columns={"label": "y"}) == (
         f"data={path}: no column 'y' (score.columns.label); found 'text'"
     )
-    assert refusal(found, path, columns={"titel": "text"}).startswith(
-        "score.columns.titel: expected one of text, label"
+    assert refusal(found, path, columns={"subject": "text"}).startswith(
+        "score.columns.subject: expected one of text, label"
     )
 
 

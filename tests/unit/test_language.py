@@ -25,7 +25,7 @@ TEXTS = {
 }
 NON_NATIVE = (
     "In my opinion the people they is not having enough time for make sport because all day they working and when they "
-    "come in house is very tired, so the goverment must to build more park and place for the familys."
+    "come in house is very tired, so the city must to build more park and place for the familys."
 )
 
 
