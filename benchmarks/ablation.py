@@ -29,7 +29,7 @@ from detect_ai.backends.torch import autocast, log_odds, model_inputs
 from detect_ai.batches import collate, plan_scoring, plan_steps
 from detect_ai.config import load_config
 from detect_ai.conformal import conformal_threshold
-from detect_ai.loop import lr_share
+from detect_ai.learner import lr_share
 from detect_ai.text import normalise
 from detect_ai.tokenizer import Tokenizer
 from detect_ai.windows import cut, document_scores, one_each, span_each

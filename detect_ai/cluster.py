@@ -7,6 +7,9 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from detect_ai.errors import ConfigError, ResourceError
 
@@ -106,6 +109,31 @@ def _wait_for(what: str, name: str, needed: float, found: float) -> None:
             logger.info("%s: waiting for up to %d s", busy, WAIT_SECONDS)
             told = True
         time.sleep(0.2)
+
+
+@contextmanager
+def claimed(name: str, refusal: str) -> Iterator[None]:
+    """Hold a name on the connected cluster while what is inside runs; it is free again when this process ends.
+
+    Raises:
+        ResourceError: another job holds it, with what `refusal` says.
+    """
+    import ray
+
+    class Claim:
+        def held(self) -> bool:
+            return True
+
+    options = {"name": name, "namespace": "detect_ai", "num_cpus": 0, "lifetime": None}
+    try:
+        claim: Any = ray.remote(Claim).options(**options).remote()
+    except ValueError as error:  # the name is taken
+        raise ResourceError(f"{refusal}: wait for its end, or stop it (`ray job list`, `ray job stop`)") from error
+    try:
+        ray.get(claim.held.remote())
+        yield
+    finally:
+        ray.kill(claim)
 
 
 def can_grow() -> bool:

@@ -96,6 +96,7 @@ class ModelConfig:
     revision: str = ""  # of a hub id: a commit, never a branch
     sha256: str = ""  # of model.safetensors; checked before loading when given
     licence: str = ""
+    pooling: str = "encoder"  # encoder (the model's own head) | mean (of the last states)
     window: int = 256  # tokens, special tokens included
     stride: int = 192  # tokens between the starts of neighbouring windows
     dropout: float = 0.0  # hidden and classifier dropout
@@ -116,13 +117,29 @@ class TrainConfig:
     decay: str = "linear"  # linear | cosine
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    precision: str = "auto"  # auto | bf16 | fp32
-    num_workers: int = 2
+    label_smoothing: float = 0.0
+    class_weights: list[float] = field(default_factory=lambda: [1.0, 1.0])  # of human and AI texts
+    frozen: str = "nothing"  # nothing | embeddings | encoder: what keeps its pretrained weights
+    precision: str = "auto"  # auto | bf16 | fp16 (on a GPU) | fp32
+    compile: bool = False  # torch.compile: pays on a GPU in long runs
+    gradient_checkpointing: bool = False  # less memory, more computing
+    num_workers: Any = 2  # or [fewest, most]: Ray Train then takes what the cluster has
     cpus_per_worker: float = 1
     threads_per_worker: int = 1
     use_gpu: bool = False
+    patience: int = 0  # evaluations without a better figure after which a run stops; 0: never
+    stop_on: str = "auroc"  # auroc | val_loss
+    checkpoint_every: int = 0  # steps between checkpoints, besides those of evaluations; 0: only those
+    max_failures: int = 3  # times that lost workers are replaced; the run goes on from its last checkpoint
     log_every: int = 10  # steps
     keep_checkpoints: int = 2
+    profile: bool = False  # record a few steps of rank 0 with torch.profiler
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        fewest, most = self.num_workers if isinstance(self.num_workers, list) else (self.num_workers,) * 2
+        return fewest, most
 
 
 @dataclass

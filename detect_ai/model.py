@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from detect_ai.config import ModelConfig
 from detect_ai.errors import BundleError, ConfigError
@@ -71,7 +71,7 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
         ConfigError: as `resolve`; the encoder is of a kind that transformers does not know, or has too few positions.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
     path, revision = resolve(config)
     with _in_hub_format(config):
@@ -82,9 +82,12 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
                 setattr(hf_config, name, value)
     hf_config.num_labels = len(ID2LABEL)
     hf_config.id2label, hf_config.label2id = ID2LABEL, {label: i for i, label in ID2LABEL.items()}
+    kind: Any = AutoModelForSequenceClassification
+    if config.pooling == "mean":
+        kind, hf_config.pooling = AutoModel, "mean"
     torch.manual_seed(seed)
     with _quiet(), _in_hub_format(config):
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        model: PreTrainedModel = kind.from_pretrained(
             path,
             config=hf_config,
             revision=revision,
@@ -92,8 +95,20 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
             trust_remote_code=False,
             dtype=torch.float32,
         )
+    if config.pooling == "mean":
+        from detect_ai.pooling import MeanPooledClassifier
+
+        model = MeanPooledClassifier(hf_config, model)
     _check_window(config, model)
     return model
+
+
+def freeze(model: PreTrainedModel, what: str) -> None:
+    """Keep pretrained weights as they are: of `nothing`, of the `embeddings`, or of the whole `encoder`."""
+    encoder: Any = model.base_model
+    frozen = {"nothing": None, "embeddings": encoder.get_input_embeddings(), "encoder": encoder}[what]
+    if frozen is not None:
+        frozen.requires_grad_(False)
 
 
 def _check_window(config: ModelConfig, model: PreTrainedModel) -> None:
@@ -132,14 +147,19 @@ def load(folder: Path) -> PreTrainedModel:
         BundleError: the weights lack a tensor, or hold one that the architecture does not have.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from detect_ai.pooling import MeanPooledClassifier
 
     try:
         with _quiet():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            mean = getattr(config, "pooling", "encoder") == "mean"
+            kind: Any = MeanPooledClassifier if mean else AutoModelForSequenceClassification
+            model, info = kind.from_pretrained(
                 folder,
+                config=config,
                 use_safetensors=True,
-                trust_remote_code=False,
                 local_files_only=True,
                 dtype=torch.float32,
                 output_loading_info=True,
@@ -185,7 +205,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
     if precision == "bf16" or (precision == "auto" and has_bf16(device)):
         return torch.bfloat16
-    return None
+    return torch.float16 if precision == "fp16" else None
 
 
 def has_bf16(device: torch.device) -> bool:

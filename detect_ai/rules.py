@@ -26,8 +26,6 @@ def _rules(c: Config) -> list[Rule]:
     """Every rule as (key, value found, whether it holds, what is allowed)."""
     precisions = ("auto", "bf16", "fp32")
     rules = [
-        _one_of("train.decay", c.train.decay, ("linear", "cosine")),
-        _one_of("train.precision", c.train.precision, precisions),
         _one_of("score.precision", c.score.precision, precisions),
         _one_of("serve.precision", c.serve.precision, precisions),
         _one_of("sweep.search", c.sweep.search, ("loguniform", "grid")),
@@ -35,21 +33,9 @@ def _rules(c: Config) -> list[Rule]:
         ("storage.root", c.storage.root, bool(c.storage.root.strip()), "a path or a URI such as gs://bucket/folder"),
         ("run", c.run, _is_name(c.run), _NAME),
         ("corpus.name", c.corpus.name, _is_name(c.corpus.name), _NAME),
+        _one_of("model.pooling", c.model.pooling, ("encoder", "mean")),
         ("model.window", c.model.window, c.model.window >= 16, "at least 16 tokens"),
         ("model.stride", c.model.stride, 1 <= c.model.stride <= c.model.window - 2, "1 to model.window - 2"),
-        ("train.batch_size", c.train.batch_size, c.train.batch_size >= 1, "at least 1"),
-        (
-            "train.shortest_span",
-            c.train.shortest_span,
-            c.train.shortest_span <= c.model.window - 2,
-            "at most model.window - 2",
-        ),
-        (
-            "train.microbatch_size",
-            c.train.microbatch_size,
-            1 <= c.train.microbatch_size <= c.train.batch_size,
-            f"1 to train.batch_size ({c.train.batch_size})",
-        ),
         (
             "serve.max_ongoing_requests",
             c.serve.max_ongoing_requests,
@@ -78,8 +64,44 @@ def _rules(c: Config) -> list[Rule]:
         ),
         ("sweep.lrs", c.sweep.lrs, all(0 < lr < math.inf for lr in c.sweep.lrs), "finite learning rates above 0"),
     ]
-    rules += _sweep_rules(c) + _corpus_rules(c.corpus) + _calibration_rules(c)
+    rules += _train_rules(c) + _sweep_rules(c) + _corpus_rules(c.corpus) + _calibration_rules(c)
     return rules + _judging_rules(c) + _range_rules(c)
+
+
+def _train_rules(c: Config) -> list[Rule]:
+    t = c.train
+    return [
+        _one_of("train.decay", t.decay, ("linear", "cosine")),
+        _one_of("train.precision", t.precision, ("auto", "bf16", "fp16", "fp32")),
+        ("train.precision", t.precision, t.precision != "fp16" or t.use_gpu, "bf16 or fp32 without train.use_gpu"),
+        _one_of("train.frozen", t.frozen, ("nothing", "embeddings", "encoder")),
+        _one_of("train.stop_on", t.stop_on, ("auroc", "val_loss")),
+        ("train.num_workers", t.num_workers, _are_workers(t.num_workers), "a number, or [fewest, most], at least 1"),
+        (
+            "train.class_weights",
+            t.class_weights,
+            len(t.class_weights) == 2 and all(0 < weight < math.inf for weight in t.class_weights),
+            "two finite numbers above 0: of human and of AI texts",
+        ),
+        ("train.batch_size", t.batch_size, t.batch_size >= 1, "at least 1"),
+        (
+            "train.shortest_span",
+            t.shortest_span,
+            t.shortest_span <= c.model.window - 2,
+            "at most model.window - 2",
+        ),
+        (
+            "train.microbatch_size",
+            t.microbatch_size,
+            1 <= t.microbatch_size <= t.batch_size,
+            f"1 to train.batch_size ({t.batch_size})",
+        ),
+    ]
+
+
+def _are_workers(value: Any) -> bool:
+    counts = value if isinstance(value, list) else [value, value]
+    return len(counts) == 2 and all(type(n) is int for n in counts) and 1 <= counts[0] <= counts[1]
 
 
 def _calibration_rules(c: Config) -> list[Rule]:
@@ -182,7 +204,6 @@ def _range_rules(c: Config) -> list[Rule]:
         "corpus.workers": c.corpus.workers,
         "corpus.max_chars": c.corpus.max_chars,
         "train.epochs": c.train.epochs,
-        "train.num_workers": c.train.num_workers,
         "train.threads_per_worker": c.train.threads_per_worker,
         "train.log_every": c.train.log_every,
         "train.keep_checkpoints": c.train.keep_checkpoints,
@@ -213,6 +234,9 @@ def _range_rules(c: Config) -> list[Rule]:
         "seed": c.seed,
         "corpus.min_words": c.corpus.min_words,
         "train.weight_decay": c.train.weight_decay,
+        "train.patience": c.train.patience,
+        "train.checkpoint_every": c.train.checkpoint_every,
+        "train.max_failures": c.train.max_failures,
         "sweep.max_concurrent": c.sweep.max_concurrent,
         "serve.min_replicas": c.serve.min_replicas,
         "calibration.min_tokens": c.calibration.min_tokens,
@@ -223,6 +247,7 @@ def _range_rules(c: Config) -> list[Rule]:
     }
     shares = {
         "train.warmup": c.train.warmup,
+        "train.label_smoothing": c.train.label_smoothing,
         "corpus.augment_share": c.corpus.augment_share,
         "model.dropout": c.model.dropout,
         "model.attention_dropout": c.model.attention_dropout,

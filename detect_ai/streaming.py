@@ -80,19 +80,31 @@ class TrainingPlan:
     seed: int
     num_workers: int
     shortest_span: int = 0  # tokens; 0: whole windows are read
+    class_weights: tuple[float, float] = (1.0, 1.0)  # of human and of AI texts
 
     def num_steps(self, corpus: Corpus) -> int:
         """Steps of one epoch."""
         return sum(batches.num_steps(shard.rows, self.batch_size) for shard in corpus.shards("train"))
 
 
-def training_stream(corpus: Corpus, frame: Frame, plan: TrainingPlan) -> Dataset:
-    """All microbatches of all epochs. Each epoch reads the shards in another order and other windows of documents."""
+def training_stream(corpus: Corpus, frame: Frame, plan: TrainingPlan, start: int = 0) -> Dataset:
+    """All microbatches of all epochs from a step on. Each epoch reads the shards in another order, and other windows.
+
+    Raises:
+        ValueError: no step is left.
+    """
     items = []
+    before = start  # steps that are not read again
     for epoch in range(plan.epochs):
         pools = _pools(corpus, "train")
         order = np.random.default_rng([plan.seed, epoch]).permutation(len(pools))
-        items += [{**pools[i], "epoch": epoch} for i in order]
+        for pool in (pools[i] for i in order):
+            steps = batches.num_steps(pool["rows"], plan.batch_size)
+            if before < steps:
+                items.append({**pool, "epoch": epoch, "skip": before})
+            before = max(0, before - steps)
+    if not items:
+        raise ValueError(f"step {start}: the run has no more steps")
     root = corpus.storage.root
 
     def expand(item: pa.Table) -> Iterator[pa.Table]:
@@ -152,9 +164,10 @@ def _training_rows(table: pa.Table, pool: dict[str, Any], frame: Frame, plan: Tr
         ids = windows.span_each(documents, frame.content, plan.shortest_span, rng)
     else:
         ids = windows.one_each(documents, frame.content, frame.stride, rng)
-    labels, weights = table["label"].to_numpy().astype(np.int64), table["weight"].to_numpy()
+    labels = table["label"].to_numpy().astype(np.int64)
+    weights = table["weight"].to_numpy() * np.asarray(plan.class_weights, np.float32)[labels]
     lengths = np.asarray([len(row) for row in ids])
-    for step in batches.plan_steps(lengths, plan.batch_size, plan.microbatch_size, rng):
+    for step in batches.plan_steps(lengths, plan.batch_size, plan.microbatch_size, rng)[pool["skip"] :]:
         step_weight = float(sum(weights[positions].sum() for positions in step))
         slots = _filled_up(step, plan.num_workers)
         for slot, positions in enumerate(slots):

@@ -103,10 +103,10 @@ def concurrency(config: Config) -> int:
 
     free = ray.cluster_resources()
     train = config.train
-    each = train.num_workers * train.cpus_per_worker + training.DATA_CPUS + TRIAL_CPUS
+    each = train.worker_range[0] * train.cpus_per_worker + training.DATA_CPUS + TRIAL_CPUS
     fits = int(free.get("CPU", 0) // each)
     if train.use_gpu:
-        fits = min(fits, int(free.get("GPU", 0) // train.num_workers))
+        fits = min(fits, int(free.get("GPU", 0) // train.worker_range[0]))
     limit = config.sweep.max_concurrent or math.inf
     return int(min(max(1, fits), limit))
 

@@ -1,17 +1,25 @@
-"""The stage `train`: build the TorchTrainer, run it, name the best checkpoint. The loop itself is `detect_ai.loop`."""
+"""The stage `train`: build the TorchTrainer, run it, name the best checkpoint. The loop itself is `detect_ai.loop`.
+
+A training that was cut off goes on when the stage runs again under the same run name with the same model, training,
+seed and corpus; what only says where and how safely it runs may differ.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detect_ai import cluster, model, streaming
+from detect_ai import cluster, model, runlog
+from detect_ai.checkpoints import UNKNOWN
 from detect_ai.config import Config
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.errors import CorpusError
+from detect_ai.errors import CorpusError, TrainingError
 from detect_ai.loop import train_loop
 from detect_ai.stage import attempt, read_result
 from detect_ai.storage import Storage
@@ -21,9 +29,11 @@ from detect_ai.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
-EVAL_BATCH_TOKENS = 8192
+logger = logging.getLogger(__name__)
+
 # Ray Data needs CPUs beside those that the workers hold: with none it makes no progress, and no error says so.
 DATA_CPUS = 1
+_ATTEMPT = "attempt.json"  # of a training: what it is, and whether it came to its end
 
 
 @dataclass(frozen=True)
@@ -50,15 +60,19 @@ def run_training(
     Raises:
         CorpusError: the corpus was tokenised by another tokenizer.
         ResourceError: the cluster can never place the workers.
-        TrainingFailedError: a worker failed; the cause is inside.
+        TrainingError: the loss is not finite, or a GPU has no memory left.
+        TrainingFailedError: workers failed more often than `train.max_failures`; the last cause is inside.
     """
-    from ray.train import CheckpointConfig, DataConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+
+    from detect_ai.ingest import Streams, later
 
     frame = Frame.of(checked_tokenizer(config, corpus), config.model)
     require_training_resources(config, f"run {name}")
     plan = training_plan(config)
-    storage = corpus.storage
+    storage, folder = corpus.storage, f"runs/{config.run}/{name}"
+    fewest, most = config.train.worker_range
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={
@@ -71,7 +85,7 @@ def run_training(
             "bar": sys.stderr.isatty(),
         },
         scaling_config=ScalingConfig(
-            num_workers=config.train.num_workers,
+            num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]  # typed for V1
             use_gpu=config.train.use_gpu,
             resources_per_worker=_worker_resources(config),
         ),
@@ -82,33 +96,44 @@ def run_training(
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.train.keep_checkpoints, checkpoint_score_attribute="auroc"
             ),
+            failure_config=FailureConfig(max_failures=config.train.max_failures),
             callbacks=[*callbacks],  # type: ignore[list-item]  # RunConfig is typed for the callbacks of V1
         ),
-        datasets={
-            "train": streaming.training_stream(corpus, frame, plan),
-            "validation": streaming.scoring_stream(corpus, "validation", frame, plan.num_workers, EVAL_BATCH_TOKENS),
-        },
-        dataset_config=DataConfig(execution_options=_ordered()),
+        datasets={"train": later, "validation": later},
+        dataset_config=Streams(corpus, frame, plan, folder),
     )
     result = trainer.fit()
+    for line in runlog.read(storage, folder):
+        if line["kind"] == "error":
+            raise TrainingError(line["error"])
+    kept = result.best_checkpoints or []
     # On an easy corpus many epochs have the same AUROC; the surest of them is taken, not the first.
-    best, best_metrics = max(result.best_checkpoints or [], key=lambda pair: (pair[1]["auroc"], -pair[1]["val_loss"]))
+    evaluated = [pair for pair in kept if pair[1]["auroc"] != UNKNOWN]
+    best, best_metrics = max(evaluated, key=lambda pair: (pair[1]["auroc"], -pair[1]["val_loss"]))
+    last = max((figures for _, figures in kept), key=lambda figures: figures["step"])
     return TrainingResult(
-        checkpoint=f"runs/{config.run}/{name}/{Path(best.path).name}",
+        checkpoint=f"{folder}/{Path(best.path).name}",
         metrics={name: value for name, value in best_metrics.items() if name != "history"},
-        history=(result.metrics or {})["history"],
+        history=last["history"],
     )
 
 
 def train(config: Config, storage: Storage) -> dict[str, Any]:
-    """Train on the prepared corpus, and name the checkpoint of the best epoch."""
+    """Train on the prepared corpus, or go on where a training was cut off; name the checkpoint of the best epoch."""
     if config.train.from_sweep:
         best = read_result(storage, config.run, "sweep")["best"]
         config = replace(config, train=replace(config.train, lr=best["lr"]))
     cluster.connect()
     corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
-    name = attempt("train")
-    result = run_training(config, corpus, name)
+    digest = _digest(config, corpus)
+    name = _cut_off(storage, config.run, digest)
+    if name:
+        logger.info("train: %s was cut off and goes on from its last checkpoint", name)
+    name = name or attempt("train")
+    with cluster.claimed(f"{storage.root}/{config.run}/train", f"run={config.run}: another job is training it"):
+        storage.write_json(f"runs/{config.run}/{name}/{_ATTEMPT}", {"digest": digest, "finished": False})
+        result = run_training(config, corpus, name)
+        storage.write_json(f"runs/{config.run}/{name}/{_ATTEMPT}", {"digest": digest, "finished": True})
     storage.prune(f"runs/{config.run}", "train-", config.storage.keep)
     return {
         "checkpoint": result.checkpoint,
@@ -119,10 +144,39 @@ def train(config: Config, storage: Storage) -> dict[str, Any]:
     }
 
 
+def _digest(config: Config, corpus: Corpus) -> str:
+    """What decides the parameters that a training ends with, as one name."""
+    free = {"num_workers", "cpus_per_worker", "threads_per_worker", "log_every", "keep_checkpoints", "profile"}
+    free |= {"max_failures", "checkpoint_every", "from_sweep"}
+    settings = {name: value for name, value in asdict(config.train).items() if name not in free}
+    all_ = [settings, asdict(config.model), config.seed, corpus.manifest.fingerprint]
+    return hashlib.sha256(json.dumps(all_, sort_keys=True).encode()).hexdigest()
+
+
+def _cut_off(storage: Storage, run: str, digest: str) -> str | None:
+    """The newest training of this run, when it is the same and did not come to its end."""
+    names = [name for name in storage.list(f"runs/{run}") if name.startswith("train-")]
+    for name in reversed(names):
+        try:
+            found = storage.read_json(f"runs/{run}/{name}/{_ATTEMPT}")
+        except FileNotFoundError:
+            continue
+        return name if found == {"digest": digest, "finished": False} else None
+    return None
+
+
 def training_plan(config: Config) -> TrainingPlan:
     """The plan that a configuration asks for."""
     t = config.train
-    return TrainingPlan(t.batch_size, t.microbatch_size, t.epochs, config.seed, t.num_workers, t.shortest_span)
+    return TrainingPlan(
+        t.batch_size,
+        t.microbatch_size,
+        t.epochs,
+        config.seed,
+        t.worker_range[1],
+        t.shortest_span,
+        (t.class_weights[0], t.class_weights[1]),
+    )
 
 
 def checked_tokenizer(config: Config, corpus: Corpus) -> Tokenizer:
@@ -137,8 +191,8 @@ def checked_tokenizer(config: Config, corpus: Corpus) -> Tokenizer:
 
 
 def require_training_resources(config: Config, what: str, others: float = DATA_CPUS) -> None:
-    """Raise ResourceError when the workers, and what needs CPUs beside them, cannot be placed together."""
-    workers, each = config.train.num_workers, config.train.cpus_per_worker
+    """Raise ResourceError when the fewest workers, and what needs CPUs beside them, cannot be placed together."""
+    workers, each = config.train.worker_range[0], config.train.cpus_per_worker
     gpus = workers if config.train.use_gpu else 0
     needs = f"{what} ({workers} workers x {each:g} CPUs + {others:g} beside them)"
     cluster.require_resources(needs, workers * each + others, gpus)
@@ -147,9 +201,3 @@ def require_training_resources(config: Config, what: str, others: float = DATA_C
 def _worker_resources(config: Config) -> dict[str, float]:
     gpu = {"GPU": 1.0} if config.train.use_gpu else {}
     return {"CPU": config.train.cpus_per_worker, **gpu}
-
-
-def _ordered() -> Any:
-    from ray.data import ExecutionOptions
-
-    return ExecutionOptions(preserve_order=True)

@@ -42,7 +42,10 @@ def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     """A batch as the arguments of the model, each of shape (rows, length)."""
     mask = attention_mask(batch.lengths, batch.input_ids.shape[1])
     arrays = {"input_ids": batch.input_ids.astype(np.int64), "attention_mask": mask}
-    return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    if device.type != "cuda":
+        return tensors
+    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
 
 
 def log_odds(logits: torch.Tensor) -> torch.Tensor:

@@ -66,7 +66,10 @@ def test_the_checkpoint_of_every_finished_trial_lies_where_it_says(swept: dict[s
 def test_a_trial_that_diverges_is_recorded_with_its_reason(swept: dict[str, Any]) -> None:
     failed = {trial["lr"]: trial["error"] for trial in swept["trials"] if trial["error"] is not None}
     assert failed.keys() == {1e30}
-    assert re.search(r"the training loss is nan by step \d \(lr 1.00e\+30\): lower train.lr", failed[1e30])
+    assert re.search(
+        r"the training loss is nan at step \d \(learning rate 1.00e\+30, documents [\d, ]+ of .*: lower train.lr",
+        failed[1e30],
+    )
 
 
 def test_the_table_shows_every_trial(swept: dict[str, Any]) -> None:
@@ -96,7 +99,7 @@ def test_a_limit_of_concurrent_trials_is_kept(run: Run) -> None:
 
 
 def test_a_sweep_of_which_nothing_is_left_says_why(run: Run) -> None:
-    with pytest.raises(TrainingError, match=r"^all 1 trials failed; the first said: .*the training loss is nan by"):
+    with pytest.raises(TrainingError, match=r"^all 1 trials failed; the first said: .*the training loss is nan at"):
         sweep(grid(run, [1e30]), run.storage)
     assert everything_is_free()
 

@@ -23,7 +23,7 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
 from detect_ai.detector import Scorer
 from detect_ai.errors import CorpusError, ResourceError
-from detect_ai.loop import Learner
+from detect_ai.learner import Learner
 from detect_ai.scoring import checkpoint_loader, score_split
 from detect_ai.stage import run_stage
 from detect_ai.storage import Storage
@@ -69,6 +69,7 @@ def gradients_of_a_rank(arguments: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def gradients(many: tuple[Config, Corpus], tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
     """Of each of two ranks, by step."""
+    from ray.data import ExecutionOptions
     from ray.train import DataConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -81,7 +82,7 @@ def gradients(many: tuple[Config, Corpus], tmp_path_factory: pytest.TempPathFact
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(name="gradients", storage_path=str(folder)),
         datasets={"train": streaming.training_stream(corpus, frame_of(config), plan)},
-        dataset_config=DataConfig(execution_options=training._ordered()),
+        dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
     ).fit()
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 

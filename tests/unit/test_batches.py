@@ -168,9 +168,9 @@ def corpus_table(num_rows, seed=0):
     )
 
 
-def training_rows(table, num_workers, first=0, epoch=0, seed=3, sizes=(8, 3)):
-    plan = TrainingPlan(*sizes, epochs=2, seed=seed, num_workers=num_workers)
-    pool = {"number": 0, "first": first, "rows": len(table), "epoch": epoch}
+def training_rows(table, num_workers, first=0, epoch=0, seed=3, sizes=(8, 3), skip=0, **settings):
+    plan = TrainingPlan(*sizes, epochs=2, seed=seed, num_workers=num_workers, **settings)
+    pool = {"number": 0, "first": first, "rows": len(table), "epoch": epoch, "skip": skip}
     return [microbatch(row) for row in streaming._training_rows(table, pool, FRAME, plan)]
 
 
@@ -188,6 +188,26 @@ def steps_of_rank(rows, rank, num_workers):
 
 def documents(step):
     return [int(i) for part in step for i in part.documents if i >= 0]
+
+
+def test_what_is_left_of_a_pool_are_its_last_steps():
+    table = corpus_table(40)
+    whole = steps_of_rank(training_rows(table, 2), 0, 2)
+    rest = steps_of_rank(training_rows(table, 2, skip=3), 0, 2)
+    assert [documents(step) for step in rest] == [documents(step) for step in whole[3:]]
+    for left, right in zip(rest, whole[3:], strict=True):
+        for found, expected in zip(left, right, strict=True):
+            assert np.array_equal(found.batch.input_ids, expected.batch.input_ids)
+
+
+def test_class_weights_count_in_the_rows_and_in_their_step():
+    table = corpus_table(16)
+    plain = training_rows(table, 1)
+    for before, after in zip(plain, training_rows(table, 1, class_weights=(2.0, 0.5)), strict=True):
+        np.testing.assert_allclose(after.weights, before.weights * np.where(before.labels == 0, 2.0, 0.5))
+    rows = training_rows(table, 2, class_weights=(2.0, 0.5))
+    for left, right in zip(steps_of_rank(rows, 0, 2), steps_of_rank(rows, 1, 2), strict=True):
+        assert left[0].step_weight == pytest.approx(sum(part.weights.sum() for part in left + right))
 
 
 # One row short of a full step, fewer rows than ranks, one row, a full pool.

@@ -12,7 +12,9 @@ GIVEN = {("corpus", "csv"): ["corpus.sources.0.path=/x.csv"]}  # what an option 
 EMULATOR = "gs://anonymous@bucket/x?endpoint_override=127.0.0.1:9023&scheme=http"
 TRAIN_KEYS = (
     "lr, from_sweep, epochs, batch_size, microbatch_size, shortest_span, warmup, decay, weight_decay, max_grad_norm, "
-    "precision, num_workers, cpus_per_worker, threads_per_worker, use_gpu, log_every, keep_checkpoints"
+    "label_smoothing, class_weights, frozen, precision, compile, gradient_checkpointing, num_workers, cpus_per_worker, "
+    "threads_per_worker, use_gpu, patience, stop_on, checkpoint_every, max_failures, log_every, keep_checkpoints, "
+    "profile"
 )
 ALL_KEYS = (
     "run, bundle, data, seed, storage, corpus, model, train, sweep, calibration, score, evaluation, compare, gate, "
@@ -67,7 +69,7 @@ def test_an_unknown_key_is_refused_with_the_keys_that_there_are(override, text):
         ("train.lr=abc", "Value 'abc' of type 'str' could not be converted to Float"),
         ("train.lr=", "Value '' of type 'str' could not be converted to Float"),
         ("train.lr=null", "field 'train.lr' is not Optional"),
-        ("train.num_workers=1.5", "Value '1.5' of type 'float' could not be converted to Integer"),
+        ("train.epochs=1.5", "Value '1.5' of type 'float' could not be converted to Integer"),
         ("train.use_gpu=maybe", "Value 'maybe' is not a valid bool (type str)"),
         ("seed=true", "Value 'True' of type 'bool' could not be converted to Integer"),
         ("sweep.lrs=1", "Invalid value assigned: int is not a ListConfig, list or tuple."),
@@ -282,7 +284,7 @@ def test_every_field_has_a_type_that_is_checked():
             inner = [kind, *get_args(kind)]
             for nested in filter(is_dataclass, inner):
                 yield from leaves(nested)
-            if not any(map(is_dataclass, inner)):
+            if not any(map(is_dataclass, inner)) and name != "num_workers":  # a number or two: a rule checks it
                 yield name, kind
 
     checked = {str, int, float, bool, list[float], list[int], list[str]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from detect_ai import loop, model
+from detect_ai import learner as learning_
+from detect_ai import model, observing
 from detect_ai.batches import Batch
 from detect_ai.config import Config, ModelConfig, TrainConfig
 from detect_ai.errors import TrainingError
-from detect_ai.loop import Learner, _steps, lr_share, make_optimizer
+from detect_ai.learner import Learner, lr_share, make_optimizer
+from detect_ai.loop import _steps, evaluations_since_best
 from detect_ai.streaming import Microbatch
 
 # The learning rate
@@ -211,33 +215,129 @@ def test_the_gradient_is_clipped(network: Any, monkeypatch: pytest.MonkeyPatch) 
     assert norms == [pytest.approx(1e-3, rel=1e-2)]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_the_way_out(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop.distributed, "all_reduce", lambda sums: None)
+def test_a_loss_that_is_not_finite_ends_the_run_with_step_rate_and_documents(network: Any) -> None:
     learning = learner(network)
-    learning._sums[0] = float("nan")
-    learning.steps = 7
+    learning.step([part(rows=2)])
+    with torch.no_grad():
+        network.classifier.bias.fill_(math.nan)
+    before = [p.clone() for p in network.parameters()]
     with pytest.raises(TrainingError) as refused:
-        learning.epoch_figures()
-    assert str(refused.value) == ("the training loss is nan by step 7 (lr 1.00e-03): lower train.lr, or train in fp32")
+        learning.step([part(rows=3, last=False), part(rows=1, seed=1)])
+    assert str(refused.value) == (
+        "the training loss is nan at step 2 (learning rate 9.00e-04, documents 0, 0, 1, 2 of the split train): lower "
+        "train.lr, or train.precision=fp32"
+    )
+    after = list(network.parameters())
+    assert all(torch.equal(p, old) for p, old in zip(after, before, strict=True) if not old.isnan().any())
 
 
-def test_the_figures_of_an_epoch_are_sums_over_its_documents(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop.distributed, "all_reduce", lambda sums: None)
+def test_gradients_that_overflow_are_named_as_such(network: Any) -> None:
+    learning = learner(network)
+    network.classifier.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(
+        TrainingError, match=r"^the gradient's norm is (inf|nan) at step 1 \(learning rate 1.00e-03\): "
+    ):
+        learning.step([part(rows=2)])
+
+
+def test_a_long_list_of_documents_is_cut() -> None:
+    assert learning_._named(np.arange(25)).endswith(", 18, 19 and 5 more")
+    assert learning_._named(np.asarray([-1, 3])) == "3"
+
+
+def test_no_memory_left_names_the_batch_and_what_to_change(network: Any) -> None:
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    network.register_forward_pre_hook(no_memory)
+    with pytest.raises(TrainingError) as refused:
+        learner(network).step([part(rows=3)])
+    assert str(refused.value) == (
+        "step 1: no memory left on cpu for 3 rows of 8 tokens (documents 0, 1, 2): lower train.microbatch_size (8) or "
+        "model.window, or set train.gradient_checkpointing=true"
+    )
+
+
+def test_the_figures_of_an_epoch_are_sums_over_its_documents(network: Any) -> None:
     learning = learner(network)
     first, second = part(rows=3), part(rows=1, seed=1)
     losses = []
     for each in (first, second):
         learning.step([each])
         losses.append(learning.last_loss * len(each.labels))
-    figures = learning.epoch_figures()
+    figures = learning.epoch.figures()
     assert figures["train_loss"] == pytest.approx(sum(losses) / 4)
     used = first.batch.lengths.sum() + second.batch.lengths.sum()
     assert figures["padding"] == pytest.approx(1 - used / 32)
-    assert figures["step"] == 2
-    assert learning._sums.tolist() == [0, 0, 0, 0]
+    assert "mfu" not in figures, "of a CPU no peak is known"
+    assert learning.epoch._sums.tolist() == [0, 0, 0, 0, 0]
+
+
+def test_label_smoothing_reaches_the_loss(network: Any) -> None:
+    sharp, smooth = learner(network), learner(network, label_smoothing=0.5)
+    logits = network(**learning_.model_inputs(part().batch, torch.device("cpu"))).logits.float()
+    labels = torch.from_numpy(part().labels)
+    for learning, smoothing in ((sharp, 0.0), (smooth, 0.5)):
+        network.zero_grad()
+        expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+        assert float(learning._backward(part(), sync=True)) == pytest.approx(float(expected), rel=1e-5)
+
+
+# Going on
+
+
+def test_a_run_that_goes_on_from_a_state_ends_with_the_same_parameters(encoder: Path) -> None:
+    """With dropout: what is drawn depends on the step, not on the process."""
+
+    def fresh() -> Any:
+        return model.build(ModelConfig(path=str(encoder), window=64, stride=48, dropout=0.2), seed=0)
+
+    batches = [part(rows=4, seed=seed) for seed in range(6)]
+    whole = learner(fresh())
+    for batch in batches:
+        whole.step([batch])
+    half = learner(fresh())
+    for batch in batches[:3]:
+        half.step([batch])
+    weights = {name: value.clone() for name, value in half.module.state_dict().items()}
+    state = copy.deepcopy(half.state())
+    torch.manual_seed(999)
+    other = learner(fresh())
+    other.module.load_state_dict(weights)
+    other.restore(state)
+    assert (other.steps, other.lr) == (3, half.lr)
+    for batch in batches[3:]:
+        other.step([batch])
+    for found, expected in zip(other.module.parameters(), whole.module.parameters(), strict=True):
+        assert torch.equal(found, expected)
+    assert other.epoch.figures()["train_loss"] == pytest.approx(whole.epoch.figures()["train_loss"])
+
+
+def test_ranks_and_steps_draw_different_dropout(encoder: Path) -> None:
+    network = model.build(ModelConfig(path=str(encoder), window=64, stride=48, dropout=0.5), seed=0)
+    losses = set()
+    for rank in (0, 1):
+        learning = learner(network)
+        learning.rank = rank
+        for _ in range(2):
+            learning.step([part(rows=2)])
+            losses.add(learning.last_loss)
+    assert len(losses) == 4
+
+
+@pytest.mark.parametrize(
+    ("figure", "values", "since"),
+    [("auroc", [], 0), ("auroc", [0.9], 0), ("auroc", [0.9, 0.8, 0.9], 2), ("val_loss", [0.3, 0.2, 0.5], 1)],
+)
+def test_evaluations_since_the_best_are_counted_from_the_first_of_equals(
+    figure: str, values: list[float], since: int
+) -> None:
+    assert evaluations_since_best([{figure: value} for value in values], figure) == since
 
 
 def test_rank_0_alone_tells_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = {"config": Config(), "name": "train-1", "bar": False}
-    lines = [loop._progress(arguments, rank, 100)._every for rank in (0, 1)]
+    lines = [
+        observing._progress(arguments, SimpleNamespace(rank=rank, total_steps=100, steps=0))._every for rank in (0, 1)
+    ]
     assert lines == [Config().train.log_every, 101]

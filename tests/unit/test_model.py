@@ -133,6 +133,55 @@ def test_a_local_directory_in_the_hubs_format_works_by_configuration(request, ki
     assert np.array_equal(again, scores)
 
 
+@pytest.mark.parametrize("kind", ["encoder", "distilbert", "roberta"])
+def test_a_mean_pooled_model_reads_all_tokens_but_padding(request, kind, tmp_path):
+    network = model.build(config_of(request.getfixturevalue(kind), pooling="mean"), seed=0).eval()
+    ids, mask = torch.randint(5, 40, (2, 12)), torch.ones(2, 12, dtype=torch.int64)
+    mask[1, 7:] = 0
+    with torch.inference_mode():
+        logits = network(input_ids=ids, attention_mask=mask).logits
+        states = network.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        expected = network.classifier(torch.stack([states[0].mean(0), states[1, :7].mean(0)]))
+    assert torch.allclose(logits, expected, atol=1e-6)
+    model.save(network, tmp_path)
+    loaded = model.load(tmp_path)
+    assert same(tensors(loaded), tensors(network))
+    with torch.inference_mode():
+        assert torch.allclose(loaded(input_ids=ids, attention_mask=mask).logits, logits, atol=1e-6)
+
+
+def test_a_mean_pooled_model_keeps_the_pretrained_encoder_and_draws_its_head_from_the_seed(encoder):
+    one, again, other = (model.build(config_of(encoder, pooling="mean"), seed=seed) for seed in (0, 0, 1))
+    assert same(tensors(one), tensors(again))
+    assert same(tensors(one.encoder), tensors(other.encoder))
+    assert not torch.equal(one.classifier.weight, other.classifier.weight)
+    pretrained = load_file(encoder / "model.safetensors")
+    found = tensors(one.encoder)
+    assert all(torch.equal(value, pretrained[name]) for name, value in found.items() if name in pretrained)
+    assert found.keys() & pretrained.keys()
+
+
+def test_a_mean_pooled_model_that_lacks_a_tensor_is_refused(encoder, tmp_path):
+    model.save(model.build(config_of(encoder, pooling="mean"), seed=0), tmp_path)
+    change_tensors(tmp_path, lambda held: held.pop("classifier.weight"))
+    assert "do not fit the architecture: {'missing_keys': ['classifier.weight']}" in refusal(
+        model.load, tmp_path, kind=BundleError
+    )
+
+
+@pytest.mark.parametrize("pooling", ["encoder", "mean"])
+@pytest.mark.parametrize(("what", "learns"), [("nothing", "all"), ("embeddings", "rest"), ("encoder", "head")])
+def test_what_is_frozen_keeps_its_weights(encoder, pooling, what, learns):
+    network = model.build(config_of(encoder, pooling=pooling), seed=0)
+    model.freeze(network, what)
+    trained = {name for name, p in network.named_parameters() if p.requires_grad}
+    words = {name for name, _ in network.named_parameters() if "word_embeddings" in name}
+    head = {name for name, _ in network.named_parameters() if name.startswith("classifier")}
+    everything = {name for name, _ in network.named_parameters()}
+    assert words
+    assert trained == {"all": everything, "rest": everything - words, "head": head}[learns]
+
+
 def test_log_odds_are_of_ai_against_human(encoder):
     built = model.build(config_of(encoder), 0).eval()
     ids = torch.tensor([[2, 7, 8, 9, 3, 0, 0, 0]])

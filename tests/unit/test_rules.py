@@ -20,7 +20,6 @@ AT_LEAST_ONE = [
     "corpus.max_chars",
     "train.epochs",
     "train.batch_size",
-    "train.num_workers",
     "train.threads_per_worker",
     "train.log_every",
     "train.keep_checkpoints",
@@ -51,6 +50,9 @@ NATURAL = [
     "seed",
     "corpus.min_words",
     "train.shortest_span",
+    "train.patience",
+    "train.checkpoint_every",
+    "train.max_failures",
     "sweep.max_concurrent",
     "calibration.min_tokens",
     "evaluation.mixed_documents",
@@ -58,11 +60,12 @@ NATURAL = [
     "evaluation.worst",
     "serve.min_replicas",
 ]
-PRECISIONS, NAMES = ("train.precision", "score.precision", "serve.precision"), ("run", "corpus.name")
+PRECISIONS, NAMES = ("score.precision", "serve.precision"), ("run", "corpus.name")
+TWO_WEIGHTS = "two finite numbers above 0: of human and of AI texts"
 ODD_NAMES = ("../x", ".hidden", "a/b", "x" * 65)
 REGISTERS = "none, or two or more with sources of their own"
 LR_MIN, SPLIT = "sweep.lr_min", {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}
-SHARES = ["train.warmup", "model.dropout", "model.attention_dropout", "corpus.augment_share"]
+SHARES = ["train.warmup", "train.label_smoothing", "model.dropout", "model.attention_dropout", "corpus.augment_share"]
 CLOSED = ["gate.min_auroc", "gate.max_auroc_drop"]
 
 
@@ -81,6 +84,19 @@ IMPOSSIBLE = [
     *(({key: "fp16"}, f"{key}=fp16", "one of auto, bf16, fp32") for key in PRECISIONS),
     *(({key: name}, f"{key}={name}", NAME) for key in NAMES for name in ("", *ODD_NAMES)),
     *(({"evaluation.name": name}, f"evaluation.name={name}", NAME) for name in ODD_NAMES),
+    *(
+        ({"train.num_workers": odd}, f"train.num_workers={odd}", "a number, or [fewest, most], at least 1")
+        for odd in (0, 1.5, "2", True, [2, 1], [0, 2], [1], [1, 2, 3])
+    ),
+    *(
+        ({"train.class_weights": odd}, f"train.class_weights={odd}", TWO_WEIGHTS)
+        for odd in ([1.0], [1.0, 0.0], [1.0, INF], [1.0, 1.0, 1.0])
+    ),
+    ({"train.precision": "fp8"}, "train.precision=fp8", "one of auto, bf16, fp16, fp32"),
+    ({"train.precision": "fp16"}, "train.precision=fp16", "bf16 or fp32 without train.use_gpu"),
+    ({"train.frozen": "head"}, "train.frozen=head", "one of nothing, embeddings, encoder"),
+    ({"train.stop_on": "loss"}, "train.stop_on=loss", "one of auroc, val_loss"),
+    ({"model.pooling": "max"}, "model.pooling=max", "one of encoder, mean"),
     ({"train.decay": "step"}, "train.decay=step", "one of linear, cosine"),
     ({"sweep.search": "random"}, "sweep.search=random", "one of loguniform, grid"),
     ({"tracking.mode": "on"}, "tracking.mode=on", "one of auto, online, offline, disabled"),

@@ -1,0 +1,72 @@
+"""Full checkpoints of a training run: the model as a bundle has it, and beside it what a later run needs to go on.
+
+`config.json` and `model.safetensors` are the model; `figures.json` holds the last evaluation; `history.json` all of
+them; `state.pt` optimizer, scaler, step and sums, read back by torch's loader that runs no code of a file.
+Ray Train registers a checkpoint when it lies in the storage as a whole: a half-written one is never gone on from.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model
+
+from detect_ai import model
+from detect_ai.learner import Learner
+from detect_ai.storage import Storage
+
+UNKNOWN = -1.0  # AUROC of a checkpoint that was not evaluated: Ray Train wants a number to rank by
+
+
+def report(learner: Learner, history: list[dict[str, Any]]) -> None:
+    """Hand Ray Train a checkpoint of the last step; every rank must, rank 0 writes it.
+
+    The figures are those of the evaluation at this step, if there was one: a checkpoint without is never the best.
+    All evaluations go with it, for Ray Train forgets the figures of a checkpoint that it deletes.
+    """
+    import ray.train
+
+    state = learner.state()
+    evaluated = bool(history) and history[-1]["step"] == learner.steps
+    figures = history[-1] if evaluated else {"auroc": UNKNOWN, "step": learner.steps}
+    figures = {**figures, "history": list(history)}
+    if learner.rank:
+        ray.train.report(figures)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model.save(learner.module, folder)
+        torch.save(state, folder / "state.pt")
+        (folder / "history.json").write_text(json.dumps(history))
+        if evaluated:
+            (folder / "figures.json").write_text(json.dumps(history[-1]))
+        ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(name))
+
+
+def restore(learner: Learner) -> list[dict[str, Any]]:
+    """Go on from the run's last checkpoint, where there is one. Returns the evaluations so far."""
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return []
+    with checkpoint.as_directory() as name:
+        folder = Path(name)
+        load_model(learner.module, folder / "model.safetensors", device=str(learner.device))
+        learner.restore(torch.load(folder / "state.pt", map_location=learner.device, weights_only=True))
+        history: list[dict[str, Any]] = json.loads((folder / "history.json").read_text())
+    return history
+
+
+def write_start(storage: Storage, folder: str, step: int) -> None:
+    """Say from which step on the training stream is to be made. Rank 0 does, before any rank asks for the stream."""
+    storage.write_json(f"{folder}/start.json", {"step": step})
+
+
+def read_start(storage: Storage, folder: str) -> int:
+    """The step that `write_start` named last."""
+    return int(storage.read_json(f"{folder}/start.json")["step"])

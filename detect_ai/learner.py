@@ -1,0 +1,280 @@
+"""The model of one rank while it learns: steps, evaluations, and all that a later run needs to go on from here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import distributed
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+
+from detect_ai import flops, metrics, model
+from detect_ai.backends.torch import autocast, log_odds, model_inputs
+from detect_ai.config import TrainConfig
+from detect_ai.errors import TrainingError
+from detect_ai.streaming import Microbatch
+from detect_ai.windows import document_scores
+
+_SHOWN = 20  # documents that a message names
+
+
+class Learner:
+    """The model of one rank, its optimizer and its schedule.
+
+    Args:
+        config: the training run.
+        network: the model, wrapped for DDP when there are several ranks.
+        device: where it runs.
+        world_size: number of ranks.
+        steps_per_epoch: on every rank.
+        seed: of dropout, together with step and rank: a run that goes on from a checkpoint draws what it would have.
+        rank: of this process.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        network: torch.nn.Module,
+        device: torch.device,
+        world_size: int,
+        steps_per_epoch: int,
+        seed: int = 0,
+        rank: int = 0,
+    ) -> None:
+        self.config, self.device, self.world_size = config, device, world_size
+        self.seed, self.rank = seed, rank
+        self._ddp = network if isinstance(network, DistributedDataParallel) else None
+        self.module = cast(PreTrainedModel, self._ddp.module if self._ddp else network)
+        self.network: Any = torch.compile(network, dynamic=True) if config.compile else network
+        self.dtype = model.autocast_dtype(config.precision, device)
+        self.max_grad_norm = config.max_grad_norm
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = steps_per_epoch * config.epochs
+        self.optimizer = make_optimizer(self.module, config)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.steps = 0
+        self.last_loss = self.grad_norm = math.nan
+        self.epoch = Meter(self.module, device, self.dtype, world_size)  # since the epoch began
+        self.lately = Meter(self.module, device, self.dtype, world_size)  # since the last line of the log
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return self.config.lr * lr_share(self.steps, self.total_steps, self.config.warmup, self.config.decay)
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the last step was the last of an epoch."""
+        return self.steps % self.steps_per_epoch == 0
+
+    def step(self, microbatches: list[Microbatch]) -> None:
+        """Forward and backward over this rank's microbatches of a step, then one update, the same on all ranks.
+
+        Raises:
+            TrainingError: on every rank alike, when the gradients of the step are not finite.
+        """
+        self.network.train()
+        torch.manual_seed((self.seed * 1_000_003 + self.steps) * 65_536 + self.rank)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        losses = [self._backward(part, sync=part is microbatches[-1]) for part in microbatches]
+        self.last_loss = float(sum(losses)) / max(1.0, sum(float(part.weights.sum()) for part in microbatches))
+        self.scaler.unscale_(self.optimizer)
+        self.grad_norm = float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm))
+        # A scaler skips a step whose gradients overflow, and lowers its scale until none does.
+        if not math.isfinite(self.grad_norm) and not self.scaler.get_scale() > 1:
+            raise TrainingError(self._not_finite(microbatches, losses))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+
+    def _backward(self, part: Microbatch, sync: bool) -> torch.Tensor:
+        """Add the gradients of a microbatch. Returns the sum of its weighted losses.
+
+        DDP takes the mean of the ranks' gradients; scaled by the number of ranks over the weight of the whole step
+        that mean is the gradient of the mean loss over all documents of the step, however they are dealt.
+        """
+        weights = torch.from_numpy(part.weights.copy()).to(self.device)
+        labels = torch.from_numpy(part.labels.copy()).to(self.device)
+        try:
+            with self._no_sync() if not sync else nullcontext():
+                with autocast(self.device, self.dtype):
+                    logits = self.network(**model_inputs(part.batch, self.device)).logits
+                smoothing = self.config.label_smoothing
+                each = cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
+                loss = (each * weights).sum()
+                self.scaler.scale(loss * (self.world_size / part.step_weight)).backward()
+        except torch.OutOfMemoryError as error:
+            rows, width = part.batch.input_ids.shape
+            raise TrainingError(
+                f"step {self.steps + 1}: no memory left on {self.device} for {rows} rows of {width} tokens "
+                f"(documents {_named(part.documents)}): lower train.microbatch_size ({self.config.microbatch_size}) or "
+                "model.window, or set train.gradient_checkpointing=true"
+            ) from error
+        loss = loss.detach()
+        for meter in (self.epoch, self.lately):
+            meter.add(float(loss), part)
+        return loss
+
+    def _no_sync(self) -> AbstractContextManager[None]:
+        return self._ddp.no_sync() if self._ddp else nullcontext()
+
+    def _not_finite(self, microbatches: list[Microbatch], losses: list[torch.Tensor]) -> str:
+        odd = [
+            part.documents for part, loss in zip(microbatches, losses, strict=True) if not math.isfinite(float(loss))
+        ]
+        mine = (self.last_loss, np.concatenate(odd) if odd else np.empty(0, np.int64))
+        ranks = gather(mine, self.world_size)
+        loss = next((loss for loss, _ in ranks if not math.isfinite(loss)), self.last_loss)
+        documents = np.concatenate([documents for _, documents in ranks])
+        whose = f", documents {_named(documents)} of the split train" if len(documents) else ""
+        what = f"the training loss is {loss}" if len(documents) else f"the gradient's norm is {self.grad_norm}"
+        return (
+            f"{what} at step {self.steps + 1} (learning rate {self.lr:.2e}{whose}): lower train.lr, or "
+            "train.precision=fp32"
+        )
+
+    def evaluate(self, stream: Iterable[Microbatch], labels: NDArray[np.int64]) -> dict[str, Any]:
+        """Figures over every document of a split: the scores of all ranks are joined first, then judged."""
+        started = time.perf_counter()
+        parts = gather(self._score(stream), self.world_size)
+        documents, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+        by_document = document_scores(scores, documents, len(labels))
+        probabilities = 1 / (1 + np.exp(-by_document))
+        for meter in (self.epoch, self.lately):
+            meter.pause(time.perf_counter() - started)
+        return {
+            "auroc": metrics.auroc(labels, by_document),
+            "val_loss": metrics.log_loss(labels, probabilities),
+            "accuracy": metrics.accuracy(labels, probabilities >= 0.5),
+        }
+
+    def _score(self, stream: Iterable[Microbatch]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        self.module.eval()
+        documents, scores = [], []
+        with torch.inference_mode(), autocast(self.device, self.dtype):
+            for part in stream:
+                logits = self.module(**model_inputs(part.batch, self.device)).logits
+                real = part.documents >= 0
+                documents.append(part.documents[real])
+                scores.append(log_odds(logits).cpu().numpy()[real])
+        return np.concatenate(documents), np.concatenate(scores)
+
+    def state(self) -> dict[str, Any]:
+        """What a later run needs beside the weights; the same on all ranks, so every rank must ask.
+
+        The schedule and the seeds of dropout follow from the step, the place in the corpus as well.
+        """
+        return {
+            "steps": self.steps,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state, at any number of ranks."""
+        self.steps = state["steps"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch.restore(state["epoch"], first=self.rank == 0)
+
+
+class Meter:
+    """Sums over the microbatches of a stretch of training; what it tells is reduced over the ranks before dividing."""
+
+    def __init__(self, module: PreTrainedModel, device: torch.device, dtype: torch.dtype | None, ranks: int) -> None:
+        self._device, self._ranks = device, ranks
+        self._flops = flops.Counter(module)
+        self._peak = flops.peak(device, dtype)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a stretch."""
+        self._sums = np.zeros(5)  # loss, weight, tokens, tokens and padding, floating point operations
+        self._since = time.perf_counter()
+
+    def add(self, loss: float, part: Microbatch) -> None:
+        """Count a microbatch with the sum of its weighted losses."""
+        lengths = part.batch.lengths[part.documents >= 0]
+        counted = self._flops.of_training(lengths)
+        self._sums += [loss, part.weights.sum(), lengths.sum(), part.batch.input_ids.size, counted]
+
+    def pause(self, seconds: float) -> None:
+        """Leave out seconds that were not spent on training."""
+        self._since += seconds
+
+    def figures(self) -> dict[str, Any]:
+        """Figures since the stretch began, which ends here. Every rank must ask."""
+        loss, weight, tokens, padded, operations = total(self._sums, self._device, self._ranks)
+        seconds = time.perf_counter() - self._since
+        self.reset()
+        mfu = {"mfu": operations / seconds / (self._peak * self._ranks)} if self._peak else {}
+        return {
+            "train_loss": loss / weight,
+            "tokens_per_second": round(tokens / seconds),
+            "padding": 1 - tokens / padded,
+            **mfu,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """The sums of all ranks and the seconds so far. Every rank must ask."""
+        sums = total(self._sums, self._device, self._ranks)
+        return {"sums": sums, "seconds": time.perf_counter() - self._since}
+
+    def restore(self, state: dict[str, Any], first: bool) -> None:
+        """Go on from a state: the first rank takes the sums of all."""
+        self._sums = np.asarray(state["sums"]) if first else np.zeros_like(self._sums)
+        self._since = time.perf_counter() - state["seconds"]
+
+
+def gather(value: Any, ranks: int) -> list[Any]:
+    """The values of all ranks, in the order of the ranks."""
+    if ranks == 1:
+        return [value]
+    values: list[Any] = [None] * ranks
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def total(sums: NDArray[np.float64], device: torch.device, ranks: int) -> list[float]:
+    """The sums over all ranks."""
+    if ranks == 1:
+        return [float(value) for value in sums]
+    tensor = torch.from_numpy(sums.copy()).to(device)
+    distributed.all_reduce(tensor)
+    return [float(value) for value in tensor.tolist()]
+
+
+def make_optimizer(network: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; biases and norms do not decay."""
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+
+
+def lr_share(step: int, total: int, warmup: float, decay: str) -> float:
+    """The share of the peak learning rate at a step: linear warm-up, then linear or cosine decay towards 0."""
+    warm = max(1, round(total * warmup)) if warmup else 0
+    if step < warm:
+        return (step + 1) / warm
+    done = min(1.0, (step - warm) / max(1, total - warm))
+    return 1 - done if decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+
+
+def _named(documents: NDArray[np.int64]) -> str:
+    found = sorted(int(document) for document in documents if document >= 0)
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(map(str, found[:_SHOWN])) + more

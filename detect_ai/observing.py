@@ -1,0 +1,102 @@
+"""What a training run tells while it runs: progress, figures, W&B, a profile. Rank 0 tells, the others count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from detect_ai.config import Config
+from detect_ai.learner import Learner
+from detect_ai.profiling import Profiler
+from detect_ai.progress import Progress
+from detect_ai.runlog import RunLog
+from detect_ai.storage import Storage
+from detect_ai.streaming import Microbatch
+from detect_ai.tracking import Tracker, resolve_mode
+
+
+class Observer:
+    """Tells of a learner's steps and evaluations.
+
+    Args:
+        arguments: those of `loop.train_loop`.
+        learner: of this rank.
+        storage: where the run lies.
+        folder: key of the run.
+    """
+
+    def __init__(self, arguments: dict[str, Any], learner: Learner, storage: Storage, folder: str) -> None:
+        config: Config = arguments["config"]
+        self._learner, self._every = learner, config.train.log_every
+        first = learner.rank == 0
+        self._log = RunLog(storage, folder, learner.steps) if first else None
+        self._tracker = _tracker(arguments, first)
+        self._progress = _progress(arguments, learner)
+        self._profiler = Profiler(storage, folder, config.train.profile and first)
+
+    def watched(self, steps: Iterable[list[Microbatch]]) -> Iterator[list[Microbatch]]:
+        """The same steps, each waited for under the eyes of the profiler."""
+        return self._profiler.watched(steps)
+
+    def step(self) -> None:
+        """A step has been made. Every rank must say so."""
+        learner = self._learner
+        self._progress.step(lambda: f"loss of rank 0 {learner.last_loss:.3f} lr {learner.lr:.1e}")
+        self._profiler.step()
+        if learner.steps % self._every:
+            return
+        figures = learner.lately.figures() | {"grad_norm": learner.grad_norm, "lr": learner.lr, "step": learner.steps}
+        if learner.device.type == "cuda":
+            figures["memory_bytes"] = torch.cuda.max_memory_allocated(learner.device)
+        self._tracker.log({f"train/{name}": value for name, value in figures.items()}, learner.steps)
+        if self._log:
+            self._log.write({"kind": "training", **figures}, now=False)
+
+    def evaluated(self, figures: dict[str, Any]) -> None:
+        """An evaluation gave figures."""
+        self._tracker.log({f"validation/{name}": value for name, value in figures.items()}, self._learner.steps)
+        if self._log:
+            self._log.write({"kind": "evaluation", **figures})
+
+    def failed(self, error: Exception) -> None:
+        """The run cannot go on."""
+        if self._log:
+            self._log.write({"kind": "error", "step": self._learner.steps, "error": str(error)})
+
+    def __enter__(self) -> Self:
+        self._stack = ExitStack()
+        for part in (self._tracker, self._progress, self._profiler):
+            self._stack.enter_context(part)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.__exit__(kind, value, at)
+
+
+def _tracker(arguments: dict[str, Any], first: bool) -> Tracker:
+    config: Config = arguments["config"]
+    local = "://" not in config.storage.root
+    name = arguments["name"]
+    return Tracker(
+        resolve_mode(config.tracking.mode) if first else "disabled",
+        folder=Path(config.storage.root if local else "~/.cache/detect_ai").expanduser(),
+        # The trials of a sweep run beside each other: none may delete the folder of another.
+        keep=config.storage.keep * (max(config.sweep.trials, len(config.sweep.lrs)) if arguments["group"] else 1),
+        project=config.tracking.project,
+        group=arguments["group"],
+        name=name,
+        id=name.replace("/", "-"),  # a run that goes on stays one run
+        resume="allow",
+        config=config.to_dict() | {"corpus_fingerprint": arguments["corpus"]},
+    )
+
+
+def _progress(arguments: dict[str, Any], learner: Learner) -> Progress:
+    first = learner.rank == 0
+    every = arguments["config"].train.log_every if first else learner.total_steps + 1
+    return Progress(arguments["name"], learner.total_steps, arguments["bar"] and first, every, learner.steps)

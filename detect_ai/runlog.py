@@ -1,0 +1,42 @@
+"""Figures of a training run as JSON lines beside its checkpoints."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from detect_ai.storage import Storage
+
+NAME = "metrics.jsonl"
+
+
+class RunLog:
+    """The lines of a run. One that goes on from a step keeps the lines up to it.
+
+    An object store cannot append: the file is written anew at every evaluation and error, not at every line.
+
+    Args:
+        storage: where the run lies.
+        folder: key of the run.
+        steps: from which it goes on.
+    """
+
+    def __init__(self, storage: Storage, folder: str, steps: int) -> None:
+        self._storage, self._key = storage, f"{folder}/{NAME}"
+        self._lines = [line for line in read(storage, folder) if line["step"] <= steps and line["kind"] != "error"]
+
+    def write(self, line: dict[str, Any], now: bool = True) -> None:
+        """Add a line, which has a `kind` and a `step`; a line that is not written now goes with the next that is."""
+        self._lines.append(line)
+        if now:
+            text = "".join(json.dumps(each) + "\n" for each in self._lines)
+            self._storage.write_bytes(self._key, text.encode())
+
+
+def read(storage: Storage, folder: str) -> list[dict[str, Any]]:
+    """The lines of a run, none where it has not written any."""
+    try:
+        text = storage.read_bytes(f"{folder}/{NAME}").decode()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines()]

@@ -1,0 +1,366 @@
+"""Nothing is lost when machines die: a run that was disturbed ends as one that was not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from detect_ai import cluster, runlog
+from detect_ai.config import Config
+from detect_ai.corpus.manifest import Corpus
+from detect_ai.corpus.prepare import prepare
+from detect_ai.errors import ResourceError, TrainingError
+from detect_ai.stage import run_stage
+from detect_ai.storage import Storage
+from detect_ai.training import TrainingResult, run_training, train
+from tests import tiny
+from tests.integration.conftest import Run
+from tests.integration.runs import hard_rows, small_config
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Run:
+    """A run with dropout that writes a checkpoint at every second step, trained without disturbance."""
+    folder = tmp_path_factory.mktemp("long")
+    source = tiny.write_jsonl(folder / "texts.jsonl", hard_rows(60))
+    config = small_config(encoder, folder / "store", source)
+    config.model.dropout = 0.1
+    config.train = replace(config.train, epochs=3, checkpoint_every=2, shortest_span=8)
+    storage = Storage(config.storage.root)
+    prepared = run_stage("prepare", prepare, config, storage)
+    return Run(
+        config, storage, Corpus.open(storage, prepared["corpus"]), prepared, run_stage("train", train, config, storage)
+    )
+
+
+def parameters(storage: Storage, checkpoint: str) -> dict[str, NDArray[np.float32]]:
+    with storage.local_folder(checkpoint) as folder:
+        return load_file(folder / "model.safetensors")
+
+
+def same_end(run: Run, found: dict[str, Any] | TrainingResult, atol: float = 1e-6) -> None:
+    """The figures and the parameters of the undisturbed run."""
+    history = found.history if isinstance(found, TrainingResult) else found["history"]
+    checkpoint = found.checkpoint if isinstance(found, TrainingResult) else found["checkpoint"]
+    curves = [[epoch[name] for name in ("epoch", "step", "train_loss", "val_loss", "auroc")] for epoch in history]
+    expected = [
+        [epoch[name] for name in ("epoch", "step", "train_loss", "val_loss", "auroc")]
+        for epoch in run.trained["history"]
+    ]
+    np.testing.assert_allclose(curves, expected, atol=atol)
+    first = parameters(run.storage, run.trained["checkpoint"])
+    for name, value in parameters(run.storage, checkpoint).items():
+        np.testing.assert_allclose(value, first[name], atol=atol, err_msg=name)
+
+
+def registered(folder: Path) -> int:
+    """Checkpoints that Ray Train has written whole and registered."""
+    snapshot = folder / "checkpoint_manager_snapshot.json"
+    try:
+        return int(json.loads(snapshot.read_text())["current_report_index"])
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    end = time.monotonic() + SECONDS
+    while not (found := condition()):
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+    return found
+
+
+def train_workers() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # gone meanwhile, or not yet buried
+            if process.cmdline()[:1] and "RayTrainWorker" in process.cmdline()[0]:
+                found.append(process)
+    return found
+
+
+@pytest.fixture
+def killed_after() -> Iterator[Callable[[Path, int], threading.Thread]]:
+    """Kills a worker of a run with SIGKILL when so many checkpoints are registered."""
+    threads = []
+
+    def start(folder: Path, checkpoints: int) -> threading.Thread:
+        def wait_and_kill() -> None:
+            until(lambda: registered(folder) >= checkpoints)
+            train_workers()[-1].kill()
+
+        threads.append(threading.Thread(target=wait_and_kill))
+        threads[-1].start()
+        return threads[-1]
+
+    yield start
+    for thread in threads:
+        thread.join()
+
+
+def test_a_run_whose_worker_is_killed_ends_as_one_that_was_left_alone(
+    long: Run, killed_after: Callable[[Path, int], threading.Thread]
+) -> None:
+    folder = Path(long.storage.path(f"runs/{long.config.run}/killed-worker"))
+    killed_after(folder, 5)
+    found = run_training(long.config, long.corpus, "killed-worker")
+    assert json.loads((folder / "start.json").read_text())["step"] >= 8, "no worker was killed: this shows nothing"
+    same_end(long, found)
+
+
+def test_a_run_goes_on_where_the_checkpoint_is_not_where_the_epoch_began(long: Run) -> None:
+    steps = long.trained["history"][0]["step"]
+    assert steps % 2 == 1 or steps > 4, "no checkpoint lies within an epoch"
+
+
+def test_a_worker_that_is_lost_too_often_ends_the_run(
+    long: Run, killed_after: Callable[[Path, int], threading.Thread]
+) -> None:
+    config = replace(long.config, train=replace(long.config.train, max_failures=0))
+    killed_after(Path(long.storage.path(f"runs/{config.run}/given-up")), 2)
+    with pytest.raises(Exception, match=r"(?i)worker"):
+        run_training(config, long.corpus, "given-up")
+
+
+def own_copy(run: Run, name: str) -> Config:
+    """The configuration under a run name of its own, with the corpus already prepared."""
+    config = replace(run.config, run=name)
+    run.storage.write_json(f"runs/{name}/prepare.json", run.storage.read_json(f"runs/{run.config.run}/prepare.json"))
+    return config
+
+
+def driver(config: Config, tmp_path: Path) -> subprocess.Popen[bytes]:
+    """A process that runs the stage on the same cluster."""
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    code = (
+        "import json, sys; from omegaconf import OmegaConf; from detect_ai.config import Config\n"
+        "from detect_ai.storage import Storage; from detect_ai.training import train\n"
+        "settings = OmegaConf.merge(OmegaConf.structured(Config), json.load(open(sys.argv[1])))\n"
+        "config = OmegaConf.to_object(settings)\n"
+        "train(config, Storage(config.storage.root))\n"
+    )
+    address = ray.get_runtime_context().gcs_address
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "config.json")],
+        cwd=ROOT,
+        env=os.environ | {"RAY_ADDRESS": address},
+        stdout=subprocess.DEVNULL,
+        stderr=(tmp_path / "driver.log").open("wb"),
+    )
+
+
+def attempts(run: Run, name: str) -> list[str]:
+    return [each for each in run.storage.list(f"runs/{name}") if each.startswith("train-")]
+
+
+@pytest.fixture(scope="module")
+def cut_off(long: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
+    """A training whose driver was killed, beside a checkpoint that was being written then."""
+    config = own_copy(long, "cut-off")
+    process = driver(config, tmp_path_factory.mktemp("driver"))
+    name = until(lambda: attempts(long, "cut-off"))[0]
+    folder = Path(long.storage.path(f"runs/cut-off/{name}"))
+    until(lambda: registered(folder) >= 5 or process.poll() is not None)
+    assert process.poll() is None, "the driver ended by itself"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    half = folder / "checkpoint_2999-01-01_00-00-00.000000"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half of it")
+    return config, name
+
+
+@pytest.fixture(scope="module")
+def gone_on(long: Run, cut_off: tuple[Config, str]) -> dict[str, Any]:
+    """The stage again, under the same run name."""
+    until(lambda: not train_workers())
+    return run_stage("train", train, cut_off[0], long.storage)
+
+
+def test_a_killed_job_that_is_submitted_again_goes_on(
+    long: Run, cut_off: tuple[Config, str], gone_on: dict[str, Any]
+) -> None:
+    assert attempts(long, "cut-off") == [cut_off[1]]
+    start = long.storage.read_json(f"runs/cut-off/{cut_off[1]}/start.json")
+    assert start["step"] >= 8
+
+
+def test_it_ends_as_one_that_was_left_alone(long: Run, gone_on: dict[str, Any]) -> None:
+    same_end(long, gone_on)
+
+
+def test_its_log_holds_every_step_once(long: Run, cut_off: tuple[Config, str], gone_on: dict[str, Any]) -> None:
+    lines = runlog.read(long.storage, f"runs/cut-off/{cut_off[1]}")
+    assert [line["epoch"] for line in lines if line["kind"] == "evaluation"] == [1, 2, 3]
+    steps = [line["step"] for line in lines if line["kind"] == "training"]
+    assert steps == sorted(set(steps))
+
+
+def test_a_finished_training_is_not_taken_up_again(long: Run, gone_on: dict[str, Any]) -> None:
+    config = own_copy(long, "cut-off")
+    config.train = replace(config.train, epochs=1)
+    train(config, long.storage)
+    assert len(attempts(long, "cut-off")) == 2
+
+
+def test_a_training_with_other_settings_begins_anew(long: Run) -> None:
+    config = own_copy(long, "other-settings")
+    old = {"digest": "of something else", "finished": False}
+    long.storage.write_json("runs/other-settings/train-20200101T000000000/attempt.json", old)
+    config.train = replace(config.train, epochs=1)
+    train(config, long.storage)
+    assert len(attempts(long, "other-settings")) == 2
+
+
+def test_two_jobs_do_not_train_one_run_at_once(long: Run) -> None:
+    config = own_copy(long, "twice")
+    with (
+        cluster.claimed(f"{long.storage.root}/twice/train", "the test"),
+        pytest.raises(ResourceError, match=r"^run=twice: another job is training it: wait for its end, or stop it"),
+    ):
+        train(config, long.storage)
+    assert attempts(long, "twice") == []
+
+
+def test_a_name_is_free_again_when_its_holder_ends() -> None:
+    for _ in range(2):
+        with cluster.claimed("a name", "nobody else holds it"):
+            pass
+
+
+def test_a_loss_that_is_not_finite_is_not_tried_again(long: Run) -> None:
+    config = replace(long.config, train=replace(long.config.train, lr=1e30, max_failures=3))
+    with pytest.raises(TrainingError, match=r"at step \d+ \(learning rate .*documents [\d, ]+ of the split train\): "):
+        run_training(config, long.corpus, "not-finite")
+    lines = runlog.read(long.storage, f"runs/{config.run}/not-finite")
+    assert [line["kind"] for line in lines if line["kind"] != "training"][-1] == "error"
+
+
+def test_a_run_stops_when_it_no_longer_becomes_better(long: Run) -> None:
+    config = replace(long.config, train=replace(long.config.train, epochs=12, lr=2e-2, patience=1, stop_on="val_loss"))
+    history = run_training(config, long.corpus, "stopped").history
+    assert len(history) < 12
+    losses = [epoch["val_loss"] for epoch in history]
+    assert losses[-1] >= min(losses[:-1])
+    assert losses[:-1] == sorted(losses[:-1], reverse=True)
+
+
+def test_other_numbers_of_workers_make_the_same_curve(long: Run) -> None:
+    """Dropout differs between the ranks, so the curves are close, not equal; without it they are equal to rounding."""
+    settings = replace(long.config, model=replace(long.config.model, dropout=0.0))
+    curves = []
+    for workers in (1, 3):
+        config = replace(settings, train=replace(settings.train, num_workers=workers))
+        history = run_training(config, long.corpus, f"workers-{workers}").history
+        curves.append([(epoch["train_loss"], epoch["val_loss"], epoch["auroc"]) for epoch in history])
+    np.testing.assert_allclose(curves[0], curves[1], atol=1e-4)
+
+
+def test_a_profile_tells_what_takes_the_time(long: Run) -> None:
+    config = replace(long.config, train=replace(long.config.train, profile=True, epochs=2, checkpoint_every=0))
+    run_training(config, long.corpus, "profiled")
+    folder = f"runs/{config.run}/profiled/profile"
+    assert {"trace.json.gz", "operations.txt", "data.json"} <= set(long.storage.list(folder))
+    assert b"aten::" in long.storage.read_bytes(f"{folder}/operations.txt")
+    found = long.storage.read_json(f"{folder}/data.json")
+    assert 0 < found["waiting_for_data"] < 1
+    assert found["steps"] == 2 * long.trained["history"][0]["step"]
+
+
+NODES = """
+import json, sys, threading, time
+from omegaconf import OmegaConf
+import ray
+from ray.cluster_utils import Cluster
+from detect_ai.config import Config
+from detect_ai.corpus.manifest import Corpus
+from detect_ai.storage import Storage
+from detect_ai.training import run_training
+from pathlib import Path
+
+config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), json.load(open(sys.argv[1]))))
+key, replace_it = sys.argv[2], sys.argv[3] == "replaced"
+machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})  # for one worker, and a CPU for Ray Data
+spot = machines.add_node(num_cpus=2)
+ray.init(address=machines.address, runtime_env={"env_vars": {"RAY_ADDRESS": machines.address}})
+storage = Storage(config.storage.root)
+folder = Path(storage.path(f"runs/{config.run}/nodes-{sys.argv[3]}"))
+
+def preempt():
+    snapshot = folder / "checkpoint_manager_snapshot.json"
+    while not snapshot.exists() or json.loads(snapshot.read_text() or "{}").get("current_report_index", 0) < 5:
+        time.sleep(0.05)
+    machines.remove_node(spot, allow_graceful=False)
+    if replace_it:
+        machines.add_node(num_cpus=2)
+
+thread = threading.Thread(target=preempt)
+thread.start()
+result = run_training(config, Corpus.open(storage, key), f"nodes-{sys.argv[3]}")
+thread.join()
+print(json.dumps({"history": result.history, "checkpoint": result.checkpoint}))
+ray.shutdown()
+machines.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def preempted(long: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Any], dict[str, Any]]:
+    """A run on two nodes, one of which is taken away."""
+
+    def start(what: str, workers: Any) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp(what)
+        config = replace(long.config, train=replace(long.config.train, num_workers=workers, cpus_per_worker=2))
+        (folder / "config.json").write_text(json.dumps(config.to_dict()))
+        done = subprocess.run(
+            [sys.executable, "-c", NODES, str(folder / "config.json"), long.corpus.key, what],
+            cwd=ROOT,
+            env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+            capture_output=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr.decode()[-3000:]
+        result: dict[str, Any] = json.loads(done.stdout.decode().strip().splitlines()[-1])
+        return result
+
+    return start
+
+
+@pytest.mark.slow
+def test_a_run_on_a_preempted_node_goes_on_when_another_comes(
+    long: Run, preempted: Callable[[str, Any], dict[str, Any]]
+) -> None:
+    found = preempted("replaced", 2)
+    assert long.storage.read_json(f"runs/{long.config.run}/nodes-replaced/start.json")["step"] >= 8
+    same_end(long, found)
+
+
+@pytest.mark.slow
+def test_an_elastic_run_goes_on_with_fewer_workers(long: Run, preempted: Callable[[str, Any], dict[str, Any]]) -> None:
+    found = preempted("gone", [1, 2])
+    assert long.storage.read_json(f"runs/{long.config.run}/nodes-gone/start.json")["step"] >= 8
+    losses = [[epoch[name] for name in ("train_loss", "val_loss")] for epoch in found["history"]]
+    expected = [[epoch[name] for name in ("train_loss", "val_loss")] for epoch in long.trained["history"]]
+    np.testing.assert_allclose(losses, expected, atol=0.05)
+    assert [epoch["step"] for epoch in found["history"]] == [epoch["step"] for epoch in long.trained["history"]]
