@@ -9,7 +9,7 @@ CONSTRAINTS ?= constraints.txt
 STAMP := .venv/.installed-$(notdir $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow bench-corpus lint format lock build clean
+.PHONY: help setup demo serve test test-slow bench-corpus bench-train lint format lock build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,14 +31,18 @@ test-slow: $(STAMP) ## Run the longer proofs
 	.venv/bin/pytest -m slow
 
 # Nothing here may ask the network for a model, wait for a login or report home.
-demo serve test test-slow bench-corpus: export HF_HUB_OFFLINE = 1
-demo serve test test-slow bench-corpus: export TRANSFORMERS_OFFLINE = 1
-demo serve test test-slow bench-corpus: export WANDB_MODE = offline
-demo serve test test-slow bench-corpus: export TOKENIZERS_PARALLELISM = false
-demo serve test test-slow bench-corpus: export RAY_USAGE_STATS_ENABLED = 0
+demo serve test test-slow bench-corpus bench-train: export HF_HUB_OFFLINE = 1
+demo serve test test-slow bench-corpus bench-train: export TRANSFORMERS_OFFLINE = 1
+demo serve test test-slow bench-corpus bench-train: export WANDB_MODE = offline
+demo serve test test-slow bench-corpus bench-train: export TOKENIZERS_PARALLELISM = false
+demo serve test test-slow bench-corpus bench-train: export RAY_USAGE_STATS_ENABLED = 0
 
 bench-corpus: $(STAMP) ## Measure tokenising against datasets.map, and the memory of prepare (TEXTS=path to Parquet)
 	.venv/bin/python benchmarks/corpus.py $(if $(TEXTS),--texts $(TEXTS))
+
+bench-train: $(STAMP) ## Measure training against the Hugging Face Trainer and a bare loop (TEXTS=path to Parquet)
+	.venv/bin/pip install -q -c constraints.txt -e '.[bench]'
+	.venv/bin/python benchmarks/train.py $(if $(TEXTS),--texts $(TEXTS))
 
 lint: $(STAMP) ## Check style, types and spelling
 	.venv/bin/ruff check .

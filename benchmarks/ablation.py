@@ -1,6 +1,6 @@
 """Does a part of the training recipe pay? One short training in this process, judged on texts of other kinds.
 
-    python benchmarks/ablation.py --data FOLDER [--prose FOLDER] [--spans 40] [--pool mean] …
+    python benchmarks/ablation.py --data FOLDER [--prose FOLDER] [--spans 32] [--window 128 --stride 96] …
 
 FOLDER holds `essays`, `mixed` and `dev_ood` as docs/experiments/essays.md names them. The loop is bare PyTorch over the
 project's own tokeniser, normaliser, windows and batch plan, so that a run takes minutes; thresholds come from
@@ -34,7 +34,6 @@ from detect_ai.text import normalise
 from detect_ai.tokenizer import Tokenizer
 from detect_ai.windows import cut, document_scores, one_each, span_each
 
-CONTENT, STRIDE = 254, 192
 OUT_OF_DOMAIN = {
     "detectrl_clean": "dev_ood/detectrl_clean.parquet",
     "detectrl_attacks": "dev_ood/detectrl_attacks.parquet",
@@ -47,10 +46,12 @@ def main() -> None:
     """Train, judge, print."""
     options = arguments()
     torch.manual_seed(options.seed)
-    config = load_config([])
+    sizes = [f"model.window={options.window}", f"model.stride={options.stride}", f"model.pooling={options.pooling}"]
+    config = load_config(sizes)
     tokenizer = model.load_tokenizer(config.model)
     texts = training_texts(options, tokenizer)
     network = model.build(config.model, options.seed)
+    model.freeze(network, options.frozen)
     started = time.perf_counter()
     tokens = train(network, texts, tokenizer, options)
     seconds = time.perf_counter() - started
@@ -69,6 +70,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--spans", type=int, default=0, help="shortest random span in tokens; 0: whole windows")
+    parser.add_argument("--window", type=int, default=256)
+    parser.add_argument("--stride", type=int, default=192)
+    parser.add_argument("--pooling", default="mean", choices=("mean", "encoder"))
+    parser.add_argument("--frozen", default="nothing", choices=("nothing", "embeddings", "encoder"))
     parser.add_argument("--balance", action="store_true", help="classes within domains, and sources, weigh alike")
     parser.add_argument("--judged", type=int, default=800, help="texts of each set")
     parser.add_argument("--seed", type=int, default=0)
@@ -107,17 +112,20 @@ def train(network: Any, texts: pd.DataFrame, tokenizer: Tokenizer, options: argp
     """AdamW with warm-up and linear decay. Returns the tokens that were read."""
     rng = np.random.default_rng(options.seed)
     device, dtype = torch.device("cpu"), model.autocast_dtype("auto", torch.device("cpu"))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        [p for p in network.parameters() if p.requires_grad], lr=options.lr, weight_decay=0.01, fused=True
+    )
     documents = texts["ids"].tolist()
     labels, weights = texts["label"].to_numpy(np.int64), texts["weight"].to_numpy(np.float32)
     total = options.epochs * math.ceil(len(texts) / options.batch)
+    content = options.window - tokenizer.num_special
     done = tokens = 0
     network.train()
     for _ in range(options.epochs):
         if options.spans:
-            rows = span_each(documents, CONTENT, options.spans, rng)
+            rows = span_each(documents, content, options.spans, rng)
         else:
-            rows = one_each(documents, CONTENT, STRIDE, rng)
+            rows = one_each(documents, content, options.stride, rng)
         lengths = np.asarray([len(row) for row in rows])
         for (chosen,) in plan_steps(lengths, options.batch, options.batch, rng):
             for group in optimizer.param_groups:
@@ -141,7 +149,7 @@ def judge(network: Any, tokenizer: Tokenizer, options: argparse.Namespace) -> di
     device, dtype = torch.device("cpu"), model.autocast_dtype("auto", torch.device("cpu"))
 
     def scores(rows: pd.DataFrame) -> NDArray[np.float64]:
-        windows, owners = cut(rows["ids"].tolist(), CONTENT, STRIDE)
+        windows, owners = cut(rows["ids"].tolist(), options.window - tokenizer.num_special, options.stride)
         found = np.empty(len(windows))
         lengths = np.asarray([len(window) for window in windows])
         for chosen in plan_scoring(lengths, 8192):

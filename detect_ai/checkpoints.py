@@ -1,7 +1,7 @@
 """Full checkpoints of a training run: the model as a bundle has it, and beside it what a later run needs to go on.
 
 `config.json` and `model.safetensors` are the model; `figures.json` holds the last evaluation; `history.json` all of
-them; `state.pt` optimizer, scaler, step and sums, read back by torch's loader that runs no code of a file.
+them; `optimizer.safetensors` and `state.json` the optimizer, its scaler, the step and the sums.
 Ray Train registers a checkpoint when it lies in the storage as a whole: a half-written one is never gone on from.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model, save_file
 
 from detect_ai import model
 from detect_ai.learner import Learner
@@ -40,7 +40,7 @@ def report(learner: Learner, history: list[dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model.save(learner.module, folder)
-        torch.save(state, folder / "state.pt")
+        write_state(state, folder)
         (folder / "history.json").write_text(json.dumps(history))
         if evaluated:
             (folder / "figures.json").write_text(json.dumps(history[-1]))
@@ -57,9 +57,28 @@ def restore(learner: Learner) -> list[dict[str, Any]]:
     with checkpoint.as_directory() as name:
         folder = Path(name)
         load_model(learner.module, folder / "model.safetensors", device=str(learner.device))
-        learner.restore(torch.load(folder / "state.pt", map_location=learner.device, weights_only=True))
+        learner.restore(read_state(folder))
         history: list[dict[str, Any]] = json.loads((folder / "history.json").read_text())
     return history
+
+
+def write_state(state: dict[str, Any], folder: Path) -> None:
+    """Write what `Learner.state` gave: tensors of the optimizer, and all else as JSON."""
+    optimizer = state["optimizer"]
+    tensors = {f"{i}.{name}": value for i, held in optimizer["state"].items() for name, value in held.items()}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "optimizer.safetensors")
+    rest = {**state, "optimizer": optimizer["param_groups"]}
+    (folder / "state.json").write_text(json.dumps(rest))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Read what `write_state` wrote."""
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    held: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        number, _, name = key.partition(".")
+        held.setdefault(int(number), {})[name] = value
+    return {**state, "optimizer": {"state": held, "param_groups": state["optimizer"]}}
 
 
 def write_start(storage: Storage, folder: str, step: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from detect_ai import checkpoints, model, observing
 from detect_ai import learner as learning_
-from detect_ai import model, observing
 from detect_ai.batches import Batch
 from detect_ai.config import Config, ModelConfig, TrainConfig
 from detect_ai.errors import TrainingError
@@ -286,7 +285,7 @@ def test_label_smoothing_reaches_the_loss(network: Any) -> None:
 # Going on
 
 
-def test_a_run_that_goes_on_from_a_state_ends_with_the_same_parameters(encoder: Path) -> None:
+def test_a_run_that_goes_on_from_a_state_ends_with_the_same_parameters(encoder: Path, tmp_path: Path) -> None:
     """With dropout: what is drawn depends on the step, not on the process."""
 
     def fresh() -> Any:
@@ -300,11 +299,11 @@ def test_a_run_that_goes_on_from_a_state_ends_with_the_same_parameters(encoder: 
     for batch in batches[:3]:
         half.step([batch])
     weights = {name: value.clone() for name, value in half.module.state_dict().items()}
-    state = copy.deepcopy(half.state())
+    checkpoints.write_state(half.state(), tmp_path)
     torch.manual_seed(999)
     other = learner(fresh())
     other.module.load_state_dict(weights)
-    other.restore(state)
+    other.restore(checkpoints.read_state(tmp_path))
     assert (other.steps, other.lr) == (3, half.lr)
     for batch in batches[3:]:
         other.step([batch])
