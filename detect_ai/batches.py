@@ -39,11 +39,11 @@ def num_steps(num_rows: int, batch_size: int) -> int:
 def plan_steps(lengths: Ints, batch_size: int, microbatch_size: int, rng: np.random.Generator) -> list[list[Ints]]:
     """Cut a pool of documents into steps of microbatches.
 
-    Lengths are compared by `LENGTH_MULTIPLE`; within a class the order is random, so that no two epochs have the
+    Lengths are compared as they will be padded; within a class the order is random, so that no two epochs have the
     same batches. Steps differ by at most one document and come in random order.
 
     Args:
-        lengths: tokens of each document as it will be read, shape (n,).
+        lengths: tokens of each document as it will be read, special tokens included, shape (n,).
         batch_size: documents in a step, at most.
         microbatch_size: documents in a microbatch, at most.
         rng: decides every order.
@@ -52,7 +52,7 @@ def plan_steps(lengths: Ints, batch_size: int, microbatch_size: int, rng: np.ran
         For each step its microbatches, each an array of positions in `lengths`. Every position stands once.
     """
     order = rng.permutation(len(lengths))
-    order = order[np.argsort(lengths[order] // LENGTH_MULTIPLE, kind="stable")]
+    order = order[np.argsort(-(-lengths[order] // LENGTH_MULTIPLE), kind="stable")]
     steps = np.array_split(order, max(1, num_steps(len(lengths), batch_size)))
     cut = [np.array_split(step, max(1, num_steps(len(step), microbatch_size))) for step in steps if len(step)]
     return [cut[i] for i in rng.permutation(len(cut))]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from detect_ai import loop, model, streaming
 from detect_ai.config import Config, SourceConfig
 from detect_ai.corpus.manifest import Corpus
+from detect_ai.errors import InputError
+from detect_ai.storage import Storage
 from detect_ai.streaming import Frame, Microbatch, TrainingPlan
 from tests import tiny
 
@@ -71,3 +79,51 @@ def training_ranks(corpus: Corpus, config: Config, workers: int, seed: int = 0) 
     plan = TrainingPlan(batch_size=8, microbatch_size=3, epochs=EPOCHS, seed=seed, num_workers=workers)
     parts = consume(streaming.training_stream(corpus, frame_of(config), plan), workers)
     return [list(loop._steps(rank)) for rank in parts]
+
+
+# --- what dies -------------------------------------------------------------------------------------------------------
+
+PATIENCE = 120  # seconds
+
+
+def registered(storage: Storage, folder: str) -> int:
+    """Checkpoints that Ray Train has written whole and registered, of a run by its key."""
+    try:
+        return int(storage.read_json(f"{folder}/checkpoint_manager_snapshot.json")["current_report_index"])
+    except (FileNotFoundError, InputError):  # not there yet, or being written
+        return 0
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """Wait for something that is not false."""
+    end = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+    return found
+
+
+def train_workers() -> list[psutil.Process]:
+    """The processes of Ray Train's workers that this process has brought about."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # gone meanwhile, or not yet buried
+            if process.cmdline()[:1] and "RayTrainWorker" in process.cmdline()[0]:
+                found.append(process)
+    return found
+
+
+@contextlib.contextmanager
+def a_worker_killed(storage: Storage, folder: str, after: int) -> Iterator[None]:
+    """Kill a worker with SIGKILL when a run has so many checkpoints."""
+
+    def wait_and_kill() -> None:
+        until(lambda: registered(storage, folder) >= after)
+        train_workers()[-1].kill()
+
+    thread = threading.Thread(target=wait_and_kill)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from detect_ai.calibrating import calibrate_checkpoint
+from detect_ai.config import Config
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
 from detect_ai.detector import Detector
@@ -17,9 +19,9 @@ from detect_ai.publishing import publish
 from detect_ai.registry import Registry
 from detect_ai.stage import run_stage
 from detect_ai.storage import Storage
-from detect_ai.training import train
+from detect_ai.training import run_training, train
 from tests import emulator, tiny
-from tests.integration.runs import small_config
+from tests.integration.runs import a_worker_killed, small_config
 
 STAGES = {
     "prepare": prepare,
@@ -31,20 +33,26 @@ STAGES = {
 
 
 @pytest.fixture(scope="module")
-def loop(tmp_path_factory: pytest.TempPathFactory, encoder: Path, gcs_bucket: str) -> tuple[Storage, dict[str, Any]]:
-    """The results of every stage, and where they lie. The source is read from the bucket, too."""
+def settings(tmp_path_factory: pytest.TempPathFactory, encoder: Path, gcs_bucket: str) -> Iterator[Config]:
+    """The source is read from the bucket, too."""
     root, folder = emulator.under(gcs_bucket, "loop"), tmp_path_factory.mktemp("gcs")
-    storage = Storage(root)
-    storage.write_bytes("in/texts.jsonl", tiny.write_jsonl(folder / "texts.jsonl", tiny.rows(80)).read_bytes())
-    config = small_config(encoder, folder, folder / "texts.jsonl")
+    rows = tiny.write_jsonl(folder / "texts.jsonl", tiny.rows(80))
+    Storage(root).write_bytes("in/texts.jsonl", rows.read_bytes())
+    config = small_config(encoder, folder, rows)
     config.storage.root = root
     config.corpus.sources[0].path = emulator.under(gcs_bucket, "loop/in/texts.jsonl")
-    config.train = replace(config.train, epochs=2, keep_checkpoints=1)
+    config.train = replace(config.train, epochs=2, keep_checkpoints=1, checkpoint_every=3)
     config.storage.keep = 1
-    storage.write_bytes("runs/default/train-20200101T000000000/old", b"old")
-    results = {name: run_stage(name, stage, config, storage) for name, stage in STAGES.items()}
+    yield config
     assert sorted(path.name for path in folder.iterdir()) == ["texts.jsonl"], "something was written beside the root"
-    return storage, results
+
+
+@pytest.fixture(scope="module")
+def loop(settings: Config) -> tuple[Storage, dict[str, Any]]:
+    """The results of every stage, and where they lie."""
+    storage = Storage(settings.storage.root)
+    storage.write_bytes("runs/default/train-20200101T000000000/old", b"old")
+    return storage, {name: run_stage(name, stage, settings, storage) for name, stage in STAGES.items()}
 
 
 def test_the_corpus_in_the_bucket_passes_its_checksums(loop: tuple[Storage, dict[str, Any]]) -> None:
@@ -68,3 +76,15 @@ def test_runs_in_the_bucket_are_pruned(loop: tuple[Storage, dict[str, Any]]) -> 
 def test_what_is_read_of_the_bucket_is_the_checkpoint_of_the_training(loop: tuple[Storage, dict[str, Any]]) -> None:
     assert loop[1]["calibrate"]["checkpoint"] == loop[1]["train"]["checkpoint"]
     assert loop[0].exists(f"{loop[1]['train']['checkpoint']}/model.safetensors")
+
+
+def test_a_run_in_the_bucket_whose_worker_is_killed_goes_on(
+    loop: tuple[Storage, dict[str, Any]], settings: Config
+) -> None:
+    storage, results = loop
+    with a_worker_killed(storage, "runs/default/killed", after=3):
+        found = run_training(settings, Corpus.open(storage, results["prepare"]["corpus"]), "killed")
+    assert storage.read_json("runs/default/killed/start.json")["step"] > 0, "no worker was killed: this shows nothing"
+    for epoch, expected in zip(found.history, results["train"]["history"], strict=True):
+        assert epoch["train_loss"] == pytest.approx(expected["train_loss"], abs=1e-6)
+        assert epoch["val_loss"] == pytest.approx(expected["val_loss"], abs=1e-6)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import ray
 from numpy.typing import NDArray
+from ray.train.v2.api.exceptions import TrainingFailedError
 from safetensors.numpy import load_file
 
 from detect_ai import cluster, runlog
@@ -32,7 +29,7 @@ from detect_ai.storage import Storage
 from detect_ai.training import TrainingResult, run_training, train
 from tests import tiny
 from tests.integration.conftest import Run
-from tests.integration.runs import hard_rows, small_config
+from tests.integration.runs import a_worker_killed, hard_rows, registered, small_config, train_workers, until
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120
@@ -73,58 +70,11 @@ def same_end(run: Run, found: dict[str, Any] | TrainingResult, atol: float = 1e-
         np.testing.assert_allclose(value, first[name], atol=atol, err_msg=name)
 
 
-def registered(folder: Path) -> int:
-    """Checkpoints that Ray Train has written whole and registered."""
-    snapshot = folder / "checkpoint_manager_snapshot.json"
-    try:
-        return int(json.loads(snapshot.read_text())["current_report_index"])
-    except (FileNotFoundError, ValueError):
-        return 0
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    end = time.monotonic() + SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
-    return found
-
-
-def train_workers() -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # gone meanwhile, or not yet buried
-            if process.cmdline()[:1] and "RayTrainWorker" in process.cmdline()[0]:
-                found.append(process)
-    return found
-
-
-@pytest.fixture
-def killed_after() -> Iterator[Callable[[Path, int], threading.Thread]]:
-    """Kills a worker of a run with SIGKILL when so many checkpoints are registered."""
-    threads = []
-
-    def start(folder: Path, checkpoints: int) -> threading.Thread:
-        def wait_and_kill() -> None:
-            until(lambda: registered(folder) >= checkpoints)
-            train_workers()[-1].kill()
-
-        threads.append(threading.Thread(target=wait_and_kill))
-        threads[-1].start()
-        return threads[-1]
-
-    yield start
-    for thread in threads:
-        thread.join()
-
-
-def test_a_run_whose_worker_is_killed_ends_as_one_that_was_left_alone(
-    long: Run, killed_after: Callable[[Path, int], threading.Thread]
-) -> None:
-    folder = Path(long.storage.path(f"runs/{long.config.run}/killed-worker"))
-    killed_after(folder, 5)
-    found = run_training(long.config, long.corpus, "killed-worker")
-    assert json.loads((folder / "start.json").read_text())["step"] >= 8, "no worker was killed: this shows nothing"
+def test_a_run_whose_worker_is_killed_ends_as_one_that_was_left_alone(long: Run) -> None:
+    folder = f"runs/{long.config.run}/killed-worker"
+    with a_worker_killed(long.storage, folder, after=5):
+        found = run_training(long.config, long.corpus, "killed-worker")
+    assert long.storage.read_json(f"{folder}/start.json")["step"] >= 8, "no worker was killed: this shows nothing"
     same_end(long, found)
 
 
@@ -133,12 +83,12 @@ def test_a_run_goes_on_where_the_checkpoint_is_not_where_the_epoch_began(long: R
     assert steps % 2 == 1 or steps > 4, "no checkpoint lies within an epoch"
 
 
-def test_a_worker_that_is_lost_too_often_ends_the_run(
-    long: Run, killed_after: Callable[[Path, int], threading.Thread]
-) -> None:
+def test_a_worker_that_is_lost_too_often_ends_the_run(long: Run) -> None:
     config = replace(long.config, train=replace(long.config.train, max_failures=0))
-    killed_after(Path(long.storage.path(f"runs/{config.run}/given-up")), 2)
-    with pytest.raises(Exception, match=r"(?i)worker"):
+    with (
+        a_worker_killed(long.storage, f"runs/{config.run}/given-up", after=2),
+        pytest.raises(TrainingFailedError, match=r"(?i)worker"),
+    ):
         run_training(config, long.corpus, "given-up")
 
 
@@ -180,7 +130,7 @@ def cut_off(long: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config
     process = driver(config, tmp_path_factory.mktemp("driver"))
     name = until(lambda: attempts(long, "cut-off"))[0]
     folder = Path(long.storage.path(f"runs/cut-off/{name}"))
-    until(lambda: registered(folder) >= 5 or process.poll() is not None)
+    until(lambda: registered(long.storage, f"runs/cut-off/{name}") >= 5 or process.poll() is not None)
     assert process.poll() is None, "the driver ended by itself"
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detect_ai import streaming
+from detect_ai import streaming, windows
 from detect_ai.batches import (
     LENGTH_MULTIPLE,
     attention_mask,
@@ -79,21 +79,41 @@ def test_steps_come_in_random_order_and_not_by_length():
 
 @given(LENGTHS, SIZES)
 def test_the_lengths_of_two_microbatches_never_interleave(lengths, sizes):
-    classes = np.asarray(lengths, dtype=np.int64) // LENGTH_MULTIPLE
+    classes = -(-np.asarray(lengths, dtype=np.int64) // LENGTH_MULTIPLE)
     parts = sorted((classes[part].min(), classes[part].max()) for part in chain.from_iterable(steps(lengths, sizes)))
     assert all(left[1] <= right[0] for left, right in pairwise(parts))
 
 
+def spans_of_random_length():
+    documents = [np.zeros(300, np.int32)] * 4096
+    return np.asarray([len(row) + 2 for row in windows.span_each(documents, 126, 32, np.random.default_rng(0))])
+
+
 @pytest.mark.parametrize("sizes", [(16, 8), (16, 16), (64, 16)])
-def test_padding_of_a_realistic_corpus_is_at_most_five_percent(sizes):
-    lengths = realistic_lengths()
+@pytest.mark.parametrize("lengths", [realistic_lengths(), spans_of_random_length()], ids=["documents", "spans"])
+def test_padding_is_at_most_five_percent(lengths, sizes):
     used = padded = 0
     for part in chain.from_iterable(steps(lengths, sizes)):
-        rows = [np.zeros(lengths[i], np.int32) for i in part]
+        rows = [np.zeros(lengths[i] - len(PREFIX) - len(SUFFIX), np.int32) for i in part]
         batch = collate(rows, PREFIX, SUFFIX, 0)
         used += batch.lengths.sum()
         padded += batch.input_ids.size
+    assert used == lengths.sum()
     assert 1 - used / padded <= 0.05
+
+
+def test_a_pool_is_planned_by_lengths_with_special_tokens():
+    """Rows of 6 and 7 tokens are padded to 8 and 16 when two special tokens frame them."""
+    lengths = [6] * 8 + [7] * 8
+    table = pa.table(
+        {
+            "input_ids": pa.array([[9] * n for n in lengths], pa.list_(pa.int32())),
+            "label": pa.array([0, 1] * 8, pa.int8()),
+            "weight": pa.array([1.0] * 16, pa.float32()),
+        }
+    )
+    widths = sorted(row.batch.input_ids.shape for row in training_rows(table, 1, sizes=(8, 8)))
+    assert widths == [(8, 8), (8, 16)]
 
 
 # The plan of scoring
