@@ -31,7 +31,7 @@ def read(shortest_span, epoch=0):
             "weight": pa.array([1.0] * len(LENGTHS), pa.float32()),
         }
     )
-    pool = {"epoch": epoch, "number": 0, "first": 0}
+    pool = {"epoch": epoch, "number": 0, "first": 0, "skip": 0}
     found = {}
     for row in streaming._training_rows(table, pool, FRAME, plan_of(shortest_span)):
         found |= rows_of(row)
