@@ -130,6 +130,8 @@ def train(config: Config, storage: Storage) -> dict[str, Any]:
     if name:
         logger.info("train: %s was cut off and goes on from its last checkpoint", name)
     name = name or attempt("train")
+    checked_tokenizer(config, corpus)
+    require_training_resources(config, f"run {name}")  # before anything of the attempt is written
     with cluster.claimed(f"{storage.root}/{config.run}/train", f"run={config.run}: another job is training it"):
         storage.write_json(f"runs/{config.run}/{name}/{_ATTEMPT}", {"digest": digest, "finished": False})
         result = run_training(config, corpus, name)

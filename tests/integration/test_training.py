@@ -268,3 +268,10 @@ def test_too_few_cpus_are_named_at_once(run: Run) -> None:
         f"{51 - total:g} missing. Lower the number of workers, or start Ray with --num-cpus=51"
     )
     assert not run.storage.exists(f"runs/{config.run}/too-big")
+
+
+def test_a_stage_that_cannot_run_leaves_no_attempt_behind(run: Run) -> None:
+    before = run.storage.list(f"runs/{run.config.run}")
+    with pytest.raises(ResourceError, match=r"needs 51 CPUs"):
+        train(replace(run.config, train=replace(run.config.train, num_workers=50)), run.storage)
+    assert run.storage.list(f"runs/{run.config.run}") == before
