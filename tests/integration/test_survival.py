@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -235,82 +234,3 @@ def test_a_profile_tells_what_takes_the_time(long: Run) -> None:
     found = long.storage.read_json(f"{folder}/data.json")
     assert 0 < found["waiting_for_data"] < 1
     assert found["steps"] == 2 * long.trained["history"][0]["step"]
-
-
-NODES = """
-import json, sys, threading, time
-from omegaconf import OmegaConf
-import ray
-from ray.cluster_utils import Cluster
-from detect_ai.config import Config
-from detect_ai.corpus.manifest import Corpus
-from detect_ai.storage import Storage
-from detect_ai.training import run_training
-from pathlib import Path
-
-config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), json.load(open(sys.argv[1]))))
-key, replace_it = sys.argv[2], sys.argv[3] == "replaced"
-machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})  # for one worker, and a CPU for Ray Data
-spot = machines.add_node(num_cpus=2)
-ray.init(address=machines.address, runtime_env={"env_vars": {"RAY_ADDRESS": machines.address}})
-storage = Storage(config.storage.root)
-folder = Path(storage.path(f"runs/{config.run}/nodes-{sys.argv[3]}"))
-
-def preempt():
-    snapshot = folder / "checkpoint_manager_snapshot.json"
-    while not snapshot.exists() or json.loads(snapshot.read_text() or "{}").get("current_report_index", 0) < 5:
-        time.sleep(0.05)
-    machines.remove_node(spot, allow_graceful=False)
-    if replace_it:
-        machines.add_node(num_cpus=2)
-
-thread = threading.Thread(target=preempt)
-thread.start()
-result = run_training(config, Corpus.open(storage, key), f"nodes-{sys.argv[3]}")
-thread.join()
-print(json.dumps({"history": result.history, "checkpoint": result.checkpoint}))
-ray.shutdown()
-machines.shutdown()
-"""
-
-
-@pytest.fixture(scope="module")
-def preempted(long: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Any], dict[str, Any]]:
-    """A run on two nodes, one of which is taken away."""
-
-    def start(what: str, workers: Any) -> dict[str, Any]:
-        folder = tmp_path_factory.mktemp(what)
-        config = replace(long.config, train=replace(long.config.train, num_workers=workers, cpus_per_worker=2))
-        (folder / "config.json").write_text(json.dumps(config.to_dict()))
-        done = subprocess.run(
-            [sys.executable, "-c", NODES, str(folder / "config.json"), long.corpus.key, what],
-            cwd=ROOT,
-            env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
-            capture_output=True,
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr.decode()[-3000:]
-        result: dict[str, Any] = json.loads(done.stdout.decode().strip().splitlines()[-1])
-        return result
-
-    return start
-
-
-@pytest.mark.slow
-def test_a_run_on_a_preempted_node_goes_on_when_another_comes(
-    long: Run, preempted: Callable[[str, Any], dict[str, Any]]
-) -> None:
-    found = preempted("replaced", 2)
-    assert long.storage.read_json(f"runs/{long.config.run}/nodes-replaced/start.json")["step"] >= 8
-    same_end(long, found)
-
-
-@pytest.mark.slow
-def test_an_elastic_run_goes_on_with_fewer_workers(long: Run, preempted: Callable[[str, Any], dict[str, Any]]) -> None:
-    found = preempted("gone", [1, 2])
-    assert long.storage.read_json(f"runs/{long.config.run}/nodes-gone/start.json")["step"] >= 8
-    losses = [[epoch[name] for name in ("train_loss", "val_loss")] for epoch in found["history"]]
-    expected = [[epoch[name] for name in ("train_loss", "val_loss")] for epoch in long.trained["history"]]
-    np.testing.assert_allclose(losses, expected, atol=0.05)
-    assert [epoch["step"] for epoch in found["history"]] == [epoch["step"] for epoch in long.trained["history"]]
