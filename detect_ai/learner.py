@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from detect_ai import flops, metrics, model
 from detect_ai.backends.torch import autocast, log_odds, model_inputs
 from detect_ai.config import TrainConfig
-from detect_ai.errors import TrainingError
+from detect_ai.errors import ResourceError, TrainingError
 from detect_ai.streaming import Microbatch
 from detect_ai.windows import document_scores
 
@@ -62,8 +62,9 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.steps = 0
         self.last_loss = self.grad_norm = math.nan
-        self.epoch = Meter(self.module, device, self.dtype, world_size)  # since the epoch began
-        self.lately = Meter(self.module, device, self.dtype, world_size)  # since the last line of the log
+        self._flops = flops.Counter(self.module)
+        self.epoch = Meter(device, self.dtype, world_size)  # since the epoch began
+        self.lately = Meter(device, self.dtype, world_size)  # since the last line of the log
 
     @property
     def lr(self) -> float:
@@ -86,7 +87,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         losses = [self._backward(part, sync=part is microbatches[-1]) for part in microbatches]
-        self.last_loss = float(sum(losses)) / max(1.0, sum(float(part.weights.sum()) for part in microbatches))
+        self.last_loss = sum(losses) / max(1.0, sum(float(part.weights.sum()) for part in microbatches))
         self.scaler.unscale_(self.optimizer)
         self.grad_norm = float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm))
         # A scaler skips a step whose gradients overflow, and lowers its scale until none does.
@@ -97,7 +98,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
 
-    def _backward(self, part: Microbatch, sync: bool) -> torch.Tensor:
+    def _backward(self, part: Microbatch, sync: bool) -> float:
         """Add the gradients of a microbatch. Returns the sum of its weighted losses.
 
         DDP takes the mean of the ranks' gradients; scaled by the number of ranks over the weight of the whole step
@@ -115,23 +116,23 @@ class Learner:
                 self.scaler.scale(loss * (self.world_size / part.step_weight)).backward()
         except torch.OutOfMemoryError as error:
             rows, width = part.batch.input_ids.shape
-            raise TrainingError(
+            raise ResourceError(  # of this rank alone: Ray Train ends the others
                 f"step {self.steps + 1}: no memory left on {self.device} for {rows} rows of {width} tokens "
                 f"(documents {_named(part.documents)}): lower train.microbatch_size ({self.config.microbatch_size}) or "
                 "model.window, or set train.gradient_checkpointing=true"
             ) from error
-        loss = loss.detach()
+        lengths = part.batch.lengths[part.documents >= 0]
+        value, size = float(loss.detach()), part.batch.input_ids.size
+        sums = [value, part.weights.sum(), lengths.sum(), size, self._flops.of_training(lengths)]
         for meter in (self.epoch, self.lately):
-            meter.add(float(loss), part)
-        return loss
+            meter.add(sums)
+        return value
 
     def _no_sync(self) -> AbstractContextManager[None]:
         return self._ddp.no_sync() if self._ddp else nullcontext()
 
-    def _not_finite(self, microbatches: list[Microbatch], losses: list[torch.Tensor]) -> str:
-        odd = [
-            part.documents for part, loss in zip(microbatches, losses, strict=True) if not math.isfinite(float(loss))
-        ]
+    def _not_finite(self, microbatches: list[Microbatch], losses: list[float]) -> str:
+        odd = [part.documents for part, loss in zip(microbatches, losses, strict=True) if not math.isfinite(loss)]
         mine = (self.last_loss, np.concatenate(odd) if odd else np.empty(0, np.int64))
         ranks = gather(mine, self.world_size)
         loss = next((loss for loss, _ in ranks if not math.isfinite(loss)), self.last_loss)
@@ -192,9 +193,8 @@ class Learner:
 class Meter:
     """Sums over the microbatches of a stretch of training; what it tells is reduced over the ranks before dividing."""
 
-    def __init__(self, module: PreTrainedModel, device: torch.device, dtype: torch.dtype | None, ranks: int) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype | None, ranks: int) -> None:
         self._device, self._ranks = device, ranks
-        self._flops = flops.Counter(module)
         self._peak = flops.peak(device, dtype)
         self.reset()
 
@@ -203,11 +203,9 @@ class Meter:
         self._sums = np.zeros(5)  # loss, weight, tokens, tokens and padding, floating point operations
         self._since = time.perf_counter()
 
-    def add(self, loss: float, part: Microbatch) -> None:
-        """Count a microbatch with the sum of its weighted losses."""
-        lengths = part.batch.lengths[part.documents >= 0]
-        counted = self._flops.of_training(lengths)
-        self._sums += [loss, part.weights.sum(), lengths.sum(), part.batch.input_ids.size, counted]
+    def add(self, sums: list[float]) -> None:
+        """Count a microbatch: the sum of its weighted losses, weight, tokens, tokens and padding, operations."""
+        self._sums += sums
 
     def pause(self, seconds: float) -> None:
         """Leave out seconds that were not spent on training."""

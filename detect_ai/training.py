@@ -59,8 +59,8 @@ def run_training(
 
     Raises:
         CorpusError: the corpus was tokenised by another tokenizer.
-        ResourceError: the cluster can never place the workers.
-        TrainingError: the loss is not finite, or a GPU has no memory left.
+        ResourceError: the cluster can never place the workers, or a GPU has no memory left.
+        TrainingError: the loss is not finite.
         TrainingFailedError: workers failed more often than `train.max_failures`; the last cause is inside.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig

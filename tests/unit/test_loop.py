@@ -15,7 +15,7 @@ from detect_ai import checkpoints, model, observing
 from detect_ai import learner as learning_
 from detect_ai.batches import Batch
 from detect_ai.config import Config, ModelConfig, TrainConfig
-from detect_ai.errors import TrainingError
+from detect_ai.errors import ResourceError, TrainingError
 from detect_ai.learner import Learner, lr_share, make_optimizer
 from detect_ai.loop import _steps, evaluations_since_best
 from detect_ai.streaming import Microbatch
@@ -249,7 +249,7 @@ def test_no_memory_left_names_the_batch_and_what_to_change(network: Any) -> None
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     network.register_forward_pre_hook(no_memory)
-    with pytest.raises(TrainingError) as refused:
+    with pytest.raises(ResourceError) as refused:
         learner(network).step([part(rows=3)])
     assert str(refused.value) == (
         "step 1: no memory left on cpu for 3 rows of 8 tokens (documents 0, 1, 2): lower train.microbatch_size (8) or "
@@ -279,7 +279,7 @@ def test_label_smoothing_reaches_the_loss(network: Any) -> None:
     for learning, smoothing in ((sharp, 0.0), (smooth, 0.5)):
         network.zero_grad()
         expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
-        assert float(learning._backward(part(), sync=True)) == pytest.approx(float(expected), rel=1e-5)
+        assert learning._backward(part(), sync=True) == pytest.approx(float(expected), rel=1e-5)
 
 
 # Going on
