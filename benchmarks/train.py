@@ -69,7 +69,9 @@ def prepared(scratch: Path, name: str, options: argparse.Namespace) -> dict[str,
     """A corpus of so many training documents, tokenised, and the model; what an arm must know, as plain values."""
     folder = scratch / name
     folder.mkdir()
-    model = ["model=minilm"] if name == "minilm" else [f"model.path={random_distilbert(folder / 'weights')}"]
+    model = ["model=minilm"]
+    if name == "distilbert":
+        model = [f"model.path={random_distilbert(folder / 'weights')}", "model.sha256="]
     train = round(DOCUMENTS[name] * options.scale)
     rows = texts(options.texts, round(train / 0.7))
     rows.to_csv(folder / "texts.csv", index=False)
