@@ -127,7 +127,7 @@ def train(network: Any, texts: pd.DataFrame, tokenizer: Tokenizer, options: argp
         else:
             rows = one_each(documents, content, options.stride, rng)
         lengths = np.asarray([len(row) + tokenizer.num_special for row in rows])
-        for (chosen,) in plan_steps(lengths, options.batch, options.batch, rng):
+        for (chosen,) in plan_steps(lengths, labels, options.batch, options.batch, rng):
             for group in optimizer.param_groups:
                 group["lr"] = options.lr * lr_share(done, total, 0.1, "linear")
             batch = collate([rows[i] for i in chosen], tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id)

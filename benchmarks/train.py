@@ -303,7 +303,7 @@ def bare(arm: str, job: dict[str, Any]) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=0.01, fused=True)
     ids, labels = token_ids(config, corpus, "train"), corpus.labels("train")
     lengths, nothing = np.asarray([len(row) for row in ids]), np.empty(0, np.int32)
-    plan = batches.plan_steps(lengths, BATCH, MICROBATCH, np.random.default_rng(0))
+    plan = batches.plan_steps(lengths, labels, BATCH, MICROBATCH, np.random.default_rng(0))
     made = [
         [(batches.collate([ids[i] for i in part], nothing, nothing, 0), labels[part]) for part in step] for step in plan
     ]

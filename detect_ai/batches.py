@@ -1,8 +1,12 @@
 """The batch plan: which documents make a step, and how they are padded. Pure functions of lengths and a seed.
 
-A *step* is `batch_size` documents of like length, whatever the number of workers; it is cut into *microbatches* of
-neighbouring lengths. Microbatches are dealt to the ranks one by one, so that all ranks work on like lengths at the
-same time and a step's content does not depend on the number of ranks.
+A *step* is `batch_size` documents, whatever the number of workers. Each class gives its share of every step, and within
+a class the documents of a step are of like length. A step is cut into *microbatches* of neighbouring lengths, which are
+dealt to the ranks one by one, so that all ranks work on like lengths at the same time and a step's content does not
+depend on the number of ranks.
+
+Why by class: human and AI texts differ in length, so steps of like length alone would nearly be steps of one class, and
+a model learns much less from them (docs/TRAINING.md has the figures).
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,26 +41,42 @@ def num_steps(num_rows: int, batch_size: int) -> int:
     return math.ceil(num_rows / batch_size)
 
 
-def plan_steps(lengths: Ints, batch_size: int, microbatch_size: int, rng: np.random.Generator) -> list[list[Ints]]:
+def plan_steps(
+    lengths: Ints, labels: Ints, batch_size: int, microbatch_size: int, rng: np.random.Generator
+) -> list[list[Ints]]:
     """Cut a pool of documents into steps of microbatches.
 
-    Lengths are compared as they will be padded; within a class the order is random, so that no two epochs have the
-    same batches. Steps differ by at most one document and come in random order.
+    Lengths are compared as they will be padded; documents of equal length are in random order, so that no two epochs
+    have the same batches. Steps differ by at most one document and come in random order.
 
     Args:
         lengths: tokens of each document as it will be read, special tokens included, shape (n,).
+        labels: class of each document, shape (n,).
         batch_size: documents in a step, at most.
         microbatch_size: documents in a microbatch, at most.
         rng: decides every order.
 
     Returns:
-        For each step its microbatches, each an array of positions in `lengths`. Every position stands once.
+        For each step its microbatches, each an array of positions in `lengths`, shortest first. Every position stands
+        once.
     """
+    padded = padded_length(lengths)
     order = rng.permutation(len(lengths))
-    order = order[np.argsort(-(-lengths[order] // LENGTH_MULTIPLE), kind="stable")]
+    order = order[np.argsort(padded[order], kind="stable")]
+    # The k-th shortest of a class of n stands at (k + u) / n: steps cut from this order take alike from every class.
+    places = np.empty(len(lengths))
+    for label in np.unique(labels):
+        of_class = order[labels[order] == label]
+        places[of_class] = (np.arange(len(of_class)) + rng.random()) / len(of_class)
+    order = np.argsort(places, kind="stable")
     steps = np.array_split(order, max(1, num_steps(len(lengths), batch_size)))
-    cut = [np.array_split(step, max(1, num_steps(len(step), microbatch_size))) for step in steps if len(step)]
+    cut = [_microbatches(step, padded, microbatch_size) for step in steps if len(step)]
     return [cut[i] for i in rng.permutation(len(cut))]
+
+
+def _microbatches(step: Ints, padded: Ints, size: int) -> list[Ints]:
+    by_length = step[np.argsort(padded[step], kind="stable")]
+    return np.array_split(by_length, num_steps(len(step), size))
 
 
 def plan_scoring(lengths: Ints, batch_tokens: int) -> list[Ints]:
@@ -74,8 +95,8 @@ def plan_scoring(lengths: Ints, batch_tokens: int) -> list[Ints]:
     return batches
 
 
-def padded_length(length: int) -> int:
-    """The length that rows of at most `length` tokens are padded to."""
+def padded_length(length: Any) -> Any:
+    """The length that rows of at most `length` tokens are padded to; of a number, or of each in an array."""
     return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 
 

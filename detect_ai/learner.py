@@ -82,6 +82,8 @@ class Learner:
         Raises:
             TrainingError: on every rank alike, when the gradients of the step are not finite.
         """
+        for meter in (self.epoch, self.lately):
+            meter.begin()
         self.network.train()
         torch.manual_seed((self.seed * 1_000_003 + self.steps) * 65_536 + self.rank)
         for group in self.optimizer.param_groups:
@@ -196,12 +198,14 @@ class Meter:
     def __init__(self, device: torch.device, dtype: torch.dtype | None, ranks: int) -> None:
         self._device, self._ranks = device, ranks
         self._peak = flops.peak(device, dtype)
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin a stretch."""
         self._sums = np.zeros(5)  # loss, weight, tokens, tokens and padding, floating point operations
-        self._since = time.perf_counter()
+        self._seconds = 0.0  # before the clock runs
+        self._since = math.nan
+
+    def begin(self) -> None:
+        """Let the clock run, if it does not: what comes before the first step is start-up."""
+        if math.isnan(self._since):
+            self._since = time.perf_counter() - self._seconds
 
     def add(self, sums: list[float]) -> None:
         """Count a microbatch: the sum of its weighted losses, weight, tokens, tokens and padding, operations."""
@@ -215,7 +219,7 @@ class Meter:
         """Figures since the stretch began, which ends here. Every rank must ask."""
         loss, weight, tokens, padded, operations = total(self._sums, self._device, self._ranks)
         seconds = time.perf_counter() - self._since
-        self.reset()
+        self._sums, self._since = np.zeros(5), time.perf_counter()
         mfu = {"mfu": operations / seconds / (self._peak * self._ranks)} if self._peak else {}
         return {
             "train_loss": loss / weight,
@@ -232,7 +236,7 @@ class Meter:
     def restore(self, state: dict[str, Any], first: bool) -> None:
         """Go on from a state: the first rank takes the sums of all."""
         self._sums = np.asarray(state["sums"]) if first else np.zeros_like(self._sums)
-        self._since = time.perf_counter() - state["seconds"]
+        self._seconds = state["seconds"]
 
 
 def gather(value: Any, ranks: int) -> list[Any]:

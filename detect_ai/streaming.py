@@ -167,7 +167,7 @@ def _training_rows(table: pa.Table, pool: dict[str, Any], frame: Frame, plan: Tr
     labels = table["label"].to_numpy().astype(np.int64)
     weights = table["weight"].to_numpy() * np.asarray(plan.class_weights, np.float32)[labels]
     lengths = np.asarray([len(frame.prefix) + len(row) + len(frame.suffix) for row in ids])
-    for step in batches.plan_steps(lengths, plan.batch_size, plan.microbatch_size, rng)[pool["skip"] :]:
+    for step in batches.plan_steps(lengths, labels, plan.batch_size, plan.microbatch_size, rng)[pool["skip"] :]:
         step_weight = float(sum(weights[positions].sum() for positions in step))
         slots = _filled_up(step, plan.num_workers)
         for slot, positions in enumerate(slots):
