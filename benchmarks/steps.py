@@ -6,8 +6,8 @@ One bare loop, three ways to cut an epoch into steps of 16 documents and microba
     at_random    documents drawn at random, sorted by length within the step only
     by_class     the project's plan: like lengths within each class, every step with the classes in their shares
 
-For each the validation loss over seeds, the share of padding, and the spread of the share of AI texts over the steps. The
-last line is JSON. The sample is small: the figures compare plans and say nothing of a detector's quality.
+For each the validation loss over seeds, the share of padding, and the spread of the share of AI texts over the steps.
+The last line is JSON. The sample is small: the figures compare plans and say nothing of a detector's quality.
 """
 
 from __future__ import annotations
@@ -22,17 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from material import BATCH, LR, MICROBATCH, corpus_of, prepared, settings, token_ids
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CHECKOUT))
-
-from benchmarks.train import corpus_of, prepared, settings, token_ids  # noqa: E402
-from detect_ai import batches, metrics, model  # noqa: E402
-from detect_ai.backends.torch import autocast, log_odds, model_inputs  # noqa: E402
-from detect_ai.learner import lr_share  # noqa: E402
+from detect_ai import batches, metrics, model
+from detect_ai.backends.torch import autocast, log_odds, model_inputs
+from detect_ai.learner import lr_share
 
 PLANS = ("by_length", "at_random", "by_class")
-BATCH, MICROBATCH, LR, NOTHING = 16, 4, 1e-4, np.empty(0, np.int32)
+NOTHING = np.empty(0, np.int32)
 
 
 def main() -> int:
@@ -68,12 +65,17 @@ def steps(plan: str, lengths: Any, labels: Any, rng: np.random.Generator) -> lis
 def trained(plan: str, config: Any, splits: dict[str, Any], epochs: int) -> dict[str, float]:
     """Train by a plan and judge the validation split."""
     ids, labels = splits["train"]
-    lengths, rng, device = np.asarray([len(row) for row in ids]), np.random.default_rng(config.seed), torch.device("cpu")
+    lengths, rng, device = (
+        np.asarray([len(row) for row in ids]),
+        np.random.default_rng(config.seed),
+        torch.device("cpu"),
+    )
     network, dtype = model.build(config.model, config.seed).train(), model.autocast_dtype("auto", device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=0.01, fused=True)
-    total, done, padded, shares = epochs * batches.num_steps(len(ids), BATCH), 0, 0, []
-    for step in [step for _ in range(epochs) for step in steps(plan, lengths, labels, rng)]:
-        optimizer.param_groups[0]["lr"] = LR * lr_share(done, total, 0.1, "linear")
+    planned = [step for _ in range(epochs) for step in steps(plan, lengths, labels, rng)]
+    padded, shares = 0, []
+    for done, step in enumerate(planned):
+        optimizer.param_groups[0]["lr"] = LR * lr_share(done, len(planned), 0.1, "linear")
         for part in step:
             batch = batches.collate([ids[i] for i in part], NOTHING, NOTHING, 0)
             with autocast(device, dtype):
@@ -85,7 +87,6 @@ def trained(plan: str, config: Any, splits: dict[str, Any], epochs: int) -> dict
         optimizer.step()
         optimizer.zero_grad()
         shares.append(labels[np.concatenate(step)].mean())
-        done += 1
     return {
         "val_loss": round(judged(network, *splits["validation"]), 4),
         "padding": round(1 - epochs * lengths.sum() / padded, 4),

@@ -110,6 +110,7 @@ class TrainConfig:
     lr: float = 1.5e-4
     from_sweep: bool = False  # take the learning rate that the sweep of this run found best
     epochs: int = 4
+    max_steps: int = 0  # end after so many steps, also within an epoch; 0: all of them
     batch_size: int = 16  # documents in a global step, whatever the number of workers
     microbatch_size: int = 8  # documents in one forward pass
     shortest_span: int = 0  # tokens: spans of random length are read, from this to a window; 0: whole windows

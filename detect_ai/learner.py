@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -57,7 +58,7 @@ class Learner:
         self.dtype = model.autocast_dtype(config.precision, device)
         self.max_grad_norm = config.max_grad_norm
         self.steps_per_epoch = steps_per_epoch
-        self.total_steps = steps_per_epoch * config.epochs
+        self.total_steps = min(steps_per_epoch * config.epochs, config.max_steps or sys.maxsize)
         self.optimizer = make_optimizer(self.module, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.steps = 0
@@ -73,8 +74,8 @@ class Learner:
 
     @property
     def at_epoch_end(self) -> bool:
-        """Whether the last step was the last of an epoch."""
-        return self.steps % self.steps_per_epoch == 0
+        """Whether the last step was the last of an epoch, or of the run."""
+        return self.steps % self.steps_per_epoch == 0 or self.steps == self.total_steps
 
     def step(self, microbatches: list[Microbatch]) -> None:
         """Forward and backward over this rank's microbatches of a step, then one update, the same on all ranks.
@@ -225,6 +226,7 @@ class Meter:
             "train_loss": loss / weight,
             "tokens_per_second": round(tokens / seconds),
             "padding": 1 - tokens / padded,
+            "seconds": round(seconds, 2),  # of training: neither start-up nor evaluations
             **mfu,
         }
 

@@ -234,6 +234,7 @@ def _range_rules(c: Config) -> list[Rule]:
         "seed": c.seed,
         "corpus.min_words": c.corpus.min_words,
         "train.weight_decay": c.train.weight_decay,
+        "train.max_steps": c.train.max_steps,
         "train.patience": c.train.patience,
         "train.checkpoint_every": c.train.checkpoint_every,
         "train.max_failures": c.train.max_failures,

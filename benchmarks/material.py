@@ -1,0 +1,97 @@
+"""What the training benchmarks train on: a corpus of the sample or of your own texts, and models."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CHECKOUT))
+WINDOW, STRIDE, BATCH, MICROBATCH, LR = 512, 384, 16, 4, 1e-4
+MODELS = ("minilm", "distilbert")
+
+
+def prepared(scratch: Path, name: str, path: str | None, documents: int, gpu: bool = False) -> dict[str, Any]:
+    """A corpus of so many training documents, tokenised, and a model; what an arm must know, as plain values."""
+    folder = scratch / name
+    folder.mkdir()
+    model = ["model=minilm"]
+    if name == "distilbert":
+        model = [f"model.path={random_distilbert(folder / 'weights')}", "model.sha256="]
+    texts(path, round(documents / 0.7)).to_csv(folder / "texts.csv", index=False)
+    overrides = [
+        *model,
+        *(f"model.window={WINDOW}", f"model.stride={STRIDE}", f"storage.root={folder / 'store'}"),
+        *("corpus=csv", f"corpus.sources.0.path={folder / 'texts.csv'}", "corpus.min_words=1"),
+        "corpus.split={train: 0.7, validation: 0.2, calibration: 0.05, test: 0.05}",
+        *(f"train.batch_size={BATCH}", f"train.microbatch_size={MICROBATCH}", f"train.lr={LR}", "train.epochs=2"),
+        *("tracking.mode=disabled", f"train.use_gpu={str(gpu).lower()}"),
+    ]
+    subprocess.run([sys.executable, "jobs/prepare.py", *overrides], cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL)
+    return {"name": name, "overrides": overrides, "gpu": gpu}
+
+
+def texts(path: str | None, count: int) -> Any:
+    """Labelled texts, both classes alike, in an order drawn from a seed."""
+    import pandas as pd
+
+    if path:
+        rows = pd.read_parquet(path, columns=["text", "label"])
+    else:
+        from detect_ai.config import SourceConfig
+        from detect_ai.corpus.read import pieces, read_piece
+
+        source = SourceConfig(kind="sample", name="sample")
+        tables = [table for piece in pieces(source) for table in read_piece(piece)]
+        rows = pd.concat([table.select(["text", "label"]).to_pandas() for table in tables])
+    each = [part.sample(min(len(part), count // 2), random_state=0) for _, part in rows.groupby("label")]
+    return pd.concat(each).sample(frac=1, random_state=0)
+
+
+def random_distilbert(folder: Path) -> Path:
+    """DistilBERT of full size (66M parameters) with random weights and the tokenizer of `minilm`."""
+    import torch
+    from transformers import DistilBertConfig, DistilBertModel
+
+    from detect_ai import model
+    from detect_ai.config import ModelConfig
+
+    torch.manual_seed(0)
+    DistilBertModel(DistilBertConfig()).save_pretrained(folder)
+    source, _ = model.resolve(ModelConfig())
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(source) / name, folder)
+    return folder
+
+
+def settings(job: dict[str, Any], *more: str) -> Any:
+    """The configuration of a run."""
+    from detect_ai.config import load_config
+
+    return load_config([*job["overrides"], *more])
+
+
+def corpus_of(config: Any) -> Any:
+    """The prepared corpus."""
+    from detect_ai.corpus.manifest import Corpus
+    from detect_ai.stage import read_result
+    from detect_ai.storage import Storage
+
+    storage = Storage(config.storage.root)
+    config.storage.root = storage.root
+    return Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
+
+
+def token_ids(config: Any, corpus: Any, split: str) -> list[Any]:
+    """Token ids of the documents of a split with their special tokens, cut to a window."""
+    from detect_ai.model import load_tokenizer
+
+    tokenizer = load_tokenizer(config.model)
+    content = WINDOW - tokenizer.num_special
+    rows = corpus.read(split, ["input_ids"])["input_ids"].to_pylist()
+    return [np.concatenate((tokenizer.prefix, row[:content], tokenizer.suffix)).astype(int) for row in rows]
