@@ -1,7 +1,7 @@
 """One arm of `benchmarks/train.py` in a process of its own: `python benchmarks/arms.py ARM JOB`, JOB being JSON.
 
-Every arm makes the job's `steps` (0: two epochs), once for each of its `seeds`. Prints its figures as JSON: real tokens a
-second (padding and start-up not counted), share of padding, seconds besides the training, validation loss.
+Every arm makes the job's `steps` (0: two epochs), once for each of its `seeds`. Prints its figures as JSON: real tokens
+a second (padding and start-up not counted), share of padding, seconds besides the training, validation loss.
 """
 
 from __future__ import annotations
