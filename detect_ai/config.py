@@ -108,7 +108,7 @@ class TrainConfig:
     """The training run."""
 
     lr: float = 1.5e-4
-    from_sweep: bool = False  # take the learning rate that the sweep of this run found best
+    from_sweep: bool = False  # take the values that the sweep of this run found best
     epochs: int = 4
     max_steps: int = 0  # end after so many steps, also within an epoch; 0: all of them
     batch_size: int = 16  # documents in a global step, whatever the number of workers
@@ -120,6 +120,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     label_smoothing: float = 0.0
     class_weights: list[float] = field(default_factory=lambda: [1.0, 1.0])  # of human and AI texts
+    attack_weight: float = 1.0  # of the changed copies that corpus.augment made
     frozen: str = "nothing"  # nothing | embeddings | encoder: what keeps its pretrained weights
     precision: str = "auto"  # auto | bf16 | fp16 (on a GPU) | fp32
     compile: bool = False  # torch.compile: pays on a GPU in long runs
@@ -145,14 +146,16 @@ class TrainConfig:
 
 @dataclass
 class SweepConfig:
-    """The search over learning rates."""
+    """The search for the best training."""
 
-    search: str = "loguniform"  # loguniform | grid
-    lr_min: float = 3e-5
-    lr_max: float = 4e-4
-    lrs: list[float] = field(default_factory=list)  # the grid
-    trials: int = 4  # of loguniform
+    search: str = "random"  # random | grid (every combination of the values) | optuna
+    # Keys of `train` and `model` (those of detect_ai/space.py), each with a list of values, or with a range:
+    # {low: 3e-5, high: 4e-4}, drawn by its logarithm unless it says log: false.
+    space: dict[str, Any] = field(default_factory=dict)
+    trials: int = 4  # of random and optuna
     epochs: int = 2  # of each trial
+    stop: str = "none"  # none | asha | median: end trials that fall behind the others
+    grace: int = 1  # epochs that a trial has at least
     max_concurrent: int = 0  # 0: as many as fit the cluster
 
 

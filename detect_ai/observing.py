@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 
+from detect_ai import space
 from detect_ai.config import Config
 from detect_ai.learner import Learner
 from detect_ai.profiling import Profiler
@@ -86,7 +87,7 @@ def _tracker(arguments: dict[str, Any], first: bool) -> Tracker:
         resolve_mode(config.tracking.mode) if first else "disabled",
         folder=Path(config.storage.root if local else "~/.cache/detect_ai").expanduser(),
         # The trials of a sweep run beside each other: none may delete the folder of another.
-        keep=config.storage.keep * (max(config.sweep.trials, len(config.sweep.lrs)) if arguments["group"] else 1),
+        keep=config.storage.keep * (space.count(config.sweep) if arguments["group"] else 1),
         project=config.tracking.project,
         group=arguments["group"],
         name=name,

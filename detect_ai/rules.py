@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
+from detect_ai import space
 from detect_ai.attacks import ATTACKS
 from detect_ai.config import SPLITS, Config, CorpusConfig, SourceConfig
 from detect_ai.corpus.presets import PRESETS
@@ -20,6 +22,10 @@ def check(config: Config) -> None:
     for key, value, ok, allowed in _rules(config):
         if not ok:
             raise ConfigError(f"config: {key}={value}: expected {allowed}")
+    alone = replace(config, sweep=replace(config.sweep, space={}))
+    for name in config.sweep.space:
+        for value in space.ends(config, name):
+            check(space.apply(alone, {name: value}))
 
 
 def _rules(c: Config) -> list[Rule]:
@@ -28,7 +34,6 @@ def _rules(c: Config) -> list[Rule]:
     rules = [
         _one_of("score.precision", c.score.precision, precisions),
         _one_of("serve.precision", c.serve.precision, precisions),
-        _one_of("sweep.search", c.sweep.search, ("loguniform", "grid")),
         _one_of("tracking.mode", c.tracking.mode, ("auto", "online", "offline", "disabled")),
         ("storage.root", c.storage.root, bool(c.storage.root.strip()), "a path or a URI such as gs://bucket/folder"),
         ("run", c.run, _is_name(c.run), _NAME),
@@ -62,7 +67,6 @@ def _rules(c: Config) -> list[Rule]:
             c.calibration.default_target_fpr in c.calibration.target_fprs,
             f"one of calibration.target_fprs ({c.calibration.target_fprs})",
         ),
-        ("sweep.lrs", c.sweep.lrs, all(0 < lr < math.inf for lr in c.sweep.lrs), "finite learning rates above 0"),
     ]
     rules += _train_rules(c) + _sweep_rules(c) + _corpus_rules(c.corpus) + _calibration_rules(c)
     return rules + _judging_rules(c) + _range_rules(c)
@@ -137,21 +141,25 @@ def _judging_rules(c: Config) -> list[Rule]:
 
 
 def _sweep_rules(c: Config) -> list[Rule]:
-    grid = c.sweep.search == "grid"
-    return [
-        (
-            "sweep.lrs",
-            c.sweep.lrs,
-            not grid or bool(c.sweep.lrs),
-            "at least one learning rate for sweep.search=grid",
-        ),
-        (
-            "sweep.lr_max",
-            c.sweep.lr_max,
-            c.sweep.lr_min < c.sweep.lr_max < math.inf,
-            f"a finite number above sweep.lr_min ({c.sweep.lr_min})",
-        ),
+    sweep = c.sweep
+    rules = [
+        _one_of("sweep.search", sweep.search, ("random", "grid", "optuna")),
+        _one_of("sweep.stop", sweep.stop, ("none", "asha", "median")),
+        ("sweep.grace", sweep.grace, 1 <= sweep.grace <= max(1, sweep.epochs), f"1 to sweep.epochs ({sweep.epochs})"),
     ]
+    for name, given in sweep.space.items():
+        key, found = f"sweep.space.{name}", space.Dimension.of(given)
+        rules += [
+            _one_of("sweep.space", name, tuple(space.PLACES)),
+            (key, given, found is not None, "a list of values, or a range {low: …, high: …, log: …}"),
+        ]
+        if found and not found.values:
+            rules += [
+                (key, given, sweep.search != "grid", "a list of values for sweep.search=grid"),
+                (key, given, found.low < found.high, "low < high"),
+                (key, given, not found.log or found.low > 0, "low above 0, or log: false"),
+            ]
+    return rules
 
 
 def _corpus_rules(c: CorpusConfig) -> list[Rule]:
@@ -225,7 +233,7 @@ def _range_rules(c: Config) -> list[Rule]:
         "train.lr": c.train.lr,
         "train.max_grad_norm": c.train.max_grad_norm,
         "train.cpus_per_worker": c.train.cpus_per_worker,
-        "sweep.lr_min": c.sweep.lr_min,
+        "train.attack_weight": c.train.attack_weight,
         "score.cpus_per_worker": c.score.cpus_per_worker,
         "serve.cpus_per_replica": c.serve.cpus_per_replica,
         "serve.request_timeout_s": c.serve.request_timeout_s,

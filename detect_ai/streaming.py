@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -27,7 +28,7 @@ from detect_ai.tokenizer import Ids, Tokenizer
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-_COLUMNS = ["input_ids", "label", "weight"]
+_COLUMNS = ["input_ids", "label", "weight", "attack"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class TrainingPlan:
     num_workers: int
     shortest_span: int = 0  # tokens; 0: whole windows are read
     class_weights: tuple[float, float] = (1.0, 1.0)  # of human and of AI texts
+    attack_weight: float = 1.0  # of changed copies
 
     def num_steps(self, corpus: Corpus) -> int:
         """Steps of one epoch."""
@@ -166,6 +168,7 @@ def _training_rows(table: pa.Table, pool: dict[str, Any], frame: Frame, plan: Tr
         ids = windows.one_each(documents, frame.content, frame.stride, rng)
     labels = table["label"].to_numpy().astype(np.int64)
     weights = table["weight"].to_numpy() * np.asarray(plan.class_weights, np.float32)[labels]
+    weights[pc.not_equal(table["attack"], "").to_numpy()] *= np.float32(plan.attack_weight)
     lengths = np.asarray([len(frame.prefix) + len(row) + len(frame.suffix) for row in ids])
     for step in batches.plan_steps(lengths, labels, plan.batch_size, plan.microbatch_size, rng)[pool["skip"] :]:
         step_weight = float(sum(weights[positions].sum() for positions in step))

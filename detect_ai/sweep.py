@@ -1,100 +1,124 @@
-"""The stage `sweep`: Ray Tune over `run_training`, to find the learning rate."""
+"""The stage `sweep`: Ray Tune over `run_training`, to find the best values of a search space.
+
+A sweep that was cut off goes on when the stage runs again under the same run name with the same configuration: finished
+trials stay, unfinished ones go on from their last checkpoint.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from detect_ai import cluster, training
-from detect_ai.config import Config, SweepConfig
+from detect_ai import attempts, cluster, space, training, trials
+from detect_ai.config import Config
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.errors import TrainingError
-from detect_ai.stage import attempt, read_result
+from detect_ai.errors import ConfigError, TrainingError
+from detect_ai.reports.sweep import write_reports
+from detect_ai.stage import read_result
 from detect_ai.storage import Storage
+
+if TYPE_CHECKING:
+    from ray.tune import ResultGrid, Tuner
+    from ray.tune.schedulers import TrialScheduler
 
 logger = logging.getLogger(__name__)
 
 TRIAL_CPUS = 0.1  # a trial's own actor only waits; its workers reserve what they need
+_REDUCTION = 2  # asha: the share of trials that a rung ends is one half
 
 
 def sweep(config: Config, storage: Storage) -> dict[str, Any]:
-    """Train once for each learning rate and name the best: a table, and the best trial's checkpoint by its key.
+    """Train once for each trial and name the best: a table, a report, and the best trial's checkpoint by its key.
 
     A trial that fails stands in the table with its error and does not end the sweep.
 
     Raises:
-        ResourceError: the cluster cannot place a single trial.
+        ConfigError: nothing is to be searched, or Optuna is not installed.
+        ResourceError: the cluster cannot place a single trial, or another job makes this sweep.
         TrainingError: every trial failed.
     """
+    if not config.sweep.space:
+        raise ConfigError("config: sweep.space is empty: name what to try, such as sweep=grid or sweep=random")
+    algorithm = _algorithm(config)
     cluster.connect()
     corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
     training.checked_tokenizer(config, corpus)
     training.require_training_resources(config, "a trial of the sweep", training.DATA_CPUS + TRIAL_CPUS)
-    name = attempt("sweep")
-    trials = _run(config, corpus, name)
+    digest = attempts.digest(config, corpus, asdict(config.sweep))
+    with attempts.attempted(storage, config.run, "sweep", digest) as (name, goes_on):
+        if goes_on:
+            logger.info("sweep: %s was cut off and goes on; its finished trials stay", name)
+        found = trials.records(_run(config, corpus, name, algorithm), storage, f"runs/{config.run}/{name}")
+        _wait_until_free()
     storage.prune(f"runs/{config.run}", "sweep-", config.storage.keep)
-    finished = [trial for trial in trials if trial["error"] is None]
-    best = max(finished, key=lambda trial: (trial["auroc"], -trial["val_loss"]), default=None)
+    logger.info("trials of %s:\n%s", name, trials.table(found))
+    best = trials.best(found)
     if best is None:
-        raise TrainingError(f"all {len(trials)} trials failed; the first said: {trials[0]['error']}")
-    logger.info("trials of %s:\n%s", name, table(trials))
-    _wait_until_free()
-    return {"best": best, "trials": trials, "concurrent": concurrency(config), "corpus": corpus.key}
+        raise TrainingError(f"all {len(found)} trials failed; the first said: {found[0]['error']}")
+    result = {"best": best, "trials": found, "concurrent": concurrency(config), "corpus": corpus.key}
+    return result | write_reports(config, storage, f"runs/{config.run}/{name}", result)
 
 
-def _run(config: Config, corpus: Corpus, name: str) -> list[dict[str, Any]]:
+def _run(config: Config, corpus: Corpus, name: str, algorithm: Any) -> ResultGrid:
     import ray
     from ray import tune
-    from ray.tune.integration.ray_train import TuneReportCallback
 
-    reference = ray.put((config, corpus))
-
-    def trial(space: dict[str, Any]) -> None:
-        base, data = ray.get(reference)
-        settings = replace(base, train=replace(base.train, lr=space["lr"], epochs=base.sweep.epochs))
-        trial_name = f"{name}/{tune.get_context().get_trial_id()}"
-        result = training.run_training(settings, data, trial_name, callbacks=[TuneReportCallback()], group=name)
-        # What Tune knows is the last epoch. The best one and its checkpoint are reported as the trial's last word.
-        tune.report({**result.metrics, "checkpoint": result.checkpoint, "done_well": True})
-
-    storage = corpus.storage
+    storage, folder = corpus.storage, f"runs/{config.run}/{name}/tune"
+    trainable = tune.with_resources(trials.trainable(ray.put((config, corpus)), name), {"CPU": TRIAL_CPUS})
+    path = storage.path(folder)
+    if tune.Tuner.can_restore(path, storage_filesystem=storage.filesystem):
+        tuner: Tuner = tune.Tuner.restore(path, trainable, storage_filesystem=storage.filesystem)
+        return tuner.fit()
     tuner = tune.Tuner(
-        tune.with_resources(trial, {"CPU": TRIAL_CPUS}),
-        param_space={"lr": _space(config.sweep)},
+        trainable,
+        param_space=space.tune_space(config),
         tune_config=tune.TuneConfig(
             metric="auroc",
             mode="max",
             num_samples=1 if config.sweep.search == "grid" else config.sweep.trials,
-            search_alg=tune.search.BasicVariantGenerator(random_state=config.seed, max_concurrent=concurrency(config)),
+            search_alg=algorithm,
+            scheduler=_scheduler(config),
+            max_concurrent_trials=concurrency(config),
         ),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=storage.path(f"runs/{config.run}/{name}"),
             storage_filesystem=storage.filesystem,
+            failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
             verbose=0,
         ),
     )
-    results = tuner.fit()
-    return [_record(results[i]) for i in range(len(results))]
+    return tuner.fit()
 
 
-def _space(config: SweepConfig) -> Any:
+def _algorithm(config: Config) -> Any:
     from ray import tune
 
-    if config.search == "grid":
-        return tune.grid_search(list(config.lrs))
-    return tune.loguniform(config.lr_min, config.lr_max)
+    if config.sweep.search != "optuna":
+        return tune.search.BasicVariantGenerator(random_state=config.seed)
+    from ray.tune.search.optuna import OptunaSearch
+
+    try:
+        return OptunaSearch(metric="auroc", mode="max", seed=config.seed)
+    except (ImportError, AssertionError) as error:  # Ray asserts that it is there
+        raise ConfigError("config: sweep.search=optuna: wants Optuna: pip install 'detect-ai[sweep]'") from error
 
 
-def _record(result: Any) -> dict[str, Any]:
-    found = result.metrics or {}
-    figures = {name: found.get(name) for name in ("auroc", "val_loss", "accuracy", "epoch", "checkpoint")}
-    failed = result.error is not None or not found.get("done_well")
-    error = str(result.error).strip().splitlines()[-1] if result.error is not None else "it reported no result"
-    return {"lr": (result.config or {}).get("lr"), **figures, "error": error if failed else None}
+def _scheduler(config: Config) -> TrialScheduler | None:
+    from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
+
+    sweep = config.sweep
+    if sweep.stop == "asha":
+        # Above the last epoch: a trial that gets there ends by itself, and says what it has found.
+        return AsyncHyperBandScheduler(
+            "epoch", max_t=sweep.epochs + 1, grace_period=sweep.grace, reduction_factor=_REDUCTION
+        )
+    if sweep.stop == "median":
+        return MedianStoppingRule("epoch", grace_period=sweep.grace, min_samples_required=2)
+    return None
 
 
 def concurrency(config: Config) -> int:
@@ -121,18 +145,3 @@ def _wait_until_free(seconds: float = 30) -> None:
             return
         time.sleep(0.2)
     logger.warning("CPUs are still held %g s after the sweep: %s", seconds, ray.available_resources())
-
-
-def table(trials: list[dict[str, Any]]) -> str:
-    """The trials as lines of text, best first."""
-    lines = [f"{'lr':>10} {'auroc':>8} {'val_loss':>9} {'accuracy':>9} {'epoch':>6}"]
-    failed = [t for t in trials if t["error"] is not None]
-    finished = [t for t in trials if t["error"] is None]
-    for t in [*sorted(finished, key=lambda t: (-t["auroc"], t["val_loss"])), *failed]:
-        if t["error"] is not None:
-            lines.append(f"{t['lr']:>10.2e} failed: {t['error']}")
-        else:
-            lines.append(
-                f"{t['lr']:>10.2e} {t['auroc']:>8.4f} {t['val_loss']:>9.4f} {t['accuracy']:>9.4f} {t['epoch']:>6}"
-            )
-    return "\n".join(lines)

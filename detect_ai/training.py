@@ -6,22 +6,20 @@ seed and corpus; what only says where and how safely it runs may differ.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detect_ai import cluster, model, runlog
+from detect_ai import attempts, cluster, model, runlog, space
 from detect_ai.checkpoints import UNKNOWN
 from detect_ai.config import Config
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.errors import CorpusError, TrainingError
 from detect_ai.loop import train_loop
-from detect_ai.stage import attempt, read_result
+from detect_ai.stage import read_result
 from detect_ai.storage import Storage
 from detect_ai.streaming import Frame, TrainingPlan
 from detect_ai.tokenizer import Tokenizer
@@ -33,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 # Ray Data needs CPUs beside those that the workers hold: with none it makes no progress, and no error says so.
 DATA_CPUS = 1
-_ATTEMPT = "attempt.json"  # of a training: what it is, and whether it came to its end
 
 
 @dataclass(frozen=True)
@@ -121,21 +118,15 @@ def run_training(
 def train(config: Config, storage: Storage) -> dict[str, Any]:
     """Train on the prepared corpus, or go on where a training was cut off; name the checkpoint of the best epoch."""
     if config.train.from_sweep:
-        best = read_result(storage, config.run, "sweep")["best"]
-        config = replace(config, train=replace(config.train, lr=best["lr"]))
+        config = space.apply(config, read_result(storage, config.run, "sweep")["best"]["values"])
     cluster.connect()
     corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
-    digest = _digest(config, corpus)
-    name = _cut_off(storage, config.run, digest)
-    if name:
-        logger.info("train: %s was cut off and goes on from its last checkpoint", name)
-    name = name or attempt("train")
     checked_tokenizer(config, corpus)
-    require_training_resources(config, f"run {name}")  # before anything of the attempt is written
-    with cluster.claimed(f"{storage.root}/{config.run}/train", f"run={config.run}: another job is training it"):
-        storage.write_json(f"runs/{config.run}/{name}/{_ATTEMPT}", {"digest": digest, "finished": False})
+    require_training_resources(config, "a training")  # before anything of the attempt is written
+    with attempts.attempted(storage, config.run, "train", attempts.digest(config, corpus)) as (name, goes_on):
+        if goes_on:
+            logger.info("train: %s was cut off and goes on from its last checkpoint", name)
         result = run_training(config, corpus, name)
-        storage.write_json(f"runs/{config.run}/{name}/{_ATTEMPT}", {"digest": digest, "finished": True})
     storage.prune(f"runs/{config.run}", "train-", config.storage.keep)
     return {
         "checkpoint": result.checkpoint,
@@ -144,27 +135,6 @@ def train(config: Config, storage: Storage) -> dict[str, Any]:
         "history": result.history,
         "corpus": corpus.key,
     }
-
-
-def _digest(config: Config, corpus: Corpus) -> str:
-    """What decides the parameters that a training ends with, as one name."""
-    free = {"num_workers", "cpus_per_worker", "threads_per_worker", "log_every", "keep_checkpoints", "profile"}
-    free |= {"max_failures", "checkpoint_every", "from_sweep"}
-    settings = {name: value for name, value in asdict(config.train).items() if name not in free}
-    all_ = [settings, asdict(config.model), config.seed, corpus.manifest.fingerprint]
-    return hashlib.sha256(json.dumps(all_, sort_keys=True).encode()).hexdigest()
-
-
-def _cut_off(storage: Storage, run: str, digest: str) -> str | None:
-    """The newest training of this run, when it is the same and did not come to its end."""
-    names = [name for name in storage.list(f"runs/{run}") if name.startswith("train-")]
-    for name in reversed(names):
-        try:
-            found = storage.read_json(f"runs/{run}/{name}/{_ATTEMPT}")
-        except FileNotFoundError:
-            continue
-        return name if found == {"digest": digest, "finished": False} else None
-    return None
 
 
 def training_plan(config: Config) -> TrainingPlan:
@@ -178,6 +148,7 @@ def training_plan(config: Config) -> TrainingPlan:
         t.worker_range[1],
         t.shortest_span,
         (t.class_weights[0], t.class_weights[1]),
+        t.attack_weight,
     )
 
 

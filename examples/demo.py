@@ -27,7 +27,7 @@ from detect_ai.evaluation import describe
 from detect_ai.local_cluster import LocalCluster
 from detect_ai.schemas import DetectResponse, Label, Verdict
 from detect_ai.storage import Storage
-from detect_ai.sweep import table
+from detect_ai.trials import table
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 # The gate compares with the champion of an earlier demo; whatever changed since, the loop must end.
@@ -153,7 +153,7 @@ def summary(results: dict[str, Any], verdicts: list[Verdict], seconds: float) ->
         "auroc": round(results["evaluate"]["auroc"], 4),
         "tpr_at_fpr_5": round(results["evaluate"]["tpr_at_fpr_5"], 4),
         "trials": len(results["sweep"]["trials"]),
-        "best_lr": results["sweep"]["best"]["lr"],
+        "best_lr": results["sweep"]["best"]["values"]["lr"],
         "human_probability": round(verdicts[0].probability, 4),
         "ai_probability": round(verdicts[1].probability, 4),
         "seconds": round(seconds),

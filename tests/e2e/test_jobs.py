@@ -30,7 +30,7 @@ PORT = free_port()
 STAGES = {
     "prepare": [],
     "inspect": [],
-    "sweep": ["sweep=grid", "sweep.lrs=[5e-3]", "sweep.epochs=1"],
+    "sweep": ["sweep=grid", "sweep.space.lr=[5e-3]", "sweep.epochs=1"],
     "train": ["train.from_sweep=true"],
     "calibrate": [],
     "evaluate": [],

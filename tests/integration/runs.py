@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +116,35 @@ def train_workers() -> list[psutil.Process]:
             if process.cmdline()[:1] and "RayTrainWorker" in process.cmdline()[0]:
                 found.append(process)
     return found
+
+
+def own_copy(config: Config, storage: Storage, name: str) -> Config:
+    """A configuration under a run name of its own, with the corpus already prepared."""
+    storage.write_json(f"runs/{name}/prepare.json", storage.read_json(f"runs/{config.run}/prepare.json"))
+    return replace(config, run=name)
+
+
+def driver(stage: str, config: Config, folder: Path) -> subprocess.Popen[bytes]:
+    """A process that runs a stage (`module:function`) on the same cluster, with its log in a folder."""
+    import ray
+
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    module, _, function = stage.partition(":")
+    code = (
+        "import json, sys; from omegaconf import OmegaConf; from detect_ai.config import Config\n"
+        f"from detect_ai.storage import Storage; from {module} import {function}\n"
+        "settings = OmegaConf.merge(OmegaConf.structured(Config), json.load(open(sys.argv[1])))\n"
+        "config = OmegaConf.to_object(settings)\n"
+        f"{function}(config, Storage(config.storage.root))\n"
+    )
+    address = ray.get_runtime_context().gcs_address
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder / "config.json")],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"RAY_ADDRESS": address},
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "driver.log").open("wb"),
+    )
 
 
 @contextlib.contextmanager

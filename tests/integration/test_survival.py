@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from numpy.typing import NDArray
 from ray.train.v2.api.exceptions import TrainingFailedError
 from safetensors.numpy import load_file
@@ -28,9 +23,17 @@ from detect_ai.storage import Storage
 from detect_ai.training import TrainingResult, run_training, train
 from tests import tiny
 from tests.integration.conftest import Run
-from tests.integration.runs import a_worker_killed, hard_rows, registered, small_config, train_workers, until
+from tests.integration.runs import (
+    a_worker_killed,
+    driver,
+    hard_rows,
+    own_copy,
+    registered,
+    small_config,
+    train_workers,
+    until,
+)
 
-ROOT = Path(__file__).parents[2]
 SECONDS = 120
 
 
@@ -91,33 +94,6 @@ def test_a_worker_that_is_lost_too_often_ends_the_run(long: Run) -> None:
         run_training(config, long.corpus, "given-up")
 
 
-def own_copy(run: Run, name: str) -> Config:
-    """The configuration under a run name of its own, with the corpus already prepared."""
-    config = replace(run.config, run=name)
-    run.storage.write_json(f"runs/{name}/prepare.json", run.storage.read_json(f"runs/{run.config.run}/prepare.json"))
-    return config
-
-
-def driver(config: Config, tmp_path: Path) -> subprocess.Popen[bytes]:
-    """A process that runs the stage on the same cluster."""
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    code = (
-        "import json, sys; from omegaconf import OmegaConf; from detect_ai.config import Config\n"
-        "from detect_ai.storage import Storage; from detect_ai.training import train\n"
-        "settings = OmegaConf.merge(OmegaConf.structured(Config), json.load(open(sys.argv[1])))\n"
-        "config = OmegaConf.to_object(settings)\n"
-        "train(config, Storage(config.storage.root))\n"
-    )
-    address = ray.get_runtime_context().gcs_address
-    return subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "config.json")],
-        cwd=ROOT,
-        env=os.environ | {"RAY_ADDRESS": address},
-        stdout=subprocess.DEVNULL,
-        stderr=(tmp_path / "driver.log").open("wb"),
-    )
-
-
 def attempts(run: Run, name: str) -> list[str]:
     return [each for each in run.storage.list(f"runs/{name}") if each.startswith("train-")]
 
@@ -125,8 +101,8 @@ def attempts(run: Run, name: str) -> list[str]:
 @pytest.fixture(scope="module")
 def cut_off(long: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
     """A training whose driver was killed, beside a checkpoint that was being written then."""
-    config = own_copy(long, "cut-off")
-    process = driver(config, tmp_path_factory.mktemp("driver"))
+    config = own_copy(long.config, long.storage, "cut-off")
+    process = driver("detect_ai.training:train", config, tmp_path_factory.mktemp("driver"))
     name = until(lambda: attempts(long, "cut-off"))[0]
     folder = Path(long.storage.path(f"runs/cut-off/{name}"))
     until(lambda: registered(long.storage, f"runs/cut-off/{name}") >= 5 or process.poll() is not None)
@@ -166,14 +142,14 @@ def test_its_log_holds_every_step_once(long: Run, cut_off: tuple[Config, str], g
 
 
 def test_a_finished_training_is_not_taken_up_again(long: Run, gone_on: dict[str, Any]) -> None:
-    config = own_copy(long, "cut-off")
+    config = own_copy(long.config, long.storage, "cut-off")
     config.train = replace(config.train, epochs=1)
     train(config, long.storage)
     assert len(attempts(long, "cut-off")) == 2
 
 
 def test_a_training_with_other_settings_begins_anew(long: Run) -> None:
-    config = own_copy(long, "other-settings")
+    config = own_copy(long.config, long.storage, "other-settings")
     old = {"digest": "of something else", "finished": False}
     long.storage.write_json("runs/other-settings/train-20200101T000000000/attempt.json", old)
     config.train = replace(config.train, epochs=1)
@@ -182,7 +158,7 @@ def test_a_training_with_other_settings_begins_anew(long: Run) -> None:
 
 
 def test_two_jobs_do_not_train_one_run_at_once(long: Run) -> None:
-    config = own_copy(long, "twice")
+    config = own_copy(long.config, long.storage, "twice")
     with (
         cluster.claimed(f"{long.storage.root}/twice/train", "the test"),
         pytest.raises(ResourceError, match=r"^run=twice: another job is training it: wait for its end, or stop it"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,21 @@ import pytest
 import ray
 from ray.util import placement_group_table
 
-from detect_ai.config import SweepConfig
-from detect_ai.errors import ResourceError, TrainingError
-from detect_ai.sweep import concurrency, sweep, table
+from detect_ai.config import SweepConfig, load_config
+from detect_ai.errors import ConfigError, ResourceError, TrainingError
+from detect_ai.space import apply
+from detect_ai.stage import run_stage
+from detect_ai.sweep import concurrency, sweep
+from detect_ai.training import train, training_plan
+from detect_ai.trials import table
 from tests.integration.conftest import Run
+from tests.integration.runs import driver, own_copy, train_workers, until
 
 LRS = [1e-5, 1e-2, 1e30]  # too small to learn, right, and one that no loss survives
 
 
 def grid(run: Run, lrs: list[float]) -> Any:
-    return replace(run.config, sweep=SweepConfig(search="grid", lrs=lrs, epochs=1))
+    return replace(run.config, sweep=SweepConfig(search="grid", space={"lr": lrs}, epochs=1))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,7 @@ def test_all_resources_are_free_after_a_sweep(swept: dict[str, Any]) -> None:
 
 
 def test_every_learning_rate_is_a_trial(swept: dict[str, Any]) -> None:
-    assert sorted(trial["lr"] for trial in swept["trials"]) == LRS
+    assert sorted(trial["values"]["lr"] for trial in swept["trials"]) == LRS
 
 
 def test_the_trial_with_the_best_auroc_is_named_and_of_equals_the_surest(swept: dict[str, Any]) -> None:
@@ -64,7 +70,7 @@ def test_the_checkpoint_of_every_finished_trial_lies_where_it_says(swept: dict[s
 
 
 def test_a_trial_that_diverges_is_recorded_with_its_reason(swept: dict[str, Any]) -> None:
-    failed = {trial["lr"]: trial["error"] for trial in swept["trials"] if trial["error"] is not None}
+    failed = {trial["values"]["lr"]: trial["error"] for trial in swept["trials"] if trial["error"] is not None}
     assert failed.keys() == {1e30}
     assert re.search(
         r"the training loss is nan at step \d \(learning rate 1.00e\+30, documents [\d, ]+ of .*: lower train.lr",
@@ -75,8 +81,9 @@ def test_a_trial_that_diverges_is_recorded_with_its_reason(swept: dict[str, Any]
 def test_the_table_shows_every_trial(swept: dict[str, Any]) -> None:
     lines = table(swept["trials"]).splitlines()
     assert len(lines) == 1 + len(LRS)
-    assert f"{swept['best']['lr']:.2e}" in lines[1]
-    assert lines[-1].lstrip().startswith("1.00e+30 failed: ")
+    assert lines[0].split() == ["lr", "auroc", "val_loss", "accuracy", "epoch", "status"]
+    assert lines[1].split()[0] == f"{swept['best']['values']['lr']:.3g}"
+    assert re.match(r" *1e\+30 +failed: the training loss is nan", lines[-1])
 
 
 def test_two_trials_of_two_workers_run_at_once_on_eight_cpus(swept: dict[str, Any], run: Run) -> None:
@@ -110,3 +117,97 @@ def test_a_trial_that_cannot_be_placed_is_refused_at_once(run: Run) -> None:
     with pytest.raises(ResourceError, match=r"^a trial of the sweep \(8 workers .* needs 9.1 CPUs, .* 1.1 missing"):
         sweep(config, run.storage)
     assert time.monotonic() - started < 5
+
+
+def test_the_best_configuration_is_a_file_that_a_training_takes(swept: dict[str, Any], run: Run) -> None:
+    file = Path(run.storage.path(swept["best_config"]))
+    config = load_config(["experiment=best"], str(file.parents[1]))
+    expected = apply(run.config, swept["best"]["values"])
+    assert config.train.lr == swept["best"]["values"]["lr"]
+    assert replace(config.train, use_gpu=False, num_workers=2) == replace(expected.train, use_gpu=False, num_workers=2)
+    assert config.model == expected.model
+
+
+def test_the_report_shows_every_trial_and_its_curve(swept: dict[str, Any], run: Run) -> None:
+    page = run.storage.read_bytes(swept["report"]).decode()
+    told = run.storage.read_json(swept["report_json"])
+    assert told["trials"] == swept["trials"]
+    assert [len(trial["curve"]) for trial in told["trials"] if trial["error"] is None] == [1, 1]
+    for trial in swept["trials"]:
+        assert f'<th scope="row">{trial["values"]["lr"]:.3g}</th>' in page
+    assert "the training loss is nan" in page
+    assert page.count("<svg") == 2
+
+
+def test_a_training_takes_what_the_sweep_found(swept: dict[str, Any], run: Run) -> None:
+    config = own_copy(run.config, run.storage, "from-sweep")
+    best = {**swept["best"], "values": {"lr": 3e-3, "batch_size": 4, "dropout": 0.2}}
+    run.storage.write_json("runs/from-sweep/sweep.json", {"result": {**swept, "best": best}})
+    config.train = replace(config.train, from_sweep=True, epochs=1)
+    found = run_stage("train", train, config, run.storage)
+    assert found["lr"] == 3e-3
+    assert found["history"][-1]["step"] == training_plan(apply(config, best["values"])).num_steps(run.corpus)
+
+
+def test_trials_that_fall_behind_are_stopped_and_leave_nothing_held(run: Run) -> None:
+    """One good trial first; by asha's halving those that come later and are worse end before their last epoch."""
+    space = {"lr": [1e-2, 1e-6, 2e-6, 3e-6], "warmup": [0.1]}
+    config = own_copy(run.config, run.storage, "halved")
+    config.sweep = SweepConfig(search="grid", space=space, epochs=4, stop="asha", max_concurrent=1)
+    found = sweep(config, run.storage)
+    status = {trial["values"]["lr"]: trial["status"] for trial in found["trials"]}
+    assert status[1e-2] == "finished"
+    assert "stopped" in status.values()
+    for trial in found["trials"]:
+        assert len(trial["curve"]) == (4 if trial["status"] == "finished" else trial["curve"][-1]["epoch"])
+        assert trial["status"] == "finished" or trial["curve"][-1]["epoch"] < 4
+    assert found["best"]["values"]["lr"] == 1e-2
+    assert everything_is_free()
+
+
+def test_optuna_chooses_values_within_the_space(run: Run) -> None:
+    config = own_copy(run.config, run.storage, "optuna")
+    space = {"lr": {"low": 1e-3, "high": 1e-2}, "batch_size": {"low": 4, "high": 16}, "decay": ["linear", "cosine"]}
+    config.sweep = SweepConfig(search="optuna", space=space, trials=3, epochs=1)
+    found = sweep(config, run.storage)
+    assert len(found["trials"]) == 3
+    for trial in found["trials"]:
+        assert trial["status"] == "finished", trial["error"]
+        assert 1e-3 <= trial["values"]["lr"] <= 1e-2
+        assert trial["values"]["batch_size"] in range(4, 17)
+        assert trial["values"]["decay"] in space["decay"]
+    assert len({trial["values"]["lr"] for trial in found["trials"]}) == 3
+
+
+def test_a_killed_sweep_goes_on_without_making_finished_trials_again(run: Run, tmp_path: Path) -> None:
+    config = own_copy(run.config, run.storage, "killed-sweep")
+    config.sweep = SweepConfig(search="grid", space={"lr": [1e-2, 5e-3, 2e-3]}, epochs=3, max_concurrent=1)
+    process = driver("detect_ai.sweep:sweep", config, tmp_path)
+    name = until(lambda: [each for each in run.storage.list("runs/killed-sweep") if each.startswith("sweep-")])[0]
+    folder = Path(run.storage.path(f"runs/killed-sweep/{name}"))
+    until(lambda: len(list(folder.glob("*/checkpoint_*/figures.json"))) >= 4 or process.poll() is not None)
+    assert process.poll() is None, (tmp_path / "driver.log").read_text()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    until(lambda: not train_workers())
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*/checkpoint_*/model.safetensors")}
+    assert written
+    found = sweep(config, run.storage)
+    assert [name for name in run.storage.list("runs/killed-sweep") if name.startswith("sweep-")] == [name]
+    assert sorted(trial["values"]["lr"] for trial in found["trials"]) == [2e-3, 5e-3, 1e-2]
+    first = min(found["trials"], key=lambda trial: written_first(folder / trial["trial"]))
+    kept = folder / first["trial"]
+    assert set(kept.glob("checkpoint_*/model.safetensors")) <= written.keys(), "it was trained again"
+    for trial in found["trials"]:
+        assert trial["status"] == "finished", trial["error"]
+        assert [line["epoch"] for line in trial["curve"]] == [1, 2, 3]
+    assert everything_is_free()
+
+
+def written_first(folder: Path) -> float:
+    return min(path.stat().st_mtime for path in folder.glob("checkpoint_*/model.safetensors"))
+
+
+def test_a_sweep_over_nothing_is_refused(run: Run) -> None:
+    with pytest.raises(ConfigError, match=r"^config: sweep.space is empty: name what to try, such as sweep=grid"):
+        sweep(replace(run.config, sweep=SweepConfig()), run.storage)

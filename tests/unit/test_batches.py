@@ -137,6 +137,7 @@ def test_a_pool_is_planned_by_lengths_with_special_tokens():
             "input_ids": pa.array([[9] * n for n in lengths], pa.list_(pa.int32())),
             "label": pa.array([0, 1] * 8, pa.int8()),
             "weight": pa.array([1.0] * 16, pa.float32()),
+            "attack": [""] * 16,
         }
     )
     widths = sorted(row.batch.input_ids.shape for row in training_rows(table, 1, sizes=(8, 8)))
@@ -211,6 +212,7 @@ def corpus_table(num_rows, seed=0):
             "input_ids": pa.array([rng.integers(5, 99, n).astype(np.int32) for n in lengths], pa.list_(pa.int32())),
             "label": pa.array(np.arange(num_rows) % 2, pa.int8()),
             "weight": pa.array(rng.choice([0.5, 1.0, 2.0], num_rows), pa.float32()),
+            "attack": rng.choice(["", "homoglyph"], num_rows),
         }
     )
 
@@ -255,6 +257,14 @@ def test_class_weights_count_in_the_rows_and_in_their_step():
     rows = training_rows(table, 2, class_weights=(2.0, 0.5))
     for left, right in zip(steps_of_rank(rows, 0, 2), steps_of_rank(rows, 1, 2), strict=True):
         assert left[0].step_weight == pytest.approx(sum(part.weights.sum() for part in left + right))
+
+
+def test_changed_copies_weigh_what_they_are_given():
+    table = corpus_table(16)
+    changed = np.asarray(table["attack"].to_pylist()) != ""
+    assert 0 < changed.sum() < 16
+    for before, after in zip(training_rows(table, 1), training_rows(table, 1, attack_weight=0.25), strict=True):
+        np.testing.assert_allclose(after.weights, before.weights * np.where(changed[before.documents], 0.25, 1.0))
 
 
 # One row short of a full step, fewer rows than ranks, one row, a full pool.

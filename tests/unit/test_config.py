@@ -11,9 +11,9 @@ GROUPS = ("corpus", "experiment", "model", "serve", "sweep", "train")
 GIVEN = {("corpus", "csv"): ["corpus.sources.0.path=/x.csv"]}  # what an option leaves to its user
 EMULATOR = "gs://anonymous@bucket/x?endpoint_override=127.0.0.1:9023&scheme=http"
 TRAIN_KEYS = (
-    "lr, from_sweep, epochs, batch_size, microbatch_size, shortest_span, warmup, decay, weight_decay, max_grad_norm, "
-    "label_smoothing, class_weights, frozen, precision, compile, gradient_checkpointing, num_workers, cpus_per_worker, "
-    "threads_per_worker, use_gpu, patience, stop_on, checkpoint_every, max_failures, log_every, keep_checkpoints, "
+    "lr, from_sweep, epochs, max_steps, batch_size, microbatch_size, shortest_span, warmup, decay, weight_decay, "
+    "max_grad_norm, label_smoothing, class_weights, attack_weight, frozen, precision, compile, gradient_checkpointing, "
+    "num_workers, cpus_per_worker, threads_per_worker, use_gpu, patience, stop_on, checkpoint_every, max_failures, log_every, keep_checkpoints, "
     "profile"
 )
 ALL_KEYS = (
@@ -72,7 +72,7 @@ def test_an_unknown_key_is_refused_with_the_keys_that_there_are(override, text):
         ("train.epochs=1.5", "Value '1.5' of type 'float' could not be converted to Integer"),
         ("train.use_gpu=maybe", "Value 'maybe' is not a valid bool (type str)"),
         ("seed=true", "Value 'True' of type 'bool' could not be converted to Integer"),
-        ("sweep.lrs=1", "Invalid value assigned: int is not a ListConfig, list or tuple."),
+        ("train.class_weights=1", "Invalid value assigned: int is not a ListConfig, list or tuple."),
         ("+score.labels.human=none", "Value 'none' of type 'str' could not be converted to Integer"),
         ("evaluation.baseline=maybe", "Value 'maybe' is not a valid bool (type str)"),
         ("corpus.split.test=much", "Value 'much' of type 'str' could not be converted to Float"),

@@ -9,6 +9,7 @@ from detect_ai.config import Config, CorpusConfig, HoldoutConfig, SourceConfig
 from detect_ai.corpus.presets import PRESETS
 from detect_ai.errors import ConfigError
 from detect_ai.rules import _rules, check
+from detect_ai.space import PLACES
 
 NAME = "letters, digits, '.', '_' and '-', at most 64"
 INF, NAN = float("inf"), float("nan")
@@ -44,12 +45,13 @@ POSITIVE = [
     "score.cpus_per_worker",
     "serve.cpus_per_replica",
     "serve.request_timeout_s",
-    "sweep.lr_min",
+    "train.attack_weight",
 ]
 NATURAL = [
     "seed",
     "corpus.min_words",
     "train.shortest_span",
+    "train.max_steps",
     "train.patience",
     "train.checkpoint_every",
     "train.max_failures",
@@ -63,8 +65,9 @@ NATURAL = [
 PRECISIONS, NAMES = ("score.precision", "serve.precision"), ("run", "corpus.name")
 TWO_WEIGHTS = "two finite numbers above 0: of human and of AI texts"
 ODD_NAMES = ("../x", ".hidden", "a/b", "x" * 65)
+DIMENSION = "a list of values, or a range {low: …, high: …, log: …}"
 REGISTERS = "none, or two or more with sources of their own"
-LR_MIN, SPLIT = "sweep.lr_min", {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}
+SPLIT = {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}
 SHARES = ["train.warmup", "train.label_smoothing", "model.dropout", "model.attention_dropout", "corpus.augment_share"]
 CLOSED = ["gate.min_auroc", "gate.max_auroc_drop"]
 
@@ -75,8 +78,7 @@ def source(**fields):
 
 IMPOSSIBLE = [
     *(({key: 0}, f"{key}=0", "at least 1") for key in AT_LEAST_ONE),
-    *(({key: odd}, f"{key}={odd}", ABOVE_ZERO) for key in POSITIVE for odd in (0.0, -1.0, NAN, INF) if key != LR_MIN),
-    *(({LR_MIN: odd}, f"{LR_MIN}={odd}", ABOVE_ZERO) for odd in (0.0, -1.0)),
+    *(({key: odd}, f"{key}={odd}", ABOVE_ZERO) for key in POSITIVE for odd in (0.0, -1.0, NAN, INF)),
     *(({key: -1}, f"{key}=-1", AT_LEAST_ZERO) for key in NATURAL),
     *(({"train.weight_decay": odd}, f"train.weight_decay={odd}", AT_LEAST_ZERO) for odd in (-0.1, NAN, INF)),
     *(({key: odd}, f"{key}={odd}", SHARE) for key in SHARES for odd in (1.0, -0.1, NAN)),
@@ -98,7 +100,9 @@ IMPOSSIBLE = [
     ({"train.stop_on": "loss"}, "train.stop_on=loss", "one of auroc, val_loss"),
     ({"model.pooling": "max"}, "model.pooling=max", "one of encoder, mean"),
     ({"train.decay": "step"}, "train.decay=step", "one of linear, cosine"),
-    ({"sweep.search": "random"}, "sweep.search=random", "one of loguniform, grid"),
+    ({"sweep.search": "loguniform"}, "sweep.search=loguniform", "one of random, grid, optuna"),
+    ({"sweep.stop": "early"}, "sweep.stop=early", "one of none, asha, median"),
+    ({"sweep.grace": 3}, "sweep.grace=3", "1 to sweep.epochs (2)"),
     ({"tracking.mode": "on"}, "tracking.mode=on", "one of auto, online, offline, disabled"),
     ({"storage.root": " "}, "storage.root= ", "a path or a URI such as gs://bucket/folder"),
     ({"model.window": 15, "model.stride": 8}, "model.window=15", "at least 16 tokens"),
@@ -153,11 +157,26 @@ IMPOSSIBLE = [
         for odd in (-0.1, 1.0, NAN)
     ),
     ({"evaluation.attacks": ["homoglyph", "paint"]}, "evaluation.attacks=paint", f"one of {', '.join(ATTACKS)}"),
-    ({"sweep.lrs": [1e-4, 0.0]}, "sweep.lrs=[0.0001, 0.0]", "finite learning rates above 0"),
-    ({"sweep.lrs": [INF]}, "sweep.lrs=[inf]", "finite learning rates above 0"),
-    ({"sweep.search": "grid"}, "sweep.lrs=[]", "at least one learning rate for sweep.search=grid"),
-    ({"sweep.lr_max": 3e-5}, "sweep.lr_max=3e-05", "a finite number above sweep.lr_min (3e-05)"),
-    ({"sweep.lr_max": INF}, "sweep.lr_max=inf", "a finite number above sweep.lr_min (3e-05)"),
+    ({"sweep.space": {"learning_rate": [1]}}, "sweep.space=learning_rate", f"one of {', '.join(PLACES)}"),
+    *(
+        ({"sweep.space": {"lr": odd}}, f"sweep.space.lr={odd}", DIMENSION)
+        for odd in (1e-4, [], {}, {"low": 1e-5}, {"low": 1e-5, "high": INF}, {"low": 1, "high": 2, "step": 1})
+    ),
+    ({"sweep.space": {"lr": {"low": 2, "high": 1}}}, "sweep.space.lr={'low': 2, 'high': 1}", "low < high"),
+    (
+        {"sweep.space": {"lr": {"low": 0.0, "high": 0.5}}},
+        "sweep.space.lr={'low': 0.0, 'high': 0.5}",
+        "low above 0, or log: false",
+    ),
+    (
+        {"sweep.search": "grid", "sweep.space": {"lr": {"low": 1, "high": 2}}},
+        "sweep.space.lr={'low': 1, 'high': 2}",
+        "a list of values for sweep.search=grid",
+    ),
+    # What is tried must be what the key itself may be.
+    ({"sweep.space": {"lr": [1e-4, 0.0]}}, "train.lr=0.0", ABOVE_ZERO),
+    ({"sweep.space": {"dropout": {"low": 0.1, "high": 1.5}}}, "model.dropout=1.5", SHARE),
+    ({"sweep.space": {"frozen": ["nothing", "head"]}}, "train.frozen=head", "one of nothing, embeddings, encoder"),
     (
         {"corpus.split": {"train": 1.0}},
         "corpus.split=['train']",
@@ -246,6 +265,7 @@ def test_every_rule_is_broken_once_above():
     given = changed({})
     given.corpus.against, given.corpus.augment = [SourceConfig(kind="sample")], ["homoglyph"]
     given.evaluation.attacks = ["homoglyph"]
+    given.sweep.space = {"lr": {"low": 1e-5, "high": 1e-4}}
     rules = [rule for rule in _rules(given) if not rule[0].startswith("corpus.against") or rule[0].endswith(".path")]
     shown = {(found.partition("=")[0], allowed) for _, found, allowed in IMPOSSIBLE}
     # Both lists of sources have the same rules.

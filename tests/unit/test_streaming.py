@@ -29,6 +29,7 @@ def read(shortest_span, epoch=0):
             "input_ids": pa.array([ids.tolist() for ids in documents], pa.list_(pa.int32())),
             "label": [0] * len(LENGTHS),
             "weight": pa.array([1.0] * len(LENGTHS), pa.float32()),
+            "attack": [""] * len(LENGTHS),
         }
     )
     pool = {"epoch": epoch, "number": 0, "first": 0, "skip": 0}

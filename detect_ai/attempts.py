@@ -1,0 +1,58 @@
+"""Trainings and sweeps that were cut off, found again by what decides their outcome."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from detect_ai import cluster
+from detect_ai.config import Config
+from detect_ai.corpus.manifest import Corpus
+from detect_ai.stage import attempt
+from detect_ai.storage import Storage
+
+_NAME = "attempt.json"  # of an attempt: what it is, and whether it came to its end
+# Keys of `train` that only say where and how safely a run is made.
+_FREE = {"num_workers", "cpus_per_worker", "threads_per_worker", "log_every", "keep_checkpoints", "profile"}
+_FREE |= {"max_failures", "checkpoint_every", "from_sweep"}
+
+
+def digest(config: Config, corpus: Corpus, *more: Any) -> str:
+    """What decides the parameters that a training ends with, and whatever else is given, as one name."""
+    settings = {name: value for name, value in asdict(config.train).items() if name not in _FREE}
+    all_ = [settings, asdict(config.model), config.seed, corpus.manifest.fingerprint, *more]
+    return hashlib.sha256(json.dumps(all_, sort_keys=True).encode()).hexdigest()
+
+
+def cut_off(storage: Storage, run: str, kind: str, digest: str) -> str | None:
+    """The newest attempt of its kind in a run, when it is the same and did not come to its end."""
+    names = [name for name in storage.list(f"runs/{run}") if name.startswith(f"{kind}-")]
+    for name in reversed(names):
+        try:
+            found = storage.read_json(f"runs/{run}/{name}/{_NAME}")
+        except FileNotFoundError:
+            continue
+        return name if found == {"digest": digest, "finished": False} else None
+    return None
+
+
+@contextmanager
+def attempted(storage: Storage, run: str, kind: str, digest: str) -> Iterator[tuple[str, bool]]:
+    """The name of an attempt, and whether it goes on from one that was cut off; nobody else may make it meanwhile.
+
+    It counts as finished when what is inside ends without an error.
+
+    Raises:
+        ResourceError: another job makes it.
+    """
+    with cluster.claimed(f"{storage.root}/{run}/{kind}", f"run={run}: another job is at its {kind}"):
+        old = cut_off(storage, run, kind, digest)
+        name = old or attempt(kind)
+        key = f"runs/{run}/{name}/{_NAME}"
+        storage.write_json(key, {"digest": digest, "finished": False})
+        yield name, old is not None
+        storage.write_json(key, {"digest": digest, "finished": True})
