@@ -29,6 +29,7 @@ from detect_ai.registry import Registry, spec_of
 from detect_ai.stage import attempt, read_result
 from detect_ai.storage import Storage
 from detect_ai.text import normalise
+from detect_ai.tracking import open_run
 from detect_ai.verdicts import Verdicts
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
     storage.prune(kept, "evaluation-", config.storage.keep)
     overall = report["overall"]
     logger.info("%s on %s: %s", subject.spec.version, subject.name, describe(overall))
+    _track(config, subject, report)
     return {
         **{f"{figure}_at_target_{percent}": None for figure in ("fpr", "tpr") for percent in REPORTED_TARGETS},
         **overall,
@@ -111,6 +113,20 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
         "test_fingerprint": report["data"]["fingerprint"],
         **written,
     }
+
+
+def _track(config: Config, subject: Subject, report: dict[str, Any]) -> None:
+    """Figures, ROC and calibration in W&B."""
+    name = f"{result_name(config)}-{subject.spec.version}"
+    with open_run(config, name=name, group=config.run, job_type="evaluate") as tracker:
+        figures = {f"evaluation/{k}": v for k, v in report["overall"].items() if isinstance(v, int | float)}
+        tracker.log({**figures, "evaluation/version": subject.spec.version, "evaluation/data": subject.name})
+        roc, bins = report["curves"]["roc"], report["curves"]["reliability"]
+        if roc:
+            points = zip(roc["fpr"], roc["tpr"], strict=True)
+            tracker.curve("evaluation/roc", "ROC", ("false positive rate", "true positive rate"), points)
+        calibration = [(row["mean_probability"], row["share_ai"]) for row in bins]
+        tracker.curve("evaluation/calibration", "Calibration", ("probability of AI", "share of AI texts"), calibration)
 
 
 def _main(row: dict[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
-from detect_ai import space
 from detect_ai.config import Config
 from detect_ai.learner import Learner
 from detect_ai.profiling import Profiler
@@ -18,7 +16,7 @@ from detect_ai.progress import Progress
 from detect_ai.runlog import RunLog
 from detect_ai.storage import Storage
 from detect_ai.streaming import Microbatch
-from detect_ai.tracking import Tracker, resolve_mode
+from detect_ai.tracking import Tracker, open_run
 
 
 class Observer:
@@ -81,19 +79,15 @@ class Observer:
 
 def _tracker(arguments: dict[str, Any], first: bool) -> Tracker:
     config: Config = arguments["config"]
-    local = "://" not in config.storage.root
-    name = arguments["name"]
-    return Tracker(
-        resolve_mode(config.tracking.mode) if first else "disabled",
-        folder=Path(config.storage.root if local else "~/.cache/detect_ai").expanduser(),
-        # The trials of a sweep run beside each other: none may delete the folder of another.
-        keep=config.storage.keep * (space.count(config.sweep) if arguments["group"] else 1),
-        project=config.tracking.project,
+    name: str = arguments["name"]
+    return open_run(
+        config,
+        told=first,
         group=arguments["group"],
         name=name,
         id=name.replace("/", "-"),  # a run that goes on stays one run
         resume="allow",
-        config=config.to_dict() | {"corpus_fingerprint": arguments["corpus"]},
+        facts={"corpus_fingerprint": arguments["corpus"]},
     )
 
 

@@ -16,6 +16,7 @@ from detect_ai.registry import Registry
 from detect_ai.reports.card import model_card
 from detect_ai.stage import read_result
 from detect_ai.storage import Storage
+from detect_ai.tracking import open_run
 
 METRICS_FILE, CARD_FILE = "metrics.json", "MODEL_CARD.md"
 
@@ -45,7 +46,16 @@ def publish(config: Config, storage: Storage) -> dict[str, Any]:
         )
     version = _add(storage, registry, candidate["bundle"], figures)
     registry.set_champion(version)
+    _track(config, registry, version, figures)
     return {"champion": version, "before": before, "auroc": figures["auroc"]}
+
+
+def _track(config: Config, registry: Registry, version: str, figures: dict[str, Any]) -> None:
+    """The champion as an artifact in W&B."""
+    with open_run(config, name=f"publish-{version}", group=config.run, job_type="publish") as tracker:
+        told = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+        with registry.folder(version) as folder:
+            tracker.artifact("detector", folder, told, [version, "champion"])
 
 
 def rollback(config: Config, storage: Storage) -> dict[str, Any]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast
+
+from detect_ai import space
+from detect_ai.config import Config
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +24,28 @@ def resolve_mode(mode: str) -> str:
     netrc = Path("~/.netrc").expanduser()
     has_key = bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "api.wandb.ai" in netrc.read_text())
     return "online" if has_key else "offline"
+
+
+def open_run(config: Config, told: bool = True, facts: Mapping[str, Any] | None = None, **settings: Any) -> Tracker:
+    """A tracked run in the project of the configuration, kept below the storage root where that is local.
+
+    Args:
+        config: storage, sweep and tracking are read, and all of it is recorded.
+        told: whether this process is the one that tells; else the run is disabled.
+        facts: recorded beside the configuration.
+        settings: further arguments of `wandb.init`, such as name, group and job_type.
+    """
+    local = "://" not in config.storage.root
+    # No stage may delete what another one of the same loop wrote: trials, a training, an evaluation, a publication.
+    runs = space.count(config.sweep) + 3
+    return Tracker(
+        resolve_mode(config.tracking.mode) if told else "disabled",
+        folder=Path(config.storage.root if local else "~/.cache/detect_ai").expanduser(),
+        keep=config.storage.keep * runs,
+        project=config.tracking.project,
+        config=config.to_dict() | dict(facts or {}),
+        **settings,
+    )
 
 
 class Tracker:
@@ -54,12 +79,38 @@ class Tracker:
         if mode == "offline":
             logger.info("W&B is offline (no key): send it later with `wandb sync %s`", folder / "wandb")
 
-    def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Record values at a step."""
+    def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
+        """Record values, at a step where there is one."""
+        self._safely(lambda run: run.log(dict(values), step=step))
+
+    def curve(self, name: str, title: str, columns: tuple[str, str], points: Iterable[tuple[float, float]]) -> None:
+        """Record a plot of one line, and its points as a table."""
+
+        def plot(run: Any) -> None:
+            import wandb
+
+            table = wandb.Table(columns=list(columns), data=[list(point) for point in points])
+            run.log({name: wandb.plot.line(table, *columns, title=title)})
+
+        self._safely(plot)
+
+    def artifact(self, name: str, folder: Path, metadata: Mapping[str, Any], aliases: list[str]) -> None:
+        """Record the files of a folder as a version of a model."""
+
+        def add(run: Any) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(name, type="model", metadata=dict(metadata))
+            artifact.add_dir(str(folder))
+            run.log_artifact(artifact, aliases=aliases)
+
+        self._safely(add)
+
+    def _safely(self, tell: Callable[[Any], object]) -> None:
         if self._run is None:
             return
         try:
-            self._run.log(dict(values), step=step)
+            tell(self._run)
         except Exception as error:  # tracking is never worth a run
             logger.warning("W&B stopped: %s", error)
             self._run = None
