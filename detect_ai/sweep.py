@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from detect_ai import attempts, cluster, space, training, trials
@@ -42,7 +43,8 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     """
     if not config.sweep.space:
         raise ConfigError("config: sweep.space is empty: name what to try, such as sweep=grid or sweep=random")
-    algorithm = _algorithm(config)
+    if config.sweep.search == "optuna" and find_spec("optuna") is None:
+        raise ConfigError("config: sweep.search=optuna: expected Optuna: pip install 'detect-ai[sweep]'")
     cluster.connect()
     corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
     training.checked_tokenizer(config, corpus)
@@ -51,7 +53,7 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     with attempts.attempted(storage, config.run, "sweep", digest) as (name, goes_on):
         if goes_on:
             logger.info("sweep: %s was cut off and goes on; its finished trials stay", name)
-        found = trials.records(_run(config, corpus, name, algorithm), storage, f"runs/{config.run}/{name}")
+        found = trials.records(_run(config, corpus, name), storage, f"runs/{config.run}/{name}")
         _wait_until_free()
     storage.prune(f"runs/{config.run}", "sweep-", config.storage.keep)
     logger.info("trials of %s:\n%s", name, trials.table(found))
@@ -62,7 +64,7 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     return result | write_reports(config, storage, f"runs/{config.run}/{name}", result)
 
 
-def _run(config: Config, corpus: Corpus, name: str, algorithm: Any) -> ResultGrid:
+def _run(config: Config, corpus: Corpus, name: str) -> ResultGrid:
     import ray
     from ray import tune
 
@@ -79,9 +81,8 @@ def _run(config: Config, corpus: Corpus, name: str, algorithm: Any) -> ResultGri
             metric="auroc",
             mode="max",
             num_samples=1 if config.sweep.search == "grid" else config.sweep.trials,
-            search_alg=algorithm,
+            search_alg=_algorithm(config),
             scheduler=_scheduler(config),
-            max_concurrent_trials=concurrency(config),
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -95,16 +96,14 @@ def _run(config: Config, corpus: Corpus, name: str, algorithm: Any) -> ResultGri
 
 
 def _algorithm(config: Config) -> Any:
-    from ray import tune
+    """What draws the values of trials, so many at once. Ray Tune's own limit is none for the variant generator."""
+    from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
     if config.sweep.search != "optuna":
-        return tune.search.BasicVariantGenerator(random_state=config.seed)
+        return BasicVariantGenerator(random_state=config.seed, max_concurrent=concurrency(config))
     from ray.tune.search.optuna import OptunaSearch
 
-    try:
-        return OptunaSearch(metric="auroc", mode="max", seed=config.seed)
-    except (ImportError, AssertionError) as error:  # Ray asserts that it is there
-        raise ConfigError("config: sweep.search=optuna: wants Optuna: pip install 'detect-ai[sweep]'") from error
+    return ConcurrencyLimiter(OptunaSearch(metric="auroc", mode="max", seed=config.seed), concurrency(config))
 
 
 def _scheduler(config: Config) -> TrialScheduler | None:
