@@ -49,7 +49,7 @@ def attempted(storage: Storage, run: str, kind: str, digest: str) -> Iterator[tu
     Raises:
         ResourceError: another job makes it.
     """
-    with cluster.claimed(f"{storage.root}/{run}/{kind}", f"run={run}: another job is at its {kind}"):
+    with cluster.claimed(f"{storage.root}/{run}/{kind}", f"run={run}: another {kind} job is at work on it"):
         old = cut_off(storage, run, kind, digest)
         name = old or attempt(kind)
         key = f"runs/{run}/{name}/{_NAME}"

@@ -107,11 +107,10 @@ def run_training(
     # On an easy corpus many epochs have the same AUROC; the surest of them is taken, not the first.
     evaluated = [pair for pair in kept if pair[1]["auroc"] != UNKNOWN]
     best, best_metrics = max(evaluated, key=lambda pair: (pair[1]["auroc"], -pair[1]["val_loss"]))
-    last = max((figures for _, figures in kept), key=lambda figures: figures["step"])
     return TrainingResult(
         checkpoint=f"{folder}/{Path(best.path).name}",
         metrics={name: value for name, value in best_metrics.items() if name != "history"},
-        history=last["history"],
+        history=(result.metrics or {})["history"],  # of the last report, which need not be among the kept
     )
 
 

@@ -165,7 +165,7 @@ def test_the_head_is_trained_without_dropout(run: Run) -> None:
 def noisy(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Run:
     """Texts that can hardly be told apart, so that epochs differ in AUROC; earlier runs lie there already."""
     folder = tmp_path_factory.mktemp("noisy")
-    source = tiny.write_jsonl(folder / "texts.jsonl", hard_rows(60))
+    source = tiny.write_jsonl(folder / "texts.jsonl", hard_rows(60, own=0.5))
     config = small_config(encoder, folder / "store", source)
     config.train = replace(config.train, epochs=4, keep_checkpoints=1)
     config.storage.keep = 2
