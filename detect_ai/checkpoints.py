@@ -17,9 +17,7 @@ from safetensors.torch import load_file, load_model, save_file
 
 from detect_ai import model
 from detect_ai.learner import Learner
-from detect_ai.storage import Storage
-
-UNKNOWN = -1.0  # AUROC of a checkpoint that was not evaluated: Ray Train wants a number to rank by
+from detect_ai.runlog import UNKNOWN
 
 
 def report(learner: Learner, history: list[dict[str, Any]]) -> None:
@@ -79,13 +77,3 @@ def read_state(folder: Path) -> dict[str, Any]:
         number, _, name = key.partition(".")
         held.setdefault(int(number), {})[name] = value
     return {**state, "optimizer": {"state": held, "param_groups": state["optimizer"]}}
-
-
-def write_start(storage: Storage, folder: str, step: int) -> None:
-    """Say from which step on the training stream is to be made. Rank 0 does, before any rank asks for the stream."""
-    storage.write_json(f"{folder}/start.json", {"step": step})
-
-
-def read_start(storage: Storage, folder: str) -> int:
-    """The step that `write_start` named last."""
-    return int(storage.read_json(f"{folder}/start.json")["step"])

@@ -8,7 +8,7 @@ from typing import Any
 from ray.data import Dataset, ExecutionOptions
 from ray.train import DataConfig
 
-from detect_ai import checkpoints, streaming
+from detect_ai import runlog, streaming
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.streaming import Frame, TrainingPlan
 
@@ -38,7 +38,7 @@ class Streams(DataConfig):
     def _stream(self, split: str, num_workers: int) -> Dataset:
         if split == "validation":
             return streaming.scoring_stream(self._corpus, split, self._frame, num_workers, EVAL_BATCH_TOKENS)
-        start = checkpoints.read_start(self._corpus.storage, self._folder)
+        start = runlog.read_start(self._corpus.storage, self._folder)
         return streaming.training_stream(self._corpus, self._frame, replace(self._plan, num_workers=num_workers), start)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from detect_ai import checkpoints, model
+from detect_ai import checkpoints, model, runlog
 from detect_ai.config import Config, TrainConfig
 from detect_ai.errors import TrainingError
 from detect_ai.learner import Learner
@@ -36,7 +36,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
         if is_over(learner, history, config.train):
             return
         if learner.rank == 0:
-            checkpoints.write_start(storage, folder, learner.steps)  # read where the stream is made, a moment later
+            runlog.write_start(storage, folder, learner.steps)  # read where the stream is made, a moment later
         try:
             _run(learner, history, config.train, arguments["validation_labels"], observer)
         except TrainingError as error:

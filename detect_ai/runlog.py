@@ -1,4 +1,4 @@
-"""Figures of a training run as JSON lines beside its checkpoints."""
+"""What a training run writes beside its checkpoints: figures as JSON lines, and the step that it goes on from."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from detect_ai.storage import Storage
 
 NAME = "metrics.jsonl"
+UNKNOWN = -1.0  # AUROC of a checkpoint that was not evaluated: Ray Train wants a number to rank by
 
 
 class RunLog:
@@ -40,3 +41,13 @@ def read(storage: Storage, folder: str) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in text.splitlines()]
+
+
+def write_start(storage: Storage, folder: str, step: int) -> None:
+    """Say from which step on the training stream is to be made. Rank 0 does, before any rank asks for the stream."""
+    storage.write_json(f"{folder}/start.json", {"step": step})
+
+
+def read_start(storage: Storage, folder: str) -> int:
+    """The step that `write_start` named last."""
+    return int(storage.read_json(f"{folder}/start.json")["step"])

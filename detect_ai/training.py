@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detect_ai import attempts, cluster, model, runlog, space
-from detect_ai.checkpoints import UNKNOWN
 from detect_ai.config import Config
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.errors import CorpusError, TrainingError
-from detect_ai.loop import train_loop
+from detect_ai.runlog import UNKNOWN
 from detect_ai.stage import read_result
 from detect_ai.storage import Storage
 from detect_ai.streaming import Frame, TrainingPlan
@@ -71,7 +70,7 @@ def run_training(
     storage, folder = corpus.storage, f"runs/{config.run}/{name}"
     fewest, most = config.train.worker_range
     trainer = TorchTrainer(
-        train_loop,
+        _train_loop,
         train_loop_config={
             "config": config,
             "steps_per_epoch": plan.num_steps(corpus),
@@ -112,6 +111,13 @@ def run_training(
         metrics={name: value for name, value in best_metrics.items() if name != "history"},
         history=(result.metrics or {})["history"],  # of the last report, which need not be among the kept
     )
+
+
+def _train_loop(arguments: dict[str, Any]) -> None:
+    """The loop, loaded where it runs: Ray Train's controller and the trials of a sweep hold it, and need no model."""
+    from detect_ai.loop import train_loop
+
+    train_loop(arguments)
 
 
 def train(config: Config, storage: Storage) -> dict[str, Any]:

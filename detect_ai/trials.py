@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from detect_ai import runlog, space, training
-from detect_ai.checkpoints import UNKNOWN
 from detect_ai.errors import InputError, ResourceError, TrainingError
+from detect_ai.runlog import UNKNOWN
 from detect_ai.storage import Storage
 
 if TYPE_CHECKING:

