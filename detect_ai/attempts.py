@@ -11,7 +11,6 @@ from typing import Any
 
 from detect_ai import cluster
 from detect_ai.config import Config
-from detect_ai.corpus.manifest import Corpus
 from detect_ai.stage import attempt
 from detect_ai.storage import Storage
 
@@ -21,10 +20,10 @@ _FREE = {"num_workers", "cpus_per_worker", "threads_per_worker", "log_every", "k
 _FREE |= {"max_failures", "checkpoint_every", "from_sweep"}
 
 
-def digest(config: Config, corpus: Corpus, *more: Any) -> str:
-    """What decides the parameters that a training ends with, and whatever else is given, as one name."""
+def digest(config: Config, *more: Any) -> str:
+    """What decides the parameters that a training ends with as one name; so does what else is given, as the corpus."""
     settings = {name: value for name, value in asdict(config.train).items() if name not in _FREE}
-    all_ = [settings, asdict(config.model), config.seed, corpus.manifest.fingerprint, *more]
+    all_ = [settings, asdict(config.model), config.seed, *more]
     return hashlib.sha256(json.dumps(all_, sort_keys=True).encode()).hexdigest()
 
 

@@ -49,7 +49,7 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
     training.checked_tokenizer(config, corpus)
     training.require_training_resources(config, "a trial of the sweep", training.DATA_CPUS + TRIAL_CPUS)
-    digest = attempts.digest(config, corpus, asdict(config.sweep))
+    digest = attempts.digest(config, corpus.manifest.fingerprint, asdict(config.sweep))
     with attempts.attempted(storage, config.run, "sweep", digest) as (name, goes_on):
         if goes_on:
             logger.info("sweep: %s was cut off and goes on; its finished trials stay", name)

@@ -30,7 +30,7 @@ PORT = free_port()
 STAGES = {
     "prepare": [],
     "inspect": [],
-    "sweep": ["sweep=grid", "sweep.space.lr=[5e-3]", "sweep.epochs=1"],
+    "sweep": ["sweep=grid", "sweep.space.lr=[5e-3]", "+sweep.space.batch_size=[4]", "sweep.epochs=1"],
     "train": ["train.from_sweep=true"],
     "calibrate": [],
     "evaluate": [],
@@ -113,6 +113,12 @@ def test_a_stage_runs_as_a_job_and_prints_its_stored_result_last(stage: str, job
 
 def test_the_last_job_leaves_a_champion(jobs: dict[str, Done], root: Path) -> None:
     assert Registry(Storage(str(root / "store"))).champion() == last_line(jobs["publish"])["champion"]
+
+
+def test_a_training_takes_what_the_sweep_found(jobs: dict[str, Done], root: Path) -> None:
+    found, corpus = last_line(jobs["train"]), last_line(jobs["prepare"])["corpus"]
+    assert found["lr"] == 5e-3
+    assert found["history"][-1]["step"] == -(-Corpus.open(Storage(str(root / "store")), corpus).num_rows("train") // 4)
 
 
 def test_a_text_has_one_score_in_training_in_the_bundle_and_over_http(jobs: dict[str, Done], root: Path) -> None:

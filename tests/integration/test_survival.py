@@ -139,22 +139,6 @@ def test_its_log_holds_every_step_once(long: Run, cut_off: tuple[Config, str], g
     assert steps == sorted(set(steps))
 
 
-def test_a_finished_training_is_not_taken_up_again(long: Run, gone_on: dict[str, Any]) -> None:
-    config = own_copy(long.config, long.storage, "cut-off")
-    config.train = replace(config.train, epochs=1)
-    train(config, long.storage)
-    assert len(attempts(long, "cut-off")) == 2
-
-
-def test_a_training_with_other_settings_begins_anew(long: Run) -> None:
-    config = own_copy(long.config, long.storage, "other-settings")
-    old = {"digest": "of something else", "finished": False}
-    long.storage.write_json("runs/other-settings/train-20200101T000000000/attempt.json", old)
-    config.train = replace(config.train, epochs=1)
-    train(config, long.storage)
-    assert len(attempts(long, "other-settings")) == 2
-
-
 def test_two_jobs_do_not_train_one_run_at_once(long: Run) -> None:
     config = own_copy(long.config, long.storage, "twice")
     with (
@@ -188,17 +172,6 @@ def test_a_run_stops_when_it_no_longer_becomes_better(long: Run) -> None:
     losses = [epoch["val_loss"] for epoch in history]
     assert losses[-1] >= min(losses[:-1])
     assert losses[:-1] == sorted(losses[:-1], reverse=True)
-
-
-def test_other_numbers_of_workers_make_the_same_curve(long: Run) -> None:
-    """Dropout differs between the ranks, so the curves are close, not equal; without it they are equal to rounding."""
-    settings = replace(long.config, model=replace(long.config.model, dropout=0.0))
-    curves = []
-    for workers in (1, 3):
-        config = replace(settings, train=replace(settings.train, num_workers=workers))
-        history = run_training(config, long.corpus, f"workers-{workers}").history
-        curves.append([(epoch["train_loss"], epoch["val_loss"], epoch["auroc"]) for epoch in history])
-    np.testing.assert_allclose(curves[0], curves[1], atol=1e-4)
 
 
 def test_a_profile_tells_what_takes_the_time(long: Run) -> None:

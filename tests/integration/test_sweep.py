@@ -16,9 +16,7 @@ from ray.util import placement_group_table
 from detect_ai.config import Config, SweepConfig, load_config
 from detect_ai.errors import ConfigError, ResourceError, TrainingError
 from detect_ai.space import apply
-from detect_ai.stage import run_stage
 from detect_ai.sweep import concurrency, sweep
-from detect_ai.training import train, training_plan
 from detect_ai.trials import table
 from tests.integration.conftest import Run
 from tests.integration.runs import driver, own_copy, train_workers, until
@@ -111,6 +109,7 @@ def test_a_limit_of_concurrent_trials_is_kept(run: Run) -> None:
     assert concurrency(replace(run.config, sweep=replace(run.config.sweep, max_concurrent=1))) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_of_which_nothing_is_left_says_why(run: Run) -> None:
     with pytest.raises(TrainingError, match=r"^all 1 trials failed; the first said: .*the training loss is nan at"):
         sweep(grid(run, [1e30]), run.storage)
@@ -145,16 +144,7 @@ def test_the_report_shows_every_trial_and_its_curve(swept: dict[str, Any], run: 
     assert page.count("<svg") == 2
 
 
-def test_a_training_takes_what_the_sweep_found(swept: dict[str, Any], run: Run) -> None:
-    config = own_copy(run.config, run.storage, "from-sweep")
-    best = {**swept["best"], "values": {"lr": 3e-3, "batch_size": 4, "dropout": 0.2}}
-    run.storage.write_json("runs/from-sweep/sweep.json", {"result": {**swept, "best": best}})
-    config.train = replace(config.train, from_sweep=True, epochs=1)
-    found = run_stage("train", train, config, run.storage)
-    assert found["lr"] == 3e-3
-    assert found["history"][-1]["step"] == training_plan(apply(config, best["values"])).num_steps(run.corpus)
-
-
+@pytest.mark.slow
 def test_trials_that_fall_behind_are_stopped_and_leave_nothing_held(run: Run) -> None:
     """One good trial first; by asha's halving those that come later and are worse end before their last epoch."""
     space = {"lr": [1e-2, 1e-6], "warmup": [0.1]}
@@ -171,6 +161,7 @@ def test_trials_that_fall_behind_are_stopped_and_leave_nothing_held(run: Run) ->
     assert everything_is_free()
 
 
+@pytest.mark.slow
 def test_optuna_chooses_values_within_the_space(run: Run) -> None:
     config = alone(run, "optuna")
     space = {"lr": {"low": 1e-3, "high": 1e-2}, "batch_size": {"low": 4, "high": 16}, "decay": ["linear", "cosine"]}
