@@ -174,12 +174,24 @@ def test_a_run_stops_when_it_no_longer_becomes_better(long: Run) -> None:
     assert losses[:-1] == sorted(losses[:-1], reverse=True)
 
 
-def test_a_profile_tells_what_takes_the_time(long: Run) -> None:
-    config = replace(long.config, train=replace(long.config.train, profile=True, epochs=2, checkpoint_every=0))
-    run_training(config, long.corpus, "profiled")
-    folder = f"runs/{config.run}/profiled/profile"
+@pytest.fixture(scope="module")
+def bounded(long: Run) -> TrainingResult:
+    """Two steps longer than an epoch, under the profiler."""
+    steps = long.trained["history"][0]["step"] + 2
+    config = replace(long.config, train=replace(long.config.train, profile=True, max_steps=steps, checkpoint_every=0))
+    return run_training(config, long.corpus, "bounded")
+
+
+def test_steps_that_are_bounded_end_with_an_evaluation(long: Run, bounded: TrainingResult) -> None:
+    epoch = long.trained["history"][0]["step"]
+    assert [(line["epoch"], line["step"]) for line in bounded.history] == [(1, epoch), (2, epoch + 2)]
+    assert bounded.history[-1]["lr"] == 0, "the schedule is not that of the bounded steps"
+
+
+def test_a_profile_tells_what_takes_the_time(long: Run, bounded: TrainingResult) -> None:
+    folder = f"runs/{long.config.run}/bounded/profile"
     assert {"trace.json.gz", "operations.txt", "data.json"} <= set(long.storage.list(folder))
     assert b"aten::" in long.storage.read_bytes(f"{folder}/operations.txt")
     found = long.storage.read_json(f"{folder}/data.json")
     assert 0 < found["waiting_for_data"] < 1
-    assert found["steps"] == 2 * long.trained["history"][0]["step"]
+    assert found["steps"] == bounded.history[-1]["step"]

@@ -14,7 +14,7 @@ import ray
 from ray.util import placement_group_table
 
 from detect_ai.config import Config, SweepConfig, load_config
-from detect_ai.errors import ConfigError, ResourceError, TrainingError
+from detect_ai.errors import ResourceError, TrainingError
 from detect_ai.space import apply
 from detect_ai.sweep import concurrency, sweep
 from detect_ai.trials import table
@@ -203,8 +203,3 @@ def test_a_killed_sweep_goes_on_without_making_finished_trials_again(run: Run, t
 
 def written_first(folder: Path) -> float:
     return min(path.stat().st_mtime for path in folder.glob("checkpoint_*/model.safetensors"))
-
-
-def test_a_sweep_over_nothing_is_refused(run: Run) -> None:
-    with pytest.raises(ConfigError, match=r"^config: sweep.space is empty: name what to try, such as sweep=grid"):
-        sweep(replace(run.config, sweep=SweepConfig()), run.storage)
