@@ -337,6 +337,8 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     given = next((o for o in overrides if key and o.lstrip("+~").split("=")[0] == key), key or " ".join(overrides))
     if re.search("not in ('|struct)", reason) and (allowed := _keys_beside(key)):
         return f"config: {given}: no key '{key.rpartition('.')[2]}'; allowed here: {', '.join(allowed)}"
+    if "Cannot merge" in reason and (place := re.search(r"sweep\.space\.(\w+)", given)):
+        reason = f"a list and a range cannot be merged: remove the old one, as ~{place[0]} +{place[0]}=..."
     reason = re.sub(r"\A.+ raised while composing config:\n", "", reason).split("\n")[0]
     return f"config: {given}: {reason}" if given else f"config: {reason}"
 

@@ -292,6 +292,14 @@ def test_every_field_has_a_type_that_is_checked():
     assert {kind for _, kind in leaves(Config)} <= checked
 
 
+def test_a_list_in_the_place_of_a_range_is_refused_with_what_works():
+    with pytest.raises(ConfigError) as refused:
+        load_config(["sweep=random", "sweep.space.lr=[1e-5,1e-4]"])
+    advice = "a list and a range cannot be merged: remove the old one, as ~sweep.space.lr +sweep.space.lr=..."
+    assert str(refused.value) == f"config: sweep.space.lr=[1e-5,1e-4]: {advice}"
+    assert load_config(["sweep=random", "~sweep.space.lr", "+sweep.space.lr=[1e-5]"]).sweep.space == {"lr": [1e-5]}
+
+
 def test_overrides_decide_over_files_in_their_order():
     assert load_config(["train=gpu", "train.lr=1e-5", "train.lr=2e-5"]).train.lr == 2e-5
 
