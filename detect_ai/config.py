@@ -112,7 +112,7 @@ class TrainConfig:
     epochs: int = 4
     max_steps: int = 0  # end after so many steps, also within an epoch; 0: all of them
     batch_size: int = 16  # documents in a global step, whatever the number of workers
-    microbatch_size: int = 8  # documents in one forward pass
+    microbatch_size: int = 4  # documents in one forward pass
     shortest_span: int = 0  # tokens: spans of random length are read, from this to a window; 0: whole windows
     warmup: float = 0.1  # share of the steps
     decay: str = "linear"  # linear | cosine

@@ -252,7 +252,7 @@ def test_no_memory_left_names_the_batch_and_what_to_change(network: Any) -> None
     with pytest.raises(ResourceError) as refused:
         learner(network).step([part(rows=3)])
     assert str(refused.value) == (
-        "step 1: no memory left on cpu for 3 rows of 8 tokens (documents 0, 1, 2): lower train.microbatch_size (8) or "
+        "step 1: no memory left on cpu for 3 rows of 8 tokens (documents 0, 1, 2): lower train.microbatch_size (4) or "
         "model.window, or set train.gradient_checkpointing=true"
     )
 
