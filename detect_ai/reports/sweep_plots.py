@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _HEIGHT = 220  # units of a figure
+_FEW = 4  # values that all get a tick of their own
 _LOG_SPAN = 8.0  # a range whose ends differ by more than this factor gets a logarithmic axis
 
 
@@ -35,7 +36,7 @@ def scatter(found: Sequence[dict[str, Any]], name: str) -> str:
             axes.set_xticks(range(len(kinds)), [short(kind) for kind in kinds])
             axes.set_xlim(-0.5, len(kinds) - 0.5)
         elif min(values) > 0 and max(values) / min(values) > _LOG_SPAN:
-            axes.set_xscale("log")
+            _logarithmic(axes, values)
         axes.set_xlabel(name)
         axes.set_ylabel("Validation AUROC")
         axes.grid()
@@ -69,5 +70,19 @@ def curves(found: Sequence[dict[str, Any]], best: str) -> str:
             axes.set_ylabel(label)
             axes.grid()
         axes.set_xlabel("Step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
 
     return panels("curves", 2 * _HEIGHT - 60, draw)
+
+
+def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis with plain numbers: at the values where they are few, else at 1, 3, 10, 30 and so on."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    if len(places := sorted(set(values))) <= _FEW:
+        axes.set_xticks(places)
+    else:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
