@@ -70,7 +70,7 @@ def curves(found: Sequence[dict[str, Any]], best: str) -> str:
             axes.set_ylabel(label)
             axes.grid()
         axes.set_xlabel("Step")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
     return panels("curves", 2 * _HEIGHT - 60, draw)
 
