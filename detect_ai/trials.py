@@ -93,9 +93,7 @@ def _record(result: Any, storage: Storage, folder: str) -> Record:
         "status": "failed" if error else "finished" if told.get(_OVER) else "stopped",
         **(figures if not error else dict.fromkeys(figures)),
         "checkpoint": None if error else best[0],
-        "curve": [
-            {name: line[name] for name in ("epoch", "step", "auroc", "val_loss", "train_loss")} for line in curve
-        ],
+        "curve": [{name: line[name] for name in _CURVE} for line in curve],
         "error": error,
     }
 
