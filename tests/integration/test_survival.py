@@ -1,4 +1,4 @@
-"""Nothing is lost when machines die: a run that was disturbed ends as one that was not."""
+"""Nothing is lost when machines die: a run that was disturbed ends as one that was not, so one seed gives one model."""
 
 from __future__ import annotations
 
@@ -83,6 +83,7 @@ def test_a_run_goes_on_where_the_checkpoint_is_not_where_the_epoch_began(long: R
     assert steps % 2 == 1 or steps > 4, "no checkpoint lies within an epoch"
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_lost_too_often_ends_the_run(long: Run) -> None:
     config = replace(long.config, train=replace(long.config.train, max_failures=0))
     with (
@@ -165,13 +166,43 @@ def test_a_loss_that_is_not_finite_is_not_tried_again(long: Run) -> None:
     assert [line["kind"] for line in lines if line["kind"] != "training"][-1] == "error"
 
 
-def test_a_run_stops_when_it_no_longer_becomes_better(long: Run) -> None:
-    config = replace(long.config, train=replace(long.config.train, epochs=12, lr=2e-2, patience=1, stop_on="val_loss"))
-    history = run_training(config, long.corpus, "stopped").history
-    assert len(history) < 12
-    losses = [epoch["val_loss"] for epoch in history]
+@pytest.fixture(scope="module")
+def stopped(long: Run) -> tuple[Config, dict[str, Any]]:
+    """A run that stops early, at a learning rate at which its epochs differ; earlier runs lie there already."""
+    config = own_copy(long.config, long.storage, "stopped")
+    changed = {"epochs": 12, "lr": 2e-2, "patience": 1, "stop_on": "val_loss", "keep_checkpoints": 1}
+    config.train = replace(config.train, **changed)
+    config.storage = replace(config.storage, keep=2)
+    for day in (1, 2, 3):
+        long.storage.write_bytes(f"runs/stopped/train-2020010{day}T000000000/checkpoint", b"old")
+    return config, run_stage("train", train, config, long.storage)
+
+
+def test_a_run_stops_when_it_no_longer_becomes_better(stopped: tuple[Config, dict[str, Any]]) -> None:
+    losses = [epoch["val_loss"] for epoch in stopped[1]["history"]]
+    assert 1 < len(losses) < 12
     assert losses[-1] >= min(losses[:-1])
     assert losses[:-1] == sorted(losses[:-1], reverse=True)
+
+
+def test_the_checkpoint_is_that_of_the_epoch_with_the_best_auroc(
+    long: Run, stopped: tuple[Config, dict[str, Any]]
+) -> None:
+    found = stopped[1]
+    best = max(found["history"], key=lambda epoch: epoch["auroc"])
+    assert best["epoch"] < len(found["history"]), "the last epoch is the best: this shows nothing"
+    assert long.storage.read_json(f"{found['checkpoint']}/figures.json") == found["validation"]
+    assert found["validation"]["epoch"] == best["epoch"]
+
+
+def test_beside_the_kept_checkpoints_only_the_last_one_stays(long: Run, stopped: tuple[Config, dict[str, Any]]) -> None:
+    folder = stopped[1]["checkpoint"].rpartition("/")[0]
+    kept = [name for name in long.storage.list(folder) if name.startswith("checkpoint_2")]
+    assert len(kept) == 1 + 1
+
+
+def test_training_prunes_the_oldest_runs(long: Run, stopped: tuple[Config, dict[str, Any]]) -> None:
+    assert attempts(long, "stopped") == ["train-20200103T000000000", stopped[1]["checkpoint"].split("/")[2]]
 
 
 @pytest.fixture(scope="module")
