@@ -31,8 +31,8 @@ from material import MODELS, prepared
 
 # Steps of 16 documents: about as long in each arm.
 STEPS = {
-    "minilm": {"trainer": 3, "trainer_tuned": 6, "trainer_matched": 12, "ours_1": 12, "ours_2": 12, "bare": 12},
-    "distilbert": {"trainer": 2, "trainer_tuned": 3, "trainer_matched": 4, "ours_1": 4, "ours_2": 4, "bare": 4},
+    "minilm": {"trainer": 2, "trainer_tuned": 4, "trainer_matched": 8, "ours_1": 8, "ours_2": 8, "bare": 8},
+    "distilbert": {"trainer": 2, "trainer_tuned": 2, "trainer_matched": 3, "ours_1": 3, "ours_2": 3, "bare": 3},
 }
 DOCUMENTS = 352  # of training: what the sample has
 SEEDS = (0, 1, 2)
