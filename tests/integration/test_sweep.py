@@ -176,6 +176,7 @@ def test_optuna_chooses_values_within_the_space(run: Run) -> None:
     assert len({trial["values"]["lr"] for trial in found["trials"]}) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_without_making_finished_trials_again(run: Run, tmp_path: Path) -> None:
     config = alone(run, "killed-sweep")
     config.sweep = SweepConfig(search="grid", space={"lr": [1e-2, 5e-3]}, epochs=3, max_concurrent=1)
