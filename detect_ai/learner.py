@@ -86,7 +86,7 @@ class Learner:
         for meter in (self.epoch, self.lately):
             meter.begin()
         self.network.train()
-        torch.manual_seed((self.seed * 1_000_003 + self.steps) * 65_536 + self.rank)
+        torch.manual_seed(((self.seed * 1_000_003 + self.steps) * 65_536 + self.rank) % 2**63)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         losses = [self._backward(part, sync=part is microbatches[-1]) for part in microbatches]

@@ -71,7 +71,8 @@ def _run(learner: Learner, history: list[dict[str, Any]], config: TrainConfig, l
     import ray.train
 
     validation = ray.train.get_dataset_shard("validation")
-    for step in observer.watched(_steps(read(ray.train.get_dataset_shard("train")))):
+    training = ray.train.get_dataset_shard("train")
+    for step in observer.watched(_steps(read(training)), training.stats):
         learner.step(step)
         observer.step()
         if learner.at_epoch_end:
@@ -79,6 +80,7 @@ def _run(learner: Learner, history: list[dict[str, Any]], config: TrainConfig, l
             history.append(learner.epoch.figures() | learner.evaluate(read(validation), labels) | epoch)
             observer.evaluated(history[-1])
         if learner.at_epoch_end or (config.checkpoint_every and learner.steps % config.checkpoint_every == 0):
+            observer.checkpointing()
             checkpoints.report(learner, history)
         if is_over(learner, history, config):
             return

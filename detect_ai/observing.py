@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import resource
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -38,9 +40,9 @@ class Observer:
         self._progress = _progress(arguments, learner)
         self._profiler = Profiler(storage, folder, config.train.profile and first)
 
-    def watched(self, steps: Iterable[list[Microbatch]]) -> Iterator[list[Microbatch]]:
+    def watched(self, steps: Iterable[list[Microbatch]], stats: Callable[[], str]) -> Iterator[list[Microbatch]]:
         """The same steps, each waited for under the eyes of the profiler."""
-        return self._profiler.watched(steps)
+        return self._profiler.watched(steps, stats)
 
     def step(self) -> None:
         """A step has been made. Every rank must say so."""
@@ -50,8 +52,7 @@ class Observer:
         if learner.steps % self._every:
             return
         figures = learner.lately.figures() | {"grad_norm": learner.grad_norm, "lr": learner.lr, "step": learner.steps}
-        if learner.device.type == "cuda":
-            figures["memory_bytes"] = torch.cuda.max_memory_allocated(learner.device)
+        figures["memory_bytes"] = _memory(learner.device)
         self._tracker.log({f"train/{name}": value for name, value in figures.items()}, learner.steps)
         if self._log:
             self._log.write({"kind": "training", **figures}, now=False)
@@ -61,6 +62,11 @@ class Observer:
         self._tracker.log({f"validation/{name}": value for name, value in figures.items()}, self._learner.steps)
         if self._log:
             self._log.write({"kind": "evaluation", **figures})
+
+    def checkpointing(self) -> None:
+        """A checkpoint is about to be written: a run that goes on from it has the lines up to it."""
+        if self._log:
+            self._log.flush()
 
     def failed(self, error: Exception) -> None:
         """The run cannot go on."""
@@ -75,6 +81,13 @@ class Observer:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._stack.__exit__(kind, value, at)
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that were held at most: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _tracker(arguments: dict[str, Any], first: bool) -> Tracker:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -19,8 +19,8 @@ T = TypeVar("T")
 class Profiler:
     """Records `ACTIVE` steps and writes a trace, a table of operations and the share of time spent waiting for data.
 
-    Under `<folder>/profile/`: `trace.json.gz` (for chrome://tracing or Perfetto), `operations.txt` and `data.json`. A
-    run of fewer than `WAIT + WARM + ACTIVE` steps records what there is.
+    Under `<folder>/profile/`: `trace.json.gz` (for chrome://tracing or Perfetto), `operations.txt`, `data.json`, and
+    `data.txt` with Ray Data's own statistics. A run of fewer than `WAIT + WARM + ACTIVE` steps records what there is.
 
     Args:
         storage: where the run lies.
@@ -32,6 +32,7 @@ class Profiler:
         self._storage, self._folder, self._profile = storage, f"{folder}/profile", None
         self._waited = self._steps = 0.0
         self._since = time.perf_counter()
+        self._stats: Callable[[], str] = str
         if wanted:
             self._profile = self._make()
 
@@ -44,9 +45,10 @@ class Profiler:
             record_shapes=True,
         )
 
-    def watched(self, steps: Iterable[T]) -> Iterator[T]:
-        """The same steps; the time until each is there counts as waiting."""
+    def watched(self, steps: Iterable[T], stats: Callable[[], str]) -> Iterator[T]:
+        """The same steps; the time until each is there counts as waiting. `stats` tells of Ray Data's operators."""
         stream = iter(steps)
+        self._stats = stats
         while True:
             asked = time.perf_counter()
             try:
@@ -85,3 +87,4 @@ class Profiler:
         share = self._waited / seconds if seconds else 0.0
         figures = {"steps": int(self._steps), "seconds": seconds, "waiting_for_data": share}
         self._storage.write_json(f"{self._folder}/data.json", figures)
+        self._storage.write_bytes(f"{self._folder}/data.txt", self._stats().encode())

@@ -14,7 +14,7 @@ UNKNOWN = -1.0  # AUROC of a checkpoint that was not evaluated: Ray Train wants 
 class RunLog:
     """The lines of a run. One that goes on from a step keeps the lines up to it.
 
-    An object store cannot append: the file is written anew at every evaluation and error, not at every line.
+    An object store cannot append: the file is written anew at every checkpoint, evaluation and error, not every line.
 
     Args:
         storage: where the run lies.
@@ -30,6 +30,11 @@ class RunLog:
         """Add a line, which has a `kind` and a `step`; a line that is not written now goes with the next that is."""
         self._lines.append(line)
         if now:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write all lines so far."""
+        if self._lines:
             text = "".join(json.dumps(each) + "\n" for each in self._lines)
             self._storage.write_bytes(self._key, text.encode())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -53,15 +54,18 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     with attempts.attempted(storage, config.run, "sweep", digest) as (name, goes_on):
         if goes_on:
             logger.info("sweep: %s was cut off and goes on; its finished trials stay", name)
+        free = _free_cpus()
         found = trials.records(_run(config, corpus, name), storage, f"runs/{config.run}/{name}")
-        _wait_until_free()
+        _wait_until_free(free)
+        logger.info("trials of %s:\n%s", name, trials.table(found))
+        best = trials.best(found)
+        if best is not None:
+            result = {"best": best, "trials": found, "concurrent": concurrency(config), "corpus": corpus.key}
+            result |= write_reports(config, storage, f"runs/{config.run}/{name}", result)
     storage.prune(f"runs/{config.run}", "sweep-", config.storage.keep)
-    logger.info("trials of %s:\n%s", name, trials.table(found))
-    best = trials.best(found)
     if best is None:
         raise TrainingError(f"all {len(found)} trials failed; the first said: {found[0]['error']}")
-    result = {"best": best, "trials": found, "concurrent": concurrency(config), "corpus": corpus.key}
-    return result | write_reports(config, storage, f"runs/{config.run}/{name}", result)
+    return result
 
 
 def _run(config: Config, corpus: Corpus, name: str) -> ResultGrid:
@@ -116,7 +120,9 @@ def _scheduler(config: Config) -> TrialScheduler | None:
             "epoch", max_t=sweep.epochs + 1, grace_period=sweep.grace, reduction_factor=_REDUCTION
         )
     if sweep.stop == "median":
-        return MedianStoppingRule("epoch", grace_period=sweep.grace, min_samples_required=2)
+        # Else trials are paused at every epoch until others have come as far, each time with a start of its own.
+        never = sys.maxsize
+        return MedianStoppingRule("epoch", grace_period=sweep.grace, min_samples_required=2, min_time_slice=never)
     return None
 
 
@@ -134,13 +140,17 @@ def concurrency(config: Config) -> int:
     return int(min(max(1, fits), limit))
 
 
-def _wait_until_free(seconds: float = 30) -> None:
-    """Wait until the trials' actors have gone: after a sweep the whole cluster is free for the next stage."""
+def _free_cpus() -> float:
     import ray
 
+    return float(ray.available_resources().get("CPU", 0))
+
+
+def _wait_until_free(cpus: float, seconds: float = 30) -> None:
+    """Wait until the trials' actors have gone: after a sweep as many CPUs are free as before it."""
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if ray.available_resources().get("CPU", 0) >= ray.cluster_resources().get("CPU", 0):
+    while _free_cpus() < cpus:
+        if time.monotonic() > until:
+            logger.warning("after the sweep %g CPUs are free, before it %g were", _free_cpus(), cpus)
             return
         time.sleep(0.2)
-    logger.warning("CPUs are still held %g s after the sweep: %s", seconds, ray.available_resources())

@@ -14,6 +14,9 @@ from detect_ai.config import Config
 
 logger = logging.getLogger(__name__)
 
+_RUNS = 100  # trials of a sweep that are kept at least
+_FINISH_SECONDS = 60.0  # for what is left to send; W&B's own default is to wait for ever
+
 
 def resolve_mode(mode: str) -> str:
     """`auto` is online with a key and offline without; WANDB_MODE decides over both."""
@@ -37,7 +40,8 @@ def open_run(config: Config, told: bool = True, facts: Mapping[str, Any] | None 
     """
     local = "://" not in config.storage.root
     # No stage may delete what another one of the same loop wrote: trials, a training, an evaluation, a publication.
-    runs = space.count(config.sweep) + 3
+    # A stage need not be told of the sweep before it.
+    runs = max(_RUNS, space.count(config.sweep)) + 3
     return Tracker(
         resolve_mode(config.tracking.mode) if told else "disabled",
         folder=Path(config.storage.root if local else "~/.cache/detect_ai").expanduser(),
@@ -70,14 +74,14 @@ class Tracker:
             self._run = wandb.init(
                 mode=cast(Literal["online", "offline"], mode),
                 dir=str(folder),
-                settings=wandb.Settings(silent=True, console="off"),
+                settings=wandb.Settings(silent=True, console="off", finish_timeout=_FINISH_SECONDS),
                 **settings,
             )
         except Exception as error:  # tracking is never worth a run
             logger.warning("W&B is off for this run: %s", error)
             return
         if mode == "offline":
-            logger.info("W&B is offline (no key): send it later with `wandb sync %s`", folder / "wandb")
+            logger.info("W&B is offline (no key, or by choice): send it later with `wandb sync %s`", folder / "wandb")
 
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
         """Record values, at a step where there is one."""

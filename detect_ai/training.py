@@ -68,7 +68,7 @@ def run_training(
     require_training_resources(config, f"run {name}")
     plan = training_plan(config)
     storage, folder = corpus.storage, f"runs/{config.run}/{name}"
-    fewest, most = config.train.worker_range
+    fewest, most = worker_range(config)
     trainer = TorchTrainer(
         _train_loop,
         train_loop_config={
@@ -143,6 +143,17 @@ def train(config: Config, storage: Storage) -> dict[str, Any]:
         "history": result.history,
         "corpus": corpus.key,
     }
+
+
+def worker_range(config: Config) -> tuple[int, int]:
+    """The fewest and the most workers of a training, of a range no more than leave Ray Data its CPUs."""
+    fewest, most = config.train.worker_range
+    if fewest == most or cluster.can_grow():
+        return fewest, most
+    import ray
+
+    fit = int((ray.cluster_resources().get("CPU", 0) - DATA_CPUS) // config.train.cpus_per_worker)
+    return fewest, max(fewest, min(most, fit))
 
 
 def training_plan(config: Config) -> TrainingPlan:

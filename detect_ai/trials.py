@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from detect_ai import runlog, space, training
-from detect_ai.errors import InputError, ResourceError, TrainingError
+from detect_ai.errors import InputError, ResourceError, TrainingError, ours
 from detect_ai.runlog import UNKNOWN
 from detect_ai.storage import Storage
 
@@ -36,13 +36,14 @@ def trainable(reference: Any, sweep: str) -> Callable[[dict[str, Any]], None]:
 
         base, corpus = ray.get(reference)
         base.train.epochs = base.sweep.epochs
+        base.train.num_workers = base.train.worker_range[0]  # what the number of trials at once was worked out for
         name = f"{sweep}/{tune.get_context().get_trial_id()}"
         try:
             result = training.run_training(
-                space.apply(base, values), corpus, name, callbacks=[_evaluations()], group=sweep
+                space.apply(base, values), corpus, name, callbacks=[_evaluations(base.sweep.epochs)], group=sweep
             )
         except (TrainingError, ResourceError, InputError, TrainingFailedError) as error:
-            tune.report({"auroc": UNKNOWN, "epoch": 0, _OVER: True, "error": str(error).strip().splitlines()[-1]})
+            tune.report({"auroc": UNKNOWN, "epoch": 0, _OVER: True, "error": str(ours(error)).strip().splitlines()[-1]})
             return
         # What Tune knows is the last epoch: the best one is the trial's last word.
         epochs = result.history[-1]["epoch"]
@@ -53,13 +54,16 @@ def trainable(reference: Any, sweep: str) -> Callable[[dict[str, Any]], None]:
     return trial
 
 
-def _evaluations() -> Any:
-    """Tells Ray Tune of evaluations, of nothing else: checkpoints between them have no AUROC."""
+def _evaluations(epochs: int) -> Any:
+    """Tells Ray Tune of evaluations, of nothing else: checkpoints between them have no AUROC.
+
+    Not of the last epoch, after which the trial has its own last word: asha would stop it there, before that word.
+    """
     from ray.tune.integration.ray_train import TuneReportCallback
 
     class Evaluations(TuneReportCallback):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            if metrics[0]["auroc"] != UNKNOWN:
+            if metrics[0]["auroc"] != UNKNOWN and metrics[0]["epoch"] < epochs:
                 told = {name: value for name, value in metrics[0].items() if name != "history"}
                 super().after_report(run_context, [told], checkpoint)
 
