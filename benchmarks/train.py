@@ -1,7 +1,7 @@
 """How fast training is against the Hugging Face Trainer and a bare loop: `make bench-train`.
 
-Arms, each in a process of its own, in turn and in reversed turn, on one corpus; one that makes fewer steps sees fewer of
-its documents:
+Arms, each in a process of its own, in turn and in reversed turn, on one corpus; one that makes fewer steps sees fewer
+of its documents:
 
     ours_1           the project's training (Ray Data, Ray Train), one worker with two threads
     ours_2           the same, two workers with one thread each
