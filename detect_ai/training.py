@@ -128,10 +128,8 @@ def train(config: Config, storage: Storage) -> dict[str, Any]:
     corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
     checked_tokenizer(config, corpus)
     require_training_resources(config, "a training")  # before anything of the attempt is written
-    with attempts.attempted(storage, config.run, "train", attempts.digest(config, corpus.manifest.fingerprint)) as (
-        name,
-        goes_on,
-    ):
+    digest = attempts.digest(config, corpus.manifest.fingerprint)
+    with attempts.attempted(storage, config.run, "train", digest) as (name, goes_on):
         if goes_on:
             logger.info("train: %s was cut off and goes on from its last checkpoint", name)
         result = run_training(config, corpus, name)
