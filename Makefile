@@ -25,7 +25,8 @@ serve: $(STAMP) ## Serve the champion: the demo's, or that of DETECT_AI_STORAGE_
 	.venv/bin/python -m serve_app $(ARGS)
 
 test: $(STAMP) ## Run the fast suite, with its floor for coverage
-	.venv/bin/pytest -m 'not slow' --cov --cov-report=term --cov-fail-under=85
+	.venv/bin/pytest tests/unit -n 2 --cov --cov-report=
+	.venv/bin/pytest tests/integration tests/e2e -m 'not slow' --cov --cov-append --cov-report=term --cov-fail-under=85
 
 test-slow: $(STAMP) ## Run the longer proofs
 	.venv/bin/pytest -m slow

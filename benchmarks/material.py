@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +97,19 @@ def token_ids(config: Any, corpus: Any, split: str) -> list[Any]:
     content = WINDOW - tokenizer.num_special
     rows = corpus.read(split, ["input_ids"])["input_ids"].to_pylist()
     return [np.concatenate((tokenizer.prefix, row[:content], tokenizer.suffix)).astype(int) for row in rows]
+
+
+def our_steps(config: Any, corpus: Any) -> list[Any]:
+    """The steps that our training makes on one rank, each a list of microbatches, read without Ray."""
+    from detect_ai import streaming
+    from detect_ai.loop import steps
+    from detect_ai.training import checked_tokenizer, training_plan
+
+    frame, plan = streaming.Frame.of(checked_tokenizer(config, corpus), config.model), training_plan(config)
+    plan = replace(plan, num_workers=1)
+    rows = (
+        row
+        for pool in streaming._training_pools(corpus, plan, 0)
+        for row in streaming._training_rows(streaming._read(corpus.storage.root, pool), pool, frame, plan)
+    )
+    return list(islice(steps(map(streaming.microbatch, rows), 0, 1), config.train.max_steps or None))

@@ -18,8 +18,13 @@ logger = logging.getLogger(__name__)
 # Train's workers, Tune's trials, Ray Data's tasks and Serve's replicas each reserve a logical CPU or more. Fewer
 # than this and Ray Data starves beside two workers; logical CPUs only bound what is scheduled, they cost nothing.
 LOCAL_CPUS = 8
-# Ray's switch for machines that are no cluster: everything binds to 127.0.0.1 instead of all interfaces (Ray 2.60).
-LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+ONE_MACHINE = {
+    # Ray's switch for machines that are no cluster: everything binds to 127.0.0.1 instead of all interfaces (Ray 2.60).
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Ray starts a worker for every CPU beforehand; our jobs, with environments of their own, can take none of them.
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more in every training
+}
 ROUNDING = 1e-3  # Ray counts in ten-thousandths
 WAIT_SECONDS = 300  # for CPUs that something else holds
 _GCS_PORT = "RAY_GCS_SERVER_PORT"  # where ray.init starts the head of a new cluster
@@ -46,7 +51,7 @@ def _init() -> None:
             f"host:port of the cluster, or no RAY_ADDRESS for a Ray of its own"
         )
     if not address:
-        os.environ.update(LOOPBACK_ONLY)  # for the processes that this one starts
+        os.environ.update(ONE_MACHINE)  # for the processes that this one starts
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray._private import ray_constants

@@ -26,8 +26,8 @@ class Streams(DataConfig):
     """
 
     def __init__(self, corpus: Corpus, frame: Frame, plan: TrainingPlan, folder: str) -> None:
-        options = ExecutionOptions(preserve_order=True)
-        super().__init__(execution_options=options)
+        # Dealt by locality, the ranks of several machines would get one another's microbatches, and wait for ever.
+        super().__init__(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False)
         self._corpus, self._frame, self._plan, self._folder = corpus, frame, plan, folder
 
     def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> Any:

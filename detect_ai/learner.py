@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from detect_ai import flops, metrics, model
-from detect_ai.backends.torch import autocast, log_odds, model_inputs
+from detect_ai.backends.torch import autocast, log_odds, model_inputs, upload
 from detect_ai.config import TrainConfig
 from detect_ai.errors import ResourceError, TrainingError
 from detect_ai.streaming import Microbatch
@@ -89,8 +89,13 @@ class Learner:
         torch.manual_seed(((self.seed * 1_000_003 + self.steps) * 65_536 + self.rank) % 2**63)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        losses = [self._backward(part, sync=part is microbatches[-1]) for part in microbatches]
+        summed = [self._backward(part, sync=part is microbatches[-1]) for part in microbatches]
+        losses: list[float] = torch.stack(
+            summed
+        ).tolist()  # the device is waited for once a step, not once a microbatch
         self.last_loss = sum(losses) / max(1.0, sum(float(part.weights.sum()) for part in microbatches))
+        for part, loss in zip(microbatches, losses, strict=True):
+            self._count(part, loss)
         self.scaler.unscale_(self.optimizer)
         self.grad_norm = float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm))
         # A scaler skips a step whose gradients overflow, and lowers its scale until none does.
@@ -101,35 +106,43 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
 
-    def _backward(self, part: Microbatch, sync: bool) -> float:
-        """Add the gradients of a microbatch. Returns the sum of its weighted losses.
+    def _backward(self, part: Microbatch, sync: bool) -> torch.Tensor:
+        """Add the gradients of a microbatch. Returns the sum of its weighted losses, which may not be computed yet.
 
         DDP takes the mean of the ranks' gradients; scaled by the number of ranks over the weight of the whole step
         that mean is the gradient of the mean loss over all documents of the step, however they are dealt.
         """
-        weights = torch.from_numpy(part.weights.copy()).to(self.device)
-        labels = torch.from_numpy(part.labels.copy()).to(self.device)
+        labels, weights = (upload(array, self.device) for array in (part.labels, part.weights))
+        remedy = (
+            f"lower train.microbatch_size ({self.config.microbatch_size}) or model.window, or set "
+            "train.gradient_checkpointing=true"
+        )
+        with self._memory_for(f"step {self.steps + 1}", part, remedy), self._no_sync() if not sync else nullcontext():
+            with autocast(self.device, self.dtype):
+                logits = self.network(**model_inputs(part.batch, self.device)).logits
+            smoothing = self.config.label_smoothing
+            each = cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
+            loss = (each * weights).sum()
+            self.scaler.scale(loss * (self.world_size / part.step_weight)).backward()
+        return loss.detach()
+
+    def _count(self, part: Microbatch, loss: float) -> None:
+        lengths = part.batch.lengths[part.documents >= 0]
+        size = part.batch.input_ids.size
+        for meter in (self.epoch, self.lately):
+            meter.add([loss, part.weights.sum(), lengths.sum(), size, self._flops.of_training(lengths)])
+
+    @contextmanager
+    def _memory_for(self, what: str, part: Microbatch, remedy: str) -> Iterator[None]:
+        """Name the documents for which no memory is left, on this rank alone: Ray Train ends the others."""
         try:
-            with self._no_sync() if not sync else nullcontext():
-                with autocast(self.device, self.dtype):
-                    logits = self.network(**model_inputs(part.batch, self.device)).logits
-                smoothing = self.config.label_smoothing
-                each = cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
-                loss = (each * weights).sum()
-                self.scaler.scale(loss * (self.world_size / part.step_weight)).backward()
+            yield
         except torch.OutOfMemoryError as error:
             rows, width = part.batch.input_ids.shape
-            raise ResourceError(  # of this rank alone: Ray Train ends the others
-                f"step {self.steps + 1}: no memory left on {self.device} for {rows} rows of {width} tokens "
-                f"(documents {_named(part.documents)}): lower train.microbatch_size ({self.config.microbatch_size}) or "
-                "model.window, or set train.gradient_checkpointing=true"
+            raise ResourceError(
+                f"{what}: no memory left on {self.device} for {rows} rows of {width} tokens (documents "
+                f"{_named(part.documents)}): {remedy}"
             ) from error
-        lengths = part.batch.lengths[part.documents >= 0]
-        value, size = float(loss.detach()), part.batch.input_ids.size
-        sums = [value, part.weights.sum(), lengths.sum(), size, self._flops.of_training(lengths)]
-        for meter in (self.epoch, self.lately):
-            meter.add(sums)
-        return value
 
     def _no_sync(self) -> AbstractContextManager[None]:
         return self._ddp.no_sync() if self._ddp else nullcontext()
@@ -167,11 +180,11 @@ class Learner:
         documents, scores = [], []
         with torch.inference_mode(), autocast(self.device, self.dtype):
             for part in stream:
-                logits = self.module(**model_inputs(part.batch, self.device)).logits
-                real = part.documents >= 0
-                documents.append(part.documents[real])
-                scores.append(log_odds(logits).cpu().numpy()[real])
-        return np.concatenate(documents), np.concatenate(scores)
+                with self._memory_for(f"evaluation after step {self.steps}", part, "lower model.window"):
+                    scores.append(log_odds(self.module(**model_inputs(part.batch, self.device)).logits))
+                documents.append(part.documents)
+        found = np.concatenate(documents)
+        return found[found >= 0], torch.cat(scores).cpu().numpy()[found >= 0]
 
     def state(self) -> dict[str, Any]:
         """What a later run needs beside the weights; the same on all ranks, so every rank must ask.

@@ -18,7 +18,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from detect_ai.cluster import LOCAL_CPUS, LOOPBACK_ONLY, free_port
+from detect_ai.cluster import LOCAL_CPUS, ONE_MACHINE, free_port
 from detect_ai.errors import ResourceError
 
 START_SECONDS = 90
@@ -156,7 +156,7 @@ def _environment(folder: Path) -> dict[str, str]:
     }
     # A token in the environment would win over ours.
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
-    return {**inherited, **ours, **LOOPBACK_ONLY}
+    return {**inherited, **ours, **ONE_MACHINE}
 
 
 if __name__ == "__main__":

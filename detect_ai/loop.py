@@ -72,7 +72,7 @@ def _run(learner: Learner, history: list[dict[str, Any]], config: TrainConfig, l
 
     validation = ray.train.get_dataset_shard("validation")
     training = ray.train.get_dataset_shard("train")
-    for step in observer.watched(_steps(read(training)), training.stats):
+    for step in observer.watched(steps(read(training), learner.rank, learner.world_size), training.stats):
         learner.step(step)
         observer.step()
         if learner.at_epoch_end:
@@ -108,9 +108,11 @@ def read(shard: Any) -> Iterator[Microbatch]:
     return map(microbatch, rows)
 
 
-def _steps(stream: Iterable[Microbatch]) -> Iterator[list[Microbatch]]:
+def steps(stream: Iterable[Microbatch], rank: int, ranks: int) -> Iterator[list[Microbatch]]:
+    """The microbatches of a rank, step by step. Dealt otherwise than in turn, ranks would wait for one another."""
     step: list[Microbatch] = []
     for part in stream:
+        assert part.slot == len(step) * ranks + rank, f"rank {rank} of {ranks} got microbatch {part.slot} of a step"
         step.append(part)
         if part.last:
             yield step

@@ -58,6 +58,7 @@ class Microbatch:
         weights: float32, shape (rows,).
         documents: position of each row's document in the split, shape (rows,); -1 in an empty microbatch.
         step_weight: weight of all documents of the whole step, over all ranks.
+        slot: its place in the step over all ranks: rank r of W has those of r, r + W, r + 2 W …
         last: whether the step ends with it on this rank.
         epoch: counted from 0.
     """
@@ -67,6 +68,7 @@ class Microbatch:
     weights: NDArray[np.float32]
     documents: NDArray[np.int64]
     step_weight: float
+    slot: int
     last: bool
     epoch: int
 
@@ -95,16 +97,7 @@ def training_stream(corpus: Corpus, frame: Frame, plan: TrainingPlan, start: int
     Raises:
         ValueError: no step is left.
     """
-    items = []
-    before = start  # steps that are not read again
-    for epoch in range(plan.epochs):
-        pools = _pools(corpus, "train")
-        order = np.random.default_rng([plan.seed, epoch]).permutation(len(pools))
-        for pool in (pools[i] for i in order):
-            steps = batches.num_steps(pool["rows"], plan.batch_size)
-            if before < steps:
-                items.append({**pool, "epoch": epoch, "skip": before})
-            before = max(0, before - steps)
+    items = _training_pools(corpus, plan, start)
     if not items:
         raise ValueError(f"step {start}: the run has no more steps")
     root = corpus.storage.root
@@ -113,7 +106,7 @@ def training_stream(corpus: Corpus, frame: Frame, plan: TrainingPlan, start: int
         pool = item.to_pylist()[0]
         yield from _training_rows(_read(root, pool), pool, frame, plan)
 
-    return _one_block_a_row(items, expand)
+    return _one_block_a_row(items, expand, plan.num_workers)
 
 
 def scoring_stream(corpus: Corpus, split: str, frame: Frame, num_workers: int, batch_tokens: int) -> Dataset:
@@ -124,19 +117,38 @@ def scoring_stream(corpus: Corpus, split: str, frame: Frame, num_workers: int, b
         pool = item.to_pylist()[0]
         yield from _scoring_rows(_read(root, pool), pool, frame, num_workers, batch_tokens)
 
-    return _one_block_a_row([{**pool, "epoch": 0} for pool in _pools(corpus, split)], expand)
+    return _one_block_a_row([{**pool, "epoch": 0} for pool in _pools(corpus, split)], expand, num_workers)
 
 
-def _one_block_a_row(items: list[dict[str, Any]], expand: Callable[[pa.Table], Iterator[pa.Table]]) -> Dataset:
+def _one_block_a_row(
+    items: list[dict[str, Any]], expand: Callable[[pa.Table], Iterator[pa.Table]], readers: int
+) -> Dataset:
     import ray
 
     pools = ray.data.from_items(items, override_num_blocks=len(items))
-    rows: Dataset = pools.map_batches(expand, batch_size=1, batch_format="pyarrow")
+    # One reader for each rank: left to itself Ray Data starts a process for every shard that it finds a CPU for.
+    compute = ray.data.TaskPoolStrategy(size=readers)
+    rows: Dataset = pools.map_batches(expand, batch_size=1, batch_format="pyarrow", compute=compute)
     # A yielded table becomes a block as soon as it reaches the target size. Rank r's next row must be the next block.
     rows.context.target_max_block_size = 1
     rows.context.execution_options.preserve_order = True
     rows.context.enable_progress_bars = False  # the run has a progress of its own
     return rows
+
+
+def _training_pools(corpus: Corpus, plan: TrainingPlan, start: int) -> list[dict[str, Any]]:
+    """The shards of all epochs from a step on, each with the steps of it that are not read again."""
+    items = []
+    before = start
+    for epoch in range(plan.epochs):
+        pools = _pools(corpus, "train")
+        order = np.random.default_rng([plan.seed, epoch]).permutation(len(pools))
+        for pool in (pools[i] for i in order):
+            steps = batches.num_steps(pool["rows"], plan.batch_size)
+            if before < steps:
+                items.append({**pool, "epoch": epoch, "skip": before})
+            before = max(0, before - steps)
+    return items
 
 
 def _pools(corpus: Corpus, split: str) -> list[dict[str, Any]]:
@@ -181,6 +193,7 @@ def _training_rows(table: pa.Table, pool: dict[str, Any], frame: Frame, plan: Tr
                 weights=weights[positions],
                 documents=pool["first"] + positions,
                 step_weight=step_weight,
+                slot=slot,
                 last=slot >= len(slots) - plan.num_workers,
                 epoch=pool["epoch"],
             )
@@ -201,6 +214,7 @@ def _scoring_rows(
             weights=weights[documents],
             documents=pool["first"] + documents,
             step_weight=1.0,
+            slot=0,
             last=True,
             epoch=0,
         )
@@ -236,6 +250,7 @@ def microbatch(row: pa.Table) -> Microbatch:
         weights=array("weights"),
         documents=array("documents"),
         step_weight=row["step_weight"][0].as_py(),
+        slot=row["slot"][0].as_py(),
         last=row["last"][0].as_py(),
         epoch=row["epoch"][0].as_py(),
     )

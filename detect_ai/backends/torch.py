@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -42,10 +42,14 @@ def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     """A batch as the arguments of the model, each of shape (rows, length)."""
     mask = attention_mask(batch.lengths, batch.input_ids.shape[1])
     arrays = {"input_ids": batch.input_ids.astype(np.int64), "attention_mask": mask}
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {name: upload(array, device) for name, array in arrays.items()}
+
+
+def upload(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """An array on a device. A GPU gets it from pinned memory, so that nobody waits for the copy."""
     if device.type != "cuda":
-        return tensors
-    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
+        return torch.tensor(array)
+    return torch.tensor(array, pin_memory=True).to(device, non_blocking=True)
 
 
 def log_odds(logits: torch.Tensor) -> torch.Tensor:

@@ -83,7 +83,7 @@ def training_ranks(corpus: Corpus, config: Config, workers: int, seed: int = 0) 
     """The steps that each rank makes in `EPOCHS` epochs."""
     plan = TrainingPlan(batch_size=8, microbatch_size=3, epochs=EPOCHS, seed=seed, num_workers=workers)
     parts = consume(streaming.training_stream(corpus, frame_of(config), plan), workers)
-    return [list(loop._steps(rank)) for rank in parts]
+    return [list(loop.steps(part, rank, workers)) for rank, part in enumerate(parts)]
 
 
 # --- what dies -------------------------------------------------------------------------------------------------------
@@ -108,14 +108,19 @@ def until(condition: Callable[[], Any]) -> Any:
     return found
 
 
-def train_workers() -> list[psutil.Process]:
-    """The processes of Ray Train's workers that this process has brought about."""
+def ray_processes(name: str) -> list[psutil.Process]:
+    """The processes of Ray that this process has brought about and that carry a name."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # gone meanwhile, or not yet buried
-            if process.cmdline()[:1] and "RayTrainWorker" in process.cmdline()[0]:
+            if process.cmdline()[:1] and name in process.cmdline()[0]:
                 found.append(process)
     return found
+
+
+def train_workers() -> list[psutil.Process]:
+    """The processes of Ray Train's workers."""
+    return ray_processes("RayTrainWorker")
 
 
 def own_copy(config: Config, storage: Storage, name: str) -> Config:

@@ -62,6 +62,7 @@ def test_bundles_stand_side_by_side_with_paired_tests(
     assert first["version"] in page
 
 
+@pytest.mark.slow
 def test_a_bundle_against_itself_differs_in_nothing(
     tmp_path: Path, encoder: Path, texts: Path, bundles: list[str]
 ) -> None:

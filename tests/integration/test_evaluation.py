@@ -245,6 +245,7 @@ def test_human_texts_alone_have_rates_and_the_worst_of_them_are_shown_by_sentenc
         assert " ".join(sentence["text"] for sentence in each["sentences"]) == text
 
 
+@pytest.mark.slow
 def test_only_the_last_evaluations_of_the_same_texts_are_kept(
     run: Run, judged: Config, version: str, tmp_path: Path, on_test: dict[str, Any], on_mine: dict[str, Any]
 ) -> None:
@@ -320,7 +321,7 @@ def read_verdicts(folder: Path) -> Rows:
     return rows
 
 
-@pytest.mark.parametrize("form", ["parquet", "jsonl", "csv"])
+@pytest.mark.parametrize("form", ["parquet", "jsonl", pytest.param("csv", marks=pytest.mark.slow)])
 def test_every_text_of_a_folder_gets_its_verdict_once_in_any_form(
     run: Run,
     judged: Config,

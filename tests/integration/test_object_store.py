@@ -41,7 +41,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, encoder: Path, gcs_bucket
     config = small_config(encoder, folder, rows)
     config.storage.root = root
     config.corpus.sources[0].path = emulator.under(gcs_bucket, "loop/in/texts.jsonl")
-    config.train = replace(config.train, epochs=2, keep_checkpoints=1, checkpoint_every=3)
+    config.train = replace(config.train, num_workers=1, epochs=2, keep_checkpoints=1, checkpoint_every=3)
     config.storage.keep = 1
     yield config
     assert sorted(path.name for path in folder.iterdir()) == ["texts.jsonl"], "something was written beside the root"
@@ -78,6 +78,7 @@ def test_what_is_read_of_the_bucket_is_the_checkpoint_of_the_training(loop: tupl
     assert loop[0].exists(f"{loop[1]['train']['checkpoint']}/model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_run_in_the_bucket_whose_worker_is_killed_goes_on(
     loop: tuple[Storage, dict[str, Any]], settings: Config
 ) -> None:

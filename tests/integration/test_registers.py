@@ -147,6 +147,7 @@ def test_a_register_without_training_texts_is_refused_with_the_sources_that_ther
     )
 
 
+@pytest.mark.slow
 def test_a_target_that_a_register_has_too_few_texts_for_is_refused_with_its_name(calibrated: Calibrated) -> None:
     calibration = replace(calibrated.config.calibration, target_fprs=[0.02], default_target_fpr=0.02)
     config = replace(calibrated.config, calibration=calibration)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,7 @@ def cut_off(long: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config
     half = folder / "checkpoint_2999-01-01_00-00-00.000000"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half of it")
+    shutil.copytree(long.storage.path("runs/cut-off"), long.storage.path("runs/cut-off-too"))
     return config, name
 
 
@@ -131,6 +133,19 @@ def test_a_killed_job_that_is_submitted_again_goes_on(
 
 def test_it_ends_as_one_that_was_left_alone(long: Run, gone_on: dict[str, Any]) -> None:
     same_end(long, gone_on)
+
+
+@pytest.mark.slow
+def test_it_goes_on_with_another_number_of_workers(long: Run, cut_off: tuple[Config, str]) -> None:
+    """Dropout draws by rank: the losses are near, not the same."""
+    config, name = cut_off
+    alone = replace(config, run="cut-off-too", train=replace(config.train, num_workers=1))
+    found = run_stage("train", train, alone, long.storage)
+    assert attempts(long, "cut-off-too") == [name]
+    assert long.storage.read_json(f"runs/cut-off-too/{name}/start.json")["step"] >= 8
+    for figure in ("train_loss", "val_loss"):
+        losses = [[epoch[figure] for epoch in each["history"]] for each in (found, long.trained)]
+        np.testing.assert_allclose(losses[0], losses[1], atol=0.01)
 
 
 def test_its_log_holds_every_step_once(long: Run, cut_off: tuple[Config, str], gone_on: dict[str, Any]) -> None:
@@ -158,6 +173,7 @@ def test_a_name_is_free_again_when_its_holder_ends() -> None:
             pass
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_not_tried_again(long: Run) -> None:
     config = replace(long.config, train=replace(long.config.train, lr=1e30, max_failures=3))
     with pytest.raises(TrainingError, match=r"at step \d+ \(learning rate .*documents [\d, ]+ of the split train\): "):
@@ -213,12 +229,14 @@ def bounded(long: Run) -> TrainingResult:
     return run_training(config, long.corpus, "bounded")
 
 
+@pytest.mark.slow
 def test_steps_that_are_bounded_end_with_an_evaluation(long: Run, bounded: TrainingResult) -> None:
     epoch = long.trained["history"][0]["step"]
     assert [(line["epoch"], line["step"]) for line in bounded.history] == [(1, epoch), (2, epoch + 2)]
     assert bounded.history[-1]["lr"] == 0, "the schedule is not that of the bounded steps"
 
 
+@pytest.mark.slow
 def test_a_profile_tells_what_takes_the_time(long: Run, bounded: TrainingResult) -> None:
     folder = f"runs/{long.config.run}/bounded/profile"
     assert {"trace.json.gz", "operations.txt", "data.json", "data.txt"} <= set(long.storage.list(folder))

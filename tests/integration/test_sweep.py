@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from detect_ai.space import apply
 from detect_ai.sweep import concurrency, sweep
 from detect_ai.trials import table
 from tests.integration.conftest import Run
-from tests.integration.runs import driver, own_copy, train_workers, until
+from tests.integration.runs import driver, own_copy, ray_processes, train_workers, until
 
 LRS = [1e-5, 1e-2, 1e30]  # too small to learn, right, and one that no loss survives
 
@@ -158,6 +159,41 @@ def test_trials_that_fall_behind_are_stopped_and_leave_nothing_held(run: Run) ->
         assert len(trial["curve"]) == (4 if trial["status"] == "finished" else trial["curve"][-1]["epoch"])
         assert trial["status"] == "finished" or trial["curve"][-1]["epoch"] < 4
     assert found["best"]["values"]["lr"] == 1e-2
+    assert everything_is_free()
+
+
+@pytest.mark.slow
+def test_a_trial_below_the_median_of_the_others_is_stopped(run: Run) -> None:
+    config = alone(run, "median")
+    config.sweep = SweepConfig(
+        search="grid", space={"lr": [1e-2, 5e-3, 1e-6]}, epochs=4, stop="median", grace=2, max_concurrent=1
+    )
+    found = sweep(config, run.storage)
+    status = {trial["values"]["lr"]: trial["status"] for trial in found["trials"]}
+    assert status == {1e-2: "finished", 5e-3: "finished", 1e-6: "stopped"}
+    assert found["best"]["values"]["lr"] != 1e-6
+    assert everything_is_free()
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_dies_is_made_again_from_its_last_checkpoint(run: Run) -> None:
+    config = alone(run, "dying")
+    config.sweep = SweepConfig(search="grid", space={"lr": [1e-2]}, epochs=4)
+    folder = Path(run.storage.path("runs/dying"))
+
+    def kill() -> None:
+        until(lambda: len(list(folder.glob("sweep-*/*/checkpoint_*/figures.json"))) >= 2)
+        ray_processes("ImplicitFunc")[0].kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    found = sweep(config, run.storage)
+    thread.join()
+    trial = found["trials"][0]
+    assert trial["status"] == "finished", trial["error"]
+    assert [line["epoch"] for line in trial["curve"]] == [1, 2, 3, 4]
+    started = run.storage.read_json(f"{found['best']['checkpoint'].rpartition('/')[0]}/start.json")
+    assert started["step"] >= 2 * trial["curve"][0]["step"], "nothing was killed, or it began anew"
     assert everything_is_free()
 
 

@@ -56,7 +56,8 @@ def gradients_of_a_rank(arguments: dict[str, Any]) -> None:
     context = ray.train.get_context()
     learner = Learner(config.train, network, torch.device("cpu"), context.get_world_size(), 20)
     seen = watch(learner)
-    steps = list(loop._steps(loop.read(ray.train.get_dataset_shard("train"))))
+    stream = loop.read(ray.train.get_dataset_shard("train"))
+    steps = list(loop.steps(stream, context.get_world_rank(), context.get_world_size()))
     for step in steps[:GRADIENT_STEPS]:
         learner.step(step)
     torch.save(seen, Path(arguments["folder"]) / f"{context.get_world_rank()}.pt")
@@ -108,7 +109,7 @@ def curve(history: list[dict[str, Any]]) -> list[tuple[float, ...]]:
     return [tuple(epoch[name] for name in ("train_loss", "val_loss", "auroc", "accuracy")) for epoch in history]
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_one_worker_and_three_have_the_loss_curve_of_two(run: Run, workers: int) -> None:
     """Without dropout, which differs between the ranks."""
     config = replace(run.config, train=replace(run.config.train, num_workers=workers))

@@ -93,7 +93,7 @@ def test_a_folder_without_files_of_the_kind_is_refused(tmp_path, kind, expected)
         ("a.csv", b"\n\n"),
         ("a.jsonl", b"\n"),
         ("a.json", b"[]"),
-        ("a.jsonl.gz", gzip.compress(b"")),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0)),
     ],
 )
 def test_a_source_without_rows_is_refused(tmp_path, name, data):

@@ -17,7 +17,7 @@ from detect_ai.batches import Batch
 from detect_ai.config import Config, ModelConfig, TrainConfig
 from detect_ai.errors import ResourceError, TrainingError
 from detect_ai.learner import Learner, lr_share, make_optimizer
-from detect_ai.loop import _steps, evaluations_since_best
+from detect_ai.loop import evaluations_since_best, steps
 from detect_ai.streaming import Microbatch
 
 # The learning rate
@@ -96,33 +96,48 @@ def part(rows: int = 2, weight: float = 1.0, last: bool = True, step_weight: flo
         weights=weights,
         documents=np.arange(rows),
         step_weight=float(weights.sum()) if step_weight is None else step_weight,
+        slot=0,
         last=last,
         epoch=0,
     )
 
 
+def slots(*each: int, ends: tuple[int, ...]) -> Any:
+    """Microbatches by their place in a step; those at the positions of `ends` are the last of one."""
+    return [SimpleNamespace(slot=slot, last=i in ends) for i, slot in enumerate(each)]
+
+
 def test_microbatches_are_grouped_into_steps_at_their_last_one() -> None:
-    flags = [False, False, True, True, False, True]
-    stream = [SimpleNamespace(number=i, last=last) for i, last in enumerate(flags)]
-    assert [[p.number for p in step] for step in _steps(stream)] == [[0, 1, 2], [3], [4, 5]]  # type: ignore[arg-type]
+    found = steps(slots(0, 1, 2, 0, 0, 1, ends=(2, 3, 5)), rank=0, ranks=1)
+    assert [[part.slot for part in step] for step in found] == [[0, 1, 2], [0], [0, 1]]
+
+
+def test_the_ranks_take_turns() -> None:
+    found = steps(slots(1, 4, 1, ends=(1, 2)), rank=1, ranks=3)
+    assert [[part.slot for part in step] for step in found] == [[1, 4], [1]]
+
+
+@pytest.mark.parametrize("wrong", [(0,), (1, 2), (1, 4, 4), (4,)])
+def test_a_microbatch_of_another_rank_or_place_is_our_mistake(wrong: tuple[int, ...]) -> None:
+    with pytest.raises(AssertionError, match=rf"rank 1 of 3 got microbatch {wrong[-1]} of a step"):
+        list(steps(slots(*wrong, ends=()), rank=1, ranks=3))
 
 
 def test_a_step_is_handed_out_before_the_next_one_is_fetched() -> None:
     fetched = []
 
     def stream() -> Any:
-        for i in range(4):
+        for i, part in enumerate(slots(0, 1, 0, 1, ends=(1, 3))):
             fetched.append(i)
-            yield SimpleNamespace(last=i % 2 == 1)
+            yield part
 
-    next(_steps(stream()))
+    next(steps(stream(), rank=0, ranks=1))
     assert fetched == [0, 1]
 
 
 def test_a_stream_that_ends_within_a_step_is_our_mistake() -> None:
-    stream = [SimpleNamespace(last=True), SimpleNamespace(last=False)]
     with pytest.raises(AssertionError, match="the stream ended within a step"):
-        list(_steps(stream))  # type: ignore[arg-type]
+        list(steps(slots(0, 0, ends=(0,)), rank=0, ranks=1))
 
 
 # Learning, on one rank
@@ -150,6 +165,7 @@ def test_a_step_in_microbatches_has_the_gradient_of_the_whole_step(network: Any)
             weights=whole.weights[rows],
             documents=whole.documents[rows],
             step_weight=whole.step_weight,
+            slot=0,
             last=True,
             epoch=0,
         )
@@ -167,6 +183,7 @@ def test_a_document_of_weight_two_counts_like_the_document_twice(network: Any) -
         weights=np.ones(2, np.float32),
         documents=np.asarray([0, 0]),
         step_weight=2.0,
+        slot=0,
         last=True,
         epoch=0,
     )
@@ -244,17 +261,29 @@ def test_a_long_list_of_documents_is_cut() -> None:
     assert learning_._named(np.asarray([-1, 3])) == "3"
 
 
-def test_no_memory_left_names_the_batch_and_what_to_change(network: Any) -> None:
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (
+            lambda learning, batch: learning.step([batch]),
+            "step 1: no memory left on cpu for 3 rows of 8 tokens (documents 0, 1, 2): lower train.microbatch_size (4) "
+            "or model.window, or set train.gradient_checkpointing=true",
+        ),
+        (
+            lambda learning, batch: learning.evaluate([batch], batch.labels),
+            "evaluation after step 0: no memory left on cpu for 3 rows of 8 tokens (documents 0, 1, 2): lower "
+            "model.window",
+        ),
+    ],
+)
+def test_no_memory_left_names_the_batch_and_what_to_change(network: Any, act: Any, message: str) -> None:
     def no_memory(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     network.register_forward_pre_hook(no_memory)
     with pytest.raises(ResourceError) as refused:
-        learner(network).step([part(rows=3)])
-    assert str(refused.value) == (
-        "step 1: no memory left on cpu for 3 rows of 8 tokens (documents 0, 1, 2): lower train.microbatch_size (4) or "
-        "model.window, or set train.gradient_checkpointing=true"
-    )
+        act(learner(network), part(rows=3))
+    assert str(refused.value) == message
 
 
 def test_the_figures_of_an_epoch_are_sums_over_its_documents(network: Any) -> None:
@@ -279,7 +308,7 @@ def test_label_smoothing_reaches_the_loss(network: Any) -> None:
     for learning, smoothing in ((sharp, 0.0), (smooth, 0.5)):
         network.zero_grad()
         expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
-        assert learning._backward(part(), sync=True) == pytest.approx(float(expected), rel=1e-5)
+        assert float(learning._backward(part(), sync=True)) == pytest.approx(float(expected), rel=1e-5)
 
 
 # Going on
