@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from detect_ai.training import TrainingResult, run_training, train
 from tests import tiny
 from tests.integration.conftest import Run
 from tests.integration.runs import (
+    PATIENCE,
     a_worker_killed,
     driver,
     hard_rows,
@@ -69,6 +74,13 @@ def same_end(run: Run, found: dict[str, Any] | TrainingResult, atol: float = 1e-
     first = parameters(run.storage, run.trained["checkpoint"])
     for name, value in parameters(run.storage, checkpoint).items():
         np.testing.assert_allclose(value, first[name], atol=atol, err_msg=name)
+
+
+def near(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Losses of runs of other numbers of workers, with dropout."""
+    for figure in ("train_loss", "val_loss"):
+        losses = [[epoch[figure] for epoch in each["history"]] for each in (found, expected)]
+        np.testing.assert_allclose(losses[0], losses[1], atol=0.01)
 
 
 def test_a_run_whose_worker_is_killed_ends_as_one_that_was_left_alone(long: Run) -> None:
@@ -143,9 +155,7 @@ def test_it_goes_on_with_another_number_of_workers(long: Run, cut_off: tuple[Con
     found = run_stage("train", train, alone, long.storage)
     assert attempts(long, "cut-off-too") == [name]
     assert long.storage.read_json(f"runs/cut-off-too/{name}/start.json")["step"] >= 8
-    for figure in ("train_loss", "val_loss"):
-        losses = [[epoch[figure] for epoch in each["history"]] for each in (found, long.trained)]
-        np.testing.assert_allclose(losses[0], losses[1], atol=0.01)
+    near(found, long.trained)
 
 
 def test_its_log_holds_every_step_once(long: Run, cut_off: tuple[Config, str], gone_on: dict[str, Any]) -> None:
@@ -153,6 +163,39 @@ def test_its_log_holds_every_step_once(long: Run, cut_off: tuple[Config, str], g
     assert [line["epoch"] for line in lines if line["kind"] == "evaluation"] == [1, 2, 3]
     steps = [line["step"] for line in lines if line["kind"] == "training"]
     assert steps == [10], "the line from before the kill was lost"
+
+
+def on_a_spot_node(run: Run, folder: Path, name: str, num_workers: Any, after: str) -> dict[str, Any]:
+    """What a training on two nodes came to, one of which was taken away."""
+    config = replace(run.config, train=replace(run.config.train, num_workers=num_workers, cpus_per_worker=2))
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.spot", folder / "config.json", run.corpus.key, name, after],
+        cwd=Path(__file__).parents[2],
+        env={key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", *cluster.ONE_MACHINE)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert run.storage.read_json(f"runs/{config.run}/{name}/start.json")["step"] >= 8, "the node was not missed"
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_run_on_a_preempted_node_goes_on_when_another_comes(long: Run, tmp_path: Path) -> None:
+    same_end(long, on_a_spot_node(long, tmp_path, "replaced", 2, "replaced"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_run_on_a_preempted_node_goes_on_with_the_workers_that_are_left(long: Run, tmp_path: Path) -> None:
+    """Dropout draws by rank: the losses are near, not the same."""
+    found = on_a_spot_node(long, tmp_path, "fewer", [1, 2], "gone")
+    near(found, long.trained)
 
 
 def test_two_jobs_do_not_train_one_run_at_once(long: Run) -> None:
