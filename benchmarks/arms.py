@@ -29,7 +29,7 @@ def main() -> int:
 
     arm, job = sys.argv[1], json.loads(sys.argv[2])
     torch.set_num_threads(THREADS)
-    kind: Callable[..., Any] = ours if arm.startswith("ours") else bare if arm == "bare" else trainer
+    kind: Callable[..., Any] = ours if arm.startswith("ours") else bare if arm.startswith("bare") else trainer
     print(json.dumps([kind(arm, job, settings(job, *more)) for more in runs(job)]))
     return 0
 
@@ -114,7 +114,7 @@ def hugging_face(arm: str, job: dict[str, Any], config: Any, rows: Any, steps: i
         optim="adamw_torch_fused" if tuned else "adamw_torch",
         train_sampling_strategy="group_by_length" if tuned else "random",
     )
-    network = model.build(config.model, config.seed)
+    network = plain(model.build(config.model, config.seed))
     collator = transformers.DataCollatorWithPadding(pad)
     loop = transformers.Trainer(model=network, args=arguments, train_dataset=rows, data_collator=collator)
     return loop, Counter(network)
@@ -144,7 +144,7 @@ def rows_of(config: Any, corpus: Any, split: str) -> Any:
 
 
 def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
-    """A bare loop: our batches, made beforehand."""
+    """A bare loop: our batches, made beforehand; the model as transformers has it, or ours."""
     import torch
 
     from detect_ai import model
@@ -152,7 +152,8 @@ def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
 
     device = torch.device("cuda" if job["gpu"] else "cpu")
     dtype = model.autocast_dtype("auto", device)
-    network = model.build(config.model, config.seed).to(device).train()
+    network = model.build(config.model, config.seed)
+    network = (network if arm == "bare_ours" else plain(network)).to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.train.lr, weight_decay=0.01, fused=True)
     steps = our_steps(config, corpus_of(config))
     for number, step in enumerate(steps):
@@ -173,6 +174,13 @@ def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     parts = [part.batch for step in steps[WARM:] for part in step]
     tokens, padded = sum(int(part.lengths.sum()) for part in parts), sum(part.input_ids.size for part in parts)
     return {"tokens_per_second": round(tokens / seconds), "padding": 1 - tokens / padded}
+
+
+def plain(network: Any) -> Any:
+    """The same model as transformers has it, without our last layer (`detect_ai.first_token`)."""
+    made = type(network)(network.config)
+    made.load_state_dict(network.state_dict())
+    return made
 
 
 def wait_for(device: Any) -> None:

@@ -2,7 +2,7 @@
 
 Operations are those of the matrix products, as in PaLM's appendix B: 2 for each weight and token forwards and 4
 backwards, and the two products of attention. Embeddings are looked up and not counted; of frozen weights only the way
-forwards is.
+forwards is; of a last layer that reads the first token only, what it does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel
 
 # Dense peak in operations a second, from the makers' data sheets, without sparsity: (16 bit floats, 32 bit floats).
@@ -34,19 +35,32 @@ class Counter:
     """Counts the operations of texts of given lengths."""
 
     def __init__(self, module: PreTrainedModel) -> None:
+        from detect_ai.first_token import used_once_a_row
+
+        once = {id(p) for p in used_once_a_row(module)}
         embedded = {id(p) for name, p in module.named_parameters() if "embeddings" in name}
         weights = [p for p in module.parameters() if p.ndim >= 2 and id(p) not in embedded]
-        trained = sum(p.numel() for p in weights if p.requires_grad)
-        self._by_token = 2 * sum(p.numel() for p in weights) + 4 * trained
+        self._by_row = _operations([p for p in weights if id(p) in once])
+        self._by_token = _operations([p for p in weights if id(p) not in once])
         config = module.config
         layers: int = getattr(config, "num_hidden_layers", None) or getattr(config, "n_layers", None) or 0
         width: int = getattr(config, "hidden_size", None) or getattr(config, "dim", None) or 0
-        self._by_token_squared = (3 if trained else 1) * 4 * layers * width
+        trained = any(p.requires_grad for p in weights)
+        each = (3 if trained else 1) * 4 * width  # of one layer, for each pair of tokens that attend
+        first = bool(once)
+        self._by_token += each * first
+        self._by_token_squared = each * (layers - first)
 
     def of_training(self, lengths: NDArray[np.int32]) -> float:
         """Operations of one step forwards and backwards over texts of these lengths, padding not counted."""
         tokens = lengths.astype(np.float64)
-        return float(self._by_token * tokens.sum() + self._by_token_squared * (tokens**2).sum())
+        return float(
+            self._by_row * len(tokens) + self._by_token * tokens.sum() + self._by_token_squared * (tokens**2).sum()
+        )
+
+
+def _operations(weights: list[nn.Parameter]) -> float:
+    return float(sum((6 if p.requires_grad else 2) * p.numel() for p in weights))
 
 
 def peak(device: torch.device, dtype: torch.dtype | None) -> float | None:

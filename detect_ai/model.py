@@ -99,6 +99,10 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
         from detect_ai.pooling import MeanPooledClassifier
 
         model = MeanPooledClassifier(hf_config, model)
+    else:
+        from detect_ai.first_token import read_first_token
+
+        read_first_token(model)
     _check_window(config, model)
     return model
 
@@ -149,6 +153,7 @@ def load(folder: Path) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    from detect_ai.first_token import read_first_token
     from detect_ai.pooling import MeanPooledClassifier
 
     try:
@@ -169,6 +174,8 @@ def load(folder: Path) -> PreTrainedModel:
     problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if problems:
         raise BundleError(f"{folder}: the weights do not fit the architecture: {problems}")
+    if not mean:
+        read_first_token(model)
     loaded: PreTrainedModel = model.eval()
     return loaded
 

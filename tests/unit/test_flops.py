@@ -1,5 +1,6 @@
 """Floating point operations, by hand."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,21 +17,34 @@ def network(encoder):
 
 
 def matrices(network):
-    return sum(p.numel() for name, p in network.named_parameters() if p.ndim == 2 and "embeddings" not in name)
+    """Numbers in the matrices that are applied to every token, and in those of the last layer's first token."""
+    named = {name: p.numel() for name, p in network.named_parameters() if p.ndim == 2 and "embeddings" not in name}
+    last = f"layer.{network.config.num_hidden_layers - 1}."
+    once = {name for name in named if last in name and "key" not in name and "value" not in name}
+    return sum(n for name, n in named.items() if name not in once), sum(named[name] for name in once)
 
 
 def test_a_token_costs_six_operations_a_weight_and_attention_grows_with_the_square(network):
     counter = flops.Counter(network)
     layers, width = network.config.num_hidden_layers, network.config.hidden_size
+    every, once = matrices(network)
     for lengths in ([10], [10, 30]):
-        expected = sum(6 * matrices(network) * n + 12 * layers * width * n**2 for n in lengths)
+        expected = sum(6 * every * n + 6 * once + 12 * width * ((layers - 1) * n**2 + n) for n in lengths)
         assert counter.of_training(np.asarray(lengths, np.int32)) == expected
+
+
+def test_of_a_model_whose_head_reads_all_tokens_every_layer_counts_whole(encoder):
+    network = model.build(dataclasses.replace(config_of(encoder), pooling="mean"), seed=0)
+    layers, width = network.config.num_hidden_layers, network.config.hidden_size
+    expected = 6 * sum(matrices(network)) * 10 + 12 * layers * width * 100
+    assert flops.Counter(network).of_training(np.asarray([10], np.int32)) == expected
 
 
 def test_frozen_weights_are_only_read_forwards(network):
     network.requires_grad_(False)
     layers, width = network.config.num_hidden_layers, network.config.hidden_size
-    expected = 2 * matrices(network) * 10 + 4 * layers * width * 100
+    every, once = matrices(network)
+    expected = 2 * every * 10 + 2 * once + 4 * width * ((layers - 1) * 100 + 10)
     assert flops.Counter(network).of_training(np.asarray([10], np.int32)) == expected
 
 
