@@ -90,9 +90,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         summed = [self._backward(part, sync=part is microbatches[-1]) for part in microbatches]
-        losses: list[float] = torch.stack(
-            summed
-        ).tolist()  # the device is waited for once a step, not once a microbatch
+        losses: list[float] = torch.stack(summed).tolist()  # a GPU is waited for here, not at every microbatch
         self.last_loss = sum(losses) / max(1.0, sum(float(part.weights.sum()) for part in microbatches))
         for part, loss in zip(microbatches, losses, strict=True):
             self._count(part, loss)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,15 +170,17 @@ def on_a_spot_node(run: Run, folder: Path, name: str, num_workers: Any, after: s
     """What a training on two nodes came to, one of which was taken away."""
     config = replace(run.config, train=replace(run.config.train, num_workers=num_workers, cpus_per_worker=2))
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.spot", folder / "config.json", run.corpus.key, name, after],
-        cwd=Path(__file__).parents[2],
-        env={key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", *cluster.ONE_MACHINE)},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    inherited = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", *cluster.ONE_MACHINE)}
+    with tempfile.TemporaryDirectory(prefix="dai-", dir="/tmp", ignore_cleanup_errors=True) as short:  # for sockets
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.integration.spot", folder / "config.json", run.corpus.key, name, after],
+            cwd=Path(__file__).parents[2],
+            env=inherited | {"RAY_TMPDIR": short},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr[-3000:]
     assert run.storage.read_json(f"runs/{config.run}/{name}/start.json")["step"] >= 8, "the node was not missed"
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
