@@ -362,6 +362,7 @@ def test_every_text_of_a_folder_gets_its_verdict_once_in_any_form(
         assert not any(row["text"] for row in rows)
 
 
+@pytest.mark.slow
 def test_verdicts_are_written_under_the_run_where_no_folder_is_named(
     run: Run, judged: Config, version: str, tmp_path: Path
 ) -> None:
@@ -373,6 +374,7 @@ def test_verdicts_are_written_under_the_run_where_no_folder_is_named(
     assert row["target_fpr"] == 0.1
 
 
+@pytest.mark.slow
 def test_texts_and_verdicts_may_lie_in_a_bucket(
     run: Run, judged: Config, version: str, gcs_root: str, tmp_path: Path
 ) -> None:

@@ -157,7 +157,9 @@ def test_the_figures_of_training_are_those_of_one_process_with_its_checkpoint(ru
     assert found["val_loss"] == pytest.approx(metrics.log_loss(labels, probabilities), abs=1e-5)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.05)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", 1e-4), pytest.param("bf16", 0.05, marks=pytest.mark.slow)]
+)
 def test_a_text_alone_gets_the_score_that_it_gets_in_a_corpus(run: Run, precision: str, tolerance: float) -> None:
     config = replace(run.config.score, precision=precision)
     loader = checkpoint_loader(config, run.config.model)
