@@ -41,9 +41,9 @@ demo serve test test-slow bench-corpus bench-train: export RAY_USAGE_STATS_ENABL
 bench-corpus: $(STAMP) ## Measure tokenising against datasets.map, and the memory of prepare (TEXTS=path to Parquet)
 	.venv/bin/python benchmarks/corpus.py $(if $(TEXTS),--texts $(TEXTS))
 
-bench-train: $(STAMP) ## Measure training against the Hugging Face Trainer and a bare loop (TEXTS=path to Parquet)
+bench-train: $(STAMP) ## Measure training against the Hugging Face Trainer and a bare loop (TEXTS=path to Parquet, ARGS=--gpu)
 	.venv/bin/pip install -q -c constraints.txt -e '.[bench]'
-	.venv/bin/python benchmarks/train.py $(if $(TEXTS),--texts $(TEXTS))
+	.venv/bin/python benchmarks/train.py $(if $(TEXTS),--texts $(TEXTS)) $(ARGS)
 
 lint: $(STAMP) ## Check style, types and spelling
 	.venv/bin/ruff check .

@@ -112,7 +112,8 @@ def hugging_face(arm: str, job: dict[str, Any], config: Any, rows: Any, steps: i
         use_cpu=not job["gpu"],
         bf16=tuned and model.has_bf16(device),  # emulated it would be slower than fp32
         optim="adamw_torch_fused" if tuned else "adamw_torch",
-        train_sampling_strategy="group_by_length" if tuned else "random",
+        # By length for speed; where quality is compared, at random, which learns better (docs/TRAINING.md).
+        train_sampling_strategy="group_by_length" if tuned and steps else "random",
     )
     network = plain(model.build(config.model, config.seed))
     collator = transformers.DataCollatorWithPadding(pad)

@@ -109,8 +109,12 @@ def _trial_id(result: Any) -> str:
 
 
 def _evaluated(storage: Storage, folder: str) -> list[tuple[str, dict[str, Any]]]:
-    """The checkpoints that a trial keeps, by key, with the figures of the evaluation at each."""
-    keys = [f"{folder}/{name}" for name in storage.list(folder) if name.startswith("checkpoint_")]
+    """The evaluated checkpoints that Ray Train has written whole and keeps, by key, with their figures."""
+    try:
+        registered = storage.read_json(f"{folder}/checkpoint_manager_snapshot.json")["checkpoint_results"]
+    except (FileNotFoundError, InputError):  # none yet, or the trial ended while it was written
+        return []
+    keys = [f"{folder}/{result['checkpoint_dir_name']}" for result in registered]
     return [(key, storage.read_json(f"{key}/figures.json")) for key in keys if storage.exists(f"{key}/figures.json")]
 
 

@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import ray
 from omegaconf import OmegaConf
 from ray.cluster_utils import Cluster
 
@@ -45,6 +46,8 @@ def main() -> None:
     if replaced == "replaced":
         machines.add_node(num_cpus=cpus)
     training.join()
+    ray.shutdown()
+    machines.shutdown()
     print(json.dumps({"history": found[0].history, "checkpoint": found[0].checkpoint}))  # noqa: T201
 
 

@@ -20,7 +20,7 @@ from detect_ai.space import apply
 from detect_ai.sweep import concurrency, sweep
 from detect_ai.trials import table
 from tests.integration.conftest import Run
-from tests.integration.runs import driver, own_copy, ray_processes, train_workers, until
+from tests.integration.runs import driver, own_copy, ray_processes, registered, train_workers, until
 
 LRS = [1e-5, 1e-2, 1e30]  # too small to learn, right, and one that no loss survives
 
@@ -178,11 +178,16 @@ def test_a_trial_below_the_median_of_the_others_is_stopped(run: Run) -> None:
 @pytest.mark.slow
 def test_a_trial_whose_process_dies_is_made_again_from_its_last_checkpoint(run: Run) -> None:
     config = alone(run, "dying")
-    config.sweep = SweepConfig(search="grid", space={"lr": [1e-2]}, epochs=4)
-    folder = Path(run.storage.path("runs/dying"))
+    config.sweep = SweepConfig(search="grid", space={"lr": [1e-2]}, epochs=8)
+
+    def folder() -> str:
+        name = next((each for each in run.storage.list("runs/dying") if each.startswith("sweep-")), "none")
+        return next(
+            (f"runs/dying/{name}/{each}" for each in run.storage.list(f"runs/dying/{name}") if "_00000" in each), ""
+        )
 
     def kill() -> None:
-        until(lambda: len(list(folder.glob("sweep-*/*/checkpoint_*/figures.json"))) >= 2)
+        until(lambda: folder() and registered(run.storage, folder()) >= 2)
         ray_processes("ImplicitFunc")[0].kill()
 
     thread = threading.Thread(target=kill)
@@ -191,7 +196,7 @@ def test_a_trial_whose_process_dies_is_made_again_from_its_last_checkpoint(run: 
     thread.join()
     trial = found["trials"][0]
     assert trial["status"] == "finished", trial["error"]
-    assert [line["epoch"] for line in trial["curve"]] == [1, 2, 3, 4]
+    assert [line["epoch"] for line in trial["curve"]] == [*range(1, 9)]
     started = run.storage.read_json(f"{found['best']['checkpoint'].rpartition('/')[0]}/start.json")
     assert started["step"] >= 2 * trial["curve"][0]["step"], "nothing was killed, or it began anew"
     assert everything_is_free()

@@ -1,0 +1,37 @@
+"""Which checkpoints of a trial count."""
+
+from pathlib import Path
+
+import pytest
+
+from detect_ai.storage import Storage
+from detect_ai.trials import _evaluated
+
+SNAPSHOT = "runs/a/sweep-1/t/checkpoint_manager_snapshot.json"
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    """A trial of three checkpoints: evaluated and whole, not evaluated, and one whose write was cut off."""
+    store = Storage(str(tmp_path))
+    for name, figures in (("whole", {"auroc": 0.9, "step": 6}), ("torn", {"auroc": 0.9, "step": 6})):
+        store.write_json(f"runs/a/sweep-1/t/checkpoint_{name}/figures.json", figures)
+    store.write_bytes("runs/a/sweep-1/t/checkpoint_between/model.safetensors", b"weights")
+    registered = [{"checkpoint_dir_name": f"checkpoint_{name}", "metrics": {}} for name in ("between", "whole")]
+    store.write_json(SNAPSHOT, {"checkpoint_results": registered})
+    return store
+
+
+def test_only_evaluated_checkpoints_that_ray_train_registered_count(storage: Storage) -> None:
+    found = _evaluated(storage, "runs/a/sweep-1/t")
+    assert found == [("runs/a/sweep-1/t/checkpoint_whole", {"auroc": 0.9, "step": 6})]
+
+
+@pytest.mark.parametrize("snapshot", [b"", b'{"checkpoint_res'])
+def test_a_trial_that_ended_while_it_wrote_what_it_has_has_none(storage: Storage, snapshot: bytes) -> None:
+    storage.write_bytes(SNAPSHOT, snapshot)
+    assert _evaluated(storage, "runs/a/sweep-1/t") == []
+
+
+def test_a_trial_that_wrote_nothing_has_none(storage: Storage) -> None:
+    assert _evaluated(storage, "runs/a/sweep-1/other") == []
