@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -62,7 +63,8 @@ class Learner:
         self.optimizer = make_optimizer(self.module, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.steps = 0
-        self.last_loss = self.grad_norm = math.nan
+        self.last_loss = self.grad_norm = math.nan  # of the last step that was settled
+        self._unsettled: _Launched | None = None
         self._flops = flops.Counter(self.module)
         self.epoch = Meter(device, self.dtype, world_size)  # since the epoch began
         self.lately = Meter(device, self.dtype, world_size)  # since the last line of the log
@@ -80,29 +82,46 @@ class Learner:
     def step(self, microbatches: list[Microbatch]) -> None:
         """Forward and backward over this rank's microbatches of a step, then one update, the same on all ranks.
 
+        A GPU may still be at work on it when this returns: the step before is waited for, so that there is always
+        one in its queue while the next one's texts are fetched. `settle` waits for this one.
+
         Raises:
-            TrainingError: on every rank alike, when the gradients of the step are not finite.
+            TrainingError: on every rank alike, when the gradients of the step before are not finite.
         """
         for meter in (self.epoch, self.lately):
             meter.begin()
         self.network.train()
         torch.manual_seed(((self.seed * 1_000_003 + self.steps) * 65_536 + self.rank) % 2**63)
+        lr = self.lr
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
-        summed = [self._backward(part, sync=part is microbatches[-1]) for part in microbatches]
-        losses: list[float] = torch.stack(summed).tolist()  # a GPU is waited for here, not at every microbatch
-        self.last_loss = sum(losses) / max(1.0, sum(float(part.weights.sum()) for part in microbatches))
-        for part, loss in zip(microbatches, losses, strict=True):
-            self._count(part, loss)
+            group["lr"] = lr
+        losses = [self._backward(part, sync=part is microbatches[-1]) for part in microbatches]
         self.scaler.unscale_(self.optimizer)
-        self.grad_norm = float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm))
-        # A scaler skips a step whose gradients overflow, and lowers its scale until none does.
-        if not math.isfinite(self.grad_norm) and not self.scaler.get_scale() > 1:
-            raise TrainingError(self._not_finite(microbatches, losses))
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
+        launched = _Launched(self.steps, lr, microbatches, torch.stack([*losses, norm]))
+        self.settle()
+        self._unsettled = launched
+
+    def settle(self) -> None:
+        """Wait for the last step, count it, and see that its gradients were finite. Every rank must ask.
+
+        Raises:
+            TrainingError: on every rank alike, when they were not.
+        """
+        if self._unsettled is None:
+            return
+        step, self._unsettled = self._unsettled, None
+        *losses, self.grad_norm = step.figures.tolist()
+        self.last_loss = sum(losses) / max(1.0, sum(float(part.weights.sum()) for part in step.microbatches))
+        for part, loss in zip(step.microbatches, losses, strict=True):
+            self._count(part, loss)
+        # A scaler skips a step whose gradients overflow, and lowers its scale until none does.
+        if not math.isfinite(self.grad_norm) and not self.scaler.get_scale() > 1:
+            raise TrainingError(self._not_finite(step, losses))
 
     def _backward(self, part: Microbatch, sync: bool) -> torch.Tensor:
         """Add the gradients of a microbatch. Returns the sum of its weighted losses, which may not be computed yet.
@@ -145,8 +164,8 @@ class Learner:
     def _no_sync(self) -> AbstractContextManager[None]:
         return self._ddp.no_sync() if self._ddp else nullcontext()
 
-    def _not_finite(self, microbatches: list[Microbatch], losses: list[float]) -> str:
-        odd = [part.documents for part, loss in zip(microbatches, losses, strict=True) if not math.isfinite(loss)]
+    def _not_finite(self, step: _Launched, losses: list[float]) -> str:
+        odd = [part.documents for part, loss in zip(step.microbatches, losses, strict=True) if not math.isfinite(loss)]
         mine = (self.last_loss, np.concatenate(odd) if odd else np.empty(0, np.int64))
         ranks = gather(mine, self.world_size)
         loss = next((loss for loss, _ in ranks if not math.isfinite(loss)), self.last_loss)
@@ -154,12 +173,13 @@ class Learner:
         whose = f", documents {_named(documents)} of the split train" if len(documents) else ""
         what = f"the training loss is {loss}" if len(documents) else f"the gradient's norm is {self.grad_norm}"
         return (
-            f"{what} at step {self.steps + 1} (learning rate {self.lr:.2e}{whose}): lower train.lr, or "
+            f"{what} at step {step.number} (learning rate {step.lr:.2e}{whose}): lower train.lr, or "
             "train.precision=fp32"
         )
 
     def evaluate(self, stream: Iterable[Microbatch], labels: NDArray[np.int64]) -> dict[str, Any]:
         """Figures over every document of a split: the scores of all ranks are joined first, then judged."""
+        self.settle()
         started = time.perf_counter()
         parts = gather(self._score(stream), self.world_size)
         documents, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -188,7 +208,11 @@ class Learner:
         """What a later run needs beside the weights; the same on all ranks, so every rank must ask.
 
         The schedule and the seeds of dropout follow from the step, the place in the corpus as well.
+
+        Raises:
+            TrainingError: as `settle`.
         """
+        self.settle()
         return {
             "steps": self.steps,
             "optimizer": self.optimizer.state_dict(),
@@ -202,6 +226,16 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch.restore(state["epoch"], first=self.rank == 0)
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """A step whose figures may not be computed yet: the weighted losses of its microbatches, its gradient's norm."""
+
+    number: int
+    lr: float
+    microbatches: list[Microbatch]
+    figures: torch.Tensor
 
 
 class Meter:

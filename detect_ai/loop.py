@@ -76,6 +76,7 @@ def _run(learner: Learner, history: list[dict[str, Any]], config: TrainConfig, l
         learner.step(step)
         observer.step()
         if learner.at_epoch_end:
+            learner.settle()
             epoch = {"epoch": -(-learner.steps // learner.steps_per_epoch), "step": learner.steps, "lr": learner.lr}
             history.append(learner.epoch.figures() | learner.evaluate(read(validation), labels) | epoch)
             observer.evaluated(history[-1])

@@ -51,6 +51,7 @@ class Observer:
         self._profiler.step()
         if learner.steps % self._every:
             return
+        learner.settle()
         figures = learner.lately.figures() | {"grad_norm": learner.grad_norm, "lr": learner.lr, "step": learner.steps}
         figures["memory_bytes"] = _memory(learner.device)
         self._tracker.log({f"train/{name}": value for name, value in figures.items()}, learner.steps)
