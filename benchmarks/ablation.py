@@ -1,10 +1,12 @@
-"""Does a part of the training recipe pay? One short training in this process, judged on texts of other kinds.
+"""Does a part of the training recipe pay? Short trainings in this process, judged on texts of other kinds.
 
-    python benchmarks/ablation.py --data FOLDER [--prose FOLDER] [--spans 32] [--window 128 --stride 96] …
+    python benchmarks/ablation.py --data FOLDER [epochs=8 lr=2e-4 …]           one recipe: what differs from the default
+    python benchmarks/ablation.py --data FOLDER --gpu --recipes recipes.jsonl  many, one JSON object a line
 
 FOLDER holds `essays`, `mixed` and `dev_ood` as docs/experiments/essays.md names them. The loop is bare PyTorch over the
-project's own tokeniser, normaliser, windows and batch plan, so that a run takes minutes; thresholds come from
-validation texts alone. The last line printed is JSON. What was found stands in docs/experiments/essays.md.
+project's own tokeniser, normaliser, windows and batch plan, so that a run takes minutes, on a GPU seconds; thresholds
+come from validation texts alone. Prints one line of JSON for each recipe. What was found stands in
+docs/experiments/essays.md.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +30,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detect_ai import metrics, model
-from detect_ai.backends.torch import autocast, log_odds, model_inputs
-from detect_ai.batches import collate, plan_scoring, plan_steps
+from detect_ai.backends.torch import autocast, log_odds, model_inputs, upload
+from detect_ai.batches import Batch, collate, plan_scoring, plan_steps
 from detect_ai.config import load_config
 from detect_ai.conformal import conformal_threshold
 from detect_ai.learner import lr_share
@@ -34,143 +39,298 @@ from detect_ai.text import normalise
 from detect_ai.tokenizer import Tokenizer
 from detect_ai.windows import cut, document_scores, one_each, span_each
 
-OUT_OF_DOMAIN = {
+SETS = {
+    "essays_train": "essays/train/*.parquet",
+    "mixed_train": "mixed/train/*.parquet",
+    "essays_val": "essays/val/*.parquet",
+    "mixed_val": "mixed/val/*.parquet",
     "detectrl_clean": "dev_ood/detectrl_clean.parquet",
     "detectrl_attacks": "dev_ood/detectrl_attacks.parquet",
     "m4": "dev_ood/m4*.parquet",
     "nonnative": "dev_ood/nonnative*.parquet",
 }
+JUDGED = [name for name in SETS if not name.endswith("_train")]
+SHOWN = [name for name in JUDGED if name != "mixed_val"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training does. A set that is smaller than asked for is taken whole."""
+
+    essays: int = 4000  # documents
+    mixed: int = 4000
+    balance: bool = True  # classes within domains, and the two corpora, weigh alike
+    spans: int = 32  # shortest random span in tokens; 0: whole windows
+    window: int = 128
+    stride: int = 96
+    judged_windows: tuple[int, ...] = (128,)  # tokens; three quarters of it are the stride
+    pooling: str = "mean"
+    layers: int = 0  # the first so many of the encoder; 0: all
+    frozen: str = "nothing"
+    dropout: float = 0.0
+    epochs: int = 4
+    batch: int = 32
+    lr: float = 1e-4
+    layer_decay: float = 1.0  # the learning rate of a layer over that of the one above it
+    weight_decay: float = 0.01
+    smoothing: float = 0.0  # of labels
+    pairs: float = 0.0  # weight of a loss on differences of AI and human scores within a topic
+    adversarial: float = 0.0  # length of a step of the embeddings against the loss, learnt from as well
+    average: float = 0.0  # decay of a moving average of the weights, which is judged
+    soup: int = 1  # trainings whose weights are averaged
+    seed: int = 0
 
 
 def main() -> None:
     """Train, judge, print."""
     options = arguments()
-    torch.manual_seed(options.seed)
-    sizes = [f"model.window={options.window}", f"model.stride={options.stride}", f"model.pooling={options.pooling}"]
-    config = load_config(sizes)
-    tokenizer = model.load_tokenizer(config.model)
-    texts = training_texts(options, tokenizer)
-    network = model.build(config.model, options.seed)
-    model.freeze(network, options.frozen)
-    started = time.perf_counter()
-    tokens = train(network, texts, tokenizer, options)
-    seconds = time.perf_counter() - started
-    figures = judge(network, tokenizer, options)
-    print(json.dumps({"options": vars(options), "seconds": round(seconds), "tokens": tokens, **figures}))
+    device = torch.device("cuda" if options.gpu else "cpu")
+    tokenizer = model.load_tokenizer(load_config([]).model)
+    texts = {name: read(options, name, tokenizer) for name in SETS}
+    kept: dict[str, NDArray[np.float16]] = {}
+    for number, recipe in enumerate(recipes(options)):
+        started = time.perf_counter()
+        network = trained(recipe, texts, tokenizer, device)
+        seconds = time.perf_counter() - started
+        scores = {
+            window: {name: score(network, texts[name], tokenizer, window, device) for name in JUDGED}
+            for window in recipe.judged_windows
+        }
+        for window, found in scores.items():
+            kept |= {f"{number}/{window}/{name}": values.astype(np.float16) for name, values in found.items()}
+            figures = judge({name: texts[name]["label"].to_numpy() for name in JUDGED}, found)
+            line = {"recipe": different(recipe), "judged": window, "seconds": round(seconds, 1), **figures}
+            print(json.dumps(line), flush=True)
+        if options.scores:
+            whole = Path(options.scores).with_suffix(".part.npz")  # a run that is cut off leaves the last whole file
+            np.savez_compressed(whole, **kept)
+            whole.replace(options.scores)
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--prose", default="", help="folder of examples/human_prose.py: human texts alone")
-    parser.add_argument("--documents", type=int, default=8000, help="half essays, half mixed")
-    parser.add_argument("--prose-documents", type=int, default=2000)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--spans", type=int, default=0, help="shortest random span in tokens; 0: whole windows")
-    parser.add_argument("--window", type=int, default=256)
-    parser.add_argument("--stride", type=int, default=192)
-    parser.add_argument("--pooling", default="mean", choices=("mean", "encoder"))
-    parser.add_argument("--frozen", default="nothing", choices=("nothing", "embeddings", "encoder"))
-    parser.add_argument("--balance", action="store_true", help="classes within domains, and sources, weigh alike")
-    parser.add_argument("--judged", type=int, default=800, help="texts of each set")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", help="folder where token ids are kept from run to run")
+    parser.add_argument("--judged", type=int, default=10**6, help="texts of each set, at most")
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--recipes", help="file with a JSON object in each line")
+    parser.add_argument("--scores", help="file (.npz) for the scores of all texts")
+    parser.add_argument("changes", nargs="*", metavar="NAME=VALUE", help=", ".join(f.name for f in fields(Recipe)))
     return parser.parse_args()
 
 
-def read(options: argparse.Namespace, pattern: str, most: int, tokenizer: Tokenizer) -> pd.DataFrame:
-    """At most so many texts of some files, both classes alike where there are both, with their token ids."""
-    rows = pd.concat([pd.read_parquet(path) for path in sorted(Path(options.data).glob(pattern))], ignore_index=True)
-    each = most // rows["label"].nunique()
-    rows = pd.concat(
-        [part.sample(min(each, len(part)), random_state=options.seed) for _, part in rows.groupby("label")]
-    )
-    return rows.assign(ids=tokenizer.encode([normalise(text).text for text in rows["text"]])).reset_index(drop=True)
+def recipes(options: argparse.Namespace) -> Iterator[Recipe]:
+    """The recipes that the command line asks for."""
+    lines = Path(options.recipes).read_text().splitlines() if options.recipes else ["{}"]
+    kinds = {field.name: type(field.default) for field in fields(Recipe)}
+    changes: dict[str, Any] = {}
+    for name, value in (change.split("=") for change in options.changes):
+        changes[name] = value if kinds[name] is str else json.loads(value)
+    for line in lines:
+        told = json.loads(line) | changes
+        if "judged_windows" in told:
+            told["judged_windows"] = tuple(told["judged_windows"])
+        yield Recipe(**told)
 
 
-def training_texts(options: argparse.Namespace, tokenizer: Tokenizer) -> pd.DataFrame:
-    """Token ids, labels and weights."""
-    half = options.documents // 2
-    essays = read(options, "essays/train/*.parquet", half, tokenizer).assign(domain="essays")
-    mixed = read(options, "mixed/train/*.parquet", half, tokenizer)
-    parts = [essays.assign(weight=1.0), mixed.assign(weight=1.0)]
-    if options.balance:
-        for part in parts:
-            domain, cell = (part.groupby(keys)["label"].transform("size") for keys in (["domain"], ["domain", "label"]))
-            part["weight"] = domain / (2 * cell)
-        parts[1]["weight"] *= parts[0]["weight"].sum() / parts[1]["weight"].sum()
-    if options.prose:
-        prose = argparse.Namespace(**{**vars(options), "data": options.prose})
-        parts.append(read(prose, "*.parquet", options.prose_documents, tokenizer).assign(weight=1.0))
+def different(recipe: Recipe) -> dict[str, Any]:
+    """What differs from the default."""
+    default = asdict(Recipe())
+    return {name: value for name, value in asdict(recipe).items() if value != default[name]}
+
+
+def read(options: argparse.Namespace, name: str, tokenizer: Tokenizer) -> pd.DataFrame:
+    """A set with the token ids of its texts; of a set to judge at most so many, drawn from all."""
+    cached = Path(options.cache or "", f"{name}.parquet")
+    if options.cache and cached.is_file():
+        rows = pd.read_parquet(cached)
+    else:
+        rows = pd.concat([pd.read_parquet(path) for path in sorted(Path(options.data).glob(SETS[name]))])
+        rows["ids"] = [ids.astype(np.uint16) for ids in tokenizer.encode([normalise(t).text for t in rows["text"]])]
+        rows = rows.assign(topic=rows.get("topic", rows["domain"]))[["label", "domain", "topic", "generator", "ids"]]
+        if options.cache:
+            rows.to_parquet(cached, compression="zstd")
+    rows["ids"] = [np.asarray(ids, np.int32) for ids in rows["ids"]]
+    most = options.judged if name in SHOWN else len(rows)
+    return rows.sample(min(most, len(rows)), random_state=0).reset_index(drop=True)
+
+
+def training_texts(recipe: Recipe, texts: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The documents of a training with their weights, drawn by the seed."""
+    parts = []
+    for name, count in (("essays_train", recipe.essays), ("mixed_train", recipe.mixed)):
+        rows = texts[name].sample(min(count, len(texts[name])), random_state=recipe.seed)
+        rows = rows.assign(weight=1.0, domain="essays" if name == "essays_train" else rows["domain"])
+        if recipe.balance:
+            domain, cell = (rows.groupby(keys)["label"].transform("size") for keys in (["domain"], ["domain", "label"]))
+            rows["weight"] = domain / (2 * cell)
+            rows["weight"] /= rows["weight"].sum()
+        parts.append(rows)
     rows = pd.concat(parts, ignore_index=True)
-    return rows.assign(weight=rows["weight"] / rows["weight"].mean())
+    return rows.assign(weight=rows["weight"] / rows["weight"].mean(), topic=rows["topic"].astype("category").cat.codes)
 
 
-def train(network: Any, texts: pd.DataFrame, tokenizer: Tokenizer, options: argparse.Namespace) -> int:
-    """AdamW with warm-up and linear decay. Returns the tokens that were read."""
-    rng = np.random.default_rng(options.seed)
-    device, dtype = torch.device("cpu"), model.autocast_dtype("auto", torch.device("cpu"))
-    optimizer = torch.optim.AdamW(
-        [p for p in network.parameters() if p.requires_grad], lr=options.lr, weight_decay=0.01, fused=True
+def trained(recipe: Recipe, texts: dict[str, pd.DataFrame], tokenizer: Tokenizer, device: torch.device) -> Any:
+    """The network of a recipe."""
+    rows, soup = training_texts(recipe, texts), []
+    for number in range(recipe.soup):
+        network = built(recipe).to(device)
+        soup.append(train(network, rows, tokenizer, recipe, recipe.seed + 1000 * number))
+    mean = {name: torch.stack([weights[name] for weights in soup]).mean(0) for name in soup[0]}
+    network.load_state_dict(mean, strict=False)
+    return network.eval()
+
+
+def built(recipe: Recipe) -> Any:
+    """The encoder with a new head."""
+    config = load_config(
+        [
+            *(f"model.window={recipe.window}", f"model.stride={recipe.stride}", f"model.pooling={recipe.pooling}"),
+            f"model.dropout={recipe.dropout}",
+        ]
     )
+    network: Any = model.build(config.model, recipe.seed)
+    if recipe.layers:
+        layers = network.base_model.encoder.layer
+        network.base_model.encoder.layer = layers[: recipe.layers]
+        network.config.num_hidden_layers = recipe.layers
+    model.freeze(network, recipe.frozen)
+    return network
+
+
+def train(
+    network: Any, texts: pd.DataFrame, tokenizer: Tokenizer, recipe: Recipe, seed: int
+) -> dict[str, torch.Tensor]:
+    """AdamW with warm-up and linear decay. Returns the weights, or their moving average."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    step = Step(network, recipe)
     documents = texts["ids"].tolist()
-    labels, weights = texts["label"].to_numpy(np.int64), texts["weight"].to_numpy(np.float32)
-    total = options.epochs * math.ceil(len(texts) / options.batch)
-    content = options.window - tokenizer.num_special
-    done = tokens = 0
+    labels, topics = texts["label"].to_numpy(np.int64), texts["topic"].to_numpy(np.int64)
+    weights = texts["weight"].to_numpy(np.float32)
+    total = recipe.epochs * math.ceil(len(texts) / recipe.batch)
+    content = recipe.window - tokenizer.num_special
+    done = 0
     network.train()
-    for _ in range(options.epochs):
-        if options.spans:
-            rows = span_each(documents, content, options.spans, rng)
+    for _ in range(recipe.epochs):
+        if recipe.spans:
+            rows = span_each(documents, content, recipe.spans, rng)
         else:
-            rows = one_each(documents, content, options.stride, rng)
+            rows = one_each(documents, content, recipe.stride, rng)
         lengths = np.asarray([len(row) + tokenizer.num_special for row in rows])
-        for (chosen,) in plan_steps(lengths, labels, options.batch, options.batch, rng):
-            for group in optimizer.param_groups:
-                group["lr"] = options.lr * lr_share(done, total, 0.1, "linear")
+        for (chosen,) in plan_steps(lengths, labels, recipe.batch, recipe.batch, rng):
             batch = collate([rows[i] for i in chosen], tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id)
-            with autocast(device, dtype):
-                logits = network(**model_inputs(batch, device)).logits
-            truth, weight = torch.from_numpy(labels[chosen]), torch.from_numpy(weights[chosen])
-            losses = torch.nn.functional.cross_entropy(logits.float(), truth, reduction="none")
-            ((losses * weight).sum() / weight.sum()).backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            done, tokens = done + 1, tokens + int(batch.lengths.sum())
-    return tokens
+            step(batch, labels[chosen], weights[chosen], topics[chosen], lr_share(done, total, 0.1, "linear"))
+            done += 1
+    return step.weights()
 
 
-def judge(network: Any, tokenizer: Tokenizer, options: argparse.Namespace) -> dict[str, Any]:
-    """Figures by set. `fpr` and `tpr` are at a threshold for 1% of the human texts of mixed/val, the harder ones."""
-    network.eval()
-    device, dtype = torch.device("cpu"), model.autocast_dtype("auto", torch.device("cpu"))
+class Step:
+    """One update after another."""
 
-    def scores(rows: pd.DataFrame) -> NDArray[np.float64]:
-        windows, owners = cut(rows["ids"].tolist(), options.window - tokenizer.num_special, options.stride)
-        found = np.empty(len(windows))
-        lengths = np.asarray([len(window) for window in windows])
-        for chosen in plan_scoring(lengths, 8192):
-            batch = collate([windows[i] for i in chosen], tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id)
-            with torch.inference_mode(), autocast(device, dtype):
-                found[chosen] = log_odds(network(**model_inputs(batch, device)).logits).numpy()
-        return document_scores(found, owners, len(rows))
+    def __init__(self, network: Any, recipe: Recipe) -> None:
+        self.network, self.recipe = network, recipe
+        self.device: torch.device = next(network.parameters()).device
+        self.dtype = model.autocast_dtype("auto", self.device)
+        groups: dict[float, list[torch.nn.Parameter]] = {}
+        count = network.config.num_hidden_layers
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(recipe.layer_decay ** layers_above(name, count), []).append(parameter)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": held, "share": share} for share, held in groups.items()],
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        self.averaged = {name: p.detach().clone() for name, p in network.named_parameters()}
 
-    validation = read(options, "mixed/val/*.parquet", 10**6, tokenizer)
-    human = scores(validation)[validation["label"].to_numpy() == 0]
-    threshold = conformal_threshold(human, 0.01)
+    def __call__(self, batch: Batch, labels: Any, weights: Any, topics: Any, lr_share: float) -> None:
+        """Learn from a batch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * lr_share * group["share"]
+        inputs = model_inputs(batch, self.device)
+        told = [upload(array, self.device) for array in (labels, weights, topics)]
+        self.loss(inputs, *told).backward()
+        if self.recipe.adversarial:
+            self.against(inputs, told)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.recipe.average:
+            parameters = [p.detach() for p in self.network.parameters()]
+            torch._foreach_lerp_(list(self.averaged.values()), parameters, 1 - self.recipe.average)
+
+    def loss(self, inputs: Any, labels: Any, weights: Any, topics: Any) -> torch.Tensor:
+        """The weighted mean over documents, and over pairs of a human and an AI text of one topic."""
+        with autocast(self.device, self.dtype):
+            logits = self.network(**inputs).logits.float()
+        losses = torch.nn.functional.cross_entropy(
+            logits, labels, reduction="none", label_smoothing=self.recipe.smoothing
+        )
+        loss: torch.Tensor = (losses * weights).sum() / weights.sum()
+        if self.recipe.pairs:
+            margin = logits[:, 1] - logits[:, 0]
+            paired = (labels[:, None] > labels[None, :]) & (topics[:, None] == topics[None, :])
+            each = torch.nn.functional.softplus(margin[None, :] - margin[:, None])
+            loss = loss + self.recipe.pairs * (each * paired).sum() / paired.sum().clamp(min=1)
+        return loss
+
+    def against(self, inputs: Any, told: list[torch.Tensor]) -> None:
+        """Add the gradient at embeddings that are moved against the loss."""
+        embeddings = self.network.base_model.get_input_embeddings().weight
+        moved = embeddings.grad * (self.recipe.adversarial / embeddings.grad.norm().clamp(min=1e-12))
+        with torch.no_grad():
+            embeddings.add_(moved)
+        self.loss(inputs, *told).backward()
+        with torch.no_grad():
+            embeddings.sub_(moved)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What was learnt."""
+        if self.recipe.average:
+            return self.averaged
+        return {name: p.detach().clone() for name, p in self.network.named_parameters()}
+
+
+def layers_above(name: str, count: int) -> int:
+    """How many layers lie between a weight and the head."""
+    found = re.search(r"\.layer\.(\d+)\.", name)
+    if found:
+        return count - int(found[1])
+    return count + 1 if "embeddings" in name else 0
+
+
+def score(
+    network: Any, texts: pd.DataFrame, tokenizer: Tokenizer, window: int, device: torch.device
+) -> NDArray[np.float64]:
+    """Log-odds of each document."""
+    rows, owners = cut(texts["ids"].tolist(), window - tokenizer.num_special, window * 3 // 4)
+    order, found = [], []
+    dtype = model.autocast_dtype("auto", device)
+    for chosen in plan_scoring(np.asarray([len(row) for row in rows]), 65536 if device.type == "cuda" else 8192):
+        batch = collate([rows[i] for i in chosen], tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id)
+        with torch.inference_mode(), autocast(device, dtype):
+            found.append(log_odds(network(**model_inputs(batch, device)).logits))
+        order.append(chosen)
+    scores = np.empty(len(rows))
+    scores[np.concatenate(order)] = torch.cat(found).cpu().numpy()
+    return document_scores(scores, owners, len(texts))
+
+
+def judge(labels: dict[str, Any], scores: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Figures by set. `fpr` and `tpr` are at a threshold for 1% of the human texts of mixed_val, the harder ones."""
+    threshold = conformal_threshold(scores["mixed_val"][labels["mixed_val"] == 0], 0.01)
     figures: dict[str, Any] = {}
-    for name, pattern in {"essays_val": "essays/val/*.parquet", **OUT_OF_DOMAIN}.items():
-        rows = read(options, pattern, options.judged, tokenizer)
-        labels, found = rows["label"].to_numpy(), scores(rows)
-        figures[name] = {"fpr": round(float((found[labels == 0] >= threshold).mean()), 4)}
-        if labels.max() > 0:
+    for name in SHOWN:
+        human, ai = (scores[name][labels[name] == label] for label in (0, 1))
+        figures[name] = {"fpr": round(float((human >= threshold).mean()), 4)}
+        if len(ai):
             figures[name] |= {
-                "auroc": round(metrics.auroc(labels, found), 4),
-                "tpr": round(float((found[labels == 1] >= threshold).mean()), 4),
-                "tpr_at_fpr_1": round(metrics.tpr_at_fpr(labels, found, 0.01), 4),
+                "auroc": round(metrics.auroc(labels[name], scores[name]), 4),
+                "tpr": round(float((ai >= threshold).mean()), 4),
+                "tpr_at_fpr_1": round(metrics.tpr_at_fpr(labels[name], scores[name], 0.01), 4),
             }
     return figures
 

@@ -1,14 +1,13 @@
 """One arm of `benchmarks/train.py` in a process of its own: `python benchmarks/arms.py ARM JOB`, JOB being JSON.
 
-Every arm makes a step or two to warm up and then the `steps` of the job, which are measured, or two whole epochs
+Every arm makes some steps to warm up and then the `steps` of the job, which are measured, or two whole epochs
 (`steps` 0); once for each of its `seeds`. Prints figures as JSON: real tokens a second (padding, warm-up and start-up
-not counted), share of padding, seconds besides the training, validation loss.
+not counted), share of padding, `besides` (seconds for all but the training), validation loss.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -17,10 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from material import BATCH, corpus_of, our_steps, settings, token_ids
+from material import corpus_of, our_steps, settings, token_ids
 
 THREADS = 2
-WARM = 2  # steps before the clock runs: processes start beside the first ones
+
+
+def warm(job: dict[str, Any]) -> int:
+    """Steps before the clock runs: processes start beside the first ones, a GPU's libraries and compiled code load."""
+    return 20 if job["gpu"] else 2
 
 
 def main() -> int:
@@ -36,8 +39,8 @@ def main() -> int:
 
 def runs(job: dict[str, Any]) -> list[list[str]]:
     """Overrides of every run of this process: one for each seed."""
-    steps = job["steps"] + WARM if job["steps"] else 0
-    return [[f"seed={seed}", f"train.max_steps={steps}", f"train.log_every={WARM}"] for seed in job["seeds"]]
+    steps = job["steps"] + warm(job) if job["steps"] else 0
+    return [[f"seed={seed}", f"train.max_steps={steps}", f"train.log_every={warm(job)}"] for seed in job["seeds"]]
 
 
 def ours(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
@@ -47,6 +50,7 @@ def ours(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     from detect_ai.training import run_training
 
     config.train.num_workers = 2 if arm == "ours_2" else 1
+    config.train.compile = arm == "ours_compiled"
     config.train.threads_per_worker = THREADS // config.train.num_workers
     cluster.connect()
     corpus, name = corpus_of(config), attempt("bench")
@@ -54,15 +58,15 @@ def ours(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     result = run_training(config, corpus, name)
     seconds = time.perf_counter() - started
     lines = [line for line in runlog.read(corpus.storage, f"runs/{config.run}/{name}") if line["kind"] == "training"]
-    measured = [line for line in lines if line["step"] > WARM]
+    measured = [line for line in lines if line["step"] > warm(job)]
     clock = sum(line["seconds"] for line in measured)
     last = result.history[-1]
     return {
         "tokens_per_second": round(sum(line["tokens_per_second"] * line["seconds"] for line in measured) / clock),
         "padding": last["padding"],
-        "start_up": seconds - sum(epoch["seconds"] for epoch in result.history),
+        "besides": seconds - sum(epoch["seconds"] for epoch in result.history),
         "val_loss": last["val_loss"],
-        **({"mfu": statistics.mean(line["mfu"] for line in measured)} if "mfu" in last else {}),
+        **({"mfu": sum(line["mfu"] * line["seconds"] for line in measured) / clock} if "mfu" in last else {}),
     }
 
 
@@ -74,13 +78,13 @@ def trainer(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     train, validation = (rows_of(config, corpus, split) for split in ("train", "validation"))
     started = time.perf_counter()
     if job["steps"]:
-        hugging_face(arm, job, config, train, 1)[0].train()  # warms up
+        hugging_face(arm, job, config, train, warm(job) if job["gpu"] else 1)[0].train()  # warms up
     loop, counted = hugging_face(arm, job, config, train, job["steps"])
     runtime = loop.train().metrics["train_runtime"]
     return {
         "tokens_per_second": round(counted.tokens / runtime),
         "padding": 1 - counted.tokens / counted.padded,
-        "start_up": time.perf_counter() - started - runtime,
+        "besides": time.perf_counter() - started - runtime,
         "val_loss": loop.evaluate(validation)["eval_loss"],
     }
 
@@ -98,8 +102,8 @@ def hugging_face(arm: str, job: dict[str, Any], config: Any, rows: Any, steps: i
     arguments = transformers.TrainingArguments(
         output_dir=str(Path(tempfile.gettempdir()) / "unused"),
         learning_rate=config.train.lr,
-        per_device_train_batch_size=BATCH,
-        per_device_eval_batch_size=BATCH,
+        per_device_train_batch_size=config.train.batch_size,
+        per_device_eval_batch_size=config.train.batch_size,
         num_train_epochs=config.train.epochs,
         max_steps=steps or -1,
         weight_decay=0.01,
@@ -158,7 +162,7 @@ def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.train.lr, weight_decay=0.01, fused=True)
     steps = our_steps(config, corpus_of(config))
     for number, step in enumerate(steps):
-        if number == WARM:
+        if number == warm(job):
             wait_for(device)
             started = time.perf_counter()
         for part in step:
@@ -172,7 +176,7 @@ def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
         optimizer.zero_grad(set_to_none=True)
     wait_for(device)
     seconds = time.perf_counter() - started
-    parts = [part.batch for step in steps[WARM:] for part in step]
+    parts = [part.batch for step in steps[warm(job) :] for part in step]
     tokens, padded = sum(int(part.lengths.sum()) for part in parts), sum(part.input_ids.size for part in parts)
     return {"tokens_per_second": round(tokens / seconds), "padding": 1 - tokens / padded}
 

@@ -1,0 +1,158 @@
+"""What only a GPU can show: `make test-gpu`. Without one these tests fail; no other command runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from detect_ai import checkpoints, model
+from detect_ai.backends.torch import TorchBackend
+from detect_ai.batches import Batch
+from detect_ai.config import ModelConfig, TrainConfig
+from detect_ai.errors import ResourceError
+from detect_ai.learner import Learner
+from detect_ai.streaming import Microbatch
+
+ROWS, LENGTH = 16, 64
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[torch.device]:
+    assert torch.cuda.is_available(), "these tests need a GPU"
+    yield torch.device("cuda")
+    torch.cuda.empty_cache()
+
+
+def network(encoder: Path, **changes: Any) -> Any:
+    return model.build(ModelConfig(path=str(encoder), window=LENGTH, stride=48, **changes), seed=0)
+
+
+def learner(module: Any, device: torch.device, **changes: Any) -> Learner:
+    config = TrainConfig(**{"lr": 1e-3, "epochs": 1, "warmup": 0.0, **changes})
+    return Learner(config, module.to(device), device, world_size=1, steps_per_epoch=20)
+
+
+def part(seed: int = 0, rows: int = ROWS) -> Microbatch:
+    """Random token ids and labels; the rows differ in length."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(LENGTH // 2, LENGTH + 1, rows).astype(np.int32)
+    batch = Batch(rng.integers(5, 25, (rows, LENGTH)).astype(np.int32), lengths)
+    labels = rng.integers(0, 2, rows)
+    return Microbatch(
+        batch, labels, np.ones(rows, np.float32), np.arange(rows), float(rows), slot=0, last=True, epoch=0
+    )
+
+
+def losses(learning: Learner, count: int) -> list[float]:
+    found = []
+    for seed in range(count):
+        learning.step([part(seed)])
+        learning.settle()
+        found.append(learning.last_loss)
+    return found
+
+
+@pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-4), ("bf16", 0.02), ("fp16", 0.02), ("auto", 0.02)])
+def test_the_losses_of_a_gpu_are_those_of_a_cpu(
+    encoder: Path, device: torch.device, precision: str, within: float
+) -> None:
+    expected = losses(learner(network(encoder), torch.device("cpu"), precision="fp32"), 6)
+    learning = learner(network(encoder), device, precision=precision)
+    assert losses(learning, 6) == pytest.approx(expected, abs=within)
+    assert learning.dtype == {"fp32": None, "fp16": torch.float16}.get(precision, torch.bfloat16)
+    assert learning.scaler.is_enabled() == (precision == "fp16")
+
+
+def test_a_step_returns_before_the_gpu_is_done_and_settling_waits(encoder: Path, device: torch.device) -> None:
+    learning = learner(network(encoder), device)
+    losses(learning, 2)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000_000)  # about a second
+    learning.step([part()])
+    assert not torch.cuda.current_stream().query(), "the step waited"
+    learning.settle()
+    assert torch.cuda.current_stream().query()
+
+
+def test_fp16_skips_a_step_whose_gradients_overflow_and_lowers_its_scale(encoder: Path, device: torch.device) -> None:
+    module = network(encoder)
+    learning = learner(module, device, precision="fp16")
+    scale = learning.scaler.get_scale()
+    with torch.no_grad():
+        hook = module.classifier.weight.register_hook(lambda gradient: gradient * torch.inf)
+        before = [p.clone() for p in module.parameters()]
+        losses(learning, 1)
+        hook.remove()
+    assert learning.scaler.get_scale() == scale / 2
+    assert all(torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
+    losses(learning, 1)
+    assert not all(torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_run_that_goes_on_ends_with_the_same_parameters(
+    encoder: Path, device: torch.device, precision: str, tmp_path: Path
+) -> None:
+    """With dropout, whose draws depend on the step alone."""
+
+    def fresh() -> Learner:
+        return learner(network(encoder, dropout=0.2), device, precision=precision)
+
+    whole, half, other = fresh(), fresh(), fresh()
+    for seed in range(6):
+        whole.step([part(seed)])
+    for seed in range(3):
+        half.step([part(seed)])
+    checkpoints.write_state(half.state(), tmp_path)
+    other.module.load_state_dict(half.module.state_dict())
+    other.restore(checkpoints.read_state(tmp_path))
+    for seed in range(3, 6):
+        other.step([part(seed)])
+    for found, expected in zip(other.module.parameters(), whole.module.parameters(), strict=True):
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_no_memory_left_names_the_batch_and_what_to_change(encoder: Path, device: torch.device) -> None:
+    learning = learner(network(encoder), device)
+    torch.cuda.empty_cache()
+    used = torch.cuda.memory_reserved() + 32 * 2**20
+    torch.cuda.set_per_process_memory_fraction(used / torch.cuda.get_device_properties(device).total_memory)
+    try:
+        with pytest.raises(ResourceError, match=r"step 1: no memory left on cuda for 60000 rows of 64 tokens") as told:
+            learning.step([part(rows=60_000)])
+        assert "documents 0, 1, 2" in str(told.value)
+        assert "lower train.microbatch_size" in str(told.value)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_utilisation_and_memory_are_told(encoder: Path, device: torch.device) -> None:
+    learning = learner(network(encoder), device)
+    losses(learning, 3)
+    figures = learning.lately.figures()
+    assert torch.cuda.max_memory_allocated() > 0
+    if learning.lately._peak is not None:  # of a card that is not listed no peak is known
+        assert 0 < figures["mfu"] < 1
+
+
+@pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-3), ("auto", 0.1)])
+def test_scores_of_a_gpu_are_those_of_a_cpu(encoder: Path, device: torch.device, precision: str, within: float) -> None:
+    batch = part().batch
+    expected = TorchBackend(network(encoder), torch.device("cpu")).log_odds(batch)
+    found = TorchBackend(network(encoder), device, precision).log_odds(batch)
+    np.testing.assert_allclose(found, expected, atol=within)
+
+
+def test_a_compiled_model_learns_the_same_at_every_shape(encoder: Path, device: torch.device) -> None:
+    plain = learner(network(encoder), device, precision="fp32")
+    compiled = learner(network(encoder), device, precision="fp32", compile=True)
+    for seed, rows in enumerate((16, 8, 3, 16)):
+        for learning in (plain, compiled):
+            learning.step([part(seed, rows)])
+            learning.settle()
+        assert compiled.last_loss == pytest.approx(plain.last_loss, abs=1e-4)
