@@ -47,9 +47,8 @@ def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
 
 def upload(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     """An array on a device. A GPU gets it from pinned memory, so that nobody waits for the copy."""
-    if device.type != "cuda":
-        return torch.tensor(array)
-    return torch.tensor(array, pin_memory=True).to(device, non_blocking=True)
+    tensor = torch.tensor(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def log_odds(logits: torch.Tensor) -> torch.Tensor:
