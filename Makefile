@@ -9,7 +9,7 @@ CONSTRAINTS ?= constraints.txt
 STAMP := .venv/.installed-$(notdir $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow bench-corpus bench-train lint format lock build clean
+.PHONY: help setup demo serve test test-slow test-gpu bench-corpus bench-train lint format lock build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,14 +29,17 @@ test: $(STAMP) ## Run the fast suite, with its floor for coverage
 	.venv/bin/pytest tests/integration tests/e2e -m 'not slow' --cov --cov-append --cov-report=term --cov-fail-under=85
 
 test-slow: $(STAMP) ## Run the longer proofs
-	.venv/bin/pytest -m slow
+	.venv/bin/pytest -m slow --ignore tests/gpu
+
+test-gpu: $(STAMP) ## Run the tests that need a GPU
+	.venv/bin/pytest tests/gpu
 
 # Nothing here may ask the network for a model, wait for a login or report home.
-demo serve test test-slow bench-corpus bench-train: export HF_HUB_OFFLINE = 1
-demo serve test test-slow bench-corpus bench-train: export TRANSFORMERS_OFFLINE = 1
-demo serve test test-slow bench-corpus bench-train: export WANDB_MODE = offline
-demo serve test test-slow bench-corpus bench-train: export TOKENIZERS_PARALLELISM = false
-demo serve test test-slow bench-corpus bench-train: export RAY_USAGE_STATS_ENABLED = 0
+demo serve test test-slow test-gpu bench-corpus bench-train: export HF_HUB_OFFLINE = 1
+demo serve test test-slow test-gpu bench-corpus bench-train: export TRANSFORMERS_OFFLINE = 1
+demo serve test test-slow test-gpu bench-corpus bench-train: export WANDB_MODE = offline
+demo serve test test-slow test-gpu bench-corpus bench-train: export TOKENIZERS_PARALLELISM = false
+demo serve test test-slow test-gpu bench-corpus bench-train: export RAY_USAGE_STATS_ENABLED = 0
 
 bench-corpus: $(STAMP) ## Measure tokenising against datasets.map, and the memory of prepare (TEXTS=path to Parquet)
 	.venv/bin/python benchmarks/corpus.py $(if $(TEXTS),--texts $(TEXTS))

@@ -2,7 +2,8 @@
 
 BERT's and DistilBERT's heads read the last state of the first token. In the last layer the other tokens are then needed
 as keys and values only: one layer of six becomes about a sixth of itself, forwards and backwards, and the logits stay
-the same to rounding.
+the same to rounding. On a GPU the layer stays whole: attention with a single query was slower there than with all
+(docs/TRAINING.md has the figures).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class FirstTokenBertLayer(BertLayer):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *_: Any, **__: Any
     ) -> Any:
         """The first token's states, of all states, shape (rows, length, width), and a mask, (rows, 1, …, length)."""
+        if _on_gpu(hidden_states):
+            return super().forward(hidden_states, attention_mask)[:, :1]
         first, own = hidden_states[:, :1], self.attention.self
         projections = own.query, own.key, own.value
         attended = _attend(first, hidden_states, attention_mask, projections, own.num_attention_heads, own.dropout)
@@ -35,6 +38,8 @@ class FirstTokenDistilBertLayer(TransformerBlock):
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> Any:
         """The first token's states, of all states, shape (rows, length, width), and a mask, (rows, 1, …, length)."""
+        if _on_gpu(hidden_states):
+            return super().forward(hidden_states, attention_mask)[:, :1]
         first, own = hidden_states[:, :1], self.attention
         projections = own.q_lin, own.k_lin, own.v_lin
         attended = _attend(first, hidden_states, attention_mask, projections, own.n_heads, own.dropout)
@@ -66,11 +71,15 @@ def last_layer(model: PreTrainedModel) -> Any:
 
 
 def used_once_a_row(model: PreTrainedModel) -> list[nn.Parameter]:
-    """The weights that are applied to the first token only; none in a model whose last layer is as it was."""
+    """The weights that are applied to the first token only; none in a model whose last layer is whole."""
     layer = last_layer(model)
-    if type(layer) not in _LAYERS.values():
+    if type(layer) not in _LAYERS.values() or _on_gpu(next(layer.parameters())):
         return []
     return [p for name, p in layer.named_parameters() if not name.startswith(_OTHER_TOKENS)]
+
+
+def _on_gpu(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda
 
 
 def _attend(

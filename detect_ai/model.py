@@ -99,12 +99,19 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
         from detect_ai.pooling import MeanPooledClassifier
 
         model = MeanPooledClassifier(hf_config, model)
-    else:
-        from detect_ai.first_token import read_first_token
-
-        read_first_token(model)
+    _make_fast(model)
     _check_window(config, model)
     return model
+
+
+def _make_fast(model: PreTrainedModel) -> None:
+    """Leave out what an encoder does for nothing. Its logits stay the same."""
+    from detect_ai.first_token import read_first_token
+    from detect_ai.masking import keep_mask
+
+    if getattr(model.config, "pooling", "encoder") == "encoder":
+        read_first_token(model)
+    keep_mask(model)
 
 
 def freeze(model: PreTrainedModel, what: str) -> None:
@@ -153,7 +160,6 @@ def load(folder: Path) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from detect_ai.first_token import read_first_token
     from detect_ai.pooling import MeanPooledClassifier
 
     try:
@@ -174,8 +180,7 @@ def load(folder: Path) -> PreTrainedModel:
     problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if problems:
         raise BundleError(f"{folder}: the weights do not fit the architecture: {problems}")
-    if not mean:
-        read_first_token(model)
+    _make_fast(model)
     loaded: PreTrainedModel = model.eval()
     return loaded
 

@@ -22,6 +22,7 @@ class MeanPooledClassifier(PreTrainedModel):
 
     base_model_prefix = "encoder"
     supports_gradient_checkpointing = True
+    _supports_sdpa = True  # else transformers gives a loaded one its slow attention
 
     def __init__(self, config: PreTrainedConfig, encoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)

@@ -9,7 +9,7 @@ from transformers import BertForSequenceClassification as Bert
 from transformers import DistilBertForSequenceClassification as DistilBert
 from transformers import RobertaForSequenceClassification as Roberta
 
-from detect_ai import model
+from detect_ai import first_token, model
 from detect_ai.first_token import last_layer, read_first_token, used_once_a_row
 from tests.unit.conftest import config_of
 
@@ -59,6 +59,19 @@ def test_the_last_layer_works_on_one_token(kind, config):
     assert shapes == [(4, 20, 32), (4, 1, 32)]
     assert used_once_a_row(plain) == []
     assert sum(p.numel() for p in used_once_a_row(ours) if p.ndim == 2) == 2 * 32 * 32 + 2 * 32 * 48
+
+
+@pytest.mark.parametrize(("kind", "config"), [(Bert, BERT), (DistilBert, DISTILBERT)])
+def test_on_a_gpu_the_layer_is_whole(kind, config, monkeypatch):
+    plain, ours = pair(kind, config)
+    worked_on = []
+    last_layer(ours).attention.register_forward_hook(
+        lambda _, inputs, output: worked_on.append(output[0].shape if isinstance(output, tuple) else output.shape)
+    )
+    monkeypatch.setattr(first_token, "_on_gpu", lambda tensor: True)
+    assert torch.allclose(ours(**batch(padded=True)).logits, plain(**batch(padded=True)).logits, atol=1e-6)
+    assert worked_on == [(4, 20, 32)]
+    assert used_once_a_row(ours) == []
 
 
 @pytest.mark.parametrize(("kind", "config"), [(Bert, BERT), (DistilBert, DISTILBERT)])

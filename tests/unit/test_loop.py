@@ -259,10 +259,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_step_rate_and_documents(net
 def test_gradients_that_overflow_are_named_as_such(network: Any) -> None:
     learning = learner(network)
     network.classifier.weight.register_hook(lambda gradient: gradient * math.inf)
+    learning.step([part(rows=2)])
     with pytest.raises(
         TrainingError, match=r"^the gradient's norm is (inf|nan) at step 1 \(learning rate 1.00e-03\): "
     ):
-        learning.step([part(rows=2)])
         learning.settle()
 
 
