@@ -29,7 +29,7 @@ test: $(STAMP) ## Run the fast suite, with its floor for coverage
 	.venv/bin/pytest tests/integration tests/e2e -m 'not slow' --cov --cov-append --cov-report=term --cov-fail-under=85
 
 test-slow: $(STAMP) ## Run the longer proofs
-	.venv/bin/pytest -m slow --ignore tests/gpu
+	.venv/bin/pytest -m slow
 
 test-gpu: $(STAMP) ## Run the tests that need a GPU
 	.venv/bin/pytest tests/gpu
