@@ -81,11 +81,12 @@ def trainer(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
         hugging_face(arm, job, config, train, warm(job) if job["gpu"] else 1)[0].train()  # warms up
     loop, counted = hugging_face(arm, job, config, train, job["steps"])
     runtime = loop.train().metrics["train_runtime"]
+    besides = time.perf_counter() - started - runtime
     return {
         "tokens_per_second": round(counted.tokens / runtime),
         "padding": 1 - counted.tokens / counted.padded,
-        "besides": time.perf_counter() - started - runtime,
-        "val_loss": loop.evaluate(validation)["eval_loss"],
+        "besides": besides,
+        **({} if job["steps"] else {"val_loss": loop.evaluate(validation)["eval_loss"]}),
     }
 
 
