@@ -37,17 +37,18 @@ class Counter:
     def __init__(self, module: PreTrainedModel) -> None:
         from detect_ai.first_token import used_once_a_row
 
-        once = {id(p) for p in used_once_a_row(module)}
-        embedded = {id(p) for name, p in module.named_parameters() if "embeddings" in name}
-        weights = [p for p in module.parameters() if p.ndim >= 2 and id(p) not in embedded]
-        self._by_row = _operations([p for p in weights if id(p) in once])
-        self._by_token = _operations([p for p in weights if id(p) not in once])
+        named = {name: p for name, p in module.named_parameters() if p.ndim >= 2 and "embeddings" not in name}
+        last = {id(p) for p in used_once_a_row(module)}
+        # What is no layer is the head, or the pooler before it: one vector of each row goes through.
+        once = {name for name, p in named.items() if id(p) in last or ".layer." not in name}
+        self._by_row = _operations([p for name, p in named.items() if name in once])
+        self._by_token = _operations([p for name, p in named.items() if name not in once])
         config = module.config
         layers: int = getattr(config, "num_hidden_layers", None) or getattr(config, "n_layers", None) or 0
         width: int = getattr(config, "hidden_size", None) or getattr(config, "dim", None) or 0
-        trained = any(p.requires_grad for p in weights)
+        trained = any(p.requires_grad for p in named.values())
         each = (3 if trained else 1) * 4 * width  # of one layer, for each pair of tokens that attend
-        first = bool(once)
+        first = bool(last)
         self._by_token += each * first
         self._by_token_squared = each * (layers - first)
 

@@ -96,10 +96,11 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         losses = [self._backward(part, sync=part is microbatches[-1]) for part in microbatches]
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        with self._memory_for(f"update of step {self.steps + 1}", microbatches[-1], self._smaller_steps()):
+            self.scaler.unscale_(self.optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
+            self.scaler.step(self.optimizer)  # the first one takes twice the memory of the weights, for good
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         launched = _Launched(self.steps, lr, microbatches, torch.stack([*losses, norm]))
@@ -130,11 +131,8 @@ class Learner:
         that mean is the gradient of the mean loss over all documents of the step, however they are dealt.
         """
         labels, weights = (upload(array, self.device) for array in (part.labels, part.weights))
-        remedy = (
-            f"lower train.microbatch_size ({self.config.microbatch_size}) or model.window, or set "
-            "train.gradient_checkpointing=true"
-        )
-        with self._memory_for(f"step {self.steps + 1}", part, remedy), self._no_sync() if not sync else nullcontext():
+        memory = self._memory_for(f"step {self.steps + 1}", part, self._smaller_steps())
+        with memory, self._no_sync() if not sync else nullcontext():
             with autocast(self.device, self.dtype):
                 logits = self.network(**model_inputs(part.batch, self.device)).logits
             smoothing = self.config.label_smoothing
@@ -148,6 +146,12 @@ class Learner:
         size = part.batch.input_ids.size
         for meter in (self.epoch, self.lately):
             meter.add([loss, part.weights.sum(), lengths.sum(), size, self._flops.of_training(lengths)])
+
+    def _smaller_steps(self) -> str:
+        return (
+            f"lower train.microbatch_size ({self.config.microbatch_size}) or model.window, or set "
+            "train.gradient_checkpointing=true"
+        )
 
     @contextmanager
     def _memory_for(self, what: str, part: Microbatch, remedy: str) -> Iterator[None]:

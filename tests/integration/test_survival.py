@@ -40,6 +40,7 @@ from tests.integration.runs import (
     train_workers,
     until,
 )
+from tests.wandb_file import finished, history
 
 
 @pytest.fixture(scope="module")
@@ -269,10 +270,14 @@ def test_training_prunes_the_oldest_runs(long: Run, stopped: tuple[Config, dict[
 
 @pytest.fixture(scope="module")
 def bounded(long: Run) -> TrainingResult:
-    """Two steps longer than an epoch, under the profiler."""
+    """Two steps longer than an epoch, under the profiler, told to W&B."""
     steps = long.trained["history"][0]["step"] + 2
-    config = replace(long.config, train=replace(long.config.train, profile=True, max_steps=steps, checkpoint_every=0))
-    return run_training(config, long.corpus, "bounded")
+    train = replace(long.config.train, profile=True, max_steps=steps, checkpoint_every=0, log_every=1)
+    return run_training(
+        replace(long.config, train=train, tracking=replace(long.config.tracking, mode="offline")),
+        long.corpus,
+        "bounded",
+    )
 
 
 @pytest.mark.slow
@@ -280,6 +285,14 @@ def test_steps_that_are_bounded_end_with_an_evaluation(long: Run, bounded: Train
     epoch = long.trained["history"][0]["step"]
     assert [(line["epoch"], line["step"]) for line in bounded.history] == [(1, epoch), (2, epoch + 2)]
     assert bounded.history[-1]["lr"] == 0, "the schedule is not that of the bounded steps"
+
+
+@pytest.mark.slow
+def test_a_training_tells_wandb_its_steps_and_evaluations(long: Run, bounded: TrainingResult) -> None:
+    told = history(finished(Path(long.storage.root)))
+    assert told["validation/auroc"] == bounded.history[-1]["auroc"]
+    assert told["train/lr"] == 0
+    assert {f"train/{name}" for name in ("train_loss", "grad_norm", "tokens_per_second", "padding")} <= told.keys()
 
 
 @pytest.mark.slow

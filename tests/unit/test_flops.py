@@ -17,10 +17,16 @@ def network(encoder):
 
 
 def matrices(network):
-    """Numbers in the matrices that are applied to every token, and in those of the last layer's first token."""
+    """Numbers in the matrices that are applied to every token, and in those of one vector of a row."""
     named = {name: p.numel() for name, p in network.named_parameters() if p.ndim == 2 and "embeddings" not in name}
-    last = f"layer.{network.config.num_hidden_layers - 1}."
+    last = (
+        f"layer.{network.config.num_hidden_layers - 1}."
+        if getattr(network.config, "pooling", "encoder") == "encoder"
+        else "no layer"
+    )
     once = {name for name in named if last in name and "key" not in name and "value" not in name}
+    once |= {name for name in named if "pooler" in name or name.startswith("classifier")}
+    assert "classifier.weight" in once
     return sum(n for name, n in named.items() if name not in once), sum(named[name] for name in once)
 
 
@@ -36,7 +42,8 @@ def test_a_token_costs_six_operations_a_weight_and_attention_grows_with_the_squa
 def test_of_a_model_whose_head_reads_all_tokens_every_layer_counts_whole(encoder):
     network = model.build(dataclasses.replace(config_of(encoder), pooling="mean"), seed=0)
     layers, width = network.config.num_hidden_layers, network.config.hidden_size
-    expected = 6 * sum(matrices(network)) * 10 + 12 * layers * width * 100
+    every, once = matrices(network)
+    expected = 6 * every * 10 + 6 * once + 12 * layers * width * 100
     assert flops.Counter(network).of_training(np.asarray([10], np.int32)) == expected
 
 

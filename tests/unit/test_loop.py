@@ -296,6 +296,30 @@ def test_no_memory_left_names_the_batch_and_what_to_change(network: Any, act: An
     assert str(refused.value) == message
 
 
+def test_no_memory_left_for_the_optimizer_says_so(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    learning = learner(network)
+    monkeypatch.setattr(learning.optimizer, "step", no_memory)
+    with pytest.raises(ResourceError, match=r"^update of step 1: no memory left on cpu for 3 rows of 8 tokens"):
+        learning.step([part(rows=3)])
+
+
+def test_in_bf16_the_losses_are_those_of_fp32_to_its_rounding(encoder: Path) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        network = model.build(ModelConfig(path=str(encoder), window=64, stride=48), seed=0)
+        config = TrainConfig(lr=1e-3, epochs=1, warmup=0.0, precision=precision)
+        learning = Learner(config, network, torch.device("cpu"), world_size=1, steps_per_epoch=10)
+        for seed in range(4):
+            learning.step([part(rows=4, seed=seed)])
+        learning.settle()
+        losses.append(learning.last_loss)
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)
+    assert losses[1] != losses[0]
+
+
 def test_the_figures_of_an_epoch_are_sums_over_its_documents(network: Any) -> None:
     learning = learner(network)
     first, second = part(rows=3), part(rows=1, seed=1)
