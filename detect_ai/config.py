@@ -97,6 +97,7 @@ class ModelConfig:
     sha256: str = ""  # of model.safetensors; checked before loading when given
     licence: str = ""
     pooling: str = "encoder"  # encoder (the model's own head) | mean (of the last states)
+    layers: int = 0  # the first so many layers of the encoder; 0: all
     window: int = 256  # tokens, special tokens included
     stride: int = 192  # tokens between the starts of neighbouring windows
     dropout: float = 0.0  # hidden and classifier dropout
@@ -119,6 +120,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     label_smoothing: float = 0.0
+    adversarial: float = 0.0  # length of a step of the word embeddings against the loss, learnt from as well; 0: none
     class_weights: list[float] = field(default_factory=lambda: [1.0, 1.0])  # of human and AI texts
     attack_weight: float = 1.0  # of the changed copies that corpus.augment made
     frozen: str = "nothing"  # nothing | embeddings | encoder: what keeps its pretrained weights

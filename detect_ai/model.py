@@ -68,7 +68,8 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
     """The pretrained encoder with a new head of two classes, drawn from the seed.
 
     Raises:
-        ConfigError: as `resolve`; the encoder is of a kind that transformers does not know, or has too few positions.
+        ConfigError: as `resolve`; the encoder is of a kind that transformers does not know, or has too few positions or
+            layers.
     """
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
@@ -80,6 +81,12 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
         for name in names:
             if hasattr(hf_config, name):
                 setattr(hf_config, name, value)
+    if config.layers > hf_config.num_hidden_layers:
+        raise ConfigError(
+            f"model.layers={config.layers}: expected at most {hf_config.num_hidden_layers}, the layers of {config.path}"
+        )
+    if config.layers:
+        hf_config.num_hidden_layers = config.layers
     hf_config.num_labels = len(ID2LABEL)
     hf_config.id2label, hf_config.label2id = ID2LABEL, {label: i for i, label in ID2LABEL.items()}
     kind: Any = AutoModelForSequenceClassification

@@ -95,6 +95,12 @@ def _train_rules(c: Config) -> list[Rule]:
             "at most model.window - 2",
         ),
         (
+            "train.adversarial",
+            t.adversarial,
+            not t.adversarial or t.frozen == "nothing",
+            "0 unless train.frozen=nothing: it moves the embeddings",
+        ),
+        (
             "train.microbatch_size",
             t.microbatch_size,
             1 <= t.microbatch_size <= t.batch_size,
@@ -250,6 +256,8 @@ def _range_rules(c: Config) -> list[Rule]:
         "serve.min_replicas": c.serve.min_replicas,
         "calibration.min_tokens": c.calibration.min_tokens,
         "train.shortest_span": c.train.shortest_span,
+        "train.adversarial": c.train.adversarial,
+        "model.layers": c.model.layers,
         "evaluation.mixed_documents": c.evaluation.mixed_documents,
         "evaluation.bootstrap": c.evaluation.bootstrap,
         "evaluation.worst": c.evaluation.worst,

@@ -11,8 +11,8 @@ from detect_ai.config import Config, ModelConfig, SweepConfig, TrainConfig
 from detect_ai.errors import ConfigError
 
 _TRAIN = ("lr", "batch_size", "warmup", "decay", "weight_decay", "max_grad_norm", "label_smoothing", "frozen")
-_AUGMENTATION = ("shortest_span", "attack_weight")
-_MODEL = ("dropout", "attention_dropout", "pooling")
+_AUGMENTATION = ("shortest_span", "attack_weight", "adversarial")
+_MODEL = ("dropout", "attention_dropout", "pooling", "layers")
 PLACES = {**dict.fromkeys(_TRAIN + _AUGMENTATION, "train"), **dict.fromkeys(_MODEL, "model")}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -344,6 +346,71 @@ def test_label_smoothing_reaches_the_loss(network: Any) -> None:
         network.zero_grad()
         expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
         assert float(learning._backward(part(), sync=True)) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+# Steps against the loss
+
+
+def gradients_of_a_step(network: Any, parts: list[Microbatch], **changes: Any) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    learning = learner(network, **changes)
+    learning.optimizer.register_step_pre_hook(
+        lambda *_: found.update({name: p.grad.clone() for name, p in network.named_parameters()})
+    )
+    words = network.base_model.get_input_embeddings().weight
+    before = words.detach().clone()
+    learning.optimizer.register_step_pre_hook(lambda *_: found.update({"words": words.detach() - before}))
+    learning.step(parts)
+    return found
+
+
+def by_hand(network: Any, part: Microbatch, length: float) -> dict[str, torch.Tensor]:
+    """Gradients at the weights and at embeddings moved up the gradient, added."""
+    moved = deepcopy(network)
+
+    def backward(of: Any) -> None:
+        logits = of(**learning_.model_inputs(part.batch, torch.device("cpu"))).logits
+        torch.nn.functional.cross_entropy(logits, torch.from_numpy(part.labels)).backward()
+
+    backward(network)
+    plain = {name: p.grad.clone() for name, p in network.named_parameters()}
+    gradient = network.base_model.get_input_embeddings().weight.grad
+    with torch.no_grad():
+        moved.base_model.get_input_embeddings().weight += length * gradient / gradient.norm()
+    backward(moved)
+    network.zero_grad()
+    return {name: plain[name] + p.grad for name, p in moved.named_parameters()}
+
+
+def test_a_step_against_the_loss_adds_the_gradient_at_moved_embeddings(network: Any) -> None:
+    expected = by_hand(deepcopy(network), part(rows=4), length=0.7)
+    found = gradients_of_a_step(network, [part(rows=4)], adversarial=0.7)
+    assert not found.pop("words").any(), "the embeddings were not moved back"
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert torch.allclose(gradient, expected[name], atol=1e-6), name
+
+
+def test_a_step_against_the_loss_is_the_same_in_microbatches(network: Any) -> None:
+    whole, halves = part(rows=4), []
+    for rows, last in ((slice(0, 2), False), (slice(2, 4), True)):
+        batch = Batch(whole.batch.input_ids[rows], whole.batch.lengths[rows])
+        arrays = {name: getattr(whole, name)[rows] for name in ("labels", "weights", "documents")}
+        halves.append(replace(whole, batch=batch, last=last, **arrays))
+    one = gradients_of_a_step(deepcopy(network), [whole], adversarial=0.7)
+    two = gradients_of_a_step(network, halves, adversarial=0.7)
+    for name, gradient in one.items():
+        assert torch.allclose(gradient, two[name], atol=1e-6), name
+
+
+def test_gradients_that_overflow_move_no_embedding(network: Any) -> None:
+    words = network.base_model.get_input_embeddings().weight
+    words.register_hook(lambda gradient: gradient * math.inf)
+    learning = learner(network, adversarial=0.7)
+    learning._gradients([part(rows=2)])
+    before = words.detach().clone()
+    with learning._moved_embeddings():
+        assert torch.equal(words, before)
 
 
 # Going on

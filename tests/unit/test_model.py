@@ -89,6 +89,21 @@ def test_the_head_tells_human_from_ai(encoder):
     assert built.classifier.out_features == 2
 
 
+@pytest.mark.parametrize("pooling", ["encoder", "mean"])
+def test_the_first_layers_can_be_kept_alone(encoder, tmp_path, pooling):
+    whole, short = (model.build(config_of(encoder, pooling=pooling, layers=layers), 0) for layers in (0, 1))
+    kept, all_of_them = short.base_model.encoder.layer, whole.base_model.encoder.layer
+    assert (len(kept), len(all_of_them)) == (1, 2)
+    assert torch.equal(kept[0].output.dense.weight, all_of_them[0].output.dense.weight)
+    model.save(short, tmp_path)
+    assert len(model.load(tmp_path).base_model.encoder.layer) == 1
+
+
+def test_more_layers_than_there_are_are_refused(encoder):
+    with pytest.raises(ConfigError, match=f"model.layers=3: expected at most 2, the layers of {encoder}"):
+        model.build(config_of(encoder, layers=3), 0)
+
+
 def test_a_window_larger_than_the_positions_is_refused(encoder):
     assert model.build(config_of(encoder, window=128), 0) is not None
     assert refusal(model.build, config_of(encoder, window=129), 0) == (

@@ -51,6 +51,8 @@ NATURAL = [
     "seed",
     "corpus.min_words",
     "train.shortest_span",
+    "train.adversarial",
+    "model.layers",
     "train.max_steps",
     "train.patience",
     "train.checkpoint_every",
@@ -109,6 +111,11 @@ IMPOSSIBLE = [
     ({"model.stride": 0}, "model.stride=0", "1 to model.window - 2"),
     ({"model.stride": 255}, "model.stride=255", "1 to model.window - 2"),
     ({"train.shortest_span": 255}, "train.shortest_span=255", "at most model.window - 2"),
+    (
+        {"train.adversarial": 1.0, "train.frozen": "embeddings"},
+        "train.adversarial=1.0",
+        "0 unless train.frozen=nothing: it moves the embeddings",
+    ),
     ({"train.microbatch_size": 17}, "train.microbatch_size=17", "1 to train.batch_size (16)"),
     ({"train.microbatch_size": 0}, "train.microbatch_size=0", "1 to train.batch_size (16)"),
     (
