@@ -61,9 +61,8 @@ class Recipe:
     mixed: int = 4000
     balance: bool = True  # classes within domains, and the two corpora, weigh alike
     spans: int = 32  # shortest random span in tokens; 0: whole windows
-    window: int = 128
-    stride: int = 96
-    judged_windows: tuple[int, ...] = (128,)  # tokens; three quarters of it are the stride
+    window: int = 128  # tokens; three quarters of it are the stride
+    judged_windows: tuple[int, ...] = (128,)
     pooling: str = "mean"
     layers: int = 0  # the first so many of the encoder; 0: all
     frozen: str = "nothing"
@@ -184,19 +183,16 @@ def trained(recipe: Recipe, texts: dict[str, pd.DataFrame], tokenizer: Tokenizer
 
 def built(recipe: Recipe) -> Any:
     """The encoder with a new head."""
-    config = load_config(
-        [
-            *(f"model.window={recipe.window}", f"model.stride={recipe.stride}", f"model.pooling={recipe.pooling}"),
-            f"model.dropout={recipe.dropout}",
-        ]
-    )
+    keys = [f"model.{name}={getattr(recipe, name)}" for name in ("window", "pooling", "dropout", "layers")]
+    config = load_config([*keys, f"model.stride={stride(recipe.window)}"])
     network: Any = model.build(config.model, recipe.seed)
-    if recipe.layers:
-        layers = network.base_model.encoder.layer
-        network.base_model.encoder.layer = layers[: recipe.layers]
-        network.config.num_hidden_layers = recipe.layers
     model.freeze(network, recipe.frozen)
     return network
+
+
+def stride(window: int) -> int:
+    """Tokens between the starts of neighbouring windows."""
+    return window * 3 // 4
 
 
 def train(
@@ -217,7 +213,7 @@ def train(
         if recipe.spans:
             rows = span_each(documents, content, recipe.spans, rng)
         else:
-            rows = one_each(documents, content, recipe.stride, rng)
+            rows = one_each(documents, content, stride(recipe.window), rng)
         lengths = np.asarray([len(row) + tokenizer.num_special for row in rows])
         for (chosen,) in plan_steps(lengths, labels, recipe.batch, recipe.batch, rng):
             batch = collate([rows[i] for i in chosen], tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id)
@@ -306,7 +302,7 @@ def score(
     network: Any, texts: pd.DataFrame, tokenizer: Tokenizer, window: int, device: torch.device
 ) -> NDArray[np.float64]:
     """Log-odds of each document."""
-    rows, owners = cut(texts["ids"].tolist(), window - tokenizer.num_special, window * 3 // 4)
+    rows, owners = cut(texts["ids"].tolist(), window - tokenizer.num_special, stride(window))
     order, found = [], []
     dtype = model.autocast_dtype("auto", device)
     for chosen in plan_scoring(np.asarray([len(row) for row in rows]), 65536 if device.type == "cuda" else 8192):
