@@ -7,6 +7,7 @@ forwards is; of a last layer that reads the first token only, what it does.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,8 +40,8 @@ class Counter:
 
         named = {name: p for name, p in module.named_parameters() if p.ndim >= 2 and "embeddings" not in name}
         last = {id(p) for p in used_once_a_row(module)}
-        # What is no layer is the head, or the pooler before it: one vector of each row goes through.
-        once = {name for name, p in named.items() if id(p) in last or ".layer." not in name}
+        # What is none of the numbered layers is the head, or the pooler before it: one vector of each row goes through.
+        once = {name for name, p in named.items() if id(p) in last or not re.search(r"\.\d+\.", name)}
         self._by_row = _operations([p for name, p in named.items() if name in once])
         self._by_token = _operations([p for name, p in named.items() if name not in once])
         config = module.config
