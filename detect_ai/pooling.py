@@ -5,6 +5,7 @@ The mean over the tokens of a window carries over to other kinds of writing bett
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -22,11 +23,12 @@ class MeanPooledClassifier(PreTrainedModel):
 
     base_model_prefix = "encoder"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True  # else transformers gives a loaded one its slow attention
 
     def __init__(self, config: PreTrainedConfig, encoder: PreTrainedModel | None = None) -> None:
+        if encoder is None:
+            encoder = AutoModel.from_config(deepcopy(config))  # chooses the attention that it has
         super().__init__(config)
-        self.encoder = AutoModel.from_config(config) if encoder is None else encoder
+        self.encoder = encoder
         self.encoder.pooler = None  # of encoders that have one: it reads the first token
         self.dropout = torch.nn.Dropout(getattr(config, "classifier_dropout", None) or 0.0)
         width: Any = getattr(config, "hidden_size", None) or getattr(config, "dim", None)
