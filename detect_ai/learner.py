@@ -102,11 +102,12 @@ class Learner:
         with self._memory_for(f"update of step {self.steps + 1}", microbatches[-1], self._smaller_steps()):
             self.scaler.unscale_(self.optimizer)
             norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
+            scale = self._scale()
             self.scaler.step(self.optimizer)  # the first one takes twice the memory of the weights, for good
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        launched = _Launched(self.steps, lr, microbatches, torch.stack([*losses, norm]))
+        launched = _Launched.of(self.steps, lr, microbatches, torch.stack([*losses, norm, scale]))
         self.settle()
         self._unsettled = launched
 
@@ -119,12 +120,12 @@ class Learner:
         if self._unsettled is None:
             return
         step, self._unsettled = self._unsettled, None
-        *losses, self.grad_norm = step.figures.tolist()
+        *losses, self.grad_norm, scale = step.read()
         self.last_loss = sum(losses) / max(1.0, sum(float(part.weights.sum()) for part in step.microbatches))
         for part, loss in zip(step.microbatches, losses, strict=True):
             self._count(part, loss)
         # A scaler skips a step whose gradients overflow, and lowers its scale until none does.
-        if not math.isfinite(self.grad_norm) and not self.scaler.get_scale() > 1:
+        if not math.isfinite(self.grad_norm) and not scale > 1:
             raise TrainingError(self._not_finite(step, losses))
 
     def _gradients(self, microbatches: list[Microbatch]) -> list[torch.Tensor]:
@@ -174,6 +175,11 @@ class Learner:
         operations = self._flops.of_training(lengths) * (2 if self.config.adversarial else 1)
         for meter in (self.epoch, self.lately):
             meter.add([loss, part.weights.sum(), lengths.sum(), size, operations])
+
+    def _scale(self) -> torch.Tensor:
+        """That of the gradients, not read back; 1 without a scaler, whose scale does not exist before its first use."""
+        scale = self.scaler._scale if self.scaler.is_enabled() else None
+        return torch.ones((), device=self.device) if scale is None else scale.clone().reshape(())
 
     def _smaller_steps(self) -> str:
         return (
@@ -262,12 +268,33 @@ class Learner:
 
 @dataclass(frozen=True)
 class _Launched:
-    """A step whose figures may not be computed yet: the weighted losses of its microbatches, its gradient's norm."""
+    """A step that a GPU may still be at work on.
+
+    Its figures are the weighted losses of its microbatches, its gradient's norm and the scale of that. They are on
+    their way to the CPU when the step is launched: who reads them waits for this step, not for the next one.
+    """
 
     number: int
     lr: float
     microbatches: list[Microbatch]
     figures: torch.Tensor
+    arrived: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, number: int, lr: float, microbatches: list[Microbatch], figures: torch.Tensor) -> _Launched:
+        """Send the figures of a step on their way."""
+        if not figures.is_cuda:
+            return cls(number, lr, microbatches, figures, None)
+        sent, arrived = figures.to("cpu", non_blocking=True), torch.cuda.Event()
+        arrived.record()
+        return cls(number, lr, microbatches, sent, arrived)
+
+    def read(self) -> list[float]:
+        """The figures, once they are there."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        figures: list[float] = self.figures.tolist()
+        return figures
 
 
 class Meter:

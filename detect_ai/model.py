@@ -81,12 +81,8 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
         for name in names:
             if hasattr(hf_config, name):
                 setattr(hf_config, name, value)
-    if config.layers > hf_config.num_hidden_layers:
-        raise ConfigError(
-            f"model.layers={config.layers}: expected at most {hf_config.num_hidden_layers}, the layers of {config.path}"
-        )
     if config.layers:
-        hf_config.num_hidden_layers = config.layers
+        _keep_layers(hf_config, config)
     hf_config.num_labels = len(ID2LABEL)
     hf_config.id2label, hf_config.label2id = ID2LABEL, {label: i for i, label in ID2LABEL.items()}
     kind: Any = AutoModelForSequenceClassification
@@ -109,6 +105,15 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
     _make_fast(model)
     _check_window(config, model)
     return model
+
+
+def _keep_layers(hf_config: Any, config: ModelConfig) -> None:
+    found = getattr(hf_config, "num_hidden_layers", 0)
+    if config.layers > found:
+        raise ConfigError(f"model.layers={config.layers}: expected at most {found}, the layers of {config.path}")
+    hf_config.num_hidden_layers = config.layers
+    if getattr(hf_config, "layer_types", None):  # of encoders whose layers differ
+        hf_config.layer_types = hf_config.layer_types[: config.layers]
 
 
 def _make_fast(model: PreTrainedModel) -> None:

@@ -71,6 +71,7 @@ def test_the_losses_of_a_gpu_are_those_of_a_cpu(
 def test_a_step_returns_before_the_gpu_is_done_and_settling_waits(encoder: Path, device: torch.device) -> None:
     learning = learner(network(encoder), device)
     losses(learning, 2)
+    learning.step([part()])  # is settled while the next one is in the queue
     torch.cuda.synchronize()
     torch.cuda._sleep(2_000_000_000)  # about a second
     learning.step([part()])

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer, processors
-from transformers import DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+from transformers import DebertaV2Config, DebertaV2Model, DistilBertConfig, DistilBertModel, ModernBertConfig
+from transformers import ModernBertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from detect_ai import model
 from detect_ai.backends.torch import TorchBackend
@@ -18,6 +19,8 @@ from tests import tiny
 from tests.unit.conftest import config_of
 
 SIZES = {"vocab_size": 300, "max_position_embeddings": 66}
+NARROW = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, **SIZES}
+ALL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 
 
 @pytest.fixture(scope="module")
@@ -290,3 +293,22 @@ def test_pickled_weights_are_never_loaded(saved):
     torch.save(load_file(saved / "model.safetensors"), saved / "pytorch_model.bin")
     (saved / "model.safetensors").unlink()
     assert refusal(model.load, saved, kind=BundleError).startswith(unreadable(saved))
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "attention"),
+    [
+        (DebertaV2Model, DebertaV2Config(num_hidden_layers=2, **NARROW), "eager"),
+        (ModernBertModel, ModernBertConfig(num_hidden_layers=2, **NARROW, **ALL_TOKENS), "sdpa"),
+    ],
+)
+def test_the_mean_of_any_encoder_is_loaded_as_it_was_built(encoder, tmp_path, kind, config, attention):
+    """With the first layer alone, and with the attention that the encoder has."""
+    kind(config).save_pretrained(tmp_path / "encoder")
+    built = model.build(config_of(tmp_path / "encoder", pooling="mean", layers=1), 0).eval()
+    (tmp_path / "saved").mkdir()
+    model.save(built, tmp_path / "saved")
+    loaded = model.load(tmp_path / "saved")
+    inputs = {"input_ids": torch.arange(5, 21).reshape(2, 8), "attention_mask": torch.ones(2, 8, dtype=torch.int64)}
+    assert torch.equal(loaded(**inputs).logits, built(**inputs).logits)
+    assert loaded.encoder.config._attn_implementation == attention
