@@ -130,13 +130,19 @@ class Counter:
     """Counts what a network reads while it learns. A collator hands out a batch more, which nobody trains on."""
 
     def __init__(self, network: Any) -> None:
-        self.tokens, self.padded = 0, 0
+        self._tokens: Any = 0  # on the device: reading it at every step would make a GPU wait
+        self.padded = 0
         network.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, network: Any, _: Any, inputs: dict[str, Any]) -> None:
         if network.training:
-            self.tokens += int(inputs["attention_mask"].sum())
+            self._tokens = self._tokens + inputs["attention_mask"].sum()
             self.padded += inputs["attention_mask"].numel()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        return int(self._tokens)
 
 
 def rows_of(config: Any, corpus: Any, split: str) -> Any:
@@ -154,7 +160,7 @@ def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     import torch
 
     from detect_ai import model
-    from detect_ai.backends.torch import autocast, model_inputs
+    from detect_ai.backends.torch import autocast, model_inputs, upload
 
     device = torch.device("cuda" if job["gpu"] else "cpu")
     dtype = model.autocast_dtype("auto", device)
@@ -169,7 +175,7 @@ def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
         for part in step:
             with autocast(device, dtype):
                 logits = network(**model_inputs(part.batch, device)).logits
-            target = torch.tensor(part.labels).to(device)
+            target = upload(part.labels, device)
             loss = torch.nn.functional.cross_entropy(logits.float(), target, reduction="sum")
             (loss / part.step_weight).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -8,8 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer, processors
-from transformers import DebertaV2Config, DebertaV2Model, DistilBertConfig, DistilBertModel, ModernBertConfig
-from transformers import ModernBertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+from transformers import (
+    DebertaV2Config,
+    DebertaV2Model,
+    DistilBertConfig,
+    DistilBertModel,
+    ModernBertConfig,
+    ModernBertModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from detect_ai import model
 from detect_ai.backends.torch import TorchBackend
