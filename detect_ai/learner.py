@@ -63,7 +63,8 @@ class Learner:
         self.optimizer = make_optimizer(self.module, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.steps = 0
-        self.last_loss = self.grad_norm = math.nan  # of the last step that was settled
+        self.settled = 0  # the last step whose figures are known: these
+        self.last_loss = self.grad_norm = math.nan
         self._unsettled: _Launched | None = None
         self._flops = flops.Counter(self.module)
         self.epoch = Meter(device, self.dtype, world_size)  # since the epoch began
@@ -121,6 +122,7 @@ class Learner:
             return
         step, self._unsettled = self._unsettled, None
         *losses, self.grad_norm, scale = step.read()
+        self.settled = step.number
         self.last_loss = sum(losses) / max(1.0, sum(float(part.weights.sum()) for part in step.microbatches))
         for part, loss in zip(step.microbatches, losses, strict=True):
             self._count(part, loss)

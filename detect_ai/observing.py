@@ -47,11 +47,13 @@ class Observer:
     def step(self) -> None:
         """A step has been made. Every rank must say so."""
         learner = self._learner
+        told = learner.steps % self._every == 0
+        if told:
+            learner.settle()
         self._progress.step(lambda: f"loss of rank 0 {learner.last_loss:.3f} lr {learner.lr:.1e}")
         self._profiler.step()
-        if learner.steps % self._every:
+        if not told:
             return
-        learner.settle()
         figures = learner.lately.figures() | {"grad_norm": learner.grad_norm, "lr": learner.lr, "step": learner.steps}
         figures["memory_bytes"] = _memory(learner.device)
         self._tracker.log({f"train/{name}": value for name, value in figures.items()}, learner.steps)
@@ -72,7 +74,7 @@ class Observer:
     def failed(self, error: Exception) -> None:
         """The run cannot go on."""
         if self._log:
-            self._log.write({"kind": "error", "step": self._learner.steps, "error": str(error)})
+            self._log.write({"kind": "error", "step": self._learner.settled, "error": str(error)})
 
     def __enter__(self) -> Self:
         self._stack = ExitStack()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from detect_ai import runlog, space, training
+from detect_ai import rules, runlog, space, training
 from detect_ai.errors import InputError, ResourceError, TrainingError, ours
 from detect_ai.runlog import UNKNOWN
 from detect_ai.storage import Storage
@@ -39,8 +39,10 @@ def trainable(reference: Any, sweep: str) -> Callable[[dict[str, Any]], None]:
         base.train.num_workers = base.train.worker_range[0]  # what the number of trials at once was worked out for
         name = f"{sweep}/{tune.get_context().get_trial_id()}"
         try:
+            config = space.apply(base, values)
+            rules.check(config)  # each value alone was allowed; together they need not be
             result = training.run_training(
-                space.apply(base, values), corpus, name, callbacks=[_evaluations(base.sweep.epochs)], group=sweep
+                config, corpus, name, callbacks=[_evaluations(base.sweep.epochs)], group=sweep
             )
         except (TrainingError, ResourceError, InputError, TrainingFailedError) as error:
             tune.report({"auroc": UNKNOWN, "epoch": 0, _OVER: True, "error": str(ours(error)).strip().splitlines()[-1]})

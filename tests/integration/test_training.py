@@ -46,7 +46,7 @@ def watch(learner: Learner) -> list[dict[str, NDArray[np.float32]]]:
 
 
 def gradients_of_a_rank(arguments: dict[str, Any]) -> None:
-    """A training loop that writes down what DDP made of the gradients."""
+    """A training loop that writes down what DDP made of the gradients, of those against the loss as well."""
     import ray.train.torch
 
     torch.set_num_threads(1)
@@ -54,7 +54,9 @@ def gradients_of_a_rank(arguments: dict[str, Any]) -> None:
     network = ray.train.torch.prepare_model(model.build(config.model, config.seed))
     assert isinstance(network, DistributedDataParallel)
     context = ray.train.get_context()
-    learner = Learner(config.train, network, torch.device("cpu"), context.get_world_size(), 20)
+    learner = Learner(
+        replace(config.train, adversarial=0.5), network, torch.device("cpu"), context.get_world_size(), 20
+    )
     seen = watch(learner)
     stream = loop.read(ray.train.get_dataset_shard("train"))
     steps = list(loop.steps(stream, context.get_world_rank(), context.get_world_size()))
@@ -90,7 +92,8 @@ def test_ddp_with_two_workers_gives_the_gradients_of_one_process(
     config = many[0]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    learner = Learner(config.train, model.build(config.model, config.seed), torch.device("cpu"), 1, 20)
+    train = replace(config.train, adversarial=0.5)
+    learner = Learner(train, model.build(config.model, config.seed), torch.device("cpu"), 1, 20)
     expected = watch(learner)
     for step in streamed["many", 1][0][:GRADIENT_STEPS]:
         learner.step(step)
