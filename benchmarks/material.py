@@ -24,6 +24,7 @@ def prepared(scratch: Path, name: str, path: str | None, documents: int, gpu: bo
     A GPU takes a batch of 64 at once, two cores one of 16 in four parts.
     """
     batch, microbatch = (64, 64) if gpu else (BATCH, MICROBATCH)
+    judged = 0.2 if name == "minilm" else 0.05  # the share of validation: only the losses of `minilm` are compared
     folder = scratch / name
     folder.mkdir()
     model = ["model=minilm"]
@@ -34,8 +35,7 @@ def prepared(scratch: Path, name: str, path: str | None, documents: int, gpu: bo
         *model,
         *(f"model.window={WINDOW}", f"model.stride={STRIDE}", f"storage.root={folder / 'store'}"),
         *("corpus=csv", f"corpus.sources.0.path={folder / 'texts.csv'}", "corpus.min_words=1"),
-        # Only the losses of `minilm` are compared.
-        f"corpus.split={{train: 0.7, validation: {0.2 if name == 'minilm' else 0.05}, calibration: 0.05, test: 0.05}}",
+        f"corpus.split={{train: 0.7, validation: {judged}, calibration: 0.05, test: {0.25 - judged:.2f}}}",
         *(f"train.batch_size={batch}", f"train.microbatch_size={microbatch}", f"train.lr={LR}", "train.epochs=2"),
         *("tracking.mode=disabled", f"train.use_gpu={str(gpu).lower()}"),
     ]
