@@ -17,7 +17,7 @@ from detect_ai.storage import Storage
 _NAME = "attempt.json"  # of an attempt: what it is, and whether it came to its end
 # Keys of `train` that only say where and how safely a run is made.
 _FREE = {"num_workers", "cpus_per_worker", "threads_per_worker", "log_every", "keep_checkpoints", "profile"}
-_FREE |= {"max_failures", "checkpoint_every", "from_sweep"}
+_FREE |= {"resize_every_s", "max_failures", "checkpoint_every", "from_sweep"}
 
 
 def digest(config: Config, *more: Any) -> str:

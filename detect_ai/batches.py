@@ -12,6 +12,7 @@ a model learns much less from them (docs/TRAINING.md has the figures).
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,12 @@ def num_steps(num_rows: int, batch_size: int) -> int:
 
 
 def plan_steps(
-    lengths: Ints, labels: Ints, batch_size: int, microbatch_size: int, rng: np.random.Generator
+    lengths: Ints,
+    labels: Ints,
+    batch_size: int,
+    microbatch_size: int,
+    rng: np.random.Generator,
+    multiple: int = LENGTH_MULTIPLE,
 ) -> list[list[Ints]]:
     """Cut a pool of documents into steps of microbatches.
 
@@ -55,12 +61,13 @@ def plan_steps(
         batch_size: documents in a step, at most.
         microbatch_size: documents in a microbatch, at most.
         rng: decides every order.
+        multiple: of which padded lengths are.
 
     Returns:
         For each step its microbatches, each an array of positions in `lengths`, shortest first. Every position stands
         once.
     """
-    padded = padded_length(lengths)
+    padded = padded_length(lengths, multiple)
     order = rng.permutation(len(lengths))
     order = order[np.argsort(padded[order], kind="stable")]
     # The k-th shortest of a class of n stands at (k + u) / n: steps cut from this order take alike from every class.
@@ -95,17 +102,37 @@ def plan_scoring(lengths: Ints, batch_tokens: int) -> list[Ints]:
     return batches
 
 
-def padded_length(length: Any) -> Any:
+def padded_length(length: Any, multiple: int = LENGTH_MULTIPLE) -> Any:
     """The length that rows of at most `length` tokens are padded to; of a number, or of each in an array."""
-    return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    return -(-length // multiple) * multiple
+
+
+def length_multiple(lengths: int, window: int) -> int:
+    """Of what padded lengths are multiples when there may be so many, for rows of at most `window` tokens; 0: any."""
+    return int(padded_length(-(-window // lengths))) if lengths else LENGTH_MULTIPLE
 
 
 def collate(
-    rows: Sequence[NDArray[np.int32]], prefix: NDArray[np.int32], suffix: NDArray[np.int32], pad_id: int
+    rows: Sequence[NDArray[np.int32]],
+    prefix: NDArray[np.int32],
+    suffix: NDArray[np.int32],
+    pad_id: int,
+    multiple: int = LENGTH_MULTIPLE,
+    widest: int = sys.maxsize,
 ) -> Batch:
-    """Frame each row with the special tokens and pad all to the same length."""
+    """Frame each row with the special tokens and pad all to the same length, a multiple, but no wider than need be.
+
+    Args:
+        rows: token ids of each.
+        prefix: of every row.
+        suffix: of every row.
+        pad_id: fills rows up.
+        multiple: of which the length is.
+        widest: the length of the longest row there can be, padded.
+    """
     lengths = np.asarray([len(prefix) + len(row) + len(suffix) for row in rows], dtype=np.int32)
-    input_ids = np.full((len(rows), padded_length(int(lengths.max(initial=1)))), pad_id, dtype=np.int32)
+    width = min(padded_length(int(lengths.max(initial=1)), multiple), widest)
+    input_ids = np.full((len(rows), width), pad_id, dtype=np.int32)
     for i, row in enumerate(rows):
         input_ids[i, : lengths[i]] = np.concatenate((prefix, row, suffix))
     return Batch(input_ids, lengths)

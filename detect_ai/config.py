@@ -126,8 +126,10 @@ class TrainConfig:
     frozen: str = "nothing"  # nothing | embeddings | encoder: what keeps its pretrained weights
     precision: str = "auto"  # auto | bf16 | fp16 (on a GPU) | fp32
     compile: bool = False  # torch.compile: pays on a GPU in long runs
+    compiled_lengths: int = 0  # with it: pad to at most so many lengths, a program for each; 0: one for all lengths
     gradient_checkpointing: bool = False  # less memory, more computing
     num_workers: Any = 2  # or [fewest, most]: Ray Train then takes what the cluster has
+    resize_every_s: float = 60  # of a range of workers: how often a run looks whether more have room
     cpus_per_worker: float = 1
     threads_per_worker: int = 1
     use_gpu: bool = False

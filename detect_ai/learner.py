@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 
 from detect_ai import flops, metrics, model
 from detect_ai.backends.torch import autocast, log_odds, model_inputs, upload
+from detect_ai.compiling import compiled
 from detect_ai.config import TrainConfig
 from detect_ai.errors import ResourceError, TrainingError
 from detect_ai.streaming import Microbatch
@@ -55,7 +57,8 @@ class Learner:
         self.seed, self.rank = seed, rank
         self._ddp = network if isinstance(network, DistributedDataParallel) else None
         self.module = cast(PreTrainedModel, self._ddp.module if self._ddp else network)
-        self.network: Any = torch.compile(network, dynamic=True) if config.compile else network
+        self._network = network
+        self._forward = compiled(network, config.compiled_lengths) if config.compile else network
         self.dtype = model.autocast_dtype(config.precision, device)
         self.max_grad_norm = config.max_grad_norm
         self.steps_per_epoch = steps_per_epoch
@@ -91,15 +94,16 @@ class Learner:
         """
         for meter in (self.epoch, self.lately):
             meter.begin()
-        self.network.train()
+        self._network.train()
         torch.manual_seed(((self.seed * 1_000_003 + self.steps) * 65_536 + self.rank) % 2**63)
         lr = self.lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         losses = self._gradients(microbatches)
         if self.config.adversarial:
-            with self._moved_embeddings():
-                self._gradients(microbatches)
+            with self._memory_for(f"step {self.steps + 1}", microbatches[-1], self._smaller_steps()):
+                with self._moved_embeddings():
+                    losses += self._gradients(microbatches)
         with self._memory_for(f"update of step {self.steps + 1}", microbatches[-1], self._smaller_steps()):
             self.scaler.unscale_(self.optimizer)
             norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
@@ -123,8 +127,9 @@ class Learner:
         step, self._unsettled = self._unsettled, None
         *losses, self.grad_norm, scale = step.read()
         self.settled = step.number
-        self.last_loss = sum(losses) / max(1.0, sum(float(part.weights.sum()) for part in step.microbatches))
-        for part, loss in zip(step.microbatches, losses, strict=True):
+        first = losses[: len(step.microbatches)]  # those at the embeddings as they are
+        self.last_loss = sum(first) / max(1.0, sum(float(part.weights.sum()) for part in step.microbatches))
+        for part, loss in zip(step.microbatches, first, strict=True):
             self._count(part, loss)
         # A scaler skips a step whose gradients overflow, and lowers its scale until none does.
         if not math.isfinite(self.grad_norm) and not scale > 1:
@@ -164,7 +169,7 @@ class Learner:
         memory = self._memory_for(f"step {self.steps + 1}", part, self._smaller_steps())
         with memory, self._no_sync() if not sync else nullcontext():
             with autocast(self.device, self.dtype):
-                logits = self.network(**model_inputs(part.batch, self.device)).logits
+                logits = self._forward(**model_inputs(part.batch, self.device)).logits
             smoothing = self.config.label_smoothing
             each = cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
             loss = (each * weights).sum()
@@ -205,8 +210,10 @@ class Learner:
         return self._ddp.no_sync() if self._ddp else nullcontext()
 
     def _not_finite(self, step: _Launched, losses: list[float]) -> str:
-        odd = [part.documents for part, loss in zip(step.microbatches, losses, strict=True) if not math.isfinite(loss)]
-        mine = (self.last_loss, np.concatenate(odd) if odd else np.empty(0, np.int64))
+        passes = cycle(step.microbatches)  # train.adversarial makes two
+        odd = [(loss, part.documents) for loss, part in zip(losses, passes, strict=False) if not math.isfinite(loss)]
+        worst = odd[0][0] if odd else self.last_loss
+        mine = (worst, np.concatenate([np.empty(0, np.int64), *(documents for _, documents in odd)]))
         ranks = gather(mine, self.world_size)
         loss = next((loss for loss, _ in ranks if not math.isfinite(loss)), self.last_loss)
         documents = np.concatenate([documents for _, documents in ranks])
@@ -272,7 +279,7 @@ class Learner:
 class _Launched:
     """A step that a GPU may still be at work on.
 
-    Its figures are the weighted losses of its microbatches, its gradient's norm and the scale of that. They are on
+    Its figures are the weighted losses of its microbatches, with `train.adversarial` once more against the loss, its gradient's norm and the scale of that. They are on
     their way to the CPU when the step is launched: who reads them waits for this step, not for the next one.
     """
 
@@ -385,6 +392,6 @@ def lr_share(step: int, total: int, warmup: float, decay: str) -> float:
 
 
 def _named(documents: NDArray[np.int64]) -> str:
-    found = sorted(int(document) for document in documents if document >= 0)
+    found = sorted({int(document) for document in documents if document >= 0})
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return ", ".join(map(str, found[:_SHOWN])) + more

@@ -36,7 +36,8 @@ def train_loop(arguments: dict[str, Any]) -> None:
         if is_over(learner, history, config.train):
             return
         if learner.rank == 0:
-            runlog.write_start(storage, folder, learner.steps)  # read where the stream is made, a moment later
+            # Read where the stream is made, a moment later.
+            runlog.write_start(storage, folder, learner.steps, learner.world_size)
         try:
             _run(learner, history, config.train, arguments["validation_labels"], observer)
         except TrainingError as error:

@@ -101,6 +101,12 @@ def _train_rules(c: Config) -> list[Rule]:
             "0 unless train.frozen=nothing: it moves the embeddings",
         ),
         (
+            "train.compiled_lengths",
+            t.compiled_lengths,
+            t.compiled_lengths == 0 or (t.compile and 1 <= t.compiled_lengths <= 64),
+            "0, or with train.compile=true 1 to 64",
+        ),
+        (
             "train.microbatch_size",
             t.microbatch_size,
             1 <= t.microbatch_size <= t.batch_size,
@@ -240,6 +246,7 @@ def _range_rules(c: Config) -> list[Rule]:
         "train.max_grad_norm": c.train.max_grad_norm,
         "train.cpus_per_worker": c.train.cpus_per_worker,
         "train.attack_weight": c.train.attack_weight,
+        "train.resize_every_s": c.train.resize_every_s,
         "score.cpus_per_worker": c.score.cpus_per_worker,
         "serve.cpus_per_replica": c.serve.cpus_per_replica,
         "serve.request_timeout_s": c.serve.request_timeout_s,

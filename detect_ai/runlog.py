@@ -48,9 +48,9 @@ def read(storage: Storage, folder: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def write_start(storage: Storage, folder: str, step: int) -> None:
+def write_start(storage: Storage, folder: str, step: int, workers: int) -> None:
     """Say from which step on the training stream is to be made. Rank 0 does, before any rank asks for the stream."""
-    storage.write_json(f"{folder}/start.json", {"step": step})
+    storage.write_json(f"{folder}/start.json", {"step": step, "workers": workers})
 
 
 def read_start(storage: Storage, folder: str) -> int:

@@ -47,6 +47,11 @@ class Frame:
         content = model.window - tokenizer.num_special
         return cls(tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id, content, model.stride)
 
+    @property
+    def widest(self) -> int:
+        """The padded length of a whole window."""
+        return int(batches.padded_length(len(self.prefix) + self.content + len(self.suffix)))
+
 
 @dataclass(frozen=True)
 class Microbatch:
@@ -85,6 +90,7 @@ class TrainingPlan:
     shortest_span: int = 0  # tokens; 0: whole windows are read
     class_weights: tuple[float, float] = (1.0, 1.0)  # of human and of AI texts
     attack_weight: float = 1.0  # of changed copies
+    multiple: int = batches.LENGTH_MULTIPLE  # of which padded lengths are
 
     def num_steps(self, corpus: Corpus) -> int:
         """Steps of one epoch."""
@@ -182,13 +188,15 @@ def _training_rows(table: pa.Table, pool: dict[str, Any], frame: Frame, plan: Tr
     weights = table["weight"].to_numpy() * np.asarray(plan.class_weights, np.float32)[labels]
     weights[pc.not_equal(table["attack"], "").to_numpy()] *= np.float32(plan.attack_weight)
     lengths = np.asarray([len(frame.prefix) + len(row) + len(frame.suffix) for row in ids])
-    for step in batches.plan_steps(lengths, labels, plan.batch_size, plan.microbatch_size, rng)[pool["skip"] :]:
+    sizes = plan.batch_size, plan.microbatch_size
+    for step in batches.plan_steps(lengths, labels, *sizes, rng, plan.multiple)[pool["skip"] :]:
         step_weight = float(sum(weights[positions].sum() for positions in step))
         slots = _filled_up(step, plan.num_workers)
         for slot, positions in enumerate(slots):
             yield _row(
                 [ids[i] for i in positions],
                 frame,
+                plan.multiple,
                 labels=labels[positions],
                 weights=weights[positions],
                 documents=pool["first"] + positions,
@@ -210,6 +218,7 @@ def _scoring_rows(
         yield _row(
             [rows[i] for i in positions],
             frame,
+            batches.LENGTH_MULTIPLE,
             labels=labels[documents],
             weights=weights[documents],
             documents=pool["first"] + documents,
@@ -225,12 +234,12 @@ def _filled_up(microbatches: list[NDArray[np.int64]], num_workers: int) -> list[
     return [*microbatches, *[np.empty(0, dtype=np.int64)] * missing]
 
 
-def _row(ids: list[Ids], frame: Frame, **fields: Any) -> pa.Table:
+def _row(ids: list[Ids], frame: Frame, multiple: int, **fields: Any) -> pa.Table:
     """One microbatch as a table of one row. An empty one gets a row of special tokens that weighs nothing."""
     if not ids:
         ids = [np.empty(0, dtype=np.int32)]
         fields |= {"labels": np.zeros(1, np.int64), "weights": np.zeros(1, np.float32), "documents": np.full(1, -1)}
-    batch = batches.collate(ids, frame.prefix, frame.suffix, frame.pad_id)
+    batch = batches.collate(ids, frame.prefix, frame.suffix, frame.pad_id, multiple, frame.widest)
     fields |= {"input_ids": batch.input_ids.ravel(), "lengths": batch.lengths}
     return pa.table({name: pa.array([value]) for name, value in fields.items()})
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detect_ai import attempts, cluster, model, runlog, space
+from detect_ai import attempts, batches, cluster, model, runlog, space
 from detect_ai.config import Config
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.errors import CorpusError, TrainingError
@@ -84,6 +84,7 @@ def run_training(
             num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]  # typed for V1
             use_gpu=config.train.use_gpu,
             resources_per_worker=_worker_resources(config),
+            elastic_resize_monitor_interval_s=config.train.resize_every_s,
         ),
         run_config=RunConfig(
             name=name,
@@ -166,6 +167,7 @@ def training_plan(config: Config) -> TrainingPlan:
         t.shortest_span,
         (t.class_weights[0], t.class_weights[1]),
         t.attack_weight,
+        batches.length_multiple(t.compiled_lengths, config.model.window),
     )
 
 

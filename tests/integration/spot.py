@@ -1,4 +1,4 @@
-"""A training on two nodes, one of which is taken away: `python -m tests.integration.spot CONFIG CORPUS NAME REPLACE`.
+"""A training on two nodes, one of which is taken away: `python -m tests.integration.spot CONFIG CORPUS NAME THEN`.
 
 In a process of its own, for it has a cluster of its own: Ray's multi-node test cluster, a head with room for one worker
 and Ray Data, and a spot node for the other. Prints the history and the checkpoint as JSON.
@@ -29,7 +29,7 @@ CHECKPOINTS = 5  # after which the node goes
 
 def main() -> None:
     """Train, and take the node away meanwhile."""
-    path, key, name, replaced = sys.argv[1:]
+    path, key, name, then = sys.argv[1:]  # replaced: another node comes at once; later: once a worker is at work alone
     config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), json.loads(Path(path).read_text())))
     cpus = config.train.cpus_per_worker
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus + 1})
@@ -41,9 +41,17 @@ def main() -> None:
     # Ray adds nodes from the main thread only.
     training = threading.Thread(target=lambda: found.append(run_training(config, Corpus.open(storage, key), name)))
     training.start()
-    until(lambda: registered(storage, f"runs/{config.run}/{name}") >= CHECKPOINTS or not training.is_alive())
+    folder = f"runs/{config.run}/{name}"
+
+    def checkpoints(count: int) -> None:
+        until(lambda: registered(storage, folder) >= count or not training.is_alive())
+
+    checkpoints(CHECKPOINTS)
     machines.remove_node(spot, allow_graceful=False)
-    if replaced == "replaced":
+    if then == "later":
+        until(lambda: storage.read_json(f"{folder}/start.json")["workers"] == 1 or not training.is_alive())
+        checkpoints(registered(storage, folder) + 2)
+    if then != "gone":
         machines.add_node(num_cpus=cpus)
     training.join()
     ray.shutdown()

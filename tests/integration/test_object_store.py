@@ -21,7 +21,7 @@ from detect_ai.stage import run_stage
 from detect_ai.storage import Storage
 from detect_ai.training import run_training, train
 from tests import emulator, tiny
-from tests.integration.runs import a_worker_killed, small_config
+from tests.integration.runs import a_worker_killed, driver, own_copy, registered, small_config, train_workers, until
 
 STAGES = {
     "prepare": prepare,
@@ -86,6 +86,33 @@ def test_a_run_in_the_bucket_whose_worker_is_killed_goes_on(
     with a_worker_killed(storage, "runs/default/killed", after=3):
         found = run_training(settings, Corpus.open(storage, results["prepare"]["corpus"]), "killed")
     assert storage.read_json("runs/default/killed/start.json")["step"] > 0, "no worker was killed: this shows nothing"
-    for epoch, expected in zip(found.history, results["train"]["history"], strict=True):
-        assert epoch["train_loss"] == pytest.approx(expected["train_loss"], abs=1e-6)
-        assert epoch["val_loss"] == pytest.approx(expected["val_loss"], abs=1e-6)
+    same_losses(found.history, results["train"]["history"])
+
+
+def same_losses(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    for epoch, left_alone in zip(found, expected, strict=True):
+        for figure in ("train_loss", "val_loss"):
+            assert epoch[figure] == pytest.approx(left_alone[figure], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_job_on_the_bucket_that_is_killed_and_submitted_again_goes_on(
+    loop: tuple[Storage, dict[str, Any]], settings: Config, tmp_path: Path
+) -> None:
+    storage, results = loop
+    config = own_copy(settings, storage, "cut-off")
+
+    def attempts() -> list[str]:
+        return [name for name in storage.list("runs/cut-off") if name.startswith("train-")]
+
+    process = driver("detect_ai.training:train", config, tmp_path)
+    name = until(attempts)[0]
+    until(lambda: registered(storage, f"runs/cut-off/{name}") >= 3 or process.poll() is not None)
+    assert process.poll() is None, (tmp_path / "driver.log").read_text()
+    process.kill()
+    process.wait()
+    until(lambda: not train_workers())
+    found = run_stage("train", train, config, storage)
+    assert attempts() == [name]
+    assert storage.read_json(f"runs/cut-off/{name}/start.json")["step"] > 0
+    same_losses(found["history"], results["train"]["history"])

@@ -24,6 +24,7 @@ from detect_ai.config import Config
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
 from detect_ai.errors import ResourceError, TrainingError
+from detect_ai.learner import lr_share
 from detect_ai.stage import run_stage
 from detect_ai.storage import Storage
 from detect_ai.training import TrainingResult, run_training, train
@@ -167,14 +168,16 @@ def test_its_log_holds_every_step_once(long: Run, cut_off: tuple[Config, str], g
     assert steps == [10], "the line from before the kill was lost"
 
 
-def on_a_spot_node(run: Run, folder: Path, name: str, num_workers: Any, after: str) -> dict[str, Any]:
-    """What a training on two nodes came to, one of which was taken away."""
-    config = replace(run.config, train=replace(run.config.train, num_workers=num_workers, cpus_per_worker=2))
+def on_a_spot_node(
+    run: Run, folder: Path, name: str, num_workers: Any, then: str, **changes: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a training on two nodes came to, one of which was taken away, and where its last workers began."""
+    config = replace(run.config, train=replace(run.config.train, num_workers=num_workers, cpus_per_worker=2, **changes))
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     inherited = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", *cluster.ONE_MACHINE)}
     with tempfile.TemporaryDirectory(prefix="dai-", dir="/tmp", ignore_cleanup_errors=True) as short:  # for sockets
         done = subprocess.run(
-            [sys.executable, "-m", "tests.integration.spot", folder / "config.json", run.corpus.key, name, after],
+            [sys.executable, "-m", "tests.integration.spot", folder / "config.json", run.corpus.key, name, then],
             cwd=Path(__file__).parents[2],
             env=inherited | {"RAY_TMPDIR": short},
             capture_output=True,
@@ -183,23 +186,41 @@ def on_a_spot_node(run: Run, folder: Path, name: str, num_workers: Any, after: s
             check=False,
         )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert run.storage.read_json(f"runs/{config.run}/{name}/start.json")["step"] >= 8, "the node was not missed"
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    start = run.storage.read_json(f"runs/{config.run}/{name}/start.json")
+    assert start["step"] >= 8, "the node was not missed"
+    return json.loads(done.stdout.strip().splitlines()[-1]), start
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_run_on_a_preempted_node_goes_on_when_another_comes(long: Run, tmp_path: Path) -> None:
-    same_end(long, on_a_spot_node(long, tmp_path, "replaced", 2, "replaced"))
+    found, start = on_a_spot_node(long, tmp_path, "replaced", 2, "replaced")
+    assert start["workers"] == 2
+    same_end(long, found)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_run_on_a_preempted_node_goes_on_with_the_workers_that_are_left(long: Run, tmp_path: Path) -> None:
     """Dropout draws by rank: the losses are near, not the same."""
-    found = on_a_spot_node(long, tmp_path, "fewer", [1, 2], "gone")
+    found, start = on_a_spot_node(long, tmp_path, "fewer", [1, 2], "gone")
+    assert start["workers"] == 1
     near(found, long.trained)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_run_takes_a_node_that_comes_later_and_its_steps_and_schedule_stay(long: Run, tmp_path: Path) -> None:
+    """From two workers to one and back to two. Long enough for Ray Train to see the node while the run is at work."""
+    found, start = on_a_spot_node(long, tmp_path, "more", [1, 2], "later", epochs=40, resize_every_s=2)
+    assert start["workers"] == 2, "the node that came was not taken"
+    steps, history = long.trained["history"][0]["step"], found["history"]
+    assert start["step"] < 40 * steps
+    assert [(line["epoch"], line["step"]) for line in history] == [(n, n * steps) for n in range(1, 41)]
+    total, train = 40 * steps, long.config.train
+    expected = [train.lr * lr_share(line["step"], total, train.warmup, train.decay) for line in history]
+    np.testing.assert_allclose([line["lr"] for line in history], expected)
+    assert history[-1]["val_loss"] < long.trained["history"][0]["val_loss"]
 
 
 def test_two_jobs_do_not_train_one_run_at_once(long: Run) -> None:

@@ -203,10 +203,11 @@ def test_a_trial_whose_process_dies_is_made_again_from_its_last_checkpoint(run: 
 
 
 @pytest.mark.slow
-def test_optuna_chooses_values_within_the_space(run: Run) -> None:
-    config = alone(run, "optuna")
+@pytest.mark.parametrize("search", ["optuna", "random"])
+def test_values_are_drawn_from_the_space(run: Run, search: str) -> None:
+    config = alone(run, search)
     space = {"lr": {"low": 1e-3, "high": 1e-2}, "batch_size": {"low": 4, "high": 16}, "decay": ["linear", "cosine"]}
-    config.sweep = SweepConfig(search="optuna", space=space, trials=2, epochs=1)
+    config.sweep = SweepConfig(search=search, space=space, trials=2, epochs=1)
     found = sweep(config, run.storage)
     assert len(found["trials"]) == 2
     for trial in found["trials"]:

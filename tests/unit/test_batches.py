@@ -11,6 +11,7 @@ from detect_ai.batches import (
     LENGTH_MULTIPLE,
     attention_mask,
     collate,
+    length_multiple,
     num_steps,
     padded_length,
     plan_scoring,
@@ -311,6 +312,29 @@ def test_an_empty_microbatch_is_a_row_of_special_tokens_that_weighs_nothing():
         assert row.batch.input_ids.tolist() == [[101, 102, 0, 0, 0, 0, 0, 0]]
         assert (row.batch.lengths.tolist(), row.labels.tolist(), row.weights.tolist()) == ([2], [0], [0.0])
         assert row.weights.dtype == np.float32
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 64), st.integers(16, 600))
+def test_so_many_padded_lengths_are_all_that_there_are_and_none_is_wider_than_a_window(lengths, window):
+    frame = Frame(FRAME.prefix, FRAME.suffix, 0, window - 2, window - 2)
+    multiple = length_multiple(lengths, window)
+    widths = set()
+    for tokens in range(window - 1):
+        row = streaming._row([np.zeros(tokens, np.int32)], frame, multiple)
+        (width,) = {len(ids) for ids in row["input_ids"].to_pylist()}
+        assert tokens + 2 <= width <= padded_length(window)
+        widths.add(width)
+    assert len(widths) <= lengths
+    assert length_multiple(0, window) == 8
+
+
+def test_a_plan_of_few_lengths_pads_to_them():
+    table = corpus_table(40)
+    widths = {row.batch.input_ids.shape[1] for row in training_rows(table, 1, multiple=16)}
+    assert 2 < len(widths)
+    assert all(width % 16 == 0 or width == FRAME.widest for width in widths)
+    assert any(row.batch.input_ids.shape[1] % 16 for row in training_rows(table, 1))
 
 
 def test_a_microbatch_carries_the_tokens_labels_and_weights_of_its_documents():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -253,7 +254,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_step_rate_and_documents(net
     with pytest.raises(TrainingError) as refused:
         say(learning)
     assert str(refused.value) == (
-        "the training loss is nan at step 2 (learning rate 9.00e-04, documents 0, 0, 1, 2 of the split train): lower "
+        "the training loss is nan at step 2 (learning rate 9.00e-04, documents 0, 1, 2 of the split train): lower "
         "train.lr, or train.precision=fp32"
     )
 
@@ -270,7 +271,7 @@ def test_gradients_that_overflow_are_named_as_such(network: Any) -> None:
 
 def test_a_long_list_of_documents_is_cut() -> None:
     assert learning_._named(np.arange(25)).endswith(", 18, 19 and 5 more")
-    assert learning_._named(np.asarray([-1, 3])) == "3"
+    assert learning_._named(np.asarray([-1, 3, 3])) == "3"
 
 
 @pytest.mark.parametrize(
@@ -411,6 +412,58 @@ def test_gradients_that_overflow_move_no_embedding(network: Any) -> None:
     before = words.detach().clone()
     with learning._moved_embeddings():
         assert torch.equal(words, before)
+
+
+@pytest.mark.filterwarnings("ignore:Seems like")
+def test_a_loss_that_is_not_finite_against_the_loss_only_names_its_documents(network: Any) -> None:
+    """The step up the gradient is so long that the embeddings leave what a float holds."""
+    learning = learner(network, adversarial=1e39)
+    learning.step([part(rows=2)])
+    with pytest.raises(
+        TrainingError, match=r"^the training loss is nan at step 1 \(.*, documents 0, 1 of the split train\)"
+    ):
+        learning.settle()
+    assert math.isfinite(learning.last_loss)
+
+
+# Compiled
+
+
+class Programs:
+    """A compiler that compiles nothing and counts what it was given: graphs with forward passes of a shape."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=self._compile))
+
+    def _compile(self, graph: Any, _: Any) -> Any:
+        self.count += 1
+        return graph.forward
+
+
+def wide(rows: int, width: int) -> Microbatch:
+    rng = np.random.default_rng(rows)
+    batch = Batch(rng.integers(5, 50, (rows, width)).astype(np.int32), rng.integers(3, width, rows).astype(np.int32))
+    return replace(part(rows), batch=batch)
+
+
+SHAPES = ((5, 32), (3, 64), (7, 32), (2, 64), (4, 32))
+
+
+@pytest.mark.parametrize(("lengths", "programs"), [(0, 1), (2, 2)])
+def test_a_compiled_model_has_a_program_for_each_length_or_one_for_all(
+    network: Any, monkeypatch: pytest.MonkeyPatch, lengths: int, programs: int
+) -> None:
+    plain = learner(deepcopy(network))
+    compiler = Programs(monkeypatch)
+    compiled = learner(network, compile=True, compiled_lengths=lengths)
+    for shape in SHAPES:
+        for learning in (plain, compiled):
+            learning.step([wide(*shape)])
+            learning.settle()
+        assert compiled.last_loss == pytest.approx(plain.last_loss, abs=1e-5)
+    assert compiler.count == programs
 
 
 # Going on

@@ -46,6 +46,7 @@ POSITIVE = [
     "serve.cpus_per_replica",
     "serve.request_timeout_s",
     "train.attack_weight",
+    "train.resize_every_s",
 ]
 NATURAL = [
     "seed",
@@ -115,6 +116,15 @@ IMPOSSIBLE = [
         {"train.adversarial": 1.0, "train.frozen": "embeddings"},
         "train.adversarial=1.0",
         "0 unless train.frozen=nothing: it moves the embeddings",
+    ),
+    ({"train.compiled_lengths": 8}, "train.compiled_lengths=8", "0, or with train.compile=true 1 to 64"),
+    *(
+        (
+            {"train.compile": True, "train.compiled_lengths": odd},
+            f"train.compiled_lengths={odd}",
+            "0, or with train.compile=true 1 to 64",
+        )
+        for odd in (-1, 65)
     ),
     ({"train.microbatch_size": 17}, "train.microbatch_size=17", "1 to train.batch_size (16)"),
     ({"train.microbatch_size": 0}, "train.microbatch_size=0", "1 to train.batch_size (16)"),
