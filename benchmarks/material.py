@@ -18,19 +18,24 @@ WINDOW, STRIDE, BATCH, MICROBATCH, LR = 512, 384, 16, 4, 1e-4
 MODELS = ("minilm", "distilbert")
 
 
-def prepared(scratch: Path, name: str, path: str | None, documents: int, gpu: bool = False) -> dict[str, Any]:
+def prepared(
+    scratch: Path, name: str, path: str | None, documents: int, gpu: bool = False, words: int | None = None
+) -> dict[str, Any]:
     """A corpus of so many training documents, tokenised, and a model; what an arm must know, as plain values.
 
-    A GPU takes a batch of 64 at once, two cores one of 16 in four parts.
+    A GPU takes a batch of 64 at once, two cores one of 16 in four parts. Texts may be cut after some words: where only
+    losses are compared, short ones do.
     """
     batch, microbatch = (64, 64) if gpu else (BATCH, MICROBATCH)
-    judged = 0.2 if name == "minilm" else 0.05  # the share of validation: only the losses of `minilm` are compared
-    folder = scratch / name
+    judged = 0.2 if words else 0.05  # the share of validation
+    folder = scratch / (f"{name}-{words}" if words else name)
     folder.mkdir()
     model = ["model=minilm"]
     if name == "distilbert":
         model = [f"model.path={random_distilbert(folder / 'weights')}", "model.sha256="]
-    texts(path, round(documents / 0.7)).to_csv(folder / "texts.csv", index=False)
+    rows = texts(path, round(documents / 0.7))
+    rows["text"] = [" ".join(text.split()[:words]) if words else text for text in rows["text"]]
+    rows.to_csv(folder / "texts.csv", index=False)
     overrides = [
         *model,
         *(f"model.window={WINDOW}", f"model.stride={STRIDE}", f"storage.root={folder / 'store'}"),

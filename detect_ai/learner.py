@@ -101,9 +101,9 @@ class Learner:
             group["lr"] = lr
         losses = self._gradients(microbatches)
         if self.config.adversarial:
-            with self._memory_for(f"step {self.steps + 1}", microbatches[-1], self._smaller_steps()):
-                with self._moved_embeddings():
-                    losses += self._gradients(microbatches)
+            memory = self._memory_for(f"step {self.steps + 1}", microbatches[-1], self._smaller_steps())
+            with memory, self._moved_embeddings():
+                losses += self._gradients(microbatches)
         with self._memory_for(f"update of step {self.steps + 1}", microbatches[-1], self._smaller_steps()):
             self.scaler.unscale_(self.optimizer)
             norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
@@ -279,8 +279,9 @@ class Learner:
 class _Launched:
     """A step that a GPU may still be at work on.
 
-    Its figures are the weighted losses of its microbatches, with `train.adversarial` once more against the loss, its gradient's norm and the scale of that. They are on
-    their way to the CPU when the step is launched: who reads them waits for this step, not for the next one.
+    Its figures are the weighted losses of its microbatches, with `train.adversarial` once more those at the moved
+    embeddings, its gradient's norm and the scale of that. They are on their way to the CPU when the step is launched:
+    who reads them waits for this step, not for the next one.
     """
 
     number: int

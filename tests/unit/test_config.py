@@ -13,8 +13,8 @@ EMULATOR = "gs://anonymous@bucket/x?endpoint_override=127.0.0.1:9023&scheme=http
 TRAIN_KEYS = (
     "lr, from_sweep, epochs, max_steps, batch_size, microbatch_size, shortest_span, warmup, decay, weight_decay, "
     "max_grad_norm, label_smoothing, adversarial, class_weights, attack_weight, frozen, precision, compile, "
-    "compiled_lengths, gradient_checkpointing, num_workers, resize_every_s, cpus_per_worker, threads_per_worker, use_gpu, patience, stop_on, "
-    "checkpoint_every, max_failures, log_every, keep_checkpoints, profile"
+    "compiled_lengths, gradient_checkpointing, num_workers, resize_every_s, cpus_per_worker, threads_per_worker, "
+    "use_gpu, patience, stop_on, checkpoint_every, max_failures, log_every, keep_checkpoints, profile"
 )
 ALL_KEYS = (
     "run, bundle, data, seed, storage, corpus, model, train, sweep, calibration, score, evaluation, compare, gate, "

@@ -417,7 +417,7 @@ def test_gradients_that_overflow_move_no_embedding(network: Any) -> None:
 @pytest.mark.filterwarnings("ignore:Seems like")
 def test_a_loss_that_is_not_finite_against_the_loss_only_names_its_documents(network: Any) -> None:
     """The step up the gradient is so long that the embeddings leave what a float holds."""
-    learning = learner(network, adversarial=1e39)
+    learning = learner(network, adversarial=1e38)
     learning.step([part(rows=2)])
     with pytest.raises(
         TrainingError, match=r"^the training loss is nan at step 1 \(.*, documents 0, 1 of the split train\)"
