@@ -2,7 +2,8 @@
 
 Every arm makes some steps to warm up and then the `steps` of the job, which are measured, or two whole epochs
 (`steps` 0); once for each of its `seeds`. Prints figures as JSON: real tokens a second (padding, warm-up and start-up
-not counted), share of padding, `besides` (seconds for all but the training), validation loss.
+not counted), share of padding, `start_up` (seconds until the first batch is read; of ours, asked for), `besides` (seconds
+for all but the training), validation loss.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from material import corpus_of, our_steps, settings, token_ids
 
+BEGAN = time.time()
 THREADS = 2
 
 
@@ -57,6 +59,7 @@ def ours(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     started = time.perf_counter()
     result = run_training(config, corpus, name)
     seconds = time.perf_counter() - started
+    asked = Path(corpus.storage.path(f"runs/{config.run}/{name}/start.json")).stat().st_mtime
     lines = [line for line in runlog.read(corpus.storage, f"runs/{config.run}/{name}") if line["kind"] == "training"]
     measured = [line for line in lines if line["step"] > warm(job)]
     clock = sum(line["seconds"] for line in measured)
@@ -64,6 +67,7 @@ def ours(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     return {
         "tokens_per_second": round(sum(line["tokens_per_second"] * line["seconds"] for line in measured) / clock),
         "padding": last["padding"],
+        "start_up": asked - BEGAN,
         "besides": seconds - sum(epoch["seconds"] for epoch in result.history),
         "val_loss": last["val_loss"],
         **({"mfu": sum(line["mfu"] * line["seconds"] for line in measured) / clock} if "mfu" in last else {}),
@@ -77,14 +81,17 @@ def trainer(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
         config.model = replace(config.model, dropout=0.1, attention_dropout=0.1)
     train, validation = (rows_of(config, corpus, split) for split in ("train", "validation"))
     started = time.perf_counter()
+    first = None
     if job["steps"]:
-        hugging_face(arm, job, config, train, warm(job) if job["gpu"] else 1)[0].train()  # warms up
+        warming, first = hugging_face(arm, job, config, train, warm(job) if job["gpu"] else 1)
+        warming.train()
     loop, counted = hugging_face(arm, job, config, train, job["steps"])
     runtime = loop.train().metrics["train_runtime"]
     besides = time.perf_counter() - started - runtime
     return {
         "tokens_per_second": round(counted.tokens / runtime),
         "padding": 1 - counted.tokens / counted.padded,
+        "start_up": (first or counted).began - BEGAN,
         "besides": besides,
         **({} if job["steps"] else {"val_loss": loop.evaluate(validation)["eval_loss"]}),
     }
@@ -132,9 +139,11 @@ class Counter:
     def __init__(self, network: Any) -> None:
         self._tokens: Any = 0  # on the device: reading it at every step would make a GPU wait
         self.padded = 0
+        self.began = 0.0  # when the first batch was read
         network.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, network: Any, _: Any, inputs: dict[str, Any]) -> None:
+        self.began = self.began or time.time()
         if network.training:
             self._tokens = self._tokens + inputs["attention_mask"].sum()
             self.padded += inputs["attention_mask"].numel()
@@ -168,6 +177,7 @@ def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     network = (network if arm == "bare_ours" else plain(network)).to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.train.lr, weight_decay=0.01, fused=True)
     steps = our_steps(config, corpus_of(config))
+    began = time.time()
     for number, step in enumerate(steps):
         if number == warm(job):
             wait_for(device)
@@ -185,7 +195,7 @@ def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     parts = [part.batch for step in steps[warm(job) :] for part in step]
     tokens, padded = sum(int(part.lengths.sum()) for part in parts), sum(part.input_ids.size for part in parts)
-    return {"tokens_per_second": round(tokens / seconds), "padding": 1 - tokens / padded}
+    return {"tokens_per_second": round(tokens / seconds), "padding": 1 - tokens / padded, "start_up": began - BEGAN}
 
 
 def plain(network: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -36,12 +37,18 @@ def prepared(
     rows = texts(path, round(documents / 0.7))
     rows["text"] = [" ".join(text.split()[:words]) if words else text for text in rows["text"]]
     rows.to_csv(folder / "texts.csv", index=False)
+    epochs = max(2, math.ceil(documents / (0.7 * len(rows))))  # of few texts, such as the sample's on a GPU
     overrides = [
         *model,
         *(f"model.window={WINDOW}", f"model.stride={STRIDE}", f"storage.root={folder / 'store'}"),
         *("corpus=csv", f"corpus.sources.0.path={folder / 'texts.csv'}", "corpus.min_words=1"),
         f"corpus.split={{train: 0.7, validation: {judged}, calibration: 0.05, test: {0.25 - judged:.2f}}}",
-        *(f"train.batch_size={batch}", f"train.microbatch_size={microbatch}", f"train.lr={LR}", "train.epochs=2"),
+        *(
+            f"train.batch_size={batch}",
+            f"train.microbatch_size={microbatch}",
+            f"train.lr={LR}",
+            f"train.epochs={epochs}",
+        ),
         *("tracking.mode=disabled", f"train.use_gpu={str(gpu).lower()}"),
     ]
     subprocess.run([sys.executable, "jobs/prepare.py", *overrides], cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL)

@@ -12,8 +12,7 @@ Arms, each in a process of its own, in turn and in reversed turn, on one corpus;
     ours_compiled    on a GPU: ours_1 with train.compile=true
 
 for `minilm` and for a DistilBERT of full size with random weights. Real tokens a second after the first steps (padding
-not counted; `besides` has the seconds for all else: start, the first steps, evaluation, checkpoint), medians over the
-rounds with their spread.
+not counted), seconds of start-up (`besides`: for all else but the training), medians over the rounds with their spread.
 For `minilm` also the validation loss after two epochs over three seeds, on the first 90 words of each text, ours minus
 that of `trainer_matched`, paired.
 The last line is JSON; its ratios are those of the model where they are worse.
@@ -31,6 +30,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from material import MODELS, prepared
 
 # Steps of 16 documents, after those that warm up. Grouped by length, the Trainer reads 80 of the sample's documents
@@ -77,9 +77,12 @@ def main() -> int:
     parser.add_argument("--texts", help="Parquet file or folder with columns `text` and `label`; else the sample")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--scale", type=float, default=1.0, help="times the steps, for faster hardware")
-    parser.add_argument("--gpu", action="store_true", help="on one GPU; wants --texts of 18,000 or more")
+    parser.add_argument(
+        "--gpu", action=argparse.BooleanOptionalAction, help="on one GPU; the default where there is one"
+    )
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     options = parser.parse_args()
+    options.gpu = torch.cuda.is_available() if options.gpu is None else options.gpu
     with tempfile.TemporaryDirectory() as scratch:
         documents = round((GPU_DOCUMENTS if options.gpu else DOCUMENTS) * max(1, options.scale))
         jobs = {name: prepared(Path(scratch), name, options.texts, documents, options.gpu) for name in options.models}

@@ -1,18 +1,22 @@
-"""Trainings and sweeps that were cut off, found again by what decides their outcome."""
+"""Trainings, sweeps and pipelines that were cut off, found again by what decides their outcome."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from detect_ai import cluster
 from detect_ai.config import Config
-from detect_ai.stage import attempt
+from detect_ai.errors import ConfigError
+from detect_ai.stage import Stage, attempt, read_result, run_stage
 from detect_ai.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 _NAME = "attempt.json"  # of an attempt: what it is, and whether it came to its end
 # Keys of `train` that only say where and how safely a run is made.
@@ -55,3 +59,37 @@ def attempted(storage: Storage, run: str, kind: str, digest: str) -> Iterator[tu
         storage.write_json(key, {"digest": digest, "finished": False})
         yield name, old is not None
         storage.write_json(key, {"digest": digest, "finished": True})
+
+
+def in_turn(config: Config, storage: Storage, kind: str, stages: Mapping[str, Stage]) -> dict[str, Any]:
+    """Run stages one after another; when that was cut off, those that came to their end are not run again.
+
+    Of an earlier attempt with the same configuration a result counts while it is still the newest of its stage.
+
+    Returns:
+        The result of each stage.
+
+    Raises:
+        ResourceError: another job is at work on it.
+    """
+    with attempted(storage, config.run, kind, digest(config, config.to_dict())) as (name, goes_on):
+        key = f"runs/{config.run}/{name}/results.json"
+        before = storage.read_json(key) if goes_on and storage.exists(key) else {}
+        results: dict[str, Any] = {}
+        for stage, run in stages.items():
+            if stage in before and before[stage] == _newest(storage, config.run, stage):
+                logger.info("%s: done by the %s that was cut off", stage, kind)
+                results[stage] = before[stage]
+            else:
+                before = {}  # what comes after it is to be run again, too
+                results[stage] = run_stage(stage, run, config, storage)
+                storage.write_json(key, results)
+    storage.prune(f"runs/{config.run}", f"{kind}-", config.storage.keep)
+    return results
+
+
+def _newest(storage: Storage, run: str, stage: str) -> Any:
+    try:
+        return read_result(storage, run, stage)
+    except ConfigError:
+        return None

@@ -26,7 +26,7 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.errors import ConfigError
 from detect_ai.registers import MAX_TEXTS, Ids, Registers, fit
 from detect_ai.scoring import checkpoint_loader, score_split
-from detect_ai.stage import attempt, read_result
+from detect_ai.stage import attempt, prepared_corpus, read_result
 from detect_ai.storage import Storage
 from detect_ai.text import NORMALISER_VERSION
 from detect_ai.training import checked_tokenizer
@@ -48,7 +48,7 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
     checkpoint = config.calibration.checkpoint or read_result(storage, config.run, "train")["checkpoint"]
     if not storage.exists(checkpoint):
         raise ConfigError(f"calibration.checkpoint={checkpoint}: no such checkpoint under {storage.root}")
-    corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
+    corpus = prepared_corpus(config, storage)
     require_enough_texts(config, corpus)
     registers = learn_registers(config, corpus)
     calibration = _calibrate(config, corpus, checkpoint, registers)
@@ -183,6 +183,13 @@ def _spec(config: Config, corpus: Corpus, checkpoint: str, calibration: Calibrat
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         },
     )
+
+
+def check_texts(config: Config, storage: Storage) -> dict[str, Any]:
+    """Refuse before a training what calibration would refuse after it. Raises CalibrationError."""
+    corpus = prepared_corpus(config, storage)
+    require_enough_texts(config, corpus)
+    return {"corpus": corpus.key}
 
 
 def require_enough_texts(config: Config, corpus: Corpus) -> None:

@@ -26,7 +26,7 @@ from detect_ai.errors import ConfigError, InputError
 from detect_ai.judging import judge
 from detect_ai.metrics import Floats
 from detect_ai.registry import Registry, spec_of
-from detect_ai.stage import attempt, read_result
+from detect_ai.stage import attempt, prepared_corpus, read_result
 from detect_ai.storage import Storage
 from detect_ai.text import normalise
 from detect_ai.tracking import open_run
@@ -154,7 +154,7 @@ def _subject(config: Config, storage: Storage) -> Subject:
     corpus = _corpus_of(storage, spec)
     if config.data:
         return Subject(where, spec, config.data, data_name(config), corpus, is_test=False)
-    prepared = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
+    prepared = prepared_corpus(config, storage)
     if prepared.manifest.fingerprint != spec.corpus["fingerprint"]:
         raise ConfigError(
             f"bundle {spec.version} learnt from corpus {spec.corpus['fingerprint'][:12]}, run={config.run} has "

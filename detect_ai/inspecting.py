@@ -16,7 +16,7 @@ from detect_ai.config import SPLITS, Config
 from detect_ai.corpus.audit import Audit, audit
 from detect_ai.corpus.findings import Finding, all_findings
 from detect_ai.corpus.manifest import QUARANTINE, Corpus
-from detect_ai.stage import read_result
+from detect_ai.stage import prepared_corpus
 from detect_ai.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def inspect(config: Config, storage: Storage) -> dict[str, Any]:
         ConfigError: `prepare` has not run yet under this run name.
         CorpusError: the corpus is gone, or lacks a class.
     """
-    corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
+    corpus = prepared_corpus(config, storage)
     found = audit_corpus(corpus)
     manifest = corpus.manifest
     findings = all_findings(found, manifest.counts, manifest.dropped, manifest.rows_read)

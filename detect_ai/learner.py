@@ -225,11 +225,21 @@ class Learner:
         )
 
     def evaluate(self, stream: Iterable[Microbatch], labels: NDArray[np.int64]) -> dict[str, Any]:
-        """Figures over every document of a split: the scores of all ranks are joined first, then judged."""
+        """Figures over every document of a split: the scores of all ranks are joined first, then judged.
+
+        Raises:
+            TrainingError: on every rank alike, when scores are not finite; or as `settle`.
+        """
         self.settle()
         started = time.perf_counter()
         parts = gather(self._score(stream), self.world_size)
         documents, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+        odd = documents[~np.isfinite(scores)]
+        if len(odd):
+            raise TrainingError(
+                f"scores are not finite after step {self.steps} (learning rate {self.lr:.2e}, documents {_named(odd)} "
+                "of the split validation): lower train.lr, or train.precision=fp32"
+            )
         by_document = document_scores(scores, documents, len(labels))
         probabilities = 1 / (1 + np.exp(-by_document))
         for meter in (self.epoch, self.lately):
@@ -265,6 +275,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch.state(),
+            "lately": self.lately.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -273,6 +284,7 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch.restore(state["epoch"], first=self.rank == 0)
+        self.lately.restore(state["lately"], first=self.rank == 0)
 
 
 @dataclass(frozen=True)

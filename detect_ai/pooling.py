@@ -37,9 +37,14 @@ class MeanPooledClassifier(PreTrainedModel):
         torch.nn.init.normal_(self.classifier.weight, std=getattr(config, "initializer_range", 0.02))
         torch.nn.init.zeros_(self.classifier.bias)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> SequenceClassifierOutput:
-        """Logits of shape (rows, 2) for token ids and mask of shape (rows, length)."""
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> SequenceClassifierOutput:
+        """Logits of shape (rows, 2) for token ids and mask of shape (rows, length); without a mask none is padding."""
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(states.dtype)
-        pooled = (states * mask).sum(1) / mask.sum(1)
+        if attention_mask is None:
+            pooled = states.mean(1)
+        else:
+            mask = attention_mask.unsqueeze(-1).to(states.dtype)
+            pooled = (states * mask).sum(1) / mask.sum(1)
         return SequenceClassifierOutput(logits=self.classifier(self.dropout(pooled)))

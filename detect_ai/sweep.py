@@ -19,7 +19,7 @@ from detect_ai.config import Config
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.errors import ConfigError, TrainingError
 from detect_ai.reports.sweep import write_reports
-from detect_ai.stage import read_result
+from detect_ai.stage import prepared_corpus
 from detect_ai.storage import Storage
 
 if TYPE_CHECKING:
@@ -47,10 +47,11 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     if config.sweep.search == "optuna" and find_spec("optuna") is None:
         raise ConfigError("config: sweep.search=optuna: expected Optuna: pip install 'detect-ai[sweep]'")
     cluster.connect()
-    corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
+    corpus = prepared_corpus(config, storage)
     training.checked_tokenizer(config, corpus)
     training.require_training_resources(config, "a trial of the sweep", training.DATA_CPUS + TRIAL_CPUS)
-    digest = attempts.digest(config, corpus.manifest.fingerprint, asdict(config.sweep))
+    searched = {name: value for name, value in asdict(config.sweep).items() if name != "max_concurrent"}
+    digest = attempts.digest(config, corpus.manifest.fingerprint, searched)
     with attempts.attempted(storage, config.run, "sweep", digest) as (name, goes_on):
         if goes_on:
             logger.info("sweep: %s was cut off and goes on; its finished trials stay", name)
@@ -76,7 +77,8 @@ def _run(config: Config, corpus: Corpus, name: str) -> ResultGrid:
     trainable = tune.with_resources(trials.trainable(ray.put((config, corpus)), name), {"CPU": TRIAL_CPUS})
     path = storage.path(folder)
     if tune.Tuner.can_restore(path, storage_filesystem=storage.filesystem):
-        tuner: Tuner = tune.Tuner.restore(path, trainable, storage_filesystem=storage.filesystem)
+        # Trials that failed for their values have ended; those that an error of another kind ended are made again.
+        tuner: Tuner = tune.Tuner.restore(path, trainable, storage_filesystem=storage.filesystem, resume_errored=True)
         return tuner.fit()
     tuner = tune.Tuner(
         trainable,
@@ -127,7 +129,10 @@ def _scheduler(config: Config) -> TrialScheduler | None:
 
 
 def concurrency(config: Config) -> int:
-    """Trials that fit the cluster at once, at most `sweep.max_concurrent` when that is given; at least one."""
+    """Trials that fit the cluster at once, at most `sweep.max_concurrent` when that is given; at least one.
+
+    A cluster that can grow makes room for as many as are asked for.
+    """
     import ray
 
     free = ray.cluster_resources()
@@ -136,6 +141,8 @@ def concurrency(config: Config) -> int:
     fits = int(free.get("CPU", 0) // each)
     if train.use_gpu:
         fits = min(fits, int(free.get("GPU", 0) // train.worker_range[0]))
+    if cluster.can_grow() and config.sweep.max_concurrent:
+        return config.sweep.max_concurrent
     limit = config.sweep.max_concurrent or math.inf
     return int(min(max(1, fits), limit))
 

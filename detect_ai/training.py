@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detect_ai import attempts, batches, cluster, model, runlog, space
+from detect_ai import attempts, batches, checkpoint_list, cluster, model, rules, runlog, space
 from detect_ai.config import Config
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.errors import CorpusError, TrainingError
 from detect_ai.runlog import UNKNOWN
-from detect_ai.stage import read_result
+from detect_ai.stage import prepared_corpus, read_result
 from detect_ai.storage import Storage
 from detect_ai.streaming import Frame, TrainingPlan
 from detect_ai.tokenizer import Tokenizer
@@ -68,6 +68,7 @@ def run_training(
     require_training_resources(config, f"run {name}")
     plan = training_plan(config)
     storage, folder = corpus.storage, f"runs/{config.run}/{name}"
+    checkpoint_list.mend(storage, folder)
     fewest, most = worker_range(config)
     trainer = TorchTrainer(
         _train_loop,
@@ -91,10 +92,10 @@ def run_training(
             storage_path=storage.path(f"runs/{config.run}"),
             storage_filesystem=storage.filesystem,
             checkpoint_config=CheckpointConfig(
-                num_to_keep=config.train.keep_checkpoints, checkpoint_score_attribute="auroc"
+                num_to_keep=config.train.keep_checkpoints, checkpoint_score_attribute="rank"
             ),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
-            callbacks=[*callbacks],  # type: ignore[list-item]  # RunConfig is typed for the callbacks of V1
+            callbacks=[checkpoint_list.keeper(storage.root, folder), *callbacks],  # type: ignore[list-item]  # RunConfig is typed for the callbacks of V1
         ),
         datasets={"train": later, "validation": later},
         dataset_config=Streams(corpus, frame, plan, folder),
@@ -109,7 +110,7 @@ def run_training(
     best, best_metrics = max(evaluated, key=lambda pair: (pair[1]["auroc"], -pair[1]["val_loss"]))
     return TrainingResult(
         checkpoint=f"{folder}/{Path(best.path).name}",
-        metrics={name: value for name, value in best_metrics.items() if name != "history"},
+        metrics={name: value for name, value in best_metrics.items() if name not in ("history", "rank")},
         history=(result.metrics or {})["history"],  # of the last report, which need not be among the kept
     )
 
@@ -123,10 +124,12 @@ def _train_loop(arguments: dict[str, Any]) -> None:
 
 def train(config: Config, storage: Storage) -> dict[str, Any]:
     """Train on the prepared corpus, or go on where a training was cut off; name the checkpoint of the best epoch."""
-    if config.train.from_sweep:
-        config = space.apply(config, read_result(storage, config.run, "sweep")["best"]["values"])
+    values = read_result(storage, config.run, "sweep")["best"]["values"] if config.train.from_sweep else {}
+    if values:
+        config = space.apply(config, values)
+        rules.check(config)  # what a sweep found best need not go with the rest
     cluster.connect()
-    corpus = Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
+    corpus = prepared_corpus(config, storage)
     checked_tokenizer(config, corpus)
     require_training_resources(config, "a training")  # before anything of the attempt is written
     digest = attempts.digest(config, corpus.manifest.fingerprint)
@@ -138,6 +141,7 @@ def train(config: Config, storage: Storage) -> dict[str, Any]:
     return {
         "checkpoint": result.checkpoint,
         "lr": config.train.lr,
+        "from_sweep": values,
         "validation": result.metrics,
         "history": result.history,
         "corpus": corpus.key,

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from detect_ai import rules, runlog, space, training
-from detect_ai.errors import InputError, ResourceError, TrainingError, ours
+from detect_ai import checkpoint_list, rules, runlog, space, training
+from detect_ai.errors import InputError, TrainingError, ours
 from detect_ai.runlog import UNKNOWN
 from detect_ai.storage import Storage
 
@@ -22,7 +22,8 @@ _CURVE = ("epoch", "step", "auroc", "val_loss", "train_loss")
 def trainable(reference: Any, sweep: str) -> Callable[[dict[str, Any]], None]:
     """The function of a trial for Ray Tune.
 
-    A training that fails for its values is the trial's result; whatever else ends a trial is Ray Tune's to repeat.
+    A training that fails for its values is the trial's result; whatever else ends a trial, such as a cluster without
+    room, is Ray Tune's to repeat.
 
     Args:
         reference: of Ray, to the configuration and the corpus.
@@ -44,7 +45,7 @@ def trainable(reference: Any, sweep: str) -> Callable[[dict[str, Any]], None]:
             result = training.run_training(
                 config, corpus, name, callbacks=[_evaluations(base.sweep.epochs)], group=sweep
             )
-        except (TrainingError, ResourceError, InputError, TrainingFailedError) as error:
+        except (TrainingError, InputError, TrainingFailedError) as error:
             tune.report({"auroc": UNKNOWN, "epoch": 0, _OVER: True, "error": str(ours(error)).strip().splitlines()[-1]})
             return
         # What Tune knows is the last epoch: the best one is the trial's last word.
@@ -66,7 +67,7 @@ def _evaluations(epochs: int) -> Any:
     class Evaluations(TuneReportCallback):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
             if metrics[0]["auroc"] != UNKNOWN and metrics[0]["epoch"] < epochs:
-                told = {name: value for name, value in metrics[0].items() if name != "history"}
+                told = {name: value for name, value in metrics[0].items() if name not in ("history", "rank")}
                 super().after_report(run_context, [told], checkpoint)
 
     return Evaluations()
@@ -112,11 +113,7 @@ def _trial_id(result: Any) -> str:
 
 def _evaluated(storage: Storage, folder: str) -> list[tuple[str, dict[str, Any]]]:
     """The evaluated checkpoints that Ray Train has written whole and keeps, by key, with their figures."""
-    try:
-        registered = storage.read_json(f"{folder}/checkpoint_manager_snapshot.json")["checkpoint_results"]
-    except (FileNotFoundError, InputError):  # none yet, or the trial ended while it was written
-        return []
-    keys = [f"{folder}/{result['checkpoint_dir_name']}" for result in registered]
+    keys = [f"{folder}/{result['checkpoint_dir_name']}" for result in checkpoint_list.read(storage, folder)]
     return [(key, storage.read_json(f"{key}/figures.json")) for key in keys if storage.exists(f"{key}/figures.json")]
 
 

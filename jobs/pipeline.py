@@ -4,14 +4,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from detect_ai.calibrating import calibrate_checkpoint, require_enough_texts
+from detect_ai.attempts import in_turn
+from detect_ai.calibrating import calibrate_checkpoint, check_texts
 from detect_ai.cluster import connect
 from detect_ai.config import Config
-from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
 from detect_ai.evaluation import evaluate
 from detect_ai.publishing import publish
-from detect_ai.stage import run_job, run_stage
+from detect_ai.stage import run_job
 from detect_ai.storage import Storage
 from detect_ai.sweep import sweep
 from detect_ai.training import train
@@ -22,16 +22,14 @@ def pipeline(config: Config, storage: Storage) -> dict[str, Any]:
     from serve_app.deploy import cluster_stays, deploy_to_cluster, require_place
 
     connect()
-    stages = {"sweep": sweep, "train": train, "calibrate": calibrate_checkpoint, "evaluate": evaluate}
-    stages["publish"] = publish
+    stages = {"prepare": prepare, "check": check_texts, "sweep": sweep, "train": train}
+    stages |= {"calibrate": calibrate_checkpoint, "evaluate": evaluate, "publish": publish}
     if cluster_stays():
         require_place(config.serve)  # not after the training
         stages["deploy"] = deploy_to_cluster
     config.train.from_sweep = True
     config.bundle = config.data = ""  # what is judged is the candidate, on its test split
-    results = {"prepare": run_stage("prepare", prepare, config, storage)}
-    require_enough_texts(config, Corpus.open(storage, results["prepare"]["corpus"]))
-    return results | {name: run_stage(name, stage, config, storage) for name, stage in stages.items()}
+    return in_turn(config, storage, "pipeline", stages)
 
 
 if __name__ == "__main__":

@@ -39,9 +39,13 @@ class TorchBackend:
 
 
 def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch as the arguments of the model, each of shape (rows, length)."""
-    mask = attention_mask(batch.lengths, batch.input_ids.shape[1])
-    arrays = {"input_ids": batch.input_ids.astype(np.int64), "attention_mask": mask}
+    """A batch as the arguments of the model, each of shape (rows, length).
+
+    A mask that would hide nothing is left out: attention has its fastest path without one.
+    """
+    arrays = {"input_ids": batch.input_ids.astype(np.int64)}
+    if (batch.lengths < batch.input_ids.shape[1]).any():
+        arrays["attention_mask"] = attention_mask(batch.lengths, batch.input_ids.shape[1])
     return {name: upload(array, device) for name, array in arrays.items()}
 
 

@@ -21,6 +21,7 @@ from detect_ai.config import Config, ModelConfig, TrainConfig
 from detect_ai.errors import ResourceError, TrainingError
 from detect_ai.learner import Learner, lr_share, make_optimizer
 from detect_ai.loop import evaluations_since_best, steps
+from detect_ai.runlog import UNKNOWN
 from detect_ai.streaming import Microbatch
 
 # The learning rate
@@ -347,6 +348,32 @@ def test_label_smoothing_reaches_the_loss(network: Any) -> None:
         network.zero_grad()
         expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
         assert float(learning._backward(part(), sync=True)) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_scores_that_are_not_finite_end_the_run_with_step_rate_and_documents(network: Any) -> None:
+    """A last step of an epoch whose gradients were finite may leave weights that are not."""
+    learning = learner(network)
+    learning.step([part(rows=2)])
+    with torch.no_grad():
+        network.classifier.bias.fill_(math.nan)
+    with pytest.raises(TrainingError) as refused:
+        learning.evaluate([part(rows=2)], part(rows=2).labels)
+    assert str(refused.value) == (
+        "scores are not finite after step 1 (learning rate 9.00e-04, documents 0, 1 of the split validation): lower "
+        "train.lr, or train.precision=fp32"
+    )
+
+
+def test_of_equal_auroc_the_lowest_loss_ranks_first_and_an_unknown_one_last() -> None:
+    figures = [
+        {"auroc": 1.0, "val_loss": 0.001},
+        {"auroc": 1.0, "val_loss": 0.4},
+        {"auroc": 1.0 - 1e-9, "val_loss": 0.0},  # one pair of 30,000 x 30,000 texts
+        {"auroc": UNKNOWN},
+    ]
+    ranks = [checkpoints.rank(each) for each in figures]
+    assert ranks == sorted(ranks, reverse=True)
+    assert len(set(ranks)) == 4
 
 
 # Steps against the loss

@@ -55,6 +55,21 @@ def network(request: pytest.FixtureRequest, encoder: Path) -> Any:
     return model.build(ModelConfig(path=str(encoder), window=64, stride=48, pooling=request.param), seed=0)
 
 
+def test_a_mask_that_would_hide_nothing_is_left_out() -> None:
+    assert model_inputs(batch((16, 16)), CPU).keys() == {"input_ids"}
+    assert model_inputs(batch((16, 15)), CPU).keys() == {"input_ids", "attention_mask"}
+
+
+def test_without_a_mask_logits_are_those_of_one_that_hides_nothing(network: Any) -> None:
+    network.eval()
+    inputs = model_inputs(batch((16, 16)), CPU)
+    masked = network(**inputs, attention_mask=torch.ones(2, 16, dtype=torch.int64)).logits
+    with Readings() as readings:
+        found = network(**inputs).logits
+    assert torch.allclose(found, masked, atol=1e-6)
+    assert readings.count == 0
+
+
 @pytest.mark.parametrize("lengths", [(16, 3, 9), (16, 16), (1,)])
 def test_logits_and_gradients_are_those_of_transformers_own_mask(network: Any, lengths: tuple[int, ...]) -> None:
     def found() -> list[torch.Tensor]:
