@@ -44,7 +44,7 @@ demo serve test test-slow test-gpu bench-corpus bench-train: export RAY_USAGE_ST
 bench-corpus: $(STAMP) ## Measure tokenising against datasets.map, and the memory of prepare (TEXTS=path to Parquet)
 	.venv/bin/python benchmarks/corpus.py $(if $(TEXTS),--texts $(TEXTS))
 
-bench-train: $(STAMP) ## Measure training against the Hugging Face Trainer and a bare loop (TEXTS=path to Parquet, ARGS=--gpu)
+bench-train: $(STAMP) ## Measure training against the Hugging Face Trainer and a bare loop (TEXTS=path to Parquet)
 	.venv/bin/pip install -q -c constraints.txt -e '.[bench]'
 	.venv/bin/python benchmarks/train.py $(if $(TEXTS),--texts $(TEXTS)) $(ARGS)
 

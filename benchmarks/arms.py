@@ -2,8 +2,8 @@
 
 Every arm makes some steps to warm up and then the `steps` of the job, which are measured, or two whole epochs
 (`steps` 0); once for each of its `seeds`. Prints figures as JSON: real tokens a second (padding, warm-up and start-up
-not counted), share of padding, `start_up` (seconds until the first batch is read; of ours, asked for), `besides` (seconds
-for all but the training), validation loss.
+not counted), share of padding, `start_up` (seconds until the first batch is read, of ours asked for), `besides`
+(seconds for all but the training), validation loss.
 """
 
 from __future__ import annotations

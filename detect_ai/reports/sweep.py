@@ -58,5 +58,5 @@ def sweep_report(config: Config, folder: str, result: dict[str, Any]) -> str:
         names=names,
         counts={status: sum(r["status"] == status for r in found) for status in ("finished", "stopped", "failed")},
         scatters=[(name, sweep_plots.scatter(judged, name)) for name in varied],
-        curves=sweep_plots.curves(judged, result["best"]["trial"]),
+        curves=sweep_plots.curves(found, result["best"]["trial"]),
     )

@@ -48,7 +48,7 @@ def curves(found: Sequence[dict[str, Any]], best: str) -> str:
     """Validation AUROC and loss of every trial by step; the best one stands out.
 
     Args:
-        found: records of trials that did not fail.
+        found: records of trials; one that failed has its evaluations before that.
         best: id of the best one.
     """
 

@@ -293,9 +293,10 @@ def test_training_prunes_the_oldest_runs(long: Run, stopped: tuple[Config, dict[
 
 @pytest.fixture(scope="module")
 def bounded(long: Run) -> TrainingResult:
-    """Two steps longer than an epoch, under the profiler, told to W&B."""
+    """Two steps longer than an epoch, under the profiler, told to W&B, with frozen embeddings and little memory."""
     steps = long.trained["history"][0]["step"] + 2
     train = replace(long.config.train, profile=True, max_steps=steps, checkpoint_every=0, log_every=1)
+    train = replace(train, frozen="embeddings", gradient_checkpointing=True)
     return run_training(
         replace(long.config, train=train, tracking=replace(long.config.tracking, mode="offline")),
         long.corpus,
@@ -308,6 +309,20 @@ def test_steps_that_are_bounded_end_with_an_evaluation(long: Run, bounded: Train
     epoch = long.trained["history"][0]["step"]
     assert [(line["epoch"], line["step"]) for line in bounded.history] == [(1, epoch), (2, epoch + 2)]
     assert bounded.history[-1]["lr"] == 0, "the schedule is not that of the bounded steps"
+
+
+@pytest.mark.slow
+def test_what_is_frozen_keeps_its_pretrained_weights_and_the_rest_learns(long: Run, bounded: TrainingResult) -> None:
+    pretrained = load_file(Path(long.config.model.path) / "model.safetensors")
+    learnt = parameters(long.storage, bounded.checkpoint)
+
+    def moved(name: str) -> bool:
+        (before,) = (value for key, value in pretrained.items() if key.endswith(name))
+        (after,) = (value for key, value in learnt.items() if key.endswith(name))
+        return not np.array_equal(before, after)
+
+    assert not moved("embeddings.word_embeddings.weight")
+    assert moved("layer.0.intermediate.dense.weight")
 
 
 @pytest.mark.slow

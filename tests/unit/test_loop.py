@@ -376,6 +376,16 @@ def test_of_equal_auroc_the_lowest_loss_ranks_first_and_an_unknown_one_last() ->
     assert len(set(ranks)) == 4
 
 
+def test_with_gradient_checkpointing_layers_work_twice_and_gradients_stay_the_same(network: Any) -> None:
+    plain = gradients_of_a_step(deepcopy(network), [part(rows=4)])
+    network.gradient_checkpointing_enable()
+    worked = []
+    network.base_model.encoder.layer[0].intermediate.register_forward_hook(lambda *_: worked.append(1))
+    for name, gradient in gradients_of_a_step(network, [part(rows=4)]).items():
+        assert torch.allclose(gradient, plain[name], atol=1e-6), name
+    assert len(worked) == 2
+
+
 # Steps against the loss
 
 
