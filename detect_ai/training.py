@@ -81,8 +81,8 @@ def run_training(
             "group": group,
             "bar": sys.stderr.isatty(),
         },
-        scaling_config=ScalingConfig(
-            num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]  # typed for V1
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # typed for V1
+            num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]
             use_gpu=config.train.use_gpu,
             resources_per_worker=_worker_resources(config),
             elastic_resize_monitor_interval_s=config.train.resize_every_s,
