@@ -53,7 +53,7 @@ def test_every_key_that_varies_has_a_figure(report: str) -> None:
 
 
 def test_a_trial_that_failed_is_drawn_as_far_as_it_came() -> None:
-    curve = [{"epoch": 1, "step": 40, "auroc": 0.5, "val_loss": 0.7, "train_loss": 0.7}]
+    curve = [{"epoch": 1, "step": 80, "auroc": 0.95, "val_loss": 0.3, "train_loss": 0.3}]
     early, late = trial(7, "failed"), {**trial(7, "failed"), "curve": curve}
     drawn = [page(load_config(["sweep=grid"]), [trial(0), failed]).count("<use") for failed in (early, late)]
     assert drawn[1] == drawn[0] + 2  # a point of AUROC and one of loss
