@@ -61,10 +61,11 @@ def attempted(storage: Storage, run: str, kind: str, digest: str) -> Iterator[tu
         storage.write_json(key, {"digest": digest, "finished": True})
 
 
-def in_turn(config: Config, storage: Storage, kind: str, stages: Mapping[str, Stage]) -> dict[str, Any]:
+def in_turn(config: Config, storage: Storage, kind: str, stages: Mapping[str, Stage], *more: Any) -> dict[str, Any]:
     """Run stages one after another; when that was cut off, those that came to their end are not run again.
 
-    Of an earlier attempt with the same configuration a result counts while it is still the newest of its stage.
+    Of an earlier attempt with the same configuration, and the same of what else is given, a result counts while it is
+    still the newest of its stage.
 
     Returns:
         The result of each stage.
@@ -72,7 +73,7 @@ def in_turn(config: Config, storage: Storage, kind: str, stages: Mapping[str, St
     Raises:
         ResourceError: another job is at work on it.
     """
-    with attempted(storage, config.run, kind, digest(config, config.to_dict())) as (name, goes_on):
+    with attempted(storage, config.run, kind, digest(config, config.to_dict(), *more)) as (name, goes_on):
         key = f"runs/{config.run}/{name}/results.json"
         before = storage.read_json(key) if goes_on and storage.exists(key) else {}
         results: dict[str, Any] = {}

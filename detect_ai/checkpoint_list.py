@@ -37,6 +37,8 @@ def keeper(root: str, folder: str) -> UserCallback:
 
     class Keeper(UserCallback):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            if checkpoint is None:  # Ray Train writes no list then
+                return
             storage = Storage(root)
             storage.write_bytes(f"{folder}/{_COPY}", storage.read_bytes(f"{folder}/{_LIST}"))
 
@@ -46,7 +48,7 @@ def keeper(root: str, folder: str) -> UserCallback:
 def mend(storage: Storage, folder: str) -> None:
     """Put the copy where a killed job left half a list; without a copy the run begins anew."""
     try:
-        storage.read_json(f"{folder}/{_LIST}")
+        storage.write_json(f"{folder}/{_COPY}", storage.read_json(f"{folder}/{_LIST}"))
     except FileNotFoundError:
         return
     except InputError:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-_VARIANTS = 4  # of a length: a single row, another precision, and the like
+_VARIANTS = 8  # of a length: a single row, no mask, another precision, and the like
 
 
 def compiled(network: torch.nn.Module, lengths: int) -> Callable[..., Any]:

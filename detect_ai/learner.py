@@ -236,8 +236,9 @@ class Learner:
         documents, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
         odd = documents[~np.isfinite(scores)]
         if len(odd):
+            rate = self.optimizer.param_groups[0]["lr"]  # of the last step
             raise TrainingError(
-                f"scores are not finite after step {self.steps} (learning rate {self.lr:.2e}, documents {_named(odd)} "
+                f"scores are not finite after step {self.steps} (learning rate {rate:.2e}, documents {_named(odd)} "
                 "of the split validation): lower train.lr, or train.precision=fp32"
             )
         by_document = document_scores(scores, documents, len(labels))

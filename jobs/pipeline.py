@@ -11,7 +11,7 @@ from detect_ai.config import Config
 from detect_ai.corpus.prepare import prepare
 from detect_ai.evaluation import evaluate
 from detect_ai.publishing import publish
-from detect_ai.stage import run_job
+from detect_ai.stage import run_job, run_stage
 from detect_ai.storage import Storage
 from detect_ai.sweep import sweep
 from detect_ai.training import train
@@ -22,14 +22,15 @@ def pipeline(config: Config, storage: Storage) -> dict[str, Any]:
     from serve_app.deploy import cluster_stays, deploy_to_cluster, require_place
 
     connect()
-    stages = {"prepare": prepare, "check": check_texts, "sweep": sweep, "train": train}
+    stages = {"check": check_texts, "sweep": sweep, "train": train}
     stages |= {"calibrate": calibrate_checkpoint, "evaluate": evaluate, "publish": publish}
     if cluster_stays():
         require_place(config.serve)  # not after the training
         stages["deploy"] = deploy_to_cluster
     config.train.from_sweep = True
     config.bundle = config.data = ""  # what is judged is the candidate, on its test split
-    return in_turn(config, storage, "pipeline", stages)
+    prepared = run_stage("prepare", prepare, config, storage)  # cheap where nothing changed
+    return {"prepare": prepared} | in_turn(config, storage, "pipeline", stages, prepared["corpus"])
 
 
 if __name__ == "__main__":

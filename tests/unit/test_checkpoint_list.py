@@ -26,7 +26,7 @@ def tear(storage: Storage) -> None:
 def registered(storage: Storage) -> None:
     """What Ray Train does when it has registered a checkpoint."""
     storage.write_json(LIST, WHOLE)
-    checkpoint_list.keeper(storage.root, FOLDER).after_report(None, [{}], None)
+    checkpoint_list.keeper(storage.root, FOLDER).after_report(None, [{}], object())
 
 
 def test_a_half_written_list_is_replaced_by_the_one_before_it(storage: Storage) -> None:

@@ -359,7 +359,7 @@ def test_scores_that_are_not_finite_end_the_run_with_step_rate_and_documents(net
     with pytest.raises(TrainingError) as refused:
         learning.evaluate([part(rows=2)], part(rows=2).labels)
     assert str(refused.value) == (
-        "scores are not finite after step 1 (learning rate 9.00e-04, documents 0, 1 of the split validation): lower "
+        "scores are not finite after step 1 (learning rate 1.00e-03, documents 0, 1 of the split validation): lower "
         "train.lr, or train.precision=fp32"
     )
 
