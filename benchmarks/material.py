@@ -37,7 +37,9 @@ def prepared(
     rows = texts(path, round(documents / 0.7))
     rows["text"] = [" ".join(text.split()[:words]) if words else text for text in rows["text"]]
     rows.to_csv(folder / "texts.csv", index=False)
-    epochs = max(2, math.ceil(documents / (0.7 * len(rows))))  # of few texts, such as the sample's on a GPU
+    epochs = (
+        2 if words else max(2, math.ceil(documents / (0.7 * len(rows))))
+    )  # of few texts, such as the sample's on a GPU
     overrides = [
         *model,
         *(f"model.window={WINDOW}", f"model.stride={STRIDE}", f"storage.root={folder / 'store'}"),

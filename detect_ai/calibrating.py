@@ -185,13 +185,6 @@ def _spec(config: Config, corpus: Corpus, checkpoint: str, calibration: Calibrat
     )
 
 
-def check_texts(config: Config, storage: Storage) -> dict[str, Any]:
-    """Refuse before a training what calibration would refuse after it. Raises CalibrationError."""
-    corpus = prepared_corpus(config, storage)
-    require_enough_texts(config, corpus)
-    return {"corpus": corpus.key}
-
-
 def require_enough_texts(config: Config, corpus: Corpus) -> None:
     """Raise CalibrationError when the calibration split has too few human texts for a target FPR."""
     humans = int((corpus.labels("calibration") == 0).sum())

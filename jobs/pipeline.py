@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from detect_ai.attempts import in_turn
-from detect_ai.calibrating import calibrate_checkpoint, check_texts
+from detect_ai.calibrating import calibrate_checkpoint, require_enough_texts
 from detect_ai.cluster import connect
 from detect_ai.config import Config
 from detect_ai.corpus.prepare import prepare
 from detect_ai.evaluation import evaluate
 from detect_ai.publishing import publish
-from detect_ai.stage import run_job, run_stage
+from detect_ai.stage import prepared_corpus, run_job, run_stage
 from detect_ai.storage import Storage
 from detect_ai.sweep import sweep
 from detect_ai.training import train
@@ -22,14 +22,15 @@ def pipeline(config: Config, storage: Storage) -> dict[str, Any]:
     from serve_app.deploy import cluster_stays, deploy_to_cluster, require_place
 
     connect()
-    stages = {"check": check_texts, "sweep": sweep, "train": train}
-    stages |= {"calibrate": calibrate_checkpoint, "evaluate": evaluate, "publish": publish}
+    stages = {"sweep": sweep, "train": train, "calibrate": calibrate_checkpoint, "evaluate": evaluate}
+    stages["publish"] = publish
     if cluster_stays():
         require_place(config.serve)  # not after the training
         stages["deploy"] = deploy_to_cluster
     config.train.from_sweep = True
     config.bundle = config.data = ""  # what is judged is the candidate, on its test split
     prepared = run_stage("prepare", prepare, config, storage)  # cheap where nothing changed
+    require_enough_texts(config, prepared_corpus(config, storage))
     return {"prepare": prepared} | in_turn(config, storage, "pipeline", stages, prepared["corpus"])
 
 
