@@ -18,12 +18,14 @@ _COPY = "checkpoints.json"
 
 
 def read(storage: Storage, folder: str) -> list[dict[str, Any]]:
-    """The checkpoints that Ray Train has registered and keeps; none where its list is not there or half-written."""
-    try:
-        found: list[dict[str, Any]] = storage.read_json(f"{folder}/{_LIST}")["checkpoint_results"]
-    except (FileNotFoundError, InputError):
-        return []
-    return found
+    """The checkpoints that Ray Train has registered and keeps: of its list, of the copy where that is half-written."""
+    for name in (_LIST, _COPY):
+        try:
+            found: list[dict[str, Any]] = storage.read_json(f"{folder}/{name}")["checkpoint_results"]
+        except (FileNotFoundError, InputError):
+            continue
+        return found
+    return []
 
 
 def keeper(root: str, folder: str) -> UserCallback:

@@ -124,6 +124,7 @@ def cut_off(long: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config
     assert process.poll() is None, "the driver ended by itself"
     process.send_signal(signal.SIGKILL)
     process.wait()
+    until(lambda: not train_workers())  # nobody writes any more
     half = folder / "checkpoint_2999-01-01_00-00-00.000000"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half of it")
