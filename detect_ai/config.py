@@ -250,7 +250,11 @@ class ServeConfig:
     batch_tokens: int = 8192  # padded tokens in one forward pass
     max_texts: int = 256  # in a request
     max_chars: int = 200_000  # of a request, all its texts together
+    max_tokens: int = 100_000  # the same, as the model reads them
     max_body_bytes: int = 1_000_000
+    keys_file: str = "auth/keys.json"  # under storage.root; `python -m serve_app.keys` writes it
+    keys_refresh_s: float = 5  # a key that was revoked is refused after so long
+    rate_per_minute: int = 0  # texts of a key without a rate of its own, or of all without keys; 0: no limit
 
 
 @dataclass

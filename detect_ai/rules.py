@@ -239,6 +239,7 @@ def _range_rules(c: Config) -> list[Rule]:
         "serve.batch_tokens": c.serve.batch_tokens,
         "serve.max_texts": c.serve.max_texts,
         "serve.max_chars": c.serve.max_chars,
+        "serve.max_tokens": c.serve.max_tokens,
         "serve.max_body_bytes": c.serve.max_body_bytes,
     }
     above_zero = {
@@ -250,6 +251,7 @@ def _range_rules(c: Config) -> list[Rule]:
         "score.cpus_per_worker": c.score.cpus_per_worker,
         "serve.cpus_per_replica": c.serve.cpus_per_replica,
         "serve.request_timeout_s": c.serve.request_timeout_s,
+        "serve.keys_refresh_s": c.serve.keys_refresh_s,
     }
     at_least_zero = {
         "seed": c.seed,
@@ -261,6 +263,7 @@ def _range_rules(c: Config) -> list[Rule]:
         "train.max_failures": c.train.max_failures,
         "sweep.max_concurrent": c.sweep.max_concurrent,
         "serve.min_replicas": c.serve.min_replicas,
+        "serve.rate_per_minute": c.serve.rate_per_minute,
         "calibration.min_tokens": c.calibration.min_tokens,
         "train.shortest_span": c.train.shortest_span,
         "train.adversarial": c.train.adversarial,

@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 
 from detect_ai import __version__
 from detect_ai.schemas import DetectRequest, DetectResponse, ModelInfo, Problem
+from serve_app.access import Gate
 from serve_app.batching import ClosedError, QueueFullError
 from serve_app.problems import MEDIA_TYPE, ProblemError
 from serve_app.security import Guard
@@ -30,22 +31,27 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
     for status, description in {
         400: "The body is not JSON in UTF-8",
+        401: "No API key, or none that is valid",
+        403: "The API key lacks the scope",
         413: "Too long, or too many texts",
         415: "Not application/json",
         422: "JSON of another shape, or a target that the model has no threshold for",
+        429: "The API key is over its rate; try again after `Retry-After` seconds",
         500: "The detector failed",
         503: "Too busy; try again after `Retry-After` seconds",
     }.items()
 }
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service, gate: Gate) -> FastAPI:
     """The ASGI application of one replica."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.batcher.start()
+        gate.start(service.config.keys_refresh_s)
         yield
+        await gate.stop()
         await service.batcher.close()
 
     app = FastAPI(
@@ -57,7 +63,7 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.add_middleware(Guard, max_body_bytes=service.config.max_body_bytes)
+    app.add_middleware(Guard, gate=gate, max_body_bytes=service.config.max_body_bytes)
     app.add_exception_handler(HTTPException, http_problem)
     app.include_router(api_routes(service))
     add_pages(app)
@@ -100,7 +106,7 @@ async def answer(service: Service, request: Request) -> bytes:
     seconds = service.config.request_timeout_s
     try:
         async with asyncio.timeout(seconds):
-            return await service.detect(await request.body(), request.state.request_id)
+            return await service.detect(await request.body(), request.state.request_id, request.state.caller.spend)
     except TimeoutError:
         detail = f"No answer within {seconds:g} seconds: send less text at once, or try again later."
         raise ProblemError(503, detail, RETRY_AFTER) from None

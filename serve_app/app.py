@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,6 +16,9 @@ from detect_ai.config import ServeConfig
 from detect_ai.detector import Detector
 from detect_ai.registry import Registry
 from detect_ai.storage import Storage
+from serve_app.access import Gate
+from serve_app.keys import ring
+from serve_app.quota import Limiter, shared_ledger
 
 APP = "detect_ai"
 DEPLOYMENT = "Detector"
@@ -29,9 +33,10 @@ class Replica:
         config: of the service.
         storage_root: where the registry lies.
         version: of the bundle, pinned: a move of the champion changes nothing here.
+        keys: hashed API keys of the environment, as JSON, beside those of the file; None: everybody may ask.
     """
 
-    def __init__(self, config: ServeConfig, storage_root: str, version: str) -> None:
+    def __init__(self, config: ServeConfig, storage_root: str, version: str, keys: str | None) -> None:
         # Read by torch when it loads: threads that wait for each other sleep. Spinning, they would take the CPU from
         # the proxy, and everything stalls when there are fewer free cores than threads.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -44,11 +49,17 @@ class Replica:
         detector = load(config, storage_root, version)
         model.submit(warm_up, detector).result()
         self.service = Service(detector, config, model)
+        storage = Storage(storage_root)
+        self.gate = Gate(
+            Limiter(shared_ledger()),
+            config.rate_per_minute,
+            None if keys is None else partial(ring, config, storage, keys),
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         from serve_app.api import create_app
 
-        return create_app(self.service)
+        return create_app(self.service, self.gate)
 
     def check_health(self) -> None:
         """Ask Serve for another replica when this one's batches have stopped."""
@@ -70,7 +81,11 @@ def warm_up(detector: Detector) -> None:
 
 
 def build(
-    config: ServeConfig, storage_root: str, version: str, runtime_env: dict[str, Any] | None = None
+    config: ServeConfig,
+    storage_root: str,
+    version: str,
+    runtime_env: dict[str, Any] | None = None,
+    keys: str | None = None,
 ) -> serve.Application:
     """The application that serves one version.
 
@@ -79,6 +94,7 @@ def build(
         storage_root: an absolute path or a URI: replicas run in another folder.
         version: of the bundle in the registry.
         runtime_env: of the replicas; that of the job when None.
+        keys: hashed API keys of the environment, as JSON; None: everybody may ask.
     """
     actor: dict[str, Any] = {"num_cpus": config.cpus_per_replica, "num_gpus": int(config.use_gpu)}
     if runtime_env is not None:
@@ -101,4 +117,4 @@ def build(
         max_constructor_retry_count=2,
         logging_config=LoggingConfig(enable_access_log=False),  # the proxy writes one line a request already
     )
-    return deployment(Replica).bind(config, storage_root, version)
+    return deployment(Replica).bind(config, storage_root, version, keys)

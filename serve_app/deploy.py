@@ -17,10 +17,13 @@ from detect_ai.config import Config, ServeConfig
 from detect_ai.errors import ConfigError, ResourceError
 from detect_ai.registry import Registry
 from detect_ai.storage import Storage
+from serve_app.keys import ENVIRONMENT, ring
+from serve_app.quota import stop_shared_ledger
 
 logger = logging.getLogger(__name__)
 
 DEPLOY_TIMEOUT_S = 300
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -35,7 +38,7 @@ def deploy(config: Config, storage: Storage) -> dict[str, Any]:
         BundleError: the bundle is damaged.
         ResourceError: a port in use, too few CPUs, or replicas that did not start.
     """
-    version = checked_version(config.serve, storage)
+    version, keys = checked_version(config.serve, storage), checked_keys(config.serve, storage)
     connect()
     needed = max(1, config.serve.min_replicas)
     gpus = needed * int(config.serve.use_gpu)
@@ -44,7 +47,7 @@ def deploy(config: Config, storage: Storage) -> dict[str, Any]:
     replaced = None if started_serve else served_version(config.serve)
     is_new = not is_deployed()
     try:
-        run(config.serve, storage.root, version)
+        run(config.serve, storage.root, version, keys)
     except BaseException:
         stop(app=is_new, serve_too=started_serve)
         raise
@@ -96,6 +99,24 @@ def checked_version(config: ServeConfig, storage: Storage) -> str:
     return version
 
 
+def checked_keys(config: ServeConfig, storage: Storage) -> str | None:
+    """Hashed API keys of the environment, to go with those of the file; None where everybody on this machine may ask.
+
+    Raises:
+        ConfigError: keys that cannot be read, or none at all where others than this machine can ask.
+    """
+    environment = os.environ.get(ENVIRONMENT, "")
+    if ring(config, storage, environment).keys:
+        return environment
+    if config.host not in LOOPBACK:
+        raise ConfigError(
+            f"serve.host={config.host} lets other machines ask, and there are no API keys: make one with `python -m "
+            f"serve_app.keys --root {storage.root} create NAME`, or give serve.host=127.0.0.1"
+        )
+    logger.info("No API keys: everybody on this machine may ask (`python -m serve_app.keys create NAME` makes one)")
+    return None
+
+
 def start_serve(config: ServeConfig) -> bool:
     """Start Ray Serve unless it runs. Returns whether it had to be started.
 
@@ -115,22 +136,21 @@ def start_serve(config: ServeConfig) -> bool:
             )
         return False
     require_free_port(config.host, config.port)
-    is_local = config.host in ("127.0.0.1", "localhost", "::1")
     serve.start(
-        proxy_location="HeadOnly" if is_local else "EveryNode",
+        proxy_location="HeadOnly" if config.host in LOOPBACK else "EveryNode",
         # Waiting for a replica comes on top of what a replica allows itself.
         http_options={"host": config.host, "port": config.port, "request_timeout_s": 2 * config.request_timeout_s},
     )
     return True
 
 
-def run(config: ServeConfig, storage_root: str, version: str) -> None:
+def run(config: ServeConfig, storage_root: str, version: str, keys: str | None) -> None:
     """Hand the application to Serve and wait until that version answers. Raises ResourceError."""
     from ray import serve
 
     from serve_app.app import APP, build
 
-    target = serve.RunTarget(build(config, storage_root, version, runtime_env()), name=APP, route_prefix="/")
+    target = serve.RunTarget(build(config, storage_root, version, runtime_env(), keys), name=APP, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     deadline = time.monotonic() + DEPLOY_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -212,3 +232,4 @@ def stop(app: bool, serve_too: bool) -> None:
         serve.delete(APP)
     if serve_too:
         serve.shutdown()
+        stop_shared_ledger()

@@ -10,6 +10,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.access import Gate
 from serve_app.problems import ProblemError
 
 logger = logging.getLogger("ray.serve")
@@ -38,11 +39,13 @@ class Guard:
 
     Args:
         app: what it guards.
+        gate: says who may ask, before a body is read.
         max_body_bytes: a longer body is refused: by its announced length before it is read, else while it streams.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate, max_body_bytes: int) -> None:
         self.app = app
+        self.gate = gate
         self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,6 +68,7 @@ class Guard:
         scope.setdefault("state", {})["request_id"] = request_id if is_sane else uuid.uuid4().hex
         try:
             check_head(headers, self.max_body_bytes)
+            scope["state"]["caller"] = await self.gate.admit(scope["method"], scope["path"], headers)
             await self.app(scope, self._bounded(receive), send_with_headers)
         except Exception as error:
             problem = error if isinstance(error, ProblemError) else internal(error, scope["state"]["request_id"])

@@ -67,10 +67,17 @@ class Service:
         )
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
-    async def detect(self, body: bytes, request_id: str) -> bytes:
-        """The JSON of a DetectResponse for the JSON of a DetectRequest. Raises ProblemError for a bad one."""
+    async def detect(self, body: bytes, request_id: str, spend: Callable[[int], None]) -> bytes:
+        """The JSON of a DetectResponse for the JSON of a DetectRequest. Raises ProblemError for a bad one.
+
+        Args:
+            body: of the request.
+            request_id: of the request.
+            spend: takes the texts beside the first from the rate of who asks.
+        """
         started = time.perf_counter()
         reading = await self._off_loop(lambda: self.read(body))
+        spend(len(reading.documents) - 1)
         scores = await self.batcher.scores(reading.rows)
         return await self._off_loop(lambda: self.answer(reading, scores, request_id, started))
 
@@ -83,6 +90,7 @@ class Service:
         target = self._check_target(request.target_fpr)
         texts = request.all_texts()
         documents = self.detector.encode(texts, self._normalise(texts))
+        self._check_tokens(documents)
         sentences = [self.detector.sentences(d) if request.return_spans else [] for d in documents]
         scored = [d.input_ids for d in documents] + [s.input_ids for each in sentences for s in each]
         rows, owners = self.detector.windows(scored)
@@ -106,6 +114,13 @@ class Service:
                 413, f"{chars} characters, at most {self.config.max_chars} are read: send several requests."
             )
         return normalised
+
+    def _check_tokens(self, documents: Sequence[Document]) -> None:
+        tokens = sum(len(document.input_ids) for document in documents)
+        if tokens > self.config.max_tokens:
+            raise ProblemError(
+                413, f"{tokens} tokens, at most {self.config.max_tokens} are read: send several requests."
+            )
 
     def answer(self, reading: Reading, window_scores: Scores, request_id: str, started: float) -> bytes:
         """What the scores say, as JSON."""

@@ -259,7 +259,7 @@ def test_a_version_that_does_not_start_leaves_the_old_one_answering(
     client: httpx.Client, config: Config, store: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = partial(build, storage_root="/nowhere")
-    monkeypatch.setattr("serve_app.app.build", lambda c, _, v, env: elsewhere(c, version=v, runtime_env=env))
+    monkeypatch.setattr("serve_app.app.build", lambda c, _, v, *more: elsewhere(c, version=v, runtime_env=more[0]))
     with pytest.raises(ResourceError, match=r"did not start: .*no version .* under /nowhere"):
         deploy(config, store)
     assert client.post("/v1/detect", json={"text": TEXT}).status_code == 200

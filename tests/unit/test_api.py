@@ -17,7 +17,9 @@ import pytest
 from detect_ai.batches import Batch
 from detect_ai.config import ServeConfig
 from detect_ai.detector import Detector
+from serve_app.access import Gate
 from serve_app.api import create_app
+from serve_app.quota import Limiter
 from serve_app.service import Service
 
 Scenario = Callable[[httpx.AsyncClient, Service], Awaitable[Any]]
@@ -44,6 +46,10 @@ def detector(tiny_bundle: Path) -> Detector:
     return Detector.load(tiny_bundle)
 
 
+async def unlimited(key: str, rate: int, want: float) -> float:
+    return want
+
+
 def ask(
     detector: Detector,
     scenario: Callable[[httpx.AsyncClient, Service], Awaitable[Any]],
@@ -52,7 +58,7 @@ def ask(
     async def main() -> Any:
         with ThreadPoolExecutor(1) as model:
             service = Service(detector, config or ServeConfig(), model)
-            transport = httpx.ASGITransport(create_app(service))
+            transport = httpx.ASGITransport(create_app(service, Gate(Limiter(unlimited), 0)))
             service.batcher.start()
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 try:
