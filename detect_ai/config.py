@@ -243,6 +243,7 @@ class ServeConfig:
     max_ongoing_requests: int = 64  # above the target, else autoscaling never fires
     max_queued_requests: int = 128
     request_timeout_s: float = 30
+    max_wait_s: float = 5  # a request that would wait longer for the model is refused with 503 at once
     cpus_per_replica: float = 1
     threads_per_replica: int = 2
     use_gpu: bool = False

@@ -252,6 +252,7 @@ def _range_rules(c: Config) -> list[Rule]:
         "serve.cpus_per_replica": c.serve.cpus_per_replica,
         "serve.request_timeout_s": c.serve.request_timeout_s,
         "serve.keys_refresh_s": c.serve.keys_refresh_s,
+        "serve.max_wait_s": c.serve.max_wait_s,
     }
     at_least_zero = {
         "seed": c.seed,

@@ -110,8 +110,11 @@ async def answer(service: Service, request: Request) -> bytes:
     except TimeoutError:
         detail = f"No answer within {seconds:g} seconds: send less text at once, or try again later."
         raise ProblemError(503, detail, RETRY_AFTER) from None
-    except (QueueFullError, ClosedError):
-        raise ProblemError(503, "Too many texts wait for the model: try again later.", RETRY_AFTER) from None
+    except QueueFullError as error:
+        after = {"Retry-After": str(error.retry_after_s)}
+        raise ProblemError(503, "Too many texts wait for the model: try again later.", after) from None
+    except ClosedError:
+        raise ProblemError(503, "The replica is shutting down: try again.", RETRY_AFTER) from None
 
 
 async def http_problem(request: Request, error: Exception) -> Response:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -19,7 +21,15 @@ Score = Callable[[Sequence[Ids]], Scores]
 
 
 class QueueFullError(Exception):
-    """More tokens wait than the bound allows."""
+    """More waits than the bounds allow.
+
+    Args:
+        retry_after_s: seconds until what waits now will have been read.
+    """
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(retry_after_s)
+        self.retry_after_s = retry_after_s
 
 
 class ClosedError(Exception):
@@ -40,6 +50,10 @@ class _Job:
     @property
     def waiting_tokens(self) -> int:
         return sum(self.costs[self.taken :])
+
+    def tokens_before(self, windows: int) -> int:
+        """Tokens of it that come before the last window of another with so many windows: they take turns."""
+        return sum(self.costs[self.taken : self.taken + windows])
 
     def put(self, position: int, score: float) -> None:
         self.scores[position] = score
@@ -66,12 +80,16 @@ class Batcher:
         batch_tokens: tokens in a batch, padding within a window's own length class counted. A batch bounds how long
             a new request waits for its turn.
         max_waiting_tokens: more is refused, except from a request that finds nothing waiting.
+        max_wait_s: so is a request whose turn would be over later than this, by the speed of the last batches.
     """
 
     score: Score
     model: Executor
     batch_tokens: int
     max_waiting_tokens: int
+    max_wait_s: float = math.inf
+    _token_s: float = field(default=0.0, init=False)  # seconds a token takes, lately
+    _running: int = field(default=0, init=False)  # tokens in the model
     _jobs: deque[_Job] = field(default_factory=deque, init=False)
     _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _loop: asyncio.Task[None] | None = field(default=None, init=False)
@@ -113,10 +131,17 @@ class Batcher:
         finally:
             self._drop(job)
 
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens that wait for the model."""
+        return sum(job.waiting_tokens for job in self._jobs)
+
     def _check_room(self, costs: list[int]) -> None:
-        waiting = sum(job.waiting_tokens for job in self._jobs)
-        if waiting and waiting + sum(costs) > self.max_waiting_tokens:
-            raise QueueFullError
+        waiting = self.waiting_tokens
+        ahead = self._running + sum(job.tokens_before(len(costs)) for job in self._jobs)
+        is_late = (ahead + sum(costs)) * self._token_s > self.max_wait_s
+        if waiting and (is_late or waiting + sum(costs) > self.max_waiting_tokens):
+            raise QueueFullError(max(1, math.ceil(waiting * self._token_s)))
 
     def _drop(self, job: _Job) -> None:
         if job in self._jobs:
@@ -125,6 +150,8 @@ class Batcher:
     async def _run(self) -> None:
         while batch := await self._next_batch():
             rows = [job.rows[position] for job, position in batch]
+            self._running = sum(job.costs[position] for job, position in batch)
+            started = time.perf_counter()
             try:
                 scores = await asyncio.get_running_loop().run_in_executor(self.model, self.score, rows)
             except Exception as error:  # it belongs to the callers of this batch; the next one may well succeed
@@ -134,6 +161,11 @@ class Batcher:
             else:
                 for (job, position), score in zip(batch, scores, strict=True):
                     job.put(position, score)
+                self._measure((time.perf_counter() - started) / self._running)
+            self._running = 0
+
+    def _measure(self, token_s: float) -> None:
+        self._token_s = token_s if not self._token_s else 0.8 * self._token_s + 0.2 * token_s
 
     async def _next_batch(self) -> list[tuple[_Job, int]]:
         """What to score next; empty once the batcher is closed and nothing is left."""

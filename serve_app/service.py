@@ -63,7 +63,7 @@ class Service:
         self.detector = detector
         self.config = config
         self.batcher = Batcher(
-            detector.window_scores, model, config.batch_tokens, WAITING_BATCHES * config.batch_tokens
+            detector.window_scores, model, config.batch_tokens, WAITING_BATCHES * config.batch_tokens, config.max_wait_s
         )
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 

@@ -192,6 +192,49 @@ def test_more_than_the_bound_is_refused_while_others_wait() -> None:
     run(scenario, max_waiting=32)
 
 
+async def warmed(batcher: Batcher, model: Model, token_s: float) -> asyncio.Task[Scores]:
+    """A batcher that knows its speed, with a request in the model."""
+    batcher._measure(token_s)
+    return await held(batcher, model)
+
+
+def test_a_request_that_would_wait_too_long_is_refused_with_the_time_to_come_back() -> None:
+    async def scenario(batcher: Batcher, model: Model) -> None:
+        batcher.max_wait_s = 2.0
+        first = await warmed(batcher, model, 1 / 16)
+        waits = [asyncio.create_task(batcher.scores([row(i)])) for i in (1, 2)]  # 3 x 8 tokens: 1.5 s
+        await asyncio.sleep(0)
+        late = asyncio.create_task(batcher.scores([row(3)]))  # 2 s
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError) as refused:
+            await batcher.scores([row(4)])
+        assert refused.value.retry_after_s == 2  # 24 tokens wait
+        model.gate.set()
+        await asyncio.gather(first, late, *waits)
+
+    run(scenario)
+
+
+def test_a_short_text_is_not_refused_for_the_long_one_before_it() -> None:
+    async def scenario(batcher: Batcher, model: Model) -> None:
+        batcher.max_wait_s = 2.0
+        first = await warmed(batcher, model, 1 / 16)
+        long = asyncio.create_task(batcher.scores([row(1)]))
+        await asyncio.sleep(0)
+        batcher._jobs[0].rows = [row(1)] * 100  # as if it had come when nothing was waiting
+        batcher._jobs[0].costs = [8] * 100
+        batcher._jobs[0].scores = np.empty(100)
+        short = asyncio.create_task(batcher.scores([row(2)]))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError):
+            await batcher.scores([row(3)] * 3)
+        model.gate.set()
+        await asyncio.gather(first, short)
+        long.cancel()
+
+    run(scenario)
+
+
 def test_a_lone_request_is_never_too_large() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
         assert len(await batcher.scores([row(1)] * 100)) == 100
