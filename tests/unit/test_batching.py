@@ -219,11 +219,8 @@ def test_a_short_text_is_not_refused_for_the_long_one_before_it() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
         batcher.max_wait_s = 2.0
         first = await warmed(batcher, model, 1 / 16)
-        long = asyncio.create_task(batcher.scores([row(1)]))
+        long = asyncio.create_task(batcher.scores([row(1)] * 100))  # nothing waits yet
         await asyncio.sleep(0)
-        batcher._jobs[0].rows = [row(1)] * 100  # as if it had come when nothing was waiting
-        batcher._jobs[0].costs = [8] * 100
-        batcher._jobs[0].scores = np.empty(100)
         short = asyncio.create_task(batcher.scores([row(2)]))
         await asyncio.sleep(0)
         with pytest.raises(QueueFullError):
