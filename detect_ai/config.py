@@ -240,12 +240,14 @@ class ServeConfig:
     min_replicas: int = 1
     max_replicas: int = 2
     target_ongoing_requests: int = 16
+    upscale_delay_s: float = 5  # load must last so long before a replica comes
+    downscale_delay_s: float = 300  # and be gone so long before one goes, the last one too
     max_ongoing_requests: int = 64  # above the target, else autoscaling never fires
     max_queued_requests: int = 128
     request_timeout_s: float = 30
     max_wait_s: float = 5  # a request that would wait longer for the model is refused with 503 at once
     cpus_per_replica: float = 1
-    threads_per_replica: int = 2
+    threads_per_replica: int = 0  # of the model; 0: serve.cpus_per_replica, on one machine its cores / max_replicas
     use_gpu: bool = False
     precision: str = "fp32"  # auto | bf16 | fp32
     batch_tokens: int = 8192  # padded tokens in one forward pass

@@ -17,11 +17,13 @@ from detect_ai.detector import Detector
 from detect_ai.registry import Registry
 from detect_ai.storage import Storage
 from serve_app.access import Gate
+from serve_app.deploy import is_loopback
 from serve_app.keys import ring
 from serve_app.quota import Limiter, shared_ledger
 
 APP = "detect_ai"
 DEPLOYMENT = "Detector"
+LOOK_BACK_S = 12.0  # of the load that autoscaling goes by; Serve measures every 10 seconds
 WARM_UP_WORDS = (8, 100, 1000)
 
 
@@ -45,7 +47,7 @@ class Replica:
         from serve_app.service import Service
 
         # Threads of a matrix product belong to the thread that asks for it: the model has one, and keeps it.
-        model = ThreadPoolExecutor(1, "model", torch.set_num_threads, (config.threads_per_replica,))
+        model = ThreadPoolExecutor(1, "model", torch.set_num_threads, (threads(config),))
         detector = load(config, storage_root, version)
         model.submit(warm_up, detector).result()
         self.service = Service(detector, config, model)
@@ -65,6 +67,15 @@ class Replica:
         """Ask Serve for another replica when this one's batches have stopped."""
         if not self.service.batcher.alive:
             raise RuntimeError("the batcher has stopped")
+
+
+def threads(config: ServeConfig) -> int:
+    """Threads of the model in a replica, so that all replicas of a machine have one for each core and no more."""
+    if config.threads_per_replica:
+        return config.threads_per_replica
+    if is_loopback(config.host):  # one machine: Ray's CPUs may be more than its cores
+        return max(1, (os.cpu_count() or 1) // config.max_replicas)
+    return max(1, int(config.cpus_per_replica))
 
 
 def load(config: ServeConfig, storage_root: str, version: str) -> Detector:
@@ -109,6 +120,9 @@ def build(
             min_replicas=config.min_replicas,
             max_replicas=config.max_replicas,
             target_ongoing_requests=config.target_ongoing_requests,
+            upscale_delay_s=config.upscale_delay_s,
+            downscale_delay_s=config.downscale_delay_s,
+            look_back_period_s=LOOK_BACK_S,
         ),
         graceful_shutdown_wait_loop_s=1,
         # What is in flight has its own bound; the rest is time to answer.

@@ -32,7 +32,6 @@ AT_LEAST_ONE = [
     "evaluation.attack_texts",
     "serve.target_ongoing_requests",
     "serve.max_queued_requests",
-    "serve.threads_per_replica",
     "serve.batch_tokens",
     "serve.max_texts",
     "serve.max_chars",
