@@ -1,0 +1,163 @@
+"""Operation without surprises, shown under load: replicas killed, versions replaced, overload, a long run, autoscaling."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+import ray
+from ray import serve
+from ray.serve._private.common import ReplicaState
+
+from detect_ai.cluster import free_port
+from detect_ai.config import Config, ServeConfig
+from detect_ai.detector import Detector
+from detect_ai.registry import Registry
+from detect_ai.storage import Storage
+from serve_app.app import APP, DEPLOYMENT
+from serve_app.deploy import deploy, stop
+from tests import tiny
+from tests.e2e.load import Load, replicas
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+SOAK_S = 600
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@contextmanager
+def serving(encoder: Path, store: Storage, **settings: object) -> Iterator[tuple[str, Config]]:
+    """The service, as a test wants it."""
+    config = tiny.config(encoder, Path(store.root))
+    config.serve = replace(ServeConfig(port=free_port(), cpus_per_replica=1, threads_per_replica=1), **settings)
+    try:
+        yield str(deploy(config, store)["url"]), config
+    finally:
+        stop(app=True, serve_too=True)
+
+
+def running() -> int:
+    """Replicas that answer."""
+    states = serve.status().applications[APP].deployments[DEPLOYMENT].replica_states
+    return states.get(ReplicaState.RUNNING, 0)
+
+
+async def wait_for(reached: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.2)
+
+
+def test_a_killed_replica_costs_no_answer_but_for_one_retry(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
+    with serving(encoder, store, min_replicas=2, max_replicas=2) as (url, _):
+        load = Load(url, Detector.load(tiny_bundle), retries=1)
+
+        async def scenario() -> None:
+            async with load.during(clients=8) as seen:
+                for share in (3_000, 6_000):
+                    await wait_for(lambda: len(seen.statuses) >= share, 300)  # noqa: B023 - awaited at once
+                    replicas()[0].kill()
+                await wait_for(lambda: len(seen.statuses) >= 10_000, 300)
+                await wait_for(lambda: running() == 2, 60)
+
+        asyncio.run(scenario())
+        seen = load.seen
+        print(f"{len(seen.statuses)} requests, {seen.succeeded:.4%} succeeded, {len(seen.wrong)} wrong")
+        assert len(seen.statuses) >= 10_000
+        assert seen.succeeded >= 0.999
+        assert seen.wrong == []
+
+
+def test_a_rolling_update_fails_no_request(
+    encoder: Path, store: Storage, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    registry = Registry(store)
+    before = registry.require_champion()
+    tiny.make_bundle(tmp_path / "next", encoder, seed=1)
+    after = registry.add(tmp_path / "next")
+    with serving(encoder, store, min_replicas=2, max_replicas=2) as (url, config):
+        load = Load(url, Detector.load(tiny_bundle), Detector.load(tmp_path / "next"))
+
+        async def scenario() -> None:
+            async with load.during(clients=8) as seen:
+                for version in (after, before, after):
+                    config.serve.version = version
+                    await asyncio.to_thread(deploy, config, store)
+                    at = len(seen.versions)
+                    await wait_for(lambda: len(seen.versions) >= at + 300, 60)  # noqa: B023 - awaited at once
+
+        asyncio.run(scenario())
+        assert set(load.seen.statuses) == {200}
+        assert load.seen.wrong == []
+        assert set(load.seen.versions) == {before, after}
+        assert set(load.seen.versions[-50:]) == {after}
+
+
+def test_overload_is_refused_quickly_and_the_rest_answered_in_time(
+    encoder: Path, store: Storage, tiny_bundle: Path
+) -> None:
+    settings = {"max_replicas": 1, "batch_tokens": 2048, "max_wait_s": 0.25, "max_ongoing_requests": 512}
+    with serving(encoder, store, **settings) as (url, _):
+        detector = Detector.load(tiny_bundle)
+
+        def asked(clients: int) -> Load:
+            load, ends = Load(url, detector, words=(1500, 2500)), time.monotonic() + 20
+            asyncio.run(load.run(clients, lambda: time.monotonic() > ends))
+            return load
+
+        full, over = asked(4).seen, asked(64).seen
+        print(f"p99 {full.quantile(0.99):.3f} s at a full batch, {over.quantile(0.99):.3f} s at overload")
+        print(f"{len(over.refused)} of {len(over.statuses)} refused")
+        assert set(full.statuses) == {200}
+        assert set(over.statuses) == {200, 503}
+        assert over.quantile(0.99) <= 2 * max(full.quantile(0.99), settings["max_wait_s"])
+
+
+def test_replicas_come_with_load_and_go_without_it(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
+    settings = {"min_replicas": 0, "max_replicas": 3, "target_ongoing_requests": 2, "downscale_delay_s": 5}
+    with serving(encoder, store, **settings, upscale_delay_s=1) as (url, _):
+        load = Load(url, Detector.load(tiny_bundle))
+
+        async def scenario() -> None:
+            async with load.during(clients=16):
+                await wait_for(lambda: running() == 3, 120)
+            await wait_for(lambda: running() == 0, 120)
+            response = await asyncio.to_thread(httpx.get, f"{url}/readyz", timeout=60)  # comes up again for it
+            assert response.status_code == 200
+            assert running() >= 1
+
+        asyncio.run(scenario())
+        assert set(load.seen.statuses) == {200}
+        assert load.seen.wrong == []
+
+
+def test_a_long_run_takes_no_more_memory(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
+    with serving(encoder, store, max_replicas=1) as (url, _):
+        load = Load(url, Detector.load(tiny_bundle), words=(20, 600))
+        found: list[int] = []
+
+        async def scenario() -> None:
+            (process,) = replicas()
+            async with load.during(clients=8):
+                for _ in range(20):
+                    await asyncio.sleep(SOAK_S / 20)
+                    found.append(process.memory_info().rss)
+
+        asyncio.run(scenario())
+        megabytes = [round(rss / 1e6) for rss in found]
+        print(f"{len(load.seen.statuses)} requests; resident megabytes {megabytes}")
+        assert set(load.seen.statuses) == {200}
+        settled, last = found[4:10], found[-6:]
+        assert sum(last) / len(last) <= 1.02 * sum(settled) / len(settled)
