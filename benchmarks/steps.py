@@ -37,12 +37,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", help="Parquet file or folder with columns `text` and `label`; else the sample")
     parser.add_argument("--documents", type=int, default=352, help="of training")
+    parser.add_argument("--words", type=int, help="read so many words of a text, as benchmarks/train.py for its losses")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as scratch:
-        job = prepared(Path(scratch), "minilm", options.texts, options.documents)
+        job = prepared(Path(scratch), "minilm", options.texts, options.documents, words=options.words)
         corpus = corpus_of(settings(job))
         splits = {s: (token_ids(settings(job), corpus, s), corpus.labels(s)) for s in ("train", "validation")}
         found: dict[str, list[dict[str, float]]] = {plan: [] for plan in PLANS}
