@@ -1,9 +1,12 @@
-"""The version before the champion becomes champion again: python jobs/rollback.py."""
+"""The version before the champion becomes champion again, and the service agrees: python jobs/rollback.py."""
 
 import sys
+from pathlib import Path
 
-from detect_ai.publishing import rollback
 from detect_ai.stage import run_job
 
 if __name__ == "__main__":
-    sys.exit(run_job("rollback", rollback))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # serve_app lives in the checkout, beside jobs/
+    from serve_app.deploy import rollback_service
+
+    sys.exit(run_job("rollback", rollback_service))

@@ -15,6 +15,7 @@ from detect_ai import bundle
 from detect_ai.cluster import connect, require_free_port, require_resources
 from detect_ai.config import Config, ServeConfig
 from detect_ai.errors import ConfigError, ResourceError
+from detect_ai.publishing import rollback
 from detect_ai.registry import Registry
 from detect_ai.storage import Storage
 from serve_app.keys import ENVIRONMENT, ring
@@ -79,6 +80,29 @@ def deploy_to_cluster(config: Config, storage: Storage) -> dict[str, Any]:
             "without a cluster: DETECT_AI_STORAGE_ROOT=… make serve"
         )
     return deploy(config, storage)
+
+
+def rollback_service(config: Config, storage: Storage) -> dict[str, Any]:
+    """Make the version before the champion champion again; a service on the cluster that is named answers with it.
+
+    Raises:
+        RegistryError: there is no version before.
+        ResourceError: it did not start; the service goes on as it was, the champion is moved.
+    """
+    result = rollback(config, storage)
+    if cluster_stays():
+        connect()
+        if is_serving():
+            config.serve.version = ""
+            result["deploy"] = deploy(config, storage)
+    return result
+
+
+def is_serving() -> bool:
+    """Whether the application runs on this cluster; starts nothing."""
+    from ray.serve.context import _get_global_client
+
+    return _get_global_client(raise_if_no_controller_running=False) is not None and is_deployed()
 
 
 def require_place(config: ServeConfig) -> None:
