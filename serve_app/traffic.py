@@ -37,7 +37,7 @@ class Traffic:
         shadow: Service | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
-        self.main, self._canary, self._share, self._shadow = main, canary, canary_share, shadow
+        self.main, self.canary, self.canary_share, self.shadow = main, canary, canary_share, shadow
         self._telemetry = telemetry or Telemetry()
         self._comparing: set[asyncio.Task[None]] = set()
         if shadow is not None:
@@ -45,30 +45,31 @@ class Traffic:
 
     def of(self, caller: str) -> Service:
         """The version that answers a caller (the id of a key, or of a request without one)."""
-        if self._canary is None:
+        if self.canary is None:
             return self.main
         drawn = int.from_bytes(hashlib.blake2b(caller.encode(), digest_size=8).digest()) / 2**64
-        return self._canary if drawn < self._share else self.main
+        return self.canary if drawn < self.canary_share else self.main
 
     @property
-    def _services(self) -> list[Service]:
-        return [service for service in (self.main, self._canary, self._shadow) if service is not None]
+    def services(self) -> list[Service]:
+        """All versions."""
+        return [service for service in (self.main, self.canary, self.shadow) if service is not None]
 
     @property
     def alive(self) -> bool:
         """Whether texts handed in now will be judged, by whichever version."""
-        return all(service.batcher.alive for service in self._services)
+        return all(service.batcher.alive for service in self.services)
 
     def start(self) -> None:
         """Begin to work, on the running event loop."""
-        for service in self._services:
+        for service in self.services:
             service.batcher.start()
 
     async def close(self) -> None:
         """Take no more work, finish what was taken."""
         for task in self._comparing:
             task.cancel()
-        await asyncio.gather(*(service.batcher.close() for service in self._services))
+        await asyncio.gather(*(service.batcher.close() for service in self.services))
 
     def _shadowed(self, texts: Sequence[str], verdicts: Sequence[Verdict]) -> None:
         if self.main.batcher.waiting_tokens or len(self._comparing) >= MAX_SHADOWED:
@@ -78,9 +79,9 @@ class Traffic:
         task.add_done_callback(self._comparing.discard)
 
     async def _compare(self, texts: list[str], verdicts: list[Verdict]) -> None:
-        assert self._shadow is not None
+        assert self.shadow is not None
         try:
-            others = await self._shadow.judge(texts)
+            others = await self.shadow.judge(texts)
         except (QueueFullError, ClosedError):
             return
         except Exception as error:  # the shadow fails alone; its message may hold a part of a text
