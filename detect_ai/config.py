@@ -237,6 +237,9 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     version: str = ""  # empty: the champion
+    canary: str = ""  # a version that answers a share of the callers
+    canary_share: float = 0.05
+    shadow: str = ""  # a version that judges what was answered, for the metrics alone
     min_replicas: int = 1
     max_replicas: int = 2
     target_ongoing_requests: int = 16
@@ -255,6 +258,8 @@ class ServeConfig:
     max_chars: int = 200_000  # of a request, all its texts together
     max_tokens: int = 100_000  # the same, as the model reads them
     max_body_bytes: int = 1_000_000
+    cache_texts: int = 0  # scores kept by a hash of what was read; 0: none
+    cors_origins: list[str] = field(default_factory=list)  # of pages elsewhere that may ask
     keys_file: str = "auth/keys.json"  # under storage.root; `python -m serve_app.keys` writes it
     keys_refresh_s: float = 5  # a key that was revoked is refused after so long
     rate_per_minute: int = 0  # texts of a key without a rate of its own, or of all without keys; 0: no limit

@@ -265,6 +265,7 @@ def _range_rules(c: Config) -> list[Rule]:
         "serve.min_replicas": c.serve.min_replicas,
         "serve.rate_per_minute": c.serve.rate_per_minute,
         "serve.threads_per_replica": c.serve.threads_per_replica,
+        "serve.cache_texts": c.serve.cache_texts,
         "serve.upscale_delay_s": c.serve.upscale_delay_s,
         "serve.downscale_delay_s": c.serve.downscale_delay_s,
         "calibration.min_tokens": c.calibration.min_tokens,
@@ -282,7 +283,11 @@ def _range_rules(c: Config) -> list[Rule]:
         "model.dropout": c.model.dropout,
         "model.attention_dropout": c.model.attention_dropout,
     }
-    closed = {"gate.min_auroc": c.gate.min_auroc, "gate.max_auroc_drop": c.gate.max_auroc_drop}
+    closed = {
+        "serve.canary_share": c.serve.canary_share,
+        "gate.min_auroc": c.gate.min_auroc,
+        "gate.max_auroc_drop": c.gate.max_auroc_drop,
+    }
     return [
         *((k, v, v >= 1, "at least 1") for k, v in at_least_one.items()),
         *((k, v, 0 < v < math.inf, "a finite number above 0") for k, v in above_zero.items()),

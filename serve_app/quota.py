@@ -130,7 +130,8 @@ class Limiter:
         """Give back what has been idle, and pay what is owed."""
         now = self._clock()
         for key, account in list(self._accounts.items()):
-            if now - account.used < IDLE_S or account.asking.locked():
+            is_idle = now - account.used >= IDLE_S or account.balance < 0
+            if account.asking.locked() or not is_idle:
                 continue
             want, account.balance = -account.balance, 0.0
             if want:

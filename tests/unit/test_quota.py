@@ -107,11 +107,30 @@ def test_a_request_of_many_texts_is_let_in_and_paid_for_afterwards() -> None:
     async def scenario() -> None:
         replica = world.replica()
         await replica.admit("k", 60)
-        replica.spend("k", 119)  # with the first, two minutes' worth; one minute's was there
+        replica.spend("k", 89)  # with the first, a minute and a half's worth; a minute's was there
         with pytest.raises(TooManyError) as refused:
             await replica.admit("k", 60)
-        assert refused.value.retry_after_s == 61
-        world.now += 61
+        assert refused.value.retry_after_s == 31
+        world.now += 31
+        await replica.admit("k", 60)
+
+    run(scenario())
+
+
+def test_a_debt_of_many_minutes_is_paid_at_the_rate() -> None:
+    world = World()
+
+    async def scenario() -> None:
+        replica = world.replica()
+        await replica.admit("k", 60)
+        replica.spend("k", 299)
+        for _ in range(48):
+            world.now += 5
+            await replica.settle()
+            with pytest.raises(TooManyError):
+                await replica.admit("k", 60)
+        world.now += 5
+        await replica.settle()
         await replica.admit("k", 60)
 
     run(scenario())

@@ -35,6 +35,7 @@ AT_LEAST_ONE = [
     "serve.batch_tokens",
     "serve.max_texts",
     "serve.max_chars",
+    "serve.max_tokens",
     "serve.max_body_bytes",
 ]
 POSITIVE = [
@@ -44,6 +45,8 @@ POSITIVE = [
     "score.cpus_per_worker",
     "serve.cpus_per_replica",
     "serve.request_timeout_s",
+    "serve.keys_refresh_s",
+    "serve.max_wait_s",
     "train.attack_weight",
     "train.resize_every_s",
 ]
@@ -58,6 +61,11 @@ NATURAL = [
     "train.checkpoint_every",
     "train.max_failures",
     "sweep.max_concurrent",
+    "serve.rate_per_minute",
+    "serve.threads_per_replica",
+    "serve.cache_texts",
+    "serve.upscale_delay_s",
+    "serve.downscale_delay_s",
     "calibration.min_tokens",
     "evaluation.mixed_documents",
     "evaluation.bootstrap",
@@ -71,7 +79,7 @@ DIMENSION = "a list of values, or a range {low: …, high: …, log: …}"
 REGISTERS = "none, or two or more with sources of their own"
 SPLIT = {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}
 SHARES = ["train.warmup", "train.label_smoothing", "model.dropout", "model.attention_dropout", "corpus.augment_share"]
-CLOSED = ["gate.min_auroc", "gate.max_auroc_drop"]
+CLOSED = ["serve.canary_share", "gate.min_auroc", "gate.max_auroc_drop"]
 
 
 def source(**fields):
