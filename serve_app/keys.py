@@ -121,7 +121,7 @@ def parse(text: str, where: str) -> list[ApiKey]:
 def _explained(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))
-    return f"expected {{\"keys\": [...]}} as `python -m serve_app.keys create` writes it: {place}: {first['msg']}"
+    return f'expected {{"keys": [...]}} as `python -m serve_app.keys create` writes it: {place}: {first["msg"]}'
 
 
 def read(storage: Storage, name: str) -> list[ApiKey]:
@@ -142,7 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--root", default=os.environ.get("DETECT_AI_STORAGE_ROOT", ""), help="storage root; DETECT_AI_STORAGE_ROOT"
     )
-    parser.add_argument("--file", default=ServeConfig.keys_file, help="under the root, as serve.keys_file (%(default)s)")
+    parser.add_argument(
+        "--file", default=ServeConfig.keys_file, help="under the root, as serve.keys_file (%(default)s)"
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     create = verbs.add_parser("create", help="make a key and print it, once")
     create.add_argument("name", help="whose it is")

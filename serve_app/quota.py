@@ -143,7 +143,9 @@ class Limiter:
         try:
             return await asyncio.wait_for(self._lease(key, account.rate, want), ANSWER_S)
         except Exception as error:  # a dead actor, a lost node: Ray starts it again; nobody is refused meanwhile
-            logger.warning("The actor of the rate limits did not answer (%s): counting here alone", type(error).__name__)
+            logger.warning(
+                "The actor of the rate limits did not answer (%s): counting here alone", type(error).__name__
+            )
             return self._alone.lease(key, account.rate, want)
 
 

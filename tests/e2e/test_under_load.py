@@ -80,9 +80,7 @@ def test_a_killed_replica_costs_no_answer_but_for_one_retry(encoder: Path, store
         assert seen.wrong == []
 
 
-def test_a_rolling_update_fails_no_request(
-    encoder: Path, store: Storage, tiny_bundle: Path, tmp_path: Path
-) -> None:
+def test_a_rolling_update_fails_no_request(encoder: Path, store: Storage, tiny_bundle: Path, tmp_path: Path) -> None:
     registry = Registry(store)
     before = registry.require_champion()
     tiny.make_bundle(tmp_path / "next", encoder, seed=1)

@@ -48,7 +48,9 @@ def test_a_valid_key_is_let_in_and_no_other() -> None:
         assert token not in problem.detail
 
 
-@pytest.mark.parametrize("path", ["/v1/detect", "/v1/model", "/predict", "/v1/detect/file", "/anything", "//", "/docs/x"])
+@pytest.mark.parametrize(
+    "path", ["/v1/detect", "/v1/model", "/predict", "/v1/detect/file", "/anything", "//", "/docs/x"]
+)
 def test_every_path_but_the_open_ones_wants_a_key(path: str) -> None:
     assert refusal(gate(KeyRing), path, method="GET").status == 401
 
@@ -61,7 +63,9 @@ def test_pages_and_health_are_open(path: str) -> None:
 def test_scopes_are_kept_apart() -> None:
     (user, one), (chief, two) = made("user"), made("chief", [Scope.ADMIN])
     closed = gate(lambda: KeyRing([one, two]))
-    assert refusal(closed, "/v1/admin/status", user).detail.endswith("has the scope detect; the scope admin is needed here.")
+    assert refusal(closed, "/v1/admin/status", user).detail == (
+        "This key has the scope detect; the scope admin is needed here."
+    )
     assert refusal(closed, "/v1/detect", chief).status == 403
     assert ask(closed, "/v1/admin/status", chief) == two.id
 
