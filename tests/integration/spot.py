@@ -56,7 +56,7 @@ def main() -> None:
     training.join()
     ray.shutdown()
     machines.shutdown()
-    print(json.dumps({"history": found[0].history, "checkpoint": found[0].checkpoint}))  # noqa: T201
+    print(json.dumps({"history": found[0].history, "checkpoint": found[0].checkpoint}))
 
 
 if __name__ == "__main__":
