@@ -70,7 +70,7 @@ class KeyRing:
         self.keys = {key.id: key for key in keys}
 
     def find(self, token: str) -> ApiKey | None:
-        """The key that a token is, unless it is none or has expired. Takes as long for a wrong one as for a right one."""
+        """The key that a token is, unless it is none or has expired. A wrong one takes as long as a right one."""
         parsed = _TOKEN.fullmatch(token)
         key = self.keys.get(parsed[1]) if parsed else None
         is_right = hmac.compare_digest(digest(token), key.sha256 if key else _NOBODY)

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 logger = logging.getLogger("ray.serve")
 
@@ -153,7 +154,7 @@ def shared_ledger() -> Lease:
     """The one actor of the cluster, started when it is not there."""
     import ray
 
-    actor = (
+    actor: Any = (
         ray.remote(Ledger)
         .options(
             name="quota",

@@ -38,12 +38,10 @@ class RayTelemetry(Telemetry):
         from ray.serve import metrics
 
         def counter(name: str, description: str, *tags: str) -> metrics.Counter:
-            return metrics.Counter(f"detect_ai_{name}", description=description, tag_keys=tags)
+            return metrics.Counter(f"detect_ai_{name}", description, tags)  # type: ignore[arg-type]
 
         def histogram(name: str, description: str, edges: list[float], *tags: str) -> metrics.Histogram:
-            return metrics.Histogram(
-                f"detect_ai_{name}", description=description, boundaries=list(edges), tag_keys=tags
-            )
+            return metrics.Histogram(f"detect_ai_{name}", description, list(edges), tags)  # type: ignore[arg-type]
 
         self._texts = counter("texts", "Texts judged, by label and version.", "label", "model_version")
         self._refused = counter("refused", "Requests answered with a problem, by status.", "status")

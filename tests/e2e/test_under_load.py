@@ -1,4 +1,4 @@
-"""Operation without surprises, shown under load: replicas killed, versions replaced, overload, a long run, autoscaling."""
+"""Operation without surprises, under load: replicas killed, versions replaced, overload, soak, autoscaling."""
 
 from __future__ import annotations
 
