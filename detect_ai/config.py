@@ -250,7 +250,15 @@ class ServeConfig:
     batch_tokens: int = 8192  # padded tokens in one forward pass
     max_texts: int = 256  # in a request
     max_chars: int = 200_000  # of a request, all its texts together
-    max_body_bytes: int = 1_000_000
+    max_explain_tokens: int = 400_000  # that `explain` may read: tokens of each text times its sentences
+    max_body_bytes: int = 1_000_000  # of a request; of a line in a stream
+    stream_lines: int = 128  # of one stream that are worked on at once
+    stream_backlog_bytes: int = 16_000_000  # of one stream that came and are not answered yet
+    max_files: int = 16  # in a request
+    max_file_bytes: int = 10_000_000
+    max_upload_bytes: int = 20_000_000  # of a request with files
+    max_pages: int = 500  # of a PDF
+    file_timeout_s: float = 10  # for finding the text in a Word or PDF file
 
 
 @dataclass

@@ -239,7 +239,14 @@ def _range_rules(c: Config) -> list[Rule]:
         "serve.batch_tokens": c.serve.batch_tokens,
         "serve.max_texts": c.serve.max_texts,
         "serve.max_chars": c.serve.max_chars,
+        "serve.max_explain_tokens": c.serve.max_explain_tokens,
         "serve.max_body_bytes": c.serve.max_body_bytes,
+        "serve.stream_lines": c.serve.stream_lines,
+        "serve.stream_backlog_bytes": c.serve.stream_backlog_bytes,
+        "serve.max_files": c.serve.max_files,
+        "serve.max_file_bytes": c.serve.max_file_bytes,
+        "serve.max_upload_bytes": c.serve.max_upload_bytes,
+        "serve.max_pages": c.serve.max_pages,
     }
     above_zero = {
         "train.lr": c.train.lr,
@@ -250,6 +257,7 @@ def _range_rules(c: Config) -> list[Rule]:
         "score.cpus_per_worker": c.score.cpus_per_worker,
         "serve.cpus_per_replica": c.serve.cpus_per_replica,
         "serve.request_timeout_s": c.serve.request_timeout_s,
+        "serve.file_timeout_s": c.serve.file_timeout_s,
     }
     at_least_zero = {
         "seed": c.seed,

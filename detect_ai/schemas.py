@@ -68,6 +68,16 @@ class Verdict(BaseModel):
     model_version: str
 
 
+class Problem(BaseModel):
+    """An error in the form of RFC 9457 (`application/problem+json`)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str = Field(description="What was expected, what was found, and how to mend it; never a part of a text")
+    request_id: str
+
+
 class DetectRequest(BaseModel):
     """One text or many."""
 
@@ -111,6 +121,24 @@ class DetectResponse(BaseModel):
     model_version: str
     verdicts: list[Verdict]
     seconds: float = Field(description="Time spent on this request in the replica")
+
+
+class StreamOptions(BaseModel):
+    """What `/v1/detect/stream` takes as query parameters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    target_fpr: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="One of the targets that /v1/model lists; the model's default when left out"
+    )
+    return_spans: bool = Field(default=False, description="Score each sentence too")
+    explain: bool = Field(default=False, description="Say of each sentence what becomes of the text's score without it")
+
+
+class FileOptions(StreamOptions):
+    """What `/v1/detect/file` takes as form fields beside `files`."""
+
+    return_text: bool = Field(default=False, description="Return the text found in each file, which spans point into")
 
 
 class FileVerdict(BaseModel):
@@ -228,13 +256,3 @@ class ModelInfo(BaseModel):
     normaliser_version: int
     limits: dict[str, int]
     guarantee: str
-
-
-class Problem(BaseModel):
-    """An error in the form of RFC 9457 (`application/problem+json`)."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str = Field(description="What was expected, what was found, and how to mend it; never a part of a text")
-    request_id: str
