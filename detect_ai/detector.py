@@ -315,9 +315,7 @@ def with_effects(spans: Sequence[Span], whole: float, others: Iterable[float]) -
         whole: log-odds of the text.
         others: log-odds of the text without each sentence, in order.
     """
-    return [
-        span.model_copy(update={"effect": float(whole - other)}) for span, other in zip(spans, others, strict=True)
-    ]
+    return [span.model_copy(update={"effect": float(whole - other)}) for span, other in zip(spans, others, strict=True)]
 
 
 def _ai_fraction(spans: Sequence[Span]) -> float:

@@ -172,7 +172,7 @@ def document_text(part: IO[bytes], max_chars: int) -> str:
 
 
 def pdf_text(content: bytes, limits: Limits) -> str:
-    """The text of all pages, in their order. Raises RefusedError without any, beyond the bounds or behind a password."""
+    """The text of all pages, in order. Raises RefusedError without any, beyond the bounds or behind a password."""
     from pypdf import PdfReader
     from pypdf.errors import DependencyError
 

@@ -37,7 +37,10 @@ _REFUSALS = {
     "unpacked": (413, "This document unpacks to {found} bytes, which is more than is read: send its text as .txt."),
     "memory": (413, "Reading the file takes more memory than there is for one: send its text as .txt."),
     "encrypted": (422, "The file is protected by a password: save it without one."),
-    "scanned": (422, "No text stands in the {found} pages of this PDF, it may be scanned: recognise its text (OCR) first."),
+    "scanned": (
+        422,
+        "No text stands on the pages of this PDF ({found}), it may be scanned: recognise its text first.",
+    ),
     "not_word": (415, "Expected a Word document (.docx), found another archive: save it as .docx."),
     "damaged": (422, "The file is damaged, it cannot be read as {kind}: open it and save it again."),
 }
@@ -105,7 +108,7 @@ def kind_of(upload: Upload) -> str:
         )
     found = content_kind(upload.content, kind)
     if found != kind:
-        raise ProblemError(415, f"The file is named as {NAMES[kind]} but holds {CONTENTS[found]}: give it its own ending.")
+        raise ProblemError(415, f"The file is named as {NAMES[kind]} but holds {CONTENTS[found]}: rename it.")
     return kind
 
 

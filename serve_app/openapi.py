@@ -46,7 +46,7 @@ _SCANNED = {
     "type": "about:blank",
     "title": "Unprocessable Entity",
     "status": 422,
-    "detail": "No text stands in the 3 pages of this PDF, it may be scanned: recognise its text (OCR) first.",
+    "detail": "No text stands on the pages of this PDF (3), it may be scanned: recognise its text first.",
     "request_id": _ANSWERED["request_id"],
 }
 
@@ -114,7 +114,7 @@ _FORM = {
         **inlined(FileOptions)["properties"],
     },
 }
-_LINES = '{{"id": 1, "text": "{text}"}}\n{{"id": 2, "text": "{text}"}}\n'.format(text=TEXT)
+_LINES = f'{{"id": 1, "text": "{TEXT}"}}\n{{"id": 2, "text": "{TEXT}"}}\n'
 
 DETECT: dict[str, Any] = {
     "responses": {**_answer("application/json", {**_ANSWERED, "verdicts": [_VERDICT], "seconds": 0.0121}), **PROBLEMS},

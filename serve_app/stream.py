@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 from pydantic import ValidationError
 from starlette.datastructures import Headers, QueryParams
@@ -44,10 +45,8 @@ def options_of(query: QueryParams) -> Wanted:
 def seconds_allowed(headers: Headers, config: ServeConfig) -> float | None:
     """How long a stream may take before Serve's proxy would cut it off; None for ever."""
     seconds = PROXY_TIMEOUTS * config.request_timeout_s
-    try:
+    with suppress(ValueError):
         seconds = float(headers.get(TIMEOUT_HEADER, seconds))
-    except ValueError:
-        pass
     return seconds - min(MARGIN_S, seconds / 4) if 0 < seconds < math.inf else None
 
 

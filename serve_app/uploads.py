@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 
 from pydantic import ValidationError
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -40,14 +41,17 @@ async def read_form(request: Request, config: ServeConfig) -> tuple[list[Upload]
     )
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        if error.message.startswith("Too many files"):
+    except (MultiPartException, FormParserError) as error:
+        if str(getattr(error, "message", "")).startswith("Too many files"):
             raise ProblemError(
                 413, f"More than {config.max_files} files, at most {config.max_files} are read: send several requests."
             ) from None
-        raise ProblemError(400, "The body is not valid multipart/form-data with a `boundary` and named parts.") from None
-    uploads = [Upload(file_name(each.filename or ""), await each.read()) for each in files_of(form)]
-    return uploads, options_of(form)
+        raise ProblemError(400, "The body is not valid multipart/form-data, parted by its `boundary`.") from None
+    try:
+        uploads = [Upload(file_name(each.filename or ""), await each.read()) for each in files_of(form)]
+        return uploads, options_of(form)
+    finally:
+        await form.close()
 
 
 def files_of(form: FormData) -> list[UploadFile]:
@@ -86,12 +90,16 @@ async def judge_files(service: Service, uploads: Sequence[Upload], options: File
         return service.read_normalised([text for text in found if isinstance(text, str)], normalised, wanted)
 
     def say(verdicts: list[Verdict]) -> bytes:
-        return FilesResponse(
-            request_id=request_id,
-            model_version=service.detector.version,
-            files=_entries(uploads, found, verdicts, options.return_text, request_id),
-            seconds=round(time.perf_counter() - started, 6),
-        ).model_dump_json().encode()
+        return (
+            FilesResponse(
+                request_id=request_id,
+                model_version=service.detector.version,
+                files=_entries(uploads, found, verdicts, options.return_text, request_id),
+                seconds=round(time.perf_counter() - started, 6),
+            )
+            .model_dump_json()
+            .encode()
+        )
 
     return await service.judge(read, say)
 

@@ -1,11 +1,10 @@
-"""Requests nobody thought of: made from the specification, and bodies torn at random. No 5xx, and no word of internals."""
+"""Requests nobody thought of: made from the specification, and bodies torn at random. No 5xx, no word of internals."""
 
 from __future__ import annotations
 
 import json
 import random
 import re
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -15,7 +14,9 @@ from tests import office, tiny
 
 CANARY = "canary6b1e"
 TEXT = f"{CANARY} {tiny.text('human', random.Random(1), 30)}"
-INTERNALS = re.compile(rb"Traceback|\.py\b|site-packages|pydantic|starlette|fastapi|0x[0-9a-f]{8}|ray\.|Errno", re.ASCII)
+INTERNALS = re.compile(
+    rb"Traceback|\.py\b|site-packages|pydantic|starlette|fastapi|0x[0-9a-f]{8}|ray\.|Errno", re.ASCII
+)
 TOKENS = [
     *(b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"\n", b"\0", b"\xff", b"\xed\xa0\x80", b"\\ud800", b"\\u0000"),
     *(b"null", b"true", b"NaN", b"-Infinity", b"1e999", b"-0", b"9" * 400, b"[" * 2000, b"\xf0\x9f\x99\x82"),

@@ -54,7 +54,9 @@ def test_files_of_all_kinds_are_judged_in_their_order(client: httpx.Client, tiny
     answer = client.post("/v1/detect/file", files=files, data={"target_fpr": "0.1", "return_text": "true"}).json()
     assert [each["name"] for each in answer["files"]] == ["a.txt", "b.md", "c.docx", "d.pdf"]
     assert [each["problem"] for each in answer["files"]] == [None] * 4
-    for found, text, expected in zip(answer["files"], texts, Detector.load(tiny_bundle).detect(texts, 0.1), strict=True):
+    for found, text, expected in zip(
+        answer["files"], texts, Detector.load(tiny_bundle).detect(texts, 0.1), strict=True
+    ):
         assert found["text"].split() == text.split()
         assert found["num_chars"] == len(found["text"])
         assert found["verdict"]["probability"] == pytest.approx(expected.probability, abs=1e-5)
@@ -83,6 +85,7 @@ def test_spans_of_a_file_point_into_its_text(client: httpx.Client) -> None:
     assert [file["text"][span["start"] : span["end"]] for span in spans] == ["One is.", "Two are."]
 
 
+A = sent(("a.txt", b"a"))
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 # name: (request, status, what the detail says)
 BAD_FORMS = {
@@ -92,13 +95,25 @@ BAD_FORMS = {
     "not a form": ({"content": CANARY.encode(), "headers": FORM}, 400, "not valid multipart"),
     "no files": ({"content": b"--b--\r\n", "headers": FORM}, 422, "`files`: expected one or more files"),
     "another name": ({"files": [("upload", ("a.txt", b"a"))]}, 422, "`files`: expected one or more files"),
-    "a field": ({"data": {"files": CANARY}, "files": sent(("a.txt", b"a"))}, 422, "`files`: expected one or more"),
-    "unknown field": ({"data": {"fpr": "1"}, "files": sent(("a.txt", b"a"))}, 422, "unknown field `fpr`: expected files"),
-    "odd flag": ({"data": {"return_spans": CANARY}, "files": sent(("a.txt", b"a"))}, 422, "expected true or false"),
-    "odd target": ({"data": {"target_fpr": "x"}, "files": sent(("a.txt", b"a"))}, 422, "`target_fpr`: expected a number"),
-    "unknown target": ({"data": {"target_fpr": "0.3"}, "files": sent(("a.txt", b"a"))}, 422, "thresholds for 0.05, 0.1"),
+    "a field": ({"data": {"files": CANARY}, "files": A}, 422, "`files`: expected one or more"),
+    "unknown field": (
+        {"data": {"fpr": "1"}, "files": sent(("a.txt", b"a"))},
+        422,
+        "unknown field `fpr`: expected files",
+    ),
+    "odd flag": ({"data": {"return_spans": CANARY}, "files": A}, 422, "expected true or false"),
+    "odd target": (
+        {"data": {"target_fpr": "x"}, "files": sent(("a.txt", b"a"))},
+        422,
+        "`target_fpr`: expected a number",
+    ),
+    "unknown target": (
+        {"data": {"target_fpr": "0.3"}, "files": sent(("a.txt", b"a"))},
+        422,
+        "thresholds for 0.05, 0.1",
+    ),
     "too many": ({"files": sent(*[("a.txt", b"a")] * 17)}, 413, "More than 16 files, at most 16 are read"),
-    "long field": ({"data": {"target_fpr": "0" * 999}, "files": sent(("a.txt", b"a"))}, 400, "not valid multipart"),
+    "long field": ({"data": {"target_fpr": "0" * 999}, "files": A}, 400, "not valid multipart"),
     "too large": ({"files": sent(("a.txt", b" " * 20_000_000))}, 413, "at most 20000000 are read"),
 }
 
@@ -279,7 +294,11 @@ BAD_INPUTS = {
         422,
         "`parameters`[function_to_apply]: expected 'sigmoid' or 'softmax'",
     ),
-    "unknown": ({"inputs": "a", "parameters": {"temperature": 1}}, 422, "unknown field `temperature`: expected top_k or"),
+    "unknown": (
+        {"inputs": "a", "parameters": {"temperature": 1}},
+        422,
+        "unknown field `temperature`: expected top_k or",
+    ),
     "other form": ({"text": CANARY}, 422, "unknown field `text`: expected inputs or parameters"),
 }
 

@@ -72,7 +72,12 @@ BAD = {
     "PDF as text": ("a.txt", office.pdf(SENTENCE), 415, "named as a text but holds a PDF"),
     "Word as text": ("a.md", office.docx(SENTENCE), 415, "named as a text but holds an archive, such as a Word"),
     "PDF as Word": ("a.docx", office.pdf(SENTENCE), 415, "named as a Word document (.docx) but holds a PDF"),
-    "Word as PDF": ("a.pdf", office.docx(SENTENCE), 415, "named as a PDF but holds an archive, such as a Word document"),
+    "Word as PDF": (
+        "a.pdf",
+        office.docx(SENTENCE),
+        415,
+        "named as a PDF but holds an archive, such as a Word document",
+    ),
     "text as PDF": ("a.pdf", b"The council", 415, "named as a PDF but holds something else"),
     "text as Word": ("a.docx", b"The council", 415, "named as a Word document (.docx) but holds something else"),
     "old Word": ("a.docx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), 415, "old Office format, or protected by"),
@@ -96,7 +101,7 @@ BAD = {
     ),
     "crowd": ("a.docx", office.docx_of("<w:p/>", 2_500), 413, "holds 2502 files, at most 2000 are read"),
     "torn PDF": ("a.pdf", b"%PDF-1.7\nnothing", 422, "damaged, it cannot be read as a PDF"),
-    "scanned": ("a.pdf", office.pdf("", ""), 422, "No text stands in the 2 pages of this PDF, it may be scanned"),
+    "scanned": ("a.pdf", office.pdf("", ""), 422, "No text stands on the pages of this PDF (2), it may be scanned"),
     "password": ("a.pdf", office.pdf(SENTENCE, password="secret"), 422, "protected by a password: save it without"),
     "many pages": ("a.pdf", office.pdf_of(SHOW, 21), 413, "has 21 pages, at most 20 are read"),
 }

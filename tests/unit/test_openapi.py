@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def fields(model: type[BaseModel]) -> dict[str, str]:
     schema = model.model_json_schema()
 
     def kind(field: dict[str, Any]) -> str:
-        kinds = [kind(each) for each in field.get("anyOf", ())] or [field.get("type") or field["$ref"].split("/")[-1]]
-        return "|".join(each for each in kinds if each != "null") + ("?" if "null" in kinds else "")
+        parts = field.get("anyOf", [field])
+        kinds = [each.get("type") or each["$ref"].split("/")[-1] for each in parts]
+        return "|".join(each for each in kinds if each != "null") + "?" * ("null" in kinds)
 
     required = schema.get("required", [])
     return {name: kind(field) + ("!" if name in required else "") for name, field in schema["properties"].items()}
@@ -93,14 +95,15 @@ def test_every_post_has_a_body_an_example_answer_and_problems(spec: dict[str, An
 
 
 @pytest.mark.parametrize("path", ["/v1/detect", "/predict", "/v1/detect/stream"])
-def test_every_example_of_the_specification_is_answered(
-    tiny_bundle: Path, spec: dict[str, Any], path: str
-) -> None:
+def test_every_example_of_the_specification_is_answered(tiny_bundle: Path, spec: dict[str, Any], path: str) -> None:
     [(kind, body)] = spec["paths"][path]["post"]["requestBody"]["content"].items()
 
     async def scenario(client: Any, _: Any) -> list[int]:
         asked = [each["value"] for each in body["examples"].values()]
-        sent = [{"content": each, "headers": {"Content-Type": kind}} if isinstance(each, str) else {"json": each} for each in asked]
+        sent = [
+            {"content": each, "headers": {"Content-Type": kind}} if isinstance(each, str) else {"json": each}
+            for each in asked
+        ]
         return [(await client.post(path, **each)).status_code for each in sent]
 
     assert set(ask(Detector.load(tiny_bundle), scenario)) == {200}
