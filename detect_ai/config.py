@@ -257,12 +257,20 @@ class ServeConfig:
     max_texts: int = 256  # in a request
     max_chars: int = 200_000  # of a request, all its texts together
     max_tokens: int = 100_000  # the same, as the model reads them
-    max_body_bytes: int = 1_000_000
     cache_texts: int = 0  # scores kept by a hash of what was read; 0: none
     cors_origins: list[str] = field(default_factory=list)  # of pages elsewhere that may ask
     keys_file: str = "auth/keys.json"  # under storage.root; `python -m serve_app.keys` writes it
     keys_refresh_s: float = 5  # a key that was revoked is refused after so long
     rate_per_minute: int = 0  # texts of a key without a rate of its own, or of all without keys; 0: no limit
+    max_explain_tokens: int = 400_000  # that `explain` may read: tokens of each text times its sentences
+    max_body_bytes: int = 1_000_000  # of a request; of a line in a stream
+    stream_lines: int = 128  # of one stream that are worked on at once
+    stream_backlog_bytes: int = 16_000_000  # of one stream that came and are not answered yet
+    max_files: int = 16  # in a request
+    max_file_bytes: int = 10_000_000
+    max_upload_bytes: int = 20_000_000  # of a request with files
+    max_pages: int = 500  # of a PDF
+    file_timeout_s: float = 10  # for finding the text in a Word or PDF file
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -219,12 +219,14 @@ class Detector(Scorer):
         return spans if how == "windows" else self._with_effects(document, spans)
 
     def _with_effects(self, document: Document, spans: list[Span]) -> list[Span]:
+        whole, *others = self.score([document.input_ids, *self.without_each_sentence(document)])
+        return with_effects(spans, whole, others)
+
+    def without_each_sentence(self, document: Document) -> list[Ids]:
+        """The tokens of a document without its first sentence, without its second, and so on."""
         text = document.normalised.text
         without = [f"{text[:start].rstrip()} {text[end:].lstrip()}".strip() for start, end in sentences(text)]
-        whole, *others = self.score([document.input_ids, *self.tokenizer.encode(without)])
-        return [
-            span.model_copy(update={"effect": float(whole - other)}) for span, other in zip(spans, others, strict=True)
-        ]
+        return self.tokenizer.encode(without)
 
     def sentences(self, document: Document) -> list[Sentence]:
         """The sentences of a document, each with the tokens that it is scored on."""
@@ -303,6 +305,17 @@ class Detector(Scorer):
             found.append(Reason.OTHER_LANGUAGE)
         kind = not_prose(document.text)
         return [*found, Reason(kind)] if kind else found
+
+
+def with_effects(spans: Sequence[Span], whole: float, others: Iterable[float]) -> list[Span]:
+    """Spans of a text with what each adds to its score.
+
+    Args:
+        spans: its sentences.
+        whole: log-odds of the text.
+        others: log-odds of the text without each sentence, in order.
+    """
+    return [span.model_copy(update={"effect": float(whole - other)}) for span, other in zip(spans, others, strict=True)]
 
 
 def _ai_fraction(spans: Sequence[Span]) -> float:

@@ -239,7 +239,14 @@ def _range_rules(c: Config) -> list[Rule]:
         "serve.max_texts": c.serve.max_texts,
         "serve.max_chars": c.serve.max_chars,
         "serve.max_tokens": c.serve.max_tokens,
+        "serve.max_explain_tokens": c.serve.max_explain_tokens,
         "serve.max_body_bytes": c.serve.max_body_bytes,
+        "serve.stream_lines": c.serve.stream_lines,
+        "serve.stream_backlog_bytes": c.serve.stream_backlog_bytes,
+        "serve.max_files": c.serve.max_files,
+        "serve.max_file_bytes": c.serve.max_file_bytes,
+        "serve.max_upload_bytes": c.serve.max_upload_bytes,
+        "serve.max_pages": c.serve.max_pages,
     }
     above_zero = {
         "train.lr": c.train.lr,
@@ -252,6 +259,7 @@ def _range_rules(c: Config) -> list[Rule]:
         "serve.request_timeout_s": c.serve.request_timeout_s,
         "serve.keys_refresh_s": c.serve.keys_refresh_s,
         "serve.max_wait_s": c.serve.max_wait_s,
+        "serve.file_timeout_s": c.serve.file_timeout_s,
     }
     at_least_zero = {
         "seed": c.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -68,6 +68,16 @@ class Verdict(BaseModel):
     model_version: str
 
 
+class Problem(BaseModel):
+    """An error in the form of RFC 9457 (`application/problem+json`)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str = Field(description="What was expected, what was found, and how to mend it; never a part of a text")
+    request_id: str
+
+
 class DetectRequest(BaseModel):
     """One text or many."""
 
@@ -83,6 +93,11 @@ class DetectRequest(BaseModel):
         default=None, description="One of the targets that /v1/model lists; the model's default when left out"
     )
     return_spans: bool = Field(default=False, description="Score each sentence too")
+    explain: bool = Field(
+        default=False,
+        description="Say of each sentence what becomes of the text's score without it (`effect` of a span). Spans come "
+        "with it. The text is read once more for every sentence",
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> DetectRequest:
@@ -106,6 +121,111 @@ class DetectResponse(BaseModel):
     model_version: str
     verdicts: list[Verdict]
     seconds: float = Field(description="Time spent on this request in the replica")
+
+
+class StreamOptions(BaseModel):
+    """What `/v1/detect/stream` takes as query parameters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    target_fpr: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="One of the targets that /v1/model lists; the model's default when left out"
+    )
+    return_spans: bool = Field(default=False, description="Score each sentence too")
+    explain: bool = Field(default=False, description="Say of each sentence what becomes of the text's score without it")
+
+
+class FileOptions(StreamOptions):
+    """What `/v1/detect/file` takes as form fields beside `files`."""
+
+    return_text: bool = Field(default=False, description="Return the text found in each file, which spans point into")
+
+
+class FileVerdict(BaseModel):
+    """What became of one file: a verdict, or a problem with this file alone."""
+
+    name: str = Field(description="The file's name as sent, without folders; empty where none was sent")
+    num_chars: int = Field(description="Characters of the text found in the file; 0 where it could not be read")
+    text: str | None = Field(
+        default=None, description="The text found in the file, when asked for; the offsets of `spans` point into it"
+    )
+    verdict: Verdict | None = Field(default=None, description="Null where there is a `problem`")
+    problem: Problem | None = Field(default=None, description="Why there is no verdict; null where there is one")
+
+
+class FilesResponse(BaseModel):
+    """Files in the order in which they were sent."""
+
+    request_id: str
+    model_version: str
+    files: list[FileVerdict]
+    seconds: float = Field(description="Time spent on this request in the replica")
+
+
+class StreamText(BaseModel):
+    """One line of a request to `/v1/detect/stream`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    text: str = Field(description="One text")
+    id: Annotated[str, Field(max_length=256)] | int | None = Field(
+        default=None, description="Comes back with the verdict"
+    )
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> StreamText:
+        if not self.text.strip():
+            raise ValueError("`text` is empty: expected at least one character that is not white space")
+        return self
+
+
+class StreamLine(BaseModel):
+    """One line of an answer of `/v1/detect/stream`; exactly one of `verdict` and `problem` is there."""
+
+    line: int = Field(description="Number of the line it answers, from 1; empty lines count and get no answer")
+    id: str | int | None = Field(default=None, description="As sent; null where there was none or it cannot be read")
+    verdict: Verdict | None = Field(default=None, description="Left out where there is a `problem`")
+    problem: Problem | None = Field(default=None, description="Left out where there is a `verdict`")
+
+
+class PredictParameters(BaseModel):
+    """Parameters of Hugging Face's text classification."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    top_k: Annotated[int, Field(ge=1)] | None = Field(default=None, description="How many labels; both when left out")
+    function_to_apply: Literal["sigmoid", "softmax"] | None = Field(
+        default=None,
+        description="With two labels both give the calibrated probability, which is what there is without it, too",
+    )
+
+
+class PredictRequest(BaseModel):
+    """A request in the form of Hugging Face's text classification."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    inputs: str | list[str] = Field(description="One text or several")
+    parameters: PredictParameters | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> PredictRequest:
+        if not self.inputs:
+            raise ValueError("`inputs` is empty: expected at least one text")
+        if any(not text.strip() for text in self.all_texts()):
+            raise ValueError("a text is empty: expected at least one character that is not white space")
+        return self
+
+    def all_texts(self) -> list[str]:
+        """The texts in their order."""
+        return [self.inputs] if isinstance(self.inputs, str) else self.inputs
+
+
+class LabelScore(BaseModel):
+    """A label and its probability, in the form of Hugging Face's text classification."""
+
+    label: Literal["ai", "human"]
+    score: float = Field(description="Calibrated probability at the prevalence that `/v1/model` states")
 
 
 class ThresholdInfo(BaseModel):
@@ -136,13 +256,3 @@ class ModelInfo(BaseModel):
     normaliser_version: int
     limits: dict[str, int]
     guarantee: str
-
-
-class Problem(BaseModel):
-    """An error in the form of RFC 9457 (`application/problem+json`)."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str = Field(description="What was expected, what was found, and how to mend it; never a part of a text")
-    request_id: str

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.datastructures import Headers
 
@@ -32,10 +33,12 @@ class Caller:
     Attributes:
         name: the id of the key, or `anybody` without keys.
         spend: takes so many texts of the rate, beside the one that was taken when the request came.
+        pace: takes one more text, and waits until the rate allows it.
     """
 
     name: str
     spend: Callable[[int], None]
+    pace: Callable[[], Awaitable[None]]
 
 
 class Gate:
@@ -55,17 +58,17 @@ class Gate:
     async def admit(self, method: str, path: str, headers: Headers) -> Caller:
         """Let a request in. Raises ProblemError: 401, 403 or 429."""
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
-            return Caller(ANYBODY, _nothing)
+            return Caller(ANYBODY, _free, _at_once)
         key = self._key(path, headers) if self._read_keys else None
         name, rate = (key.id, key.rate_per_minute or self._rate) if key else (ANYBODY, self._rate)
         if not rate or method != "POST":
-            return Caller(name, _nothing)
+            return Caller(name, _free, _at_once)
         try:
             await self._limiter.admit(name, rate)
         except TooManyError as error:
             detail = f"At most {rate} texts a minute are read for this key: try again in {error.retry_after_s} seconds."
             raise ProblemError(429, detail, {"Retry-After": str(error.retry_after_s)}) from None
-        return Caller(name, lambda texts: self._limiter.spend(name, texts))
+        return Caller(name, partial(self._limiter.spend, name), partial(self._limiter.wait, name, rate))
 
     def _key(self, path: str, headers: Headers) -> ApiKey:
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -105,5 +108,9 @@ class Gate:
             logger.error("The API keys could not be read, those known stay valid: %s", error)
 
 
-def _nothing(_: int) -> None:
+def _free(_: int) -> None:
+    """Where no rate is counted."""
+
+
+async def _at_once() -> None:
     """Where no rate is counted."""

@@ -3,81 +3,177 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import FileResponse, Response
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from detect_ai import __version__
-from detect_ai.schemas import DetectRequest, DetectResponse, ModelInfo, Problem
-from serve_app.access import Gate
+from detect_ai.schemas import DetectResponse, FilesResponse, LabelScore, ModelInfo
+from serve_app import openapi, stream
+from serve_app.access import ANYBODY, Gate
+from serve_app.admin import admin_routes
 from serve_app.batching import ClosedError, QueueFullError
-from serve_app.problems import MEDIA_TYPE, ProblemError
+from serve_app.problems import RETRY_AFTER, ProblemError, late
 from serve_app.security import Guard
 from serve_app.service import Service
+from serve_app.stream import StreamResponse
+from serve_app.telemetry import Telemetry
+from serve_app.traffic import Traffic
+from serve_app.uploads import judge_files, read_form
 
 WEB = Path(__file__).parent / "web"
-RETRY_AFTER = {"Retry-After": "1"}
-REQUEST_BODY = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": DetectRequest.model_json_schema()}}}
-}
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"description": description, "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
-    for status, description in {
-        400: "The body is not JSON in UTF-8",
-        401: "No API key, or none that is valid",
-        403: "The API key lacks the scope",
-        413: "Too long, or too many texts",
-        415: "Not application/json",
-        422: "JSON of another shape, or a target that the model has no threshold for",
-        429: "The API key is over its rate; try again after `Retry-After` seconds",
-        500: "The detector failed",
-        503: "Too busy; try again after `Retry-After` seconds",
-    }.items()
-}
+PATHS = "/, /docs, /v1/detect, /v1/detect/file, /v1/detect/stream, /v1/model, /predict, /healthz or /readyz"
 
 
-def create_app(service: Service, gate: Gate) -> FastAPI:
+def create_app(traffic: Traffic, gate: Gate, telemetry: Telemetry | None = None) -> FastAPI:
     """The ASGI application of one replica."""
+    config = traffic.main.config
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.batcher.start()
-        gate.start(service.config.keys_refresh_s)
+        traffic.start()
+        gate.start(config.keys_refresh_s)
         yield
         await gate.stop()
-        await service.batcher.close()
+        await traffic.close()
 
     app = FastAPI(
         title="detect_ai",
         version=__version__,
-        description="Does a text read as if AI wrote it? A verdict with the false positive rate it holds.",
+        description=openapi.DESCRIPTION,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.add_middleware(Guard, gate=gate, max_body_bytes=service.config.max_body_bytes)
+    app.add_middleware(
+        Guard,
+        gate=gate,
+        telemetry=telemetry or Telemetry(),
+        max_body_bytes=config.max_body_bytes,
+        other_bounds={"/v1/detect/file": config.max_upload_bytes, "/v1/detect/stream": None},
+    )
+    app.add_middleware(Stamp, model_version=traffic.main.detector.version)
+    if config.cors_origins:  # outermost: browsers ask for leave without a key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            expose_headers=["Retry-After", "Server-Timing", "X-Model-Version", "X-Request-ID"],
+        )
     app.add_exception_handler(HTTPException, http_problem)
-    app.include_router(api_routes(service))
+    app.include_router(detect_routes(traffic))
+    app.include_router(state_routes(traffic))
+    app.include_router(admin_routes(traffic, gate))
     add_pages(app)
     return app
 
 
-def api_routes(service: Service) -> APIRouter:
-    """Detection, and what tells the state of the service."""
+class Stamp:
+    """ASGI middleware that says on every response which model answered and how long that took until then.
+
+    Args:
+        app: what it stamps.
+        model_version: of the model that answers where no route chose another.
+    """
+
+    def __init__(self, app: ASGIApp, model_version: str) -> None:
+        self.app = app
+        self.model_version = model_version
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stamp one response."""
+        started = time.perf_counter()
+
+        async def send_stamped(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Model-Version"] = scope["state"].get("model_version", self.model_version)
+                headers["Server-Timing"] = f"replica;dur={1000 * (time.perf_counter() - started):.1f}"
+            await send(message)
+
+        await self.app(scope, receive, send_stamped)
+
+
+def detect_routes(traffic: Traffic) -> APIRouter:
+    """Detection: of texts, of files, of a stream, and in the form of Hugging Face."""
     router = APIRouter()
 
-    @router.post("/v1/detect", response_model=DetectResponse, responses=PROBLEMS, openapi_extra=REQUEST_BODY)
+    def chosen(request: Request) -> Service:
+        """The version that answers a request."""
+        caller = request.state.caller.name
+        service = traffic.of(request.state.request_id if caller == ANYBODY else caller)
+        request.state.model_version = service.detector.version
+        return service
+
+    @router.post("/v1/detect", response_model=DetectResponse, **openapi.DETECT)
     async def detect(request: Request) -> Response:
         """Verdicts for one text or many, in their order."""
-        return Response(await answer(service, request), media_type="application/json")
+        expect_type(request, "application/json")
+        service, state = chosen(request), request.state
+        answer = service.detect(await request.body(), state.request_id, state.caller.spend)
+        return Response(await in_time(service, answer), media_type="application/json")
+
+    @router.post("/v1/detect/file", response_model=FilesResponse, **openapi.FILES)
+    async def detect_file(request: Request) -> Response:
+        """Verdicts for the texts in files, in their order.
+
+        Text and Markdown in UTF-8, Word documents (.docx) and PDFs with text in them. Of a Word document the text is
+        read, not headers, footers, notes and comments. What is wrong with one file stands in its entry, as a
+        `problem` in place of a `verdict`, and the others are judged all the same; a request that is wrong as a whole
+        is refused.
+        """
+        expect_type(request, "multipart/form-data")
+        service, state = chosen(request), request.state
+        uploads, options = await read_form(request, service.config)
+        answer = judge_files(service, uploads, options, state.request_id, state.caller.spend)
+        return Response(await in_time(service, answer), media_type="application/json")
+
+    @router.post("/v1/detect/stream", response_class=StreamResponse, status_code=200, **openapi.STREAM)
+    async def detect_stream(request: Request) -> Response:
+        """Verdicts for as many texts as you like: a line of JSON for each, in their order, as soon as it is ready.
+
+        Whatever is wrong with one line is the `problem` of that line, and the stream goes on. Read answers while you
+        send: when more than `stream_backlog_bytes` came ahead of their answers, the stream ends with a problem. It
+        ends so, too, when it takes longer than a minute (by default), unless the header `X-Request-Timeout-Seconds`
+        gives it more time (0: no bound). The last line then says from which line on to send again.
+        """
+        expect_type(request, *stream.MEDIA_TYPES)
+        service, state = chosen(request), request.state
+        wanted = stream.options_of(request.query_params)
+        service.check_target(wanted.target_fpr)
+        seconds = stream.seconds_allowed(request.headers, service.config)
+        return StreamResponse(service, wanted, state.request_id, seconds, state.caller.pace)
+
+    @router.post("/predict", response_model=list[list[LabelScore]], **openapi.PREDICT)
+    async def predict(request: Request) -> Response:
+        """Probabilities in the form of Hugging Face's text classification.
+
+        For clients that speak that form, such as `huggingface_hub.InferenceClient("…/predict")`. It has no word for
+        `uncertain`: for a verdict ask `/v1/detect`.
+        """
+        expect_type(request, "application/json")
+        service = chosen(request)
+        answer = service.predict(await request.body(), request.state.caller.spend)
+        return Response(await in_time(service, answer), media_type="application/json")
+
+    return router
+
+
+def state_routes(traffic: Traffic) -> APIRouter:
+    """What tells the state of the service."""
+    router, service = APIRouter(), traffic.main
 
     @router.get("/v1/model", response_model=ModelInfo)
     async def model() -> ModelInfo:
@@ -89,27 +185,30 @@ def api_routes(service: Service) -> APIRouter:
         """Whether the process lives."""
         return {"status": "alive"}
 
-    @router.get("/readyz", responses={503: PROBLEMS[503]})
+    @router.get("/readyz", responses={503: openapi.PROBLEMS[503]})
     async def readyz() -> dict[str, str]:
         """Whether the model is loaded, warmed up and taking work."""
-        if not service.batcher.alive:
+        if not traffic.alive:
             raise ProblemError(503, "The replica is not taking work: try again later.", RETRY_AFTER)
         return {"status": "ready", "model_version": service.detector.version}
 
     return router
 
 
-async def answer(service: Service, request: Request) -> bytes:
-    """The body of the answer to a detection request. Raises ProblemError."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise ProblemError(415, "Expected the header `Content-Type: application/json`.")
+def expect_type(request: Request, *media_types: str) -> None:
+    """Raise ProblemError for a body of another type."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() not in media_types:
+        raise ProblemError(415, f"Expected the header `Content-Type: {media_types[0]}`.")
+
+
+async def in_time(service: Service, answer: Awaitable[bytes]) -> bytes:
+    """An answer, within the time that a request may take. Raises ProblemError."""
     seconds = service.config.request_timeout_s
     try:
         async with asyncio.timeout(seconds):
-            return await service.detect(await request.body(), request.state.request_id, request.state.caller.spend)
+            return await answer
     except TimeoutError:
-        detail = f"No answer within {seconds:g} seconds: send less text at once, or try again later."
-        raise ProblemError(503, detail, RETRY_AFTER) from None
+        raise late(seconds) from None
     except QueueFullError as error:
         after = {"Retry-After": str(error.retry_after_s)}
         raise ProblemError(503, "Too many texts wait for the model: try again later.", after) from None
@@ -122,7 +221,7 @@ async def http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     allowed = (error.headers or {}).get("Allow")
     known = {
-        404: "No such path: expected /, /docs, /v1/detect, /v1/model, /healthz or /readyz.",
+        404: f"No such path: expected {PATHS}.",
         405: f"Another method is expected here: {allowed}.",
     }
     detail = known.get(error.status_code, f"{error.detail}.")

@@ -45,12 +45,25 @@ class Replica:
         import torch
 
         from serve_app.service import Service
+        from serve_app.telemetry import RayTelemetry, Telemetry
+        from serve_app.traffic import Traffic
 
         # Threads of a matrix product belong to the thread that asks for it: the model has one, and keeps it.
         model = ThreadPoolExecutor(1, "model", torch.set_num_threads, (threads(config),))
-        detector = load(config, storage_root, version)
-        model.submit(warm_up, detector).result()
-        self.service = Service(detector, config, model)
+
+        def service(name: str, telemetry: Telemetry) -> Service:
+            detector = load(config, storage_root, name)
+            model.submit(warm_up, detector).result()
+            return Service(detector, config, model, telemetry)
+
+        self.telemetry = RayTelemetry()
+        self.traffic = Traffic(
+            service(version, self.telemetry),
+            service(config.canary, self.telemetry) if config.canary else None,
+            config.canary_share,
+            service(config.shadow, Telemetry()) if config.shadow else None,  # it answers nobody
+            self.telemetry,
+        )
         storage = Storage(storage_root)
         self.gate = Gate(
             Limiter(shared_ledger()),
@@ -61,11 +74,11 @@ class Replica:
     def __serve_build_asgi_app__(self) -> FastAPI:
         from serve_app.api import create_app
 
-        return create_app(self.service, self.gate)
+        return create_app(self.traffic, self.gate, self.telemetry)
 
     def check_health(self) -> None:
         """Ask Serve for another replica when this one's batches have stopped."""
-        if not self.service.batcher.alive:
+        if not self.traffic.alive:
             raise RuntimeError("the batcher has stopped")
 
 

@@ -81,6 +81,7 @@ class Batcher:
             a new request waits for its turn.
         max_waiting_tokens: more is refused, except from a request that finds nothing waiting.
         max_wait_s: so is a request whose turn would be over later than this, by the speed of the last batches.
+        on_batch: is told the tokens and seconds of every batch, and the tokens that wait.
     """
 
     score: Score
@@ -88,6 +89,7 @@ class Batcher:
     batch_tokens: int
     max_waiting_tokens: int
     max_wait_s: float = math.inf
+    on_batch: Callable[[int, float, int], None] | None = None
     _token_s: float = field(default=0.0, init=False)  # seconds a token takes, lately
     _running: int = field(default=0, init=False)  # tokens in the model
     _jobs: deque[_Job] = field(default_factory=deque, init=False)
@@ -161,11 +163,13 @@ class Batcher:
             else:
                 for (job, position), score in zip(batch, scores, strict=True):
                     job.put(position, score)
-                self._measure((time.perf_counter() - started) / self._running)
+                self._measure(self._running, time.perf_counter() - started)
             self._running = 0
 
-    def _measure(self, token_s: float) -> None:
-        self._token_s = token_s if not self._token_s else 0.8 * self._token_s + 0.2 * token_s
+    def _measure(self, tokens: int, seconds: float) -> None:
+        self._token_s = 0.8 * self._token_s + 0.2 * seconds / tokens if self._token_s else seconds / tokens
+        if self.on_batch is not None:
+            self.on_batch(tokens, seconds, self.waiting_tokens)
 
     async def _next_batch(self) -> list[tuple[_Job, int]]:
         """What to score next; empty once the batcher is closed and nothing is left."""

@@ -114,11 +114,12 @@ def require_place(config: ServeConfig) -> None:
 
 
 def checked_version(config: ServeConfig, storage: Storage) -> str:
-    """The version to serve, with every byte of its bundle checked before the service is touched."""
+    """The version to serve; every byte of it, and of those beside it, is checked before the service is touched."""
     registry = Registry(storage)
     version = config.version or registry.require_champion()
-    with registry.folder(version) as folder:
-        bundle.read_spec(folder)
+    for each in filter(None, (version, config.canary, config.shadow)):
+        with registry.folder(each) as folder:
+            bundle.read_spec(folder)
     return version
 
 

@@ -122,6 +122,14 @@ class Limiter:
         account.balance -= 1
         account.used = now
 
+    async def wait(self, key: str, rate_per_minute: int) -> None:
+        """As `admit`, but waits where that refuses."""
+        while True:
+            try:
+                return await self.admit(key, rate_per_minute)
+            except TooManyError as error:
+                await asyncio.sleep(error.retry_after_s)
+
     def spend(self, key: str, texts: int) -> None:
         """Take what an admitted request costs beside its first text."""
         if key in self._accounts:

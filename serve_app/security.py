@@ -6,12 +6,14 @@ import logging
 import re
 import traceback
 import uuid
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.access import Gate
 from serve_app.problems import ProblemError
+from serve_app.telemetry import Telemetry
 
 logger = logging.getLogger("ray.serve")
 
@@ -40,13 +42,24 @@ class Guard:
     Args:
         app: what it guards.
         gate: says who may ask, before a body is read.
+        telemetry: counts what is refused.
         max_body_bytes: a longer body is refused: by its announced length before it is read, else while it streams.
+        other_bounds: of paths with a bound of their own; None for a route that bounds by itself what it reads.
     """
 
-    def __init__(self, app: ASGIApp, gate: Gate, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        gate: Gate,
+        telemetry: Telemetry,
+        max_body_bytes: int,
+        other_bounds: Mapping[str, int | None] | None = None,
+    ) -> None:
         self.app = app
         self.gate = gate
+        self.telemetry = telemetry
         self.max_body_bytes = max_body_bytes
+        self.other_bounds = other_bounds or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Guard one request."""
@@ -67,34 +80,37 @@ class Guard:
         is_sane = _REQUEST_ID.fullmatch(request_id) is not None
         scope.setdefault("state", {})["request_id"] = request_id if is_sane else uuid.uuid4().hex
         try:
-            check_head(headers, self.max_body_bytes)
+            bound = self.other_bounds.get(scope["path"], self.max_body_bytes)
+            check_head(headers, bound)
             scope["state"]["caller"] = await self.gate.admit(scope["method"], scope["path"], headers)
-            await self.app(scope, self._bounded(receive), send_with_headers)
+            await self.app(scope, receive if bound is None else _bounded(receive, bound), send_with_headers)
         except Exception as error:
             problem = error if isinstance(error, ProblemError) else internal(error, scope["state"]["request_id"])
+            self.telemetry.refused(problem.status)
             if not started:
                 await problem.response(scope["state"]["request_id"])(scope, receive, send_with_headers)
 
-    def _bounded(self, receive: Receive) -> Receive:
-        seen = 0
 
-        async def receive_within_bound() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.max_body_bytes:
-                raise too_large(f"more than {self.max_body_bytes} bytes", self.max_body_bytes)
-            return message
+def _bounded(receive: Receive, max_body_bytes: int) -> Receive:
+    seen = 0
 
-        return receive_within_bound
+    async def receive_within_bound() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > max_body_bytes:
+            raise too_large(f"more than {max_body_bytes} bytes", max_body_bytes)
+        return message
+
+    return receive_within_bound
 
 
-def check_head(headers: Headers, max_body_bytes: int) -> None:
+def check_head(headers: Headers, max_body_bytes: int | None) -> None:
     """Refuse a request by its headers. Raises ProblemError."""
     request_id, length = headers.get("x-request-id", "-"), headers.get("content-length", "0")
     if not _REQUEST_ID.fullmatch(request_id):
         raise ProblemError(400, "X-Request-ID: expected 1 to 128 printable ASCII characters without spaces.")
-    if length.isdigit() and int(length) > max_body_bytes:
+    if max_body_bytes is not None and length.isdigit() and int(length) > max_body_bytes:
         raise too_large(f"{length} bytes", max_body_bytes)
 
 

@@ -4,32 +4,78 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from detect_ai.config import ServeConfig
-from detect_ai.detector import Detector, Document, Sentence
+from detect_ai.detector import Detector, Document, Sentence, with_effects
 from detect_ai.errors import InputError
-from detect_ai.schemas import DetectRequest, DetectResponse, ModelInfo, ThresholdInfo, Verdict
+from detect_ai.schemas import (
+    DetectRequest,
+    DetectResponse,
+    LabelScore,
+    ModelInfo,
+    PredictParameters,
+    PredictRequest,
+    ThresholdInfo,
+    Verdict,
+)
 from detect_ai.text import Normalised, normalise
 from detect_ai.windows import document_scores
+from serve_app.backlog import Budget
 from serve_app.batching import Batcher, Ids, Scores
+from serve_app.cache import ScoreCache
+from serve_app.files import FileReader
 from serve_app.problems import ProblemError, invalid_body
+from serve_app.telemetry import Telemetry
 
 T = TypeVar("T")
+Model = TypeVar("Model", bound=BaseModel)
+Score = Callable[[Sequence[Ids]], Awaitable[Scores]]
+Spend = Callable[[int], None]
 
 READERS = 2  # threads that normalise and tokenise
 WAITING_BATCHES = 64  # batches that may wait for the model before requests are refused
+STREAM_SHARE = 0.25  # of them for streams, which wait for their turn and leave the rest to those who cannot
 GUARANTEE = (
     "The false positive rate holds on average for human texts exchangeable with the calibration set: the same sources, "
     "topics, writers and lengths. For other texts there is no guarantee. Never judge a person by a score alone."
 )
+
+
+LIMITS = (
+    "max_texts",
+    "max_chars",
+    "max_tokens",
+    "max_explain_tokens",
+    "max_body_bytes",
+    "max_files",
+    "max_file_bytes",
+    "max_upload_bytes",
+    "max_pages",
+)
+PREDICTIONS = TypeAdapter(list[list[LabelScore]])
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to say of texts.
+
+    Attributes:
+        target_fpr: the model's default when None.
+        spans: score each sentence, too.
+        effects: say what becomes of the text's score without each sentence; needs `spans`.
+    """
+
+    target_fpr: float | None = None
+    spans: bool = False
+    effects: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,13 +83,15 @@ class Reading:
     """A request as it was read, ready for the model.
 
     Attributes:
+        target_fpr: one that the model has a threshold for.
+        wanted: what to say.
         sentences: of each document; none unless spans were asked for.
-        rows: windows of all documents, then of all sentences.
+        rows: windows of all documents, then of all sentences, then of the documents without each sentence.
         owners: the position of the document or sentence that each window belongs to, shape (windows,).
     """
 
     target_fpr: float
-    with_spans: bool
+    wanted: Wanted
     documents: list[Document]
     sentences: list[list[Sentence]]
     rows: list[Ids]
@@ -57,63 +105,141 @@ class Service:
         detector: loaded and warmed up.
         config: limits and the size of a batch.
         model: the single thread that the encoder runs in.
+        telemetry: counts what is done.
+
+    Attributes:
+        on_answer: is told what was read and answered, on the event loop.
     """
 
-    def __init__(self, detector: Detector, config: ServeConfig, model: Executor) -> None:
+    def __init__(
+        self, detector: Detector, config: ServeConfig, model: Executor, telemetry: Telemetry | None = None
+    ) -> None:
+        telemetry = telemetry or Telemetry()
         self.detector = detector
         self.config = config
         self.batcher = Batcher(
-            detector.window_scores, model, config.batch_tokens, WAITING_BATCHES * config.batch_tokens, config.max_wait_s
+            detector.window_scores,
+            model,
+            config.batch_tokens,
+            WAITING_BATCHES * config.batch_tokens,
+            config.max_wait_s,
+            telemetry.ran,
         )
+        self.telemetry = telemetry
+        self.on_answer: Callable[[Reading, list[Verdict]], None] | None = None
+        self._cache = ScoreCache(config.cache_texts)
+        self.files = FileReader(config)
+        self.stream_budget = Budget(int(STREAM_SHARE * WAITING_BATCHES * config.batch_tokens))
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
-    async def detect(self, body: bytes, request_id: str, spend: Callable[[int], None]) -> bytes:
-        """The JSON of a DetectResponse for the JSON of a DetectRequest. Raises ProblemError for a bad one.
+    async def detect(self, body: bytes, request_id: str, spend: Spend) -> bytes:
+        """The JSON of a DetectResponse for the JSON of a DetectRequest. Raises ProblemError for a bad one."""
+        started = time.perf_counter()
+
+        def read() -> Reading:
+            request = parse(body, DetectRequest)
+            wanted = Wanted(request.target_fpr, request.return_spans or request.explain, request.explain)
+            return self.read(request.all_texts(), wanted)
+
+        def say(verdicts: list[Verdict]) -> bytes:
+            seconds = round(time.perf_counter() - started, 6)
+            response = DetectResponse(
+                request_id=request_id, model_version=self.detector.version, verdicts=verdicts, seconds=seconds
+            )
+            return response.model_dump_json().encode()
+
+        return await self.judge(read, say, spend)
+
+    async def predict(self, body: bytes, spend: Spend) -> bytes:
+        """The answer to a PredictRequest: for each text its labels, the likelier first. Raises ProblemError."""
+        parameters = PredictParameters()
+
+        def read() -> Reading:
+            nonlocal parameters
+            request = parse(body, PredictRequest)
+            parameters = request.parameters or parameters
+            return self.read(request.all_texts(), Wanted(), "inputs")
+
+        return await self.judge(read, lambda verdicts: predictions(verdicts, parameters.top_k), spend)
+
+    async def judge(
+        self,
+        read: Callable[[], Reading],
+        say: Callable[[list[Verdict]], T],
+        spend: Spend | None = None,
+        score: Score | None = None,
+    ) -> T:
+        """Read texts, score them, say what came of it. All but the scoring happens in threads for reading.
 
         Args:
-            body: of the request.
-            request_id: of the request.
+            read: texts as the model sees them.
+            say: makes an answer of their verdicts.
             spend: takes the texts beside the first from the rate of who asks.
-        """
-        started = time.perf_counter()
-        reading = await self._off_loop(lambda: self.read(body))
-        spend(len(reading.documents) - 1)
-        scores = await self.batcher.scores(reading.rows)
-        return await self._off_loop(lambda: self.answer(reading, scores, request_id, started))
+            score: windows to log-odds; at once or not at all unless given.
 
-    async def _off_loop(self, work: Callable[[], T]) -> T:
+        Raises:
+            ProblemError: from `read` or `say`.
+            QueueFullError: too much waits for the model already.
+            ClosedError: the replica is shutting down.
+        """
+        reading = await self.off_loop(read)
+        if spend is not None:
+            spend(len(reading.documents) - 1)
+        scores = await self._scored(reading.rows, score or self.batcher.scores)
+
+        def conclude() -> tuple[list[Verdict], T]:
+            verdicts = self.verdicts(reading, scores)
+            return verdicts, say(verdicts)
+
+        verdicts, answer = await self.off_loop(conclude)
+        self.telemetry.answered(verdicts)
+        if self.on_answer is not None:
+            self.on_answer(reading, verdicts)
+        return answer
+
+    async def _scored(self, rows: Sequence[Ids], score: Score) -> Scores:
+        """Log-odds of windows, those that the cache knows taken from there."""
+        known = self._cache.find(rows)
+        missing = np.flatnonzero(np.isnan(known))
+        asked = [rows[i] for i in missing]
+        known[missing] = await score(asked)
+        self._cache.keep(asked, known[missing])
+        return known
+
+    async def off_loop(self, work: Callable[[], T]) -> T:
+        """Run what takes its time in a thread for reading."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
 
-    def read(self, body: bytes) -> Reading:
-        """Check a request, and read its texts as the model will see them."""
-        request = parse(body)
-        target = self._check_target(request.target_fpr)
-        texts = request.all_texts()
-        documents = self.detector.encode(texts, self._normalise(texts))
-        self._check_tokens(documents)
-        sentences = [self.detector.sentences(d) if request.return_spans else [] for d in documents]
-        scored = [d.input_ids for d in documents] + [s.input_ids for each in sentences for s in each]
-        rows, owners = self.detector.windows(scored)
-        return Reading(target, request.return_spans, documents, sentences, rows, owners)
+    def read(self, texts: Sequence[str], wanted: Wanted, field: str = "texts") -> Reading:
+        """Texts as the model will see them.
 
-    def _check_target(self, target_fpr: float | None) -> float:
-        try:
-            return self.detector.check_target(target_fpr)
-        except InputError as error:
-            raise ProblemError(422, f"{error}.") from None
+        Args:
+            texts: of one request.
+            wanted: what to say of them.
+            field: of the request that they stand in.
 
-    def _normalise(self, texts: Sequence[str]) -> list[Normalised]:
+        Raises:
+            ProblemError: an unknown target, too many texts, too many characters.
+        """
+        self.check_target(wanted.target_fpr)
         if len(texts) > self.config.max_texts:
             raise ProblemError(
-                413, f"`texts` has {len(texts)}, at most {self.config.max_texts} are read: send several requests."
+                413, f"`{field}` has {len(texts)}, at most {self.config.max_texts} are read: send several requests."
             )
-        normalised = [normalise(text) for text in texts]
-        chars = sum(len(each.text) for each in normalised)
-        if chars > self.config.max_chars:
-            raise ProblemError(
-                413, f"{chars} characters, at most {self.config.max_chars} are read: send several requests."
-            )
-        return normalised
+        return self.read_normalised(texts, self._normalise(texts), wanted)
+
+    def read_normalised(self, texts: Sequence[str], normalised: Sequence[Normalised], wanted: Wanted) -> Reading:
+        """As `read`, for texts that are normalised already and not too long."""
+        target = self.check_target(wanted.target_fpr)
+        documents = self.detector.encode(texts, normalised)
+        self._check_tokens(documents)
+        sentences = [self.detector.sentences(d) if wanted.spans else [] for d in documents]
+        scored = [d.input_ids for d in documents] + [s.input_ids for each in sentences for s in each]
+        if wanted.effects:
+            self._check_explained(documents, sentences)
+            scored += [ids for d in documents for ids in self.detector.without_each_sentence(d)]
+        rows, owners = self.detector.windows(scored)
+        return Reading(target, wanted, documents, sentences, rows, owners)
 
     def _check_tokens(self, documents: Sequence[Document]) -> None:
         tokens = sum(len(document.input_ids) for document in documents)
@@ -122,23 +248,49 @@ class Service:
                 413, f"{tokens} tokens, at most {self.config.max_tokens} are read: send several requests."
             )
 
-    def answer(self, reading: Reading, window_scores: Scores, request_id: str, started: float) -> bytes:
-        """What the scores say, as JSON."""
-        counts = [len(reading.documents), *map(len, reading.sentences)]
+    def _check_explained(self, documents: Sequence[Document], sentences: Sequence[Sequence[Sentence]]) -> None:
+        tokens = sum(len(d.input_ids) * len(each) for d, each in zip(documents, sentences, strict=True))
+        if tokens > self.config.max_explain_tokens:
+            raise ProblemError(
+                413,
+                f"`explain` reads a text once more for each of its sentences: {tokens} tokens, at most "
+                f"{self.config.max_explain_tokens} are read: send shorter texts, or leave `explain` out.",
+            )
+
+    def check_target(self, target_fpr: float | None) -> float:
+        """The target, or the model's default for None. Raises ProblemError for one without a threshold."""
+        try:
+            return self.detector.check_target(target_fpr)
+        except InputError as error:
+            raise ProblemError(422, f"{error}.") from None
+
+    def _normalise(self, texts: Sequence[str]) -> list[Normalised]:
+        normalised = [normalise(text) for text in texts]
+        chars = sum(len(each.text) for each in normalised)
+        if chars > self.config.max_chars:
+            raise ProblemError(
+                413, f"{chars} characters, at most {self.config.max_chars} are read: send several requests."
+            )
+        return normalised
+
+    def verdicts(self, reading: Reading, window_scores: Scores) -> list[Verdict]:
+        """What the scores say of each text."""
+        lengths = [len(each) for each in reading.sentences]
+        counts = [len(reading.documents), *lengths, *(lengths if reading.wanted.effects else [])]
         scores = document_scores(window_scores, reading.owners, sum(counts))
         texts, *spans = np.split(scores, np.cumsum(counts)[:-1])
-        response = DetectResponse(
-            request_id=request_id,
-            model_version=self.detector.version,
-            verdicts=[self._verdict(reading, i, float(texts[i]), spans[i]) for i in range(len(texts))],
-            seconds=round(time.perf_counter() - started, 6),
-        )
-        return response.model_dump_json().encode()
+        spans, without = spans[: len(texts)], spans[len(texts) :]
+        return [
+            self._verdict(reading, i, float(texts[i]), spans[i], without[i] if without else None)
+            for i in range(len(texts))
+        ]
 
-    def _verdict(self, reading: Reading, i: int, score: float, sentence_scores: Scores) -> Verdict:
+    def _verdict(self, reading: Reading, i: int, score: float, sentences: Scores, without: Scores | None) -> Verdict:
         document, spans = reading.documents[i], None
-        if reading.with_spans:
-            spans = self.detector.score_spans(document, reading.sentences[i], sentence_scores)
+        if reading.wanted.spans:
+            spans = self.detector.score_spans(document, reading.sentences[i], sentences)
+        if spans is not None and without is not None:
+            spans = with_effects(spans, score, without)
         return self.detector.verdict(document, score, spans, reading.target_fpr)
 
     def info(self) -> ModelInfo:
@@ -146,16 +298,26 @@ class Service:
         return model_info(self.detector, self.config)
 
 
-def parse(body: bytes) -> DetectRequest:
+def parse(body: bytes, model: type[Model], what: str = "body") -> Model:
     """Read a request. Raises ProblemError: 400 for what is no JSON in UTF-8, 422 for another shape."""
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ProblemError(400, f"The body is not UTF-8: invalid byte at position {error.start}.") from None
+        raise ProblemError(400, f"The {what} is not UTF-8: invalid byte at position {error.start}.") from None
     try:
-        return DetectRequest.model_validate_json(text)
+        return model.model_validate_json(text)
     except ValidationError as error:
-        raise invalid_body(error) from None
+        raise invalid_body(error, list(model.model_fields), what) from None
+
+
+def predictions(verdicts: Sequence[Verdict], top_k: int | None) -> bytes:
+    """Labels and probabilities, the likelier first, as JSON in the form of Hugging Face's text classification."""
+    both = [
+        [LabelScore(label="ai", score=each.probability), LabelScore(label="human", score=1 - each.probability)]
+        for each in verdicts
+    ]
+    ordered = [sorted(labels, key=lambda label: label.score, reverse=True)[:top_k] for labels in both]
+    return PREDICTIONS.dump_json(ordered)
 
 
 def model_info(detector: Detector, config: ServeConfig) -> ModelInfo:
@@ -183,6 +345,6 @@ def model_info(detector: Detector, config: ServeConfig) -> ModelInfo:
         min_tokens=spec.min_tokens,
         window=spec.window,
         normaliser_version=spec.normaliser_version,
-        limits={name: getattr(config, name) for name in ("max_texts", "max_chars", "max_body_bytes")},
+        limits={name: getattr(config, name) for name in LIMITS},
         guarantee=GUARANTEE,
     )

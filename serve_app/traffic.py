@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
 
 from detect_ai.schemas import Verdict
 from serve_app.batching import ClosedError, QueueFullError
-from serve_app.service import Service
+from serve_app.service import Reading, Service, Wanted
 from serve_app.telemetry import Telemetry
 
 logger = logging.getLogger("ray.serve")
@@ -71,17 +70,21 @@ class Traffic:
             task.cancel()
         await asyncio.gather(*(service.batcher.close() for service in self.services))
 
-    def _shadowed(self, texts: Sequence[str], verdicts: Sequence[Verdict]) -> None:
+    def _shadowed(self, reading: Reading, verdicts: list[Verdict]) -> None:
         if self.main.batcher.waiting_tokens or len(self._comparing) >= MAX_SHADOWED:
             return
-        task = asyncio.get_running_loop().create_task(self._compare(list(texts), list(verdicts)))
+        task = asyncio.get_running_loop().create_task(
+            self._compare([document.text for document in reading.documents], verdicts)
+        )
         self._comparing.add(task)
         task.add_done_callback(self._comparing.discard)
 
     async def _compare(self, texts: list[str], verdicts: list[Verdict]) -> None:
-        assert self.shadow is not None
+        shadow = self.shadow
+        assert shadow is not None
+        target = verdicts[0].target_fpr if verdicts and verdicts[0].target_fpr in shadow.detector.targets else None
         try:
-            others = await self.shadow.judge(texts)
+            others = await shadow.judge(lambda: shadow.read(texts, Wanted(target)), list)
         except (QueueFullError, ClosedError):
             return
         except Exception as error:  # the shadow fails alone; its message may hold a part of a text

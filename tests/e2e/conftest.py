@@ -11,14 +11,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
+import ray
 
 from detect_ai.cluster import free_port
+from detect_ai.config import Config
 from detect_ai.registry import Registry
 from detect_ai.storage import Storage
+from serve_app.deploy import deploy, stop
+from tests import tiny
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+BATCH_TOKENS = 65_536  # the tiny model is fast: so many tokens may wait that a test has time to act
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +34,37 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Storag
     registry = Registry(storage)
     registry.set_champion(registry.add(tiny_bundle))
     return storage
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Path]:
+    """A Ray of this process. Yields its session directory, where all logs are."""
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield Path(ray._private.worker._global_node.get_session_dir_path())
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def config(encoder: Path, store: Storage) -> Config:
+    made = tiny.config(encoder, Path(store.root))
+    made.serve.port = free_port()
+    made.serve.max_replicas = 1
+    made.serve.batch_tokens = BATCH_TOKENS
+    made.serve.max_ongoing_requests, made.serve.max_queued_requests = 20, 40
+    return made
+
+
+@pytest.fixture(scope="module")
+def url(cluster: Path, config: Config, store: Storage) -> Iterator[str]:
+    """The service, deployed."""
+    yield str(deploy(config, store)["url"])
+    stop(app=True, serve_too=True)
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=60) as made:
+        yield made
 
 
 @contextlib.contextmanager

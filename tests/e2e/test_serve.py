@@ -30,47 +30,15 @@ from detect_ai.errors import BundleError, RegistryError, ResourceError
 from detect_ai.registry import Registry
 from detect_ai.storage import Storage
 from serve_app.app import build
-from serve_app.deploy import deploy, stop
+from serve_app.deploy import deploy
 from tests import tiny
-from tests.e2e.conftest import CHECKOUT, foreground
+from tests.e2e.conftest import BATCH_TOKENS, CHECKOUT, foreground
 
 CANARY = "canary7f3a"
 TEXT = tiny.text("human", random.Random(1))
 LONG_TEXT = tiny.text("ai", random.Random(2), words=25_000)
 IN_FLIGHT = 16
-BATCH_TOKENS = 65_536  # the tiny model is fast: so many tokens may wait that a test has time to act
 JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Path]:
-    """A Ray of this process. Yields its session directory, where all logs are."""
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield Path(ray._private.worker._global_node.get_session_dir_path())
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def config(encoder: Path, store: Storage) -> Config:
-    made = tiny.config(encoder, Path(store.root))
-    made.serve.port = free_port()
-    made.serve.max_replicas = 1
-    made.serve.batch_tokens = BATCH_TOKENS
-    made.serve.max_ongoing_requests, made.serve.max_queued_requests = 20, 40
-    return made
-
-
-@pytest.fixture(scope="module")
-def url(cluster: Path, config: Config, store: Storage) -> Iterator[str]:
-    """The service, deployed."""
-    yield str(deploy(config, store)["url"])
-    stop(app=True, serve_too=True)
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=60) as made:
-        yield made
 
 
 def test_a_port_in_use_is_named_before_anything_starts(cluster: Path, config: Config, store: Storage) -> None:

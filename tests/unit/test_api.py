@@ -21,6 +21,7 @@ from serve_app.access import Gate
 from serve_app.api import create_app
 from serve_app.quota import Limiter
 from serve_app.service import Service
+from serve_app.traffic import Traffic
 
 Scenario = Callable[[httpx.AsyncClient, Service], Awaitable[Any]]
 CANARY = "canary-4f1d the council met"
@@ -58,7 +59,7 @@ def ask(
     async def main() -> Any:
         with ThreadPoolExecutor(1) as model:
             service = Service(detector, config or ServeConfig(), model)
-            transport = httpx.ASGITransport(create_app(service, Gate(Limiter(unlimited), 0)))
+            transport = httpx.ASGITransport(create_app(Traffic(service), Gate(Limiter(unlimited), 0)))
             service.batcher.start()
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 try:
@@ -140,7 +141,9 @@ def test_the_model_endpoint_tells_thresholds_limits_and_guarantee(detector: Dete
     assert info["model_version"] == detector.version
     assert [threshold["target_fpr"] for threshold in info["thresholds"]] == [0.05, 0.1]
     assert [threshold["min_tokens"] for threshold in info["thresholds"]] == [10, 10]
-    assert info["limits"] == {"max_texts": 256, "max_chars": 200_000, "max_body_bytes": 1_000_000}
+    limits = {"max_texts": 256, "max_chars": 200_000, "max_body_bytes": 1_000_000}
+    assert limits.items() <= info["limits"].items()
+    assert {"max_explain_tokens", "max_files", "max_file_bytes", "max_upload_bytes", "max_pages"} <= set(info["limits"])
     assert "exchangeable with the calibration set" in info["guarantee"]
 
 

@@ -194,7 +194,7 @@ def test_more_than_the_bound_is_refused_while_others_wait() -> None:
 
 async def warmed(batcher: Batcher, model: Model, token_s: float) -> asyncio.Task[Scores]:
     """A batcher that knows its speed, with a request in the model."""
-    batcher._measure(token_s)
+    batcher._measure(1, token_s)
     return await held(batcher, model)
 
 
