@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -56,6 +57,7 @@ def create_app(traffic: Traffic, gate: Gate, telemetry: Telemetry | None = None)
         redirect_slashes=False,
         lifespan=lifespan,
     )
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it complains with characters of the body
     app.add_middleware(
         Guard,
         gate=gate,

@@ -9,6 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.specs.openapi import checks
 
 from tests import office, tiny
 
@@ -98,3 +101,61 @@ def test_torn_bodies_are_answered_without_internals(client: httpx.Client) -> Non
 @pytest.mark.timeout(1800)
 def test_ten_thousand_torn_bodies_are_answered_without_internals(client: httpx.Client) -> None:
     assert {200, 400, 422} <= fuzz(client, range(1000, 11_000))
+
+
+CONFORM = [
+    schemathesis.checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+]
+
+
+@pytest.fixture(scope="module")
+def api(url: str) -> schemathesis.BaseSchema:
+    """The specification that the service gives of itself."""
+    return schemathesis.openapi.from_url(f"{url}/openapi.json")
+
+
+@schemathesis.serializer(NDJSON)
+def lines(context: schemathesis.SerializationContext, value: object) -> bytes:
+    return (
+        value if isinstance(value, bytes) else value.encode() if isinstance(value, str) else json.dumps(value).encode()
+    )
+
+
+def answers_conform(api: schemathesis.BaseSchema, path: str, mode: schemathesis.GenerationMode, examples: int) -> None:
+    """Ask a route what its specification allows (in the negative mode: forbids), and look at the answers."""
+    [operation] = [each for each in (found.ok() for found in api.get_all_operations()) if each.path == path]
+
+    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def answer_conforms(case: schemathesis.Case) -> None:
+        response = case.call(timeout=60)
+        assert not INTERNALS.search(response.content)
+        case.validate_response(response, checks=CONFORM)
+
+    answer_conforms()
+
+
+ROUTES = [
+    *((path, schemathesis.GenerationMode.POSITIVE) for path in ("/v1/model", "/healthz", "/readyz")),
+    *((path, mode) for path in sorted({path for path, _, _ in SEEDS}) for mode in schemathesis.GenerationMode),
+]
+
+
+@pytest.mark.parametrize(("path", "mode"), ROUTES)
+def test_answers_are_those_of_the_specification(
+    api: schemathesis.BaseSchema, path: str, mode: schemathesis.GenerationMode
+) -> None:
+    answers_conform(api, path, mode, 25)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("path", "mode"), ROUTES)
+def test_a_thousand_answers_are_those_of_the_specification(
+    api: schemathesis.BaseSchema, path: str, mode: schemathesis.GenerationMode
+) -> None:
+    answers_conform(api, path, mode, 1000)

@@ -179,3 +179,11 @@ def test_openapi_shows_an_example_that_is_answered(detector: Detector) -> None:
 @pytest.mark.parametrize(("text", "status"), [("a" * 101, 413), ("a" * 100, 200), ("a\u200b" * 100, 200)])
 def test_the_limit_of_characters_counts_the_normalised_text(detector: Detector, text: str, status: int) -> None:
     assert ask(detector, post(text=text), ServeConfig(max_chars=100)).status_code == status
+
+
+def test_a_torn_form_leaves_nothing_of_itself_in_the_log(detector: Detector, caplog: pytest.LogCaptureFixture) -> None:
+    body = '--b\r\nContent-Disposition: form-data; name="a"\r\nZoë\r\n\r\n--b--\r\n'.encode()
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = ask(detector, lambda client, _: client.post("/v1/detect/file", content=body, headers=headers))
+    assert answer.status_code == 400
+    assert [record for record in caplog.records if record.name.startswith("python_multipart")] == []
