@@ -137,6 +137,7 @@ class Client:
         paths: Iterable[str | Path],
         target_fpr: float | None = None,
         return_spans: bool = False,
+        explain: bool = False,
         return_text: bool = False,
     ) -> list[FileVerdict]:
         """The verdicts of files (txt, md, docx, pdf) in their order; of one that cannot be judged the problem with it.
@@ -145,13 +146,14 @@ class Client:
             paths: of files on this machine.
             target_fpr: one of the targets that `model` lists; the model's default when None.
             return_spans: score each sentence, too; offsets are into the text of the file.
+            explain: also say what becomes of the score without each sentence.
             return_text: also return the text as it was read.
 
         Raises:
             InputError: a file cannot be read; nothing was sent.
             ServiceError: the service did not answer with verdicts; its subclasses say why.
         """
-        fields = given(target_fpr=target_fpr, return_spans=return_spans, return_text=return_text)
+        fields = given(target_fpr=target_fpr, return_spans=return_spans, explain=explain, return_text=return_text)
         return self._run(self._plans.files(_read_files(paths), fields))
 
     def detect_stream(
@@ -159,6 +161,7 @@ class Client:
         texts: Iterable[str],
         target_fpr: float | None = None,
         return_spans: bool = False,
+        explain: bool = False,
         texts_per_request: int = STREAM_TEXTS,
     ) -> Iterator[Verdict | Problem]:
         """The verdicts of any number of texts in their order; only those of one request are in memory at once.
@@ -167,6 +170,7 @@ class Client:
             texts: read as verdicts are taken.
             target_fpr: one of the targets that `model` lists; the model's default when None.
             return_spans: score each sentence, too.
+            explain: also say what becomes of the score without each sentence.
             texts_per_request: so many texts are read before their verdicts come.
 
         Yields:
@@ -175,7 +179,7 @@ class Client:
         Raises:
             ServiceError: the service did not answer; its subclasses say why.
         """
-        params = given(target_fpr=target_fpr, return_spans=return_spans)
+        params = given(target_fpr=target_fpr, return_spans=return_spans, explain=explain)
         bounds = self._run(self._plans.stream_bounds(texts_per_request))
         for part in split(map(encoded, texts), bounds):
             yield from self._run(self._plans.stream(params, part))
@@ -271,10 +275,11 @@ class AsyncClient:
         paths: Iterable[str | Path],
         target_fpr: float | None = None,
         return_spans: bool = False,
+        explain: bool = False,
         return_text: bool = False,
     ) -> list[FileVerdict]:
         """As `Client.detect_files`."""
-        fields = given(target_fpr=target_fpr, return_spans=return_spans, return_text=return_text)
+        fields = given(target_fpr=target_fpr, return_spans=return_spans, explain=explain, return_text=return_text)
         files = await asyncio.to_thread(_read_files, paths)
         return await self._run(self._plans.files(files, fields))
 
@@ -283,10 +288,11 @@ class AsyncClient:
         texts: Iterable[str] | AsyncIterable[str],
         target_fpr: float | None = None,
         return_spans: bool = False,
+        explain: bool = False,
         texts_per_request: int = STREAM_TEXTS,
     ) -> AsyncIterator[Verdict | Problem]:
         """As `Client.detect_stream`."""
-        params = given(target_fpr=target_fpr, return_spans=return_spans)
+        params = given(target_fpr=target_fpr, return_spans=return_spans, explain=explain)
         parts: Parts[Text] = Parts(await self._run(self._plans.stream_bounds(texts_per_request)))
         async for text in _each(texts):
             for part in parts.push(encoded(text)):
