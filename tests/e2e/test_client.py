@@ -11,21 +11,39 @@ from pathlib import Path
 import pytest
 
 from detect_ai.cli import main
-from detect_ai.client import AsyncClient, Client, RejectedError
+from detect_ai.client import AsyncClient, Client, RejectedError, UnauthorizedError
+from detect_ai.config import Config
 from detect_ai.detector import Detector
-from detect_ai.schemas import Verdict
+from detect_ai.schemas import Problem, Verdict
 from detect_ai.storage import Storage
+from serve_app import keys
 from tests import tiny
-from tests.e2e.conftest import foreground
 
 TEXTS = [tiny.text(("human", "ai")[i % 2], random.Random(i), 20 + 10 * i) for i in range(11)]
 
 
 @pytest.fixture(scope="module")
-def url(store: Storage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A service that takes four texts at once."""
-    with foreground(store, tmp_path_factory.mktemp("log") / "log", "serve.max_texts=4") as (_, address):
-        yield address
+def config(config: Config) -> Config:
+    """A service that takes four texts or five files at once, from whoever has a key."""
+    config.serve.max_texts, config.serve.max_files = 4, 5
+    config.serve.keys_file = "auth/test_client.json"
+    return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def key(config: Config, store: Storage) -> Iterator[str]:
+    """A key, where the clients look for it."""
+    token, kept = keys.made("test")
+    store.write_json(config.serve.keys_file, {"keys": [kept.model_dump(mode="json", exclude_none=True)]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECT_AI_API_KEY", token)
+        yield token
+
+
+@pytest.fixture(scope="module")
+def url(key: str, url: str) -> str:
+    """The service, deployed when there is a key."""
+    return url
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +73,51 @@ def test_a_refusal_carries_what_the_service_says(url: str) -> None:
         client.detect(TEXTS[0], 0.2)
     assert raised.value.status == 422
     assert raised.value.request_id
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_a_stream_gives_the_same_in_order_and_a_problem_in_the_place_of_what_is_no_text(
+    url: str, expected: list[Verdict], kind: str
+) -> None:
+    async def ask() -> list[Verdict | Problem]:
+        async with AsyncClient(url) as client:
+            return [each async for each in client.detect_stream([*TEXTS, " ", TEXTS[0]], 0.1, return_spans=True)]
+
+    with Client(url) as client:
+        stream = client.detect_stream([*TEXTS, " ", TEXTS[0]], 0.1, return_spans=True)
+        *found, problem, last = asyncio.run(ask()) if kind == "asyncio" else stream
+    assert_same([each for each in [*found, last] if isinstance(each, Verdict)], [*expected, expected[0]])
+    assert isinstance(problem, Problem)
+    assert problem.status == 422
+
+
+def test_files_get_the_verdict_of_their_text_or_a_problem_of_their_own(
+    url: str, expected: list[Verdict], tmp_path: Path
+) -> None:
+    texts = {f"{i}.md": text for i, text in enumerate(TEXTS)} | {"bad.pdf": "no PDF", "é.txt": TEXTS[0]}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    with Client(url) as client:
+        found = client.detect_files([tmp_path / name for name in texts], 0.1, return_spans=True, return_text=True)
+    assert [each.name for each in found] == list(texts)
+    assert found[len(TEXTS)].problem is not None
+    judged = [each for each in found if each.verdict]
+    assert [each.text for each in judged] == [*TEXTS, TEXTS[0]]
+    assert_same([each.verdict for each in judged if each.verdict], [*expected, expected[0]])
+
+
+def test_explanations_come_with_spans(url: str) -> None:
+    with Client(url) as client:
+        verdict = client.detect(TEXTS[-1], explain=True)
+    assert verdict.spans
+    assert all(span.effect is not None for span in verdict.spans)
+
+
+def test_without_the_right_key_nobody_is_answered(url: str, key: str) -> None:
+    for wrong in (f"{key}x", "another"):
+        with Client(url, wrong) as client, pytest.raises(UnauthorizedError) as raised:
+            client.detect(TEXTS[0])
+        assert wrong not in str(raised.value)
 
 
 def test_the_command_says_what_the_library_says(

@@ -220,6 +220,7 @@ def test_the_standard_input_is_a_file_too(decided, files, capsys, monkeypatch):
     assert judge(decided, "-", "--json") == 3
     [line] = json_lines(capsys)
     assert line["file"] == "-"
+    assert line["verdict"]["tampering"] == {}  # a byte order mark is none
 
 
 def test_what_windows_calls_unicode_is_read(decided, files, tmp_path):
