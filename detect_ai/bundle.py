@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ class DetectorSpec:
         """Texts with fewer tokens get no verdict at a target: what was learnt, and never less than the floor."""
         return max(self.min_tokens, self.calibration.min_tokens.get(target_fpr, 0))
 
-    @property
+    @cached_property
     def version(self) -> str:
         """The name of the bundle with this content."""
         return str(json.loads(self.to_bytes())["digest"])[:16]

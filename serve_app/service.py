@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from detect_ai.config import ServeConfig
 from detect_ai.detector import Detector, Document, Sentence, with_effects
 from detect_ai.errors import InputError
+from detect_ai.model_info import model_info
 from detect_ai.schemas import (
     DetectRequest,
     DetectResponse,
@@ -23,7 +24,6 @@ from detect_ai.schemas import (
     ModelInfo,
     PredictParameters,
     PredictRequest,
-    ThresholdInfo,
     Verdict,
 )
 from detect_ai.text import Normalised, normalise
@@ -43,12 +43,6 @@ Spend = Callable[[int], None]
 READERS = 2  # threads that normalise and tokenise
 WAITING_BATCHES = 64  # batches that may wait for the model before requests are refused
 STREAM_SHARE = 0.25  # of them for streams, which wait for their turn and leave the rest to those who cannot
-GUARANTEE = (
-    "The false positive rate holds on average for human texts exchangeable with the calibration set: the same sources, "
-    "topics, writers and lengths. For other texts there is no guarantee. Never judge a person by a score alone."
-)
-
-
 LIMITS = (
     "max_texts",
     "max_chars",
@@ -295,7 +289,7 @@ class Service:
 
     def info(self) -> ModelInfo:
         """The model and its limits."""
-        return model_info(self.detector, self.config)
+        return model_info(self.detector.spec, {name: getattr(self.config, name) for name in LIMITS})
 
 
 def parse(body: bytes, model: type[Model], what: str = "body") -> Model:
@@ -318,33 +312,3 @@ def predictions(verdicts: Sequence[Verdict], top_k: int | None) -> bytes:
     ]
     ordered = [sorted(labels, key=lambda label: label.score, reverse=True)[:top_k] for labels in both]
     return PREDICTIONS.dump_json(ordered)
-
-
-def model_info(detector: Detector, config: ServeConfig) -> ModelInfo:
-    """What `/v1/model` tells."""
-    spec, calibration = detector.spec, detector.spec.calibration
-    thresholds = [
-        ThresholdInfo(
-            target_fpr=target,
-            probability=float(calibration.probability(calibration.bounds(target)[1])),
-            expected_fpr=calibration.thresholds[target].expected_fpr,
-            fpr_upper_bound=calibration.thresholds[target].fpr_bound,
-            min_tokens=spec.min_tokens_at(target),
-        )
-        for target in detector.targets
-    ]
-    return ModelInfo(
-        model_version=detector.version,
-        base_model=spec.base_model,
-        corpus=spec.corpus,
-        language=str(spec.corpus.get("language", "")),
-        prevalence=calibration.prevalence,
-        default_target_fpr=spec.default_target_fpr,
-        thresholds=thresholds,
-        num_human=calibration.num_human,
-        min_tokens=spec.min_tokens,
-        window=spec.window,
-        normaliser_version=spec.normaliser_version,
-        limits={name: getattr(config, name) for name in LIMITS},
-        guarantee=GUARANTEE,
-    )

@@ -43,6 +43,13 @@ PURE = [
     "space",
     "training",
     "sweep",
+    "exchange",
+    "parts",
+    "plans",
+    "client",
+    "model_info",
+    "wording",
+    "cli",
 ]
 
 # Notes what happens while everything is imported. What another package does while *it* is imported (torch asks
