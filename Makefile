@@ -9,7 +9,7 @@ CONSTRAINTS ?= constraints.txt
 STAMP := .venv/.installed-$(notdir $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-gpu bench-corpus bench-train lint format lock build clean
+.PHONY: help setup demo serve test test-slow test-gpu bench-corpus bench-train bench-serve lint format lock build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,11 +35,11 @@ test-gpu: $(STAMP) ## Run the tests that need a GPU
 	.venv/bin/pytest tests/gpu
 
 # Nothing here may ask the network for a model, wait for a login or report home.
-demo serve test test-slow test-gpu bench-corpus bench-train: export HF_HUB_OFFLINE = 1
-demo serve test test-slow test-gpu bench-corpus bench-train: export TRANSFORMERS_OFFLINE = 1
-demo serve test test-slow test-gpu bench-corpus bench-train: export WANDB_MODE = offline
-demo serve test test-slow test-gpu bench-corpus bench-train: export TOKENIZERS_PARALLELISM = false
-demo serve test test-slow test-gpu bench-corpus bench-train: export RAY_USAGE_STATS_ENABLED = 0
+demo serve test test-slow test-gpu bench-corpus bench-train bench-serve: export HF_HUB_OFFLINE = 1
+demo serve test test-slow test-gpu bench-corpus bench-train bench-serve: export TRANSFORMERS_OFFLINE = 1
+demo serve test test-slow test-gpu bench-corpus bench-train bench-serve: export WANDB_MODE = offline
+demo serve test test-slow test-gpu bench-corpus bench-train bench-serve: export TOKENIZERS_PARALLELISM = false
+demo serve test test-slow test-gpu bench-corpus bench-train bench-serve: export RAY_USAGE_STATS_ENABLED = 0
 
 bench-corpus: $(STAMP) ## Measure tokenising against datasets.map, and the memory of prepare (TEXTS=path to Parquet)
 	.venv/bin/python benchmarks/corpus.py $(if $(TEXTS),--texts $(TEXTS))
@@ -47,6 +47,16 @@ bench-corpus: $(STAMP) ## Measure tokenising against datasets.map, and the memor
 bench-train: $(STAMP) ## Measure training against the Hugging Face Trainer and a bare loop (TEXTS=path to Parquet)
 	.venv/bin/pip install -q -c constraints.txt -e '.[bench]'
 	.venv/bin/python benchmarks/train.py $(if $(TEXTS),--texts $(TEXTS)) $(ARGS)
+
+bench-serve: $(STAMP) .venv-infinity/.tried ## Measure the service against a pipeline, LitServe and Infinity (ARGS="--rounds 1")
+	.venv/bin/pip install -q -c constraints.txt -e '.[bench]'
+	.venv/bin/python benchmarks/serve.py $(if $(TEXTS),--texts $(TEXTS)) $(ARGS)
+
+# Infinity needs numpy < 2. Where it cannot be installed the benchmark says so and goes on.
+.venv-infinity/.tried: benchmarks/infinity.txt
+	$(PYTHON) -m venv .venv-infinity
+	.venv-infinity/bin/pip install -q --no-input -r $< || rm -f .venv-infinity/bin/infinity_emb
+	@touch $@
 
 lint: $(STAMP) ## Check style, types and spelling
 	.venv/bin/ruff check .
@@ -69,7 +79,7 @@ lock: ## Pin what .venv holds now (constraints.txt) and what pyproject.toml allo
 	mv constraints.tmp constraints-min.txt
 
 clean: ## Remove .venv, builds and caches of this checkout
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.*
+	rm -rf .venv .venv-infinity build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.*
 	rm -rf ./*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

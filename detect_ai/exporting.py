@@ -98,7 +98,7 @@ def export(config: Config, storage: Storage) -> dict[str, Any]:
             "chosen": chosen and chosen["name"],
             "candidates": rows,
             "left_out": left_out,
-            "machine": machine(config.serve.threads_per_replica, job.device),
+            "machine": machine(config.serve.threads, job.device),
         }
         _tell(job, result)
     storage.prune(f"runs/{config.run}", "export-", config.storage.keep)
@@ -220,7 +220,7 @@ def _as_in_the_service(config: Config) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(config.serve.threads_per_replica)
+    torch.set_num_threads(config.serve.threads)
     try:
         yield
     finally:

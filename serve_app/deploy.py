@@ -132,7 +132,7 @@ def checked_keys(config: ServeConfig, storage: Storage) -> str | None:
     environment = os.environ.get(ENVIRONMENT, "")
     if ring(config, storage, environment).keys:
         return environment
-    if not is_loopback(config.host):
+    if not config.is_local:
         raise ConfigError(
             f"serve.host={config.host} lets other machines ask, and there are no API keys: make one with `python -m "
             f"serve_app.keys --root {storage.root} create NAME`, or give serve.host=127.0.0.1"
@@ -161,7 +161,7 @@ def start_serve(config: ServeConfig) -> bool:
         return False
     require_free_port(config.host, config.port)
     serve.start(
-        proxy_location="HeadOnly" if is_loopback(config.host) else "EveryNode",
+        proxy_location="HeadOnly" if config.is_local else "EveryNode",
         # Waiting for a replica comes on top of what a replica allows itself.
         http_options={"host": config.host, "port": config.port, "request_timeout_s": 2 * config.request_timeout_s},
     )
@@ -211,11 +211,6 @@ def runtime_env() -> dict[str, Any] | None:
 def url(config: ServeConfig) -> str:
     """Where the service answers on this machine."""
     return f"http://{_reachable(config.host)}:{config.port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can ask."""
-    return host in ("127.0.0.1", "localhost", "::1")
 
 
 def _reachable(host: str) -> str:

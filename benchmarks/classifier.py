@@ -1,0 +1,128 @@
+"""What `benchmarks/serve.py` serves: `minilm` with a linear head, as a bundle for us and as a folder for its peers.
+
+The head is fitted on one half of the texts, calibrated on the other: in seconds, with the shapes, weights and spread of
+scores that speed depends on. How good a detector it is says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from material import texts
+
+from detect_ai import bundle, model
+from detect_ai.batches import collate, plan_scoring
+from detect_ai.calibration import calibrate
+from detect_ai.config import load_config
+from detect_ai.registry import Registry
+from detect_ai.storage import Storage
+from detect_ai.text import NORMALISER_VERSION, normalise
+
+WINDOW, STRIDE = 512, 384  # what the peers read of a text, too; more they would leave out
+WORDS = (30, 600)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+
+def prepared(scratch: Path, path: str | None, count: int) -> dict[str, str]:
+    """Texts, a registry whose champion is the classifier, its bundle, and the folder of the peers.
+
+    Args:
+        scratch: where all of it is written.
+        path: Parquet with columns `text` and `label`; None: the sample.
+        count: of texts, half of each class.
+    """
+    import torch
+
+    torch.manual_seed(0)
+    config = load_config([f"model.window={WINDOW}", f"model.stride={STRIDE}"]).model
+    tokenizer = model.load_tokenizer(config)
+    rows = texts(path, 2 * count)
+    rows = rows[rows["text"].str.split().str.len().between(*WORDS)]
+    rows = rows.groupby("label").head(count // 2).reset_index(drop=True)
+    chosen = [fitting(text, tokenizer) for text in rows["text"]]
+    (scratch / "texts.json").write_text(json.dumps(chosen), encoding="utf-8")
+    network = model.build(config, seed=0).eval()
+    scores = fit_head(network, tokenizer, chosen, rows["label"].to_numpy())
+    folder = scratch / "bundle"
+    folder.mkdir()
+    model.save(network, folder)
+    tokenizer.save(folder)
+    half = len(rows) // 2
+    spec = bundle.DetectorSpec(
+        base_model=config.name,
+        normaliser_version=NORMALISER_VERSION,
+        window=WINDOW,
+        stride=STRIDE,
+        pad_id=tokenizer.pad_id,
+        calibration=calibrate(rows["label"].to_numpy()[half:], scores[half:], [0.05]),
+        default_target_fpr=0.05,
+        min_tokens=10,
+        corpus={"name": "benchmark", "fingerprint": "", "licences": [], "language": "en"},
+        provenance={"run": "benchmark"},
+    )
+    bundle.seal(folder, spec)
+    registry = Registry(Storage(str(scratch / "store")))
+    registry.set_champion(registry.add(folder))
+    peers = for_peers(scratch / "classifier", folder, Path(model.resolve(config)[0]))
+    return {
+        "texts": str(scratch / "texts.json"),
+        "store": str(scratch / "store"),
+        "bundle": str(folder),
+        "folder": str(peers),
+    }
+
+
+def fitting(text: str, tokenizer: Any) -> str:
+    """A text as every arm reads it: normalised, and cut after the last word that fits a window."""
+    words = normalise(text).text.split(" ")
+    lengths = np.cumsum([len(ids) for ids in tokenizer.encode(words)])
+    return " ".join(words[: np.searchsorted(lengths, WINDOW - tokenizer.num_special, side="right")])
+
+
+def fit_head(network: Any, tokenizer: Any, chosen: list[str], labels: Any) -> Any:
+    """Fit the head on the first half of the texts. Returns the log-odds of all."""
+    import torch
+    from sklearn.linear_model import LogisticRegression
+
+    states = features(network, tokenizer, chosen)
+    half = len(chosen) // 2
+    head = LogisticRegression(C=100, max_iter=1000).fit(states[:half], labels[:half])
+    with torch.no_grad():
+        network.classifier.weight.zero_()
+        network.classifier.bias.zero_()
+        network.classifier.weight[1] = torch.tensor(head.coef_[0])
+        network.classifier.bias[1] = float(head.intercept_[0])
+    return head.decision_function(states)
+
+
+def features(network: Any, tokenizer: Any, chosen: list[str]) -> Any:
+    """What the head reads of each text, shape (texts, width)."""
+    import torch
+
+    from detect_ai.backends.torch import model_inputs
+
+    rows = tokenizer.encode(chosen)
+    found = np.empty((len(rows), network.config.hidden_size))
+    with torch.inference_mode():
+        for positions in plan_scoring(np.asarray([len(row) + tokenizer.num_special for row in rows]), 4096):
+            batch = collate([rows[i] for i in positions], tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id)
+            inputs = model_inputs(batch, torch.device("cpu"))
+            found[positions] = network.base_model(**inputs).pooler_output.numpy()
+    return found
+
+
+def for_peers(folder: Path, sealed: Path, source: Path) -> Path:
+    """The same weights with the tokenizer's own files, as transformers reads them."""
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(sealed / name, folder)
+    for name in TOKENIZER_FILES:
+        shutil.copy(source / name, folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**settings, "model_max_length": WINDOW}), encoding="utf-8")
+    return folder

@@ -1,0 +1,60 @@
+"""The bare model of `benchmarks/serve.py`, in a process of its own: no request, no queue, no second process.
+
+`python benchmarks/limit.py JOB`, JOB being JSON; reads lines of JSON, answers each with one:
+
+    {}                the probability of AI of every text: calibrated, as the service has it, and that of the logits
+    {"all": true}     texts a second: all texts at once, sorted by length, in batches of the budget that serving has
+    {"only": [3, 1]}  seconds that each of these takes alone
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from material import CHECKOUT  # noqa: F401 - puts the checkout on the path
+
+
+def main() -> int:
+    """Answer lines until the input ends. Returns the exit code."""
+    import torch
+
+    from detect_ai.detector import Detector
+
+    job = json.loads(sys.argv[1])
+    torch.set_num_threads(job["threads"])
+    texts = json.loads(Path(job["texts"]).read_text(encoding="utf-8"))
+    detector = Detector.load(Path(job["bundle"]), precision=job["dtype"], batch_tokens=job["batch_tokens"])
+    documents = detector.read(texts)
+    assert all(document.num_windows == 1 for document in documents), "expected texts that fit a window"
+    rows = [document.input_ids for document in documents]
+    detector.window_scores(rows[:32])
+    for line in sys.stdin:
+        print(json.dumps(answer(detector, documents, rows, json.loads(line))), flush=True)
+    return 0
+
+
+def answer(detector: Any, documents: list[Any], rows: list[Any], asked: dict[str, Any]) -> Any:
+    """The reply to a line."""
+    if "only" in asked:
+        return [seconds(detector, [rows[i]]) for i in asked["only"]]
+    if "all" in asked:
+        return len(rows) / seconds(detector, rows)
+    scores = detector.window_scores(rows)
+    verdicts = [detector.verdict(*each, None, 0.05) for each in zip(documents, scores, strict=True)]
+    return {"calibrated": [v.probability for v in verdicts], "logits": (1 / (1 + np.exp(-scores))).tolist()}
+
+
+def seconds(detector: Any, rows: list[Any]) -> float:
+    """How long the model takes for windows."""
+    started = time.perf_counter()
+    detector.window_scores(rows)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,321 @@
+"""How fast the service is against others with the same model, over HTTP: `make bench-serve`.
+
+Arms, each a server of its own, one at a time, in turn and in reversed turn:
+
+    ours       Ray Serve as `serve_app` deploys it
+    pipeline   FastAPI before a `transformers` pipeline, as its guide has it (peer_pipeline.py)
+    litserve   LitServe, gathering batches (peer_litserve.py)
+    infinity   Infinity, from an environment of its own (.venv-infinity); said to be missing where it is not there
+    limit      the bare model over all texts at once, sorted by length: no HTTP, no queue (limit.py)
+
+All have the same weights, dtype and threads. Texts are the sample's with 30 to 600 words, normalised, cut after the last
+word that fits the 512 tokens that the peers read. All arms must give the same scores before they are timed, and
+every timed answer is compared, too. The load comes from a process of its own (load.py) with 1, 16 and 64 connections on
+the same machine; with one connection our overhead is a round trip minus the bare model on the same text, measured right
+after it. A second set of arms leaves every peer, and us, to their defaults.
+
+The last line is JSON. Ratios are of texts a second at 64 connections, medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from material import CHECKOUT
+
+HERE = Path(__file__).parent
+INFINITY = CHECKOUT / ".venv-infinity" / "bin" / "infinity_emb"
+PEERS = ("pipeline", "litserve", "infinity")
+READY = {"ours": "/readyz", "pipeline": "/health", "litserve": "/health", "infinity": "/health"}
+BATCH_TOKENS = 2048  # of ours by default on a CPU; the limit has the same
+CHECKED = 32  # texts whose scores are compared before the clock runs
+BLOCK = 8  # texts of a visit with one connection, between which the bare model runs on the same
+TOLERANCE = {"fp32": 0.01, "bf16": 0.3}  # of the standard deviation of the scores
+START_SECONDS = 300
+
+
+def main() -> int:
+    """Run all arms. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", help="Parquet file or folder with columns `text` and `label`; else the sample")
+    parser.add_argument("--count", type=int, default=256, help="of texts")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--requests", type=int, default=192, help="measured with 64 connections; with 16 half of them")
+    parser.add_argument("--dtype", default="fp32", choices=list(TOLERANCE))
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--arms", nargs="+", default=["ours", *PEERS], choices=["ours", *PEERS])
+    parser.add_argument("--sets", nargs="+", default=["matched", "defaults"], choices=["matched", "defaults"])
+    parser.add_argument("--override", action="append", default=[], help="of our configuration, as serve.batch_tokens=…")
+    options = parser.parse_args()
+    if "infinity" in options.arms and not INFINITY.exists():
+        options.arms.remove("infinity")
+        say(f"infinity is left out: it is not installed ({INFINITY.relative_to(CHECKOUT)} is missing)")
+    with tempfile.TemporaryDirectory() as scratch:
+        from classifier import prepared
+
+        job = prepared(Path(scratch), options.texts, options.count)
+        job |= {"threads": options.threads, "dtype": options.dtype, "batch_tokens": BATCH_TOKENS}
+        with helper("limit.py", json.dumps(job)) as limit, helper("load.py", job["texts"]) as load:
+            found = {kind: Bench(options, job, limit, load, kind == "defaults").run() for kind in options.sets}
+    print(json.dumps(report(found, options)))
+    return 0
+
+
+class Helper:
+    """A process that answers lines of JSON with lines of JSON."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def ask(self, **question: Any) -> Any:
+        """The answer to a question. Raises SystemExit where the process has ended."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        if not (line := self._process.stdout.readline()):
+            raise SystemExit(f"{self._process.args[1]} has ended")  # type: ignore[index]
+        return json.loads(line)
+
+
+@contextlib.contextmanager
+def helper(script: str, argument: str) -> Iterator[Helper]:
+    """A helper, until the end of the block."""
+    command = [sys.executable, str(HERE / script), argument]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=CHECKOUT, text=True, **pipes) as process:  # type: ignore[call-overload]
+        try:
+            yield Helper(process)
+        finally:
+            process.kill()
+
+
+class Bench:
+    """One set of arms: all with the same settings, or each with its own defaults."""
+
+    def __init__(
+        self, options: argparse.Namespace, job: dict[str, Any], limit: Helper, load: Helper, defaults: bool
+    ) -> None:
+        self.options, self.job, self.defaults = options, job, defaults
+        self.limit, self.load = limit, load
+        self.expected = limit.ask()
+
+    def run(self) -> dict[str, list[dict[str, Any]]]:
+        """Figures of every arm, one for each round; the defaults have a round less."""
+        arms = self.options.arms
+        found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in [*arms, "limit"]}
+        for number in range(max(1, self.options.rounds - self.defaults)):
+            for arm in arms if number % 2 == 0 else arms[::-1]:
+                found[arm].append(self.visit(arm))
+                if arm == "ours":
+                    found["limit"].append({"texts_per_second": self.limit.ask(all=True)})
+        return found
+
+    def visit(self, arm: str) -> dict[str, Any]:
+        """Start an arm, compare its scores, time it, stop it."""
+        with self.served(arm) as (url, process):
+            asking = {"url": url, "form": arm}
+            self.check(arm, self.load.ask(**asking, concurrency=8, only=list(range(CHECKED))))
+            rounds = [self.alone(asking, start) for start in range(0, 4 * BLOCK, BLOCK)]
+            requests = self.options.requests
+            c16 = self.load.ask(**asking, concurrency=16, warm=16, measured=requests // 2)
+            before = cpu_seconds(process.pid)
+            started = time.perf_counter()
+            c64 = self.load.ask(**asking, concurrency=64, warm=64, measured=requests)
+            cores = busy(before, cpu_seconds(process.pid), time.perf_counter() - started)
+        for answers in (c16, c64):
+            self.check(arm, answers)
+        trips, bare = (np.concatenate(each) for each in zip(*rounds, strict=True))
+        figures = {
+            "texts_per_second": {
+                1: round(1 / trips.mean(), 2),
+                **{n: round(c["texts_per_second"], 2) for n, c in ((16, c16), (64, c64))},
+            },
+            "trips": trips.tolist(),
+            "overheads": (trips - bare).tolist(),
+            "seconds_c64": c64["seconds"],
+            "load_cpu": round(c64["load_cpu"], 3),
+            "cores": cores,
+        }
+        say(
+            f"{'defaults' if self.defaults else 'matched'} {arm}: texts/s {figures['texts_per_second']}, with one "
+            f"connection {1e3 * np.median(trips):.1f} ms (bare model {1e3 * np.median(bare):.1f}), with 64 p99 "
+            f"{1e3 * np.quantile(c64['seconds'], 0.99):.0f} ms; load generator {figures['load_cpu']} CPUs, server {cores}"
+        )
+        return figures
+
+    def alone(self, asking: dict[str, Any], start: int) -> tuple[Any, Any]:
+        """Round trips of some texts with one connection, and the bare model on the same, in seconds."""
+        positions = list(range(start, start + BLOCK))
+        trips = self.load.ask(**asking, only=[positions[-1], *positions], warm=1)["seconds"]
+        return np.asarray(trips), np.asarray(self.limit.ask(only=positions))
+
+    def check(self, arm: str, answers: dict[str, Any]) -> None:
+        """Stop where an arm gives other scores than the bare model."""
+        expected = np.asarray(self.expected["calibrated" if arm == "ours" else "logits"])
+        gap = np.abs(expected[answers["positions"]] - answers["probabilities"]).max()
+        if gap > TOLERANCE[self.options.dtype] * expected.std():
+            raise SystemExit(f"{arm}: a probability differs by {gap:.1e} from the bare model's ({expected.std():.1e})")
+
+    @contextlib.contextmanager
+    def served(self, arm: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+        """The server of an arm, ready to answer: its URL and process."""
+        from detect_ai.cluster import free_port
+
+        port = free_port()
+        with tempfile.TemporaryFile() as log:
+            process = subprocess.Popen(
+                self.command(arm, port), cwd=CHECKOUT, env=self.environment(arm), stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+            try:
+                url = f"http://127.0.0.1:{port}"
+                wait_until_ready(url + READY[arm], process, log)
+                yield url, process
+            finally:
+                stop(process)
+
+    def command(self, arm: str, port: int) -> list[str]:
+        """What starts an arm."""
+        threads, dtype = self.options.threads, self.options.dtype
+        if arm == "ours":
+            ours = ["-m", "serve_app", f"storage.root={self.job['store']}", f"serve.port={port}"]
+            matched = [f"serve.precision={dtype}", f"serve.threads_per_replica={threads}", "serve.max_replicas=1"]
+            return [sys.executable, *ours, *([] if self.defaults else matched), *self.options.override]
+        if arm == "infinity":
+            peer = [str(INFINITY), "v2", "--model-id", self.job["folder"], "--host", "127.0.0.1", "--port", str(port)]
+            types = {"fp32": "float32", "bf16": "bfloat16"}
+            matched = ["--engine", "torch", "--device", "cpu", "--dtype", types[dtype], "--batch-size", "8"]
+            return [*peer, *([] if self.defaults else matched)]
+        told = json.dumps({**self.job, "port": port, "defaults": self.defaults})
+        return [sys.executable, str(HERE / f"peer_{arm}.py"), told]
+
+    def environment(self, arm: str) -> dict[str, str]:
+        """Variables of an arm."""
+        inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        told = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
+        if arm != "ours" and not self.defaults:
+            told["OMP_NUM_THREADS"] = str(self.options.threads)
+        if arm == "infinity":
+            inherited.pop("PYTHONPATH", None)  # our packages are not its own
+        return {**inherited, **told}
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Any) -> None:
+    """Wait until a server says that it takes requests. Raises SystemExit with the end of its log where it does not."""
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):
+            return
+        time.sleep(0.2)
+    log.seek(0)
+    raise SystemExit(f"{process.args[0]} did not start:\n{log.read()[-3000:].decode(errors='replace')}")  # type: ignore[index]
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server and all that it started."""
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(60)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def cpu_seconds(pid: int) -> Counter[str]:
+    """CPU seconds of a process and its children so far, by what they are."""
+    import psutil
+
+    found: Counter[str] = Counter()
+    for each in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            line, times = " ".join(each.cmdline()), each.cpu_times()
+            found[kind(line)] += times.user + times.system
+    return found
+
+
+def kind(command: str) -> str:
+    """What a process is, by its command line."""
+    for mark, name in (("ServeReplica", "replica"), ("Proxy", "proxy"), ("haproxy", "proxy"), ("serve_app", "driver")):
+        if mark in command:
+            return name
+    is_ray = any(mark in command for mark in ("ray::", "raylet", "gcs_server", "ray/dashboard", "ray/_private"))
+    return "rest of Ray" if is_ray else "server"
+
+
+def busy(before: Counter[str], after: Counter[str], seconds: float) -> dict[str, float]:
+    """CPUs that each kind of process had, on average."""
+    return {name: round((after[name] - before[name]) / seconds, 2) for name in after}
+
+
+def report(found: dict[str, dict[str, list[dict[str, Any]]]], options: argparse.Namespace) -> dict[str, Any]:
+    """The last line: ratios and figures of ours, then all the rest."""
+    first = found[options.sets[0]]
+    ours = first.get("ours", [])
+    return {
+        **{f"vs_{peer}": ratio(first, peer) for peer in PEERS},
+        "of_limit": ratio(first, "limit"),
+        "overhead_p50_ms": in_ms([value for visit in ours for value in visit["overheads"]], 0.5),
+        "p99_ms_c64": in_ms([value for visit in ours for value in visit["seconds_c64"]], 0.99),
+        "backend": f"torch {options.dtype}",
+        "threads": options.threads,
+        "defaults": {f"vs_{peer}": ratio(found["defaults"], peer) for peer in PEERS} if "defaults" in found else None,
+        "arms": {kind: {arm: summary(visits) for arm, visits in arms.items()} for kind, arms in found.items()},
+    }
+
+
+def ratio(found: dict[str, list[dict[str, Any]]], peer: str) -> float | None:
+    """Ours to a peer with 64 connections, the median over the rounds; None where one of them is missing."""
+    pairs = [(speed(ours), speed(other)) for ours, other in zip(found.get("ours", []), found.get(peer, []), strict=False)]
+    return round(statistics.median(ours / other for ours, other in pairs), 3) if pairs else None
+
+
+def speed(visit: dict[str, Any]) -> float:
+    """Texts a second with 64 connections, or of the bare model."""
+    found = visit["texts_per_second"]
+    return found[64] if isinstance(found, dict) else found
+
+
+def summary(visits: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the rounds."""
+    if not visits or "trips" not in visits[0]:
+        return {"texts_per_second": [round(visit["texts_per_second"], 2) for visit in visits]}
+    speeds = {n: [visit["texts_per_second"][n] for visit in visits] for n in (1, 16, 64)}
+    return {
+        "texts_per_second": {n: round(statistics.median(values), 2) for n, values in speeds.items()},
+        "spread_c64": [min(speeds[64]), max(speeds[64])],
+        "p50_ms_c1": in_ms([value for visit in visits for value in visit["trips"]], 0.5),
+        "p99_ms_c64": in_ms([value for visit in visits for value in visit["seconds_c64"]], 0.99),
+        "load_cpu": max(visit["load_cpu"] for visit in visits),
+        "cpus": visits[-1]["cores"],
+    }
+
+
+def in_ms(seconds: list[float], quantile: float) -> float | None:
+    """A quantile in milliseconds."""
+    return round(1e3 * float(np.quantile(seconds, quantile)), 2) if seconds else None
+
+
+def say(line: str) -> None:
+    """A line for people."""
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # so that servers are stopped
+    sys.exit(main())
