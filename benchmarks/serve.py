@@ -281,7 +281,9 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], options: argparse.
 
 def ratio(found: dict[str, list[dict[str, Any]]], peer: str) -> float | None:
     """Ours to a peer with 64 connections, the median over the rounds; None where one of them is missing."""
-    pairs = [(speed(ours), speed(other)) for ours, other in zip(found.get("ours", []), found.get(peer, []), strict=False)]
+    pairs = [
+        (speed(ours), speed(other)) for ours, other in zip(found.get("ours", []), found.get(peer, []), strict=False)
+    ]
     return round(statistics.median(ours / other for ours, other in pairs), 3) if pairs else None
 
 
