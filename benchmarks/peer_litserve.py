@@ -1,4 +1,4 @@
-"""A peer of `benchmarks/serve.py`: LitServe, with batches where it is told so. `python benchmarks/peer_litserve.py JOB`."""
+"""A peer of `benchmarks/serve.py`: LitServe, with batches where told so. `python benchmarks/peer_litserve.py JOB`."""
 
 from __future__ import annotations
 

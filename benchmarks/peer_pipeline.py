@@ -1,4 +1,4 @@
-"""A peer of `benchmarks/serve.py`: FastAPI before a `transformers` pipeline, as the guide «Web server inference» has it.
+"""A peer of `benchmarks/serve.py`: FastAPI before a `transformers` pipeline, as its guide has it.
 
 One queue, one loop that takes a text from it and hands it to the pipeline. `python benchmarks/peer_pipeline.py JOB`.
 """

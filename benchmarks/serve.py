@@ -8,8 +8,8 @@ Arms, each a server of its own, one at a time, in turn and in reversed turn:
     infinity   Infinity, from an environment of its own (.venv-infinity); said to be missing where it is not there
     limit      the bare model over all texts at once, sorted by length: no HTTP, no queue (limit.py)
 
-All have the same weights, dtype and threads. Texts are the sample's with 30 to 600 words, normalised, cut after the last
-word that fits the 512 tokens that the peers read. All arms must give the same scores before they are timed, and
+All have the same weights, dtype and threads. Texts are the sample's with 30 to 600 words, normalised, cut after the
+last word that fits the 512 tokens that the peers read. All arms must give the same scores before they are timed, and
 every timed answer is compared, too. The load comes from a process of its own (load.py) with 1, 16 and 64 connections on
 the same machine; with one connection our overhead is a round trip minus the bare model on the same text, measured right
 after it. A second set of arms leaves every peer, and us, to their defaults.
@@ -155,7 +155,7 @@ class Bench:
         say(
             f"{'defaults' if self.defaults else 'matched'} {arm}: texts/s {figures['texts_per_second']}, with one "
             f"connection {1e3 * np.median(trips):.1f} ms (bare model {1e3 * np.median(bare):.1f}), with 64 p99 "
-            f"{1e3 * np.quantile(c64['seconds'], 0.99):.0f} ms; load generator {figures['load_cpu']} CPUs, server {cores}"
+            f"{1e3 * np.quantile(c64['seconds'], 0.99):.0f} ms; load {figures['load_cpu']} CPUs, server {cores}"
         )
         return figures
 
@@ -281,9 +281,8 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], options: argparse.
 
 def ratio(found: dict[str, list[dict[str, Any]]], peer: str) -> float | None:
     """Ours to a peer with 64 connections, the median over the rounds; None where one of them is missing."""
-    pairs = [
-        (speed(ours), speed(other)) for ours, other in zip(found.get("ours", []), found.get(peer, []), strict=False)
-    ]
+    both = zip(found.get("ours", []), found.get(peer, []), strict=False)
+    pairs = [(speed(ours), speed(other)) for ours, other in both]
     return round(statistics.median(ours / other for ours, other in pairs), 3) if pairs else None
 
 
