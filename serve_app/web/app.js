@@ -3,7 +3,16 @@
 
 const byId = (id) => document.getElementById(id);
 const LEVELS = 5;
-const VERDICTS = { human: "Reads like human writing", ai: "Reads like AI writing", uncertain: "No verdict" };
+const VERDICTS = { human: "No sign of AI", ai: "Likely AI-generated", uncertain: "Can't tell" };
+const SHORTLY = {
+  too_short: "too short",
+  other_script: "not in Latin letters",
+  other_language: "in another language",
+  mostly_code: "mostly code",
+  mostly_tables: "mostly tables",
+  mostly_quotations: "mostly quotations",
+  between_thresholds: "between human and AI",
+};
 const TAMPERING = {
   invisible: "invisible characters",
   homoglyph: "letters of another alphabet that look Latin",
@@ -32,10 +41,18 @@ const outOf100 = (share) => {
   return `${value < 10 ? Number(value.toFixed(1)) : Math.round(value)} of 100`;
 };
 
-async function request(path, options) {
-  const response = await fetch(path, options);
+async function request(path, options = {}) {
+  const key = sessionStorage.getItem("key");
+  const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  const response = await fetch(path, { ...options, headers });
   const type = response.headers.get("Content-Type") || "";
   if (response.ok) return response.json();
+  if (response.status === 401) {
+    sessionStorage.removeItem("key");
+    byId("key-form").hidden = false;
+    byId("key").focus();
+    throw new Error(key ? "That key is not valid here." : "This service asks for an API key.");
+  }
   const problem = type.includes("json") ? await response.json() : {};
   const busy = response.status === 503 ? "The service is busy: try again in a moment." : "";
   throw new Error(problem.detail || busy || `The service answered with an error (${response.status}).`);
@@ -126,10 +143,10 @@ function showSentences(text, verdict) {
   byId("sentences-block").hidden = spans.length === 0;
 }
 
-function show(text, answer) {
-  const verdict = answer.verdicts[0];
+function show(text, verdict) {
   byId("result").dataset.label = verdict.label;
-  byId("verdict").textContent = VERDICTS[verdict.label];
+  const said = [VERDICTS[verdict.label], ...verdict.reasons.slice(0, 1).map((reason) => SHORTLY[reason] || reason)].join(": ");
+  byId("verdict").textContent = said;
   byId("meaning").textContent = meaning(verdict);
   showReasons(verdict);
   showNumbers(verdict);
@@ -138,23 +155,39 @@ function show(text, answer) {
   const windows = verdict.num_windows === 1 ? "one window" : `${verdict.num_windows} windows`;
   byId("facts").textContent = `All ${verdict.num_tokens} tokens read, in ${windows}. Model ${verdict.model_version}.`;
   byId("result").hidden = false;
-  say(`Done: ${VERDICTS[verdict.label]}.`);
+  say(`Done: ${said}.`);
   byId("result").focus({ preventScroll: true });
   byId("result").scrollIntoView({ block: "nearest" });
 }
 
-async function check(event) {
-  event.preventDefault();
-  if (byId("check").disabled) return;
+async function judgeText() {
   const text = byId("text").value;
+  const body = { text, target_fpr: Number(byId("target").value), return_spans: true };
+  const headers = { "Content-Type": "application/json" };
+  show(text, (await request("v1/detect", { method: "POST", headers, body: JSON.stringify(body) })).verdicts[0]);
+}
+
+async function judgeFile(file) {
+  const form = new FormData();
+  form.append("files", file);
+  form.append("target_fpr", byId("target").value);
+  form.append("return_spans", "true");
+  form.append("return_text", "true");
+  const found = (await request("v1/detect/file", { method: "POST", body: form })).files[0];
+  if (found.problem) throw new Error(`${found.name}: ${found.problem.detail}`);
+  byId("text").value = found.text;
+  countWords();
+  show(found.text, found.verdict);
+}
+
+async function check(judge) {
+  if (byId("check").disabled) return;
   byId("check").disabled = true;
   byId("result").hidden = true;
   say("Reading…");
   try {
     if (!model) await loadModel();
-    const body = { text, target_fpr: Number(byId("target").value), return_spans: true };
-    const headers = { "Content-Type": "application/json" };
-    show(text, await request("v1/detect", { method: "POST", headers, body: JSON.stringify(body) }));
+    await judge();
   } catch (error) {
     say(error instanceof TypeError ? "The service cannot be reached." : error.message, true);
   } finally {
@@ -167,7 +200,37 @@ function countWords() {
   byId("length").textContent = words === 1 ? "1 word" : `${words} words`;
 }
 
-byId("form").addEventListener("submit", check);
+byId("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  check(judgeText);
+});
+byId("key-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("key", byId("key").value.trim());
+  byId("key").value = "";
+  byId("key-form").hidden = true;
+  say("");
+  await loadModel().catch((error) => say(error.message, true));
+  if (byId("key-form").hidden) byId("text").focus();
+});
+byId("file").addEventListener("change", () => {
+  const [file] = byId("file").files;
+  byId("file").value = ""; // so that the same file can be chosen again
+  if (file) check(() => judgeFile(file));
+});
+byId("text").addEventListener("dragover", (event) => {
+  if (!event.dataTransfer.types.includes("Files")) return;
+  event.preventDefault();
+  byId("text").classList.add("dropping");
+});
+byId("text").addEventListener("dragleave", () => byId("text").classList.remove("dropping"));
+byId("text").addEventListener("drop", (event) => {
+  byId("text").classList.remove("dropping");
+  const [file] = event.dataTransfer.files;
+  if (!file) return; // text is dropped as it always is
+  event.preventDefault();
+  check(() => judgeFile(file));
+});
 byId("text").addEventListener("input", countWords);
 byId("text").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("form").requestSubmit();

@@ -36,7 +36,7 @@ DESKTOP, PHONE = {"width": 860, "height": 800}, {"width": 390, "height": 800}
 PICTURE = {"width": 860, "height": 1060}
 CANARY = "<img src=x onerror=document.title='owned'>"
 TEXT = tiny.text("human", random.Random(5), 90)
-VERDICTS = ["Reads like human writing", "Reads like AI writing", "No verdict"]
+VERDICTS = ["No sign of AI", "Likely AI-generated", "Can't tell: between human and AI"]
 
 
 @contextmanager
@@ -153,7 +153,7 @@ def test_ctrl_enter_checks_the_text(page: Page) -> None:
 
 def test_a_short_text_gets_no_number_that_could_mislead(page: Page) -> None:
     check(page, "Too short.")
-    assert page.locator("#verdict").inner_text() == "No verdict"
+    assert page.locator("#verdict").inner_text() == "Can't tell: too short"
     assert "too short" in page.locator("#reasons").inner_text()
     expect(page.locator("#numbers")).to_be_hidden()
 
@@ -181,6 +181,61 @@ def test_an_error_is_said_in_the_words_of_the_service(page: Page) -> None:
     expect(page.locator("#status")).to_contain_text("249999 characters, at most 200000 are read")
 
 
+def test_a_chosen_file_is_read_and_its_text_shown(page: Page) -> None:
+    page.get_by_label("Or a file").set_input_files({"name": "a.txt", "mimeType": "text/plain", "buffer": TEXT.encode()})
+    expect(page.locator("#result")).to_be_visible()
+    assert page.get_by_label("Text", exact=True).input_value() == TEXT
+    assert "".join(page.locator("#sentences").all_inner_texts()).strip() == TEXT
+    assert page.locator("#verdict").inner_text() in VERDICTS
+
+
+def test_a_dropped_file_is_read(page: Page) -> None:
+    dropped = page.evaluate_handle(
+        """text => {
+          const data = new DataTransfer();
+          data.items.add(new File([text], "a.md", { type: "text/markdown" }));
+          return data;
+        }""",
+        TEXT,
+    )
+    page.locator("#text").dispatch_event("drop", {"dataTransfer": dropped})
+    expect(page.locator("#result")).to_be_visible()
+    assert page.get_by_label("Text", exact=True).input_value() == TEXT
+
+
+def test_a_file_that_cannot_be_read_is_said_so_by_name(page: Page) -> None:
+    page.get_by_label("Or a file").set_input_files(
+        {"name": "a.pdf", "mimeType": "application/pdf", "buffer": b"no pdf"}
+    )
+    expect(page.locator("#status")).to_contain_text("a.pdf: ")
+    expect(page.locator("#status")).to_have_class("error")
+    expect(page.locator("#result")).to_be_hidden()
+
+
+def test_a_service_with_keys_is_asked_with_one_that_only_this_tab_keeps(page: Page) -> None:
+    problem = {"title": "Unauthorized", "status": 401, "detail": "Expected the header", "request_id": "r"}
+
+    def only_with_key(route: Route) -> None:
+        if route.request.headers.get("authorization") == "Bearer dai_right":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json=problem, headers={"Content-Type": "application/problem+json"})
+
+    page.route("**/v1/**", only_with_key)
+    expect(page.get_by_label("API key")).to_be_hidden()
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    page.get_by_role("button", name="Check the text").click()
+    expect(page.locator("#status")).to_have_text("This service asks for an API key.")
+    page.get_by_label("API key").fill("dai_wrong")
+    page.get_by_role("button", name="Use the key").click()
+    expect(page.locator("#status")).to_have_text("That key is not valid here.")
+    page.get_by_label("API key").fill("dai_right")
+    page.get_by_role("button", name="Use the key").click()
+    expect(page.get_by_label("API key")).to_be_hidden()
+    check(page, TEXT)
+    assert page.evaluate("[sessionStorage.key, localStorage.length, document.cookie].slice(1)") == [0, ""]
+
+
 def test_nothing_is_wider_than_a_phone(page: Page) -> None:
     page.set_viewport_size(PHONE)
     check(page, f"{TEXT} {'x' * 300}. {TEXT}")
@@ -188,7 +243,7 @@ def test_nothing_is_wider_than_a_phone(page: Page) -> None:
 
 
 def test_every_control_has_a_name(page: Page) -> None:
-    controls = page.locator("textarea, select, button").all()
+    controls = page.locator("textarea, select, button, input").all()
     names = [control.evaluate("c => (c.labels?.[0] ?? c).textContent.trim()") for control in controls]
     assert all(names)
 
