@@ -178,7 +178,7 @@ class Service:
         """
         reading = await self.off_loop(read)
         if spend is not None:
-            spend(len(reading.documents) - 1)
+            spend(max(0, len(reading.documents) - 1))  # of files there may be none that can be read
         scores = await self._scored(reading.rows, score or self.batcher.scores)
 
         def conclude() -> tuple[list[Verdict], T]:
@@ -195,7 +195,7 @@ class Service:
         """Log-odds of windows, those that the cache knows taken from there."""
         known = self._cache.find(rows)
         missing = np.flatnonzero(np.isnan(known))
-        asked = [rows[i] for i in missing]
+        asked = [rows[int(i)] for i in missing]
         known[missing] = await score(asked)
         self._cache.keep(asked, known[missing])
         return known

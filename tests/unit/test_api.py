@@ -17,11 +17,14 @@ import pytest
 from detect_ai.batches import Batch
 from detect_ai.config import ServeConfig
 from detect_ai.detector import Detector
+from detect_ai.schemas import FileOptions
 from serve_app.access import Gate
 from serve_app.api import create_app
+from serve_app.files import Upload
 from serve_app.quota import Limiter
 from serve_app.service import Service
 from serve_app.traffic import Traffic
+from serve_app.uploads import judge_files
 
 Scenario = Callable[[httpx.AsyncClient, Service], Awaitable[Any]]
 CANARY = "canary-4f1d the council met"
@@ -187,3 +190,15 @@ def test_a_torn_form_leaves_nothing_of_itself_in_the_log(detector: Detector, cap
     answer = ask(detector, lambda client, _: client.post("/v1/detect/file", content=body, headers=headers))
     assert answer.status_code == 400
     assert [record for record in caplog.records if record.name.startswith("python_multipart")] == []
+
+
+def test_files_that_cannot_be_read_give_nothing_back_to_a_rate(detector: Detector) -> None:
+    spent: list[int] = []
+    files = [Upload("a.exe", b"MZ"), Upload("b.txt", b"the council"), Upload("c.txt", b"the bridge")]
+
+    async def scenario(_: httpx.AsyncClient, service: Service) -> None:
+        for some in (files[:1], files[:2], files):
+            await judge_files(service, some, FileOptions(), "request-1", spent.append)
+
+    ask(detector, scenario)
+    assert spent == [0, 0, 1]

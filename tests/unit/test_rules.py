@@ -38,7 +38,14 @@ AT_LEAST_ONE = [
     "serve.max_texts",
     "serve.max_chars",
     "serve.max_tokens",
+    "serve.max_explain_tokens",
     "serve.max_body_bytes",
+    "serve.stream_lines",
+    "serve.stream_backlog_bytes",
+    "serve.max_files",
+    "serve.max_file_bytes",
+    "serve.max_upload_bytes",
+    "serve.max_pages",
 ]
 POSITIVE = [
     "train.lr",
@@ -47,6 +54,7 @@ POSITIVE = [
     "score.cpus_per_worker",
     "serve.cpus_per_replica",
     "serve.request_timeout_s",
+    "serve.file_timeout_s",
     "serve.keys_refresh_s",
     "serve.max_wait_s",
     "export.min_speedup",
