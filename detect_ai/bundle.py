@@ -1,7 +1,8 @@
 """A detector on disk: everything a replica needs and nothing else. No pickle; every byte is checked on loading.
 
 A bundle is a folder of `detector.json`, `config.json`, `model.safetensors`, `tokenizer.json`, `registers.safetensors`
-where registers are told apart and, once published, `metrics.json` and `MODEL_CARD.md`. `detector.json` holds the sha256
+where registers are told apart and, once published, `metrics.json` and `MODEL_CARD.md`. One that was exported has the
+weights in the form of its backend in place of `model.safetensors`. `detector.json` holds the sha256
 of every other file and of itself; the version of a bundle is the beginning of that.
 """
 
@@ -15,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detect_ai.backends import BACKENDS, DEFAULT
 from detect_ai.calibration import Calibration
 from detect_ai.errors import BundleError
 
@@ -38,6 +40,8 @@ class DetectorSpec:
         corpus: name, fingerprint, licences and language of the corpus it learnt from.
         provenance: run, configuration, library versions, git revision.
         registers: names of the registers that it tells apart.
+        parent: version of the bundle that this one was exported from.
+        backend: what runs the encoder, one of `backends.BACKENDS`.
         files: sha256 of every other file of the bundle.
     """
 
@@ -53,12 +57,15 @@ class DetectorSpec:
     provenance: dict[str, Any]
     registers: list[str] = field(default_factory=list)
     parent: str | None = None
+    backend: str = DEFAULT
     files: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_bytes(self) -> bytes:
         """The one spelling of `detector.json`: its digest covers every other byte of it."""
         content = {**asdict(self), "calibration": self.calibration.to_dict()}
+        if self.backend == DEFAULT:  # not said, so that bundles from before there were others keep their version
+            del content["backend"]
         return _spelled({**content, "digest": hashlib.sha256(_spelled(content)).hexdigest()})
 
     def min_tokens_at(self, target_fpr: float) -> int:
@@ -99,17 +106,21 @@ def read_spec(folder: Path) -> DetectorSpec:
     spec = _parse(folder, content)
     if spec.to_bytes() != data:
         raise BundleError(f"bundle {folder}: {SPEC_FILE} was altered: its digest does not match its content")
+    if spec.backend not in BACKENDS:
+        raise BundleError(
+            f"bundle {folder}: backend {spec.backend!r}, this version knows {', '.join(BACKENDS)}: update detect_ai, "
+            f"or take the bundle that it was exported from, {spec.parent}"
+        )
     _check_files(folder, spec.files)
     return spec
 
 
-def load(folder: Path) -> tuple[DetectorSpec, Any, Tokenizer]:
-    """Specification, model (fp32, evaluation mode) and tokenizer of a bundle, everything checked."""
-    from detect_ai import model
+def load(folder: Path) -> tuple[DetectorSpec, Tokenizer]:
+    """Specification and tokenizer of a bundle, everything checked. `backends.load` gives what runs its encoder."""
     from detect_ai.tokenizer import Tokenizer
 
     spec = read_spec(folder)
-    return spec, model.load(folder), Tokenizer.load(folder, spec.pad_id)
+    return spec, Tokenizer.load(folder, spec.pad_id)
 
 
 def load_registers(folder: Path, spec: DetectorSpec) -> Registers | None:

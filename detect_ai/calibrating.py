@@ -20,12 +20,12 @@ from detect_ai import bundle
 from detect_ai.bundle import DetectorSpec
 from detect_ai.calibration import Calibration, Category, calibrate
 from detect_ai.categories import Spans, with_categories
-from detect_ai.config import SPLITS, Config
+from detect_ai.config import SPLITS, CalibrationConfig, Config
 from detect_ai.conformal import require_texts
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.errors import ConfigError
 from detect_ai.registers import MAX_TEXTS, Ids, Registers, fit
-from detect_ai.scoring import checkpoint_loader, score_split
+from detect_ai.scoring import Scored, checkpoint_loader, score_split
 from detect_ai.stage import attempt, prepared_corpus, read_result
 from detect_ai.storage import Storage
 from detect_ai.text import NORMALISER_VERSION
@@ -71,9 +71,14 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def _calibrate(config: Config, corpus: Corpus, checkpoint: str, registers: Registers | None) -> Calibration:
-    c = config.calibration
     load = checkpoint_loader(config.score, config.model)
-    scored = score_split(corpus, "calibration", checkpoint, load, config.score, c.length_edges, registers)
+    edges = config.calibration.length_edges
+    scored = score_split(corpus, "calibration", checkpoint, load, config.score, edges, registers)
+    return calibration_of(scored, config.calibration, registers)
+
+
+def calibration_of(scored: Scored, c: CalibrationConfig, registers: Registers | None) -> Calibration:
+    """Scaling and thresholds from the scores of a calibration split. Raises CalibrationError."""
     whole = calibrate(scored.labels[scored.whole], scored.scores[scored.whole], c.target_fprs, c.method)
     if not (c.length_edges or registers):
         return whole

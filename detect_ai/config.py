@@ -231,6 +231,26 @@ class GateConfig:
 
 
 @dataclass
+class ExportConfig:
+    """Other ways to run a bundle, measured on the machine at hand; the service's threads and device are `serve`'s."""
+
+    # A backend of detect_ai/backends, with +layers-N (the first so many) or +ffn-P (percent of the neurons) a smaller
+    # encoder. What is not installed is left out.
+    candidates: list[str] = field(
+        default_factory=lambda: [
+            *("torch-bf16", "torch-compile", "torch-int8", "onnx", "onnx-int8"),
+            *("torch+layers-5", "torch+layers-4", "torch+ffn-75", "torch+ffn-50"),
+        ]
+    )
+    split: str = "validation"  # of the gate; validation | test
+    texts: int = 64  # timed together, drawn from the calibration split
+    rounds: int = 7  # in each every candidate is timed once
+    min_speedup: float = 1.1  # against the bundle in PyTorch at fp32; less is not worth another bundle
+    max_auroc_change: float = 0.001
+    max_tpr_drop: float = 0.005  # at an FPR of 1%
+
+
+@dataclass
 class ServeConfig:
     """The service."""
 
@@ -286,7 +306,7 @@ class Config:
     """Everything a job may be told."""
 
     run: str = "default"  # names what belongs together: results of stages find each other by it
-    bundle: str = ""  # of score and evaluate: a version of the registry, a key, a path or a URI
+    bundle: str = ""  # of score, evaluate, export and publish: a version of the registry, a key, a path or a URI
     data: str = ""  # of score and evaluate: a file or folder of Parquet, CSV or JSON lines, local or gs://
     seed: int = 0
     storage: StorageConfig = field(default_factory=StorageConfig)
@@ -299,6 +319,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai import bundle
+from detect_ai import backends, bundle
 from detect_ai.batches import Batch, collate, plan_scoring
 from detect_ai.calibration import Category
 from detect_ai.errors import BundleError, InputError
@@ -21,8 +21,6 @@ from detect_ai.text import NORMALISER_VERSION, Normalised, latin_share, normalis
 from detect_ai.windows import cut, document_scores
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from detect_ai.bundle import DetectorSpec
     from detect_ai.config import ModelConfig
     from detect_ai.registers import Registers
@@ -92,8 +90,8 @@ class Scorer:
         """Load a training checkpoint. Raises BundleError when it is damaged."""
         from detect_ai import model
 
-        tokenizer = model.load_tokenizer(config)
-        return cls(tokenizer, _torch_backend(model.load(folder), device, precision), config.window, config.stride)
+        backend = backends.load(folder, backends.DEFAULT, device, precision)
+        return cls(model.load_tokenizer(config), backend, config.window, config.stride)
 
     def read(self, texts: Sequence[str]) -> list[Document]:
         """Normalise and tokenise."""
@@ -162,9 +160,10 @@ class Detector(Scorer):
         cls, folder: Path, device: str = "cpu", precision: str = "fp32", batch_tokens: int = BATCH_TOKENS
     ) -> Detector:
         """Load and check a bundle. Raises BundleError."""
-        spec, model, tokenizer = bundle.load(folder)
+        spec, tokenizer = bundle.load(folder)
         registers = bundle.load_registers(folder, spec)
-        return cls(spec, tokenizer, _torch_backend(model, device, precision), batch_tokens, registers)
+        backend = backends.load(folder, spec.backend, device, precision)
+        return cls(spec, tokenizer, backend, batch_tokens, registers)
 
     def encode(self, texts: Sequence[str], normalised: Sequence[Normalised]) -> list[Document]:
         """Tokenise what is normalised already, and tell its register."""
@@ -323,11 +322,3 @@ def _ai_fraction(spans: Sequence[Span]) -> float:
     lengths = np.asarray([span.end - span.start for span in spans])
     is_ai = np.asarray([span.probability >= 0.5 for span in spans])
     return float(lengths[is_ai].sum() / max(1, lengths.sum())) if len(spans) else 0.0
-
-
-def _torch_backend(model: PreTrainedModel, device: str, precision: str) -> Backend:
-    import torch
-
-    from detect_ai.backends.torch import TorchBackend
-
-    return TorchBackend(model, torch.device(device), precision)

@@ -63,10 +63,15 @@ def read_first_token(model: PreTrainedModel) -> None:
         layer.__class__ = kind
 
 
+def encoder_layers(model: PreTrainedModel) -> Any:
+    """The list of layers of an encoder, or None where it has none that we know."""
+    encoder: Any = model.base_model
+    return getattr(getattr(encoder, "encoder", None) or getattr(encoder, "transformer", None), "layer", None)
+
+
 def last_layer(model: PreTrainedModel) -> Any:
     """The last layer of an encoder, or None where it has no list of layers that we know."""
-    encoder: Any = model.base_model
-    layers = getattr(getattr(encoder, "encoder", None) or getattr(encoder, "transformer", None), "layer", None)
+    layers = encoder_layers(model)
     return layers[-1] if layers else None
 
 

@@ -197,6 +197,28 @@ def load(folder: Path) -> PreTrainedModel:
     return loaded
 
 
+def empty(folder: Path) -> PreTrainedModel:
+    """A model as `config.json` of a folder describes it, with weights that mean nothing. Raises BundleError."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from detect_ai.pooling import MeanPooledClassifier
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        mean = getattr(config, "pooling", "encoder") == "mean"
+        with _quiet():
+            made: PreTrainedModel = (
+                MeanPooledClassifier(config)
+                if mean
+                else AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+            )
+    except Exception as error:
+        raise BundleError(f"{folder}: expected a readable config.json: {error}") from error
+    _make_fast(made)
+    return made.eval()
+
+
 @contextmanager
 def _in_hub_format(config: ModelConfig) -> Iterator[None]:
     """Tell a user what transformers says of an encoder that it cannot load, without its advice to run strange code."""

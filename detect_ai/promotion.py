@@ -1,4 +1,4 @@
-"""The gate before the registry: may a candidate become champion?"""
+"""The gates: may a candidate become champion, and is an export of a bundle as good as the bundle?"""
 
 import math
 from collections.abc import Mapping
@@ -51,6 +51,41 @@ def decide(candidate: Mapping[str, Any], champion: Mapping[str, Any] | None, gat
         reasons.append(f"AUROC is {found}; at least {gate.min_auroc} is required.")
     if champion is not None and candidate["test_fingerprint"] == champion["test_fingerprint"]:
         reasons += _compare(found, _auroc(champion), gate)
+    return reasons
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How near an export of a bundle must come to it, on the same texts.
+
+    Attributes:
+        max_auroc_change: how far AUROC may move, up or down, in [0, 1].
+        max_tpr_drop: how far the TPR at an FPR of 1% may fall, in [0, 1]: 0.005 is half a percentage point.
+    """
+
+    max_auroc_change: float
+    max_tpr_drop: float
+
+
+def unlike(found: Mapping[str, Any], parent: Mapping[str, Any], bounds: Likeness) -> list[str]:
+    """Judges an export by the bundle that it was made from.
+
+    Args:
+        found: its "auroc" and "tpr_at_fpr_1".
+        parent: the same of the bundle, on the same texts.
+        bounds: what is required.
+
+    Returns:
+        The reasons to refuse, one sentence each with the change found and the change allowed; empty: it passes.
+    """
+    # Rounded, for 0.95 - 0.949 is a little more than 0.001 in floating point.
+    moved = round(abs(found["auroc"] - parent["auroc"]), 12)
+    fell = round(parent["tpr_at_fpr_1"] - found["tpr_at_fpr_1"], 12)
+    reasons = []
+    if not moved <= bounds.max_auroc_change:  # NaN is no pass
+        reasons.append(f"AUROC moved by {moved:.4f}; {bounds.max_auroc_change:g} is allowed.")
+    if not fell <= bounds.max_tpr_drop:
+        reasons.append(f"TPR at 1% FPR fell by {100 * fell:.2f} points; {100 * bounds.max_tpr_drop:g} are allowed.")
     return reasons
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from detect_ai import bundle
 from detect_ai.config import Config
-from detect_ai.errors import ConfigError, GateError
+from detect_ai.errors import ConfigError, GateError, RegistryError
 from detect_ai.promotion import Gate, decide
 from detect_ai.registry import Registry
 from detect_ai.reports.card import model_card
@@ -24,10 +25,17 @@ METRICS_FILE, CARD_FILE = "metrics.json", "MODEL_CARD.md"
 def publish(config: Config, storage: Storage) -> dict[str, Any]:
     """Put the evaluated candidate into the registry and make it champion, if it passes the gate.
 
+    With `bundle` it is a version that the registry has already, such as `export` puts there.
+
     Raises:
         GateError: it does not pass; the champion stays.
         ConfigError: the figures are those of another bundle than the candidate.
+        RegistryError: no such version.
     """
+    registry = Registry(storage)
+    if config.bundle:
+        version = registry.version(config.bundle)
+        return _promote(config, registry, version, _metrics_of(registry, version), lambda: version)
     candidate = read_result(storage, config.run, "calibrate")
     figures = read_result(storage, config.run, "evaluate")
     if figures["version"] != candidate["version"]:
@@ -35,16 +43,28 @@ def publish(config: Config, storage: Storage) -> dict[str, Any]:
             f"run={config.run}: the figures are of {figures['version']}, the candidate is {candidate['version']}: "
             f"run `python jobs/evaluate.py run={config.run}` again"
         )
-    registry = Registry(storage)
+    return _promote(
+        config,
+        registry,
+        candidate["version"],
+        figures,
+        lambda: add_version(storage, registry, candidate["bundle"], figures),
+    )
+
+
+def _promote(
+    config: Config, registry: Registry, candidate: str, figures: dict[str, Any], add: Callable[[], str]
+) -> dict[str, Any]:
+    """Move the pointer to what `add` returns, if the candidate passes the gate. Raises GateError."""
     before = registry.champion()
     gate = Gate(config.gate.min_auroc, config.gate.max_auroc_drop)
-    reasons = decide(figures, _metrics_of(registry, before), gate)
+    reasons = decide(figures, _metrics_of(registry, before) if before else None, gate)
     if reasons:
         raise GateError(
-            f"{candidate['version']} was not published, the champion stays {before}: {' '.join(reasons)} "
+            f"{candidate} was not published, the champion stays {before}: {' '.join(reasons)} "
             f"The bounds are gate.min_auroc and gate.max_auroc_drop"
         )
-    version = _add(storage, registry, candidate["bundle"], figures)
+    version = add()
     registry.set_champion(version)
     _track(config, registry, version, figures)
     return {"champion": version, "before": before, "auroc": figures["auroc"]}
@@ -65,8 +85,15 @@ def rollback(config: Config, storage: Storage) -> dict[str, Any]:
     return {"champion": registry.rollback(), "before": before}
 
 
-def _add(storage: Storage, registry: Registry, candidate: str, figures: dict[str, Any]) -> str:
-    """Seal the candidate again, with its figures and its card, and add it to the registry."""
+def add_version(storage: Storage, registry: Registry, candidate: str, figures: dict[str, Any]) -> str:
+    """Seal a bundle again, with its figures and its card, add it to the registry and return its version.
+
+    Args:
+        storage: where it lies.
+        registry: gets it.
+        candidate: its key.
+        figures: of the stage `evaluate`.
+    """
     with storage.local_folder(candidate) as source, tempfile.TemporaryDirectory() as scratch:
         spec = bundle.read_spec(source)
         folder = Path(shutil.copytree(source, Path(scratch) / "bundle"))
@@ -77,9 +104,13 @@ def _add(storage: Storage, registry: Registry, candidate: str, figures: dict[str
         return registry.add(folder)
 
 
-def _metrics_of(registry: Registry, version: str | None) -> dict[str, Any] | None:
-    if version is None:
-        return None
+def _metrics_of(registry: Registry, version: str) -> dict[str, Any]:
+    """The figures of a version. Raises RegistryError when it came into the registry without any."""
     with registry.folder(version) as folder:
-        figures: dict[str, Any] = json.loads((folder / METRICS_FILE).read_text())
+        path = folder / METRICS_FILE
+        if not path.is_file():
+            raise RegistryError(
+                f"version {version} has no {METRICS_FILE}: publish it by its run, after jobs/evaluate.py"
+            )
+        figures: dict[str, Any] = json.loads(path.read_text())
     return figures

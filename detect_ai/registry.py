@@ -77,6 +77,16 @@ class Registry:
         self._write(version, history)
         return str(version)
 
+    def version(self, name: str) -> str:
+        """The version that a name is the beginning of. Raises RegistryError when there is none, or several."""
+        found = [version for version in self.versions() if version.startswith(name)]
+        if len(found) > 1:
+            raise RegistryError(f"bundle={name}: {len(found)} versions begin so: {', '.join(found)}")
+        if not found:
+            versions = ", ".join(self.versions()) or "it is empty"
+            raise RegistryError(f"bundle={name}: expected a version of the registry ({versions})")
+        return found[0]
+
     @contextmanager
     def folder(self, version: str) -> Iterator[Path]:
         """A local folder with the bundle of a version."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from detect_ai import space
 from detect_ai.attacks import ATTACKS
+from detect_ai.backends import BACKENDS
 from detect_ai.config import SPLITS, Config, CorpusConfig, SourceConfig
 from detect_ai.corpus.presets import PRESETS
 from detect_ai.errors import ConfigError
@@ -69,7 +70,7 @@ def _rules(c: Config) -> list[Rule]:
         ),
     ]
     rules += _train_rules(c) + _sweep_rules(c) + _corpus_rules(c.corpus) + _calibration_rules(c)
-    return rules + _judging_rules(c) + _range_rules(c)
+    return rules + _judging_rules(c) + _export_rules(c) + _range_rules(c)
 
 
 def _train_rules(c: Config) -> list[Rule]:
@@ -149,6 +150,17 @@ def _judging_rules(c: Config) -> list[Rule]:
         ("score.target_fpr", c.score.target_fpr, 0 <= c.score.target_fpr < 1, "a share below 1; 0 for the default"),
         ("evaluation.name", c.evaluation.name, not c.evaluation.name or _is_name(c.evaluation.name), _NAME),
         *(_one_of("evaluation.attacks", attack, tuple(ATTACKS)) for attack in c.evaluation.attacks),
+    ]
+
+
+def _export_rules(c: Config) -> list[Rule]:
+    known = "|".join(BACKENDS)
+    form = re.compile(rf"({known})(\+(layers|ffn)-[1-9]\d?)*")
+    allowed = f"{', '.join(BACKENDS)}, each also with +layers-N or +ffn-P such as torch+layers-4"
+    return [
+        *(("export.candidates", each, bool(form.fullmatch(each)), allowed) for each in c.export.candidates),
+        ("export.candidates", c.export.candidates, bool(c.export.candidates), "at least one"),
+        _one_of("export.split", c.export.split, ("validation", "test")),
     ]
 
 
@@ -233,6 +245,8 @@ def _range_rules(c: Config) -> list[Rule]:
         "score.threads_per_worker": c.score.threads_per_worker,
         "score.batch_size": c.score.batch_size,
         "evaluation.attack_texts": c.evaluation.attack_texts,
+        "export.texts": c.export.texts,
+        "export.rounds": c.export.rounds,
         "serve.target_ongoing_requests": c.serve.target_ongoing_requests,
         "serve.max_queued_requests": c.serve.max_queued_requests,
         "serve.batch_tokens": c.serve.batch_tokens,
@@ -260,6 +274,7 @@ def _range_rules(c: Config) -> list[Rule]:
         "serve.keys_refresh_s": c.serve.keys_refresh_s,
         "serve.max_wait_s": c.serve.max_wait_s,
         "serve.file_timeout_s": c.serve.file_timeout_s,
+        "export.min_speedup": c.export.min_speedup,
     }
     at_least_zero = {
         "seed": c.seed,
@@ -295,6 +310,8 @@ def _range_rules(c: Config) -> list[Rule]:
         "serve.canary_share": c.serve.canary_share,
         "gate.min_auroc": c.gate.min_auroc,
         "gate.max_auroc_drop": c.gate.max_auroc_drop,
+        "export.max_auroc_change": c.export.max_auroc_change,
+        "export.max_tpr_drop": c.export.max_tpr_drop,
     }
     return [
         *((k, v, v >= 1, "at least 1") for k, v in at_least_one.items()),

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from detect_ai.batches import Batch, attention_mask
+from detect_ai.compiling import compiled
 from detect_ai.model import autocast_dtype
 
 if TYPE_CHECKING:
@@ -24,17 +25,21 @@ class TorchBackend:
         device: where to run it.
         precision: `fp32`, `bf16`, or `auto` (bf16 where the hardware has it). In bf16 the score of a text moves
             with the batch it is in: by up to 0.05 in log-odds for MiniLM; in fp32 by 1e-5.
+        compile: compile it for batches of any shape when it is first used; needs a C++ compiler, or a GPU.
     """
 
-    def __init__(self, model: PreTrainedModel, device: torch.device, precision: str = "fp32") -> None:
+    def __init__(
+        self, model: PreTrainedModel, device: torch.device, precision: str = "fp32", compile: bool = False
+    ) -> None:
         self.model = model.to(device).eval()  # type: ignore[arg-type]
+        self._network = compiled(self.model, lengths=0) if compile else self.model
         self.device = device
         self.dtype = autocast_dtype(precision, device)
 
     def log_odds(self, batch: Batch) -> NDArray[np.float64]:
         """Log-odds of AI for each row, shape (rows,)."""
         with torch.inference_mode(), autocast(self.device, self.dtype):
-            logits = self.model(**model_inputs(batch, self.device)).logits
+            logits = self._network(**model_inputs(batch, self.device)).logits
         return log_odds(logits).cpu().numpy()
 
 

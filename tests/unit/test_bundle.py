@@ -61,10 +61,9 @@ def test_a_bundle_reads_back_as_it_was_made(tmp_path, encoder):
     assert read_spec(tmp_path / "made") == made
 
 
-def test_loading_gives_the_specification_the_model_and_the_tokenizer(tiny_bundle):
-    spec, model, tokenizer = bundle.load(tiny_bundle)
+def test_loading_gives_the_specification_and_the_tokenizer(tiny_bundle):
+    spec, tokenizer = bundle.load(tiny_bundle)
     assert spec == read_spec(tiny_bundle)
-    assert not model.training
     assert tokenizer.pad_id == spec.pad_id
 
 

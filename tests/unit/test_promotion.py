@@ -1,7 +1,7 @@
 import pytest
 
 from detect_ai.errors import ConfigError
-from detect_ai.promotion import Gate, decide
+from detect_ai.promotion import Gate, Likeness, decide, unlike
 
 GATE = Gate(min_auroc=0.9, max_auroc_drop=0.01)
 
@@ -78,3 +78,35 @@ def test_a_bound_outside_zero_to_one_is_refused(bounds, text):
     with pytest.raises(ConfigError) as refused:
         Gate(*bounds)
     assert str(refused.value) == text
+
+
+# An export against the bundle that it was made from
+
+BOUNDS = Likeness(max_auroc_change=0.001, max_tpr_drop=0.005)
+
+
+def found(auroc=0.95, tpr=0.8):
+    return {"auroc": auroc, "tpr_at_fpr_1": tpr}
+
+
+@pytest.mark.parametrize(
+    "export",
+    [found(), found(0.949), found(0.951), found(tpr=0.795), found(tpr=0.99), found(0.949, 0.795)],
+    ids=["the same", "auroc down", "auroc up", "tpr down", "a better tpr", "both down"],
+)
+def test_an_export_within_its_bounds_passes_in_spite_of_rounding(export):
+    assert unlike(export, found(), BOUNDS) == []
+
+
+@pytest.mark.parametrize("auroc", [0.9489, 0.9511])
+def test_an_export_whose_auroc_moves_is_refused_in_either_direction(auroc):
+    assert unlike(found(auroc), found(), BOUNDS) == ["AUROC moved by 0.0011; 0.001 is allowed."]
+
+
+def test_an_export_that_finds_fewer_ai_texts_is_refused():
+    assert unlike(found(tpr=0.7949), found(), BOUNDS) == ["TPR at 1% FPR fell by 0.51 points; 0.5 are allowed."]
+
+
+def test_every_reason_against_an_export_is_told():
+    assert len(unlike(found(0.9, 0.1), found(), BOUNDS)) == 2
+    assert len(unlike(found(float("nan"), float("nan")), found(), BOUNDS)) == 2

@@ -1,0 +1,122 @@
+"""The encoder in ONNX Runtime, on CPU or GPU: `pip install 'detect-ai[onnx]'`.
+
+The session is made by the first batch, for as many threads as torch has then: whoever loads a detector sets those, in
+the thread that runs it. Its threads sleep while there is nothing to do, as torch's do in the service.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from detect_ai.batches import Batch, attention_mask
+from detect_ai.errors import BundleError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FILE = "model.onnx"
+_INPUTS = ("input_ids", "attention_mask")
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxBackend:
+    """An encoder as an ONNX file.
+
+    Args:
+        file: its bytes.
+        provider: of ONNX Runtime, for the device.
+    """
+
+    def __init__(self, file: bytes, provider: str) -> None:
+        self._file = file
+        self._provider = provider
+        self._session: Any = None
+
+    @classmethod
+    def load(cls, folder: Path, device: str) -> OnnxBackend:
+        """The backend of an exported bundle. Raises BundleError when ONNX Runtime lacks, or the device."""
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise BundleError(f"{folder}: it runs in ONNX Runtime: pip install 'detect-ai[onnx]'") from error
+        provider = _PROVIDERS.get(device, device)
+        if provider not in (found := onnxruntime.get_available_providers()):
+            raise BundleError(
+                f"{folder}: ONNX Runtime has no {provider} here, only {', '.join(found)}: install onnxruntime-gpu, "
+                f"or set use_gpu=false"
+            )
+        return cls((folder / FILE).read_bytes(), provider)
+
+    def log_odds(self, batch: Batch) -> NDArray[np.float64]:
+        """Log-odds of AI for each row, shape (rows,)."""
+        if self._session is None:
+            self._session, self._file = _session(self._file, self._provider, torch.get_num_threads()), b""
+        mask = attention_mask(batch.lengths, batch.input_ids.shape[1])
+        given = dict(zip(_INPUTS, (batch.input_ids.astype(np.int64), mask), strict=True))
+        logits: NDArray[np.float64] = self._session.run(None, given)[0].astype(np.float64)
+        return logits[:, 1] - logits[:, 0]
+
+
+def _session(file: bytes, provider: str, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(file, options, providers=[provider])
+
+
+class _Logits(torch.nn.Module):
+    """A classifier whose output is a plain tensor."""
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+
+def export(network: PreTrainedModel, folder: Path) -> None:
+    """Write a classifier as `model.onnx`, for batches of any number of rows and any length.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+    """
+    mask = torch.ones(2, 16, dtype=torch.int64)
+    mask[1, 12:] = 0
+    rows, length = torch.export.Dim("rows"), torch.export.Dim("length")
+    shape = {0: rows, 1: length}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about its own parts
+        torch.onnx.export(
+            _Logits(network.cpu()).eval(),
+            (torch.ones_like(mask), mask),
+            folder / FILE,
+            input_names=list(_INPUTS),
+            output_names=["logits"],
+            dynamic_shapes=(shape, shape),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def quantise(folder: Path) -> None:
+    """Round the weights of `model.onnx` to 8 bits, with a scale for each column.
+
+    They take 7 of them, so that a CPU without VNNI gives the same scores, where the sums of 8 bits could overflow.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    exact = folder / f"exact-{FILE}"
+    (folder / FILE).rename(exact)
+    quantize_dynamic(exact, folder / FILE, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+    exact.unlink()

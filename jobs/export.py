@@ -1,0 +1,9 @@
+"""A bundle's fastest way to run on this machine, as good as the bundle: python jobs/export.py run=… (bundle=…)."""
+
+import sys
+
+from detect_ai.exporting import export
+from detect_ai.stage import run_job
+
+if __name__ == "__main__":
+    sys.exit(run_job("export", export))
