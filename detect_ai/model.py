@@ -199,7 +199,6 @@ def load(folder: Path) -> PreTrainedModel:
 
 def empty(folder: Path) -> PreTrainedModel:
     """A model as `config.json` of a folder describes it, with weights that mean nothing. Raises BundleError."""
-    import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     from detect_ai.pooling import MeanPooledClassifier
@@ -207,16 +206,13 @@ def empty(folder: Path) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         mean = getattr(config, "pooling", "encoder") == "mean"
-        with _quiet():
-            made: PreTrainedModel = (
-                MeanPooledClassifier(config)
-                if mean
-                else AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-            )
+        make: Any = MeanPooledClassifier if mean else AutoModelForSequenceClassification.from_config
+        made: PreTrainedModel = make(config)
     except Exception as error:
         raise BundleError(f"{folder}: expected a readable config.json: {error}") from error
     _make_fast(made)
-    return made.eval()
+    made.eval()
+    return made
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from detect_ai.exporting import make
 from tests import tiny
 from tests.unit.conftest import config_of
 
-# How far log-odds that spread over four units and more may lie from those of PyTorch at fp32. In 8 bits: of an untrained
+# How far log-odds that spread over four units may lie from those of PyTorch at fp32. In 8 bits that is of an untrained
 # encoder with enlarged weights; what a trained one loses is measured by the stage (docs/EXPORT.md).
 TOLERANCES = {
     "torch": 1e-5,

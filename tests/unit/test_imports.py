@@ -36,6 +36,8 @@ PURE = [
     "breakdown",
     "intervals",
     "paired",
+    "timing",
+    "backends",
     "raid",
     "registers",
     "dataset",
@@ -162,6 +164,7 @@ def test_dependencies_point_one_way(package: str, forbidden: set[str]) -> None:
 
 def test_there_is_a_job_for_every_stage() -> None:
     stages = {"prepare", "sweep", "train", "calibrate", "evaluate", "publish", "rollback", "deploy", "pipeline"}
+    stages |= {"export"}
     assert stages <= {path.stem for path in JOBS}
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from detect_ai import bundle, metrics, summary
 from detect_ai.config import Config
-from detect_ai.errors import BundleError, ConfigError, GateError
+from detect_ai.errors import BundleError, ConfigError, GateError, RegistryError
 from detect_ai.publishing import publish, rollback
 from detect_ai.registry import Registry
 from detect_ai.reports.card import model_card
@@ -147,6 +147,40 @@ def test_figures_of_another_bundle_are_refused(candidate: tuple[Config, Storage,
         f"run=default: the figures are of other, the candidate is {version}: "
         f"run `python jobs/evaluate.py run=default` again"
     )
+
+
+def test_a_version_of_the_registry_becomes_champion_by_its_name_through_the_gate(
+    candidate: tuple[Config, Storage, str],
+) -> None:
+    config, storage, _ = candidate
+    first = publish(config, storage)["champion"]
+    evaluated = storage.read_json("runs/default/evaluate.json")
+    storage.write_json("runs/default/evaluate.json", {"result": {**evaluated["result"], "auroc": 0.95}})
+    second = publish(config, storage)["champion"]
+    with pytest.raises(GateError, match=f"{first} was not published, the champion stays {second}: AUROC fell by 0.05"):
+        publish(replace(config, bundle=first[:8]), storage)
+    allowed = replace(config, bundle=first[:8], gate=replace(config.gate, max_auroc_drop=0.05))
+    assert publish(allowed, storage) == {"champion": first, "before": second, "auroc": 0.9}
+    assert Registry(storage).champion() == first
+
+
+def test_a_version_that_there_is_not_or_that_nobody_judged_is_refused(
+    candidate: tuple[Config, Storage, str], tiny_bundle: Path
+) -> None:
+    config, storage, _ = candidate
+    with pytest.raises(RegistryError) as error:
+        publish(replace(config, bundle="4f2a"), storage)
+    assert str(error.value) == "bundle=4f2a: expected a version of the registry (it is empty)"
+    version = Registry(storage).add(tiny_bundle)
+    with pytest.raises(RegistryError, match=rf"version {version} has no metrics.json: publish it by its run"):
+        publish(replace(config, bundle=version), storage)
+
+
+def test_the_card_of_an_exported_bundle_names_its_parent_and_what_runs_it(tiny_bundle: Path) -> None:
+    spec = replace(bundle.read_spec(tiny_bundle), parent="4f2a", backend="onnx-int8")
+    expected = "| Exported | from version `4f2a`, to run by `onnx-int8`; its thresholds are its own |"
+    assert expected in model_card(spec, figures())
+    assert "Exported" not in card(tiny_bundle, "mine")
 
 
 def test_rollback_returns_to_the_version_before(candidate: tuple[Config, Storage, str]) -> None:

@@ -30,6 +30,8 @@ AT_LEAST_ONE = [
     "score.threads_per_worker",
     "score.batch_size",
     "evaluation.attack_texts",
+    "export.texts",
+    "export.rounds",
     "serve.target_ongoing_requests",
     "serve.max_queued_requests",
     "serve.batch_tokens",
@@ -47,6 +49,7 @@ POSITIVE = [
     "serve.request_timeout_s",
     "serve.keys_refresh_s",
     "serve.max_wait_s",
+    "export.min_speedup",
     "train.attack_weight",
     "train.resize_every_s",
 ]
@@ -79,7 +82,17 @@ DIMENSION = "a list of values, or a range {low: …, high: …, log: …}"
 REGISTERS = "none, or two or more with sources of their own"
 SPLIT = {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}
 SHARES = ["train.warmup", "train.label_smoothing", "model.dropout", "model.attention_dropout", "corpus.augment_share"]
-CLOSED = ["serve.canary_share", "gate.min_auroc", "gate.max_auroc_drop"]
+CLOSED = [
+    "serve.canary_share",
+    "gate.min_auroc",
+    "gate.max_auroc_drop",
+    "export.max_auroc_change",
+    "export.max_tpr_drop",
+]
+CANDIDATES = (
+    "torch, torch-bf16, torch-compile, torch-int8, onnx, onnx-int8, each also with +layers-N or +ffn-P such as "
+    "torch+layers-4"
+)
 
 
 def source(**fields):
@@ -250,6 +263,12 @@ IMPOSSIBLE = [
         "corpus.holdout.values=[]",
         "values of corpus.holdout.column, and none without a column",
     ),
+    *(
+        ({"export.candidates": ["torch-int8", odd]}, f"export.candidates={odd}", CANDIDATES)
+        for odd in ("", "tensorrt", "torch+layers", "torch+layers-0", "torch+heads-4", "+ffn-50", "torch+ffn-100")
+    ),
+    ({"export.candidates": []}, "export.candidates=[]", "at least one"),
+    ({"export.split": "calibration"}, "export.split=calibration", "one of validation, test"),
     ({"corpus.augment": ["paint"]}, "corpus.augment=paint", f"one of {', '.join(ATTACKS)}"),
 ]
 
