@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -11,6 +12,7 @@ from typing import Any, cast
 from detect_ai.errors import ConfigError
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SPLITS = ("train", "validation", "calibration", "test")
 
 
@@ -291,6 +293,15 @@ class ServeConfig:
     max_upload_bytes: int = 20_000_000  # of a request with files
     max_pages: int = 500  # of a PDF
     file_timeout_s: float = 10  # for finding the text in a Word or PDF file
+
+    @property
+    def threads(self) -> int:
+        """Threads of the model in a replica, so that all replicas of a machine have one for each core and no more."""
+        if self.threads_per_replica:
+            return self.threads_per_replica
+        if self.host in LOOPBACK:  # one machine: Ray's CPUs may be more than its cores
+            return max(1, (os.cpu_count() or 1) // self.max_replicas)
+        return max(1, int(self.cpus_per_replica))
 
 
 @dataclass

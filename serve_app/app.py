@@ -17,7 +17,6 @@ from detect_ai.detector import Detector
 from detect_ai.registry import Registry
 from detect_ai.storage import Storage
 from serve_app.access import Gate
-from serve_app.deploy import is_loopback
 from serve_app.keys import ring
 from serve_app.quota import Limiter, shared_ledger
 
@@ -49,7 +48,7 @@ class Replica:
         from serve_app.traffic import Traffic
 
         # Threads of a matrix product belong to the thread that asks for it: the model has one, and keeps it.
-        model = ThreadPoolExecutor(1, "model", torch.set_num_threads, (threads(config),))
+        model = ThreadPoolExecutor(1, "model", torch.set_num_threads, (config.threads,))
 
         def service(name: str, telemetry: Telemetry) -> Service:
             detector = load(config, storage_root, name)
@@ -80,15 +79,6 @@ class Replica:
         """Ask Serve for another replica when this one's batches have stopped."""
         if not self.traffic.alive:
             raise RuntimeError("the batcher has stopped")
-
-
-def threads(config: ServeConfig) -> int:
-    """Threads of the model in a replica, so that all replicas of a machine have one for each core and no more."""
-    if config.threads_per_replica:
-        return config.threads_per_replica
-    if is_loopback(config.host):  # one machine: Ray's CPUs may be more than its cores
-        return max(1, (os.cpu_count() or 1) // config.max_replicas)
-    return max(1, int(config.cpus_per_replica))
 
 
 def load(config: ServeConfig, storage_root: str, version: str) -> Detector:

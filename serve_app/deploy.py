@@ -13,7 +13,7 @@ from typing import Any
 
 from detect_ai import bundle
 from detect_ai.cluster import connect, require_free_port, require_resources
-from detect_ai.config import Config, ServeConfig
+from detect_ai.config import LOOPBACK, Config, ServeConfig
 from detect_ai.errors import ConfigError, ResourceError
 from detect_ai.publishing import rollback
 from detect_ai.registry import Registry
@@ -215,7 +215,7 @@ def url(config: ServeConfig) -> str:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can ask."""
-    return host in ("127.0.0.1", "localhost", "::1")
+    return host in LOOPBACK
 
 
 def _reachable(host: str) -> str:
