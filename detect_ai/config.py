@@ -12,6 +12,7 @@ from typing import Any, cast
 from detect_ai.errors import ConfigError
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SPLITS = ("train", "validation", "calibration", "test")
 
 
@@ -296,7 +297,7 @@ class ServeConfig:
     @property
     def is_local(self) -> bool:
         """Whether only this machine can ask."""
-        return self.host in ("127.0.0.1", "localhost", "::1")
+        return self.host in LOOPBACK
 
     @property
     def threads(self) -> int:

@@ -132,6 +132,17 @@ def test_a_backend_of_a_later_version_is_refused(exported, tmp_path):
     )
 
 
+# Compiled
+
+
+def test_what_is_compiled_is_compiled_before_the_first_text_for_all_that_follow(exported, texts):
+    detector = Detector.load(exported / "torch-compile", batch_tokens=256)
+    detector.score(texts[:1])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert np.isfinite(detector.score(texts)).all()
+        assert np.isfinite(detector.score(texts[3:4])).all()
+
+
 # Eight bits in PyTorch
 
 

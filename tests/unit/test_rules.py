@@ -90,8 +90,13 @@ DIMENSION = "a list of values, or a range {low: …, high: …, log: …}"
 REGISTERS = "none, or two or more with sources of their own"
 SPLIT = {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}
 SHARES = ["train.warmup", "train.label_smoothing", "model.dropout", "model.attention_dropout", "corpus.augment_share"]
-CLOSED = ["serve.canary_share", "gate.min_auroc", "gate.max_auroc_drop"]
-CLOSED = ["gate.min_auroc", "gate.max_auroc_drop", "export.max_auroc_change", "export.max_tpr_drop"]
+CLOSED = [
+    "serve.canary_share",
+    "gate.min_auroc",
+    "gate.max_auroc_drop",
+    "export.max_auroc_change",
+    "export.max_tpr_drop",
+]
 CANDIDATES = (
     "torch, torch-bf16, torch-compile, torch-int8, onnx, onnx-int8, each also with +layers-N or +ffn-P such as "
     "torch+layers-4"
