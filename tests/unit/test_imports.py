@@ -114,15 +114,20 @@ def python(code: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
+def files_of_the_checkout() -> set[Path]:
+    """All but those of the environment, of git, and of what other tests leave meanwhile."""
+    return {path for path in CHECKOUT.rglob("*") if not {".venv", ".git", ".hypothesis"} & set(path.parts)}
+
+
 def test_importing_every_module_and_job_starts_nothing_writes_nothing_and_says_nothing(tmp_path: Path) -> None:
-    before = {path for path in CHECKOUT.rglob("*") if ".venv" not in path.parts and ".git" not in path.parts}
+    before = files_of_the_checkout()
     output = python(IMPORT_EVERYTHING, HOME=str(tmp_path)).splitlines()
     assert len(output) == 1
     found = json.loads(output[0])
     assert found.pop("modules") > 35
     assert found == {"ours": [], "network": [], "threads": 1, "ray": False, "handlers": 0}
     assert list(tmp_path.iterdir()) == []
-    after = {path for path in CHECKOUT.rglob("*") if ".venv" not in path.parts and ".git" not in path.parts}
+    after = files_of_the_checkout()
     assert after - before == set()
 
 
