@@ -18,7 +18,7 @@ TRAIN_KEYS = (
 )
 ALL_KEYS = (
     "run, bundle, data, seed, storage, corpus, model, train, sweep, calibration, score, evaluation, compare, gate, "
-    "serve, tracking"
+    "export, serve, tracking"
 )
 SOURCE_KEYS = (
     "kind, path, preset, name, licence, text, label, id, group, domain, generator, language, split, attack, "
