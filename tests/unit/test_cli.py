@@ -103,7 +103,7 @@ def test_a_file_that_cannot_be_judged_comes_before_any_verdict_and_does_not_stop
     ("name", "content", "message"),
     [
         ("empty.txt", b" \n", "there is no text in it"),
-        ("latin.txt", b"caf\xe9 canary", "not UTF-8 (the byte at 3): save it as UTF-8 text"),
+        ("latin.txt", b"ma\xefs canary", "not UTF-8 (the byte at 2): save it as UTF-8 text"),
         ("image", b"a\0b", "no text, but a file of another kind: save it as txt"),
         ("paper.docx", b"PK", "docx and pdf are read by a service only: give --url, or save it as txt"),
         ("paper.PDF", b"%PDF", "docx and pdf are read by a service only: give --url, or save it as txt"),
