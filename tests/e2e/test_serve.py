@@ -256,6 +256,7 @@ def test_the_deploy_job_replaces_the_replicas_and_no_request_fails_or_waits_for_
 ) -> None:
     command = [sys.executable, str(CHECKOUT / "jobs/deploy.py"), f"storage.root={store.root}"]
     command += [f"serve.port={config.serve.port}", "serve.max_replicas=1", f"serve.batch_tokens={BATCH_TOKENS}"]
+    command += ["serve.max_wait_s=60"]
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     started = time.monotonic()
     with requests_without_a_pause(client) as found:
