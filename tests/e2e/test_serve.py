@@ -297,7 +297,8 @@ def test_deleting_the_application_answers_what_is_in_flight(url: str) -> None:
 
 
 def test_sigterm_answers_what_is_in_flight_and_ends_all_that_was_started(store: Storage, tmp_path: Path) -> None:
-    with foreground(store, tmp_path / "log", f"serve.batch_tokens={BATCH_TOKENS}") as (process, url):
+    patient = (f"serve.batch_tokens={BATCH_TOKENS}", "serve.max_wait_s=60")
+    with foreground(store, tmp_path / "log", *patient) as (process, url):
         responses = answers_while(url, partial(process.send_signal, signal.SIGTERM))
         assert process.wait(60) == 0, (tmp_path / "log").read_text()
     assert [response.status_code for response in responses] == [200] * IN_FLIGHT
