@@ -21,6 +21,8 @@ from detect_ai.registry import Registry
 from detect_ai.stage import result_key, run_stage
 from tests.integration.conftest import Run
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
 OPEN = {"min_speedup": 1e-6, "max_auroc_change": 1.0, "max_tpr_drop": 1.0}
 
 
