@@ -282,9 +282,9 @@ def test_no_word_of_a_text_reaches_a_log(cluster: Path, client: httpx.Client, st
 def answers_while(url: str, act: Callable[[], None]) -> list[httpx.Response]:
     """The answers to requests that are in the model, or wait for it, when something happens."""
     body = {"text": LONG_TEXT, "return_spans": True}
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        asked = [pool.submit(httpx.post, f"{url}/v1/detect", json=body, timeout=60) for _ in range(IN_FLIGHT)]
-        time.sleep(0.5)
+    with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(IN_FLIGHT) as pool:
+        asked = [pool.submit(client.post, "/v1/detect", json=body) for _ in range(IN_FLIGHT)]
+        time.sleep(0.7)
         assert not all(each.done() for each in asked), "over before anything happened: ask for more"
         act()
         return [each.result() for each in asked]
