@@ -19,6 +19,8 @@ Ids = NDArray[np.int32]
 Scores = NDArray[np.float64]
 Score = Callable[[Sequence[Ids]], Scores]
 
+FULL_ENOUGH = 0.25  # share of a batch from which on its time says how long a token takes
+
 
 class QueueFullError(Exception):
     """More waits than the bounds allow.
@@ -167,7 +169,9 @@ class Batcher:
             self._running = 0
 
     def _measure(self, tokens: int, seconds: float) -> None:
-        self._token_s = 0.8 * self._token_s + 0.2 * seconds / tokens if self._token_s else seconds / tokens
+        # A small batch takes hardly less time than a larger one: by itself it would say that every token is slow.
+        token_s = seconds / max(tokens, self.batch_tokens * FULL_ENOUGH)
+        self._token_s = 0.8 * self._token_s + 0.2 * token_s if self._token_s else token_s
         if self.on_batch is not None:
             self.on_batch(tokens, seconds, self.waiting_tokens)
 

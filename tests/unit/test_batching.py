@@ -194,7 +194,7 @@ def test_more_than_the_bound_is_refused_while_others_wait() -> None:
 
 async def warmed(batcher: Batcher, model: Model, token_s: float) -> asyncio.Task[Scores]:
     """A batcher that knows its speed, with a request in the model."""
-    batcher._measure(1, token_s)
+    batcher._measure(64, 64 * token_s)
     return await held(batcher, model)
 
 
@@ -211,6 +211,19 @@ def test_a_request_that_would_wait_too_long_is_refused_with_the_time_to_come_bac
         assert refused.value.retry_after_s == 2  # 24 tokens wait
         model.gate.set()
         await asyncio.gather(first, late, *waits)
+
+    run(scenario)
+
+
+def test_the_time_of_a_few_tokens_says_little_of_the_time_of_many() -> None:
+    async def scenario(batcher: Batcher, model: Model) -> None:
+        batcher.max_wait_s = 2.0
+        batcher._measure(1, 0.5)
+        first = await held(batcher, model)
+        waits = [asyncio.create_task(batcher.scores([row(i)])) for i in (1, 2)]
+        await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.gather(first, *waits)
 
     run(scenario)
 
