@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from detect_ai.tokenizer import Tokenizer
 
 FORMAT = 2
-SPEC_FILE = "detector.json"
+SPEC_FILE, CARD_FILE = "detector.json", "MODEL_CARD.md"
 
 
 @dataclass(frozen=True)

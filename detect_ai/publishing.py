@@ -19,7 +19,7 @@ from detect_ai.stage import read_result
 from detect_ai.storage import Storage
 from detect_ai.tracking import open_run
 
-METRICS_FILE, CARD_FILE = "metrics.json", "MODEL_CARD.md"
+METRICS_FILE = "metrics.json"
 
 
 def publish(config: Config, storage: Storage) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def add_version(storage: Storage, registry: Registry, candidate: str, figures: d
         folder = Path(shutil.copytree(source, Path(scratch) / "bundle"))
         shown = {name: value for name, value in figures.items() if name not in ("bundle", "version")}
         (folder / METRICS_FILE).write_text(json.dumps(shown, indent=2) + "\n")
-        (folder / CARD_FILE).write_text(model_card(spec, shown), encoding="utf-8")
+        (folder / bundle.CARD_FILE).write_text(model_card(spec, shown), encoding="utf-8")
         bundle.seal(folder, spec)
         return registry.add(folder)
 

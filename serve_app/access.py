@@ -19,7 +19,7 @@ from serve_app.quota import Limiter, TooManyError
 logger = logging.getLogger("ray.serve")
 
 # What tells nothing of anybody: pages and their files, the API's description, whether the service lives.
-OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
+OPEN_PATHS = frozenset({"/", "/docs", "/card", "/openapi.json", "/healthz", "/readyz"})
 OPEN_FOLDERS = ("/static/", "/swagger-ui/")
 ADMIN = "/v1/admin/"
 ANYBODY = "anybody"

@@ -7,15 +7,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from importlib.resources import files
-from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import Response
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from detect_ai import __version__
@@ -24,6 +21,7 @@ from serve_app import openapi, stream
 from serve_app.access import ANYBODY, Gate
 from serve_app.admin import admin_routes
 from serve_app.batching import ClosedError, QueueFullError
+from serve_app.pages import add_pages
 from serve_app.problems import RETRY_AFTER, ProblemError, late
 from serve_app.security import Guard
 from serve_app.service import Service
@@ -32,8 +30,7 @@ from serve_app.telemetry import Telemetry
 from serve_app.traffic import Traffic
 from serve_app.uploads import judge_files, read_form
 
-WEB = Path(__file__).parent / "web"
-PATHS = "/, /docs, /v1/detect, /v1/detect/file, /v1/detect/stream, /v1/model, /predict, /healthz or /readyz"
+PATHS = "/, /docs, /card, /v1/detect, /v1/detect/file, /v1/detect/stream, /v1/model, /predict, /healthz or /readyz"
 
 
 def create_app(traffic: Traffic, gate: Gate, telemetry: Telemetry | None = None) -> FastAPI:
@@ -78,7 +75,7 @@ def create_app(traffic: Traffic, gate: Gate, telemetry: Telemetry | None = None)
     app.include_router(detect_routes(traffic))
     app.include_router(state_routes(traffic))
     app.include_router(admin_routes(traffic, gate))
-    add_pages(app)
+    add_pages(app, traffic.main.card)
     return app
 
 
@@ -228,18 +225,3 @@ async def http_problem(request: Request, error: Exception) -> Response:
     }
     detail = known.get(error.status_code, f"{error.detail}.")
     return ProblemError(error.status_code, detail, error.headers).response(request.state.request_id)
-
-
-def add_pages(app: FastAPI) -> None:
-    """The page at `/`, the API's own page at `/docs`, and all that they load: nothing comes from elsewhere."""
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(WEB / "index.html")
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> FileResponse:
-        return FileResponse(WEB / "docs.html")
-
-    app.mount("/static", StaticFiles(directory=WEB))
-    app.mount("/swagger-ui", StaticFiles(directory=str(files("fastapi_offline") / "static")))

@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
+from detect_ai.bundle import CARD_FILE
 from detect_ai.config import ServeConfig
 from detect_ai.detector import Detector
 from detect_ai.registry import Registry
@@ -51,9 +52,9 @@ class Replica:
         model = ThreadPoolExecutor(1, "model", torch.set_num_threads, (config.threads,))
 
         def service(name: str, telemetry: Telemetry) -> Service:
-            detector = load(config, storage_root, name)
+            detector, card = load(config, storage_root, name)
             model.submit(warm_up, detector).result()
-            return Service(detector, config, model, telemetry)
+            return Service(detector, config, model, telemetry, card)
 
         self.telemetry = RayTelemetry()
         self.traffic = Traffic(
@@ -81,11 +82,13 @@ class Replica:
             raise RuntimeError("the batcher has stopped")
 
 
-def load(config: ServeConfig, storage_root: str, version: str) -> Detector:
-    """The detector of a published version, every byte of it checked."""
+def load(config: ServeConfig, storage_root: str, version: str) -> tuple[Detector, str]:
+    """The detector of a version, every byte of it checked, and its model card, empty where there is none."""
     device = "cuda" if config.use_gpu else "cpu"
     with Registry(Storage(storage_root)).folder(version) as folder:
-        return Detector.load(folder, device, config.precision, config.batch_tokens)
+        card = folder / CARD_FILE
+        detector = Detector.load(folder, device, config.precision, config.batch_tokens)
+        return detector, card.read_text(encoding="utf-8") if card.exists() else ""
 
 
 def warm_up(detector: Detector) -> None:

@@ -100,17 +100,24 @@ class Service:
         config: limits and the size of a batch.
         model: the single thread that the encoder runs in.
         telemetry: counts what is done.
+        card: the model card as Markdown, if there is one.
 
     Attributes:
         on_answer: is told what was read and answered, on the event loop.
     """
 
     def __init__(
-        self, detector: Detector, config: ServeConfig, model: Executor, telemetry: Telemetry | None = None
+        self,
+        detector: Detector,
+        config: ServeConfig,
+        model: Executor,
+        telemetry: Telemetry | None = None,
+        card: str = "",
     ) -> None:
         telemetry = telemetry or Telemetry()
         self.detector = detector
         self.config = config
+        self.card = card
         self.batcher = Batcher(
             detector.window_scores,
             model,

@@ -79,13 +79,11 @@ function say(text, isError = false) {
   byId("status").classList.toggle("error", isError);
 }
 
-function thresholdOf(verdict) {
-  return model.thresholds.find((threshold) => threshold.target_fpr === verdict.target_fpr);
-}
-
 function showReasons(verdict) {
+  // A verdict from the history may be of a model with other targets.
+  const needed = model?.thresholds.find((threshold) => threshold.target_fpr === verdict.target_fpr)?.min_tokens;
   const words = {
-    too_short: `It is too short: ${verdict.num_tokens} tokens, and the model needs ${thresholdOf(verdict).min_tokens} or more.`,
+    too_short: `It is too short: ${verdict.num_tokens} tokens, and the model needs ${needed ? `${needed} or more` : "more"}.`,
     other_script: "Most of it is not in Latin letters. This model reads English.",
     other_language: "It is in another language. This model reads English.",
     mostly_code: "Most of it is code. This model reads prose.",
@@ -143,9 +141,14 @@ function showSentences(text, verdict) {
   byId("sentences-block").hidden = spans.length === 0;
 }
 
+function inWords(verdict) {
+  const [reason] = verdict.reasons;
+  return reason ? `${VERDICTS[verdict.label]}: ${SHORTLY[reason] || reason}` : VERDICTS[verdict.label];
+}
+
 function show(text, verdict) {
   byId("result").dataset.label = verdict.label;
-  const said = [VERDICTS[verdict.label], ...verdict.reasons.slice(0, 1).map((reason) => SHORTLY[reason] || reason)].join(": ");
+  const said = inWords(verdict);
   byId("verdict").textContent = said;
   byId("meaning").textContent = meaning(verdict);
   showReasons(verdict);
@@ -160,11 +163,34 @@ function show(text, verdict) {
   byId("result").scrollIntoView({ block: "nearest" });
 }
 
+function judged(text, verdict) {
+  past.add(text, verdict);
+  showHistory();
+  show(text, verdict);
+}
+
+function showHistory() {
+  byId("keep").checked = past.isKept();
+  const items = past.all().map(({ at, text, verdict }) => {
+    const again = element("button", text.trim().slice(0, 160) || "(blank)", "past");
+    again.type = "button";
+    again.addEventListener("click", () => {
+      byId("text").value = text;
+      countWords();
+      show(text, verdict);
+    });
+    const item = element("li", "");
+    item.append(again, element("span", `${inWords(verdict)} · ${new Date(at).toLocaleString()}`, "quiet"));
+    return item;
+  });
+  byId("past").replaceChildren(...items);
+}
+
 async function judgeText() {
   const text = byId("text").value;
   const body = { text, target_fpr: Number(byId("target").value), return_spans: true };
   const headers = { "Content-Type": "application/json" };
-  show(text, (await request("v1/detect", { method: "POST", headers, body: JSON.stringify(body) })).verdicts[0]);
+  judged(text, (await request("v1/detect", { method: "POST", headers, body: JSON.stringify(body) })).verdicts[0]);
 }
 
 async function judgeFile(file) {
@@ -177,7 +203,7 @@ async function judgeFile(file) {
   if (found.problem) throw new Error(`${found.name}: ${found.problem.detail}`);
   byId("text").value = found.text;
   countWords();
-  show(found.text, found.verdict);
+  judged(found.text, found.verdict);
 }
 
 async function check(judge) {
@@ -210,7 +236,15 @@ byId("key-form").addEventListener("submit", async (event) => {
   byId("key").value = "";
   byId("key-form").hidden = true;
   say("");
-  await loadModel().catch((error) => say(error.message, true));
+  await byId("keep").addEventListener("change", () => {
+  if (byId("keep").checked) past.begin();
+  else past.end();
+  showHistory();
+});
+byId("theme").value = theme.get();
+byId("theme").addEventListener("change", () => theme.set(byId("theme").value));
+showHistory();
+loadModel().catch((error) => say(error.message, true));
   if (byId("key-form").hidden) byId("text").focus();
 });
 byId("file").addEventListener("change", () => {
@@ -235,5 +269,13 @@ byId("text").addEventListener("input", countWords);
 byId("text").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("form").requestSubmit();
 });
+byId("keep").addEventListener("change", () => {
+  if (byId("keep").checked) past.begin();
+  else past.end();
+  showHistory();
+});
+byId("theme").value = theme.get();
+byId("theme").addEventListener("change", () => theme.set(byId("theme").value));
+showHistory();
 loadModel().catch((error) => say(error.message, true));
 countWords();

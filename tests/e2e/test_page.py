@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, Route, ViewportSize, expect, sync_playwright
 
 from detect_ai.bundle import read_spec
 from detect_ai.storage import Storage
@@ -32,8 +33,9 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-DESKTOP, PHONE = {"width": 860, "height": 800}, {"width": 390, "height": 800}
-PICTURE = {"width": 860, "height": 1060}
+DESKTOP = ViewportSize(width=860, height=800)
+PHONE = ViewportSize(width=390, height=800)
+PICTURE = ViewportSize(width=860, height=1060)
 CANARY = "<img src=x onerror=document.title='owned'>"
 TEXT = tiny.text("human", random.Random(5), 90)
 VERDICTS = ["No sign of AI", "Likely AI-generated", "Can't tell: between human and AI"]
@@ -246,6 +248,103 @@ def test_every_control_has_a_name(page: Page) -> None:
     controls = page.locator("textarea, select, button, input").all()
     names = [control.evaluate("c => (c.labels?.[0] ?? c).textContent.trim()") for control in controls]
     assert all(names)
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core finds wrong for people who cannot see or use a mouse, by the rules of WCAG 2.2 and its own."""
+    found = Axe().run(page).response["violations"]
+    return [f"{each['id']}: {node['html']} {node['failureSummary']}" for each in found for node in each["nodes"]]
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing_to_mend(page: Page, colours: str, size: ViewportSize) -> None:
+    page.set_viewport_size(size)
+    page.get_by_label("Colours").select_option(colours)
+    assert violations(page) == []
+    page.get_by_label("Keep texts").check()
+    check(page, TEXT.replace("the", "th\u200be"))
+    page.get_by_text("The same as a list").click()
+    assert violations(page) == []
+    page.get_by_label("Text", exact=True).fill("Too short.")
+    page.get_by_role("button", name="Check the text").click()
+    expect(page.locator("#verdict")).to_have_text("Can't tell: too short")
+    assert violations(page) == []
+    page.goto(f"{page.url}card")
+    assert violations(page) == []
+
+
+def test_axe_would_find_a_control_without_a_name(page: Page) -> None:
+    page.evaluate("document.querySelector('label[for=text]').remove()")
+    page.evaluate("document.querySelector('#text').removeAttribute('placeholder')")
+    assert "label" in [each.partition(":")[0] for each in violations(page)]
+
+
+def test_colours_are_those_of_the_system_until_others_are_chosen(browser: Browser, url: str) -> None:
+    def background(page: Page) -> str:
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    with browser.new_context(color_scheme="dark") as context:
+        page = context.new_page()
+        page.goto(url)
+        dark = background(page)
+        page.get_by_label("Colours").select_option("light")
+        assert background(page) != dark
+        page.reload()
+        assert page.get_by_label("Colours").input_value() == "light"
+        assert background(page) != dark
+        page.get_by_label("Colours").select_option("as the system")
+        assert background(page) == dark
+
+
+def test_nothing_is_kept_unless_asked_for(page: Page) -> None:
+    check(page, TEXT)
+    page.reload()
+    assert page.locator("#past li").count() == 0
+    assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+
+
+def test_a_history_is_kept_in_this_browser_and_shown_again(page: Page) -> None:
+    page.get_by_label("Keep texts").check()
+    check(page, TEXT)
+    verdict = page.locator("#verdict").inner_text()
+    check(page, f"{CANARY} short")
+    page.reload()
+    assert page.locator("#past button").all_inner_texts() == [f"{CANARY} short", TEXT[:160].strip()]
+    page.route("**/v1/detect", lambda route: route.abort())
+    page.locator("#past button").nth(1).click()
+    assert page.locator("#verdict").inner_text() == verdict
+    assert page.get_by_label("Text", exact=True).input_value() == TEXT
+    page.get_by_label("Keep texts").uncheck()
+    assert page.locator("#past li").count() == 0
+    assert page.evaluate("localStorage.length") == 0
+
+
+def test_of_a_long_history_the_oldest_makes_room(page: Page) -> None:
+    page.get_by_label("Keep texts").check()
+    page.evaluate("for (let i = 0; i < 25; i++) past.add(`text ${i}`, {label: 'human', reasons: []})")
+    assert page.evaluate("past.all().map((entry) => entry.text)") == [f"text {i}" for i in range(24, 4, -1)]
+    page.evaluate("for (let i = 0; i < 9; i++) past.add(`${i}` + 'x'.repeat(9e5), {label: 'human', reasons: []})")
+    kept = page.evaluate("past.all().map((entry) => entry.text[0])")
+    assert kept[0] == "8"
+    assert 2 <= len(kept) < 9
+
+
+def test_a_browser_that_keeps_nothing_shows_verdicts_all_the_same(browser: Browser, url: str) -> None:
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new Error('denied') }})")
+        page.goto(url)
+        check(page, TEXT)
+        assert page.locator("#verdict").inner_text() in VERDICTS
+
+
+def test_the_model_card_is_a_page_where_markup_is_text(page: Page, complaints: list[str]) -> None:
+    page.get_by_role("link", name="Model card").click()
+    expect(page.get_by_role("heading", name="Model card: tiny")).to_be_visible()
+    assert page.get_by_role("cell").all_inner_texts() == ["5%", "3.0%"]
+    assert "<b>nothing</b>" in page.locator("blockquote").inner_text()
+    assert complaints == []
 
 
 def test_the_api_page_works_without_another_site(page: Page, url: str, complaints: list[str]) -> None:

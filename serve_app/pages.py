@@ -1,0 +1,49 @@
+"""The page at `/`, those beside it, and all that they load: nothing comes from elsewhere."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse, HTMLResponse
+from starlette.staticfiles import StaticFiles
+
+from serve_app.problems import ProblemError
+
+WEB = Path(__file__).parent / "web"
+
+
+def add_pages(app: FastAPI, card: str) -> None:
+    """Add the pages to the application.
+
+    Args:
+        app: that answers at `/`.
+        card: the model card as Markdown; empty: there is none.
+    """
+    card_page = render_card(card)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(WEB / "index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(WEB / "docs.html")
+
+    @app.get("/card", include_in_schema=False)
+    async def model_card() -> HTMLResponse:
+        if not card:
+            raise ProblemError(404, "This version has no model card: it was not published by `jobs/publish.py`.")
+        return HTMLResponse(card_page)
+
+    app.mount("/static", StaticFiles(directory=WEB))
+    app.mount("/swagger-ui", StaticFiles(directory=str(files("fastapi_offline") / "static")))
+
+
+def render_card(card: str) -> str:
+    """A model card as a page. Markup in it is shown as text."""
+    from markdown_it import MarkdownIt
+
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    return (WEB / "card.html").read_text(encoding="utf-8").replace("<!-- card -->", markdown.render(card))
