@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -24,7 +25,7 @@ class Seen:
     Attributes:
         statuses: of every request, after the retries its client made.
         seconds: of each answer with status 200.
-        refused: seconds of each 503 in the replica or the proxy, as the client sees it.
+        refused: seconds that the replica took for each 503, by its `Server-Timing`; the proxy's own has none.
         wrong: answers that no version gives to that text.
         versions: of the models that answered, as often as they did.
     """
@@ -40,9 +41,10 @@ class Seen:
         """Share of all requests."""
         return self.statuses.count(200) / len(self.statuses)
 
-    def quantile(self, share: float) -> float:
-        """Of the seconds of what was answered."""
-        return sorted(self.seconds)[int(share * (len(self.seconds) - 1))]
+
+def quantile(seconds: list[float], share: float) -> float:
+    """A quantile of durations."""
+    return sorted(seconds)[int(share * (len(seconds) - 1))]
 
 
 class Load:
@@ -99,7 +101,8 @@ class Load:
             self.seen.seconds.append(seconds)
             self._check(response.json()["verdicts"][0], number)
         elif response.status_code == 503:
-            self.seen.refused.append(seconds)
+            took = re.search(r"dur=([\d.]+)", response.headers.get("Server-Timing", ""))
+            self.seen.refused += [float(took[1]) / 1000] if took else []
         return response.status_code
 
     def _check(self, verdict: dict[str, object], number: int) -> None:

@@ -23,7 +23,7 @@ from detect_ai.storage import Storage
 from serve_app.app import APP, DEPLOYMENT
 from serve_app.deploy import deploy, stop
 from tests import tiny
-from tests.e2e.load import Load, replicas
+from tests.e2e.load import Load, quantile, replicas
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SOAK_S = 600
@@ -116,11 +116,13 @@ def test_overload_is_refused_quickly_and_the_rest_answered_in_time(
             return load
 
         full, over = asked(4).seen, asked(64).seen
-        print(f"p99 {full.quantile(0.99):.3f} s at a full batch, {over.quantile(0.99):.3f} s at overload")
-        print(f"{len(over.refused)} of {len(over.statuses)} refused")
+        unloaded, loaded = quantile(full.seconds, 0.99), quantile(over.seconds, 0.99)
+        print(f"p99 {unloaded:.3f} s at a full batch, {loaded:.3f} s at overload")
+        print(f"{len(over.refused)} of {len(over.statuses)} refused, in {quantile(over.refused, 0.95):.3f} s (p95)")
         assert set(full.statuses) == {200}
         assert set(over.statuses) == {200, 503}
-        assert over.quantile(0.99) <= 2 * max(full.quantile(0.99), settings["max_wait_s"])
+        assert loaded <= 2 * max(unloaded, settings["max_wait_s"])
+        assert quantile(over.refused, 0.95) < 0.05
 
 
 def test_replicas_come_with_load_and_go_without_it(encoder: Path, store: Storage, tiny_bundle: Path) -> None:

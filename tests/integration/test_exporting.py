@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from detect_ai import metrics
 from detect_ai.calibrating import calibrate_checkpoint
 from detect_ai.calibration import calibrate
 from detect_ai.config import Config
+from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector import Detector
 from detect_ai.errors import ConfigError
 from detect_ai.evaluation import evaluate
@@ -19,11 +21,21 @@ from detect_ai.exporting import export
 from detect_ai.publishing import publish
 from detect_ai.registry import Registry
 from detect_ai.stage import result_key, run_stage
+from detect_ai.storage import Storage
 from tests.integration.conftest import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 OPEN = {"min_speedup": 1e-6, "max_auroc_change": 1.0, "max_tpr_drop": 1.0}
+
+
+@pytest.fixture(scope="module")
+def run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A store of its own: other tests count the versions of the shared one."""
+    root = shutil.copytree(run.storage.root, tmp_path_factory.mktemp("exported") / "store")
+    storage = Storage(str(root))
+    config = replace(run.config, storage=replace(run.config.storage, root=str(root)))
+    return replace(run, config=config, storage=storage, corpus=Corpus.open(storage, run.prepared["corpus"]))
 
 
 def config_of(run: Run, bundle: str = "", **settings: Any) -> Config:
