@@ -44,6 +44,7 @@ PEERS = ("pipeline", "litserve", "infinity")
 READY = {"ours": "/readyz", "pipeline": "/health", "litserve": "/health", "infinity": "/health"}
 BATCH_TOKENS = 2048  # of ours by default on a CPU; the limit has the same
 CHECKED = 32  # texts whose scores are compared before the clock runs
+PATIENT = "serve.max_wait_s=30"  # the peers let all wait, however long
 BLOCK = 8  # texts of a visit with one connection, between which the bare model runs on the same
 TOLERANCE = {"fp32": 0.01, "bf16": 0.3}  # of the standard deviation of the scores
 START_SECONDS = 300
@@ -194,7 +195,7 @@ class Bench:
         """What starts an arm."""
         threads, dtype = self.options.threads, self.options.dtype
         if arm == "ours":
-            ours = ["-m", "serve_app", f"storage.root={self.job['store']}", f"serve.port={port}"]
+            ours = ["-m", "serve_app", f"storage.root={self.job['store']}", f"serve.port={port}", PATIENT]
             matched = [f"serve.precision={dtype}", f"serve.threads_per_replica={threads}", "serve.max_replicas=1"]
             return [sys.executable, *ours, *([] if self.defaults else matched), *self.options.override]
         if arm == "infinity":

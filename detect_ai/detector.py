@@ -32,7 +32,14 @@ BATCH_TOKENS = 8192
 
 
 class Backend(Protocol):
-    """Whatever runs the encoder."""
+    """Whatever runs the encoder.
+
+    Attributes:
+        has_lanes: whether batches may run at once in several threads, each with as many threads of its own as
+            `torch.set_num_threads` gave it.
+    """
+
+    has_lanes: bool
 
     def log_odds(self, batch: Batch) -> Scores:
         """Log-odds of AI for each row, shape (rows,)."""

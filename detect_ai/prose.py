@@ -6,6 +6,7 @@ Everything here takes time linear in the length of a text and is on the side of 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +81,14 @@ _JSON_KEY = re.compile(r'"[ \t]*+:')
 _LONGEST_GAP = 8  # lines between two of code that may be code as well
 
 
+def _are(points: npt.NDArray[np.uint32], these: Iterable[int]) -> _Mask:
+    """Which code points are one of a few: many times as fast as `np.isin`."""
+    found = np.zeros(points.shape, np.bool_)
+    for code in these:
+        found |= points == code
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class _Lines:
     """The lines of a text that are not blank, and what stands in them.
@@ -139,15 +148,15 @@ class _Lines:
 
     def are(self, chars: str) -> _Mask:
         """Which characters are one of these."""
-        return np.isin(self.code_points, [ord(char) for char in chars])
+        return _are(self.code_points, map(ord, chars))
 
     def begin_with(self, chars: str) -> _Mask:
         """Which lines begin with one of these."""
-        return np.isin(self.code_points[self.first], [ord(char) for char in chars])
+        return _are(self.code_points[self.first], map(ord, chars))
 
     def end_with(self, chars: str) -> _Mask:
         """Which lines end with one of these."""
-        return np.isin(self.code_points[self.last], [ord(char) for char in chars])
+        return _are(self.code_points[self.last], map(ord, chars))
 
     def match(self, pattern: re.Pattern[str], needs: str = "") -> _Mask:
         """Which lines a pattern, that cannot do without some character, matches at their beginning."""
@@ -304,7 +313,7 @@ def _gaps(lines: _Lines) -> _Mask:
     marks = np.zeros(len(points), np.bool_)
     marks[:-2] = ~space[:-2] & ((points[1:-1] == ord("\t")) | (space[1:-1] & space[2:]))
     marks[lines.last] = False
-    return marks & ~np.isin(points, _SENTENCE_END)
+    return marks & ~_are(points, _SENTENCE_END)
 
 
 def _tight(lines: _Lines) -> _Mask:
@@ -347,13 +356,13 @@ def _inline_quotations(lines: _Lines) -> _Ints:
     Quotes are opening or closing by what is beside them. A text all in one pair of quotes was put there by who sent it.
     """
     points, space = lines.code_points, (lines.bits & _SPACE) > 0
-    at = np.flatnonzero(np.isin(points, _QUOTES))
+    at = np.flatnonzero(_are(points, _QUOTES))
     if len(at) < 2:
         return np.zeros(len(lines.size), np.int64)
     before, after = np.maximum(at - 1, 0), at + 1
-    free = (at == 0) | space[before] | np.isin(points[before], _OPENERS)
+    free = (at == 0) | space[before] | _are(points[before], _OPENERS)
     opening = ((free & ~space[after]) | (points[at] == ord("“"))) & (points[at] != ord("”"))
-    word_before = ~free | (np.isin(points[before], _DASHES) & (at > 0))
+    word_before = ~free | (_are(points[before], _DASHES) & (at > 0))
     ends_word = word_before & ((lines.bits[after] & _WORD) == 0)
     closing = ends_word | (points[at] == ord("”"))
     paragraph = np.searchsorted(np.flatnonzero(_blank_breaks(lines)), at)

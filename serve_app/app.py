@@ -42,19 +42,17 @@ class Replica:
         # Read by torch when it loads: threads that wait for each other sleep. Spinning, they would take the CPU from
         # the proxy, and everything stalls when there are fewer free cores than threads.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        import torch
-
         from serve_app.service import Service
         from serve_app.telemetry import RayTelemetry, Telemetry
         from serve_app.traffic import Traffic
 
-        # Threads of a matrix product belong to the thread that asks for it: the model has one, and keeps it.
-        model = ThreadPoolExecutor(1, "model", torch.set_num_threads, (config.threads,))
+        model = ThreadPoolExecutor(config.threads, "model")
 
         def service(name: str, telemetry: Telemetry) -> Service:
             detector, card = load(config, storage_root, name)
-            model.submit(warm_up, detector).result()
-            return Service(detector, config, model, telemetry, card)
+            model.submit(warm_up, detector, config.threads).result()
+            lanes = config.threads if detector.backend.has_lanes else 1
+            return Service(detector, config, model, telemetry, card, lanes)
 
         self.telemetry = RayTelemetry()
         self.traffic = Traffic(
@@ -91,8 +89,11 @@ def load(config: ServeConfig, storage_root: str, version: str) -> tuple[Detector
         return detector, card.read_text(encoding="utf-8") if card.exists() else ""
 
 
-def warm_up(detector: Detector) -> None:
+def warm_up(detector: Detector, threads: int) -> None:
     """Run texts of several lengths, so that the first request finds kernels and memory ready."""
+    import torch
+
+    torch.set_num_threads(threads)
     for words in WARM_UP_WORDS:
         detector.detect([" ".join(["word"] * words)])
 

@@ -40,6 +40,7 @@ Model = TypeVar("Model", bound=BaseModel)
 Score = Callable[[Sequence[Ids]], Awaitable[Scores]]
 Spend = Callable[[int], None]
 
+PASS_TOKENS = 64  # what a forward pass on a CPU costs besides its tokens, as so many more (docs/SERVING.md)
 READERS = 2  # threads that normalise and tokenise
 WAITING_BATCHES = 64  # batches that may wait for the model before requests are refused
 STREAM_SHARE = 0.25  # of them for streams, which wait for their turn and leave the rest to those who cannot
@@ -98,9 +99,10 @@ class Service:
     Args:
         detector: loaded and warmed up.
         config: limits and the size of a batch.
-        model: the single thread that the encoder runs in.
+        model: the threads that the encoder runs in, one for each lane.
         telemetry: counts what is done.
         card: the model card as Markdown, if there is one.
+        lanes: batches that run at once.
 
     Attributes:
         on_answer: is told what was read and answered, on the event loop.
@@ -113,17 +115,23 @@ class Service:
         model: Executor,
         telemetry: Telemetry | None = None,
         card: str = "",
+        lanes: int = 1,
     ) -> None:
         telemetry = telemetry or Telemetry()
         self.detector = detector
         self.config = config
         self.card = card
         self.batcher = Batcher(
-            detector.window_scores,
+            self._score,
             model,
             config.batch_tokens,
             WAITING_BATCHES * config.batch_tokens,
+            detector.tokenizer.num_special,
+            # A GPU is not full before a good part of a batch: there many short windows take no longer than few.
+            config.batch_tokens // 4 if config.use_gpu else PASS_TOKENS,
             config.max_wait_s,
+            config.threads,
+            lanes,
             telemetry.ran,
         )
         self.telemetry = telemetry
@@ -197,6 +205,13 @@ class Service:
         if self.on_answer is not None:
             self.on_answer(reading, verdicts)
         return answer
+
+    def _score(self, rows: Sequence[Ids], threads: int) -> Scores:
+        """Log-odds of windows, by so many threads: in torch the number belongs to the thread that this runs in."""
+        import torch
+
+        torch.set_num_threads(threads)
+        return self.detector.window_scores(rows)
 
     async def _scored(self, rows: Sequence[Ids], score: Score) -> Scores:
         """Log-odds of windows, those that the cache knows taken from there."""

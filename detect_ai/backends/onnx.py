@@ -33,6 +33,8 @@ class OnnxBackend:
         provider: of ONNX Runtime, for the device.
     """
 
+    has_lanes = False  # a session has threads of its own
+
     def __init__(self, file: bytes, provider: str) -> None:
         self._file = file
         self._provider = provider

@@ -36,6 +36,7 @@ class TorchBackend:
         self.model = model.to(device).eval()  # type: ignore[arg-type]
         self._network = compiled(self.model, lengths=0) if compile else self.model
         self.device = device
+        self.has_lanes = device.type == "cpu" and not compile  # what is compiled has its threads built in
         self.dtype = autocast_dtype(precision, device)
         self._to_compile = compile
 

@@ -114,7 +114,7 @@ def test_bad_input_is_answered_with_a_problem_that_repeats_no_text(client: httpx
 @pytest.mark.parametrize(
     ("method", "path", "status", "detail"),
     [
-        ("GET", f"/v2/{CANARY}", 404, "No such path: expected /, /docs, /v1/detect"),
+        ("GET", f"/v2/{CANARY}", 404, "No such path: expected /, /docs, /card, /v1/detect"),
         ("GET", f"/v1/detect?text={CANARY}", 405, "Another method is expected here: POST."),
         ("POST", "/", 405, "Another method is expected here: GET."),
         ("GET", f"/static/..%2fapp.py?{CANARY}", 404, "No such path"),
