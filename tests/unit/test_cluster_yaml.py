@@ -155,6 +155,13 @@ def test_ray_starts_with_the_token_on_every_node(prepared: dict[str, Any], role:
     assert "export RAY_AUTH_MODE=token;" in starts[0].partition("ray start")[0]
 
 
+@pytest.mark.parametrize("role", ["head", "worker"])
+def test_the_ingress_of_every_node_is_haproxy(prepared: dict[str, Any], role: str) -> None:
+    (start,) = [command for command in prepared[f"{role}_start_ray_commands"] if "ray start" in command]
+    assert "export RAY_SERVE_ENABLE_HA_PROXY=1;" in start.partition("ray start")[0]
+    assert "-e RAY_SERVE_ENABLE_HA_PROXY=1" in prepared["docker"]["run_options"]
+
+
 def test_the_dashboard_listens_on_loopback_only(prepared: dict[str, Any]) -> None:
     (start,) = [command for command in prepared["head_start_ray_commands"] if "ray start" in command]
     assert re.findall(r"--dashboard-host=(\S+)", start) == ["127.0.0.1"]
