@@ -23,6 +23,7 @@ from detect_ai.training import run_training, train
 from tests import emulator, tiny
 from tests.integration.runs import a_worker_killed, driver, own_copy, registered, small_config, train_workers, until
 
+pytestmark = pytest.mark.slow
 STAGES = {
     "prepare": prepare,
     "train": train,
@@ -78,7 +79,6 @@ def test_what_is_read_of_the_bucket_is_the_checkpoint_of_the_training(loop: tupl
     assert loop[0].exists(f"{loop[1]['train']['checkpoint']}/model.safetensors")
 
 
-@pytest.mark.slow
 def test_a_run_in_the_bucket_whose_worker_is_killed_goes_on(
     loop: tuple[Storage, dict[str, Any]], settings: Config
 ) -> None:
@@ -95,7 +95,6 @@ def same_losses(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> 
             assert epoch[figure] == pytest.approx(left_alone[figure], abs=1e-6)
 
 
-@pytest.mark.slow
 def test_a_job_on_the_bucket_that_is_killed_and_submitted_again_goes_on(
     loop: tuple[Storage, dict[str, Any]], settings: Config, tmp_path: Path
 ) -> None:

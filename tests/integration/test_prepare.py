@@ -260,6 +260,7 @@ def test_a_failure_while_shards_are_written_leaves_nothing(
     assert files_under(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_prepare_killed_at_any_time_makes_the_same_corpus_the_next_time(
     prepared: dict[str, Any], tmp_path: Path
 ) -> None:

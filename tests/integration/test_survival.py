@@ -141,6 +141,7 @@ def gone_on(long: Run, cut_off: tuple[Config, str]) -> dict[str, Any]:
     return run_stage("train", train, cut_off[0], long.storage)
 
 
+@pytest.mark.slow
 def test_a_killed_job_that_is_submitted_again_goes_on(
     long: Run, cut_off: tuple[Config, str], gone_on: dict[str, Any]
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_killed_job_that_is_submitted_again_goes_on(
     assert start["step"] >= 8
 
 
+@pytest.mark.slow
 def test_it_ends_as_one_that_was_left_alone(long: Run, gone_on: dict[str, Any]) -> None:
     same_end(long, gone_on)
 
@@ -164,6 +166,7 @@ def test_it_goes_on_with_another_number_of_workers(long: Run, cut_off: tuple[Con
     near(found, long.trained)
 
 
+@pytest.mark.slow
 def test_its_log_holds_every_step_once(long: Run, cut_off: tuple[Config, str], gone_on: dict[str, Any]) -> None:
     lines = runlog.read(long.storage, f"runs/cut-off/{cut_off[1]}")
     assert [line["epoch"] for line in lines if line["kind"] == "evaluation"] == [1, 2, 3]

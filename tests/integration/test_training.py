@@ -112,7 +112,8 @@ def curve(history: list[dict[str, Any]]) -> list[tuple[float, ...]]:
     return [tuple(epoch[name] for name in ("train_loss", "val_loss", "auroc", "accuracy")) for epoch in history]
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 3])
 def test_one_worker_and_three_have_the_loss_curve_of_two(run: Run, workers: int) -> None:
     """Without dropout, which differs between the ranks."""
     config = replace(run.config, train=replace(run.config.train, num_workers=workers))
