@@ -3,8 +3,8 @@
 `python benchmarks/limit.py JOB`, JOB being JSON; reads lines of JSON, answers each with one:
 
     {}                the probability of AI of every text: calibrated, as the service has it, and that of the logits
-    {"all": true}     texts a second: all texts at once, sorted by length, in batches of the budget that serving has:
-                      one at a time with all threads, or one in each thread, whichever is faster
+    {"all": true}     texts a second: all texts at once, sorted by length, in batches of the budget that serving has, a
+                      thread each
     {"only": [3, 1]}  seconds that each of these takes alone
 """
 
@@ -13,14 +13,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from material import CHECKOUT  # noqa: F401 - puts the checkout on the path
-
-from detect_ai.batches import plan_scoring
 
 
 def main() -> int:
@@ -47,7 +44,7 @@ def answer(detector: Any, documents: list[Any], rows: list[Any], asked: dict[str
     if "only" in asked:
         return [seconds(detector, [rows[i]]) for i in asked["only"]]
     if "all" in asked:
-        return len(rows) / min(seconds(detector, rows), seconds_in_lanes(detector, rows))
+        return len(rows) / seconds(detector, rows)
     scores = detector.window_scores(rows)
     verdicts = [detector.verdict(*each, None, 0.05) for each in zip(documents, scores, strict=True)]
     return {"calibrated": [v.probability for v in verdicts], "logits": (1 / (1 + np.exp(-scores))).tolist()}
@@ -58,20 +55,6 @@ def seconds(detector: Any, rows: list[Any]) -> float:
     started = time.perf_counter()
     detector.window_scores(rows)
     return time.perf_counter() - started
-
-
-def seconds_in_lanes(detector: Any, rows: list[Any]) -> float:
-    """As `seconds`, with as many batches at once as there are threads."""
-    import torch
-
-    threads = torch.get_num_threads()
-    lengths = np.asarray([len(row) + detector.tokenizer.num_special for row in rows])
-    batches = plan_scoring(lengths, detector.batch_tokens // threads)
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(detector.window_scores, [[rows[i] for i in batches[0]]] * threads))  # the threads' first work
-        started = time.perf_counter()
-        list(pool.map(lambda batch: detector.window_scores([rows[i] for i in batch]), batches))
-        return time.perf_counter() - started
 
 
 if __name__ == "__main__":

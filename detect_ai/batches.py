@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+LEAST_LANE_TOKENS = 1024  # smaller batches take more time than they save
 LENGTH_MULTIPLE = 8  # padded lengths are multiples of this: few shapes, and what tensor cores want
 
 
@@ -100,6 +101,11 @@ def plan_scoring(lengths: Ints, batch_tokens: int) -> list[Ints]:
         batches.append(order[start:stop])
         start = stop
     return batches
+
+
+def lane_tokens(batch_tokens: int, lanes: int) -> int:
+    """The budget of a batch where several run at once and share one between them."""
+    return min(batch_tokens, max(LEAST_LANE_TOKENS, batch_tokens // lanes))
 
 
 def padded_length(length: Any, multiple: int = LENGTH_MULTIPLE) -> Any:

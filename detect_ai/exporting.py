@@ -7,7 +7,6 @@ its own. The fastest that is as good as the parent goes into the registry; `publ
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -80,7 +79,6 @@ def export(config: Config, storage: Storage) -> dict[str, Any]:
         ConfigError: the bundle is an export itself, or learnt from another corpus.
         RegistryError: no such bundle.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in the service; read by torch when it loads
     where = Registry(storage).locate(config.bundle)
     spec, corpus = spec_of(*where), prepared_corpus(config, storage)
     _require_fit(config, spec, corpus)

@@ -39,9 +39,6 @@ class Replica:
     """
 
     def __init__(self, config: ServeConfig, storage_root: str, version: str, keys: str | None) -> None:
-        # Read by torch when it loads: threads that wait for each other sleep. Spinning, they would take the CPU from
-        # the proxy, and everything stalls when there are fewer free cores than threads.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from serve_app.service import Service
         from serve_app.telemetry import RayTelemetry, Telemetry
         from serve_app.traffic import Traffic

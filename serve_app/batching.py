@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai.batches import padded_length
+from detect_ai.batches import lane_tokens, padded_length
 
 Ids = NDArray[np.int32]
 Scores = NDArray[np.float64]
 Score = Callable[[Sequence[Ids], int], Scores]
 
-LEAST_LANE_TOKENS = 1024  # a lane's batch has them, if that many wait: smaller ones cost more than they save
 LOOK_AHEAD = 4  # batches among whose windows those of like length are found
 MOST_COMING = 256  # windows that are looked at for a batch
 FULL_ENOUGH = 0.25  # share of a batch from which on its time says how long a token takes
@@ -210,7 +209,7 @@ class Batcher:
 
     @property
     def _lane_tokens(self) -> int:
-        return min(self.batch_tokens, max(LEAST_LANE_TOKENS, self.batch_tokens // self.lanes))
+        return lane_tokens(self.batch_tokens, self.lanes)
 
     def _measure(self, tokens: int, seconds: float, threads: int) -> None:
         # A small batch takes hardly less time than a larger one: by itself it would say that every token is slow.

@@ -33,12 +33,16 @@ CANARY = "canary-4f1d the council met"
 class Broken:
     """A backend that fails, with a part of the text in its message."""
 
+    has_lanes = False
+
     def log_odds(self, batch: Batch) -> Any:
         raise RuntimeError(f"cannot read {CANARY}")
 
 
 class Slow:
     """A backend that takes its time."""
+
+    has_lanes = False
 
     def log_odds(self, batch: Batch) -> Any:
         time.sleep(0.3)

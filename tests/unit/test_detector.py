@@ -1,9 +1,11 @@
 import random
+import threading
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 from detect_ai.bundle import read_spec
 from detect_ai.calibration import Category, calibrate
@@ -24,6 +26,8 @@ GERMAN = (
 
 class Fixed:
     """A backend that gives every window the same score, and keeps the windows."""
+
+    has_lanes = False
 
     def __init__(self, score):
         self.score = score
@@ -175,6 +179,8 @@ def test_a_bundle_of_another_normaliser_is_refused(spec, detector):
 
 class Told:
     """Tells every text to be of one register."""
+
+    has_lanes = False
 
     def __init__(self, name):
         self.name = name
@@ -424,3 +430,25 @@ def test_the_ai_fraction_counts_the_characters_of_sentences_more_likely_ai_than_
 
 def test_the_ai_fraction_of_a_text_without_sentences_is_nothing(detector):
     assert detector.detect([""], return_spans=True)[0].ai_fraction == 0.0
+
+
+def test_batches_run_in_a_thread_each_and_score_the_same(tiny_bundle, monkeypatch):
+    detector, seen = Detector.load(tiny_bundle, batch_tokens=64), set()
+    rows = [np.arange(5, 5 + n, dtype=np.int32) for n in (40, 3, 17, 62, 8, 30)]
+    expected = detector.window_scores(rows)
+    log_odds = detector.backend.log_odds
+
+    def watched(batch):
+        seen.add((threading.current_thread().name, torch.get_num_threads()))
+        return log_odds(batch)
+
+    monkeypatch.setattr(detector.backend, "log_odds", watched)
+    torch.set_num_threads(2)
+    try:
+        found = detector.window_scores(rows)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert {threads for _, threads in seen} == {1}
+    assert threading.current_thread().name not in {name for name, _ in seen}

@@ -33,6 +33,8 @@ class Held:
     def __init__(self) -> None:
         self.gate = threading.Event()
 
+    has_lanes = False
+
     def log_odds(self, batch: Batch) -> Any:
         assert self.gate.wait(20)
         return np.zeros(len(batch.lengths))
@@ -162,6 +164,8 @@ def test_empty_lines_count_and_get_no_answer(detector: Detector) -> None:
 
 def test_a_failure_inside_is_a_problem_of_its_line(detector: Detector) -> None:
     class Broken:
+        has_lanes = False
+
         def log_odds(self, batch: Batch) -> Any:
             raise RuntimeError(f"cannot read {CANARY}")
 

@@ -138,6 +138,8 @@ def test_a_shadow_that_fails_fails_alone(detectors: tuple[Detector, Detector], t
     broken = Detector.load(tiny_bundle)
 
     class Broken:
+        has_lanes = False
+
         def log_odds(self, batch: Any) -> Any:
             raise RuntimeError(TEXTS[0])
 

@@ -1,0 +1,65 @@
+"""The service behind HAProxy, as on a cluster: the same answers, and no word of a text in a log."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from detect_ai.detector import Detector
+from detect_ai.storage import Storage
+from tests import tiny
+from tests.e2e.conftest import foreground
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+CANARY = "canary8c31 the council met on tuesday to vote on the bridge"
+REQUEST_ID = "the-clients-own"
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("haproxy") / "log"
+
+
+@pytest.fixture(scope="module")
+def client(store: Storage, log: Path) -> Iterator[httpx.Client]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+        patch.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
+        with foreground(store, log) as (_, url), httpx.Client(base_url=url, timeout=60) as client:
+            yield client
+
+
+def test_haproxy_answers_what_the_detector_says(client: httpx.Client, log: Path, tiny_bundle: Path) -> None:
+    assert "HAProxy" in log.read_text()
+    texts = [row["text"] for row in tiny.rows(4)]
+    response = client.post("/v1/detect", json={"texts": texts}, headers={"X-Request-ID": REQUEST_ID})
+    found = [verdict["probability"] for verdict in response.json()["verdicts"]]
+    expected = [verdict.probability for verdict in Detector.load(tiny_bundle).detect(texts)]
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert response.headers["X-Request-ID"] == response.json()["request_id"] == REQUEST_ID
+
+
+def test_a_bad_request_is_a_problem_of_ours(client: httpx.Client) -> None:
+    response = client.post("/v1/detect", json={"texts": [CANARY, 5]})
+    assert (response.status_code, response.headers["Content-Type"]) == (422, "application/problem+json")
+    assert CANARY not in response.text
+
+
+def test_a_stream_is_answered_in_order(client: httpx.Client) -> None:
+    lines = b"".join(json.dumps({"id": number, "text": CANARY}).encode() + b"\n" for number in range(200))
+    headers = {"Content-Type": "application/x-ndjson"}
+    with client.stream("POST", "/v1/detect/stream", content=lines, headers=headers) as response:
+        assert [json.loads(line)["id"] for line in response.iter_lines()] == list(range(200))
+
+
+def test_no_word_of_a_text_is_in_the_log(client: httpx.Client, log: Path) -> None:
+    client.post("/v1/detect", json={"text": CANARY}).raise_for_status()
+    client.get(f"/v1/detect?text={CANARY}")
+    time.sleep(1)
+    assert "POST /v1/detect 200" in log.read_text()
+    assert "canary8c31" not in log.read_text()
