@@ -180,8 +180,6 @@ def test_a_bundle_of_another_normaliser_is_refused(spec, detector):
 class Told:
     """Tells every text to be of one register."""
 
-    has_lanes = False
-
     def __init__(self, name):
         self.name = name
 
@@ -392,6 +390,8 @@ def test_spans_change_no_verdict(detector):
 
 class Counted:
     """A backend whose score is the number of tokens of a window."""
+
+    has_lanes = False
 
     def log_odds(self, batch):
         return batch.lengths.astype(float)
