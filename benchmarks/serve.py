@@ -154,7 +154,7 @@ class Bench:
         trips, bare = (np.concatenate(each) for each in zip(*rounds, strict=True))
         figures = {
             "texts_per_second": {
-                1: round(1 / trips.mean(), 2),
+                1: round(float(1 / trips.mean()), 2),
                 **{n: round(c["texts_per_second"], 2) for n, c in ((16, c16), (64, c64))},
             },
             "trips": trips.tolist(),
