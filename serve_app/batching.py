@@ -161,10 +161,13 @@ class Batcher:
 
     def _check_room(self, costs: list[int]) -> None:
         waiting = self.waiting_tokens
-        ahead = self._running + sum(job.tokens_before(len(costs)) for job in self._jobs)
-        is_late = self._seconds(ahead + sum(costs)) > self.max_wait_s
+        is_late = self.seconds_before(len(costs)) + self._seconds(sum(costs)) > self.max_wait_s
         if waiting and (is_late or waiting + sum(costs) > self.max_waiting_tokens):
             raise QueueFullError(max(1, math.ceil(self._seconds(waiting))))
+
+    def seconds_before(self, windows: int) -> float:
+        """How long what is there keeps a new request with so many windows from its last one."""
+        return self._seconds(self._running + sum(job.tokens_before(windows) for job in self._jobs))
 
     def _seconds(self, tokens: int) -> float:
         """How long all lanes take for so many tokens, by the speed of the last batches."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -29,7 +32,7 @@ from detect_ai.schemas import (
 from detect_ai.text import Normalised, normalise
 from detect_ai.windows import document_scores
 from serve_app.backlog import Budget
-from serve_app.batching import Batcher, Ids, Scores
+from serve_app.batching import Batcher, Ids, QueueFullError, Scores
 from serve_app.cache import ScoreCache
 from serve_app.files import FileReader
 from serve_app.problems import ProblemError, invalid_body
@@ -42,6 +45,7 @@ Spend = Callable[[int], None]
 
 PASS_TOKENS = 64  # what a forward pass on a CPU costs besides its tokens, as so many more (docs/SERVING.md)
 READERS = 2  # threads that normalise and tokenise
+MANY_BYTES = 2000  # of a request from which on its time says how long a byte takes
 WAITING_BATCHES = 64  # batches that may wait for the model before requests are refused
 STREAM_SHARE = 0.25  # of them for streams, which wait for their turn and leave the rest to those who cannot
 LIMITS = (
@@ -93,6 +97,48 @@ class Reading:
     owners: NDArray[np.int64]
 
 
+class ReadingQueue:
+    """What waits to be read: a request that would wait too long is refused before anything is done for it.
+
+    Args:
+        max_wait_s: for being read and for the model, together.
+    """
+
+    def __init__(self, max_wait_s: float) -> None:
+        self._max_wait_s = max_wait_s
+        self._unread = 0  # bytes
+        self._byte_s = 0.0  # that reading a byte takes, lately
+
+    @contextmanager
+    def place(self, size: int, after_s: float) -> Iterator[None]:
+        """A place in the queue for the time of the block.
+
+        Args:
+            size: of the request in bytes; 0: it is let in always.
+            after_s: seconds that it will wait for the model, 0 where nothing waits there.
+
+        Raises:
+            QueueFullError: there is something before it, and all of it would take too long.
+        """
+        seconds = (self._unread + size) * self._byte_s / READERS + after_s
+        if size and (self._unread or after_s) and seconds > self._max_wait_s:
+            raise QueueFullError(max(1, math.ceil(seconds)))
+        self._unread += size
+        try:
+            yield
+        finally:
+            self._unread -= size
+
+    def measure(self, read: Callable[[], T], size: int) -> T:
+        """Read, and remember how long that took."""
+        started = time.perf_counter()
+        found = read()
+        if size:
+            byte_s = (time.perf_counter() - started) / max(size, MANY_BYTES)
+            self._byte_s = 0.8 * self._byte_s + 0.2 * byte_s if self._byte_s else byte_s
+        return found
+
+
 class Service:
     """A detector that answers many requests at once.
 
@@ -139,6 +185,7 @@ class Service:
         self._cache = ScoreCache(config.cache_texts)
         self.files = FileReader(config)
         self.stream_budget = Budget(int(STREAM_SHARE * WAITING_BATCHES * config.batch_tokens))
+        self._queue = ReadingQueue(config.max_wait_s)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
     async def detect(self, body: bytes, request_id: str, spend: Spend) -> bytes:
@@ -157,7 +204,7 @@ class Service:
             )
             return response.model_dump_json().encode()
 
-        return await self.judge(read, say, spend)
+        return await self.judge(read, say, spend, size=len(body))
 
     async def predict(self, body: bytes, spend: Spend) -> bytes:
         """The answer to a PredictRequest: for each text its labels, the likelier first. Raises ProblemError."""
@@ -169,7 +216,7 @@ class Service:
             parameters = request.parameters or parameters
             return self.read(request.all_texts(), Wanted(), "inputs")
 
-        return await self.judge(read, lambda verdicts: predictions(verdicts, parameters.top_k), spend)
+        return await self.judge(read, lambda verdicts: predictions(verdicts, parameters.top_k), spend, size=len(body))
 
     async def judge(
         self,
@@ -177,6 +224,7 @@ class Service:
         say: Callable[[list[Verdict]], T],
         spend: Spend | None = None,
         score: Score | None = None,
+        size: int = 0,
     ) -> T:
         """Read texts, score them, say what came of it. All but the scoring happens in threads for reading.
 
@@ -185,13 +233,15 @@ class Service:
             say: makes an answer of their verdicts.
             spend: takes the texts beside the first from the rate of who asks.
             score: windows to log-odds; at once or not at all unless given.
+            size: bytes that `read` reads, where the request is refused rather than kept waiting for that.
 
         Raises:
             ProblemError: from `read` or `say`.
-            QueueFullError: too much waits for the model already.
+            QueueFullError: too much waits to be read, or for the model.
             ClosedError: the replica is shutting down.
         """
-        reading = await self.off_loop(read)
+        with self._queue.place(size, self.batcher.seconds_before(1) if self.batcher.waiting_tokens else 0.0):
+            reading = await self.off_loop(partial(self._queue.measure, read, size))
         if spend is not None:
             spend(max(0, len(reading.documents) - 1))  # of files there may be none that can be read
         scores = await self._scored(reading.rows, score or self.batcher.scores)

@@ -20,9 +20,10 @@ from detect_ai.detector import Detector
 from detect_ai.schemas import FileOptions
 from serve_app.access import Gate
 from serve_app.api import create_app
+from serve_app.batching import QueueFullError
 from serve_app.files import Upload
 from serve_app.quota import Limiter
-from serve_app.service import Service
+from serve_app.service import ReadingQueue, Service
 from serve_app.traffic import Traffic
 from serve_app.uploads import judge_files
 
@@ -206,3 +207,20 @@ def test_files_that_cannot_be_read_give_nothing_back_to_a_rate(detector: Detecto
 
     ask(detector, scenario)
     assert spent == [0, 0, 1]
+
+
+def test_what_would_wait_too_long_is_refused_before_it_is_read() -> None:
+    queue = ReadingQueue(max_wait_s=1.0)
+    queue.measure(lambda: time.sleep(0.05), 5000)  # 10 µs a byte, two readers
+    with queue.place(50_000, 0.0), queue.place(100_000, 0.0):
+        with pytest.raises(QueueFullError) as refused, queue.place(100_000, 0.0):
+            pass
+        assert refused.value.retry_after_s == 2
+        with pytest.raises(QueueFullError), queue.place(10_000, 0.9):
+            pass
+        with queue.place(0, 9.0):  # a stream waits
+            pass
+    with queue.place(10**6, 0.0):  # nothing is before it
+        pass
+    with pytest.raises(QueueFullError), queue.place(1000, 1.1):
+        pass
