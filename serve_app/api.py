@@ -120,7 +120,7 @@ def detect_routes(traffic: Traffic) -> APIRouter:
     async def detect(request: Request) -> Response:
         """Verdicts for one text or many, in their order."""
         expect_type(request, "application/json")
-        service, state = chosen(request), request.state
+        service, state = with_room(chosen(request), request), request.state
         answer = service.detect(await request.body(), state.request_id, state.caller.spend)
         return Response(await in_time(service, answer), media_type="application/json")
 
@@ -163,7 +163,7 @@ def detect_routes(traffic: Traffic) -> APIRouter:
         `uncertain`: for a verdict ask `/v1/detect`.
         """
         expect_type(request, "application/json")
-        service = chosen(request)
+        service = with_room(chosen(request), request)
         answer = service.predict(await request.body(), request.state.caller.spend)
         return Response(await in_time(service, answer), media_type="application/json")
 
@@ -200,6 +200,22 @@ def expect_type(request: Request, *media_types: str) -> None:
         raise ProblemError(415, f"Expected the header `Content-Type: {media_types[0]}`.")
 
 
+def with_room(service: Service, request: Request) -> Service:
+    """The service, unless so much waits that this request would come too late. Raises ProblemError."""
+    length = request.headers.get("content-length", "")
+    try:
+        service.require_room(int(length) if length.isdigit() else 0)
+    except QueueFullError as error:
+        raise busy(error) from None
+    return service
+
+
+def busy(error: QueueFullError) -> ProblemError:
+    """The refusal of what would wait too long."""
+    after = {"Retry-After": str(error.retry_after_s)}
+    return ProblemError(503, "Too many texts wait for the model: try again later.", after)
+
+
 async def in_time(service: Service, answer: Awaitable[bytes]) -> bytes:
     """An answer, within the time that a request may take. Raises ProblemError."""
     seconds = service.config.request_timeout_s
@@ -209,8 +225,7 @@ async def in_time(service: Service, answer: Awaitable[bytes]) -> bytes:
     except TimeoutError:
         raise late(seconds) from None
     except QueueFullError as error:
-        after = {"Retry-After": str(error.retry_after_s)}
-        raise ProblemError(503, "Too many texts wait for the model: try again later.", after) from None
+        raise busy(error) from None
     except ClosedError:
         raise ProblemError(503, "The replica is shutting down: try again.", RETRY_AFTER) from None
 

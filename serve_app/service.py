@@ -240,7 +240,7 @@ class Service:
             QueueFullError: too much waits to be read, or for the model.
             ClosedError: the replica is shutting down.
         """
-        with self._queue.place(size, self.batcher.seconds_before(1) if self.batcher.waiting_tokens else 0.0):
+        with self._queue.place(size, self._seconds_after()):
             reading = await self.off_loop(partial(self._queue.measure, read, size))
         if spend is not None:
             spend(max(0, len(reading.documents) - 1))  # of files there may be none that can be read
@@ -255,6 +255,15 @@ class Service:
         if self.on_answer is not None:
             self.on_answer(reading, verdicts)
         return answer
+
+    def require_room(self, size: int) -> None:
+        """Refuse a request by its announced size in bytes, before its body is read. Raises QueueFullError."""
+        with self._queue.place(size, self._seconds_after()):
+            pass
+
+    def _seconds_after(self) -> float:
+        """How long a request that has been read waits for the model."""
+        return self.batcher.seconds_before(1) if self.batcher.waiting_tokens else 0.0
 
     def _score(self, rows: Sequence[Ids], threads: int) -> Scores:
         """Log-odds of windows, by so many threads: in torch the number belongs to the thread that this runs in."""

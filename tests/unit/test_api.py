@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -224,3 +224,19 @@ def test_what_would_wait_too_long_is_refused_before_it_is_read() -> None:
         pass
     with pytest.raises(QueueFullError), queue.place(1000, 1.1):
         pass
+
+
+def test_a_body_is_not_read_for_a_request_that_would_wait_too_long(detector: Detector) -> None:
+    async def scenario(client: httpx.AsyncClient, service: Service) -> httpx.Response:
+        async def body() -> AsyncIterator[bytes]:
+            raise AssertionError("it was read")
+            yield b""
+
+        service._queue.measure(lambda: time.sleep(0.05), 5000)
+        with service._queue.place(10**7, 0.0):
+            headers = {"Content-Type": "application/json", "Content-Length": "1000"}
+            return await client.post("/v1/detect", content=body(), headers=headers)
+
+    response = ask(detector, scenario)
+    check_problem(response, 503, "Too many texts wait for the model: try again later.")
+    assert int(response.headers["Retry-After"]) > 5
