@@ -134,7 +134,8 @@ class Bench:
             for arm in arms if number % 2 == 0 else arms[::-1]:
                 found[arm].append(self.visit(arm))
                 if arm in OURS:
-                    found["limit"].append({"texts_per_second": self.limit.ask(all=True)})
+                    both = self.limit.ask(all=True)
+                    found["limit"].append({"texts_per_second": max(both), "one_batch_at_a_time": both[1]})
         return found
 
     def visit(self, arm: str) -> dict[str, Any]:
@@ -318,7 +319,7 @@ def speed(visit: dict[str, Any]) -> float:
 def summary(visits: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the rounds."""
     if not visits or "trips" not in visits[0]:
-        return {"texts_per_second": [round(visit["texts_per_second"], 2) for visit in visits]}
+        return {name: [round(visit[name], 2) for visit in visits] for name in (visits[0] if visits else {})}
     speeds = {n: [visit["texts_per_second"][n] for visit in visits] for n in (1, 16, 64)}
     return {
         "texts_per_second": {n: round(statistics.median(values), 2) for n, values in speeds.items()},

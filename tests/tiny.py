@@ -76,8 +76,8 @@ def write_jsonl(path: Path, data: list[dict[str, object]]) -> Path:
     return path
 
 
-def make_encoder(folder: Path) -> Path:
-    """A BERT of 2 layers with random weights and a tokenizer of its own, saved in the hub's format."""
+def make_encoder(folder: Path, **sizes: int) -> Path:
+    """A BERT with random weights and a tokenizer of its own, saved in the hub's format: of 2 layers unless told."""
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -95,7 +95,7 @@ def make_encoder(folder: Path) -> Path:
         tokenizer_object=fast, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     ).save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64} | sizes
     config = BertConfig(vocab_size=fast.get_vocab_size(), max_position_embeddings=128, **sizes)
     BertModel(config).save_pretrained(folder)
     return folder

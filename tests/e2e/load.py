@@ -70,6 +70,18 @@ class Load:
             await asyncio.gather(*(self._one(client, number, until) for number in range(clients)))
         return self.seen
 
+    async def offer(self, per_second: float, seconds: float) -> Seen:
+        """Ask at a rate of its own, whether answers come or not."""
+        async with httpx.AsyncClient(
+            base_url=self.url, timeout=60, limits=httpx.Limits(max_connections=None)
+        ) as client:
+            asked = []
+            for number in range(int(per_second * seconds)):
+                asked.append(asyncio.create_task(self._ask(client, number % len(self.texts))))
+                await asyncio.sleep(1 / per_second)
+            self.seen.statuses += await asyncio.gather(*asked)
+        return self.seen
+
     @asynccontextmanager
     async def during(self, clients: int) -> AsyncIterator[Seen]:
         """Ask as long as the block runs."""

@@ -103,26 +103,28 @@ def test_a_rolling_update_fails_no_request(encoder: Path, store: Storage, tiny_b
         assert set(load.seen.versions[-50:]) == {after}
 
 
-def test_overload_is_refused_quickly_and_the_rest_answered_in_time(
-    encoder: Path, store: Storage, tiny_bundle: Path
-) -> None:
-    settings = {"max_replicas": 1, "batch_tokens": 2048, "max_wait_s": 0.25, "max_ongoing_requests": 512}
-    with serving(encoder, store, **settings) as (url, _):
-        detector = Detector.load(tiny_bundle)
-
-        def asked(clients: int) -> Load:
-            load, ends = Load(url, detector, words=(1500, 2500)), time.monotonic() + 20
-            asyncio.run(load.run(clients, lambda: time.monotonic() > ends))
-            return load
-
-        full, over = asked(4).seen, asked(64).seen
-        unloaded, loaded = quantile(full.seconds, 0.99), quantile(over.seconds, 0.99)
-        print(f"p99 {unloaded:.3f} s at a full batch, {loaded:.3f} s at overload")
-        print(f"{len(over.refused)} of {len(over.statuses)} refused, in {quantile(over.refused, 0.95):.3f} s (p95)")
-        assert set(full.statuses) == {200}
-        assert set(over.statuses) == {200, 503}
-        assert loaded <= 2 * max(unloaded, settings["max_wait_s"])
-        assert quantile(over.refused, 0.95) < 0.05
+def test_overload_is_refused_quickly_and_the_rest_answered_in_time(tmp_path: Path) -> None:
+    # As large as MiniLM: with the tiny encoder HTTP is what takes the time.
+    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+    encoder, storage = tiny.make_encoder(tmp_path / "encoder", **sizes), Storage(str(tmp_path / "store"))
+    tiny.make_bundle(tmp_path / "bundle", encoder)
+    Registry(storage).set_champion(Registry(storage).add(tmp_path / "bundle"))
+    detector = Detector.load(tmp_path / "bundle")
+    settings = {"max_replicas": 1, "batch_tokens": 2048, "max_wait_s": 0.5, "max_ongoing_requests": 512}
+    with serving(encoder, storage, **settings) as (url, _):
+        load, ends = Load(url, detector, words=(200, 400)), time.monotonic() + 30
+        full = asyncio.run(load.run(8, lambda: time.monotonic() > ends))
+        rate = len(full.seconds) / 30
+        over = asyncio.run(Load(url, detector, words=(200, 400)).offer(4 * rate, 30))
+    unloaded, loaded, refused = (
+        quantile(each, share) for each, share in ((full.seconds, 0.99), (over.seconds, 0.99), (over.refused, 0.95))
+    )
+    print(f"{rate:.1f} requests a second; p99 {unloaded:.3f} s at a full batch, {loaded:.3f} s at 4 times that rate")
+    print(f"{len(over.refused)} of {len(over.statuses)} refused, in {1000 * refused:.1f} ms (p95)")
+    assert set(full.statuses) == {200}
+    assert set(over.statuses) == {200, 503}
+    assert loaded <= 2 * unloaded
+    assert refused < 0.05
 
 
 def test_replicas_come_with_load_and_go_without_it(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
