@@ -16,7 +16,7 @@ from detect_ai.errors import BundleError
 from detect_ai.registers import FILE, Registers
 from tests import tiny
 
-FILES = ["config.json", "detector.json", "model.safetensors", "tokenizer.json"]
+FILES = ["MODEL_CARD.md", "config.json", "detector.json", "model.safetensors", "tokenizer.json"]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def resealed(folder, change):
 # What is in it
 
 
-def test_a_bundle_holds_what_a_replica_needs_and_nothing_else(tiny_bundle):
+def test_a_bundle_holds_what_a_replica_needs_and_its_card(tiny_bundle):
     assert sorted(path.name for path in tiny_bundle.iterdir()) == FILES
 
 
