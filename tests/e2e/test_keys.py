@@ -118,7 +118,7 @@ def test_no_log_holds_a_key(url: str, tokens: dict[str, str], store: Storage) ->
     written = b"".join(f.read_bytes() for root in (session, Path(store.root)) for f in root.rglob("*") if f.is_file())
     assert b"POST /v1/detect 401" in written
     for token in tokens.values():
-        assert token.rsplit("_", 1)[1].encode() not in written
+        assert token.split("_", 2)[2].encode() not in written
 
 
 def test_a_service_that_others_can_reach_wants_keys(config: Config, store: Storage) -> None:

@@ -256,7 +256,7 @@ def test_the_deploy_job_replaces_the_replicas_and_no_request_fails_or_waits_for_
 ) -> None:
     command = [sys.executable, str(CHECKOUT / "jobs/deploy.py"), f"storage.root={store.root}"]
     command += [f"serve.port={config.serve.port}", "serve.max_replicas=1", f"serve.batch_tokens={BATCH_TOKENS}"]
-    command += ["serve.max_wait_s=60"]
+    command += ["serve.max_wait_s=600"]
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     started = time.monotonic()
     with requests_without_a_pause(client) as found:
@@ -297,7 +297,7 @@ def test_deleting_the_application_answers_what_is_in_flight(url: str) -> None:
 
 
 def test_sigterm_answers_what_is_in_flight_and_ends_all_that_was_started(store: Storage, tmp_path: Path) -> None:
-    patient = (f"serve.batch_tokens={BATCH_TOKENS}", "serve.max_wait_s=60")
+    patient = (f"serve.batch_tokens={BATCH_TOKENS}", "serve.max_wait_s=600")
     with foreground(store, tmp_path / "log", *patient) as (process, url):
         responses = answers_while(url, partial(process.send_signal, signal.SIGTERM))
         assert process.wait(60) == 0, (tmp_path / "log").read_text()
