@@ -110,12 +110,12 @@ def test_overload_is_refused_quickly_and_the_rest_answered_in_time(tmp_path: Pat
     tiny.make_bundle(tmp_path / "bundle", encoder)
     Registry(storage).set_champion(Registry(storage).add(tmp_path / "bundle"))
     detector = Detector.load(tmp_path / "bundle")
-    settings = {"max_replicas": 1, "batch_tokens": 2048, "max_wait_s": 0.6, "max_ongoing_requests": 512}
+    settings = {"max_replicas": 1, "batch_tokens": 2048, "max_wait_s": 1.0, "max_ongoing_requests": 512}
     with serving(encoder, storage, **settings) as (url, _):
-        load, ends = Load(url, detector, words=(50, 100)), time.monotonic() + 30
-        full = asyncio.run(load.run(4, lambda: time.monotonic() > ends))
+        load, ends = Load(url, detector, words=(200, 400)), time.monotonic() + 30
+        full = asyncio.run(load.run(2, lambda: time.monotonic() > ends))
         rate = len(full.seconds) / 30
-        over = asyncio.run(Load(url, detector, words=(50, 100)).offer(4 * rate, 30))
+        over = asyncio.run(Load(url, detector, words=(200, 400)).offer(4 * rate, 30))
     unloaded, loaded, refused = (
         quantile(each, share) for each, share in ((full.seconds, 0.99), (over.seconds, 0.99), (over.refused, 0.95))
     )
