@@ -43,20 +43,26 @@ class Replica:
         from serve_app.telemetry import RayTelemetry, Telemetry
         from serve_app.traffic import Traffic
 
-        model = ThreadPoolExecutor(config.threads, "model")
+        def lanes(detector: Detector) -> int:
+            return config.threads if detector.backend.has_lanes else 1
 
-        def service(name: str, telemetry: Telemetry) -> Service:
-            detector, card = load(config, storage_root, name)
+        main = load(config, storage_root, version)
+        model = ThreadPoolExecutor(lanes(main[0]), "model")  # of all versions: no more batches at once than that
+
+        def service(found: tuple[Detector, str], telemetry: Telemetry) -> Service:
+            detector, card = found
             model.submit(warm_up, detector, config.threads).result()
-            lanes = config.threads if detector.backend.has_lanes else 1
-            return Service(detector, config, model, telemetry, card, lanes)
+            return Service(detector, config, model, telemetry, card, lanes(detector))
+
+        def other(name: str, telemetry: Telemetry) -> Service | None:
+            return service(load(config, storage_root, name), telemetry) if name else None
 
         self.telemetry = RayTelemetry()
         self.traffic = Traffic(
-            service(version, self.telemetry),
-            service(config.canary, self.telemetry) if config.canary else None,
+            service(main, self.telemetry),
+            other(config.canary, self.telemetry),
             config.canary_share,
-            service(config.shadow, Telemetry()) if config.shadow else None,  # it answers nobody
+            other(config.shadow, Telemetry()),  # it answers nobody
             self.telemetry,
         )
         storage = Storage(storage_root)

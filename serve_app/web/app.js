@@ -236,15 +236,7 @@ byId("key-form").addEventListener("submit", async (event) => {
   byId("key").value = "";
   byId("key-form").hidden = true;
   say("");
-  await byId("keep").addEventListener("change", () => {
-  if (byId("keep").checked) past.begin();
-  else past.end();
-  showHistory();
-});
-byId("theme").value = theme.get();
-byId("theme").addEventListener("change", () => theme.set(byId("theme").value));
-showHistory();
-loadModel().catch((error) => say(error.message, true));
+  await loadModel().catch((error) => say(error.message, true));
   if (byId("key-form").hidden) byId("text").focus();
 });
 byId("file").addEventListener("change", () => {
