@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from detect_ai.cores import cores
 from detect_ai.errors import ConfigError, ResourceError
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def _init() -> None:
         ray.init(logging_level=logging.WARNING)
         return
     ray_constants.ENABLE_RAY_CLUSTER = False  # Ray reads the variable when it is imported, and that may be long ago
-    cpus = max(LOCAL_CPUS, os.cpu_count() or 1)
+    cpus = max(LOCAL_CPUS, cores())
     logger.info("RAY_ADDRESS is not set: starting Ray on this machine with %d logical CPUs", cpus)
     port = free_port()
     os.environ[_GCS_PORT] = str(port)

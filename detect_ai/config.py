@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from detect_ai.cores import cores
 from detect_ai.errors import ConfigError
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
@@ -267,7 +267,8 @@ class ServeConfig:
     target_ongoing_requests: int = 16
     upscale_delay_s: float = 5  # load must last so long before a replica comes
     downscale_delay_s: float = 300  # and be gone so long before one goes, the last one too
-    max_ongoing_requests: int = 64  # above the target, else autoscaling never fires
+    # In a replica, far above the target: whether there is room for a request is for the replica to say.
+    max_ongoing_requests: int = 256
     max_queued_requests: int = 128
     request_timeout_s: float = 30
     max_wait_s: float = 5  # a request that would wait longer for the model is refused with 503 at once
@@ -286,6 +287,8 @@ class ServeConfig:
     rate_per_minute: int = 0  # texts of a key without a rate of its own, or of all without keys; 0: no limit
     max_explain_tokens: int = 400_000  # that `explain` may read: tokens of each text times its sentences
     max_body_bytes: int = 1_000_000  # of a request; of a line in a stream
+    max_streams: int = 16  # of a replica at once
+    stream_idle_s: float = 60  # a stream that sends nothing for so long, all its lines answered, is ended
     stream_lines: int = 128  # of one stream that are worked on at once
     stream_backlog_bytes: int = 16_000_000  # of one stream that came and are not answered yet
     max_files: int = 16  # in a request
@@ -301,11 +304,11 @@ class ServeConfig:
 
     @property
     def threads(self) -> int:
-        """Threads of the model in a replica, so that all replicas of a machine have one for each core and no more."""
+        """Threads of the model in a replica: on one machine its cores shared among the replicas, at least one each."""
         if self.threads_per_replica:
             return self.threads_per_replica
         if self.is_local:  # one machine: Ray's CPUs may be more than its cores
-            return max(1, (os.cpu_count() or 1) // self.max_replicas)
+            return max(1, cores() // self.max_replicas)
         return max(1, int(self.cpus_per_replica))
 
 

@@ -71,7 +71,7 @@ class RateLimitedError(ServiceError):
 
 
 class UnavailableError(ServiceError):
-    """The service is too busy or not ready, also after the retries (502, 503)."""
+    """The service is too busy or not ready, also after the retries (408, 502, 503, 504)."""
 
 
 class UnreachableError(ServiceError):
@@ -87,9 +87,14 @@ _ERRORS: dict[int, type[ServiceError]] = {
     403: ForbiddenError,
     413: TooLargeError,
     429: RateLimitedError,
+    408: UnavailableError,
     502: UnavailableError,
     503: UnavailableError,
+    504: UnavailableError,
 }
+
+
+TEMPORARY = (408, 429, 502, 503, 504)
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ Plan = Generator[Send | Sleep, Answer, Returned]
 
 @dataclass(frozen=True)
 class Retry:
-    """When a request is tried again: no or a lost connection, 429, 502, 503, and a replica that died (500).
+    """When a request is tried again: no or a lost connection, 408, 429, 502, 503, 504, and a replica that died (500).
 
     Attributes:
         attempts: how often a request is sent at most.
@@ -173,7 +178,7 @@ def exchange(send: Send, retry: Retry) -> Plan[httpx.Response]:
 
 def is_temporary(answer: httpx.Response | httpx.RequestError) -> bool:
     """Whether the same request may succeed later."""
-    if isinstance(answer, httpx.RequestError) or answer.status_code in (429, 502, 503):
+    if isinstance(answer, httpx.RequestError) or answer.status_code in TEMPORARY:
         return True
     # Ray Serve's proxy says this when a replica dies at work; a 500 of the application itself is a problem document.
     return answer.status_code == 500 and not _is_problem(answer)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detect_ai.cluster import LOCAL_CPUS, ONE_MACHINE, free_port
+from detect_ai.cores import cores
 from detect_ai.errors import ResourceError
 
 START_SECONDS = 90
@@ -61,7 +62,7 @@ class LocalCluster:
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
             *("--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"),
             *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={free_port()}"),
-            f"--num-cpus={num_cpus or max(LOCAL_CPUS, os.cpu_count() or 1)}",
+            f"--num-cpus={num_cpus or max(LOCAL_CPUS, cores())}",
             *([f"--object-store-memory={object_store_bytes}"] if object_store_bytes else []),
         ]
         with (folder / "start.log").open("wb") as log:

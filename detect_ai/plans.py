@@ -151,14 +151,13 @@ class Plans:
         """Answers to the texts of a part; those for which the service was too busy are asked again."""
         ask = partial(self._stream_part, params)
         answers = yield from _halving(ask, part)
-        for failures in range(1, self._retry.attempts):
-            busy = [i for i, each in enumerate(answers) if isinstance(each, Problem) and each.status in (429, 503)]
-            if not busy:
-                break
+        failures = 1  # in a row: a stream that ends before its time has answered some lines, and goes on from there
+        while (busy := [i for i, each in enumerate(answers) if _is_busy(each)]) and failures < self._retry.attempts:
             yield Sleep(self._retry.pause(failures))
             again = yield from _halving(ask, [part[i] for i in busy])
             for i, each in zip(busy, again, strict=True):
                 answers[i] = each
+            failures = failures + 1 if all(map(_is_busy, again)) else 1
         return answers
 
     def _stream_part(self, params: Options, part: Sequence[Text]) -> Plan[list[Verdict | Problem]]:
@@ -169,7 +168,13 @@ class Plans:
             if len(part) > 1:
                 raise
             return [Problem(title="Too large", status=413, detail=error.detail, request_id=error.request_id or "")]
-        return _as_many([_answer_of(line) for line in response.content.splitlines() if line.strip()], part)
+        answers = [_answer_of(line) for line in response.content.splitlines() if line.strip()]
+        if 0 < len(answers) < len(part) and isinstance(answers[-1], Problem):
+            # The service ended the stream in order: the last line says why, and the rest is to be sent again.
+            why = answers.pop()
+            unanswered = why.model_copy(update={"status": 503, "title": "Service Unavailable"})
+            answers += [unanswered] * (len(part) - len(answers))
+        return _as_many(answers, part)
 
 
 def _halving(ask: Callable[[Sequence[Item]], Plan[list[Returned]]], part: Sequence[Item]) -> Plan[list[Returned]]:
@@ -188,6 +193,10 @@ def _as_many(answers: list[Returned], asked: Sequence[object]) -> list[Returned]
     if len(answers) != len(asked):
         raise AnswerError(f"the service gave {len(answers)} answers to {len(asked)} texts")
     return answers
+
+
+def _is_busy(answer: Verdict | Problem) -> bool:
+    return isinstance(answer, Problem) and answer.status in (429, 503)
 
 
 def _answer_of(line: bytes) -> Verdict | Problem:

@@ -88,7 +88,9 @@ class DetectRequest(BaseModel):
     )
 
     text: str | None = Field(default=None, description="One text")
-    texts: list[str] | None = Field(default=None, description="Several texts; verdicts come in their order")
+    texts: Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        default=None, description="Several texts; verdicts come in their order"
+    )
     target_fpr: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None, description="One of the targets that /v1/model lists; the model's default when left out"
     )
@@ -205,7 +207,7 @@ class PredictRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    inputs: str | list[str] = Field(description="One text or several")
+    inputs: str | Annotated[list[str], Field(fail_fast=True)] = Field(description="One text or several")
     parameters: PredictParameters | None = None
 
     @model_validator(mode="after")

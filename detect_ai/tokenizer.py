@@ -16,7 +16,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from detect_ai.errors import BundleError, ConfigError
 
 Ids = NDArray[np.int32]
-MAX_WORDS = 100_000  # remembered, some 20 MB
+MAX_WORDS = 100_000  # remembered, some 30 MB
+LONGEST_WORD = 32  # characters of a word that is remembered: a text without spaces is one word
 
 
 class Tokenizer:
@@ -79,8 +80,15 @@ class Tokenizer:
         if known is None or len(known) > MAX_WORDS:
             known = self._words = {}  # not cleared: another thread may read the old one
         new = list(set().union(*texts).difference(known))
-        known.update(zip(new, self._encode(new), strict=True))
-        return [np.fromiter(chain.from_iterable(map(known.__getitem__, words)), np.int32) for words in texts]
+        found = dict(zip(new, self._encode(new), strict=True))
+        long = {word: ids for word, ids in found.items() if len(word) > LONGEST_WORD}
+        known.update(item for item in found.items() if item[0] not in long)
+
+        def ids_of(word: str) -> list[int]:
+            return long[word] if word in long else known[word]
+
+        find = ids_of if long else known.__getitem__
+        return [np.fromiter(chain.from_iterable(map(find, words)), np.int32) for words in texts]
 
     def encode_with_offsets(self, text: str) -> tuple[Ids, NDArray[np.int32]]:
         """Token ids of one normalised text, and the characters each came from: shape (num_tokens, 2)."""

@@ -55,6 +55,11 @@ class Gate:
         self.ring = read_keys() if read_keys else KeyRing()
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether a request needs a key."""
+        return self._read_keys is not None
+
     async def admit(self, method: str, path: str, headers: Headers) -> Caller:
         """Let a request in. Raises ProblemError: 401, 403 or 429."""
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
@@ -68,7 +73,7 @@ class Gate:
         except TooManyError as error:
             detail = f"At most {rate} texts a minute are read for this key: try again in {error.retry_after_s} seconds."
             raise ProblemError(429, detail, {"Retry-After": str(error.retry_after_s)}) from None
-        return Caller(name, partial(self._limiter.spend, name), partial(self._limiter.wait, name, rate))
+        return Caller(name, partial(self._limiter.spend, name, rate), partial(self._limiter.wait, name, rate))
 
     def _key(self, path: str, headers: Headers) -> ApiKey:
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -104,8 +109,9 @@ class Gate:
             return
         try:
             self.ring = await asyncio.get_running_loop().run_in_executor(None, self._read_keys)
-        except (ConfigError, OSError) as error:  # a file being mended, a bucket away: those known stay valid
-            logger.error("The API keys could not be read, those known stay valid: %s", error)
+        except Exception as error:  # a file being mended, a bucket away: the next time may succeed
+            known = error if isinstance(error, ConfigError | OSError) else type(error).__qualname__
+            logger.error("The API keys could not be read, those known stay valid: %s", known)
 
 
 def _free(_: int) -> None:

@@ -8,6 +8,7 @@ import time
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from serve_app import openapi
 from serve_app.access import ADMIN, Gate
 from serve_app.keys import Scope
 from serve_app.traffic import Traffic
@@ -38,7 +39,7 @@ def admin_routes(traffic: Traffic, gate: Gate) -> APIRouter:
     """Routes under `/v1/admin/`."""
     router, started = APIRouter(), time.monotonic()
 
-    @router.get(f"{ADMIN}status")
+    @router.get(f"{ADMIN}status", responses=openapi.REFUSED)
     async def status() -> Status:
         """The replica that answers."""
         return Status(

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, Security
 from fastapi.responses import Response
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from detect_ai import __version__
+from detect_ai.config import LOOPBACK
 from detect_ai.schemas import DetectResponse, FilesResponse, LabelScore, ModelInfo
 from serve_app import openapi, stream
 from serve_app.access import ANYBODY, Gate
@@ -61,6 +62,7 @@ def create_app(traffic: Traffic, gate: Gate, telemetry: Telemetry | None = None)
         telemetry=telemetry or Telemetry(),
         max_body_bytes=config.max_body_bytes,
         other_bounds={"/v1/detect/file": config.max_upload_bytes, "/v1/detect/stream": None},
+        hosts=LOOPBACK if config.is_local and not gate.asks_for_keys else None,
     )
     app.add_middleware(Stamp, model_version=traffic.main.detector.version)
     if config.cors_origins:  # outermost: browsers ask for leave without a key
@@ -72,9 +74,11 @@ def create_app(traffic: Traffic, gate: Gate, telemetry: Telemetry | None = None)
             expose_headers=["Retry-After", "Server-Timing", "X-Model-Version", "X-Request-ID"],
         )
     app.add_exception_handler(HTTPException, http_problem)
-    app.include_router(detect_routes(traffic))
+    needs = [Security(openapi.BEARER)] if gate.asks_for_keys else []  # for the description: the gate has looked already
+    app.include_router(detect_routes(traffic), dependencies=needs)
     app.include_router(state_routes(traffic))
-    app.include_router(admin_routes(traffic, gate))
+    app.include_router(model_route(traffic), dependencies=needs)
+    app.include_router(admin_routes(traffic, gate), dependencies=needs)
     add_pages(app, traffic.main.card)
     return app
 
@@ -121,8 +125,11 @@ def detect_routes(traffic: Traffic) -> APIRouter:
         """Verdicts for one text or many, in their order."""
         expect_type(request, "application/json")
         service, state = with_room(chosen(request), request), request.state
-        answer = service.detect(await request.body(), state.request_id, state.caller.spend)
-        return Response(await in_time(service, answer), media_type="application/json")
+
+        async def answer() -> bytes:
+            return await service.detect(await request.body(), state.request_id, state.caller.spend)
+
+        return Response(await in_time(service, answer()), media_type="application/json")
 
     @router.post("/v1/detect/file", response_model=FilesResponse, **openapi.FILES)
     async def detect_file(request: Request) -> Response:
@@ -134,10 +141,14 @@ def detect_routes(traffic: Traffic) -> APIRouter:
         is refused.
         """
         expect_type(request, "multipart/form-data")
-        service, state = chosen(request), request.state
-        uploads, options = await read_form(request, service.config)
-        answer = judge_files(service, uploads, options, state.request_id, state.caller.spend)
-        return Response(await in_time(service, answer), media_type="application/json")
+        service, state = with_room(chosen(request), request), request.state
+
+        async def answer() -> bytes:
+            with service.files.held(announced(request) or service.config.max_upload_bytes):
+                uploads, options = await read_form(request, service.config)
+                return await judge_files(service, uploads, options, state.request_id, state.caller.spend)
+
+        return Response(await in_time(service, answer()), media_type="application/json")
 
     @router.post("/v1/detect/stream", response_class=StreamResponse, status_code=200, **openapi.STREAM)
     async def detect_stream(request: Request) -> Response:
@@ -152,6 +163,8 @@ def detect_routes(traffic: Traffic) -> APIRouter:
         service, state = chosen(request), request.state
         wanted = stream.options_of(request.query_params)
         service.check_target(wanted.target_fpr)
+        if service.open_streams >= service.config.max_streams:
+            raise ProblemError(503, f"{service.open_streams} streams are open already: try again later.", RETRY_AFTER)
         seconds = stream.seconds_allowed(request.headers, service.config)
         return StreamResponse(service, wanted, state.request_id, seconds, state.caller.pace)
 
@@ -164,8 +177,23 @@ def detect_routes(traffic: Traffic) -> APIRouter:
         """
         expect_type(request, "application/json")
         service = with_room(chosen(request), request)
-        answer = service.predict(await request.body(), request.state.caller.spend)
-        return Response(await in_time(service, answer), media_type="application/json")
+
+        async def answer() -> bytes:
+            return await service.predict(await request.body(), request.state.caller.spend)
+
+        return Response(await in_time(service, answer()), media_type="application/json")
+
+    return router
+
+
+def model_route(traffic: Traffic) -> APIRouter:
+    """What the model is."""
+    router = APIRouter()
+
+    @router.get("/v1/model", response_model=ModelInfo, responses=openapi.REFUSED)
+    async def model() -> ModelInfo:
+        """The model that answers, its thresholds and limits."""
+        return traffic.main.info()
 
     return router
 
@@ -173,11 +201,6 @@ def detect_routes(traffic: Traffic) -> APIRouter:
 def state_routes(traffic: Traffic) -> APIRouter:
     """What tells the state of the service."""
     router, service = APIRouter(), traffic.main
-
-    @router.get("/v1/model", response_model=ModelInfo)
-    async def model() -> ModelInfo:
-        """The model that answers, its thresholds and limits."""
-        return service.info()
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -202,12 +225,17 @@ def expect_type(request: Request, *media_types: str) -> None:
 
 def with_room(service: Service, request: Request) -> Service:
     """The service, unless so much waits that this request would come too late. Raises ProblemError."""
-    length = request.headers.get("content-length", "")
     try:
-        service.require_room(int(length) if length.isdigit() else 0)
+        service.require_room(announced(request))
     except QueueFullError as error:
         raise busy(error) from None
     return service
+
+
+def announced(request: Request) -> int:
+    """Bytes of the body by its head, 0 where it does not say."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdigit() else 0
 
 
 def busy(error: QueueFullError) -> ProblemError:
@@ -217,7 +245,7 @@ def busy(error: QueueFullError) -> ProblemError:
 
 
 async def in_time(service: Service, answer: Awaitable[bytes]) -> bytes:
-    """An answer, within the time that a request may take. Raises ProblemError."""
+    """An answer, within the time that a request may take, the coming of its body included. Raises ProblemError."""
     seconds = service.config.request_timeout_s
     try:
         async with asyncio.timeout(seconds):

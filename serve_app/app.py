@@ -65,6 +65,7 @@ class Replica:
             other(config.shadow, Telemetry()),  # it answers nobody
             self.telemetry,
         )
+        self._arguments = (config, storage_root, version, keys)
         storage = Storage(storage_root)
         self.gate = Gate(
             Limiter(shared_ledger()),
@@ -76,6 +77,10 @@ class Replica:
         from serve_app.api import create_app
 
         return create_app(self.traffic, self.gate, self.telemetry)
+
+    def arguments(self) -> tuple[ServeConfig, str, str, str | None]:
+        """What this replica was made of: to go back to it where another version does not start."""
+        return self._arguments
 
     def check_health(self) -> None:
         """Ask Serve for another replica when this one's batches have stopped."""

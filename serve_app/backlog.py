@@ -63,6 +63,11 @@ class Backlog:
         """Whether more is kept than the bound allows."""
         return self._bytes + len(self._partial) > self.max_bytes
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether all that came is answered, and more may come."""
+        return not self._bytes and not self._is_complete
+
     def complete(self) -> None:
         """Nothing more will come."""
         self._end_line()

@@ -21,6 +21,7 @@ Score = Callable[[Sequence[Ids], int], Scores]
 
 LOOK_AHEAD = 4  # batches among whose windows those of like length are found
 MOST_COMING = 256  # windows that are looked at for a batch
+HUNG_S = 300.0  # a batch that takes so long will never end: a model's first compilation takes a minute
 FULL_ENOUGH = 0.25  # share of a batch from which on its time says how long a token takes
 
 
@@ -92,7 +93,8 @@ class Batcher:
         max_waiting_tokens: more is refused, except from a request that finds nothing waiting.
         special_tokens: that are put around each window.
         pass_tokens: what a batch costs besides its tokens, as so many tokens more.
-        max_wait_s: so is a request whose turn would be over later than this, by the speed of the last batches.
+        max_wait_s: so is a request that what is before it would keep from its last turn for longer than this, by the
+            speed of the last batches.
         threads: that `score` may have in all lanes together.
         lanes: batches that run at once.
         on_batch: is told the tokens and seconds of every batch, and the tokens that wait.
@@ -112,6 +114,7 @@ class Batcher:
     _running: int = field(default=0, init=False)  # tokens in the model
     _busy_lanes: int = field(default=0, init=False)
     _busy_threads: int = field(default=0, init=False)
+    _began: list[float] = field(default_factory=list, init=False)  # when each batch in the model did
     _jobs: deque[_Job] = field(default_factory=deque, init=False)
     _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list, init=False)
@@ -125,7 +128,9 @@ class Batcher:
     @property
     def alive(self) -> bool:
         """Whether windows handed in now will be scored."""
-        return bool(self._tasks) and not any(task.done() for task in self._tasks) and not self._closing
+        ended = not self._tasks or any(task.done() for task in self._tasks)
+        hangs = any(time.perf_counter() - began > HUNG_S for began in self._began)
+        return not ended and not hangs and not self._closing
 
     async def close(self) -> None:
         """Take no more work, finish what was taken."""
@@ -160,10 +165,9 @@ class Batcher:
         return sum(job.waiting_tokens for job in self._jobs)
 
     def _check_room(self, costs: list[int]) -> None:
-        waiting = self.waiting_tokens
-        is_late = self.seconds_before(len(costs)) + self._seconds(sum(costs)) > self.max_wait_s
-        if waiting and (is_late or waiting + sum(costs) > self.max_waiting_tokens):
-            raise QueueFullError(max(1, math.ceil(self._seconds(waiting))))
+        waiting, seconds = self.waiting_tokens, self.seconds_before(len(costs))
+        if waiting and (seconds > self.max_wait_s or waiting + sum(costs) > self.max_waiting_tokens):
+            raise QueueFullError(max(1, math.ceil(seconds)))
 
     def seconds_before(self, windows: int) -> float:
         """How long what is there keeps a new request with so many windows from its last one."""
@@ -185,6 +189,7 @@ class Batcher:
             threads = self._threads_for_next()
             self._busy_lanes, self._busy_threads = self._busy_lanes + 1, self._busy_threads + threads
             self._running += tokens
+            self._began.append(began := time.perf_counter())
             try:
                 work = asyncio.get_running_loop().run_in_executor(self.model, self._timed, rows, threads)
                 scores, seconds = await work
@@ -198,6 +203,7 @@ class Batcher:
                 self._measure(tokens, seconds, threads)
             self._busy_lanes, self._busy_threads = self._busy_lanes - 1, self._busy_threads - threads
             self._running -= tokens
+            self._began.remove(began)
 
     def _timed(self, rows: Sequence[Ids], threads: int) -> tuple[Scores, float]:
         started = time.perf_counter()

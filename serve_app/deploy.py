@@ -46,10 +46,15 @@ def deploy(config: Config, storage: Storage) -> dict[str, Any]:
     started_serve = start_serve(config.serve)
     replaced = None if started_serve else served_version(config.serve)
     is_new = not is_deployed()
+    before = arguments_of_replica() if replaced else None
     try:
         run(config.serve, storage.root, version, keys)
     except BaseException:
         stop(app=is_new, serve_too=started_serve)
+        if before is not None:
+            # Serve goes on to answer by the replicas that there are, but starts no further ones for them.
+            logger.warning("The service goes back to version %s", before[2])
+            hand_over(*before)
         raise
     return {
         "url": url(config.serve),
@@ -168,14 +173,36 @@ def start_serve(config: ServeConfig) -> bool:
     return True
 
 
-def run(config: ServeConfig, storage_root: str, version: str, keys: str | None) -> None:
-    """Hand the application to Serve and wait until that version answers. Raises ResourceError."""
+Arguments = tuple[ServeConfig, str, str, str | None]
+
+
+def arguments_of_replica() -> Arguments:
+    """What the replicas that answer were made of."""
+    from ray import serve
+
+    from serve_app.app import APP
+
+    found: Arguments = serve.get_app_handle(APP).arguments.remote().result(timeout_s=DEPLOY_TIMEOUT_S)
+    return found
+
+
+def hand_over(config: ServeConfig, storage_root: str, version: str, keys: str | None) -> None:
+    """Tell Serve what to answer with. Does not wait for it."""
     from ray import serve
 
     from serve_app.app import APP, build
 
     target = serve.RunTarget(build(config, storage_root, version, runtime_env(), keys), name=APP, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def run(config: ServeConfig, storage_root: str, version: str, keys: str | None) -> None:
+    """Hand the application to Serve and wait until that version answers. Raises ResourceError."""
+    from ray import serve
+
+    from serve_app.app import APP
+
+    hand_over(config, storage_root, version, keys)
     deadline = time.monotonic() + DEPLOY_TIMEOUT_S
     while time.monotonic() < deadline:
         app = serve.status().applications.get(APP)

@@ -8,19 +8,24 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detect_ai.config import ServeConfig
+from serve_app.batching import QueueFullError
 from serve_app.extract import MAX_ENTRIES, Limits
 from serve_app.problems import ProblemError
+from serve_app.waiting import WorkQueue
 
 logger = logging.getLogger("ray.serve")
 
 PROCESSES = 2  # that read Word and PDF files at once
+UPLOADS = 8  # of the largest size that a replica holds at once
 MEMORY_BYTES = 512 * 1024 * 1024  # of each
 SLACK = 4  # characters before normalising for one after it, at most
 KINDS = {".txt": "text", ".md": "text", ".docx": "docx", ".pdf": "pdf"}
@@ -69,17 +74,48 @@ class FileReader:
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
         self._threads = ThreadPoolExecutor(PROCESSES, thread_name_prefix="files")
+        self._queue = WorkQueue(config.max_wait_s, PROCESSES)  # of files for the processes
+        self._held_bytes = 0
+
+    @contextmanager
+    def held(self, num_bytes: int) -> Iterator[None]:
+        """Room for the bytes of a request, for the time of the block.
+
+        Raises:
+            QueueFullError: too many are held already, or files that came before take too long.
+        """
+        with self._queue.place(1):
+            pass
+        if self._held_bytes and self._held_bytes + num_bytes > UPLOADS * self.config.max_upload_bytes:
+            raise QueueFullError(1)
+        self._held_bytes += num_bytes
+        try:
+            yield
+        finally:
+            self._held_bytes -= num_bytes
 
     async def texts(self, uploads: Sequence[Upload]) -> list[str | ProblemError]:
-        """The text of each file, or what is wrong with it."""
+        """The text of each file, or what is wrong with it. Raises QueueFullError."""
         loop = asyncio.get_running_loop()
-        return await asyncio.gather(*(loop.run_in_executor(self._threads, self._text, each) for each in uploads))
+
+        def begin(upload: Upload) -> Awaitable[str | ProblemError]:
+            if is_plain(upload):
+                return loop.run_in_executor(None, self._text, upload)
+            return loop.run_in_executor(self._threads, self._queue.measure, partial(self._text, upload), 1)
+
+        with self._queue.place(sum(not is_plain(upload) for upload in uploads)):
+            return await asyncio.gather(*map(begin, uploads))
 
     def _text(self, upload: Upload) -> str | ProblemError:
         try:
             return text_of(upload, self.config)
         except ProblemError as problem:
             return problem
+
+
+def is_plain(upload: Upload) -> bool:
+    """Whether it is read without a process of its own, by its name."""
+    return KINDS.get(Path(upload.name).suffix.lower(), "text") == "text"
 
 
 def text_of(upload: Upload, config: ServeConfig) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 
 from detect_ai.schemas import (
@@ -69,10 +70,16 @@ def inlined(model: type[BaseModel]) -> dict[str, Any]:
     return found
 
 
+_AFTER = {
+    "Retry-After": {"description": "Seconds after which to ask again", "schema": {"type": "integer", "minimum": 1}}
+}
+
+
 def _problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
     content = {MEDIA_TYPE: {"schema": inlined(Problem)}}
     return {
         int(status.lstrip("_")): {"description": description, "content": content}
+        | ({"headers": _AFTER} if "Retry-After" in description else {})
         for status, description in descriptions.items()
     }
 
@@ -103,6 +110,8 @@ PROBLEMS = _problems(
     _500="The detector failed",
     _503="Too busy; try again after `Retry-After` seconds",
 )
+REFUSED: dict[int | str, dict[str, Any]] = {status: PROBLEMS[status] for status in (401, 403)}
+BEARER = HTTPBearer(auto_error=False, description="An API key that the operator made")
 _FORM = {
     "type": "object",
     "required": ["files"],

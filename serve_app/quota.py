@@ -130,10 +130,12 @@ class Limiter:
             except TooManyError as error:
                 await asyncio.sleep(error.retry_after_s)
 
-    def spend(self, key: str, texts: int) -> None:
-        """Take what an admitted request costs beside its first text."""
-        if key in self._accounts:
-            self._accounts[key].balance -= texts
+    def spend(self, key: str, rate_per_minute: int, texts: int) -> None:
+        """Take what an admitted request costs beside its first text; a negative number gives back."""
+        # The account may have been settled and closed while the request was read.
+        account = self._accounts.setdefault(key, _Account(rate_per_minute))
+        account.balance -= texts
+        account.used = self._clock()
 
     async def settle(self) -> None:
         """Give back what has been idle, and pay what is owed."""

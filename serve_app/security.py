@@ -6,9 +6,10 @@ import logging
 import re
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.access import Gate
@@ -18,6 +19,7 @@ from serve_app.telemetry import Telemetry
 logger = logging.getLogger("ray.serve")
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_PORT = re.compile(r":\d*$")
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -45,6 +47,8 @@ class Guard:
         telemetry: counts what is refused.
         max_body_bytes: a longer body is refused: by its announced length before it is read, else while it streams.
         other_bounds: of paths with a bound of their own; None for a route that bounds by itself what it reads.
+        hosts: names by which the service may be asked for; None: any. A page elsewhere, whose name was made to mean
+            this machine, could ask a service without keys otherwise.
     """
 
     def __init__(
@@ -54,12 +58,14 @@ class Guard:
         telemetry: Telemetry,
         max_body_bytes: int,
         other_bounds: Mapping[str, int | None] | None = None,
+        hosts: Sequence[str] | None = None,
     ) -> None:
         self.app = app
         self.gate = gate
         self.telemetry = telemetry
         self.max_body_bytes = max_body_bytes
         self.other_bounds = other_bounds or {}
+        self.hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Guard one request."""
@@ -82,8 +88,11 @@ class Guard:
         try:
             bound = self.other_bounds.get(scope["path"], self.max_body_bytes)
             check_head(headers, bound)
+            check_host(headers, self.hosts)
             scope["state"]["caller"] = await self.gate.admit(scope["method"], scope["path"], headers)
             await self.app(scope, receive if bound is None else _bounded(receive, bound), send_with_headers)
+        except ClientDisconnect:
+            return  # nobody waits for the answer
         except Exception as error:
             problem = error if isinstance(error, ProblemError) else internal(error, scope["state"]["request_id"])
             self.telemetry.refused(problem.status)
@@ -112,6 +121,17 @@ def check_head(headers: Headers, max_body_bytes: int | None) -> None:
         raise ProblemError(400, "X-Request-ID: expected 1 to 128 printable ASCII characters without spaces.")
     if max_body_bytes is not None and length.isdigit() and int(length) > max_body_bytes:
         raise too_large(f"{length} bytes", max_body_bytes)
+
+
+def check_host(headers: Headers, hosts: Sequence[str] | None) -> None:
+    """Refuse a request for another name. Raises ProblemError."""
+    name = _PORT.sub("", headers.get("host", "")).strip("[]").lower()
+    if hosts is not None and name not in hosts:
+        raise ProblemError(
+            421,
+            f"Host: expected {' or '.join(hosts)}: without API keys only this machine may ask. Under another name the "
+            f"service needs keys.",
+        )
 
 
 def too_large(found: str, max_body_bytes: int) -> ProblemError:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -32,11 +30,12 @@ from detect_ai.schemas import (
 from detect_ai.text import Normalised, normalise
 from detect_ai.windows import document_scores
 from serve_app.backlog import Budget
-from serve_app.batching import Batcher, Ids, QueueFullError, Scores
+from serve_app.batching import Batcher, ClosedError, Ids, QueueFullError, Scores
 from serve_app.cache import ScoreCache
-from serve_app.files import FileReader
+from serve_app.files import SLACK, FileReader
 from serve_app.problems import ProblemError, invalid_body
 from serve_app.telemetry import Telemetry
+from serve_app.waiting import WorkQueue
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
@@ -58,6 +57,8 @@ LIMITS = (
     "max_file_bytes",
     "max_upload_bytes",
     "max_pages",
+    "stream_lines",
+    "stream_backlog_bytes",
 )
 PREDICTIONS = TypeAdapter(list[list[LabelScore]])
 
@@ -95,48 +96,6 @@ class Reading:
     sentences: list[list[Sentence]]
     rows: list[Ids]
     owners: NDArray[np.int64]
-
-
-class ReadingQueue:
-    """What waits to be read: a request that would wait too long is refused before anything is done for it.
-
-    Args:
-        max_wait_s: for being read and for the model, together.
-    """
-
-    def __init__(self, max_wait_s: float) -> None:
-        self._max_wait_s = max_wait_s
-        self._unread = 0  # bytes
-        self._byte_s = 0.0  # that reading a byte takes, lately
-
-    @contextmanager
-    def place(self, size: int, after_s: float) -> Iterator[None]:
-        """A place in the queue for the time of the block.
-
-        Args:
-            size: of the request in bytes; 0: it is let in always.
-            after_s: seconds that it will wait for the model, 0 where nothing waits there.
-
-        Raises:
-            QueueFullError: there is something before it, and all of it would take too long.
-        """
-        seconds = (self._unread + size) * self._byte_s / READERS + after_s
-        if size and (self._unread or after_s) and seconds > self._max_wait_s:
-            raise QueueFullError(max(1, math.ceil(seconds)))
-        self._unread += size
-        try:
-            yield
-        finally:
-            self._unread -= size
-
-    def measure(self, read: Callable[[], T], size: int) -> T:
-        """Read, and remember how long that took."""
-        started = time.perf_counter()
-        found = read()
-        if size:
-            byte_s = (time.perf_counter() - started) / max(size, MANY_BYTES)
-            self._byte_s = 0.8 * self._byte_s + 0.2 * byte_s if self._byte_s else byte_s
-        return found
 
 
 class Service:
@@ -185,7 +144,8 @@ class Service:
         self._cache = ScoreCache(config.cache_texts)
         self.files = FileReader(config)
         self.stream_budget = Budget(int(STREAM_SHARE * WAITING_BATCHES * config.batch_tokens))
-        self._queue = ReadingQueue(config.max_wait_s)
+        self.open_streams = 0
+        self._queue = WorkQueue(config.max_wait_s, READERS, MANY_BYTES)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
     async def detect(self, body: bytes, request_id: str, spend: Spend) -> bytes:
@@ -231,7 +191,8 @@ class Service:
         Args:
             read: texts as the model sees them.
             say: makes an answer of their verdicts.
-            spend: takes the texts beside the first from the rate of who asks.
+            spend: takes the texts beside the first from the rate of who asks; they are given back where the model
+                has no room for them.
             score: windows to log-odds; at once or not at all unless given.
             size: bytes that `read` reads, where the request is refused rather than kept waiting for that.
 
@@ -242,9 +203,15 @@ class Service:
         """
         with self._queue.place(size, self._seconds_after()):
             reading = await self.off_loop(partial(self._queue.measure, read, size))
-        if spend is not None:
-            spend(max(0, len(reading.documents) - 1))  # of files there may be none that can be read
-        scores = await self._scored(reading.rows, score or self.batcher.scores)
+        others = max(0, len(reading.documents) - 1) if spend else 0  # of files there may be none that can be read
+        if spend and others:
+            spend(others)
+        try:
+            scores = await self._scored(reading.rows, score or self.batcher.scores)
+        except (QueueFullError, ClosedError):
+            if spend and others:
+                spend(-others)
+            raise
 
         def conclude() -> tuple[list[Verdict], T]:
             verdicts = self.verdicts(reading, scores)
@@ -340,12 +307,14 @@ class Service:
             raise ProblemError(422, f"{error}.") from None
 
     def _normalise(self, texts: Sequence[str]) -> list[Normalised]:
-        normalised = [normalise(text) for text in texts]
-        chars = sum(len(each.text) for each in normalised)
-        if chars > self.config.max_chars:
-            raise ProblemError(
-                413, f"{chars} characters, at most {self.config.max_chars} are read: send several requests."
-            )
+        most = self.config.max_chars
+        chars = sum(map(len, texts))
+        normalised: list[Normalised] = []
+        if chars <= SLACK * most:
+            normalised = [normalise(text) for text in texts]
+            chars = sum(len(each.text) for each in normalised)
+        if chars > most:
+            raise ProblemError(413, f"{chars} characters, at most {most} are read: send several requests.")
         return normalised
 
     def verdicts(self, reading: Reading, window_scores: Scores) -> list[Verdict]:

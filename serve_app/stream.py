@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from pydantic import ValidationError
 from starlette.datastructures import Headers, QueryParams
@@ -80,28 +82,42 @@ class StreamResponse(Response):
         self.pace = pace
         self.backlog = Backlog(service.config.max_body_bytes, service.config.stream_backlog_bytes)
         self.answered = 0  # the number of the last line that was
+        self.heard = time.monotonic()  # when something last came or was answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer line by line until the stream ends, or until it must."""
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        self.service.open_streams += 1
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._answer_until_the_end(receive, send)
+        finally:
+            self.service.open_streams -= 1
+
+    async def _answer_until_the_end(self, receive: Receive, send: Send) -> None:
         reading = asyncio.create_task(self._read(receive))
         answering = asyncio.create_task(self._answer_all(send))
+        idling = asyncio.create_task(self._idle())
+        tasks = {reading, answering, idling}
         try:
-            done, _ = await asyncio.wait(
-                {reading, answering}, timeout=self.seconds, return_when=asyncio.FIRST_COMPLETED
-            )
+            done, _ = await asyncio.wait(tasks, timeout=self.seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            reading.cancel()
-            answering.cancel()
-            await asyncio.gather(reading, answering, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         if answering in done:
             answering.result()
         elif reading in done and not reading.result():
             return  # nobody is there to read on
         else:
-            problem = self._too_far_ahead() if reading in done else self._out_of_time()
-            await send(_body(self._line(self.answered + 1, None, problem)))
+            said = self._too_far_ahead if reading in done else self._too_quiet if idling in done else self._out_of_time
+            await send(_body(self._line(self.answered + 1, None, said())))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _idle(self) -> None:
+        """Ends when too long nothing came, and nothing that came was left to answer."""
+        bound = self.service.config.stream_idle_s
+        while not self.backlog.is_waiting or time.monotonic() - self.heard < bound:
+            await asyncio.sleep(max(0.01, min(bound, self.heard + bound - time.monotonic())))
 
     async def _read(self, receive: Receive) -> bool:
         """Take what comes. Returns False once the client is gone, True when more came than is kept."""
@@ -109,6 +125,7 @@ class StreamResponse(Response):
             message = await receive()
             if message["type"] == "http.disconnect":
                 return False
+            self.heard = time.monotonic()
             self.backlog.feed(message.get("body", b""))
             if not message.get("more_body", False):
                 self.backlog.complete()
@@ -133,7 +150,7 @@ class StreamResponse(Response):
             while (item := await begun.get()) is not None:
                 line, task = item
                 await send(_body(await task))
-                self.answered = line.number
+                self.answered, self.heard = line.number, time.monotonic()
                 self.backlog.release(line)
                 slots.release()
 
@@ -151,8 +168,8 @@ class StreamResponse(Response):
 
         seconds = self.service.config.request_timeout_s
         try:
-            async with asyncio.timeout(seconds):
-                return await self.service.judge(read, say, score=self._scores)
+            async with asyncio.timeout(None) as bound:
+                return await self.service.judge(read, say, score=partial(self._scores, bound))
         except TimeoutError:
             problem = late(seconds)
         except ClosedError:
@@ -169,10 +186,15 @@ class StreamResponse(Response):
             raise ProblemError(413, f"The line has more than {bound} bytes, which is all that is read of one.")
         return parse(line.content, StreamText, "line")
 
-    async def _scores(self, rows: Sequence[Ids]) -> Scores:
-        """Log-odds of windows. A stream waits where others are refused, and leaves them room."""
+    async def _scores(self, bound: asyncio.Timeout, rows: Sequence[Ids]) -> Scores:
+        """Log-odds of windows. A stream waits where others are refused, and leaves them room.
+
+        The time that a line may take begins where the model has room for it.
+        """
+        clock, seconds = asyncio.get_running_loop().time, self.service.config.request_timeout_s
         async with self.service.stream_budget.of(sum(map(len, rows))):
             while True:
+                bound.reschedule(clock() + seconds)
                 try:
                     return await self.service.batcher.scores(rows)
                 except QueueFullError:
@@ -194,6 +216,10 @@ class StreamResponse(Response):
             f"More than {bound} bytes came ahead of their answers: read answers while you send. Send the lines from "
             f"this one on in another request.",
         )
+
+    def _too_quiet(self) -> ProblemError:
+        bound = self.service.config.stream_idle_s
+        return ProblemError(503, f"Nothing came for {bound:g} seconds: send further lines in another request.")
 
     def _out_of_time(self) -> ProblemError:
         return ProblemError(

@@ -23,8 +23,8 @@ class Traffic:
         main: answers, unless the canary does.
         canary: answers a share of the callers: always the same ones, where they have keys.
         canary_share: of the callers, or of the requests of callers without a key.
-        shadow: judges what the main version answered, afterwards and only while nobody waits for the model; what it
-            says goes to the telemetry alone.
+        shadow: judges what the main version answered, afterwards, begun only while nobody waits for the model; what
+            it says goes to the telemetry alone.
         telemetry: is told how often the shadow agrees.
     """
 
@@ -71,7 +71,8 @@ class Traffic:
         await asyncio.gather(*(service.batcher.close() for service in self.services))
 
     def _shadowed(self, reading: Reading, verdicts: list[Verdict]) -> None:
-        if self.main.batcher.waiting_tokens or len(self._comparing) >= MAX_SHADOWED:
+        busy = any(service.batcher.waiting_tokens for service in self.services)
+        if busy or len(self._comparing) >= MAX_SHADOWED:
             return
         task = asyncio.get_running_loop().create_task(
             self._compare([document.text for document in reading.documents], verdicts)

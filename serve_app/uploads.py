@@ -8,6 +8,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -15,7 +16,7 @@ from starlette.requests import Request
 from detect_ai.config import ServeConfig
 from detect_ai.schemas import FileOptions, FilesResponse, FileVerdict, Verdict
 from detect_ai.text import Normalised, normalise
-from serve_app.files import Upload
+from serve_app.files import SLACK, Upload
 from serve_app.problems import ProblemError, invalid_body
 from serve_app.service import Reading, Service, Spend, Wanted
 
@@ -31,7 +32,14 @@ class InMemoryParser(MultiPartParser):
 
 
 async def read_form(request: Request, config: ServeConfig) -> tuple[list[Upload], FileOptions]:
-    """The files and the options of a request. Raises ProblemError: 400 for no form, 413 for too many files, 422."""
+    """The files and the options of a request.
+
+    Raises:
+        ProblemError: 400 for no form, 413 for too many files, 415 for another encoding than UTF-8, 422.
+    """
+    _, parameters = parse_options_header(request.headers["content-type"])
+    if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
+        raise ProblemError(415, "Expected a form in UTF-8: leave `charset` out of the header `Content-Type`.")
     parser = InMemoryParser(
         request.headers,
         request.stream(),
@@ -103,22 +111,29 @@ async def judge_files(
             .encode()
         )
 
-    return await service.judge(read, say, spend)
+    return await service.judge(read, say, spend, size=sum(len(text) for text in found if isinstance(text, str)))
 
 
 def fit(found: Sequence[str | ProblemError], max_chars: int) -> tuple[list[Normalised], list[str | ProblemError]]:
-    """Texts normalised, in order, for as long as all together stay within a bound; the others become problems."""
+    """Texts normalised, in order, for as long as all together stay within a bound; the others become problems.
+
+    No more than a few times the bound is normalised for it.
+    """
     normalised: list[Normalised] = []
     fitting: list[str | ProblemError] = []
-    chars = 0
+    chars, left = 0, SLACK * max_chars
     for text in found:
         if isinstance(text, str):
-            one = normalise(text)
-            if chars + len(one.text) <= max_chars:
-                chars += len(one.text)
+            num_chars, one = len(text), None
+            if num_chars <= left:
+                left -= num_chars
+                one = normalise(text)
+                num_chars = len(one.text)
+            if one is not None and chars + num_chars <= max_chars:
+                chars += num_chars
                 normalised.append(one)
             else:
-                text = too_long(len(one.text), chars, max_chars)
+                text = too_long(num_chars, chars, max_chars)
         fitting.append(text)
     return normalised, fitting
 

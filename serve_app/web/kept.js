@@ -39,7 +39,13 @@ const past = {
   isKept: () => kept.get("history") !== null,
   begin: () => kept.set("history", "[]"),
   end: () => kept.set("history", null),
-  all: () => JSON.parse(kept.get("history") || "[]"),
+  all: () => {
+    try {
+      return JSON.parse(kept.get("history") || "[]");
+    } catch {
+      return []; // something else wrote there
+    }
+  },
   add: (text, verdict) => {
     if (!past.isKept()) return;
     const entries = [{ at: Date.now(), text, verdict }, ...past.all().filter((entry) => entry.text !== text)];

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -24,7 +26,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 
 from detect_ai.cluster import free_port
-from detect_ai.config import Config
+from detect_ai.config import Config, ServeConfig
 from detect_ai.detector import Detector
 from detect_ai.errors import BundleError, RegistryError, ResourceError
 from detect_ai.registry import Registry
@@ -226,11 +228,21 @@ def test_another_port_than_the_one_serve_has_is_named(url: str, config: Config, 
 def test_a_version_that_does_not_start_leaves_the_old_one_answering(
     client: httpx.Client, config: Config, store: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elsewhere = partial(build, storage_root="/nowhere")
-    monkeypatch.setattr("serve_app.app.build", lambda c, _, v, *more: elsewhere(c, version=v, runtime_env=more[0]))
+    roots = ["/nowhere"]
+
+    def build_elsewhere(config: ServeConfig, root: str, *more: Any) -> serve.Application:
+        return build(config, roots.pop() if roots else root, *more)
+
+    monkeypatch.setattr("serve_app.app.build", build_elsewhere)
     with pytest.raises(ResourceError, match=r"did not start: .*no version .* under /nowhere"):
         deploy(config, store)
     assert client.post("/v1/detect", json={"text": TEXT}).status_code == 200
+    # Serve must know the old version again: it starts another replica where one dies.
+    os.kill(client.get("/v1/admin/status").json()["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while client.post("/v1/detect", json={"text": TEXT}).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 @contextmanager
@@ -277,6 +289,21 @@ def test_no_word_of_a_text_reaches_a_log(cluster: Path, client: httpx.Client, st
     written = b"".join(f.read_bytes() for root in (cluster, Path(store.root)) for f in root.rglob("*") if f.is_file())
     assert b"POST /v1/detect 200" in written
     assert CANARY.encode() not in written
+
+
+def test_metrics_are_those_of_the_docs_and_hold_no_text(client: httpx.Client) -> None:
+    documented = set(re.findall(r"`(ray_detect_ai_\w+)`", (CHECKOUT / "docs/SERVING.md").read_text()))
+    expected = {name for name in documented if "_shadow_" not in name}
+    assert len(documented) > len(expected) > 3
+    port, deadline, found = ray.nodes()[0]["MetricsExportPort"], time.monotonic() + 60, ""
+    while not all(name in found for name in expected):
+        assert time.monotonic() < deadline, sorted(name for name in expected if name not in found)
+        client.post("/v1/detect", json={"text": f"{CANARY} {TEXT}"}).raise_for_status()
+        client.post("/v1/detect", json={"text": ""})
+        time.sleep(1)
+        found = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    assert set(re.findall(r"(ray_detect_ai_[a-z_]+?)(?:_bucket|_count|_sum|_total)?\{", found)) == expected
+    assert CANARY not in found
 
 
 def answers_while(url: str, act: Callable[[], None]) -> list[httpx.Response]:

@@ -17,18 +17,21 @@ import pytest
 from detect_ai.batches import Batch
 from detect_ai.config import ServeConfig
 from detect_ai.detector import Detector
-from detect_ai.schemas import FileOptions
+from detect_ai.schemas import DetectRequest, FileOptions
+from detect_ai.text import normalise
 from serve_app.access import Gate
 from serve_app.api import create_app
-from serve_app.batching import QueueFullError
+from serve_app.batching import ClosedError
 from serve_app.files import Upload
+from serve_app.problems import ProblemError
 from serve_app.quota import Limiter
-from serve_app.service import ReadingQueue, Service
+from serve_app.service import Service, parse
 from serve_app.traffic import Traffic
-from serve_app.uploads import judge_files
+from serve_app.uploads import fit, judge_files
 
 Scenario = Callable[[httpx.AsyncClient, Service], Awaitable[Any]]
 CANARY = "canary-4f1d the council met"
+JSON = {"Content-Type": "application/json"}
 
 
 class Broken:
@@ -69,7 +72,7 @@ def ask(
             service = Service(detector, config or ServeConfig(), model)
             transport = httpx.ASGITransport(create_app(Traffic(service), Gate(Limiter(unlimited), 0)))
             service.batcher.start()
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 try:
                     return await scenario(client, service)
                 finally:
@@ -206,24 +209,7 @@ def test_files_that_cannot_be_read_give_nothing_back_to_a_rate(detector: Detecto
             await judge_files(service, some, FileOptions(), "request-1", spent.append)
 
     ask(detector, scenario)
-    assert spent == [0, 0, 1]
-
-
-def test_what_would_wait_too_long_is_refused_before_it_is_read() -> None:
-    queue = ReadingQueue(max_wait_s=1.0)
-    queue.measure(lambda: time.sleep(0.05), 5000)  # 10 µs a byte, two readers
-    with queue.place(50_000, 0.0), queue.place(100_000, 0.0):
-        with pytest.raises(QueueFullError) as refused, queue.place(100_000, 0.0):
-            pass
-        assert refused.value.retry_after_s == 2
-        with pytest.raises(QueueFullError), queue.place(10_000, 0.9):
-            pass
-        with queue.place(0, 9.0):  # a stream waits
-            pass
-    with queue.place(10**6, 0.0):  # nothing is before it
-        pass
-    with pytest.raises(QueueFullError), queue.place(1000, 1.1):
-        pass
+    assert spent == [1]
 
 
 def test_a_body_is_not_read_for_a_request_that_would_wait_too_long(detector: Detector) -> None:
@@ -240,3 +226,107 @@ def test_a_body_is_not_read_for_a_request_that_would_wait_too_long(detector: Det
     response = ask(detector, scenario)
     check_problem(response, 503, "Too many texts wait for the model: try again later.")
     assert int(response.headers["Retry-After"]) > 5
+
+
+def test_texts_that_the_model_has_no_room_for_are_given_back(detector: Detector) -> None:
+    spent: list[int] = []
+
+    async def scenario(_: httpx.AsyncClient, service: Service) -> None:
+        await service.batcher.close()
+        with pytest.raises(ClosedError):
+            await service.detect(b'{"texts": ["a", "b", "c"]}', "request-1", spent.append)
+
+    ask(detector, scenario)
+    assert spent == [2, -2]
+
+
+def test_a_body_that_never_comes_is_a_503(detector: Detector) -> None:
+    async def scenario(client: httpx.AsyncClient, _: Service) -> list[httpx.Response]:
+        async def body(start: bytes) -> AsyncIterator[bytes]:
+            yield start
+            await asyncio.sleep(10)
+
+        form = {"Content-Type": "multipart/form-data; boundary=b"}
+        return [
+            await client.post("/v1/detect", content=body(b'{"text": "'), headers=JSON),
+            await client.post("/predict", content=body(b'{"inputs": "'), headers=JSON),
+            await client.post("/v1/detect/file", content=body(b"--b"), headers=form),
+        ]
+
+    for response in ask(detector, scenario, ServeConfig(request_timeout_s=0.1)):
+        check_problem(response, 503, "No answer within 0.1 seconds: send less text at once, or try again later.")
+
+
+def test_a_client_that_leaves_is_no_failure(detector: Detector, serve_log: pytest.LogCaptureFixture) -> None:
+    async def scenario(_: httpx.AsyncClient, service: Service) -> None:
+        async def gone() -> dict[str, str]:
+            return {"type": "http.disconnect"}
+
+        async def send(_: Any) -> None:
+            raise AssertionError("it was answered")
+
+        head = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        app = create_app(Traffic(service), Gate(Limiter(unlimited), 0))
+        await app(
+            {"type": "http", "method": "POST", "path": "/v1/detect", "headers": head, "query_string": b""}, gone, send
+        )
+
+    ask(detector, scenario)
+    assert serve_log.records == []
+
+
+@pytest.mark.parametrize("charset", ["undefined", "utf-7", "unicode_escape"])
+def test_a_form_in_another_encoding_is_refused(detector: Detector, charset: str) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="files"; filename="+2AA-.txt"\r\n\r\nThe council\r\n--b--\r\n'
+
+    def post_as(content_type: str) -> Scenario:
+        headers = {"Content-Type": content_type}
+        return lambda client, _: client.post("/v1/detect/file", content=body, headers=headers)
+
+    detail = "Expected a form in UTF-8: leave `charset` out of the header `Content-Type`."
+    check_problem(ask(detector, post_as(f"multipart/form-data; boundary=b; charset={charset}")), 415, detail)
+    assert ask(detector, post_as("multipart/form-data; boundary=b; charset=UTF-8")).status_code == 200
+
+
+def test_the_first_wrong_text_of_many_is_enough() -> None:
+    with pytest.raises(ProblemError) as refused:
+        parse(b'{"texts": [' + b"1," * 100_000 + b"1]}", DetectRequest)
+    assert refused.value.detail == "`texts`[0]: expected a string, found a number."
+
+
+def test_no_more_is_normalised_than_a_few_times_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr("serve_app.uploads.normalise", lambda text: seen.append(len(text)) or normalise(text))
+    texts = ["a" * 150, "a" * 90, "a" * 150, "a" * 20, "a" * 5]
+    normalised, fitting = fit(texts, 100)  # 400 are normalised at most
+    assert seen == [150, 90, 150, 5]
+    assert [len(each.text) for each in normalised] == [90, 5]
+    assert [each if isinstance(each, str) else each.status for each in fitting] == [413, "a" * 90, 413, 413, "a" * 5]
+
+
+def test_far_too_long_a_text_is_refused_without_normalising_it(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.service.normalise", lambda text: pytest.fail("it was normalised"))
+    response = ask(detector, post(text="a" * 401), ServeConfig(max_chars=100))
+    check_problem(response, 413, "401 characters, at most 100 are read: send several requests.")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:8000", 200), ("rebound.example:8000", 421), ("", 421)],
+)
+def test_without_keys_only_the_names_of_this_machine_are_answered(detector: Detector, host: str, status: int) -> None:
+    def get(client: httpx.AsyncClient, _: Service) -> Awaitable[httpx.Response]:
+        return client.get("/v1/model", headers={"Host": host})
+
+    assert ask(detector, get).status_code == status
+    assert ask(detector, get, ServeConfig(host="0.0.0.0")).status_code == 200
+
+
+def test_streams_beyond_the_bound_are_refused(detector: Detector) -> None:
+    async def scenario(client: httpx.AsyncClient, service: Service) -> httpx.Response:
+        service.open_streams = 16
+        return await client.post("/v1/detect/stream", content=b"", headers={"Content-Type": "application/x-ndjson"})
+
+    check_problem(ask(detector, scenario), 503, "16 streams are open already: try again later.")

@@ -264,15 +264,15 @@ async def warmed(batcher: Batcher, model: Model, token_s: float) -> asyncio.Task
 
 def test_a_request_that_would_wait_too_long_is_refused_with_the_time_to_come_back() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
-        batcher.max_wait_s = 2.0
+        batcher.max_wait_s = 1.9
         first = await warmed(batcher, model, 1 / 16)
         waits = [asyncio.create_task(batcher.scores([row(i)])) for i in (1, 2)]  # 3 x 8 tokens: 1.5 s
         await asyncio.sleep(0)
-        late = asyncio.create_task(batcher.scores([row(3)]))  # 2 s
+        late = asyncio.create_task(batcher.scores([row(3)]))  # after 1.5 s
         await asyncio.sleep(0)
         with pytest.raises(QueueFullError) as refused:
             await batcher.scores([row(4)])
-        assert refused.value.retry_after_s == 2  # 24 tokens wait
+        assert refused.value.retry_after_s == 2  # 4 x 8 tokens
         model.gate.set()
         await asyncio.gather(first, late, *waits)
 
@@ -294,7 +294,7 @@ def test_the_time_of_a_few_tokens_says_little_of_the_time_of_many() -> None:
 
 def test_a_short_text_is_not_refused_for_the_long_one_before_it() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
-        batcher.max_wait_s = 7.0
+        batcher.max_wait_s = 6.0
         first = await warmed(batcher, model, 1 / 16)
         long = asyncio.create_task(batcher.scores([row(1)] * 100))  # nothing waits yet
         await asyncio.sleep(0)
@@ -401,5 +401,20 @@ def test_the_event_loop_is_free_while_the_model_runs() -> None:
         first = await held(batcher, model)
         await asyncio.wait_for(asyncio.sleep(0.01), 1)
         assert not first.done()
+
+    run(scenario)
+
+
+def test_a_batch_that_never_ends_ends_the_life_of_the_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.batching.HUNG_S", 0.1)
+
+    async def scenario(batcher: Batcher, model: Model) -> None:
+        first = await held(batcher, model)
+        assert batcher.alive
+        await asyncio.sleep(0.2)
+        assert not batcher.alive
+        model.gate.set()
+        await first
+        assert batcher.alive
 
     run(scenario)

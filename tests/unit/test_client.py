@@ -344,6 +344,39 @@ def test_texts_that_a_stream_was_too_busy_for_are_sent_again(call):
     assert lengths(found) == [1, 2, 2]
 
 
+def test_a_stream_that_the_service_ends_goes_on_from_there(call):
+    seen = []
+
+    def answer(asked):
+        if asked.method == "GET":
+            return service(asked)
+        texts = [json.loads(line)["text"] for line in lines_of(asked)]
+        seen.append(texts)
+        answers = [{"verdict": verdict(text)} for text in texts[:1]]
+        ended = [{"problem": problem(503, "out of time").content}] if len(texts) > 1 else []
+        return streamed(answers + ended)
+
+    with serving(answer) as server:
+        found = call(server.url, "detect_stream", list("abcdef"), retry=Retry(attempts=2, backoff_s=0))
+    assert lengths(found) == [1] * 6
+    assert [len(each) for each in seen] == [3, 2, 1, 3, 2, 1]
+
+
+def test_a_stream_that_is_ended_before_its_first_answer_is_given_up_after_the_attempts(call):
+    asked_for = []
+
+    def answer(asked):
+        if asked.method == "GET":
+            return service(asked)
+        asked_for.append(asked)
+        return streamed([{"problem": problem(503, "out of time").content}])
+
+    with serving(answer) as server:
+        found = call(server.url, "detect_stream", ["a", "b"], retry=Retry(attempts=3, backoff_s=0))
+    assert [each.status for each in found] == [503, 503]
+    assert len(asked_for) == 3
+
+
 def test_a_text_too_long_for_a_stream_is_a_problem_and_the_others_go_on(call):
     def answer(asked):
         is_long = asked.method == "POST" and any(len(line) > 1000 for line in lines_of(asked))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from detect_ai.config import ServeConfig
 from serve_app import files
-from serve_app.files import Upload, text_of
+from serve_app.batching import QueueFullError
+from serve_app.files import FileReader, Upload, text_of
 from serve_app.problems import ProblemError
 from serve_app.uploads import file_name
 from tests import office
@@ -165,3 +168,39 @@ def test_the_parser_knows_nothing_of_the_environment(monkeypatch: pytest.MonkeyP
 )
 def test_of_a_name_no_folder_is_kept(sent: str, name: str) -> None:
     assert file_name(sent) == name
+
+
+def held_for(seconds: float, upload: Upload, config: ServeConfig) -> str:
+    time.sleep(seconds)
+    return upload.name
+
+
+def test_files_are_refused_at_once_where_those_before_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "text_of", partial(held_for, 0.2))
+
+    async def scenario() -> None:
+        reader = FileReader(ServeConfig(max_wait_s=0.5))
+        slow, plain = [Upload("a.pdf", b"")] * 6, [Upload("a.txt", b""), Upload("b.md", b"")]
+        assert len(await reader.texts(slow)) == 6  # nothing is before them
+        reading = asyncio.create_task(reader.texts(slow))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError), reader.held(1):
+            pass
+        with pytest.raises(QueueFullError):
+            await reader.texts(slow[:1])
+        started = time.monotonic()
+        assert await reader.texts(plain) == ["a.txt", "b.md"]  # they need no process
+        assert time.monotonic() - started < 0.5
+        await reading
+        with reader.held(1):
+            pass
+
+    asyncio.run(scenario())
+
+
+def test_a_replica_holds_a_bounded_number_of_bytes() -> None:
+    reader = FileReader(ServeConfig(max_upload_bytes=100))
+    with reader.held(700), reader.held(100), pytest.raises(QueueFullError), reader.held(1):
+        pass
+    with reader.held(1000):  # nothing else is held
+        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,15 @@ import pytest
 from pydantic import BaseModel
 
 from detect_ai import schemas
+from detect_ai.config import ServeConfig
 from detect_ai.detector import Detector
-from tests.unit.test_api import ask
+from serve_app.access import Gate
+from serve_app.api import create_app
+from serve_app.keys import KeyRing
+from serve_app.quota import Limiter
+from serve_app.service import Service
+from serve_app.traffic import Traffic
+from tests.unit.test_api import ask, unlimited
 
 # What a client may rely on. A field may join; one that leaves or changes its type breaks somebody's program.
 REQUESTS = {
@@ -106,3 +114,13 @@ def test_every_example_of_the_specification_is_answered(tiny_bundle: Path, spec:
         return [(await client.post(path, **each)).status_code for each in sent]
 
     assert set(ask(Detector.load(tiny_bundle), scenario)) == {200}
+
+
+@pytest.mark.parametrize("with_keys", [True, False])
+def test_the_specification_says_whether_a_key_is_needed(tiny_bundle: Path, with_keys: bool) -> None:
+    gate = Gate(Limiter(unlimited), 0, KeyRing if with_keys else None)
+    with ThreadPoolExecutor(1) as model:
+        said = create_app(Traffic(Service(Detector.load(tiny_bundle), ServeConfig(), model)), gate).openapi()
+    assert ("HTTPBearer" in said["components"].get("securitySchemes", {})) == with_keys
+    needing = {path for path, methods in said["paths"].items() if any("security" in each for each in methods.values())}
+    assert ("/v1/detect" in needing, "/readyz" in needing) == (with_keys, False)

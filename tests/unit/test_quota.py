@@ -107,7 +107,7 @@ def test_a_request_of_many_texts_is_let_in_and_paid_for_afterwards() -> None:
     async def scenario() -> None:
         replica = world.replica()
         await replica.admit("k", 60)
-        replica.spend("k", 89)  # with the first, a minute and a half's worth; a minute's was there
+        replica.spend("k", 60, 89)  # with the first, a minute and a half's worth; a minute's was there
         with pytest.raises(TooManyError) as refused:
             await replica.admit("k", 60)
         assert refused.value.retry_after_s == 31
@@ -123,7 +123,7 @@ def test_a_debt_of_many_minutes_is_paid_at_the_rate() -> None:
     async def scenario() -> None:
         replica = world.replica()
         await replica.admit("k", 60)
-        replica.spend("k", 299)
+        replica.spend("k", 60, 299)
         for _ in range(48):
             world.now += 5
             await replica.settle()
@@ -131,6 +131,34 @@ def test_a_debt_of_many_minutes_is_paid_at_the_rate() -> None:
                 await replica.admit("k", 60)
         world.now += 5
         await replica.settle()
+        await replica.admit("k", 60)
+
+    run(scenario())
+
+
+def test_a_request_that_took_long_to_come_is_paid_for_all_the_same() -> None:
+    world = World()
+
+    async def scenario() -> None:
+        replica = world.replica()
+        await replica.admit("k", 60)
+        world.now += 15
+        await replica.settle()
+        replica.spend("k", 60, 90)
+        with pytest.raises(TooManyError):
+            await replica.admit("k", 60)
+
+    run(scenario())
+
+
+def test_what_is_given_back_may_be_spent_again() -> None:
+    world = World()
+
+    async def scenario() -> None:
+        replica = world.replica()
+        await replica.admit("k", 60)
+        replica.spend("k", 60, 200)
+        replica.spend("k", 60, -200)
         await replica.admit("k", 60)
 
     run(scenario())

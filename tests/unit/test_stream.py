@@ -256,6 +256,45 @@ def test_a_stream_over_its_time_is_told_where_to_go_on(detector: Detector) -> No
     assert "X-Request-Timeout-Seconds" in last["problem"]["detail"]
 
 
+def test_a_stream_that_sends_nothing_is_ended(detector: Detector) -> None:
+    async def scenario(client: Client, response: StreamResponse, call: asyncio.Task[None]) -> None:
+        client.say(line(text="a"))
+        await asyncio.sleep(0.1)
+        assert response.service.open_streams == 1
+        await asyncio.wait_for(call, 5)
+        assert response.service.open_streams == 0
+
+    *answered, last = stream(detector, scenario, ServeConfig(stream_idle_s=0.3))
+    assert [each["line"] for each in answered] == [1]
+    assert (last["line"], last["problem"]["status"]) == (2, 503)
+    assert last["problem"]["detail"] == "Nothing came for 0.3 seconds: send further lines in another request."
+
+
+def test_a_stream_whose_lines_are_at_work_is_not_idle(detector: Detector) -> None:
+    detector.backend = Held()
+
+    async def scenario(client: Client, response: StreamResponse, call: asyncio.Task[None]) -> None:
+        client.say(line(text="a"))
+        await asyncio.sleep(0.5)
+        detector.backend.gate.set()
+        client.say(more=False)
+
+    assert [sorted(each) for each in stream(detector, scenario, ServeConfig(stream_idle_s=0.1))] == [
+        ["id", "line", "verdict"]
+    ]
+
+
+def test_waiting_for_room_does_not_count_against_the_time_of_a_line(detector: Detector) -> None:
+    async def scenario(client: Client, response: StreamResponse, call: asyncio.Task[None]) -> None:
+        async with response.service.stream_budget.of(10**6):
+            client.say(line(text="a"))
+            client.say(more=False)
+            await asyncio.sleep(0.5)
+
+    [answer] = stream(detector, scenario, ServeConfig(request_timeout_s=0.3))
+    assert "verdict" in answer
+
+
 def test_a_full_queue_makes_a_stream_wait(detector: Detector) -> None:
     async def scenario(client: Client, response: StreamResponse, call: asyncio.Task[None]) -> None:
         response.service.batcher.max_waiting_tokens = 50

@@ -177,3 +177,11 @@ def test_words_are_forgotten_when_there_are_many(encoder, whole, monkeypatch):
     for text in ("the old bridge of the town", "a quiet market", "bread and rain", "the boat"):
         assert small.encode([text])[0].tolist() == whole.encode(text, add_special_tokens=False).ids
     assert len(small._words) <= 6
+
+
+def test_a_text_without_spaces_is_not_remembered(tokenizer):
+    text = "rain " + "council" * 500
+    expected = tokenizer._encode([text])[0]
+    assert [tokenizer.encode([text])[0].tolist() for _ in range(2)] == [expected, expected]
+    assert "rain" in tokenizer._words
+    assert all(len(word) <= 32 for word in tokenizer._words)

@@ -83,7 +83,7 @@ def ask(
             traffic = Traffic(first, service(canary, counted), share, service(shadow, Telemetry()), counted)
             app = create_app(traffic, gate or Gate(Limiter(unlimited), 0), counted)
             traffic.start()
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
                 found = []
                 for request in requests:
                     found.append(await client.request(**{"method": "POST", "url": "/v1/detect", **request}))
