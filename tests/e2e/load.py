@@ -124,10 +124,13 @@ class Load:
             self.seen.wrong.append(f"text {number} by {version}")
 
 
-def replicas() -> list[psutil.Process]:
-    """Processes of the replicas of this machine."""
+REPLICA = "ray::ServeReplica:detect_ai:Detector"
+
+
+def actors(name: str = REPLICA) -> list[psutil.Process]:
+    """Processes of this machine that Ray gave a name that begins so."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if " ".join(process.info["cmdline"] or []).startswith("ray::ServeReplica:detect_ai:Detector"):
+        if " ".join(process.info["cmdline"] or []).startswith(name):
             found.append(process)
     return found

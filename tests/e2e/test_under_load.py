@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -21,9 +24,9 @@ from detect_ai.detector import Detector
 from detect_ai.registry import Registry
 from detect_ai.storage import Storage
 from serve_app.app import APP, DEPLOYMENT
-from serve_app.deploy import deploy, stop
+from serve_app.deploy import deploy, rollback_service, stop
 from tests import tiny
-from tests.e2e.load import Load, quantile, replicas
+from tests.e2e.load import REPLICA, Load, actors, quantile
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SOAK_S = 600
@@ -68,7 +71,7 @@ def test_a_killed_replica_costs_no_answer_but_for_one_retry(encoder: Path, store
             async with load.during(clients=8) as seen:
                 for share in (3_000, 6_000):
                     await wait_for(lambda: len(seen.statuses) >= share, 300)  # noqa: B023 - awaited at once
-                    replicas()[0].kill()
+                    actors()[0].kill()
                 await wait_for(lambda: len(seen.statuses) >= 10_000, 300)
                 await wait_for(lambda: running() == 2, 60)
 
@@ -103,6 +106,40 @@ def test_a_rolling_update_fails_no_request(encoder: Path, store: Storage, tiny_b
         assert set(load.seen.versions[-50:]) == {after}
 
 
+def test_one_replica_shares_with_a_canary_moves_to_it_and_back(
+    encoder: Path, store: Storage, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(store)
+    before = registry.require_champion()
+    tiny.make_bundle(tmp_path / "next", encoder, seed=2)
+    after = registry.add(tmp_path / "next")
+    with serving(encoder, store, max_replicas=1, canary=after, canary_share=0.5) as (url, config):
+        load = Load(url, Detector.load(tiny_bundle), Detector.load(tmp_path / "next"))
+        monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+
+        def move() -> None:
+            registry.set_champion(after)
+            config.serve.canary = ""
+            deploy(config, store)
+
+        async def scenario() -> None:
+            async with load.during(clients=4) as seen:
+                await wait_for(lambda: len(seen.versions) >= 300, 60)
+                for act, answers in ((move, after), (partial(rollback_service, config, store), before)):
+                    shared = len(seen.versions)
+                    await asyncio.to_thread(act)
+                    at = len(seen.versions)
+                    await wait_for(lambda: len(seen.versions) >= at + 300, 60)  # noqa: B023 - awaited at once
+                    assert set(seen.versions[-50:]) == {answers}
+                    if act is move:
+                        assert 0.3 < seen.versions[:shared].count(after) / shared < 0.7
+
+        asyncio.run(scenario())
+        assert registry.require_champion() == before
+        assert set(load.seen.statuses) == {200}
+        assert load.seen.wrong == []
+
+
 def test_overload_is_refused_quickly_and_the_rest_answered_in_time(tmp_path: Path) -> None:
     # As large as MiniLM: with the tiny encoder HTTP is what takes the time.
     sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
@@ -110,7 +147,7 @@ def test_overload_is_refused_quickly_and_the_rest_answered_in_time(tmp_path: Pat
     tiny.make_bundle(tmp_path / "bundle", encoder)
     Registry(storage).set_champion(Registry(storage).add(tmp_path / "bundle"))
     detector = Detector.load(tmp_path / "bundle")
-    settings = {"max_replicas": 1, "batch_tokens": 2048, "max_wait_s": 1.0, "max_ongoing_requests": 512}
+    settings = {"max_replicas": 1, "batch_tokens": 2048, "max_wait_s": 0.5}
     with serving(encoder, storage, **settings) as (url, _):
         load, ends = Load(url, detector, words=(200, 400)), time.monotonic() + 30
         full = asyncio.run(load.run(2, lambda: time.monotonic() > ends))
@@ -148,18 +185,31 @@ def test_replicas_come_with_load_and_go_without_it(encoder: Path, store: Storage
 def test_a_long_run_takes_no_more_memory(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
     with serving(encoder, store, max_replicas=1) as (url, _):
         load = Load(url, Detector.load(tiny_bundle), words=(20, 600))
-        found: list[int] = []
+        names = (REPLICA, "ray::ProxyActor", "ray::ServeController", "ray::Ledger")
+        found: dict[str, list[int]] = {name: [] for name in names}
+
+        async def ask_for_odd_texts() -> None:
+            """Texts that were never seen before, of words that were not, some of them long."""
+            async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+                while True:
+                    text = " ".join(uuid4().hex * random.randint(1, 20) for _ in range(10))
+                    (await client.post("/v1/detect", json={"text": text})).raise_for_status()
 
         async def scenario() -> None:
-            (process,) = replicas()
+            processes = {name: actors(name)[0] for name in names if actors(name)}
+            odd = asyncio.create_task(ask_for_odd_texts())
             async with load.during(clients=8):
                 for _ in range(20):
                     await asyncio.sleep(SOAK_S / 20)
-                    found.append(process.memory_info().rss)
+                    for name, process in processes.items():
+                        found[name].append(process.memory_info().rss)
+            odd.cancel()
 
         asyncio.run(scenario())
-        megabytes = [round(rss / 1e6) for rss in found]
-        print(f"{len(load.seen.statuses)} requests; resident megabytes {megabytes}")
         assert set(load.seen.statuses) == {200}
-        settled, last = found[4:10], found[-6:]
-        assert sum(last) / len(last) <= 1.02 * sum(settled) / len(settled)
+        for name, rss in found.items():
+            print(f"{len(load.seen.statuses)} requests; {name}: resident megabytes {[round(n / 1e6) for n in rss]}")
+        for rss in filter(None, found.values()):
+            settled, last = rss[4:10], rss[-6:]
+            assert sum(last) / len(last) <= 1.02 * sum(settled) / len(settled) + 2e6
+        assert found[REPLICA]
