@@ -24,6 +24,7 @@ from serve_app.quota import stop_shared_ledger
 logger = logging.getLogger(__name__)
 
 DEPLOY_TIMEOUT_S = 300
+ARGUMENTS_TIMEOUT_S = 30
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -176,13 +177,17 @@ def start_serve(config: ServeConfig) -> bool:
 Arguments = tuple[ServeConfig, str, str, str | None]
 
 
-def arguments_of_replica() -> Arguments:
-    """What the replicas that answer were made of."""
+def arguments_of_replica() -> Arguments | None:
+    """What the replicas that answer were made of; None where they do not say, such as those of an older release."""
     from ray import serve
 
     from serve_app.app import APP
 
-    found: Arguments = serve.get_app_handle(APP).arguments.remote().result(timeout_s=DEPLOY_TIMEOUT_S)
+    try:
+        found: Arguments = serve.get_app_handle(APP).arguments.remote().result(timeout_s=ARGUMENTS_TIMEOUT_S)
+    except Exception as error:  # of Ray, of Serve, of the replica: nothing that a deployment should fail for
+        logger.warning("A replica did not say what it was made of: %s", type(error).__qualname__)
+        return None
     return found
 
 

@@ -117,7 +117,7 @@ class StreamResponse(Response):
         """Ends when too long nothing came, and nothing that came was left to answer."""
         bound = self.service.config.stream_idle_s
         while not self.backlog.is_waiting or time.monotonic() - self.heard < bound:
-            await asyncio.sleep(max(0.01, min(bound, self.heard + bound - time.monotonic())))
+            await asyncio.sleep(max(bound / 10, self.heard + bound - time.monotonic()))
 
     async def _read(self, receive: Receive) -> bool:
         """Take what comes. Returns False once the client is gone, True when more came than is kept."""

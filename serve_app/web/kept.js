@@ -41,7 +41,8 @@ const past = {
   end: () => kept.set("history", null),
   all: () => {
     try {
-      return JSON.parse(kept.get("history") || "[]");
+      const found = JSON.parse(kept.get("history") || "[]");
+      return found.filter((entry) => typeof entry.text === "string" && entry.verdict);
     } catch {
       return []; // something else wrote there
     }

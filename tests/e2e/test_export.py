@@ -45,6 +45,7 @@ def client(exported: Path, encoder: Path, tmp_path_factory: pytest.TempPathFacto
         ray.shutdown()
 
 
+@pytest.mark.slow
 def test_http_says_what_the_exported_bundle_says(client: httpx.Client, exported: Path) -> None:
     answer = client.post("/v1/detect", json={"texts": TEXTS, "return_spans": True}).json()
     expected = Detector.load(exported).detect(TEXTS, return_spans=True)

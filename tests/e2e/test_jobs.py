@@ -29,13 +29,16 @@ from tests.e2e.conftest import CHECKOUT, listening
 PORT = free_port()
 STAGES = {
     "prepare": [],
-    "inspect": [],
-    "sweep": ["sweep=grid", "sweep.space.lr=[5e-3]", "+sweep.space.batch_size=[4]", "sweep.epochs=1"],
-    "train": ["train.from_sweep=true"],
+    "train": ["train.lr=5e-3", "train.batch_size=4"],
     "calibrate": [],
     "evaluate": [],
     "publish": [],
     "deploy": [f"serve.port={PORT}"],
+}
+FURTHER = {
+    "inspect": [],
+    "sweep": ["sweep=grid", "sweep.space.lr=[4e-3]", "+sweep.space.batch_size=[4]", "sweep.epochs=1"],
+    "train": ["train.from_sweep=true"],
 }
 Done = subprocess.CompletedProcess[str]
 Submit = Callable[..., Done]
@@ -120,10 +123,17 @@ def test_the_last_job_leaves_a_champion(jobs: dict[str, Done], root: Path) -> No
     assert Registry(Storage(str(root / "store"))).champion() == last_line(jobs["publish"])["champion"]
 
 
-def test_a_training_takes_what_the_sweep_found(jobs: dict[str, Done], root: Path) -> None:
-    found, corpus = last_line(jobs["train"]), last_line(jobs["prepare"])["corpus"]
-    assert found["lr"] == 5e-3
-    assert found["history"][-1]["step"] == -(-Corpus.open(Storage(str(root / "store")), corpus).num_rows("train") // 4)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_training_takes_what_the_sweep_found(submit: Submit, jobs: dict[str, Done], root: Path) -> None:
+    storage = Storage(str(root / "store"))
+    for stage, overrides in FURTHER.items():
+        done = submit(stage, *overrides)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert last_line(done) == storage.read_json(f"runs/default/{stage}.json")["result"]
+    found, corpus = last_line(done), last_line(jobs["prepare"])["corpus"]
+    assert found["lr"] == 4e-3
+    assert found["history"][-1]["step"] == -(-Corpus.open(storage, corpus).num_rows("train") // 4)
 
 
 def test_a_text_has_one_score_in_training_in_the_bundle_and_over_http(jobs: dict[str, Done], root: Path) -> None:

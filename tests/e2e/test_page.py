@@ -330,6 +330,14 @@ def test_of_a_long_history_the_oldest_makes_room(page: Page) -> None:
     assert 2 <= len(kept) < 9
 
 
+@pytest.mark.parametrize("found", ["{torn", "5", '[1, {"text": 5}]'])
+def test_what_something_else_wrote_into_the_history_is_left_out(page: Page, found: str) -> None:
+    page.evaluate("(found) => localStorage.setItem('history', found)", found)
+    page.reload()
+    check(page, TEXT)
+    assert page.locator("#past button").count() == 1
+
+
 def test_a_browser_that_keeps_nothing_shows_verdicts_all_the_same(browser: Browser, url: str) -> None:
     with browser.new_context() as context:
         page = context.new_page()

@@ -134,6 +134,7 @@ def worse(run: Run, published: dict[str, Any]) -> Config:
     return config
 
 
+@pytest.mark.slow
 def test_the_gate_refuses_a_candidate_below_min_auroc(run: Run, worse: Config) -> None:
     before = Registry(run.storage).champion()
     with pytest.raises(GateError, match=rf"not published, the champion stays {before}: AUROC is 0\.\d+; at least 0.8"):
@@ -141,6 +142,7 @@ def test_the_gate_refuses_a_candidate_below_min_auroc(run: Run, worse: Config) -
     assert Registry(run.storage).champion() == before
 
 
+@pytest.mark.slow
 def test_the_gate_refuses_a_candidate_far_below_the_champion(run: Run, worse: Config) -> None:
     before = Registry(run.storage).champion()
     with pytest.raises(GateError, match=r"AUROC fell by \d\.\d+, from the champion's"):
@@ -148,6 +150,7 @@ def test_the_gate_refuses_a_candidate_far_below_the_champion(run: Run, worse: Co
     assert Registry(run.storage).versions() == [before]
 
 
+@pytest.mark.slow
 def test_figures_of_another_candidate_are_refused(run: Run, worse: Config) -> None:
     config = replace(run.config, run="mixed")
     write_results(run, config, "calibrate")
@@ -156,6 +159,7 @@ def test_figures_of_another_candidate_are_refused(run: Run, worse: Config) -> No
         publish(config, run.storage)
 
 
+@pytest.mark.slow
 def test_a_better_candidate_moves_the_champion_and_the_old_one_stays(run: Run, worse: Config) -> None:
     before = Registry(run.storage).champion()
     open_gate = replace(worse, gate=replace(worse.gate, min_auroc=0.0, max_auroc_drop=1.0))
@@ -166,6 +170,7 @@ def test_a_better_candidate_moves_the_champion_and_the_old_one_stays(run: Run, w
     registry.rollback()
 
 
+@pytest.mark.slow
 def test_an_altered_candidate_is_not_published(run: Run, published: dict[str, Any], worse: Config) -> None:
     before = Registry(run.storage).versions()
     weights = f"{run.storage.read_json(result_key('worse', 'calibrate'))['result']['bundle']}/model.safetensors"

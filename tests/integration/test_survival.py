@@ -268,6 +268,7 @@ def stopped(long: Run) -> tuple[Config, dict[str, Any]]:
     return config, run_stage("train", train, config, long.storage)
 
 
+@pytest.mark.slow
 def test_a_run_stops_when_it_no_longer_becomes_better(stopped: tuple[Config, dict[str, Any]]) -> None:
     losses = [epoch["val_loss"] for epoch in stopped[1]["history"]]
     assert 1 < len(losses) < 12
@@ -275,6 +276,7 @@ def test_a_run_stops_when_it_no_longer_becomes_better(stopped: tuple[Config, dic
     assert losses[:-1] == sorted(losses[:-1], reverse=True)
 
 
+@pytest.mark.slow
 def test_the_checkpoint_is_that_of_the_epoch_with_the_best_auroc(
     long: Run, stopped: tuple[Config, dict[str, Any]]
 ) -> None:
@@ -285,12 +287,14 @@ def test_the_checkpoint_is_that_of_the_epoch_with_the_best_auroc(
     assert found["validation"]["epoch"] == best["epoch"]
 
 
+@pytest.mark.slow
 def test_beside_the_kept_checkpoints_only_the_last_one_stays(long: Run, stopped: tuple[Config, dict[str, Any]]) -> None:
     folder = stopped[1]["checkpoint"].rpartition("/")[0]
     kept = [name for name in long.storage.list(folder) if name.startswith("checkpoint_2")]
     assert len(kept) == 1 + 1
 
 
+@pytest.mark.slow
 def test_training_prunes_the_oldest_runs(long: Run, stopped: tuple[Config, dict[str, Any]]) -> None:
     assert attempts(long, "stopped") == ["train-20200103T000000000", stopped[1]["checkpoint"].split("/")[2]]
 
