@@ -321,7 +321,10 @@ def read_verdicts(folder: Path) -> Rows:
     return rows
 
 
-@pytest.mark.parametrize("form", ["parquet", *(pytest.param(form, marks=pytest.mark.slow) for form in ("jsonl", "csv"))])
+@pytest.mark.parametrize(
+    "form",
+    ["parquet", pytest.param("jsonl", marks=pytest.mark.slow), pytest.param("csv", marks=pytest.mark.slow)],
+)
 def test_every_text_of_a_folder_gets_its_verdict_once_in_any_form(
     run: Run,
     judged: Config,
