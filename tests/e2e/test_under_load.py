@@ -185,7 +185,7 @@ def test_replicas_come_with_load_and_go_without_it(encoder: Path, store: Storage
 def test_a_long_run_takes_no_more_memory(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
     with serving(encoder, store, max_replicas=1) as (url, _):
         load = Load(url, Detector.load(tiny_bundle), words=(20, 600))
-        names = (REPLICA, "ray::ProxyActor", "ray::ServeController", "ray::Ledger")
+        names = (REPLICA, "ray::ProxyActor", "ray::ServeController")
         found: dict[str, list[int]] = {name: [] for name in names}
 
         async def ask_for_odd_texts() -> None:
