@@ -150,7 +150,8 @@ def test_overload_is_refused_quickly_and_the_rest_answered_in_time(tmp_path: Pat
     settings = {"max_replicas": 1, "batch_tokens": 2048, "max_wait_s": 0.5}
     with serving(encoder, storage, **settings) as (url, _):
         load, ends = Load(url, detector, words=(200, 400)), time.monotonic() + 30
-        full = asyncio.run(load.run(2, lambda: time.monotonic() > ends))
+        # Four such texts fill a batch.
+        full = asyncio.run(load.run(4, lambda: time.monotonic() > ends))
         rate = len(full.seconds) / 30
         over = asyncio.run(Load(url, detector, words=(200, 400)).offer(4 * rate, 30))
     unloaded, loaded, refused = (
