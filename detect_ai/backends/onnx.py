@@ -1,7 +1,7 @@
 """The encoder in ONNX Runtime, on CPU or GPU: `pip install 'detect-ai[onnx]'`.
 
 The session is made by the first batch, for as many threads as torch has then: whoever loads a detector sets those, in
-the thread that runs it. Its threads sleep while there is nothing to do, as torch's do in the service.
+the thread that runs it. Its threads sleep while there is nothing to do.
 """
 
 from __future__ import annotations
