@@ -14,6 +14,7 @@ from scipy.special import betaincinv
 from detect_ai.errors import CalibrationError, InputError
 from detect_ai.metrics import Floats, largest_count
 
+CONFIDENCE = 0.95
 SUGGESTED_TARGETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 
@@ -112,7 +113,7 @@ def p_value(sorted_human_scores: ArrayLike, score: float | NDArray[np.floating[A
     return p if p.ndim else float(p)
 
 
-def fpr_bound(n: int, target_fpr: float, confidence: float = 0.95) -> float:
+def fpr_bound(n: int, target_fpr: float, confidence: float = CONFIDENCE) -> float:
     """The upper confidence bound of the FPR that one given calibration set realises.
 
     The target holds on average over calibration sets; a lucky or unlucky set lies below or above. For

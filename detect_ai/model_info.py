@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from detect_ai.conformal import CONFIDENCE, fpr_bound
 from detect_ai.schemas import ModelInfo, ThresholdInfo
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def model_info(spec: DetectorSpec, limits: Mapping[str, int]) -> ModelInfo:
             target_fpr=target,
             probability=float(calibration.probability(calibration.bounds(target)[1])),
             expected_fpr=calibration.thresholds[target].expected_fpr,
+            fpr_lower_bound=fpr_bound(calibration.num_human, target, 1 - CONFIDENCE),
             fpr_upper_bound=calibration.thresholds[target].fpr_bound,
             min_tokens=spec.min_tokens_at(target),
         )

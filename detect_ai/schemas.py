@@ -89,7 +89,7 @@ class DetectRequest(BaseModel):
 
     text: str | None = Field(default=None, description="One text")
     texts: Annotated[list[str], Field(fail_fast=True)] | None = Field(
-        default=None, description="Several texts; verdicts come in their order"
+        default=None, description="Several texts, at most `max_texts` of /v1/model; verdicts come in their order"
     )
     target_fpr: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None, description="One of the targets that /v1/model lists; the model's default when left out"
@@ -238,7 +238,10 @@ class ThresholdInfo(BaseModel):
     expected_fpr: float = Field(
         description="Expected false positive rate on texts exchangeable with the calibration set"
     )
-    fpr_upper_bound: float = Field(description="95% upper bound of the false positive rate, given this calibration set")
+    fpr_lower_bound: float = Field(
+        default=0.0, description="95% lower bound of the false positive rate, given this calibration set"
+    )
+    fpr_upper_bound: float = Field(description="95% upper bound of the same: 90% of calibration sets lie between both")
     min_tokens: int = Field(description="Shorter texts get no verdict at this target")
 
 
@@ -256,5 +259,5 @@ class ModelInfo(BaseModel):
     min_tokens: int
     window: int
     normaliser_version: int
-    limits: dict[str, int]
+    limits: dict[str, int] = Field(description="Of a request: texts, characters, tokens, bytes, files, lines")
     guarantee: str

@@ -152,6 +152,8 @@ def test_the_model_endpoint_tells_thresholds_limits_and_guarantee(detector: Dete
     assert info["model_version"] == detector.version
     assert [threshold["target_fpr"] for threshold in info["thresholds"]] == [0.05, 0.1]
     assert [threshold["min_tokens"] for threshold in info["thresholds"]] == [10, 10]
+    for each in info["thresholds"]:
+        assert 0 < each["fpr_lower_bound"] < each["expected_fpr"] < each["fpr_upper_bound"] < 1
     limits = {"max_texts": 256, "max_chars": 200_000, "max_body_bytes": 1_000_000}
     assert limits.items() <= info["limits"].items()
     assert {"max_explain_tokens", "max_files", "max_file_bytes", "max_upload_bytes", "max_pages"} <= set(info["limits"])
