@@ -39,7 +39,7 @@ def admin_routes(traffic: Traffic, gate: Gate) -> APIRouter:
     """Routes under `/v1/admin/`."""
     router, started = APIRouter(), time.monotonic()
 
-    @router.get(f"{ADMIN}status", responses=openapi.REFUSED)
+    @router.get(f"{ADMIN}status", responses=openapi.STATUS)
     async def status() -> Status:
         """The replica that answers."""
         return Status(

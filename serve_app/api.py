@@ -190,7 +190,7 @@ def model_route(traffic: Traffic) -> APIRouter:
     """What the model is."""
     router = APIRouter()
 
-    @router.get("/v1/model", response_model=ModelInfo, responses=openapi.REFUSED)
+    @router.get("/v1/model", response_model=ModelInfo, responses=openapi.MODEL)
     async def model() -> ModelInfo:
         """The model that answers, its thresholds and limits."""
         return traffic.main.info()

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 
+from detect_ai.model_info import GUARANTEE
 from detect_ai.schemas import (
     DetectRequest,
     FileOptions,
@@ -185,3 +186,43 @@ PREDICT: dict[str, Any] = {
         },
     ),
 }
+MODEL: dict[int | str, dict[str, Any]] = REFUSED | _answer(
+    "application/json",
+    {
+        "model_version": _ANSWERED["model_version"],
+        "base_model": "minilm",
+        "corpus": {"name": "sample", "fingerprint": "9c1d4e"},
+        "language": "en",
+        "prevalence": 0.5,
+        "default_target_fpr": 0.05,
+        "thresholds": [
+            {
+                "target_fpr": 0.05,
+                "probability": 0.88,
+                "expected_fpr": 0.044,
+                "fpr_lower_bound": 0.008,
+                "fpr_upper_bound": 0.1,
+                "min_tokens": 60,
+            }
+        ],
+        "num_human": 44,
+        "min_tokens": 60,
+        "window": 256,
+        "normaliser_version": 3,
+        "limits": {"max_texts": 256, "max_chars": 200_000},
+        "guarantee": GUARANTEE,
+    },
+)
+STATUS: dict[int | str, dict[str, Any]] = REFUSED | _answer(
+    "application/json",
+    {
+        "pid": 4711,
+        "uptime_s": 3600.0,
+        "model_version": _ANSWERED["model_version"],
+        "canary": "1f0c7be24a9d3358",
+        "canary_share": 0.05,
+        "shadow": "5d2e90b7c4f1a663",
+        "waiting_tokens": 0,
+        "keys": [{"id": "3f9a0c12", "name": "newsroom", "scopes": ["detect"]}],
+    },
+)

@@ -13,6 +13,7 @@ from detect_ai import schemas
 from detect_ai.config import ServeConfig
 from detect_ai.detector import Detector
 from serve_app.access import Gate
+from serve_app.admin import Status
 from serve_app.api import create_app
 from serve_app.keys import KeyRing
 from serve_app.quota import Limiter
@@ -99,6 +100,14 @@ def test_every_post_has_a_body_an_example_answer_and_problems(spec: dict[str, An
         assert answer["example"]
         assert answer["schema"]
         assert {"400", "413", "415", "422", "500", "503"} <= set(operation["responses"])
+
+
+@pytest.mark.parametrize(("path", "model"), [("/v1/model", schemas.ModelInfo), ("/v1/admin/status", Status)])
+def test_an_example_is_what_an_answer_is(spec: dict[str, Any], path: str, model: type[BaseModel]) -> None:
+    answers = spec["paths"][path]["get"]["responses"]
+    example = answers["200"]["content"]["application/json"]["example"]
+    assert model.model_validate(example).model_dump(mode="json") == example
+    assert {"401", "403"} <= set(answers)
 
 
 @pytest.mark.parametrize("path", ["/v1/detect", "/predict", "/v1/detect/stream"])
