@@ -39,7 +39,7 @@ from tests.e2e.conftest import BATCH_TOKENS, CHECKOUT, foreground
 CANARY = "canary7f3a"
 TEXT = tiny.text("human", random.Random(1))
 LONG_TEXT = tiny.text("ai", random.Random(2), words=25_000)
-IN_FLIGHT = 16
+IN_FLIGHT = 8
 JSON = {"Content-Type": "application/json"}
 
 
