@@ -64,10 +64,15 @@ def parameters(storage: Storage, checkpoint: str) -> dict[str, NDArray[np.float3
         return load_file(folder / "model.safetensors")
 
 
+def last_losses(history: list[dict[str, Any]]) -> list[float]:
+    return [history[-1]["train_loss"], history[-1]["val_loss"]]
+
+
 def same_end(run: Run, found: dict[str, Any] | TrainingResult, atol: float = 1e-6) -> None:
     """The figures and the parameters of the undisturbed run."""
     history = found.history if isinstance(found, TrainingResult) else found["history"]
     checkpoint = found.checkpoint if isinstance(found, TrainingResult) else found["checkpoint"]
+    print(f"last losses undisturbed {last_losses(run.trained['history'])}, disturbed {last_losses(history)}")
     curves = [[epoch[name] for name in ("epoch", "step", "train_loss", "val_loss", "auroc")] for epoch in history]
     expected = [
         [epoch[name] for name in ("epoch", "step", "train_loss", "val_loss", "auroc")]
