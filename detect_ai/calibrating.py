@@ -79,7 +79,8 @@ def _calibrate(config: Config, corpus: Corpus, checkpoint: str, registers: Regis
 
 def calibration_of(scored: Scored, c: CalibrationConfig, registers: Registers | None) -> Calibration:
     """Scaling and thresholds from the scores of a calibration split. Raises CalibrationError."""
-    whole = calibrate(scored.labels[scored.whole], scored.scores[scored.whole], c.target_fprs, c.method)
+    labels, scores = scored.labels[scored.whole], scored.scores[scored.whole]
+    whole = calibrate(labels, scores, c.target_fprs, c.method, c.prevalence)
     if not (c.length_edges or registers):
         return whole
     # The whole of a document comes after its spans.

@@ -89,7 +89,7 @@ class Calibration(Reference):
     """All that a detector keeps of its calibration set: the reference of all its texts, and categories of them.
 
     Attributes:
-        prevalence: share of AI texts in the set; the probabilities assume it.
+        prevalence: share of AI texts that the probabilities assume.
         num_human: number of human texts.
         num_ai: number of AI texts.
         categories: none where texts are not told apart by register and length.
@@ -155,7 +155,13 @@ def _read(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **by_target, "human_scores": human_scores, "thresholds": thresholds, "knots": knots}
 
 
-def calibrate(labels: ArrayLike, logits: ArrayLike, target_fprs: Iterable[float], method: str = "platt") -> Calibration:
+def calibrate(
+    labels: ArrayLike,
+    logits: ArrayLike,
+    target_fprs: Iterable[float],
+    method: str = "platt",
+    prevalence: float = 0.5,
+) -> Calibration:
     """Fits the scaling and one threshold for each target FPR.
 
     Args:
@@ -163,6 +169,7 @@ def calibrate(labels: ArrayLike, logits: ArrayLike, target_fprs: Iterable[float]
         logits: raw document scores of a split used for nothing else, shape (n,).
         target_fprs: each in (0, 1).
         method: of the probabilities, `platt` or `isotonic`.
+        prevalence: share of AI texts that the probabilities assume, whatever that of `labels` is; in (0, 1).
 
     Returns:
         The calibration, its thresholds in ascending order of target.
@@ -173,14 +180,14 @@ def calibrate(labels: ArrayLike, logits: ArrayLike, target_fprs: Iterable[float]
     """
     truth, scores = scaling.both_classes(labels, logits)
     human = np.sort(scores[truth == 0])
-    temperature, midpoint, knots = scaling.fit(truth, scores, method)
+    temperature, midpoint, knots = scaling.fit(truth, scores, method, prevalence)
     return Calibration(
         temperature=temperature,
         midpoint=midpoint,
         knots=knots,
         human_scores=tuple(human.tolist()),
         thresholds={float(target): threshold_of(human, target) for target in sorted(target_fprs)},
-        prevalence=float(truth.mean()),
+        prevalence=prevalence,
         num_human=human.size,
         num_ai=int(truth.sum()),
     )

@@ -100,7 +100,9 @@ def _category(whole: Calibration, register: str, low: int, high: int | None, spa
     ai = spans.scores[spans.labels == 1]
     both = min(human.size, ai.size) >= MIN_SCALED
     temperature, midpoint, knots = (
-        scaling.fit(spans.labels, spans.scores, method) if both else (whole.temperature, whole.midpoint, whole.knots)
+        scaling.fit(spans.labels, spans.scores, method, whole.prevalence)
+        if both
+        else (whole.temperature, whole.midpoint, whole.knots)
     )
     made = Category(
         temperature=temperature,

@@ -173,6 +173,7 @@ class CalibrationConfig:
     default_target_fpr: float = 0.05
     min_tokens: int = 50  # shorter texts get no verdict, whatever is learnt
     method: str = "platt"  # platt | isotonic: how scores become probabilities
+    prevalence: float = 0.5  # share of AI texts that probabilities assume, whatever that of the calibration split is
     # Kinds of writing with thresholds of their own: a name and the sources that it gathers. Empty: one for all.
     registers: dict[str, list[str]] = field(default_factory=dict)
     # Lengths in tokens from which thresholds are others. Empty: one for all.

@@ -139,6 +139,12 @@ def _calibration_rules(c: Config) -> list[Rule]:
             "none, or two or more with sources of their own",
         ),
         ("calibration.min_tpr", c.calibration.min_tpr, 0 < c.calibration.min_tpr < 1, "a share between 0 and 1"),
+        (
+            "calibration.prevalence",
+            c.calibration.prevalence,
+            0 < c.calibration.prevalence < 1,
+            "a share between 0 and 1",
+        ),
     ]
 
 

@@ -14,12 +14,12 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 Knots = tuple[tuple[float, float], ...]  # (score, probability), ascending; linear between
 
 
-def fit(truth: Labels, scores: Floats, method: str) -> tuple[float, float, Knots]:
+def fit(truth: Labels, scores: Floats, method: str, prevalence: float) -> tuple[float, float, Knots]:
     """Temperature, midpoint and knots (none for `platt`) by a method, `platt` or `isotonic`."""
-    temperature, midpoint = fit_scaling(truth, scores)
+    temperature, midpoint = fit_scaling(truth, scores, prevalence)
     if method == "platt":
         return temperature, midpoint, ()
-    knots = fit_isotonic(truth, scores)
+    knots = fit_isotonic(truth, scores, prevalence)
     return temperature, _halfway(knots), knots
 
 
@@ -32,10 +32,15 @@ def _halfway(knots: Sequence[tuple[float, float]]) -> float:
     return float(at[i - 1] + (0.5 - values[i - 1]) / (values[i] - values[i - 1]) * (at[i] - at[i - 1]))
 
 
-def fit_isotonic(labels: ArrayLike, logits: ArrayLike) -> Knots:
+def fit_isotonic(labels: ArrayLike, logits: ArrayLike, prevalence: float = 0.5) -> Knots:
     """Isotonic regression (Zadrozny and Elkan 2002): the knots (score, probability) between which it is linear.
 
     Probabilities stay a step away from 0 and 1, by Laplace's rule over the texts of each class.
+
+    Args:
+        labels: 0 human, 1 AI, shape (n,).
+        logits: raw document scores, shape (n,).
+        prevalence: share of AI texts that the probabilities assume, whatever that of `labels` is.
 
     Raises:
         CalibrationError: one class is missing.
@@ -46,11 +51,12 @@ def fit_isotonic(labels: ArrayLike, logits: ArrayLike) -> Knots:
     truth, scores = both_classes(labels, logits)
     num_ai = int(truth.sum())
     low, high = 1 / (truth.size - num_ai + 2), 1 - 1 / (num_ai + 2)
-    model = IsotonicRegression(y_min=low, y_max=high, out_of_bounds="clip").fit(scores, truth)
+    model = IsotonicRegression(y_min=low, y_max=high, out_of_bounds="clip")
+    model.fit(scores, truth, sample_weight=_weights(truth, prevalence) * truth.size)
     return tuple(zip(model.X_thresholds_.tolist(), model.y_thresholds_.tolist(), strict=True))
 
 
-def fit_scaling(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float]:
+def fit_scaling(labels: ArrayLike, logits: ArrayLike, prevalence: float = 0.5) -> tuple[float, float]:
     """Platt scaling: the temperature T and the midpoint m of P(AI) = sigmoid((logit - m) / T).
 
     Temperature scaling (Guo et al. 2017) is the case m = 0. A fine-tuned encoder on few texts is often right in order
@@ -60,6 +66,7 @@ def fit_scaling(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float]:
     Args:
         labels: 0 human, 1 AI, shape (n,).
         logits: raw document scores, shape (n,).
+        prevalence: share of AI texts that the probabilities assume, whatever that of `labels` is.
 
     Returns:
         Temperature and midpoint.
@@ -72,13 +79,14 @@ def fit_scaling(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float]:
     num_ai = int(truth.sum())
     num_human = truth.size - num_ai
     targets = np.where(truth == 1, (num_ai + 1) / (num_ai + 2), 1 / (num_human + 2))
+    weights = _weights(truth, prevalence)
 
     def loss(parameters: Floats) -> tuple[float, Floats]:
         slope, intercept = parameters
         z = slope * scores + intercept
-        error = expit(z) - targets
-        value = float((np.logaddexp(0.0, z) - targets * z).mean())
-        return value, np.asarray([(error * scores).mean(), error.mean()])
+        error = weights * (expit(z) - targets)
+        value = float(weights @ (np.logaddexp(0.0, z) - targets * z))
+        return value, np.asarray([error @ scores, error.sum()])
 
     bounds = [(1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE), (None, None)]
     start = np.asarray([1.0, -float(np.median(scores))])
@@ -89,10 +97,16 @@ def fit_scaling(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float]:
 def probability(logits: ArrayLike, temperature: float, midpoint: float = 0.0) -> Floats:
     """P(AI) = sigmoid((logit - midpoint) / temperature), of the shape of `logits`, without overflow.
 
-    It is calibrated for the prevalence of the set that the scaling was fitted on.
+    It is calibrated for the prevalence that the scaling was fitted for.
     """
     scaled = (np.asarray(logits, dtype=np.float64) - midpoint) / temperature
     return np.asarray(expit(scaled), dtype=np.float64)
+
+
+def _weights(truth: Labels, prevalence: float) -> Floats:
+    """Of each text, so that AI texts have the share `prevalence` of the whole, which is 1."""
+    num_ai = int(truth.sum())
+    return np.where(truth == 1, prevalence / num_ai, (1 - prevalence) / (truth.size - num_ai))
 
 
 def both_classes(labels: ArrayLike, logits: ArrayLike) -> tuple[Labels, Floats]:

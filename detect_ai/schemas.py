@@ -44,7 +44,7 @@ class Verdict(BaseModel):
 
     label: Label
     probability: float = Field(description="Calibrated probability of AI at the stated prevalence")
-    prevalence: float = Field(description="Share of AI texts that `probability` assumes: that of the calibration set")
+    prevalence: float = Field(description="Share of AI texts that `probability` assumes")
     target_fpr: float = Field(description="Share of human texts that may be called `ai`")
     threshold: float = Field(description="Probability from which a text is called `ai` at this target")
     p_value: float = Field(description="Conformal p-value: how many human texts score at least as high")

@@ -121,6 +121,6 @@ def _numbers(verdict: Verdict) -> list[str]:
     return [
         f"About {out_of_100(verdict.p_value)} human texts{kind} score at least this high, to go by "
         f"{verdict.num_compared} of them.",
-        f"Probability of AI: {percent(verdict.probability)}, if {out_of_100(verdict.prevalence)} texts were AI, as "
-        f"when it was calibrated. Called AI from {percent(verdict.threshold)}.",
+        f"Probability of AI: {percent(verdict.probability)}, if {out_of_100(verdict.prevalence)} texts were AI. "
+        f"Called AI from {percent(verdict.threshold)}.",
     ]

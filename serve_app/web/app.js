@@ -112,7 +112,7 @@ function showNumbers(verdict) {
   byId("scale").style.setProperty("--threshold", `${100 * verdict.threshold}%`);
   byId("probability").textContent = percent(verdict.probability);
   byId("prevalence").textContent =
-    `if ${outOf100(verdict.prevalence)} texts were AI, as when it was calibrated. Called AI from ${percent(verdict.threshold)}.`;
+    `if ${outOf100(verdict.prevalence)} texts were AI. Called AI from ${percent(verdict.threshold)}.`;
   byId("p-value").textContent =
     `About ${outOf100(verdict.p_value)} score at least this high, to go by the ${verdict.num_compared} that it was compared with.`;
 }

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,11 +8,14 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 from sklearn.linear_model import LogisticRegression
 
+from detect_ai.calibrating import calibration_of
 from detect_ai.calibration import Calibration, Category, calibrate
 from detect_ai.categories import MIN_SCALED, Spans, _first_length, with_categories
+from detect_ai.config import CalibrationConfig
 from detect_ai.conformal import Threshold, conformal_threshold, fpr_bound, p_value, texts_needed
 from detect_ai.errors import CalibrationError, InputError
 from detect_ai.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_isotonic, fit_scaling, probability
+from detect_ai.scoring import Scored
 
 TARGETS = st.one_of(st.floats(0.05, 0.95), st.sampled_from([0.05, 0.1, 1 / 3, 0.29, 0.5]))
 # Few distinct values, so that most draws hold ties.
@@ -35,14 +39,17 @@ def refusal(call, *arguments):
 # Scaling
 
 
-def platt(labels, logits):
+def platt(labels, logits, prevalence=0.5):
     """Platt's fit by another road: every text stands twice, once with each label, weighted by its smoothed target."""
     truth = np.asarray(labels)
     num_ai = truth.sum()
     targets = np.where(truth == 1, (num_ai + 1) / (num_ai + 2), 1 / (len(truth) - num_ai + 2))
+    of_class = np.where(truth == 1, prevalence / num_ai, (1 - prevalence) / (len(truth) - num_ai)) * len(truth)
     doubled = np.concatenate((logits, logits))[:, None]
     fitted = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(
-        doubled, np.repeat([1, 0], len(truth)), sample_weight=np.concatenate((targets, 1 - targets))
+        doubled,
+        np.repeat([1, 0], len(truth)),
+        sample_weight=np.concatenate((of_class * targets, of_class * (1 - targets))),
     )
     return 1 / fitted.coef_[0, 0], -fitted.intercept_[0] / fitted.coef_[0, 0]
 
@@ -51,6 +58,24 @@ def platt(labels, logits):
 def test_scaling_matches_platt_by_logistic_regression(shift):
     labels, logits = sample()
     assert fit_scaling(labels, logits + shift) == pytest.approx(platt(labels, logits + shift), rel=1e-2, abs=1e-2)
+
+
+@pytest.mark.parametrize("prevalence", [0.05, 0.5, 0.8])
+def test_scaling_weighs_the_classes_by_the_prevalence_that_is_assumed(prevalence):
+    labels, logits = sample()
+    kept = (labels == 1) | (np.arange(len(labels)) % 3 == 0)
+    found = fit_scaling(labels[kept], logits[kept], prevalence)
+    assert found == pytest.approx(platt(labels[kept], logits[kept], prevalence), rel=1e-2, abs=1e-2)
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_probabilities_are_right_at_the_prevalence_that_is_assumed_not_at_that_of_the_split(method):
+    labels, logits = sample(n=60_000, temperature=1.0)  # P(AI) = sigmoid(logit) at one half
+    kept = (labels == 1) | (np.arange(len(labels)) % 5 == 0)
+    calibration = calibrate(labels[kept], logits[kept], [0.05], method, prevalence=0.2)
+    at = np.asarray([-1.0, 0.0, 1.0])
+    assert calibration.prevalence == 0.2
+    assert calibration.probability(at) == pytest.approx(1 / (1 + 4 * np.exp(-at)), abs=0.05)
 
 
 def test_scaling_recovers_the_temperature_and_the_midpoint_that_made_the_data():
@@ -141,7 +166,8 @@ def test_the_isotonic_midpoint_has_a_probability_of_one_half():
 
 @pytest.mark.parametrize(("labels", "end"), [([1, 0, 0, 0], 3.0), ([1, 1, 1, 0], 0.0)])
 def test_without_a_score_of_one_half_the_isotonic_midpoint_is_an_end(labels, end):
-    assert calibrate(labels, [0.0, 1.0, 2.0, 3.0], [0.5], "isotonic").midpoint == end
+    share = sum(labels) / len(labels)
+    assert calibrate(labels, [0.0, 1.0, 2.0, 3.0], [0.5], "isotonic", share).midpoint == end
 
 
 def test_isotonic_needs_both_classes():
@@ -334,7 +360,7 @@ def test_calibrate_gathers_the_figures_of_the_single_functions():
             )
             for target in (0.01, 0.1)
         },
-        prevalence=1 - n / 400,
+        prevalence=0.5,
         num_human=n,
         num_ai=400 - n,
     )
@@ -498,14 +524,24 @@ def test_the_figures_of_a_category_are_those_of_its_own_texts():
     rows = [(i, i % 2, rng.normal(3.0 * (i % 2)), 32, "essays") for i in range(2 * MIN_SCALED)]
     spans = spans_of(rows)
     human, ai = (spans.scores[spans.labels == label] for label in (0, 1))
-    category = with_categories(whole_of(human_spans(rng, 40), [0.05]), spans, [], 0.5).categories[0]
-    assert (category.temperature, category.midpoint) == fit_scaling(spans.labels, spans.scores)
+    whole = replace(whole_of(human_spans(rng, 40), [0.05]), prevalence=0.1)
+    category = with_categories(whole, spans, [], 0.5).categories[0]
+    assert (category.temperature, category.midpoint) == fit_scaling(spans.labels, spans.scores, whole.prevalence)
     assert category.human_scores == tuple(sorted(human))
     upper = max(conformal_threshold(human, 0.05), category.midpoint)
     assert category.bounds(0.05)[1] == upper
     assert category.tprs == {0.05: (ai >= upper).mean()}
     assert category.p_value(0.5) == p_value(sorted(human), 0.5)
     assert (category.min_tokens, category.max_tokens) == (0, None)
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_the_stage_calibrates_by_the_method_and_for_the_prevalence_of_its_configuration(method):
+    labels, scores = sample()
+    every = np.ones(len(labels), bool)
+    scored = Scored(labels, scores, np.full(len(labels), 99), np.full(len(labels), ""), every)
+    asked = CalibrationConfig(target_fprs=[0.1], method=method, prevalence=0.3)
+    assert calibration_of(scored, asked, None) == calibrate(labels, scores, [0.1], method, 0.3)
 
 
 @pytest.mark.parametrize("few", [0, 1])

@@ -191,7 +191,8 @@ IMPOSSIBLE = [
         for odd in ({"a": ["x"]}, {"a": ["x"], "b": []}, {"a": ["x"], "b": ["y", "x"]}, {"a": ["x", "x"], "b": ["y"]})
     ),
     *(
-        ({"calibration.min_tpr": odd}, f"calibration.min_tpr={odd}", "a share between 0 and 1")
+        ({f"calibration.{name}": odd}, f"calibration.{name}={odd}", "a share between 0 and 1")
+        for name in ("min_tpr", "prevalence")
         for odd in (0.0, 1.0, NAN)
     ),
     ({"score.format": "xlsx"}, "score.format=xlsx", "one of parquet, jsonl, csv"),
