@@ -27,6 +27,7 @@ TOLERANCES = {
     "torch-int8": 1,
     "onnx-int8": 1,
 }
+COMPILED = pytest.param("torch-compile", marks=pytest.mark.slow)  # C++ is compiled for a minute
 FILES = {"torch-int8": {"config.json", int8.WEIGHTS}, "onnx": {"model.onnx"}, "onnx-int8": {"model.onnx"}}
 
 
@@ -61,7 +62,7 @@ def test_every_backend_has_a_tolerance():
     assert set(TOLERANCES) == set(backends.BACKENDS)
 
 
-@pytest.mark.parametrize("name", TOLERANCES)
+@pytest.mark.parametrize("name", [*(name for name in TOLERANCES if name != "torch-compile"), COMPILED])
 def test_a_backend_scores_as_torch_at_fp32_does(exported, parent, texts, name):
     expected = Detector.load(parent).score(texts)
     assert np.ptp(expected) > 4
@@ -70,7 +71,7 @@ def test_a_backend_scores_as_torch_at_fp32_does(exported, parent, texts, name):
     assert np.corrcoef(found, expected)[0, 1] > 0.98
 
 
-@pytest.mark.parametrize("name", ["torch", "torch-compile", "onnx"])
+@pytest.mark.parametrize("name", ["torch", "onnx", COMPILED])
 def test_without_rounding_a_text_has_the_same_score_alone_and_in_a_batch(exported, texts, name):
     detector = Detector.load(exported / name)
     alone = [detector.score([text])[0] for text in texts]
@@ -135,6 +136,7 @@ def test_a_backend_of_a_later_version_is_refused(exported, tmp_path):
 # Compiled
 
 
+@pytest.mark.slow
 def test_what_is_compiled_is_compiled_before_the_first_text_for_all_that_follow(exported, texts):
     detector = Detector.load(exported / "torch-compile", batch_tokens=256)
     detector.score(texts[:1])
