@@ -1,22 +1,26 @@
 """The least that a detector must beat: TF-IDF of words and logistic regression, learnt from the same training split.
 
-It is learnt once for a corpus, calibrated like a detector on the same calibration split, and kept in storage.
+It is learnt once for a corpus, calibrated like a detector on the same calibration split, with thresholds by register
+where the detector has them, and kept in storage.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from detect_ai import metrics
 from detect_ai.calibration import Calibration, calibrate
+from detect_ai.categories import Spans, with_categories
 from detect_ai.corpus.baseline import HASHED_FEATURES
 from detect_ai.corpus.manifest import Corpus
+from detect_ai.errors import CalibrationError
 from detect_ai.text import normalise
 
 logger = logging.getLogger(__name__)
@@ -47,29 +51,82 @@ class Baseline:
         scores = [_scores(batch, self.idf, self.weights, self.bias) for batch in _batches(texts)]
         return np.concatenate(scores) if scores else np.empty(0)
 
+    def calls(self, scores: Floats, registers: NDArray[np.str_], target: float) -> NDArray[np.int64]:
+        """0 human, 1 ai, -1 uncertain at a target for texts of these registers ("": unknown), shape (texts,)."""
+        made = np.empty(len(scores), np.int64)
+        for register in np.unique(registers).tolist():
+            own = registers == register
+            made[own] = metrics.calls_at(scores[own], *self.calibration.reference(register, 0, target).bounds(target))
+        return made
 
-def baseline_of(corpus: Corpus, targets: Sequence[float], seed: int = 0) -> Baseline:
-    """The baseline of a corpus, with thresholds for these targets; learnt now unless storage has it."""
-    key = f"baselines/{corpus.manifest.fingerprint[:16]}"
+    def probabilities(self, scores: Floats, registers: NDArray[np.str_]) -> Floats:
+        """P(AI) of texts of these registers, shape (texts,)."""
+        made = np.empty(len(scores))
+        for register in np.unique(registers).tolist():
+            own = registers == register
+            made[own] = self.calibration.reference(register, 0).probability(scores[own])
+        return made
+
+
+def baseline_of(
+    corpus: Corpus, targets: Sequence[float], seed: int = 0, registers: Mapping[str, str] | None = None
+) -> Baseline:
+    """The baseline of a corpus, with thresholds for these targets; learnt now unless storage has it.
+
+    Args:
+        corpus: it learns from.
+        targets: FPRs.
+        seed: of the regression.
+        registers: by source the register of its texts, where thresholds are by register.
+    """
+    key = f"baselines/{corpus.manifest.fingerprint[:16]}-1"
     storage = corpus.storage
     if storage.exists(f"{key}.json"):
         from safetensors.numpy import load
 
         tensors = load(storage.read_bytes(f"{key}.safetensors"))
         kept = storage.read_json(f"{key}.json")
-        labels, scores = tensors["labels"], tensors["scores"]
-        return Baseline(tensors["idf"], tensors["weights"], kept["bias"], calibrate(labels, scores, targets))
+        calibration = _calibrated(tensors["labels"], tensors["scores"], kept["sources"], targets, registers or {})
+        return Baseline(tensors["idf"], tensors["weights"], kept["bias"], calibration)
     logger.info("learning the baseline of %s", corpus.key)
     idf, weights, bias = _learn(corpus, seed)
     rows = list(_rows(corpus, "calibration", corpus.num_rows("calibration")))
-    labels = np.asarray([label for _, label, _ in rows])
-    scores = np.concatenate([_scores(batch, idf, weights, bias) for batch in _batches(text for text, _, _ in rows)])
+    labels, sources = np.asarray([row.label for row in rows]), [row.source for row in rows]
+    scores = np.concatenate([_scores(batch, idf, weights, bias) for batch in _batches(row.text for row in rows)])
     from safetensors.numpy import save
 
     tensors = {"idf": idf, "weights": weights, "labels": labels, "scores": scores}
     storage.write_bytes(f"{key}.safetensors", save(tensors))
-    storage.write_bytes(f"{key}.json", json.dumps({"bias": bias, "corpus": corpus.key}).encode())
-    return Baseline(idf, weights, bias, calibrate(labels, scores, targets))
+    kept = {"bias": bias, "corpus": corpus.key, "sources": sources}
+    storage.write_bytes(f"{key}.json", json.dumps(kept).encode())
+    return Baseline(idf, weights, bias, _calibrated(labels, scores, sources, targets, registers or {}))
+
+
+def _calibrated(
+    labels: NDArray[np.int64],
+    scores: Floats,
+    sources: Sequence[str],
+    targets: Sequence[float],
+    registers: Mapping[str, str],
+) -> Calibration:
+    whole = calibrate(labels, scores, targets)
+    of_texts = np.asarray([registers.get(source, "") for source in sources])
+    if not registers:
+        return whole
+    spans = Spans(labels, scores, np.zeros(len(labels), np.int64), of_texts, np.arange(len(labels)))
+    try:
+        return with_categories(whole, spans, [], 0.5)
+    except CalibrationError as error:
+        logger.warning("the baseline has one threshold for all registers: %s", error)
+        return whole
+
+
+@dataclass(frozen=True)
+class _Row:
+    text: str  # normalised
+    label: int
+    weight: float
+    source: str
 
 
 def _learn(corpus: Corpus, seed: int) -> tuple[Floats, Floats, float]:
@@ -78,25 +135,25 @@ def _learn(corpus: Corpus, seed: int) -> tuple[Floats, Floats, float]:
     from sklearn.linear_model import LogisticRegression
 
     rows = list(_rows(corpus, "train", MAX_TEXTS))
-    hashed = vstack([_hashed(batch) for batch in _batches(text for text, _, _ in rows)]).tocsr()
+    hashed = vstack([_hashed(batch) for batch in _batches(row.text for row in rows)]).tocsr()
     tfidf = TfidfTransformer(sublinear_tf=True).fit(hashed)
     model = LogisticRegression(C=10.0, solver="liblinear", random_state=seed)
-    labels, weights = (np.asarray(values) for values in zip(*((row[1], row[2]) for row in rows), strict=True))
+    labels, weights = np.asarray([row.label for row in rows]), np.asarray([row.weight for row in rows])
     model.fit(tfidf.transform(hashed), labels, sample_weight=weights)
     return np.asarray(tfidf.idf_), np.asarray(model.coef_[0]), float(model.intercept_[0])
 
 
-def _rows(corpus: Corpus, split: str, most: int) -> Iterator[tuple[str, int, float]]:
-    """Normalised text, label and weight of the leading originals: copies under attacks are the detector's alone."""
-    for table in corpus.tables(split, ["text", "label", "weight", "attack"]):
-        columns = (table[name].to_pylist() for name in ("text", "label", "weight", "attack"))
-        for text, label, weight, attack in zip(*columns, strict=True):
+def _rows(corpus: Corpus, split: str, most: int) -> Iterator[_Row]:
+    """The leading originals: copies under attacks are the detector's alone."""
+    names = ("text", "label", "weight", "source", "attack")
+    for table in corpus.tables(split, list(names)):
+        for text, label, weight, source, attack in zip(*(table[name].to_pylist() for name in names), strict=True):
             if attack != "none":
                 continue
             if most <= 0:
                 return
             most -= 1
-            yield normalise(text).text, label, weight
+            yield _Row(normalise(text).text, label, weight, source)
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

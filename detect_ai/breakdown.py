@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detect_ai import metrics, summary
 from detect_ai.bundle import DetectorSpec
@@ -14,21 +15,30 @@ from detect_ai.verdicts import Verdicts
 LENGTHS = (64, 128, 256, 512)  # tokens that part the ranges of the report
 MIN_SLICE = 20  # texts
 MAX_SLICES = 40  # of a column, the largest ones
-MIN_GROUPS = 20  # fewer say nothing of how figures vary with them
+MIN_GROUPS = 20
+
+
+def groups_of(verdicts: Verdicts) -> NDArray[Any] | None:
+    """The group of each text, None where it has none of its own, shape (texts,); None where there are too few groups.
+
+    Few groups say nothing of how figures vary with them: intervals then take texts for independent.
+    """
+    names = verdicts.columns["group"].tolist()
+    if len(set(names) - {""}) + names.count("") < MIN_GROUPS:
+        return None
+    return np.asarray([name or None for name in names], object)
 
 
 def figures_of(verdicts: Verdicts, spec: DetectorSpec, rounds: int, seed: int = 0) -> dict[str, Any]:
     """All figures of labelled texts, by the calls at every target of the bundle."""
     calls = {target: verdicts.calls(target) for target in spec.calibration.thresholds}
-    groups = verdicts.columns["group"]
-    known = groups if len(np.unique(groups)) >= MIN_GROUPS and (groups != "").all() else None
     return summary.report(
         verdicts.labels,
         verdicts.scores,
         verdicts.probabilities,
         calls,
         default_target=spec.default_target_fpr,
-        groups=known,
+        groups=groups_of(verdicts),
         rounds=rounds,
         seed=seed,
     )

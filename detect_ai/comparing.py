@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from detect_ai.breakdown import figures_of
+from detect_ai import intervals, metrics
+from detect_ai.breakdown import figures_of, groups_of
 from detect_ai.bundle import DetectorSpec
 from detect_ai.config import Config
 from detect_ai.dataset import SLICES, require_labels
 from detect_ai.errors import ConfigError, InputError
-from detect_ai.evaluation import data_name
+from detect_ai.evaluation import baseline_figures, baseline_for, corpus_of, count_contaminated, data_name, read_again
 from detect_ai.judging import judge
 from detect_ai.paired import delong, mcnemar, paired_bootstrap
 from detect_ai.registry import Registry, spec_of
@@ -53,11 +54,13 @@ def compare(config: Config, storage: Storage) -> dict[str, Any]:
     with storage.whole(key):
         require_labels(config.data, config.score)
         judged = {name: _judged(config, storage, key, i, places[name]) for i, name in enumerate(places)}
-        report = _report(config, specs, judged, published, target)
+        report = _report(config, storage, specs, judged, published, target)
         _write(storage, key, report)
     storage.prune(f"runs/{config.run}", "comparison-", config.storage.keep)
     return {
         "bundles": [without_intervals(bundle) for bundle in report["bundles"]],
+        "baseline": report["baseline"] and without_intervals(report["baseline"]),
+        "contaminated": report["data"]["contaminated"],
         "pairs": report["pairs"],
         "data": config.data,
         "report": f"{key}/report.html",
@@ -97,6 +100,7 @@ def _judged(config: Config, storage: Storage, key: str, number: int, where: tupl
 
 def _report(
     config: Config,
+    storage: Storage,
     specs: dict[str, DetectorSpec],
     judged: dict[str, Verdicts],
     published: list[dict[str, Any]],
@@ -113,46 +117,70 @@ def _report(
         }
         for name, verdicts in judged.items()
     ]
-    corpora = {spec.corpus["fingerprint"] for spec in specs.values()}
-    if len(corpora) > 1:
-        logger.warning("the bundles learnt from %d different corpora: what differs may be those", len(corpora))
+    fingerprints = {spec.corpus["fingerprint"] for spec in specs.values()}
+    if len(fingerprints) > 1:
+        logger.warning("the bundles learnt from %d different corpora: what differs may be those", len(fingerprints))
+    corpora = {name: corpus_of(storage, spec) for name, spec in specs.items()}
+    # The baseline is that of the first bundle whose corpus is at hand.
+    of = next((name for name, corpus in corpora.items() if corpus), next(iter(specs)))
+    baseline = baseline_for(corpora[of], specs[of], config.seed) if config.evaluation.baseline else None
+    sketch = config.evaluation.contamination and any(corpora.values())
+    scores, sketches = read_again(config, config.data, first, baseline, sketch)
+    learnt = {}
+    if sketches is not None:
+        own = {corpus.manifest.fingerprint: corpus for corpus in corpora.values() if corpus}
+        learnt = {f: count_contaminated(corpus, sketches, config.corpus.similarity) for f, corpus in own.items()}
+    for bundle in bundles:
+        bundle["contaminated"] = learnt.get(specs[bundle["name"]].corpus["fingerprint"])
     return {
         "data": {
             "name": data_name(config),
             "rows": len(first),
             "skipped": {},
             "one_class": not both,
-            "contaminated": None,
-            "contamination_checked": False,
-            "other_corpus": len(corpora) > 1,
+            "contaminated": max(learnt.values(), default=None),  # of the bundle that has seen most of them
+            "contamination_checked": set(learnt) == fingerprints,
+            "other_corpus": len(fingerprints) > 1,
             "fingerprint": first.fingerprint,
         },
         "bundles": [*bundles, *published],
-        "pairs": [_pair(config, a, b, judged, target, both) for a, b in combinations(judged, 2)],
+        "pairs": [_pair(config, a, b, judged, target) for a, b in combinations(judged, 2)],
         "slices": list(_slices(judged, specs)),
-        "baseline": None,
+        "baseline": None
+        if baseline is None or scores is None
+        else baseline_figures(judged[of], specs[of], baseline, scores, config.evaluation.bootstrap, config.seed),
     }
 
 
-def _pair(config: Config, a: str, b: str, judged: dict[str, Verdicts], target: float, both: bool) -> dict[str, Any]:
-    """Paired tests: DeLong's of the AUROCs, McNemar's of the right calls, and a bootstrap of the FPRs."""
+def _pair(config: Config, a: str, b: str, judged: dict[str, Verdicts], target: float) -> dict[str, Any]:
+    """Paired tests: DeLong's of the AUROCs, McNemar's of the right calls, and a bootstrap of the FPRs.
+
+    Where texts come in groups, both differences are resampled by group: DeLong's test and McNemar's take texts for
+    independent, and the p-value of the former is left out.
+    """
     one, other = judged[a], judged[b]
-    areas: dict[str, Any] = dict.fromkeys(("difference", "low", "high", "p_value"))
-    if both:
+    groups, rounds = groups_of(one), config.evaluation.bootstrap
+    nothing = dict.fromkeys(("difference", "low", "high", "p_value"))
+    areas: dict[str, Any] = nothing
+    rates: dict[str, Any] = nothing
+    if min(np.bincount(one.labels, minlength=2)) >= 2:
         areas = delong(one.labels, one.scores, other.scores)
+        if groups is not None and (one.columns["group"] != "").any():
+            found: dict[str, Any] = nothing
+            if rounds:
+                found = paired_bootstrap(
+                    metrics.auroc, one.labels, one.scores, other.scores, groups, rounds, config.seed
+                )
+            areas = {**areas, "low": found["low"], "high": found["high"], "p_value": None}
     right_one, right_other = (verdicts.calls(target) == verdicts.labels for verdicts in (one, other))
     human = one.labels == 0
-    called = [(verdicts.calls(target) == 1).astype(float) for verdicts in (one, other)]
-    rates: dict[str, Any] = {"difference": None, "low": None, "high": None}
-    if human.sum() > 1:
-        rates = paired_bootstrap(
-            lambda _, values: float(np.asarray(values).mean()),
-            one.labels[human],
-            called[0][human],
-            called[1][human],
-            rounds=config.evaluation.bootstrap or 1,
-            seed=config.seed,
-        )
+    called = [(verdicts.calls(target) == 1).astype(float)[human] for verdicts in (one, other)]
+    if human.any():
+        rates = {**nothing, "difference": float(called[0].mean() - called[1].mean())}
+    if rounds and human.sum() > 1:
+        own = None if groups is None else groups[human]
+        if own is None or len(set(intervals.group_numbers(own, len(own)).tolist())) > 1:
+            rates = paired_bootstrap(_mean, one.labels[human], called[0], called[1], own, rounds, config.seed)
     return {
         "a": a,
         "b": b,
@@ -166,6 +194,10 @@ def _pair(config: Config, a: str, b: str, judged: dict[str, Verdicts], target: f
         "fpr_low": rates["low"],
         "fpr_high": rates["high"],
     }
+
+
+def _mean(_: Any, values: Any) -> float:
+    return float(np.asarray(values).mean())
 
 
 def _slices(judged: dict[str, Verdicts], specs: dict[str, DetectorSpec]) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from detect_ai import breakdown, metrics, probes, raid, summary
+from detect_ai import breakdown, probes, raid, summary
 from detect_ai.baseline import Baseline, baseline_of
 from detect_ai.bundle import DetectorSpec
 from detect_ai.config import Config
@@ -151,7 +151,7 @@ def _subject(config: Config, storage: Storage) -> Subject:
     else:
         where = storage, str(read_result(storage, config.run, "calibrate")["bundle"])
     spec = spec_of(*where)
-    corpus = _corpus_of(storage, spec)
+    corpus = corpus_of(storage, spec)
     if config.data:
         return Subject(where, spec, config.data, data_name(config), corpus, is_test=False)
     prepared = prepared_corpus(config, storage)
@@ -164,7 +164,7 @@ def _subject(config: Config, storage: Storage) -> Subject:
     return Subject(where, spec, storage.uri(f"{prepared.key}/test"), "test", prepared, is_test=True)
 
 
-def _corpus_of(storage: Storage, spec: DetectorSpec) -> Corpus | None:
+def corpus_of(storage: Storage, spec: DetectorSpec) -> Corpus | None:
     """The corpus that a bundle learnt from; None where this storage has it not."""
     for name in storage.list("corpora"):
         try:
@@ -191,14 +191,14 @@ def _report(
     e, spec, corpus = config.evaluation, subject.spec, subject.corpus
     targets = sorted(spec.calibration.thresholds)
     overall = breakdown.figures_of(verdicts, spec, e.bootstrap, config.seed)
-    baseline = baseline_of(corpus, targets, config.seed) if e.baseline and corpus is not None else None
+    baseline = baseline_for(corpus, spec, config.seed) if e.baseline else None
     # Of the test split it is known: prepare parts near duplicates from each other.
     sketch = e.contamination and corpus is not None and not subject.is_test
-    baseline_scores, sketches = _read_again(config, subject, verdicts, baseline, sketch)
+    baseline_scores, sketches = read_again(config, subject.data, verdicts, baseline, sketch)
     contaminated = 0 if subject.is_test else None
     if sketches is not None and corpus is not None:
-        contaminated = _contaminated(corpus, sketches, config.corpus.similarity)
-    attacks = probes.attacked(config, subject.where, subject.data, (storage, key), verdicts, min(targets))
+        contaminated = count_contaminated(corpus, sketches, config.corpus.similarity)
+    attacks = probes.attacked(config, subject.where, subject.data, (storage, key), verdicts, targets[0])
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "bundle": {
@@ -222,26 +222,26 @@ def _report(
         "overall": overall,
         "baseline": None
         if baseline is None or baseline_scores is None
-        else _baseline_figures(verdicts, baseline, baseline_scores, e.bootstrap, config.seed),
+        else baseline_figures(verdicts, spec, baseline, baseline_scores, e.bootstrap, config.seed),
         "slices": breakdown.slices(verdicts, spec),
         "lengths": breakdown.lengths(verdicts, spec),
         "attacks": attacks,
         "curves": breakdown.curves(verdicts, baseline_scores),
         "uncertain": dict(Counter(reason for reasons in verdicts.reasons for reason in reasons).most_common()),
-        "worst": probes.worst(config, subject.where, subject.data, (storage, key), verdicts),
+        "worst": probes.worst(config, subject.where, subject.data, (storage, key), verdicts, spec.default_target_fpr),
         "explanation": probes.explained(config, subject.where, subject.data, (storage, key), verdicts),
         "exchangeability": _exchangeability(subject, verdicts, overall, targets),
     }
 
 
-def _read_again(
-    config: Config, subject: Subject, verdicts: Verdicts, baseline: Baseline | None, sketch: bool
+def read_again(
+    config: Config, data: str, verdicts: Verdicts, baseline: Baseline | None, sketch: bool
 ) -> tuple[Floats | None, Signatures | None]:
     """Scores of the baseline and signatures for near duplicates, of each text of the verdicts in their order."""
     if baseline is None and not sketch:
         return None, None
     place = {row: i for i, row in enumerate(verdicts.rows.tolist())}
-    found = (text for text in texts_of(subject.data, config.score) if text.row in place)
+    found = (text for text in texts_of(data, config.score) if text.row in place)
     scores, sketches = np.empty(len(place)), np.empty((len(place), NUM_PERM), np.uint32)
     while batch := list(islice(found, TEXTS_AT_ONCE)):
         texts = [normalise(text.text).text for text in batch]
@@ -253,13 +253,37 @@ def _read_again(
     return scores if baseline is not None else None, sketches if sketch else None
 
 
-def _baseline_figures(verdicts: Verdicts, baseline: Baseline, scores: Any, rounds: int, seed: int) -> dict[str, Any]:
-    calibration = baseline.calibration
-    calls = {t: metrics.calls_at(scores, *calibration.bounds(t)) for t in calibration.thresholds}
-    return summary.report(verdicts.labels, scores, calibration.probability(scores), calls, rounds=rounds, seed=seed)
+def baseline_for(corpus: Corpus | None, spec: DetectorSpec, seed: int) -> Baseline | None:
+    """What the detector must beat, with thresholds by register where it has them; None without its corpus."""
+    if corpus is None:
+        logger.warning(
+            "no baseline: the corpus that %s learnt from is not in this storage, run jobs/evaluate.py where it is",
+            spec.version,
+        )
+        return None
+    asked = spec.provenance["config"]["calibration"]["registers"] if spec.registers else {}
+    registers = {source: name for name, sources in asked.items() for source in sources}
+    return baseline_of(corpus, sorted(spec.calibration.thresholds), seed, registers)
 
 
-def _contaminated(corpus: Corpus, judged: Signatures, similarity: float) -> int:
+def baseline_figures(
+    verdicts: Verdicts, spec: DetectorSpec, baseline: Baseline, scores: Any, rounds: int, seed: int
+) -> dict[str, Any]:
+    """Figures of the baseline on the same texts; a text is of the register that the detector found."""
+    registers = verdicts.columns["compared_with"]
+    return summary.report(
+        verdicts.labels,
+        scores,
+        baseline.probabilities(scores, registers),
+        {target: baseline.calls(scores, registers, target) for target in spec.calibration.thresholds},
+        default_target=spec.default_target_fpr,
+        groups=breakdown.groups_of(verdicts),
+        rounds=rounds,
+        seed=seed,
+    )
+
+
+def count_contaminated(corpus: Corpus, judged: Signatures, similarity: float) -> int:
     """How many of the texts judged have a near duplicate in what a bundle learnt from this corpus."""
     known = [
         signatures([normalise(text).text for text in table["text"].to_pylist()])
@@ -286,6 +310,12 @@ def _exchangeability(subject: Subject, verdicts: Verdicts, overall: dict[str, An
             share = float(np.isin(domains, strange).mean())
             shown = ", ".join(strange[:8]) + (" …" if len(strange) > 8 else "")
             said.append(f"{100 * share:.0f}% of the human texts are of domains that calibration never saw ({shown}).")
+    groups = len(set(verdicts.columns["group"].tolist()) - {""})
+    if groups and breakdown.groups_of(verdicts) is None:
+        said.append(
+            f"All texts are of {groups} groups: too few to tell how figures vary from one to another. Intervals take "
+            f"texts for independent and are too narrow."
+        )
     for target in targets:
         percent = summary.key_of_target(target)
         low, rate = overall[f"fpr_at_target_{percent}_low"], overall[f"fpr_at_target_{percent}"]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
@@ -20,7 +21,7 @@ from detect_ai.corpus.scan import plainly
 from detect_ai.corpus.shards import parquet
 from detect_ai.dataset import SLICES, Part, Text, parts, read
 from detect_ai.detector import Detector
-from detect_ai.errors import ConfigError, CorpusError
+from detect_ai.errors import ConfigError, CorpusError, InputError
 from detect_ai.registry import Registry, spec_of
 from detect_ai.scoring import device_of
 from detect_ai.stage import attempt
@@ -154,6 +155,13 @@ class JudgePart:
         target = detector.check_target(config.target_fpr or None)
         documents = detector.read([text.text for text in texts])
         scores = detector.score([document.input_ids for document in documents])
+        if not np.isfinite(scores).all():
+            odd = np.flatnonzero(~np.isfinite(scores))
+            raise InputError(
+                f"bundle {detector.version}: the score of {len(odd)} of {len(texts)} texts is not finite, first of row "
+                f"{texts[odd[0]].row}: its weights are damaged, or score.precision={config.precision} overflows: try "
+                f"score.precision=fp32"
+            )
         rows = []
         for text, document, score in zip(texts, documents, scores, strict=True):
             found = detector.spans(document, config.spans) if config.spans != "none" else None

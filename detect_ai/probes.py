@@ -18,6 +18,7 @@ from detect_ai.dataset import texts_at
 from detect_ai.errors import InputError
 from detect_ai.judging import judge
 from detect_ai.mixing import Mixed, mix, sentence_labels
+from detect_ai.paired import mcnemar
 from detect_ai.storage import Storage
 from detect_ai.text import normalise
 from detect_ai.verdicts import Verdicts
@@ -31,7 +32,9 @@ def attacked(
 ) -> list[dict[str, Any]]:
     """Figures of the same texts clean and under each attack of `evaluation.attacks`, ratios against the clean ones.
 
-    Both classes are attacked: a detector must not accuse a human whose text was tampered with either.
+    Both classes are attacked: a detector must not accuse a human whose text was tampered with either. `accused` counts
+    the human texts that are called AI only when attacked, `cleared` those only when clean, `accused_p` is the p-value
+    of McNemar's exact test that both are as many: where no clean one is called AI, there is no ratio.
 
     Args:
         config: `evaluation` and `score` are read.
@@ -59,6 +62,8 @@ def attacked(
     before = _attack_figures(clean, "none", target)
     rows = [_attack_figures(found[found.columns["attack"] == name], name, target) for name in attacks]
     percent = summary.key_of_target(target)
+    for row in rows:
+        row |= _turned(clean, found[found.columns["attack"] == row["attack"]], target)
     for row in (before, *rows):
         for figure, short in ((f"tpr_at_target_{percent}", "tpr_ratio"), (f"fpr_at_target_{percent}", "fpr_ratio")):
             row[short] = row[figure] / before[figure] if row[figure] is not None and before[figure] else None
@@ -71,6 +76,17 @@ def _sample(verdicts: Verdicts, most: int, seed: int) -> NDArray[np.int64]:
     clean = np.isin(verdicts.columns["attack"], ("", "none"))
     picks = [rng.permutation(np.flatnonzero(clean & (verdicts.labels == label)))[:most] for label in (0, 1)]
     return np.sort(np.concatenate(picks))
+
+
+def _turned(clean: Verdicts, attacked: Verdicts, target: float) -> dict[str, Any]:
+    """How many human texts an attack made the detector accuse, and whether that may be chance."""
+    called = dict(zip(clean.rows.tolist(), (clean.calls(target) == 1).tolist(), strict=True))
+    human = attacked.labels == 0
+    before = np.asarray([called[row] for row in attacked.ids[human].tolist()], np.bool_)
+    if not before.size:
+        return {"accused": None, "cleared": None, "accused_p": None}
+    test = mcnemar(attacked.calls(target)[human] == 1, before)
+    return {"accused": test["only_a"], "cleared": test["only_b"], "accused_p": test["p_value"]}
 
 
 def _attack_figures(verdicts: Verdicts, name: str, target: float) -> dict[str, Any]:
@@ -95,11 +111,13 @@ def _judged(
         storage.delete(key)
 
 
-def worst(config: Config, where: Place, data: str, out: Place, verdicts: Verdicts) -> list[dict[str, Any]]:
-    """The human texts with the highest scores among those called AI, with the scores of their sentences."""
+def worst(
+    config: Config, where: Place, data: str, out: Place, verdicts: Verdicts, target: float
+) -> list[dict[str, Any]]:
+    """The human texts called AI at a target, those of the highest probability first, with the scores of sentences."""
     e = config.evaluation
-    accused = np.flatnonzero((verdicts.labels == 0) & (verdicts.probabilities >= 0.5))
-    order = accused[np.argsort(-verdicts.scores[accused], kind="stable")][: e.worst]
+    accused = np.flatnonzero((verdicts.labels == 0) & (verdicts.calls(target) == 1))
+    order = accused[np.argsort(-verdicts.probabilities[accused], kind="stable")][: e.worst]
     if not len(order):
         return []
     chosen = verdicts[order]

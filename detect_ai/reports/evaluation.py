@@ -21,6 +21,7 @@ MAX_TINT = 55  # percent of the colour of AI behind a sentence of probability 1:
 ELSEWHERE = "these texts come from elsewhere than those that the thresholds were set on"
 DIFFERENT = "the detectors learnt from different corpora: what differs may be those"
 FOUND_LESS, ACCUSED_MORE = 0.8, 1.5  # times the rate of the clean texts: from here on an attack is marked
+BY_CHANCE = 0.05  # below this probability what an attack makes of human texts is marked, too
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def evaluation_report(report: Mapping[str, Any]) -> str:
         smallest=_target(targets[0]) if targets else "",
         minimum=[(_target(float(target)), tokens) for target, tokens in bundle["min_tokens_by_target"].items()],
         worst=[_accusation(text) for text in report["worst"]],
-        marked={"less": FOUND_LESS, "more": ACCUSED_MORE},
+        found_less=FOUND_LESS,
     )
 
 
@@ -239,7 +240,16 @@ def _attack(row: Mapping[str, Any], targets: Sequence[float]) -> dict[str, Any]:
         "fpr": row.get(f"fpr_at_target_{key}"),
         "tpr_ratio": None if clean else row["tpr_ratio"],
         "fpr_ratio": None if clean else row["fpr_ratio"],
+        "accused": row.get("accused"),
+        "accuses": (row["fpr_ratio"] or 0) > ACCUSED_MORE or _accuses(row),
     }
+
+
+def _accuses(row: Mapping[str, Any]) -> bool:
+    """Whether an attack makes more human texts called AI than chance allows."""
+    if row.get("accused") is None:
+        return False
+    return bool(row["accused"] > row["cleared"] and row["accused_p"] < BY_CHANCE)
 
 
 def _accusation(text: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,14 +20,22 @@ from detect_ai.metrics import auroc
 from detect_ai.storage import Storage
 from tests import tiny
 
-SCHEMA = pa.schema([("text", pa.string()), ("label", pa.int8()), ("weight", pa.float32()), ("attack", pa.string())])
+SCHEMA = pa.schema(
+    {
+        "text": pa.string(),
+        "label": pa.int8(),
+        "weight": pa.float32(),
+        "source": pa.string(),
+        "attack": pa.string(),
+    }
+)
 
 
-def rows_of(seed, pairs=30, attack="none"):
-    return [
-        {"text": row["text"], "label": row["label"], "weight": 1.0 + row["label"], "attack": attack}
-        for row in tiny.rows(pairs, seed)
+def rows_of(seed, pairs=30, attack="none", source="news"):
+    rows = [
+        {"text": row["text"], "label": row["label"], "weight": 1.0 + row["label"]} for row in tiny.rows(pairs, seed)
     ]
+    return [{**row, "source": source, "attack": attack} for row in rows]
 
 
 def corpus_of(folder, train, calibration, fingerprint="f" * 64):
@@ -74,6 +82,28 @@ def test_it_is_calibrated_on_the_calibration_split(corpus):
     rows = rows_of(1)
     scores = made.score(row["text"] for row in rows)
     assert made.calibration == calibrate([row["label"] for row in rows], scores, [0.05, 0.1])
+
+
+def test_its_thresholds_are_by_register_where_the_detector_has_them(tmp_path):
+    letters = [{**row, "label": 1 - row["label"]} for row in rows_of(2, source="letters")]
+    corpus = corpus_of(tmp_path, rows_of(0), [*rows_of(1), *letters])
+    registers = {"news": "press", "letters": "post"}
+    for made in (baseline_of(corpus, [0.1], 0, registers), baseline_of(corpus, [0.1], 0, registers)):
+        for register, rows in (("press", rows_of(1)), ("post", letters)):
+            labels, scores = [row["label"] for row in rows], made.score(row["text"] for row in rows)
+            own = calibrate(labels, scores, [0.1])
+            known, unknown = np.full(len(rows), register), np.full(len(rows), "")
+            expected = np.where(scores >= own.bounds(0.1)[1], 1, np.where(scores < own.bounds(0.1)[0], 0, -1))
+            assert made.calls(scores, known, 0.1).tolist() == expected.tolist()
+            assert made.probabilities(scores, known) == pytest.approx(own.probability(scores))
+            strictest = max(each.bounds(0.1)[1] for each in made.calibration.categories)
+            assert (made.calls(scores, unknown, 0.1) == 1).tolist() == (scores >= strictest).tolist()
+
+
+def test_with_too_few_texts_of_a_register_there_is_one_threshold_for_all(tmp_path):
+    corpus = corpus_of(tmp_path, rows_of(0), [*rows_of(1), *rows_of(2, pairs=3, source="letters")])
+    made = baseline_of(corpus, [0.1], 0, {"news": "press", "letters": "post"})
+    assert not made.calibration.categories
 
 
 def test_what_was_learnt_once_is_read_and_gets_the_thresholds_asked_for(corpus, monkeypatch):
