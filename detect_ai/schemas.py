@@ -230,8 +230,21 @@ class LabelScore(BaseModel):
     score: float = Field(description="Calibrated probability at the prevalence that `/v1/model` states")
 
 
+class CategoryInfo(BaseModel):
+    """What holds at one target for texts of one register and of like length."""
+
+    compared_with: str = Field(description="Name of the register; empty where registers are not told apart")
+    min_tokens: int = Field(description="Tokens of its shortest texts")
+    max_tokens: int | None = Field(description="All its texts are shorter than this")
+    num_human: int = Field(description="Human texts that its threshold is made from")
+    probability: float = Field(description="Probability from which a text is called `ai`")
+    expected_fpr: float = Field(description="Expected false positive rate on texts exchangeable with those")
+    fpr_lower_bound: float = Field(description="95% lower bound of the false positive rate, given those texts")
+    fpr_upper_bound: float = Field(description="95% upper bound of the same")
+
+
 class ThresholdInfo(BaseModel):
-    """What holds at one target."""
+    """What holds at one target; where texts are judged by categories, of the one with the highest figure."""
 
     target_fpr: float
     probability: float = Field(description="Probability from which a text is called `ai`")
@@ -243,6 +256,9 @@ class ThresholdInfo(BaseModel):
     )
     fpr_upper_bound: float = Field(description="95% upper bound of the same: 90% of calibration sets lie between both")
     min_tokens: int = Field(description="Shorter texts get no verdict at this target")
+    categories: list[CategoryInfo] = Field(
+        default=[], description="What texts are compared with, where that is not all human texts alike"
+    )
 
 
 class ModelInfo(BaseModel):

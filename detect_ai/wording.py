@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from detect_ai.schemas import Label, ModelInfo, Reason, Verdict
+from detect_ai.schemas import CategoryInfo, Label, ModelInfo, Reason, Verdict
 
 WARNING = (
     "A score is no proof. Human writing gets high scores too, and more often when the writer is not a native speaker, "
@@ -72,10 +72,20 @@ def description(info: ModelInfo) -> list[str]:
             f"{out_of_100(each.expected_fpr)} human texts are called AI, with so few texts it could be "
             f"{out_of_100(each.fpr_upper_bound)}. {each.min_tokens} tokens or more."
         )
+        lines += [f"  {_compared(category)}" for category in each.categories]
     if info.limits:
         limits = ", ".join(f"{name} {value:,}" for name, value in info.limits.items())
         lines.append(f"Limits of a request: {limits}.")
     return [*lines, info.guarantee]
+
+
+def _compared(category: CategoryInfo) -> str:
+    to = "" if category.max_tokens is None else f" to {category.max_tokens - 1}"
+    return (
+        f"{category.compared_with or 'texts'} of {category.min_tokens}{to or ' or more'} tokens: from "
+        f"{percent(category.probability)}, by {category.num_human} human texts; about "
+        f"{out_of_100(category.expected_fpr)}, it could be {out_of_100(category.fpr_upper_bound)}."
+    )
 
 
 def percent(share: float) -> str:

@@ -203,6 +203,7 @@ MODEL: dict[int | str, dict[str, Any]] = REFUSED | _answer(
                 "fpr_lower_bound": 0.008,
                 "fpr_upper_bound": 0.1,
                 "min_tokens": 60,
+                "categories": [],
             }
         ],
         "num_human": 44,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from detect_ai.bundle import DetectorSpec
+from detect_ai.model_info import model_info
 from detect_ai.summary import key_of_target
 
 MAX_SLICES = 30
@@ -30,13 +31,8 @@ def model_card(spec: DetectorSpec, figures: Mapping[str, Any]) -> str:
     )
     environment.filters |= {"percent": _percent, "rate": _rate, "figure": _figure, "cell": _cell}
     targets = [
-        {
-            "percent": f"{100 * target:g}",
-            "key": key_of_target(target),
-            "threshold": threshold,
-            "min_tokens": spec.min_tokens_at(target),
-        }
-        for target, threshold in sorted(spec.calibration.thresholds.items())
+        {"percent": f"{100 * each.target_fpr:g}", "key": key_of_target(each.target_fpr), "held": each}
+        for each in model_info(spec, {}).thresholds
     ]
     slices = [row for row in figures.get("slices", []) if max(row["n_human"], row["n_ai"]) >= MIN_TEXTS]
     template = environment.get_template("model_card.md.jinja")

@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 
 from detect_ai import bundle, metrics, summary
+from detect_ai.calibration import Category
 from detect_ai.config import Config
+from detect_ai.conformal import threshold_of
 from detect_ai.errors import BundleError, ConfigError, GateError, RegistryError
+from detect_ai.model_info import model_info
 from detect_ai.publishing import publish, rollback
 from detect_ai.registry import Registry
 from detect_ai.reports.card import model_card
 from detect_ai.storage import Storage
+from detect_ai.wording import description
 
 TARGETS = {0.05: 1.0, 0.1: 0.5}
 
@@ -216,6 +220,43 @@ def test_the_card_states_the_figures_and_the_rates_with_their_intervals(tiny_bun
         assert f"| {key}% | {held} | {rates[0]} | {rates[1]} |" in text
     assert "on 20 human test texts" in text
     assert "No one may be accused, graded, dismissed or refused by a score alone" in text
+
+
+def test_what_is_said_of_a_target_is_what_holds_where_texts_are_judged(tiny_bundle: Path) -> None:
+    spec = bundle.read_spec(tiny_bundle)
+    whole = spec.calibration
+    human = np.asarray(whole.human_scores)
+    parts = {"essays": (0, None, human), "prose": (64, 128, human[:21] + 1)}
+    categories = tuple(
+        Category(
+            temperature=1.0,
+            midpoint=0.0,
+            human_scores=tuple(scores.tolist()),
+            thresholds={target: threshold_of(scores, target) for target in whole.thresholds},
+            register=register,
+            min_tokens=low,
+            max_tokens=high,
+        )
+        for register, (low, high, scores) in parts.items()
+    )
+    judged = replace(spec, calibration=replace(whole, categories=categories))
+    few = categories[1]
+    for info in model_info(judged, {}).thresholds:
+        held = few.thresholds[info.target_fpr]
+        assert [each.num_human for each in info.categories] == [len(human), 21]
+        assert info.fpr_upper_bound == held.fpr_bound > whole.thresholds[info.target_fpr].fpr_bound
+        assert info.categories[1].fpr_upper_bound == held.fpr_bound
+        assert info.categories[1].probability == pytest.approx(float(few.probability(few.bounds(info.target_fpr)[1])))
+    provenance = {"model_licence": "MIT", "run": "r", "git_revision": "unknown"}
+    text = model_card(replace(judged, provenance=provenance), figures())
+    held = few.thresholds[0.05]
+    bounds = f"{100 * held.expected_fpr:.1f}% | {100 * held.fpr_bound:.1f}%"
+    assert f"| 5% | prose, 64 to 127 tokens | 21 | {bounds} |" in text
+    assert f"| 5% | {bounds} |" in text
+    lines = description(model_info(judged, {}))
+    assert any(line.startswith("  prose of 64 to 127 tokens: from ") and "by 21 human texts" in line for line in lines)
+    assert any(line.startswith("  essays of 0 or more tokens: from ") for line in lines)
+    assert not model_info(spec, {}).thresholds[0].categories
 
 
 def test_only_the_card_of_the_sample_calls_itself_a_demonstration(tiny_bundle: Path) -> None:
