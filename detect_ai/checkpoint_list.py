@@ -42,7 +42,10 @@ def keeper(root: str, folder: str) -> UserCallback:
             if checkpoint is None:  # Ray Train writes no list then
                 return
             storage = Storage(root)
-            storage.write_bytes(f"{folder}/{_COPY}", storage.read_bytes(f"{folder}/{_LIST}"))
+            try:
+                storage.write_bytes(f"{folder}/{_COPY}", storage.read_bytes(f"{folder}/{_LIST}"))
+            except Exception as error:  # what a callback raises ends the run, and the copy is not worth one
+                logger.warning("%s: the list of checkpoints was not copied: %s", folder, error)
 
     return Keeper()
 

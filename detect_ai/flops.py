@@ -47,7 +47,7 @@ class Counter:
         config = module.config
         layers: int = getattr(config, "num_hidden_layers", None) or getattr(config, "n_layers", None) or 0
         width: int = getattr(config, "hidden_size", None) or getattr(config, "dim", None) or 0
-        trained = any(p.requires_grad for p in named.values())
+        trained = any(p.requires_grad for name, p in named.items() if name not in once or id(p) in last)
         each = (3 if trained else 1) * 4 * width  # of one layer, for each pair of tokens that attend
         first = bool(last)
         self._by_token += each * first

@@ -37,7 +37,9 @@ class Streams(DataConfig):
 
     def _stream(self, split: str, num_workers: int) -> Dataset:
         if split == "validation":
-            return streaming.scoring_stream(self._corpus, split, self._frame, num_workers, EVAL_BATCH_TOKENS)
+            # Without gradients four times what a training pass holds has room, so memory hangs on one setting.
+            tokens = min(EVAL_BATCH_TOKENS, 4 * self._plan.microbatch_size * self._frame.widest)
+            return streaming.scoring_stream(self._corpus, split, self._frame, num_workers, tokens)
         start = runlog.read_start(self._corpus.storage, self._folder)
         return streaming.training_stream(self._corpus, self._frame, replace(self._plan, num_workers=num_workers), start)
 

@@ -212,16 +212,15 @@ class Learner:
     def _not_finite(self, step: _Launched, losses: list[float]) -> str:
         passes = cycle(step.microbatches)  # train.adversarial makes two
         odd = [(loss, part.documents) for loss, part in zip(losses, passes, strict=False) if not math.isfinite(loss)]
-        worst = odd[0][0] if odd else self.last_loss
-        mine = (worst, np.concatenate([np.empty(0, np.int64), *(documents for _, documents in odd)]))
+        mine = (odd, [part.documents for part in step.microbatches])
         ranks = gather(mine, self.world_size)
-        loss = next((loss for loss, _ in ranks if not math.isfinite(loss)), self.last_loss)
-        documents = np.concatenate([documents for _, documents in ranks])
-        whose = f", documents {_named(documents)} of the split train" if len(documents) else ""
-        what = f"the training loss is {loss}" if len(documents) else f"the gradient's norm is {self.grad_norm}"
+        bad = [pair for found, _ in ranks for pair in found]
+        what = f"the training loss is {bad[0][0]}" if bad else f"the gradient's norm is {self.grad_norm}"
+        # Of finite losses whose gradient is not, no one tells which document it is of: all of the step are named.
+        named = [documents for _, documents in bad] or [documents for _, every in ranks for documents in every]
         return (
-            f"{what} at step {step.number} (learning rate {step.lr:.2e}{whose}): lower train.lr, or "
-            "train.precision=fp32"
+            f"{what} at step {step.number} (learning rate {step.lr:.2e}, documents {_named(np.concatenate(named))} of "
+            "the split train): lower train.lr, or train.precision=fp32"
         )
 
     def evaluate(self, stream: Iterable[Microbatch], labels: NDArray[np.int64]) -> dict[str, Any]:
@@ -256,7 +255,8 @@ class Learner:
         documents, scores = [], []
         with torch.inference_mode(), autocast(self.device, self.dtype):
             for part in stream:
-                with self._memory_for(f"evaluation after step {self.steps}", part, "lower model.window"):
+                remedy = f"lower train.microbatch_size ({self.config.microbatch_size}) or model.window"
+                with self._memory_for(f"evaluation after step {self.steps}", part, remedy):
                     scores.append(log_odds(self.module(**model_inputs(part.batch, self.device)).logits))
                 documents.append(part.documents)
         found = np.concatenate(documents)

@@ -34,6 +34,7 @@ class Observer:
     def __init__(self, arguments: dict[str, Any], learner: Learner, storage: Storage, folder: str) -> None:
         config: Config = arguments["config"]
         self._learner, self._every = learner, config.train.log_every
+        self._error: Exception | None = None
         first = learner.rank == 0
         self._log = RunLog(storage, folder, learner.steps) if first else None
         self._tracker = _tracker(arguments, first)
@@ -73,6 +74,7 @@ class Observer:
 
     def failed(self, error: Exception) -> None:
         """The run cannot go on."""
+        self._error = error
         if self._log:
             self._log.write({"kind": "error", "step": self._learner.settled, "error": str(error)})
 
@@ -83,6 +85,8 @@ class Observer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        if self._error:  # told, and not raised again
+            kind, value = type(self._error), self._error
         self._stack.__exit__(kind, value, at)
 
 

@@ -129,13 +129,13 @@ def _scheduler(config: Config) -> TrialScheduler | None:
 
 
 def concurrency(config: Config) -> int:
-    """Trials that fit the cluster at once, at most `sweep.max_concurrent` when that is given; at least one.
+    """Trials that fit what the cluster has free, at most `sweep.max_concurrent` when that is given; at least one.
 
     A cluster that can grow makes room for as many as are asked for.
     """
     import ray
 
-    free = ray.cluster_resources()
+    free = ray.available_resources()  # a service may hold the rest
     train = config.train
     each = train.worker_range[0] * train.cpus_per_worker + training.DATA_CPUS + TRIAL_CPUS
     fits = int(free.get("CPU", 0) // each)

@@ -24,9 +24,14 @@ def resolve_mode(mode: str) -> str:
         return mode
     if chosen := os.environ.get("WANDB_MODE"):
         return chosen
-    netrc = Path("~/.netrc").expanduser()
-    has_key = bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "api.wandb.ai" in netrc.read_text())
-    return "online" if has_key else "offline"
+    return "online" if os.environ.get("WANDB_API_KEY") or _netrc_has_key() else "offline"
+
+
+def _netrc_has_key() -> bool:
+    try:
+        return b"api.wandb.ai" in Path("~/.netrc").expanduser().read_bytes()
+    except (OSError, RuntimeError):  # there is none, it is not ours to read, or there is no home
+        return False
 
 
 def open_run(config: Config, told: bool = True, facts: Mapping[str, Any] | None = None, **settings: Any) -> Tracker:

@@ -22,8 +22,8 @@ _CURVE = ("epoch", "step", "auroc", "val_loss", "train_loss")
 def trainable(reference: Any, sweep: str) -> Callable[[dict[str, Any]], None]:
     """The function of a trial for Ray Tune.
 
-    A training that fails for its values is the trial's result; whatever else ends a trial, such as a cluster without
-    room, is Ray Tune's to repeat.
+    A training that fails for its values is the trial's result; whatever else ends a trial, such as workers that die
+    too often or a cluster without room, is Ray Tune's to repeat.
 
     Args:
         reference: of Ray, to the configuration and the corpus.
@@ -33,7 +33,8 @@ def trainable(reference: Any, sweep: str) -> Callable[[dict[str, Any]], None]:
     def trial(values: dict[str, Any]) -> None:
         import ray
         from ray import tune
-        from ray.train import TrainingFailedError
+        from ray.exceptions import RayActorError
+        from ray.train import ControllerError, TrainingFailedError
 
         base, corpus = ray.get(reference)
         base.train.epochs = base.sweep.epochs
@@ -46,6 +47,9 @@ def trainable(reference: Any, sweep: str) -> Callable[[dict[str, Any]], None]:
                 config, corpus, name, callbacks=[_evaluations(base.sweep.epochs)], group=sweep
             )
         except (TrainingError, InputError, TrainingFailedError) as error:
+            causes = getattr(error, "worker_failures", {}).values()
+            if isinstance(error, ControllerError) or (causes and all(isinstance(e, RayActorError) for e in causes)):
+                raise  # machines or storage failed, not these values
             tune.report({"auroc": UNKNOWN, "epoch": 0, _OVER: True, "error": str(ours(error)).strip().splitlines()[-1]})
             return
         # What Tune knows is the last epoch: the best one is the trial's last word.

@@ -56,3 +56,9 @@ def test_of_a_run_that_has_no_list_nothing_is_made(storage: Storage) -> None:
     checkpoint_list.mend(storage, FOLDER)
     assert checkpoint_list.read(storage, FOLDER) == []
     assert storage.list("runs") == []
+
+
+def test_a_copy_that_cannot_be_made_ends_no_run(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    """What a callback raises would."""
+    checkpoint_list.keeper(storage.root, FOLDER).after_report(None, [{}], object())
+    assert caplog.messages[0].startswith(f"{FOLDER}: the list of checkpoints was not copied: ")

@@ -55,6 +55,16 @@ def test_frozen_weights_are_only_read_forwards(network):
     assert flops.Counter(network).of_training(np.asarray([10], np.int32)) == expected
 
 
+def test_below_a_head_that_alone_learns_nothing_goes_backwards(network):
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith("classifier"))
+    layers, width = network.config.num_hidden_layers, network.config.hidden_size
+    every, once = matrices(network)
+    head = network.classifier.weight.numel()
+    expected = 2 * every * 10 + 2 * (once - head) + 6 * head + 4 * width * ((layers - 1) * 100 + 10)
+    assert flops.Counter(network).of_training(np.asarray([10], np.int32)) == expected
+
+
 @pytest.mark.parametrize(
     ("name", "dtype", "expected"),
     [

@@ -252,7 +252,8 @@ def test_what_is_said_of_a_target_is_what_holds_where_texts_are_judged(tiny_bund
     held = few.thresholds[0.05]
     bounds = f"{100 * held.expected_fpr:.1f}% | {100 * held.fpr_bound:.1f}%"
     assert f"| 5% | prose, 64 to 127 tokens | 21 | {bounds} |" in text
-    assert f"| 5% | {bounds} |" in text
+    highest = max(each.thresholds[0.05].expected_fpr for each in categories)
+    assert f"| 5% | {100 * highest:.1f}% | {100 * held.fpr_bound:.1f}% |" in text
     lines = description(model_info(judged, {}))
     assert any(line.startswith("  prose of 64 to 127 tokens: from ") and "by 21 human texts" in line for line in lines)
     assert any(line.startswith("  essays of 0 or more tokens: from ") for line in lines)

@@ -82,6 +82,15 @@ def test_the_key_that_wandb_login_wrote_counts(tmp_path: Path, machine: str, mod
     assert resolve_mode("auto") == mode
 
 
+@pytest.mark.parametrize("odd", [b"\xff\xfe machine", None])
+def test_a_netrc_that_cannot_be_read_as_text_or_at_all_is_no_key(tmp_path: Path, odd: bytes | None) -> None:
+    if odd is None:
+        (tmp_path / ".netrc").mkdir()
+    else:
+        (tmp_path / ".netrc").write_bytes(odd)
+    assert resolve_mode("auto") == "offline"
+
+
 def test_the_mode_of_the_environment_decides_over_a_key_and_not_over_a_mode_that_was_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -47,12 +47,23 @@ def test_what_a_sweep_found_best_must_go_with_the_rest(config: Config, tmp_path:
         train(config, storage)
 
 
+@pytest.mark.parametrize(("free", "expected"), [(8.0, 2), (4.0, 1), (0.0, 1)])
+def test_as_many_trials_run_as_fit_what_is_free_of_the_cluster(
+    config: Config, monkeypatch: pytest.MonkeyPatch, free: float, expected: int
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 64.0})
+    monkeypatch.setattr("ray.available_resources", lambda: {"CPU": free})
+    monkeypatch.setattr(cluster, "can_grow", lambda: False)
+    config.train.num_workers, config.train.cpus_per_worker, config.train.use_gpu = 2, 1, False
+    assert sweep.concurrency(config) == expected
+
+
 @pytest.mark.parametrize(("asked", "expected"), [(4, 4), (0, 1)])
 def test_on_a_cluster_that_can_grow_as_many_trials_run_as_are_asked_for(
     config: Config, monkeypatch: pytest.MonkeyPatch, asked: int, expected: int
 ) -> None:
     """Before its workers come a cluster may have a head alone."""
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(cluster, "can_grow", lambda: True)
     config.sweep.max_concurrent = asked
     assert sweep.concurrency(config) == expected
