@@ -14,13 +14,11 @@ from detect_ai.metrics import (
     balanced_of,
     bins_of,
     brier_complement,
-    c_at_1,
     check_binary,
     checked_calls,
     checked_probabilities,
     confusion,
     counted,
-    f05u,
     f1_of,
     log_loss,
     roc_counts,
@@ -29,11 +27,13 @@ from detect_ai.metrics import (
 
 Figures = dict[str, float | int | None]
 
-# What `report` gives a bootstrap interval.
+# What `report` gives a bootstrap interval; the last three where there are calls.
 RESAMPLED = (
     *("auroc", "tpr_at_fpr_0_1", "tpr_at_fpr_1", "tpr_at_fpr_5"),
-    *("balanced_accuracy", "f1", "ece", "brier"),
+    *("balanced_accuracy", "f1", "ece", "brier", "brier_complement", "log_loss"),
+    *("c_at_1", "f05u", "pan_mean"),
 )
+PAN = ("auroc", "brier_complement", "c_at_1", "f1", "f05u")
 # A rate of 0.1% of fewer human texts is less than one text.
 HUMANS_FOR_0_1_PERCENT = 1000
 
@@ -49,7 +49,7 @@ def without_intervals(figures: Figures) -> Figures:
 
 
 def weighted_figures(
-    labels: ArrayLike, scores: ArrayLike, probabilities: ArrayLike
+    labels: ArrayLike, scores: ArrayLike, probabilities: ArrayLike, calls: ArrayLike | None = None
 ) -> Callable[[Labels], dict[str, float]]:
     """The figures that `report` resamples, as one function of how often each text counts: sorted once for all rounds.
 
@@ -57,10 +57,12 @@ def weighted_figures(
         labels: 0 human, 1 AI, shape (n,).
         scores: higher = more AI, shape (n,).
         probabilities: P(AI), shape (n,).
+        calls: 0 human, 1 AI, -1 uncertain, shape (n,); None: no figure of calls.
 
     Returns:
         A function of multiplicities (int64, shape (n,)) that gives the figures by name, each as of the texts so often
-        repeated. Texts of one class have `ece` and `brier` only, fewer than 1,000 human texts no `tpr_at_fpr_0_1`.
+        repeated. Texts of one class have no figure that compares the classes, fewer than 1,000 human texts no
+        `tpr_at_fpr_0_1`.
         Where the texts have both classes, so must the multiplicities.
 
     Raises:
@@ -70,6 +72,8 @@ def weighted_figures(
     _, p = checked_probabilities(labels, probabilities)
     curve, outcome = roc_counts(truth, s), 2 * truth + (p >= 0.5)
     bin_of_text, errors, squares = bins_of(p, 15), p - truth, (p - truth) ** 2
+    losses = _losses(truth, p)
+    made = None if calls is None else checked_calls(truth, calls)[1]
     targets = _fpr_targets(truth)
 
     def figures(counts: Labels) -> dict[str, float]:
@@ -77,14 +81,42 @@ def weighted_figures(
         found = {
             "ece": float(np.abs(np.bincount(bin_of_text, weights=counts * errors)).sum() / texts),
             "brier": float(counts @ squares / texts),
+            "log_loss": float(counts @ losses / texts),
         }
+        found["brier_complement"] = 1 - found["brier"]
+        if made is not None:
+            found["c_at_1"] = _c_at_1(truth, made, counts)
         if targets:
             points, table = curve(counts), counted(outcome, counts)
             found |= {"auroc": area(*points), "f1": f1_of(table), "balanced_accuracy": balanced_of(table)}
             found |= {name: tpr_of(fpr, *points) for name, fpr in targets.items()}
+            if made is not None:
+                found["f05u"] = _f05u(truth, made, counts)
+                found["pan_mean"] = sum(found[name] for name in PAN) / len(PAN)
         return found
 
     return figures
+
+
+def _losses(truth: Labels, p: Floats) -> Floats:
+    """The negative log-likelihood of each text, see `metrics.log_loss`."""
+    epsilon = np.finfo(np.float64).eps
+    return np.asarray(-np.log(np.clip(np.where(truth == 1, p, 1 - p), epsilon, 1 - epsilon)), np.float64)
+
+
+def _c_at_1(truth: Labels, calls: Labels, counts: Labels) -> float:
+    """See `metrics.c_at_1`."""
+    texts = int(counts.sum())
+    right, unsure = int(counts[truth == calls].sum()), int(counts[calls == -1].sum())
+    return (right + unsure * right / texts) / texts
+
+
+def _f05u(truth: Labels, calls: Labels, counts: Labels) -> float:
+    """See `metrics.f05u`."""
+    hits, false = (int(counts[(calls == 1) & (truth == label)].sum()) for label in (1, 0))
+    missed = int(counts[(calls == -1) | ((calls == 0) & (truth == 1))].sum())
+    whole = 1.25 * hits + 0.25 * missed + false
+    return 1.25 * hits / whole if whole else 0.0
 
 
 def report(
@@ -135,23 +167,28 @@ def report(
     if default_target is not None and default_target not in calls:
         raise InputError(f"the default target must be one of {sorted(calls)}, found {default_target}")
     num_ai = int(truth.sum())
-    resampled = _resampled(truth, s, p, groups, rounds, seed)
+    chosen = max(calls, default=None) if default_target is None else default_target
+    of_default = None if chosen is None else calls[chosen]
+    resampled = _resampled(truth, s, p, of_default, groups, rounds, seed)
     figures: Figures = {"n_human": truth.size - num_ai, "n_ai": num_ai, **resampled}
     figures |= _of_predictions(confusion(truth, (p >= 0.5).astype(np.int64)))
     figures |= {"log_loss": log_loss(truth, p), "brier_complement": brier_complement(truth, p)}
     for target, made in calls.items():
         figures |= _of_target(key_of_target(target), truth, made)
-    chosen = max(calls, default=None) if default_target is None else default_target
-    figures |= _of_default(truth, None if chosen is None else calls[chosen])
-    parts = [figures[name] for name in ("auroc", "brier_complement", "c_at_1", "f1", "f05u")]
-    given = [part for part in parts if part is not None]
-    figures["pan_mean"] = sum(given) / len(parts) if len(given) == len(parts) else None
-    return figures
+    return figures | _of_default(of_default)
 
 
-def _resampled(truth: Labels, scores: Floats, p: Floats, groups: ArrayLike | None, rounds: int, seed: int) -> Figures:
+def _resampled(
+    truth: Labels,
+    scores: Floats,
+    p: Floats,
+    calls: Labels | None,
+    groups: ArrayLike | None,
+    rounds: int,
+    seed: int,
+) -> Figures:
     """The figures of `RESAMPLED` with their bounds."""
-    figures = weighted_figures(truth, scores, p)
+    figures = weighted_figures(truth, scores, p, calls)
     found = figures(np.ones_like(truth))
     number = group_numbers(groups, truth.size)
     intervals = bootstrap(figures, truth, number, rounds, seed) if rounds and number.max() > 0 else {}
@@ -180,12 +217,10 @@ def _of_target(percent: str, truth: Labels, calls: Labels) -> Figures:
     return rates | _rate(f"uncertain_share_at_{percent}", int((calls == -1).sum()), calls.size)
 
 
-def _of_default(truth: Labels, calls: Labels | None) -> Figures:
+def _of_default(calls: Labels | None) -> Figures:
     if calls is None:
-        return dict.fromkeys(("uncertain_share", "uncertain_share_low", "uncertain_share_high", "c_at_1", "f05u"))
-    both = 0 < truth.sum() < truth.size
-    share = _rate("uncertain_share", int((calls == -1).sum()), calls.size)
-    return share | {"c_at_1": c_at_1(truth, calls), "f05u": f05u(truth, calls) if both else None}
+        return dict.fromkeys(("uncertain_share", "uncertain_share_low", "uncertain_share_high"))
+    return _rate("uncertain_share", int((calls == -1).sum()), calls.size)
 
 
 def _rate(name: str, successes: int, trials: int) -> Figures:

@@ -313,13 +313,20 @@ CALLS = {0.05: [0, 0, -1, 1, 1, 1], 0.001: [0, 0, -1, -1, -1, 1]}
 
 
 @settings(deadline=None)
-@given(labelled(st.tuples(TIED_SCORES, PROBABILITIES, st.integers(0, 3))))
+@given(labelled(st.tuples(TIED_SCORES, PROBABILITIES, st.integers(0, 3), st.integers(-1, 1))))
 def test_weighted_figures_are_those_of_repeated_texts(data):
-    labels, (scores, p, counts) = data[0], data[1].T
+    labels, (scores, p, counts, calls) = data[0], data[1].T
     counts = counts.astype(np.int64)
     counts[:2] += 1  # of each class one
-    found = summary.weighted_figures(labels, scores, p)(counts)
-    y, s, q = (np.repeat(values, counts) for values in (labels, scores, p))
+    found = summary.weighted_figures(labels, scores, p, calls)(counts)
+    y, s, q, made = (np.repeat(values, counts) for values in (labels, scores, p, calls))
+    pan = [
+        metrics.auroc(y, s),
+        metrics.brier_complement(y, q),
+        metrics.c_at_1(y, made),
+        metrics.f1(y, q >= 0.5),
+        metrics.f05u(y, made),
+    ]
     assert found == pytest.approx(
         {
             "auroc": metrics.auroc(y, s),
@@ -329,6 +336,11 @@ def test_weighted_figures_are_those_of_repeated_texts(data):
             "balanced_accuracy": metrics.balanced_accuracy(y, q >= 0.5),
             "ece": metrics.ece(y, q),
             "brier": metrics.brier(y, q),
+            "log_loss": metrics.log_loss(y, q),
+            "brier_complement": metrics.brier_complement(y, q),
+            "c_at_1": metrics.c_at_1(y, made),
+            "f05u": metrics.f05u(y, made),
+            "pan_mean": sum(pan) / 5,
         },
         abs=1e-12,
     )
@@ -420,8 +432,9 @@ def many(human, ai=100):
 def test_report_bounds_the_other_figures_by_a_bootstrap_of_the_groups():
     labels, scores, p = many(1000)
     groups = np.arange(labels.size) % 300
-    figures = summary.report(labels, scores, p, {}, groups=groups, rounds=30, seed=7)
-    expected = bootstrap(summary.weighted_figures(labels, scores, p), labels, groups, rounds=30, seed=7)
+    calls = metrics.calls_at(scores, 1.0, 2.0)
+    figures = summary.report(labels, scores, p, {0.05: calls}, groups=groups, rounds=30, seed=7)
+    expected = bootstrap(summary.weighted_figures(labels, scores, p, calls), labels, groups, rounds=30, seed=7)
     assert set(expected) == set(summary.RESAMPLED)
     found = {name: (figures[f"{name}_low"], figures[f"{name}_high"]) for name in summary.RESAMPLED}
     assert found == expected
@@ -455,10 +468,10 @@ def test_report_tells_tpr_at_one_percent_from_tpr_at_five():
 def test_report_of_one_class_leaves_out_exactly_what_needs_both(label):
     figures = summary.report([label] * 3, [0.0, 1.0, 2.0], [0.2, 0.6, 0.8], {0.01: [0, -1, 1]})
     missing = {name for name, figure in figures.items() if figure is None}
-    resampled = {"auroc", "tpr_at_fpr_0_1", "tpr_at_fpr_1", "tpr_at_fpr_5", "balanced_accuracy", "f1"}
+    resampled = {"auroc", "tpr_at_fpr_0_1", "tpr_at_fpr_1", "tpr_at_fpr_5", "balanced_accuracy", "f1", "f05u", "pan_mean"}
     bounds = {f"{name}_{bound}" for name in resampled for bound in ("low", "high")}
     of_class = {"tpr_at_target_1", "recall"} if label == 0 else {"fpr_at_target_1"}
-    assert missing == resampled | bounds | of_class | {"precision", "f05u", "pan_mean"}
+    assert missing == resampled | bounds | of_class | {"precision"}
     assert (figures["precision_low"], figures["precision_high"]) == (0.0, 1.0)
 
 
