@@ -208,6 +208,8 @@ class EvaluationConfig:
 
     name: str = ""  # of the data, in results; empty: of the file or folder
     attacks: list[str] = field(default_factory=list)  # of detect_ai/attacks.py, on human and on AI texts
+    paraphraser: str = ""  # folder of a sequence-to-sequence model: one attack more, `paraphrase`
+    paraphrase_template: str = "paraphrase: {text}"  # what that model is given
     attack_texts: int = 500  # of each class, at most
     mixed_documents: int = 0  # AI sentences put into human texts, to judge the scores of sentences
     baseline: bool = True  # TF-IDF and logistic regression beside it, learnt from the training split of the bundle

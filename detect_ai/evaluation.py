@@ -229,7 +229,9 @@ def _report(
         "curves": breakdown.curves(verdicts, baseline_scores),
         "uncertain": dict(Counter(reason for reasons in verdicts.reasons for reason in reasons).most_common()),
         "worst": probes.worst(config, subject.where, subject.data, (storage, key), verdicts, spec.default_target_fpr),
-        "explanation": probes.explained(config, subject.where, subject.data, (storage, key), verdicts),
+        "explanation": probes.explained(
+            config, subject.where, subject.data, (storage, key), verdicts, spec.default_target_fpr
+        ),
         "exchangeability": _exchangeability(subject, verdicts, overall, targets),
     }
 

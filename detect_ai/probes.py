@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from detect_ai import metrics, summary
-from detect_ai.attacks import ATTACKS
+from detect_ai.attacks import ATTACKS, Attack
 from detect_ai.config import Config, ScoreConfig
 from detect_ai.corpus.shards import parquet
 from detect_ai.corpus.split import shuffle_key
@@ -21,7 +21,7 @@ from detect_ai.mixing import Mixed, mix, sentence_labels
 from detect_ai.paired import mcnemar
 from detect_ai.storage import Storage
 from detect_ai.text import normalise
-from detect_ai.verdicts import Verdicts
+from detect_ai.verdicts import CALLS, Verdicts
 
 Place = tuple[Storage, str]
 SAMPLE_LEAST_TOKENS = 100  # of the texts that mixed documents are made of
@@ -44,7 +44,7 @@ def attacked(
         verdicts: of the clean texts.
         target: the FPR that the ratios are at.
     """
-    attacks = config.evaluation.attacks
+    attacks = _attacks(config)
     if not attacks:
         return []
     clean = verdicts[_sample(verdicts, config.evaluation.attack_texts, config.seed)]
@@ -52,8 +52,8 @@ def attacked(
         return []
     texts = texts_at(data, config.score, clean.rows.tolist())
     changed = [
-        (row, ATTACKS[name](text, np.random.default_rng(shuffle_key(config.seed, f"{row}\0{name}"))), name)
-        for name in attacks
+        (row, attack(text, np.random.default_rng(shuffle_key(config.seed, f"{row}\0{name}"))), name)
+        for name, attack in attacks.items()
         for row, text in texts.items()
     ]
     found = _judged(config.score, where, (out[0], f"{out[1]}/attacked"), changed)
@@ -68,6 +68,16 @@ def attacked(
         for figure, short in ((f"tpr_at_target_{percent}", "tpr_ratio"), (f"fpr_at_target_{percent}", "fpr_ratio")):
             row[short] = row[figure] / before[figure] if row[figure] is not None and before[figure] else None
     return [before, *rows]
+
+
+def _attacks(config: Config) -> dict[str, Attack]:
+    """The attacks that are asked for, by name."""
+    chosen = {name: ATTACKS[name] for name in config.evaluation.attacks}
+    if config.evaluation.paraphraser:
+        from detect_ai.paraphrase import Paraphraser
+
+        chosen["paraphrase"] = Paraphraser(config.evaluation.paraphraser, config.evaluation.paraphrase_template)
+    return chosen
 
 
 def _sample(verdicts: Verdicts, most: int, seed: int) -> NDArray[np.int64]:
@@ -143,11 +153,14 @@ def worst(
     ]
 
 
-def explained(config: Config, where: Place, data: str, out: Place, verdicts: Verdicts) -> dict[str, Any] | None:
+def explained(
+    config: Config, where: Place, data: str, out: Place, verdicts: Verdicts, target: float
+) -> dict[str, Any] | None:
     """How well the scores of sentences tell the AI's sentences from a human's in documents of both.
 
-    `evaluation.mixed_documents` human texts get sentences of AI texts of the same domain put between theirs. None where
-    that is 0, or a class is missing.
+    `evaluation.mixed_documents` human texts get sentences of AI texts of the same domain put between theirs: a fifth to
+    three fifths of all. What the documents as wholes are called at the default target is told as well, though there is
+    no right answer. None where none are asked for, or a class is missing.
     """
     count = config.evaluation.mixed_documents
     if not count:
@@ -176,6 +189,7 @@ def explained(config: Config, where: Place, data: str, out: Place, verdicts: Ver
         "sentence_auroc_windows": metrics.auroc(truth, windows) if both else None,
         "sentence_auroc_occlusion": metrics.auroc(truth, effects) if both else None,
         "ai_fraction_error": float(np.mean(errors)),
+        "called": {name: float((found.calls(target) == call).mean()) for name, call in CALLS.items()},
     }
 
 

@@ -20,6 +20,7 @@ from detect_ai.storage import Storage
 from detect_ai.tracking import open_run
 
 METRICS_FILE = "metrics.json"
+_OTHER = "evaluate-"  # how results of other data begin
 
 
 def publish(config: Config, storage: Storage) -> dict[str, Any]:
@@ -43,13 +44,24 @@ def publish(config: Config, storage: Storage) -> dict[str, Any]:
             f"run={config.run}: the figures are of {figures['version']}, the candidate is {candidate['version']}: "
             f"run `python jobs/evaluate.py run={config.run}` again"
         )
+    others = _others(config, storage, candidate["version"])
     return _promote(
         config,
         registry,
         candidate["version"],
         figures,
-        lambda: add_version(storage, registry, candidate["bundle"], figures),
+        lambda: add_version(storage, registry, candidate["bundle"], figures, others),
     )
+
+
+def _others(config: Config, storage: Storage, version: str) -> dict[str, dict[str, Any]]:
+    """What the run found of the candidate on other texts than its test split, by the name of the data."""
+    names = [name for name in storage.list(f"runs/{config.run}") if name.startswith(_OTHER) and name.endswith(".json")]
+    found = {
+        name.removeprefix(_OTHER).removesuffix(".json"): read_result(storage, config.run, name.removesuffix(".json"))
+        for name in sorted(names)
+    }
+    return {name: figures for name, figures in found.items() if figures["version"] == version}
 
 
 def _promote(
@@ -85,7 +97,13 @@ def rollback(config: Config, storage: Storage) -> dict[str, Any]:
     return {"champion": registry.rollback(), "before": before}
 
 
-def add_version(storage: Storage, registry: Registry, candidate: str, figures: dict[str, Any]) -> str:
+def add_version(
+    storage: Storage,
+    registry: Registry,
+    candidate: str,
+    figures: dict[str, Any],
+    others: dict[str, dict[str, Any]] | None = None,
+) -> str:
     """Seal a bundle again, with its figures and its card, add it to the registry and return its version.
 
     Args:
@@ -93,13 +111,14 @@ def add_version(storage: Storage, registry: Registry, candidate: str, figures: d
         registry: gets it.
         candidate: its key.
         figures: of the stage `evaluate`.
+        others: the same of other texts than the test split, by the name of the data.
     """
     with storage.local_folder(candidate) as source, tempfile.TemporaryDirectory() as scratch:
         spec = bundle.read_spec(source)
         folder = Path(shutil.copytree(source, Path(scratch) / "bundle"))
         shown = {name: value for name, value in figures.items() if name not in ("bundle", "version")}
         (folder / METRICS_FILE).write_text(json.dumps(shown, indent=2) + "\n")
-        (folder / bundle.CARD_FILE).write_text(model_card(spec, shown), encoding="utf-8")
+        (folder / bundle.CARD_FILE).write_text(model_card(spec, shown, others or {}), encoding="utf-8")
         bundle.seal(folder, spec)
         return registry.add(folder)
 

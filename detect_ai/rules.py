@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from detect_ai import space
@@ -156,6 +157,18 @@ def _judging_rules(c: Config) -> list[Rule]:
         ("score.target_fpr", c.score.target_fpr, 0 <= c.score.target_fpr < 1, "a share below 1; 0 for the default"),
         ("evaluation.name", c.evaluation.name, not c.evaluation.name or _is_name(c.evaluation.name), _NAME),
         *(_one_of("evaluation.attacks", attack, tuple(ATTACKS)) for attack in c.evaluation.attacks),
+        (
+            "evaluation.paraphraser",
+            c.evaluation.paraphraser,
+            not c.evaluation.paraphraser or Path(c.evaluation.paraphraser).expanduser().is_dir(),
+            "a local folder with a sequence-to-sequence model",
+        ),
+        (
+            "evaluation.paraphrase_template",
+            c.evaluation.paraphrase_template,
+            "{text}" in c.evaluation.paraphrase_template,
+            "{text} in it, where the passage goes",
+        ),
     ]
 
 

@@ -13,12 +13,15 @@ MAX_SLICES = 30
 MIN_TEXTS = 20
 
 
-def model_card(spec: DetectorSpec, figures: Mapping[str, Any]) -> str:
+def model_card(
+    spec: DetectorSpec, figures: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
     """The card of a bundle as Markdown.
 
     Args:
         spec: of the bundle.
         figures: of its test split, as the stage `evaluate` gives them.
+        others: the same of other texts, by the name of the data.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -36,7 +39,8 @@ def model_card(spec: DetectorSpec, figures: Mapping[str, Any]) -> str:
     ]
     slices = [row for row in figures.get("slices", []) if max(row["n_human"], row["n_ai"]) >= MIN_TEXTS]
     template = environment.get_template("model_card.md.jinja")
-    return template.render(spec=spec, figures=figures, targets=targets, accused=slices[:MAX_SLICES]) + "\n"
+    shown = {"figures": figures, "others": others or {}, "targets": targets, "accused": slices[:MAX_SLICES]}
+    return template.render(spec=spec, **shown) + "\n"
 
 
 def _percent(value: float | None) -> str:

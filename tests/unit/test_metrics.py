@@ -468,7 +468,16 @@ def test_report_tells_tpr_at_one_percent_from_tpr_at_five():
 def test_report_of_one_class_leaves_out_exactly_what_needs_both(label):
     figures = summary.report([label] * 3, [0.0, 1.0, 2.0], [0.2, 0.6, 0.8], {0.01: [0, -1, 1]})
     missing = {name for name, figure in figures.items() if figure is None}
-    resampled = {"auroc", "tpr_at_fpr_0_1", "tpr_at_fpr_1", "tpr_at_fpr_5", "balanced_accuracy", "f1", "f05u", "pan_mean"}
+    resampled = {
+        "auroc",
+        "tpr_at_fpr_0_1",
+        "tpr_at_fpr_1",
+        "tpr_at_fpr_5",
+        "balanced_accuracy",
+        "f1",
+        "f05u",
+        "pan_mean",
+    }
     bounds = {f"{name}_{bound}" for name in resampled for bound in ("low", "high")}
     of_class = {"tpr_at_target_1", "recall"} if label == 0 else {"fpr_at_target_1"}
     assert missing == resampled | bounds | of_class | {"precision"}

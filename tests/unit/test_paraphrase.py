@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
+from detect_ai import probes
+from detect_ai.config import Config
 from detect_ai.errors import InputError
 from detect_ai.paraphrase import MAX_TOKENS, Paraphraser
 
@@ -144,3 +146,13 @@ def test_missing_weights_are_refused(folder, tmp_path):
 @pytest.mark.parametrize("options", [{"template": "paraphrase:"}, {"sentences_at_once": 0}])
 def test_options_that_cannot_be_are_refused(folder, options):
     assert "paraphrase: need {text} in the template" in refusal(folder, **options)
+
+
+def test_an_evaluation_attacks_by_the_model_that_it_is_given(folder):
+    config = Config()
+    config.evaluation.attacks = ["homoglyph"]
+    assert list(probes._attacks(config)) == ["homoglyph"]
+    config.evaluation.paraphraser, config.evaluation.paraphrase_template = str(folder), "people : {text}"
+    found = probes._attacks(config)
+    assert list(found) == ["homoglyph", "paraphrase"]
+    assert found["paraphrase"](TEXT, rng()) == Paraphraser(folder, "people : {text}")(TEXT, rng()) != TEXT

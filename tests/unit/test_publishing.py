@@ -260,6 +260,28 @@ def test_what_is_said_of_a_target_is_what_holds_where_texts_are_judged(tiny_bund
     assert not model_info(spec, {}).thresholds[0].categories
 
 
+def test_the_card_tells_of_other_texts_and_what_was_not_measured(candidate: tuple[Config, Storage, str]) -> None:
+    config, storage, version = candidate
+    plain = {**figures(), "version": version, "uncertain_share": 0.25, "baseline": {"auroc": 0.7}, "contaminated": 2}
+    storage.write_json("runs/default/evaluate-essays-of-others.json", {"result": plain})
+    storage.write_json("runs/default/evaluate-old.json", {"result": {**plain, "version": "of-another-bundle"}})
+    storage.write_json("runs/default/evaluate-apart/report.json", {})
+    publish(config, storage)
+    with Registry(storage).folder(str(Registry(storage).champion())) as folder:
+        text = (folder / bundle.CARD_FILE).read_text()
+    rates = [
+        f"{100 * plain[f'{rate}_at_target_5']:.1f}% ({100 * plain[f'{rate}_at_target_5_low']:.1f}–"
+        f"{100 * plain[f'{rate}_at_target_5_high']:.1f}%)"
+        for rate in ("fpr", "tpr")
+    ]
+    row = f"| essays-of-others | 20 | {rates[0]} | 20 | {rates[1]} | 25.0% | 0.9000 (0.7000) | 2 |"
+    assert row in text
+    assert "old" not in text.partition("## On other texts")[2].partition("##")[0]
+    for section in ("## Under attack\n\nNot measured", "## Sentences\n\nNot measured"):
+        assert section in text
+    assert "Not measured: other topics" not in text
+
+
 def test_only_the_card_of_the_sample_calls_itself_a_demonstration(tiny_bundle: Path) -> None:
     assert "A demonstration." in card(tiny_bundle, "mine", demonstration=True)
     assert "A demonstration." not in card(tiny_bundle, "sample")

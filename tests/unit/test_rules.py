@@ -195,6 +195,16 @@ IMPOSSIBLE = [
         for name in ("min_tpr", "prevalence")
         for odd in (0.0, 1.0, NAN)
     ),
+    (
+        {"evaluation.paraphraser": "/no/such"},
+        "evaluation.paraphraser=/no/such",
+        "a local folder with a sequence-to-sequence model",
+    ),
+    (
+        {"evaluation.paraphrase_template": "text"},
+        "evaluation.paraphrase_template=text",
+        "{text} in it, where the passage goes",
+    ),
     ({"score.format": "xlsx"}, "score.format=xlsx", "one of parquet, jsonl, csv"),
     ({"score.spans": "all"}, "score.spans=all", "one of none, windows, occlusion"),
     ({"score.labels": {"x": 2}}, "score.labels={'x': 2}", "0 (human) or 1 (ai) for each value"),
