@@ -72,7 +72,7 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
 
 def _calibrate(config: Config, corpus: Corpus, checkpoint: str, registers: Registers | None) -> Calibration:
     load = checkpoint_loader(config.score, config.model)
-    edges = config.calibration.length_edges
+    edges = _lengths(config.calibration)
     scored = score_split(corpus, "calibration", checkpoint, load, config.score, edges, registers)
     return calibration_of(scored, config.calibration, registers)
 
@@ -81,12 +81,17 @@ def calibration_of(scored: Scored, c: CalibrationConfig, registers: Registers | 
     """Scaling and thresholds from the scores of a calibration split. Raises CalibrationError."""
     labels, scores = scored.labels[scored.whole], scored.scores[scored.whole]
     whole = calibrate(labels, scores, c.target_fprs, c.method, c.prevalence)
-    if not (c.length_edges or registers):
+    if not (_lengths(c) or registers):
         return whole
     # The whole of a document comes after its spans.
     documents: NDArray[np.int64] = np.cumsum(scored.whole) - scored.whole
     spans = Spans(scored.labels, scored.scores, scored.num_tokens, scored.registers, documents)
-    return with_categories(whole, spans, c.length_edges, c.min_tpr, c.method)
+    return with_categories(whole, spans, c.length_edges, c.min_tpr, c.method, _lengths(c))
+
+
+def _lengths(c: CalibrationConfig) -> list[int]:
+    """Lengths of the spans of calibration texts that are scored."""
+    return c.verdict_lengths or c.length_edges
 
 
 def _described(category: Category) -> dict[str, Any]:

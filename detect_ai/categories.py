@@ -45,7 +45,12 @@ class Spans:
 
 
 def with_categories(
-    whole: Calibration, spans: Spans, edges: Sequence[int], min_tpr: float, method: str = "platt"
+    whole: Calibration,
+    spans: Spans,
+    edges: Sequence[int],
+    min_tpr: float,
+    method: str = "platt",
+    lengths: Sequence[int] | None = None,
 ) -> Calibration:
     """Adds thresholds by register and length, and the length from which a verdict is worth giving.
 
@@ -58,6 +63,8 @@ def with_categories(
         edges: lengths in tokens that part the ranges, ascending.
         min_tpr: in (0, 1): a verdict at a target needs this share of AI texts found at its length.
         method: of the probabilities, as `calibrate`.
+        lengths: in tokens, ascending: those that part the ranges in which the AI texts found are counted; `edges` when
+            None.
 
     Raises:
         CalibrationError: a register has too few human spans for a target.
@@ -67,8 +74,26 @@ def with_categories(
         for register in sorted(set(spans.registers.tolist()) - {""}) or [""]
         for low, high, part in _ranges(spans[spans.registers == register], edges, min(whole.thresholds))
     ]
-    learnt = {target: _first_length(categories, target, min_tpr) for target in whole.thresholds}
-    return replace(whole, categories=tuple(categories), min_tokens=learnt)
+    made = replace(whole, categories=tuple(categories))
+    counted = categories if lengths is None else _by_length(made, spans, lengths)
+    learnt = {target: _first_length(counted, target, min_tpr) for target in whole.thresholds}
+    return replace(made, min_tokens=learnt)
+
+
+def _by_length(made: Calibration, spans: Spans, lengths: Sequence[int]) -> list[Category]:
+    """What each category finds of the AI texts of its register in each range of lengths that has some."""
+    found = []
+    for register in sorted({each.register for each in made.categories}):
+        for low, high in zip((0, *lengths), (*lengths, None), strict=True):
+            inside = (spans.registers == register) & (spans.num_tokens >= low)
+            part = spans[inside & ((high is None) | (spans.num_tokens < (high or 0)))].one_each()
+            ai = part.scores[part.labels == 1]
+            if ai.size:
+                own = {t: made.reference(register, low, t) for t in made.thresholds}
+                tprs = {target: float((ai >= each.bounds(target)[1]).mean()) for target, each in own.items()}
+                category = next(each for each in made.categories if each.register == register)
+                found.append(replace(category, min_tokens=low, max_tokens=high, tprs=tprs))
+    return found
 
 
 def _ranges(spans: Spans, edges: Sequence[int], strictest: float) -> list[tuple[int, int | None, Spans]]:

@@ -178,6 +178,9 @@ class CalibrationConfig:
     registers: dict[str, list[str]] = field(default_factory=dict)
     # Lengths in tokens from which thresholds are others. Empty: one for all.
     length_edges: list[int] = field(default_factory=list)
+    # Lengths in tokens to which calibration texts are cut, to see how many AI texts are found. Empty: those of
+    # length_edges; where these are empty too, min_tokens alone decides what is too short.
+    verdict_lengths: list[int] = field(default_factory=list)
     min_tpr: float = 0.5  # where fewer AI texts are found at a length, a text of it is too short for a verdict
     checkpoint: str = ""  # key under the storage root; empty: that of the last training of this run
 

@@ -122,16 +122,26 @@ def _are_workers(value: Any) -> bool:
     return len(counts) == 2 and all(type(n) is int for n in counts) and 1 <= counts[0] <= counts[1]
 
 
+def _are_ascending(numbers: list[int]) -> bool:
+    return all(number > 0 for number in numbers) and numbers == sorted(set(numbers))
+
+
 def _calibration_rules(c: Config) -> list[Rule]:
-    edges, registers = c.calibration.length_edges, c.calibration.registers
+    edges, lengths, registers = c.calibration.length_edges, c.calibration.verdict_lengths, c.calibration.registers
     sources = [source for names in registers.values() for source in names]
     return [
         _one_of("calibration.method", c.calibration.method, ("platt", "isotonic")),
         (
             "calibration.length_edges",
             edges,
-            all(edge > 0 for edge in edges) and edges == sorted(set(edges)),
+            _are_ascending(edges),
             "ascending numbers of tokens",
+        ),
+        (
+            "calibration.verdict_lengths",
+            lengths,
+            _are_ascending(lengths) and (not lengths or set(edges) <= set(lengths)),
+            "ascending numbers of tokens, those of calibration.length_edges among them",
         ),
         (
             "calibration.registers",

@@ -678,6 +678,36 @@ def test_the_least_length_is_learnt_for_each_target():
     assert [category.tprs[0.05] >= 0.6 for category in found.categories] == [False, False, True]
 
 
+@pytest.mark.parametrize("registers", [("",), ("essays", "prose")])
+def test_the_least_length_is_learnt_where_thresholds_are_those_of_all_lengths(registers):
+    rng = np.random.default_rng(5)
+    rows = [
+        (i, i % 2, rng.normal(distance * (i % 2)), length, registers[(i // 2) % len(registers)])
+        for i in range(400)
+        for length, distance in zip(LENGTHS, (0.0, 6.0, 9.0), strict=True)
+    ]
+    spans = spans_of(rows)
+    longest = np.isin(spans.num_tokens, LENGTHS[-1])
+    whole = calibrate(spans.labels[longest], spans.scores[longest], [0.05, 0.2])
+    found = with_categories(whole, spans, [], 0.6, lengths=EDGES)
+    assert [(each.register, each.min_tokens, each.max_tokens) for each in found.categories] == [
+        (register, 0, None) for register in registers
+    ]
+    assert found.categories == with_categories(whole, spans, [], 0.6).categories
+    assert found.min_tokens == {0.05: 64, 0.2: 64}
+    assert with_categories(whole, spans, [], 0.6).min_tokens == {0.05: 0, 0.2: 0}
+
+
+def test_the_stage_learns_the_least_length_where_it_is_told_to():
+    rng = np.random.default_rng(5)
+    labels = np.tile(np.repeat([0, 1], 3), 200)
+    scores, tokens = rng.normal(np.tile([0, 0, 0, 0, 0, 9.0], 200)), np.tile([32, 100, 200], 400)
+    scored = Scored(labels, scores, tokens, np.full(1200, ""), tokens == 200)
+    asked = CalibrationConfig(target_fprs=[0.05], verdict_lengths=[64, 128])
+    assert calibration_of(scored, asked, None).min_tokens == {0.05: 128}
+    assert not calibration_of(scored, replace(asked, verdict_lengths=[]), None).min_tokens
+
+
 # Written and read
 
 

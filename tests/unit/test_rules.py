@@ -187,6 +187,14 @@ IMPOSSIBLE = [
         for edges in ([0, 64], [-1], [128, 64], [64, 64])
     ),
     *(
+        (
+            {"calibration.verdict_lengths": lengths, "calibration.length_edges": [128]},
+            f"calibration.verdict_lengths={lengths}",
+            "ascending numbers of tokens, those of calibration.length_edges among them",
+        )
+        for lengths in ([0, 128], [128, 64], [64, 256])
+    ),
+    *(
         ({"calibration.registers": odd}, f"calibration.registers={odd}", REGISTERS)
         for odd in ({"a": ["x"]}, {"a": ["x"], "b": []}, {"a": ["x"], "b": ["y", "x"]}, {"a": ["x", "x"], "b": ["y"]})
     ),
