@@ -69,10 +69,11 @@ def with_categories(
     Raises:
         CalibrationError: a register has too few human spans for a target.
     """
+    compared = spans if edges else spans.one_each()  # a span of a text may seem of another register than the text
     categories = [
         _category(whole, register, low, high, part, method)
-        for register in sorted(set(spans.registers.tolist()) - {""}) or [""]
-        for low, high, part in _ranges(spans[spans.registers == register], edges, min(whole.thresholds))
+        for register in sorted(set(compared.registers.tolist()) - {""}) or [""]
+        for low, high, part in _ranges(compared[compared.registers == register], edges, min(whole.thresholds))
     ]
     made = replace(whole, categories=tuple(categories))
     counted = categories if lengths is None else _by_length(made, spans, lengths)

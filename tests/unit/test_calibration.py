@@ -698,6 +698,16 @@ def test_the_least_length_is_learnt_where_thresholds_are_those_of_all_lengths(re
     assert with_categories(whole, spans, [], 0.6).min_tokens == {0.05: 0, 0.2: 0}
 
 
+def test_spans_that_seem_of_another_register_than_their_text_set_no_threshold_of_all_lengths():
+    rng = np.random.default_rng(6)
+    texts = [(i, i % 2, rng.normal(3.0 * (i % 2)), 128, ("essays", "prose")[(i // 2) % 2]) for i in range(200)]
+    strays = [(i, label, 9.0, 32, "prose") for i, label, _, _, register in texts if register == "essays"]
+    whole, all_spans = spans_of(texts), spans_of([*strays, *texts])
+    pooled = calibrate(whole.labels, whole.scores, [0.05])
+    found = with_categories(pooled, all_spans, [], 0.5, lengths=[64])
+    assert found.categories == with_categories(pooled, whole, [], 0.5).categories
+
+
 def test_the_stage_learns_the_least_length_where_it_is_told_to():
     rng = np.random.default_rng(5)
     labels = np.tile(np.repeat([0, 1], 3), 200)
