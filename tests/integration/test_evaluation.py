@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from detect_ai.calibrating import calibrate_checkpoint
-from detect_ai.config import Config, EvaluationConfig
+from detect_ai.comparing import compare
+from detect_ai.config import CompareConfig, Config, EvaluationConfig
 from detect_ai.detector import Detector
 from detect_ai.errors import BundleError, ConfigError, CorpusError, InputError, RegistryError
 from detect_ai.evaluation import evaluate, result_name
@@ -193,6 +194,22 @@ def test_the_figures_of_a_file_are_those_of_its_labelled_texts(
 
 def test_texts_that_the_bundle_learnt_from_are_counted(on_mine: dict[str, Any]) -> None:
     assert on_mine["contaminated"] == 3
+
+
+def test_bundles_that_are_compared_are_asked_what_they_have_learnt_from(
+    run: Run, judged: Config, mine: tuple[Path, Rows], version: str, tiny_bundle: Path, on_mine: dict[str, Any]
+) -> None:
+    config = of_data(judged, mine[0], "", baseline=True, contamination=True)
+    config = replace(config, compare=CompareConfig(bundles=[version, str(tiny_bundle)]))
+    found = compare(config, run.storage)
+    assert [bundle["contaminated"] for bundle in found["bundles"]] == [3, None]
+    assert found["contaminated"] == 3
+    assert found["baseline"]["auroc"] == on_mine["baseline"]["auroc"]
+    report = run.storage.read_json(found["report_json"])
+    assert report["data"]["contamination_checked"] is False, "the corpus of the tiny bundle is not there"
+    page = run.storage.read_bytes(found["report"]).decode()
+    assert "3 of these texts have a near duplicate" in page
+    assert "baseline" in page
 
 
 def test_the_main_figures_of_each_slice_are_told(run: Run, on_mine: dict[str, Any], mine: tuple[Path, Rows]) -> None:
