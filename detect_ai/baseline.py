@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detect_ai import metrics
-from detect_ai.calibration import Calibration, calibrate
+from detect_ai.calibration import Calibration, Reference, calibrate
 from detect_ai.categories import Spans, with_categories
 from detect_ai.corpus.baseline import HASHED_FEATURES
 from detect_ai.corpus.manifest import Corpus
@@ -54,18 +54,23 @@ class Baseline:
     def calls(self, scores: Floats, registers: NDArray[np.str_], target: float) -> NDArray[np.int64]:
         """0 human, 1 ai, -1 uncertain at a target for texts of these registers ("": unknown), shape (texts,)."""
         made = np.empty(len(scores), np.int64)
-        for register in np.unique(registers).tolist():
-            own = registers == register
-            made[own] = metrics.calls_at(scores[own], *self.calibration.reference(register, 0, target).bounds(target))
+        for own, reference in self._compared(registers, target):
+            made[own] = metrics.calls_at(scores[own], *reference.bounds(target))
         return made
 
     def probabilities(self, scores: Floats, registers: NDArray[np.str_]) -> Floats:
         """P(AI) of texts of these registers, shape (texts,)."""
         made = np.empty(len(scores))
-        for register in np.unique(registers).tolist():
-            own = registers == register
-            made[own] = self.calibration.reference(register, 0).probability(scores[own])
+        for own, reference in self._compared(registers):
+            made[own] = reference.probability(scores[own])
         return made
+
+    def _compared(
+        self, registers: NDArray[np.str_], target: float | None = None
+    ) -> Iterator[tuple[NDArray[np.bool_], Reference]]:
+        """The texts of each register, as a mask, and what they are compared with."""
+        for register in np.unique(registers).tolist():
+            yield registers == register, self.calibration.reference(register, 0, target)
 
 
 def baseline_of(

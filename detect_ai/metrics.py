@@ -194,8 +194,7 @@ def c_at_1(labels: ArrayLike, calls: ArrayLike) -> float:
         InputError: as `check_binary`, or a call is none of these.
     """
     truth, made = checked_calls(labels, calls)
-    right, uncertain = int((truth == made).sum()), int((made == -1).sum())
-    return (right + uncertain * right / truth.size) / truth.size
+    return c_at_1_of(truth, made, np.ones_like(truth))
 
 
 def f05u(labels: ArrayLike, calls: ArrayLike) -> float:
@@ -214,10 +213,7 @@ def f05u(labels: ArrayLike, calls: ArrayLike) -> float:
         InputError: as `c_at_1`.
     """
     truth, made = checked_calls(labels, calls)
-    tp, fp = int(((made == 1) & (truth == 1)).sum()), int(((made == 1) & (truth == 0)).sum())
-    fn, uncertain = int(((made == 0) & (truth == 1)).sum()), int((made == -1).sum())
-    total = 1.25 * tp + 0.25 * (fn + uncertain) + fp
-    return 1.25 * tp / total if total else 0.0
+    return f05u_of(truth, made, np.ones_like(truth))
 
 
 def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
@@ -285,10 +281,7 @@ def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> 
 
 def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """The mean negative log-likelihood in nats; P(AI) is held one float64 epsilon away from 0 and 1."""
-    truth, p = checked_probabilities(labels, probabilities)
-    epsilon = np.finfo(np.float64).eps
-    p = np.clip(p, epsilon, 1 - epsilon)
-    return float(-np.log(np.where(truth == 1, p, 1 - p)).mean())
+    return float(losses_of(*checked_probabilities(labels, probabilities)).mean())
 
 
 def roc_counts(truth: Labels, scores: Floats) -> Callable[[Labels | None], tuple[Labels, Labels]]:
@@ -344,6 +337,28 @@ def f1_of(table: tuple[int, int, int, int]) -> float:
     _, fp, fn, tp = table
     positives = 2 * tp + fp + fn
     return 2 * tp / positives if positives else 0.0
+
+
+def c_at_1_of(truth: Labels, calls: Labels, counts: Labels) -> float:
+    """`c_at_1` of texts that count so often each."""
+    texts = int(counts.sum())
+    right, uncertain = int(counts[truth == calls].sum()), int(counts[calls == -1].sum())
+    return (right + uncertain * right / texts) / texts
+
+
+def f05u_of(truth: Labels, calls: Labels, counts: Labels) -> float:
+    """`f05u` of texts that count so often each."""
+    tp, fp = (int(counts[(calls == 1) & (truth == label)].sum()) for label in (1, 0))
+    missed = int(counts[(calls == -1) | ((calls == 0) & (truth == 1))].sum())
+    total = 1.25 * tp + 0.25 * missed + fp
+    return 1.25 * tp / total if total else 0.0
+
+
+def losses_of(truth: Labels, p: Floats) -> Floats:
+    """The negative log-likelihood of each text, shape (n,)."""
+    epsilon = np.finfo(np.float64).eps
+    held = np.clip(p, epsilon, 1 - epsilon)
+    return np.asarray(-np.log(np.where(truth == 1, held, 1 - held)), np.float64)
 
 
 def bins_of(p: Floats, bins: int) -> Labels:

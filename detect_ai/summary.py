@@ -13,14 +13,15 @@ from detect_ai.metrics import (
     area,
     balanced_of,
     bins_of,
-    brier_complement,
+    c_at_1_of,
     check_binary,
     checked_calls,
     checked_probabilities,
     confusion,
     counted,
+    f05u_of,
     f1_of,
-    log_loss,
+    losses_of,
     roc_counts,
     tpr_of,
 )
@@ -72,7 +73,7 @@ def weighted_figures(
     _, p = checked_probabilities(labels, probabilities)
     curve, outcome = roc_counts(truth, s), 2 * truth + (p >= 0.5)
     bin_of_text, errors, squares = bins_of(p, 15), p - truth, (p - truth) ** 2
-    losses = _losses(truth, p)
+    losses = losses_of(truth, p)
     made = None if calls is None else checked_calls(truth, calls)[1]
     targets = _fpr_targets(truth)
 
@@ -85,38 +86,17 @@ def weighted_figures(
         }
         found["brier_complement"] = 1 - found["brier"]
         if made is not None:
-            found["c_at_1"] = _c_at_1(truth, made, counts)
+            found["c_at_1"] = c_at_1_of(truth, made, counts)
         if targets:
             points, table = curve(counts), counted(outcome, counts)
             found |= {"auroc": area(*points), "f1": f1_of(table), "balanced_accuracy": balanced_of(table)}
             found |= {name: tpr_of(fpr, *points) for name, fpr in targets.items()}
             if made is not None:
-                found["f05u"] = _f05u(truth, made, counts)
+                found["f05u"] = f05u_of(truth, made, counts)
                 found["pan_mean"] = sum(found[name] for name in PAN) / len(PAN)
         return found
 
     return figures
-
-
-def _losses(truth: Labels, p: Floats) -> Floats:
-    """The negative log-likelihood of each text, see `metrics.log_loss`."""
-    epsilon = np.finfo(np.float64).eps
-    return np.asarray(-np.log(np.clip(np.where(truth == 1, p, 1 - p), epsilon, 1 - epsilon)), np.float64)
-
-
-def _c_at_1(truth: Labels, calls: Labels, counts: Labels) -> float:
-    """See `metrics.c_at_1`."""
-    texts = int(counts.sum())
-    right, unsure = int(counts[truth == calls].sum()), int(counts[calls == -1].sum())
-    return (right + unsure * right / texts) / texts
-
-
-def _f05u(truth: Labels, calls: Labels, counts: Labels) -> float:
-    """See `metrics.f05u`."""
-    hits, false = (int(counts[(calls == 1) & (truth == label)].sum()) for label in (1, 0))
-    missed = int(counts[(calls == -1) | ((calls == 0) & (truth == 1))].sum())
-    whole = 1.25 * hits + 0.25 * missed + false
-    return 1.25 * hits / whole if whole else 0.0
 
 
 def report(
@@ -172,7 +152,6 @@ def report(
     resampled = _resampled(truth, s, p, of_default, groups, rounds, seed)
     figures: Figures = {"n_human": truth.size - num_ai, "n_ai": num_ai, **resampled}
     figures |= _of_predictions(confusion(truth, (p >= 0.5).astype(np.int64)))
-    figures |= {"log_loss": log_loss(truth, p), "brier_complement": brier_complement(truth, p)}
     for target, made in calls.items():
         figures |= _of_target(key_of_target(target), truth, made)
     return figures | _of_default(of_default)
