@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from detect_ai import intervals, metrics
+from detect_ai.beside import baseline_figures, baseline_for, corpus_of, count_contaminated, read_again
 from detect_ai.breakdown import figures_of, groups_of
 from detect_ai.bundle import DetectorSpec
 from detect_ai.config import Config
 from detect_ai.dataset import SLICES, require_labels
 from detect_ai.errors import ConfigError, InputError
-from detect_ai.evaluation import baseline_figures, baseline_for, corpus_of, count_contaminated, data_name, read_again
+from detect_ai.evaluation import data_name
 from detect_ai.judging import judge
 from detect_ai.paired import delong, mcnemar, paired_bootstrap
 from detect_ai.registry import Registry, spec_of
