@@ -25,15 +25,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detect_ai import metrics, model
+from detect_ai.attacks import ATTACKS
 from detect_ai.backends.torch import autocast, log_odds, model_inputs, upload
 from detect_ai.batches import Batch, collate, plan_scoring, plan_steps
-from detect_ai.config import load_config
+from detect_ai.config import ModelConfig, load_config
 from detect_ai.conformal import conformal_threshold
+from detect_ai.corpus import balance
 from detect_ai.learner import lr_share
 from detect_ai.text import normalise
 from detect_ai.tokenizer import Tokenizer
@@ -59,7 +62,13 @@ class Recipe:
 
     essays: int = 4000  # documents
     mixed: int = 4000
-    balance: bool = True  # classes within domains, and the two corpora, weigh alike
+    balance: str = "domain"  # none | classes within each domain | and length | generators, too | weigh alike
+    attacked: float = 0.0  # share of the spans that are cut from a copy under an attack
+    attacks: tuple[str, ...] = tuple(ATTACKS)  # one of them for each document
+    hard: float = 0.0  # weight of a human span whose score is that of an AI text for sure, above the usual 1
+    trim: float = 0.0  # share of a batch, that with the highest losses, not learnt from: its labels may be wrong
+    model: str = "minilm"
+    path: str = ""  # folder of the model's weights; empty: where its configuration says
     spans: int = 32  # shortest random span in tokens; 0: whole windows
     window: int = 128  # tokens; three quarters of it are the stride
     judged_windows: tuple[int, ...] = (128,)
@@ -84,10 +93,13 @@ def main() -> None:
     """Train, judge, print."""
     options = arguments()
     device = torch.device("cuda" if options.gpu else "cpu")
-    tokenizer = model.load_tokenizer(load_config([]).model)
+    asked = list(recipes(options))
+    if len({(recipe.model, recipe.path) for recipe in asked}) > 1:
+        raise SystemExit("expected recipes with one model: texts are tokenised once")
+    tokenizer = model.load_tokenizer(model_config(asked[0]))
     texts = {name: read(options, name, tokenizer) for name in SETS}
     kept: dict[str, NDArray[np.float16]] = {}
-    for number, recipe in enumerate(recipes(options)):
+    for number, recipe in enumerate(asked):
         started = time.perf_counter()
         network = trained(recipe, texts, tokenizer, device)
         seconds = time.perf_counter() - started
@@ -110,7 +122,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--cache", help="folder where token ids are kept from run to run")
+    parser.add_argument("--cache", help="folder where token ids are kept from run to run, one for each model")
     parser.add_argument("--judged", type=int, default=10**6, help="texts of each set, at most")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--recipes", help="file with a JSON object in each line")
@@ -128,9 +140,7 @@ def recipes(options: argparse.Namespace) -> Iterator[Recipe]:
         changes[name] = value if kinds[name] is str else json.loads(value)
     for line in lines:
         told = json.loads(line) | changes
-        if "judged_windows" in told:
-            told["judged_windows"] = tuple(told["judged_windows"])
-        yield Recipe(**told)
+        yield Recipe(**{name: tuple(value) if kinds[name] is tuple else value for name, value in told.items()})
 
 
 def different(recipe: Recipe) -> dict[str, Any]:
@@ -147,8 +157,10 @@ def read(options: argparse.Namespace, name: str, tokenizer: Tokenizer) -> pd.Dat
     else:
         rows = pd.concat([pd.read_parquet(path) for path in sorted(Path(options.data).glob(SETS[name]))])
         rows["ids"] = [ids.astype(np.uint16) for ids in tokenizer.encode([normalise(t).text for t in rows["text"]])]
-        rows = rows.assign(topic=rows.get("topic", rows["domain"]))[["label", "domain", "topic", "generator", "ids"]]
+        kept = ["label", "domain", "topic", "generator", "ids", *(["text"] if name.endswith("_train") else [])]
+        rows = rows.assign(topic=rows.get("topic", rows["domain"]))[kept]
         if options.cache:
+            cached.parent.mkdir(parents=True, exist_ok=True)
             rows.to_parquet(cached, compression="zstd")
     rows["ids"] = [np.asarray(ids, np.int32) for ids in rows["ids"]]
     most = options.judged if name in SHOWN else len(rows)
@@ -160,14 +172,39 @@ def training_texts(recipe: Recipe, texts: dict[str, pd.DataFrame]) -> pd.DataFra
     parts = []
     for name, count in (("essays_train", recipe.essays), ("mixed_train", recipe.mixed)):
         rows = texts[name].sample(min(count, len(texts[name])), random_state=recipe.seed)
-        rows = rows.assign(weight=1.0, domain="essays" if name == "essays_train" else rows["domain"])
-        if recipe.balance:
-            domain, cell = (rows.groupby(keys)["label"].transform("size") for keys in (["domain"], ["domain", "label"]))
-            rows["weight"] = domain / (2 * cell)
-            rows["weight"] /= rows["weight"].sum()
+        rows = rows.assign(domain="essays" if name == "essays_train" else rows["domain"])
+        rows["weight"] = balanced(rows, recipe.balance)
         parts.append(rows)
     rows = pd.concat(parts, ignore_index=True)
     return rows.assign(weight=rows["weight"] / rows["weight"].mean(), topic=rows["topic"].astype("category").cat.codes)
+
+
+def balanced(rows: pd.DataFrame, how: str) -> Any:
+    """Weights of the documents of a corpus, whose sum is 1 unless nothing is balanced."""
+    if how == "none":
+        return 1.0
+    if how == "length":
+        cells = balance.cells(rows["domain"].astype("category").cat.codes.to_numpy(np.int64), rows["ids"].map(len))
+        weights = balance.weights(cells, rows["label"].to_numpy(np.int8))
+        return weights / weights.sum()
+    size = {keys: rows.groupby(list(keys))["label"].transform("size") for keys in (("domain",), ("domain", "label"))}
+    weights = size["domain",] / size["domain", "label"]
+    if how == "generator":  # no generator of a domain counts for more than four times its texts
+        own = rows.groupby(["domain", "label", "generator"])["label"].transform("size")
+        kinds = rows.groupby(["domain", "label"])["generator"].transform("nunique")
+        weights *= (size["domain", "label"] / (kinds * own)).clip(balance.LEAST, balance.MOST)
+    return weights / weights.sum()
+
+
+def under_attacks(rows: pd.DataFrame, recipe: Recipe, tokenizer: Tokenizer) -> list[NDArray[np.int32]]:
+    """Token ids of each document under one of the attacks."""
+
+    def attacked(number: int, text: str) -> str:
+        rng = np.random.default_rng([recipe.seed, number])
+        return normalise(ATTACKS[recipe.attacks[rng.integers(len(recipe.attacks))]](normalise(text).text, rng)).text
+
+    texts: list[str] = Parallel(n_jobs=-1)(delayed(attacked)(*numbered) for numbered in enumerate(rows["text"]))
+    return tokenizer.encode(texts)
 
 
 def trained(recipe: Recipe, texts: dict[str, pd.DataFrame], tokenizer: Tokenizer, device: torch.device) -> Any:
@@ -184,10 +221,16 @@ def trained(recipe: Recipe, texts: dict[str, pd.DataFrame], tokenizer: Tokenizer
 def built(recipe: Recipe) -> Any:
     """The encoder with a new head."""
     keys = [f"model.{name}={getattr(recipe, name)}" for name in ("window", "pooling", "dropout", "layers")]
-    config = load_config([*keys, f"model.stride={stride(recipe.window)}"])
-    network: Any = model.build(config.model, recipe.seed)
+    config = model_config(recipe, *keys, f"model.stride={stride(recipe.window)}")
+    network: Any = model.build(config, recipe.seed)
     model.freeze(network, recipe.frozen)
     return network
+
+
+def model_config(recipe: Recipe, *changes: str) -> ModelConfig:
+    """The configuration of the encoder of a recipe."""
+    place = [f"model.path={recipe.path}", "model.sha256=''"] if recipe.path else []
+    return load_config([f"model={recipe.model}", *place, *changes]).model
 
 
 def stride(window: int) -> int:
@@ -202,7 +245,8 @@ def train(
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     step = Step(network, recipe)
-    documents = texts["ids"].tolist()
+    originals = texts["ids"].tolist()
+    copies = under_attacks(texts, recipe, tokenizer) if recipe.attacked else originals
     labels, topics = texts["label"].to_numpy(np.int64), texts["topic"].to_numpy(np.int64)
     weights = texts["weight"].to_numpy(np.float32)
     total = recipe.epochs * math.ceil(len(texts) / recipe.batch)
@@ -210,6 +254,10 @@ def train(
     done = 0
     network.train()
     for _ in range(recipe.epochs):
+        changed = rng.random(len(texts)) < recipe.attacked
+        documents = [
+            copy if is_changed else own for copy, own, is_changed in zip(copies, originals, changed, strict=True)
+        ]
         if recipe.spans:
             rows = span_each(documents, content, recipe.spans, rng)
         else:
@@ -265,6 +313,7 @@ class Step:
         losses = torch.nn.functional.cross_entropy(
             logits, labels, reduction="none", label_smoothing=self.recipe.smoothing
         )
+        weights = self.weighed(weights, labels, logits.detach(), losses.detach())
         loss: torch.Tensor = (losses * weights).sum() / weights.sum()
         if self.recipe.pairs:
             margin = logits[:, 1] - logits[:, 0]
@@ -272,6 +321,16 @@ class Step:
             each = torch.nn.functional.softplus(margin[None, :] - margin[:, None])
             loss = loss + self.recipe.pairs * (each * paired).sum() / paired.sum().clamp(min=1)
         return loss
+
+    def weighed(
+        self, weights: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor, losses: torch.Tensor
+    ) -> torch.Tensor:
+        """The weights of the spans of a batch once their scores are known."""
+        if self.recipe.hard:
+            weights = weights * (1 + self.recipe.hard * (labels == 0) * logits.softmax(-1)[:, 1])
+        if self.recipe.trim:
+            weights = weights * (losses <= losses.quantile(1 - self.recipe.trim))
+        return weights
 
     def against(self, inputs: Any, told: list[torch.Tensor]) -> None:
         """Add the gradient at embeddings that are moved against the loss."""
