@@ -17,7 +17,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -98,18 +98,23 @@ def main() -> None:
         raise SystemExit("expected recipes with one model: texts are tokenised once")
     tokenizer = model.load_tokenizer(model_config(asked[0]))
     texts = {name: read(options, name, tokenizer) for name in SETS}
+    judged = list(JUDGED)
+    for attack in options.attack:
+        judged.append(f"essays_val/{attack}")
+        changed = under_attacks(texts["essays_val"]["text"], (attack,), tokenizer)
+        texts[judged[-1]] = texts["essays_val"].assign(ids=changed)
     kept: dict[str, NDArray[np.float16]] = {}
     for number, recipe in enumerate(asked):
         started = time.perf_counter()
         network = trained(recipe, texts, tokenizer, device)
         seconds = time.perf_counter() - started
         scores = {
-            window: {name: score(network, texts[name], tokenizer, window, device) for name in JUDGED}
+            window: {name: score(network, texts[name], tokenizer, window, device) for name in judged}
             for window in recipe.judged_windows
         }
         for window, found in scores.items():
             kept |= {f"{number}/{window}/{name}": values.astype(np.float16) for name, values in found.items()}
-            figures = judge({name: texts[name]["label"].to_numpy() for name in JUDGED}, found)
+            figures = judge({name: texts[name]["label"].to_numpy() for name in judged}, found)
             line = {"recipe": different(recipe), "judged": window, "seconds": round(seconds, 1), **figures}
             print(json.dumps(line), flush=True)
         if options.scores:
@@ -124,6 +129,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True)
     parser.add_argument("--cache", help="folder where token ids are kept from run to run, one for each model")
     parser.add_argument("--judged", type=int, default=10**6, help="texts of each set, at most")
+    parser.add_argument(
+        "--attack", action="append", default=[], choices=list(ATTACKS), help="judge essays_val under it"
+    )
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--recipes", help="file with a JSON object in each line")
     parser.add_argument("--scores", help="file (.npz) for the scores of all texts")
@@ -156,8 +164,8 @@ def read(options: argparse.Namespace, name: str, tokenizer: Tokenizer) -> pd.Dat
         rows = pd.read_parquet(cached)
     else:
         rows = pd.concat([pd.read_parquet(path) for path in sorted(Path(options.data).glob(SETS[name]))])
-        rows["ids"] = [ids.astype(np.uint16) for ids in tokenizer.encode([normalise(t).text for t in rows["text"]])]
-        kept = ["label", "domain", "topic", "generator", "ids", *(["text"] if name.endswith("_train") else [])]
+        rows["ids"] = [ids.astype(np.uint16) for ids in tokenizer.encode(in_parallel(plain, rows["text"]))]
+        kept = ["label", "domain", "topic", "generator", "ids", "text"]
         rows = rows.assign(topic=rows.get("topic", rows["domain"]))[kept]
         if options.cache:
             cached.parent.mkdir(parents=True, exist_ok=True)
@@ -196,15 +204,27 @@ def balanced(rows: pd.DataFrame, how: str) -> Any:
     return weights / weights.sum()
 
 
-def under_attacks(rows: pd.DataFrame, recipe: Recipe, tokenizer: Tokenizer) -> list[NDArray[np.int32]]:
-    """Token ids of each document under one of the attacks."""
+def under_attacks(
+    texts: Iterable[str], attacks: tuple[str, ...], tokenizer: Tokenizer, seed: int = 0
+) -> list[NDArray[np.int32]]:
+    """Token ids of each text under one of the attacks."""
 
-    def attacked(number: int, text: str) -> str:
-        rng = np.random.default_rng([recipe.seed, number])
-        return normalise(ATTACKS[recipe.attacks[rng.integers(len(recipe.attacks))]](normalise(text).text, rng)).text
+    def attacked(numbered: tuple[int, str]) -> str:
+        rng = np.random.default_rng([seed, numbered[0]])
+        return plain(ATTACKS[attacks[rng.integers(len(attacks))]](plain(numbered[1]), rng))
 
-    texts: list[str] = Parallel(n_jobs=-1)(delayed(attacked)(*numbered) for numbered in enumerate(rows["text"]))
-    return tokenizer.encode(texts)
+    return tokenizer.encode(in_parallel(attacked, enumerate(texts)))
+
+
+def plain(text: str) -> str:
+    """As the detector reads it."""
+    return normalise(text).text
+
+
+def in_parallel(change: Callable[[Any], str], texts: Iterable[Any]) -> list[str]:
+    """Changed texts, by all processors."""
+    changed: list[str] = Parallel(n_jobs=-1)(delayed(change)(text) for text in texts)
+    return changed
 
 
 def trained(recipe: Recipe, texts: dict[str, pd.DataFrame], tokenizer: Tokenizer, device: torch.device) -> Any:
@@ -246,7 +266,9 @@ def train(
     torch.manual_seed(seed)
     step = Step(network, recipe)
     originals = texts["ids"].tolist()
-    copies = under_attacks(texts, recipe, tokenizer) if recipe.attacked else originals
+    copies = originals
+    if recipe.attacked:
+        copies = under_attacks(texts["text"], recipe.attacks, tokenizer, recipe.seed)
     labels, topics = texts["label"].to_numpy(np.int64), texts["topic"].to_numpy(np.int64)
     weights = texts["weight"].to_numpy(np.float32)
     total = recipe.epochs * math.ceil(len(texts) / recipe.batch)
@@ -375,10 +397,18 @@ def score(
 
 
 def judge(labels: dict[str, Any], scores: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
-    """Figures by set. `fpr` and `tpr` are at a threshold for 1% of the human texts of mixed_val, the harder ones."""
-    threshold = conformal_threshold(scores["mixed_val"][labels["mixed_val"] == 0], 0.01)
+    """Figures by set. `fpr` and `tpr` are at a threshold for 1% of the human texts of mixed_val, the harder ones.
+
+    Of essays under an attack, at one for 1% of the human essays of essays_val.
+    """
+    thresholds = {
+        name: conformal_threshold(scores[name][labels[name] == 0], 0.01) for name in ("mixed_val", "essays_val")
+    }
     figures: dict[str, Any] = {}
-    for name in SHOWN:
+    for name in scores:
+        if name == "mixed_val":
+            continue
+        threshold = thresholds["essays_val" if "/" in name else "mixed_val"]
         human, ai = (scores[name][labels[name] == label] for label in (0, 1))
         figures[name] = {"fpr": round(float((human >= threshold).mean()), 4)}
         if len(ai):
