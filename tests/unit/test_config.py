@@ -105,7 +105,8 @@ def test_what_is_no_override_is_refused_with_the_form_expected(override):
 
 
 @pytest.mark.parametrize(
-    ("group", "options"), [("train", "default, gpu"), ("model", "distilbert, minilm"), ("experiment", "essays")]
+    ("group", "options"),
+    [("train", "default, gpu"), ("model", "distilbert, minilm, mpnet"), ("experiment", "essays, essays_large")],
 )
 def test_an_unknown_option_of_a_group_is_refused_with_the_options_that_there_are(group, options):
     assert refusal("run=train", f"{group}=none") == f"config: {group}=none: expected one of {options}"

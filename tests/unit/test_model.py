@@ -15,6 +15,8 @@ from transformers import (
     DistilBertModel,
     ModernBertConfig,
     ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
@@ -61,6 +63,17 @@ def roberta(tmp_path_factory):
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, type_vocab_size=1, **SIZES
     )
     RobertaModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mpnet(tmp_path_factory, roberta):
+    """One that biases attention by distance."""
+    folder = tmp_path_factory.mktemp("mpnet")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(roberta / name, folder)
+    torch.manual_seed(1)
+    MPNetModel(MPNetConfig(**NARROW, num_hidden_layers=2)).save_pretrained(folder)
     return folder
 
 
@@ -142,7 +155,7 @@ def test_dropout_is_what_the_configuration_says(request, kind, dropout, attentio
     assert [getattr(built.config, name) for name in wanted] == [attention]
 
 
-@pytest.mark.parametrize("kind", ["encoder", "distilbert", "roberta"])
+@pytest.mark.parametrize("kind", ["encoder", "distilbert", "roberta", "mpnet"])
 def test_a_local_directory_in_the_hubs_format_works_by_configuration(request, kind, tmp_path):
     config = config_of(request.getfixturevalue(kind))
     tokenizer = model.load_tokenizer(config)
@@ -160,7 +173,7 @@ def test_a_local_directory_in_the_hubs_format_works_by_configuration(request, ki
     assert np.array_equal(again, scores)
 
 
-@pytest.mark.parametrize("kind", ["encoder", "distilbert", "roberta"])
+@pytest.mark.parametrize("kind", ["encoder", "distilbert", "roberta", "mpnet"])
 def test_a_mean_pooled_model_reads_all_tokens_but_padding(request, kind, tmp_path):
     network = model.build(config_of(request.getfixturevalue(kind), pooling="mean"), seed=0).eval()
     ids, mask = torch.randint(5, 40, (2, 12)), torch.ones(2, 12, dtype=torch.int64)
