@@ -34,8 +34,8 @@ from detect_ai import metrics, model
 from detect_ai.attacks import ATTACKS
 from detect_ai.backends.torch import autocast, log_odds, model_inputs, upload
 from detect_ai.batches import Batch, collate, plan_scoring, plan_steps
-from detect_ai.config import ModelConfig, load_config
 from detect_ai.conformal import conformal_threshold
+from detect_ai.core.config import ModelConfig, load_config
 from detect_ai.corpus import balance
 from detect_ai.learner import lr_share
 from detect_ai.text import normalise

@@ -17,9 +17,9 @@ from material import texts
 from detect_ai import bundle, model
 from detect_ai.batches import collate, plan_scoring
 from detect_ai.calibration import calibrate
-from detect_ai.config import load_config
+from detect_ai.core.config import load_config
+from detect_ai.core.storage import Storage
 from detect_ai.registry import Registry
-from detect_ai.storage import Storage
 from detect_ai.text import NORMALISER_VERSION, normalise
 
 WINDOW, STRIDE = 512, 384  # what the peers read of a text, too; more they would leave out

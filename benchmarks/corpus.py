@@ -31,10 +31,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from detect_ai.config import Config, SourceConfig, load_config
+from detect_ai.core.config import Config, SourceConfig, load_config
+from detect_ai.core.local_cluster import LocalCluster
 from detect_ai.corpus.read import pieces, read_piece
 from detect_ai.corpus.shards import Plan, write_shards
-from detect_ai.local_cluster import LocalCluster
 from detect_ai.model import load_tokenizer
 from detect_ai.text import normalise, sentences
 
@@ -99,7 +99,7 @@ def tokenise_times(folder: Path, pool: list[str], rows: int) -> tuple[list[float
     """Seconds of our stage and of `datasets.map`, in turn."""
     import ray
 
-    from detect_ai.cluster import connect
+    from detect_ai.core.ray_runtime import connect
 
     config = load_config()
     files = write_scratch(folder, pool, rows)

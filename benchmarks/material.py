@@ -64,7 +64,7 @@ def texts(path: str | None, count: int) -> Any:
     if path:
         rows = pd.read_parquet(path, columns=["text", "label"])
     else:
-        from detect_ai.config import SourceConfig
+        from detect_ai.core.config import SourceConfig
         from detect_ai.corpus.read import pieces, read_piece
 
         source = SourceConfig(kind="sample", name="sample")
@@ -80,7 +80,7 @@ def random_distilbert(folder: Path) -> Path:
     from transformers import DistilBertConfig, DistilBertModel
 
     from detect_ai import model
-    from detect_ai.config import ModelConfig
+    from detect_ai.core.config import ModelConfig
 
     torch.manual_seed(0)
     DistilBertModel(DistilBertConfig()).save_pretrained(folder)
@@ -92,16 +92,16 @@ def random_distilbert(folder: Path) -> Path:
 
 def settings(job: dict[str, Any], *more: str) -> Any:
     """The configuration of a run."""
-    from detect_ai.config import load_config
+    from detect_ai.core.config import load_config
 
     return load_config([*job["overrides"], *more])
 
 
 def corpus_of(config: Any) -> Any:
     """The prepared corpus."""
+    from detect_ai.core.job import read_result
+    from detect_ai.core.storage import Storage
     from detect_ai.corpus.manifest import Corpus
-    from detect_ai.stage import read_result
-    from detect_ai.storage import Storage
 
     storage = Storage(config.storage.root)
     config.storage.root = storage.root

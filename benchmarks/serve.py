@@ -187,7 +187,7 @@ class Bench:
     @contextlib.contextmanager
     def served(self, arm: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         """The server of an arm, ready to answer: its URL and process."""
-        from detect_ai.cluster import free_port
+        from detect_ai.core.ray_runtime import free_port
 
         port = free_port()
         with tempfile.TemporaryFile() as log:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from detect_ai import metrics
 from detect_ai.calibration import Calibration, Reference, calibrate
 from detect_ai.categories import Spans, with_categories
+from detect_ai.core.errors import CalibrationError
 from detect_ai.corpus.baseline import HASHED_FEATURES
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.errors import CalibrationError
 from detect_ai.text import normalise
 
 logger = logging.getLogger(__name__)

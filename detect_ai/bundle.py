@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from detect_ai.backends import BACKENDS, DEFAULT
 from detect_ai.calibration import Calibration
-from detect_ai.errors import BundleError
+from detect_ai.core.errors import BundleError
 
 if TYPE_CHECKING:
     from detect_ai.registers import Registers

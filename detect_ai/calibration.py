@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from detect_ai import scaling
 from detect_ai.conformal import Threshold, p_value, threshold_of
-from detect_ai.errors import CalibrationError
+from detect_ai.core.errors import CalibrationError
 from detect_ai.metrics import Floats
 
 

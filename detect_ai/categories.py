@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from detect_ai import scaling
 from detect_ai.calibration import Calibration, Category
 from detect_ai.conformal import texts_needed, threshold_of
-from detect_ai.errors import CalibrationError
+from detect_ai.core.errors import CalibrationError
 from detect_ai.metrics import Floats, Labels
 
 MIN_SCALED = 30  # texts of each class, for a category to have a scaling of its own

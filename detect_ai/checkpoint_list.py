@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from detect_ai.errors import InputError
-from detect_ai.storage import Storage
+from detect_ai.core.errors import InputError
+from detect_ai.core.storage import Storage
 
 if TYPE_CHECKING:
     from ray.train import UserCallback

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detect_ai import __version__, wording
-from detect_ai.errors import DetectAIError, InputError
+from detect_ai.core.errors import DetectAIError, InputError
 from detect_ai.schemas import Label, ModelInfo, Verdict
 
 if TYPE_CHECKING:

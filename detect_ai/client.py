@@ -18,7 +18,7 @@ from typing import Self, TypeVar, overload
 
 import httpx
 
-from detect_ai.errors import InputError
+from detect_ai.core.errors import InputError
 from detect_ai.exchange import (
     Answer,
     AnswerError,

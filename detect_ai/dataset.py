@@ -13,13 +13,13 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from detect_ai.config import ScoreConfig, SourceConfig
+from detect_ai.core.config import ScoreConfig, SourceConfig
+from detect_ai.core.errors import CorpusError
+from detect_ai.core.storage import open_uri
 from detect_ai.corpus import formats
 from detect_ai.corpus.formats import Row, UnreadableError
 from detect_ai.corpus.read import Piece, pieces, readable, suffixes
 from detect_ai.corpus.standardise import spelling
-from detect_ai.errors import CorpusError
-from detect_ai.storage import open_uri
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq

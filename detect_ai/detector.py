@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from detect_ai import backends, bundle
 from detect_ai.batches import Batch, collate, lane_tokens, plan_scoring
 from detect_ai.calibration import Category
-from detect_ai.errors import BundleError, InputError
+from detect_ai.core.errors import BundleError, InputError
 from detect_ai.language import other_language
 from detect_ai.prose import not_prose
 from detect_ai.schemas import Label, Reason, Span, Verdict
@@ -23,7 +23,7 @@ from detect_ai.windows import cut, document_scores
 
 if TYPE_CHECKING:
     from detect_ai.bundle import DetectorSpec
-    from detect_ai.config import ModelConfig
+    from detect_ai.core.config import ModelConfig
     from detect_ai.registers import Registers
     from detect_ai.tokenizer import Ids, Tokenizer
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from detect_ai.errors import DetectAIError, InputError
+from detect_ai.core.errors import DetectAIError, InputError
 from detect_ai.schemas import Problem
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -21,10 +21,12 @@ import numpy as np
 from detect_ai import backends, bundle, metrics
 from detect_ai.bundle import DetectorSpec
 from detect_ai.calibrating import calibration_of
-from detect_ai.config import CalibrationConfig, Config
+from detect_ai.core.config import CalibrationConfig, Config
+from detect_ai.core.errors import ConfigError
+from detect_ai.core.job import attempt, prepared_corpus
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector import Detector
-from detect_ai.errors import ConfigError
 from detect_ai.evaluation import evaluate
 from detect_ai.promotion import Likeness, unlike
 from detect_ai.publishing import add_version
@@ -32,8 +34,6 @@ from detect_ai.registers import FILE as REGISTERS_FILE
 from detect_ai.registry import Registry, spec_of
 from detect_ai.reports.export import machine, table
 from detect_ai.scoring import Scored, score_split
-from detect_ai.stage import attempt, prepared_corpus
-from detect_ai.storage import Storage
 from detect_ai.timing import alternate, ratio
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from detect_ai.config import SPLITS, Config
+from detect_ai.core.config import SPLITS, Config
+from detect_ai.core.job import prepared_corpus
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.audit import Audit, audit
 from detect_ai.corpus.findings import Finding, all_findings
 from detect_ai.corpus.manifest import QUARANTINE, Corpus
-from detect_ai.stage import prepared_corpus
-from detect_ai.storage import Storage
 
 logger = logging.getLogger(__name__)
 

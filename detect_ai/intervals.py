@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincinv
 
-from detect_ai.errors import InputError
+from detect_ai.core.errors import InputError
 
 Counts = NDArray[np.int64]
 

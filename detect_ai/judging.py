@@ -15,17 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from detect_ai import cluster
-from detect_ai.config import Config, ScoreConfig
+from detect_ai.core import ray_runtime
+from detect_ai.core.config import Config, ScoreConfig
+from detect_ai.core.errors import ConfigError, CorpusError, InputError
+from detect_ai.core.job import attempt
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.scan import plainly
 from detect_ai.corpus.shards import parquet
 from detect_ai.dataset import SLICES, Part, Text, parts, read
 from detect_ai.detector import Detector
-from detect_ai.errors import ConfigError, CorpusError, InputError
 from detect_ai.registry import Registry, spec_of
 from detect_ai.scoring import device_of
-from detect_ai.stage import attempt
-from detect_ai.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -218,10 +218,12 @@ def judge(data: str, where: tuple[Storage, str], config: ScoreConfig, out: tuple
     place = Destination(*out, config.format)
     place.begin()
     with place.storage.whole(place.key):
-        cluster.connect()
+        ray_runtime.connect()
         gpus = config.workers if config.use_gpu else 0
         needed = config.workers * config.cpus_per_worker
-        cluster.require_resources(f"scoring ({config.workers} workers x {config.cpus_per_worker:g} CPUs)", needed, gpus)
+        ray_runtime.require_resources(
+            f"scoring ({config.workers} workers x {config.cpus_per_worker:g} CPUs)", needed, gpus
+        )
         started = time.perf_counter()
         judged, skipped = _counted(work, where, config, place)
         if not judged:

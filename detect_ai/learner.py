@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from detect_ai import flops, metrics, model
 from detect_ai.backends.torch import autocast, log_odds, model_inputs, upload
 from detect_ai.compiling import compiled
-from detect_ai.config import TrainConfig
-from detect_ai.errors import ResourceError, TrainingError
+from detect_ai.core.config import TrainConfig
+from detect_ai.core.errors import ResourceError, TrainingError
 from detect_ai.streaming import Microbatch
 from detect_ai.windows import document_scores
 

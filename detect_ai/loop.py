@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from detect_ai import checkpoints, model, runlog
-from detect_ai.config import Config, TrainConfig
-from detect_ai.errors import TrainingError
+from detect_ai.core.config import Config, TrainConfig
+from detect_ai.core.errors import TrainingError
+from detect_ai.core.storage import Storage
 from detect_ai.learner import Learner
 from detect_ai.observing import Observer
-from detect_ai.storage import Storage
 from detect_ai.streaming import Microbatch, microbatch
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from detect_ai.errors import InputError
+from detect_ai.core.errors import InputError
 from detect_ai.intervals import rate_interval as rate_interval
 
 Labels = NDArray[np.int64]

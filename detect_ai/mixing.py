@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai.errors import InputError
+from detect_ai.core.errors import InputError
 from detect_ai.text import sentences
 
 Span = tuple[int, int]

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detect_ai.config import ModelConfig
-from detect_ai.errors import BundleError, ConfigError
+from detect_ai.core.config import ModelConfig
+from detect_ai.core.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
     import torch

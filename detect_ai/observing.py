@@ -11,14 +11,14 @@ from typing import Any, Self
 
 import torch
 
-from detect_ai.config import Config
+from detect_ai.core.config import Config
+from detect_ai.core.storage import Storage
+from detect_ai.core.tracking import Tracker, open_run
 from detect_ai.learner import Learner
 from detect_ai.profiling import Profiler
 from detect_ai.progress import Progress
 from detect_ai.runlog import RunLog
-from detect_ai.storage import Storage
 from detect_ai.streaming import Microbatch
-from detect_ai.tracking import Tracker, open_run
 
 
 class Observer:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, ndtr, ndtri
 
-from detect_ai.errors import InputError
+from detect_ai.core.errors import InputError
 from detect_ai.intervals import Counts, bootstrap, check_confidence
 from detect_ai.metrics import Floats, check_binary
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import httpx
 
 from detect_ai import __version__
-from detect_ai.errors import InputError
+from detect_ai.core.errors import InputError
 from detect_ai.exchange import AnswerError, Plan, Retry, Send, Sleep, TooLargeError, exchange, failure, read_answer
 from detect_ai.parts import split
 from detect_ai.schemas import DetectResponse, FilesResponse, FileVerdict, ModelInfo, Problem, StreamLine, Verdict

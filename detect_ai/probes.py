@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from detect_ai import metrics, summary
 from detect_ai.attacks import ATTACKS, Attack
-from detect_ai.config import Config, ScoreConfig
+from detect_ai.core.config import Config, ScoreConfig
+from detect_ai.core.errors import InputError
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.shards import parquet
 from detect_ai.corpus.split import shuffle_key
 from detect_ai.dataset import texts_at
-from detect_ai.errors import InputError
 from detect_ai.judging import judge
 from detect_ai.mixing import Mixed, mix, sentence_labels
 from detect_ai.paired import mcnemar
-from detect_ai.storage import Storage
 from detect_ai.text import normalise
 from detect_ai.verdicts import CALLS, Verdicts
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from detect_ai.storage import Storage
+from detect_ai.core.storage import Storage
 
 WAIT, WARM, ACTIVE = 5, 2, 5  # steps
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from detect_ai.errors import ConfigError
+from detect_ai.core.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from detect_ai import bundle
-from detect_ai.config import Config
-from detect_ai.errors import ConfigError, GateError, RegistryError
+from detect_ai.core.config import Config
+from detect_ai.core.errors import ConfigError, GateError, RegistryError
+from detect_ai.core.job import read_result
+from detect_ai.core.storage import Storage
+from detect_ai.core.tracking import open_run
 from detect_ai.promotion import Gate, decide
 from detect_ai.registry import Registry
 from detect_ai.reports.card import model_card
-from detect_ai.stage import read_result
-from detect_ai.storage import Storage
-from detect_ai.tracking import open_run
 
 METRICS_FILE = "metrics.json"
 _OTHER = "evaluate-"  # how results of other data begin

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai.errors import BundleError
+from detect_ai.core.errors import BundleError
 
 Ids = NDArray[np.int32]
 Floats = NDArray[np.float64]

@@ -10,8 +10,8 @@ from typing import Any
 
 from detect_ai import bundle
 from detect_ai.bundle import DetectorSpec
-from detect_ai.errors import RegistryError
-from detect_ai.storage import Storage
+from detect_ai.core.errors import RegistryError
+from detect_ai.core.storage import Storage
 
 _VERSIONS = "registry/versions"
 _CHAMPION = "registry/champion.json"

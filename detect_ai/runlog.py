@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from detect_ai.storage import Storage
+from detect_ai.core.storage import Storage
 
 NAME = "metrics.jsonl"
 UNKNOWN = -1.0  # AUROC of a checkpoint that was not evaluated: Ray Train wants a number to rank by

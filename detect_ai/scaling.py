@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from detect_ai.errors import CalibrationError
+from detect_ai.core.errors import CalibrationError
 from detect_ai.metrics import Floats, Labels, check_binary
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from detect_ai import cluster
-from detect_ai.config import ModelConfig, ScoreConfig
+from detect_ai.core import ray_runtime
+from detect_ai.core.config import ModelConfig, ScoreConfig
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.split import shuffle_key
 from detect_ai.detector import Scorer
 from detect_ai.registers import Registers
-from detect_ai.storage import Storage
 from detect_ai.windows import spans
 
 
@@ -119,11 +119,13 @@ def score_split(
     """
     import ray
 
-    cluster.connect()
+    ray_runtime.connect()
     gpus = config.workers if config.use_gpu else 0
     # One CPU beside the actors: the read tasks need it.
     needed = config.workers * config.cpus_per_worker + 1
-    cluster.require_resources(f"scoring ({config.workers} workers x {config.cpus_per_worker:g} CPUs + 1)", needed, gpus)
+    ray_runtime.require_resources(
+        f"scoring ({config.workers} workers x {config.cpus_per_worker:g} CPUs + 1)", needed, gpus
+    )
     storage = corpus.storage
     paths = [storage.path(corpus.shard_key(shard)) for shard in corpus.shards(split)]
     columns = ["id", "label", "input_ids"]

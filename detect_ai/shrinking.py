@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from detect_ai.errors import InputError
+from detect_ai.core.errors import InputError
 from detect_ai.first_token import encoder_layers
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from detect_ai.config import Config, ModelConfig, SweepConfig, TrainConfig
-from detect_ai.errors import ConfigError
+from detect_ai.core.config import Config, ModelConfig, SweepConfig, TrainConfig
+from detect_ai.core.errors import ConfigError
 
 _TRAIN = ("lr", "batch_size", "warmup", "decay", "weight_decay", "max_grad_norm", "label_smoothing", "frozen")
 _AUGMENTATION = ("shortest_span", "attack_weight", "adversarial")

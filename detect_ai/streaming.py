@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from detect_ai import batches, windows
-from detect_ai.config import ModelConfig
+from detect_ai.core.config import ModelConfig
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.storage import Storage
 from detect_ai.tokenizer import Ids, Tokenizer
 
 if TYPE_CHECKING:

@@ -14,13 +14,14 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from detect_ai import attempts, cluster, space, training, trials
-from detect_ai.config import Config
+from detect_ai import space, training, trials
+from detect_ai.core import ray_runtime, resume
+from detect_ai.core.config import Config
+from detect_ai.core.errors import ConfigError, TrainingError
+from detect_ai.core.job import prepared_corpus
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.errors import ConfigError, TrainingError
 from detect_ai.reports.sweep import write_reports
-from detect_ai.stage import prepared_corpus
-from detect_ai.storage import Storage
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid, Tuner
@@ -46,13 +47,13 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
         raise ConfigError("config: sweep.space is empty: name what to try, such as sweep=grid or sweep=random")
     if config.sweep.search == "optuna" and find_spec("optuna") is None:
         raise ConfigError("config: sweep.search=optuna: expected Optuna: pip install 'detect-ai[sweep]'")
-    cluster.connect()
+    ray_runtime.connect()
     corpus = prepared_corpus(config, storage)
     training.checked_tokenizer(config, corpus)
     training.require_training_resources(config, "a trial of the sweep", training.DATA_CPUS + TRIAL_CPUS)
     searched = {name: value for name, value in asdict(config.sweep).items() if name != "max_concurrent"}
-    digest = attempts.digest(config, corpus.manifest.fingerprint, searched)
-    with attempts.attempted(storage, config.run, "sweep", digest) as (name, goes_on):
+    digest = resume.digest(config, corpus.manifest.fingerprint, searched)
+    with resume.attempted(storage, config.run, "sweep", digest) as (name, goes_on):
         if goes_on:
             logger.info("sweep: %s was cut off and goes on; its finished trials stay", name)
         free = _free_cpus()
@@ -141,7 +142,7 @@ def concurrency(config: Config) -> int:
     fits = int(free.get("CPU", 0) // each)
     if train.use_gpu:
         fits = min(fits, int(free.get("GPU", 0) // train.worker_range[0]))
-    if cluster.can_grow() and config.sweep.max_concurrent:
+    if ray_runtime.can_grow() and config.sweep.max_concurrent:
         return config.sweep.max_concurrent
     limit = config.sweep.max_concurrent or math.inf
     return int(min(max(1, fits), limit))

@@ -19,7 +19,7 @@ from string import ascii_letters
 import numpy as np
 import numpy.typing as npt
 
-from detect_ai.errors import InputError
+from detect_ai.core.errors import InputError
 
 NORMALISER_VERSION: int = 1
 

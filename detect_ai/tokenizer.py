@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 
-from detect_ai.errors import BundleError, ConfigError
+from detect_ai.core.errors import BundleError, ConfigError
 
 Ids = NDArray[np.int32]
 MAX_WORDS = 100_000  # remembered, some 30 MB

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detect_ai import attempts, batches, checkpoint_list, cluster, model, rules, runlog, space
-from detect_ai.config import Config
+from detect_ai import batches, checkpoint_list, model, runlog, space
+from detect_ai.core import ray_runtime, resume, rules
+from detect_ai.core.config import Config
+from detect_ai.core.errors import CorpusError, TrainingError
+from detect_ai.core.job import prepared_corpus, read_result
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.errors import CorpusError, TrainingError
 from detect_ai.runlog import UNKNOWN
-from detect_ai.stage import prepared_corpus, read_result
-from detect_ai.storage import Storage
 from detect_ai.streaming import Frame, TrainingPlan
 from detect_ai.tokenizer import Tokenizer
 
@@ -128,12 +129,12 @@ def train(config: Config, storage: Storage) -> dict[str, Any]:
     if values:
         config = space.apply(config, values)
         rules.check(config)  # what a sweep found best need not go with the rest
-    cluster.connect()
+    ray_runtime.connect()
     corpus = prepared_corpus(config, storage)
     checked_tokenizer(config, corpus)
     require_training_resources(config, "a training")  # before anything of the attempt is written
-    digest = attempts.digest(config, corpus.manifest.fingerprint)
-    with attempts.attempted(storage, config.run, "train", digest) as (name, goes_on):
+    digest = resume.digest(config, corpus.manifest.fingerprint)
+    with resume.attempted(storage, config.run, "train", digest) as (name, goes_on):
         if goes_on:
             logger.info("train: %s was cut off and goes on from its last checkpoint", name)
         result = run_training(config, corpus, name)
@@ -151,7 +152,7 @@ def train(config: Config, storage: Storage) -> dict[str, Any]:
 def worker_range(config: Config) -> tuple[int, int]:
     """The fewest and the most workers of a training, of a range no more than leave Ray Data its CPUs."""
     fewest, most = config.train.worker_range
-    if fewest == most or cluster.can_grow():
+    if fewest == most or ray_runtime.can_grow():
         return fewest, most
     import ray
 
@@ -191,7 +192,7 @@ def require_training_resources(config: Config, what: str, others: float = DATA_C
     workers, each = config.train.worker_range[0], config.train.cpus_per_worker
     gpus = workers if config.train.use_gpu else 0
     needs = f"{what} ({workers} workers x {each:g} CPUs + {others:g} beside them)"
-    cluster.require_resources(needs, workers * each + others, gpus)
+    ray_runtime.require_resources(needs, workers * each + others, gpus)
 
 
 def _worker_resources(config: Config) -> dict[str, float]:

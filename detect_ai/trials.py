@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from detect_ai import checkpoint_list, rules, runlog, space, training
-from detect_ai.errors import InputError, TrainingError, ours
+from detect_ai import checkpoint_list, runlog, space, training
+from detect_ai.core import rules
+from detect_ai.core.errors import InputError, TrainingError, ours
+from detect_ai.core.storage import Storage
 from detect_ai.runlog import UNKNOWN
-from detect_ai.storage import Storage
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid

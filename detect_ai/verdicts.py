@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from detect_ai.core.storage import Storage
 from detect_ai.dataset import SLICES
-from detect_ai.storage import Storage
 
 CALLS = {"human": 0, "ai": 1, "uncertain": -1}
 _COLUMNS = (

@@ -14,7 +14,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from detect_ai.errors import InputError
+from detect_ai.core.errors import InputError
 
 Choices = dict[str, tuple[str, ...]]
 

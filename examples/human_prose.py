@@ -33,7 +33,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from detect_ai.errors import CorpusError, DetectAIError, ResourceError
+from detect_ai.core.errors import CorpusError, DetectAIError, ResourceError
 from detect_ai.text import sentences
 
 COLUMNS = ("id", "text", "label", "source", "domain", "group", "split", "generator")

@@ -3,7 +3,7 @@
 import sys
 
 from detect_ai.calibrating import calibrate_checkpoint
-from detect_ai.stage import run_job
+from detect_ai.core.job import run_job
 
 if __name__ == "__main__":
     sys.exit(run_job("calibrate", calibrate_checkpoint))

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from detect_ai.stage import run_job
+from detect_ai.core.job import run_job
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # serve_app lives in the checkout, beside jobs/

@@ -2,8 +2,8 @@
 
 import sys
 
+from detect_ai.core.job import run_job
 from detect_ai.evaluation import evaluate, result_name
-from detect_ai.stage import run_job
 
 if __name__ == "__main__":
     sys.exit(run_job("evaluate", evaluate, result_name=result_name))

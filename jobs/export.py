@@ -2,8 +2,8 @@
 
 import sys
 
+from detect_ai.core.job import run_job
 from detect_ai.exporting import export
-from detect_ai.stage import run_job
 
 if __name__ == "__main__":
     sys.exit(run_job("export", export))

@@ -13,7 +13,7 @@ if __name__ == "inspect":
     import inspect  # noqa: F401 - the import system returns what now stands in sys.modules
 
 if __name__ == "__main__":
+    from detect_ai.core.job import run_job
     from detect_ai.inspecting import inspect as inspect_corpus
-    from detect_ai.stage import run_job
 
     sys.exit(run_job("inspect", inspect_corpus))

@@ -4,15 +4,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from detect_ai.attempts import in_turn
 from detect_ai.calibrating import calibrate_checkpoint, require_enough_texts
-from detect_ai.cluster import connect
-from detect_ai.config import Config
+from detect_ai.core.config import Config
+from detect_ai.core.job import prepared_corpus, run_job, run_stage
+from detect_ai.core.ray_runtime import connect
+from detect_ai.core.resume import in_turn
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.prepare import prepare
 from detect_ai.evaluation import evaluate
 from detect_ai.publishing import publish
-from detect_ai.stage import prepared_corpus, run_job, run_stage
-from detect_ai.storage import Storage
 from detect_ai.sweep import sweep
 from detect_ai.training import train
 

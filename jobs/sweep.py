@@ -2,7 +2,7 @@
 
 import sys
 
-from detect_ai.stage import run_job
+from detect_ai.core.job import run_job
 from detect_ai.sweep import sweep
 
 if __name__ == "__main__":

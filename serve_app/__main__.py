@@ -10,9 +10,9 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from detect_ai.config import Config, load_config
-from detect_ai.errors import DetectAIError, InputError
-from detect_ai.storage import Storage
+from detect_ai.core.config import Config, load_config
+from detect_ai.core.errors import DetectAIError, InputError
+from detect_ai.core.storage import Storage
 from serve_app.deploy import deploy, stop
 
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from starlette.datastructures import Headers
 
-from detect_ai.errors import ConfigError
+from detect_ai.core.errors import ConfigError
 from serve_app.keys import ApiKey, KeyRing, Scope
 from serve_app.problems import ProblemError
 from serve_app.quota import Limiter, TooManyError

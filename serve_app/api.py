@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from detect_ai import __version__
-from detect_ai.config import LOOPBACK
+from detect_ai.core.config import LOOPBACK
 from detect_ai.schemas import DetectResponse, FilesResponse, LabelScore, ModelInfo
 from serve_app import openapi, stream
 from serve_app.access import ANYBODY, Gate

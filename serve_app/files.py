@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from detect_ai.config import ServeConfig
+from detect_ai.core.config import ServeConfig
 from serve_app.batching import QueueFullError
 from serve_app.extract import MAX_ENTRIES, Limits
 from serve_app.problems import ProblemError

@@ -26,9 +26,9 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from detect_ai.config import ServeConfig
-from detect_ai.errors import ConfigError, DetectAIError
-from detect_ai.storage import Storage
+from detect_ai.core.config import ServeConfig
+from detect_ai.core.errors import ConfigError, DetectAIError
+from detect_ai.core.storage import Storage
 
 ENVIRONMENT = "DETECT_AI_API_KEYS"
 _TOKEN = re.compile(r"dai_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from detect_ai.config import ServeConfig
+from detect_ai.core.config import ServeConfig
 from detect_ai.schemas import StreamLine, StreamOptions, StreamText, Verdict
 from serve_app.backlog import Backlog, Line
 from serve_app.batching import ClosedError, Ids, QueueFullError, Scores

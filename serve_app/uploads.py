@@ -13,7 +13,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from detect_ai.config import ServeConfig
+from detect_ai.core.config import ServeConfig
 from detect_ai.schemas import FileOptions, FilesResponse, FileVerdict, Verdict
 from detect_ai.text import Normalised, normalise
 from serve_app.files import SLACK, Upload

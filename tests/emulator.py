@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from detect_ai.cluster import free_port
+from detect_ai.core.ray_runtime import free_port
 
 
 @contextmanager

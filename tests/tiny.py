@@ -12,7 +12,7 @@ import numpy as np
 from detect_ai import bundle, model
 from detect_ai.bundle import DetectorSpec
 from detect_ai.calibration import calibrate
-from detect_ai.config import Config, ModelConfig, SourceConfig
+from detect_ai.core.config import Config, ModelConfig, SourceConfig
 from detect_ai.detector import Detector
 from detect_ai.text import NORMALISER_VERSION
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from detect_ai import model
 from detect_ai.backends.torch import TorchBackend
-from detect_ai.errors import BundleError
+from detect_ai.core.errors import BundleError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

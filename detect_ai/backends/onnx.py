@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from detect_ai.batches import Batch, attention_mask
-from detect_ai.errors import BundleError
+from detect_ai.core.errors import BundleError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

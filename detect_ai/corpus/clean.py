@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from detect_ai.config import CorpusConfig
+from detect_ai.core.config import CorpusConfig
 from detect_ai.corpus import boilerplate
 from detect_ai.corpus.near import NUM_PERM, signatures
 from detect_ai.language import code as _code

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from detect_ai.errors import CorpusError
+from detect_ai.core.errors import CorpusError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from detect_ai.config import SourceConfig
-from detect_ai.errors import CorpusError
+from detect_ai.core.config import SourceConfig
+from detect_ai.core.errors import CorpusError
 
 _PART_BYTES = 32 << 20
 _TABLE_ROWS = 256

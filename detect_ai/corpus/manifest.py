@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from detect_ai.errors import CorpusError
-from detect_ai.storage import Storage
+from detect_ai.core.errors import CorpusError
+from detect_ai.core.storage import Storage
 
 FORMAT = 2
 READ_AT_ONCE = 256  # rows

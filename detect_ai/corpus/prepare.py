@@ -14,16 +14,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from detect_ai import cluster
-from detect_ai.config import SPLITS, Config, CorpusConfig
+from detect_ai.core import ray_runtime
+from detect_ai.core.config import SPLITS, Config, CorpusConfig
+from detect_ai.core.errors import ConfigError, CorpusError
+from detect_ai.core.storage import Storage
 from detect_ai.corpus import decide, near, split
 from detect_ai.corpus.manifest import CONTAMINATION, QUARANTINE, Corpus, Manifest, content_fingerprint
 from detect_ai.corpus.read import source_digest, source_name
 from detect_ai.corpus.scan import Scan, scanned
 from detect_ai.corpus.shards import Plan, plans, write_shards
-from detect_ai.errors import ConfigError, CorpusError
 from detect_ai.model import load_tokenizer
-from detect_ai.storage import Storage
 from detect_ai.text import NORMALISER_VERSION
 from detect_ai.tokenizer import Tokenizer
 
@@ -71,9 +71,9 @@ def _named(corpus: CorpusConfig) -> CorpusConfig:
 
 def _make(config: Config, storage: Storage, key: str, tokenizer: Tokenizer, digests: list[str]) -> Manifest:
     corpus = config.corpus
-    cluster.connect()
+    ray_runtime.connect()
     # One beside the tasks that work: reading goes on while they do.
-    cluster.require_resources(f"prepare (corpus.workers={corpus.workers} + 1)", corpus.workers + 1)
+    ray_runtime.require_resources(f"prepare (corpus.workers={corpus.workers} + 1)", corpus.workers + 1)
     with (
         tempfile.TemporaryDirectory() as folder,
         scanned(corpus, config.seed, storage, f"{key}/{SCRATCH}", Path(folder)) as scan,

@@ -15,7 +15,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from detect_ai.config import SourceConfig
+from detect_ai.core.config import SourceConfig
 from detect_ai.corpus.formats import Row, UnreadableError, Values, text_row
 
 _HUMAN_OR_AI = {"human": 0, "ai": 1}

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from detect_ai.config import SourceConfig
+from detect_ai.core.config import SourceConfig
+from detect_ai.core.errors import CorpusError
+from detect_ai.core.storage import open_uri
 from detect_ai.corpus import formats, hub
 from detect_ai.corpus.formats import Row, UnreadableError
 from detect_ai.corpus.presets import applied, preset_of
 from detect_ai.corpus.standardise import ROW_SCHEMA, Standard, StandardRow, table_of
-from detect_ai.errors import CorpusError
-from detect_ai.storage import open_uri
 
 TABLE_ROWS = 2000
 TABLE_CHARS = 8 << 20  # of text

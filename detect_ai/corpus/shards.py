@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from detect_ai.config import SPLITS, Config
+from detect_ai.core.config import SPLITS, Config
+from detect_ai.core.storage import Storage
 from detect_ai.corpus import augment
 from detect_ai.corpus.decide import OVER_LIMIT, Rows
 from detect_ai.corpus.manifest import QUARANTINE, Shard
 from detect_ai.corpus.scan import ROW_GROUP, give_memory_back, plainly
 from detect_ai.corpus.tokenise import QUARANTINE_SCHEMA, SCHEMA, tokenise
-from detect_ai.storage import Storage
 from detect_ai.tokenizer import Tokenizer
 
 Ints = NDArray[np.int64]

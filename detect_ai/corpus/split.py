@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai.config import SPLITS
-from detect_ai.errors import CorpusError
+from detect_ai.core.config import SPLITS
+from detect_ai.core.errors import CorpusError
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from detect_ai.config import SourceConfig
+from detect_ai.core.config import SourceConfig
+from detect_ai.core.errors import CorpusError
 from detect_ai.corpus.formats import Row, is_text
 from detect_ai.corpus.presets import preset_of
-from detect_ai.errors import CorpusError
 
 ROW_SCHEMA = pa.schema(
     [

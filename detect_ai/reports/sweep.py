@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 
 from detect_ai import space, trials
-from detect_ai.config import Config
+from detect_ai.core.config import Config
+from detect_ai.core.storage import Storage
 from detect_ai.reports import sweep_plots
 from detect_ai.reports.page import render
-from detect_ai.storage import Storage
 
 # Keys of `train` that belong to a machine or a stage, not to what is trained.
 _LEFT_OUT = ("num_workers", "cpus_per_worker", "threads_per_worker", "use_gpu", "from_sweep", "profile")

@@ -16,10 +16,10 @@ import psutil
 import pytest
 import ray
 
-from detect_ai.cluster import free_port
-from detect_ai.config import Config
+from detect_ai.core.config import Config
+from detect_ai.core.ray_runtime import free_port
+from detect_ai.core.storage import Storage
 from detect_ai.registry import Registry
-from detect_ai.storage import Storage
 from serve_app.deploy import deploy, stop
 from tests import tiny
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from detect_ai.local_cluster import LocalCluster
+from detect_ai.core.local_cluster import LocalCluster
 from tests.e2e.conftest import CHECKOUT
 
 FIGURES = ("auroc", "tpr_at_fpr_5", "trials", "human_probability", "ai_probability")

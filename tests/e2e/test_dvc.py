@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.registry import Registry
-from detect_ai.storage import Storage
 from tests import tiny
 from tests.e2e.conftest import CHECKOUT
 

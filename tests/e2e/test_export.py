@@ -10,11 +10,11 @@ import httpx
 import pytest
 import ray
 
-from detect_ai.cluster import free_port
+from detect_ai.core.ray_runtime import free_port
+from detect_ai.core.storage import Storage
 from detect_ai.detector import Detector
 from detect_ai.exporting import make
 from detect_ai.registry import Registry
-from detect_ai.storage import Storage
 from serve_app.deploy import deploy, stop
 from tests import tiny
 

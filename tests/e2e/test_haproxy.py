@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from detect_ai.core.storage import Storage
 from detect_ai.detector import Detector
-from detect_ai.storage import Storage
 from tests import tiny
 from tests.e2e.conftest import foreground
 

@@ -16,13 +16,13 @@ import psutil
 import pytest
 from scipy.special import expit, logit
 
-from detect_ai.cluster import free_port
+from detect_ai.core.local_cluster import LocalCluster
+from detect_ai.core.ray_runtime import free_port
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector import Detector
-from detect_ai.local_cluster import LocalCluster
 from detect_ai.metrics import log_loss
 from detect_ai.registry import Registry
-from detect_ai.storage import Storage
 from tests import tiny
 from tests.e2e.conftest import CHECKOUT, listening
 

@@ -14,10 +14,10 @@ import httpx
 import pytest
 import ray
 
-from detect_ai.cluster import free_port
-from detect_ai.config import Config
-from detect_ai.errors import ConfigError
-from detect_ai.storage import Storage
+from detect_ai.core.config import Config
+from detect_ai.core.errors import ConfigError
+from detect_ai.core.ray_runtime import free_port
+from detect_ai.core.storage import Storage
 from serve_app import keys
 from serve_app.deploy import deploy, stop
 from serve_app.keys import Scope

@@ -25,12 +25,12 @@ import ray
 from ray import serve
 from ray.serve.context import _get_global_client
 
-from detect_ai.cluster import free_port
-from detect_ai.config import Config, ServeConfig
+from detect_ai.core.config import Config, ServeConfig
+from detect_ai.core.errors import BundleError, RegistryError, ResourceError
+from detect_ai.core.ray_runtime import free_port
+from detect_ai.core.storage import Storage
 from detect_ai.detector import Detector
-from detect_ai.errors import BundleError, RegistryError, ResourceError
 from detect_ai.registry import Registry
-from detect_ai.storage import Storage
 from serve_app.app import build
 from serve_app.deploy import deploy
 from tests import tiny

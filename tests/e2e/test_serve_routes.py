@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from detect_ai.config import Config
+from detect_ai.core.config import Config
+from detect_ai.core.storage import Storage
 from detect_ai.detector import Detector
-from detect_ai.storage import Storage
 from tests import office, tiny
 from tests.e2e.conftest import foreground
 from tests.e2e.test_serve import check_problem

@@ -18,11 +18,11 @@ import ray
 from ray import serve
 from ray.serve._private.common import ReplicaState
 
-from detect_ai.cluster import free_port
-from detect_ai.config import Config, ServeConfig
+from detect_ai.core.config import Config, ServeConfig
+from detect_ai.core.ray_runtime import free_port
+from detect_ai.core.storage import Storage
 from detect_ai.detector import Detector
 from detect_ai.registry import Registry
-from detect_ai.storage import Storage
 from serve_app.app import APP, DEPLOYMENT
 from serve_app.deploy import deploy, rollback_service, stop
 from tests import tiny

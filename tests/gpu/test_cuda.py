@@ -13,8 +13,8 @@ import torch
 from detect_ai import checkpoints, model
 from detect_ai.backends.torch import TorchBackend
 from detect_ai.batches import Batch
-from detect_ai.config import ModelConfig, TrainConfig
-from detect_ai.errors import ResourceError
+from detect_ai.core.config import ModelConfig, TrainConfig
+from detect_ai.core.errors import ResourceError
 from detect_ai.learner import Learner
 from detect_ai.streaming import Microbatch
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from detect_ai import cluster
-from detect_ai.config import Config
+from detect_ai.core import ray_runtime
+from detect_ai.core.config import Config
+from detect_ai.core.job import run_stage
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
-from detect_ai.stage import run_stage
-from detect_ai.storage import Storage
 from detect_ai.training import train
 from tests import tiny
 from tests.integration.runs import Steps, small_config, training_ranks
@@ -38,7 +38,7 @@ def ray_cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(folder))
         patch.delenv("RAY_ADDRESS", raising=False)
-        cluster.connect()
+        ray_runtime.connect()
         yield
         ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)

@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 
 from detect_ai import loop, model, streaming
-from detect_ai.config import Config, SourceConfig
+from detect_ai.core.config import Config, SourceConfig
+from detect_ai.core.errors import InputError
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.errors import InputError
-from detect_ai.storage import Storage
 from detect_ai.streaming import Frame, Microbatch, TrainingPlan
 from tests import tiny
 
@@ -136,8 +136,8 @@ def driver(stage: str, config: Config, folder: Path) -> subprocess.Popen[bytes]:
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     module, _, function = stage.partition(":")
     code = (
-        "import json, sys; from omegaconf import OmegaConf; from detect_ai.config import Config\n"
-        f"from detect_ai.storage import Storage; from {module} import {function}\n"
+        "import json, sys; from omegaconf import OmegaConf; from detect_ai.core.config import Config\n"
+        f"from detect_ai.core.storage import Storage; from {module} import {function}\n"
         "settings = OmegaConf.merge(OmegaConf.structured(Config), json.load(open(sys.argv[1])))\n"
         "config = OmegaConf.to_object(settings)\n"
         f"{function}(config, Storage(config.storage.root))\n"

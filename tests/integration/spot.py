@@ -17,10 +17,10 @@ import ray
 from omegaconf import OmegaConf
 from ray.cluster_utils import Cluster
 
-from detect_ai import cluster
-from detect_ai.config import Config
+from detect_ai.core import ray_runtime
+from detect_ai.core.config import Config
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.storage import Storage
 from detect_ai.training import run_training
 from tests.integration.runs import registered, until
 
@@ -35,7 +35,7 @@ def main() -> None:
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus + 1})
     spot = machines.add_node(num_cpus=cpus)
     os.environ["RAY_ADDRESS"] = machines.address
-    cluster.connect()
+    ray_runtime.connect()
     storage = Storage(config.storage.root)
     found: list[Any] = []
     # Ray adds nodes from the main thread only.

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from detect_ai.comparing import compare
-from detect_ai.config import Config
-from detect_ai.errors import ConfigError, InputError
-from detect_ai.storage import Storage
+from detect_ai.core.config import Config
+from detect_ai.core.errors import ConfigError, InputError
+from detect_ai.core.storage import Storage
 from tests import tiny
 
 PAIRS = 60

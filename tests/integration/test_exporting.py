@@ -12,16 +12,16 @@ import pytest
 from detect_ai import metrics
 from detect_ai.calibrating import calibrate_checkpoint
 from detect_ai.calibration import calibrate
-from detect_ai.config import Config
+from detect_ai.core.config import Config
+from detect_ai.core.errors import ConfigError
+from detect_ai.core.job import result_key, run_stage
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector import Detector
-from detect_ai.errors import ConfigError
 from detect_ai.evaluation import evaluate
 from detect_ai.exporting import export
 from detect_ai.publishing import publish
 from detect_ai.registry import Registry
-from detect_ai.stage import result_key, run_stage
-from detect_ai.storage import Storage
 from tests.integration.conftest import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from detect_ai.attempts import in_turn
-from detect_ai.config import Config, load_config
-from detect_ai.stage import read_result, run_stage
-from detect_ai.storage import Storage
+from detect_ai.core.config import Config, load_config
+from detect_ai.core.job import read_result, run_stage
+from detect_ai.core.resume import in_turn
+from detect_ai.core.storage import Storage
 
 
 class Stages:

@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from detect_ai import model
-from detect_ai.config import SPLITS, Config, load_config
+from detect_ai.core.config import SPLITS, Config, load_config
+from detect_ai.core.errors import CorpusError
+from detect_ai.core.storage import Storage
 from detect_ai.corpus import prepare as stage
 from detect_ai.corpus import shards, tokenise
 from detect_ai.corpus.manifest import QUARANTINE, Corpus
 from detect_ai.corpus.prepare import prepare
-from detect_ai.errors import CorpusError
-from detect_ai.storage import Storage
 from detect_ai.text import normalise
 from tests import tiny
 from tests.e2e.conftest import CHECKOUT
@@ -266,7 +266,7 @@ def test_prepare_killed_at_any_time_makes_the_same_corpus_the_next_time(
 ) -> None:
     config, _, first = prepared["csv"]
     code = (
-        "import pickle, sys; from detect_ai.corpus.prepare import prepare; from detect_ai.storage import Storage\n"
+        "import pickle, sys; from detect_ai.corpus.prepare import prepare; from detect_ai.core.storage import Storage\n"
         "prepare(pickle.load(open(sys.argv[1], 'rb')), Storage(sys.argv[2]))"
     )
     (tmp_path / "config").write_bytes(pickle.dumps(config))

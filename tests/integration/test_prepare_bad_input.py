@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from detect_ai.config import Config
+from detect_ai.core.config import Config
+from detect_ai.core.errors import CorpusError
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import QUARANTINE, Corpus
 from detect_ai.corpus.prepare import prepare
-from detect_ai.errors import CorpusError
-from detect_ai.storage import Storage
 from tests.integration.runs import config_for, files_under
 
 SECRET = "Zebulon"  # stands in every text: no error may repeat it

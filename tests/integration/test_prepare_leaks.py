@@ -6,10 +6,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-from detect_ai.config import SPLITS, SourceConfig
+from detect_ai.core.config import SPLITS, SourceConfig
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import CONTAMINATION, QUARANTINE, Corpus
 from detect_ai.corpus.prepare import prepare
-from detect_ai.storage import Storage
 from tests import tiny
 from tests.integration.runs import config_for
 

@@ -12,14 +12,14 @@ import pytest
 from detect_ai import metrics, summary
 from detect_ai.bundle import read_spec
 from detect_ai.calibrating import calibrate_checkpoint
-from detect_ai.config import Config
+from detect_ai.core.config import Config
+from detect_ai.core.errors import BundleError, CalibrationError, ConfigError, GateError
+from detect_ai.core.job import result_key, run_stage
 from detect_ai.detector import Detector, Scorer
-from detect_ai.errors import BundleError, CalibrationError, ConfigError, GateError
 from detect_ai.evaluation import evaluate
 from detect_ai.model import load, save
 from detect_ai.publishing import publish
 from detect_ai.registry import Registry
-from detect_ai.stage import result_key, run_stage
 from tests.integration.conftest import Run
 
 STAGES = {"calibrate": calibrate_checkpoint, "evaluate": evaluate, "publish": publish}

@@ -13,14 +13,14 @@ import pytest
 from detect_ai import model
 from detect_ai.bundle import read_spec
 from detect_ai.calibrating import calibrate_checkpoint, learn_registers
-from detect_ai.config import Config, SourceConfig
+from detect_ai.core.config import Config, SourceConfig
+from detect_ai.core.errors import CalibrationError, ConfigError
+from detect_ai.core.job import run_stage
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
 from detect_ai.detector import Detector
-from detect_ai.errors import CalibrationError, ConfigError
 from detect_ai.registers import FILE
-from detect_ai.stage import run_stage
-from detect_ai.storage import Storage
 from tests import tiny
 from tests.integration.runs import small_config
 

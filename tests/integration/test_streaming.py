@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from detect_ai import streaming, training
-from detect_ai.config import Config
+from detect_ai.core.config import Config
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.streaming import Microbatch, TrainingPlan
 from detect_ai.windows import cut

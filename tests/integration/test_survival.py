@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 from ray.train.v2.api.exceptions import TrainingFailedError
 from safetensors.numpy import load_file
 
-from detect_ai import cluster, runlog
-from detect_ai.config import Config
+from detect_ai import runlog
+from detect_ai.core import ray_runtime
+from detect_ai.core.config import Config
+from detect_ai.core.errors import ResourceError, TrainingError
+from detect_ai.core.job import run_stage
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
-from detect_ai.errors import ResourceError, TrainingError
 from detect_ai.learner import lr_share
-from detect_ai.stage import run_stage
-from detect_ai.storage import Storage
 from detect_ai.training import TrainingResult, run_training, train
 from tests import tiny
 from tests.integration.conftest import Run
@@ -185,7 +186,9 @@ def on_a_spot_node(
     """What a training on two nodes came to, one of which was taken away, and where its last workers began."""
     config = replace(run.config, train=replace(run.config.train, num_workers=num_workers, cpus_per_worker=2, **changes))
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    inherited = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", *cluster.ONE_MACHINE)}
+    inherited = {
+        key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", *ray_runtime.ONE_MACHINE)
+    }
     with tempfile.TemporaryDirectory(prefix="dai-", dir="/tmp", ignore_cleanup_errors=True) as short:  # for sockets
         done = subprocess.run(
             [sys.executable, "-m", "tests.integration.spot", folder / "config.json", run.corpus.key, name, then],
@@ -237,7 +240,7 @@ def test_a_run_takes_a_node_that_comes_later_and_its_steps_and_schedule_stay(lon
 def test_two_jobs_do_not_train_one_run_at_once(long: Run) -> None:
     config = own_copy(long.config, long.storage, "twice")
     with (
-        cluster.claimed(f"{long.storage.root}/twice/train", "the test"),
+        ray_runtime.claimed(f"{long.storage.root}/twice/train", "the test"),
         pytest.raises(
             ResourceError, match=r"^run=twice: another train job is at work on it: wait for its end, or stop it"
         ),
@@ -248,7 +251,7 @@ def test_two_jobs_do_not_train_one_run_at_once(long: Run) -> None:
 
 def test_a_name_is_free_again_when_its_holder_ends() -> None:
     for _ in range(2):
-        with cluster.claimed("a name", "nobody else holds it"):
+        with ray_runtime.claimed("a name", "nobody else holds it"):
             pass
 
 

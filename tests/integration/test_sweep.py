@@ -14,8 +14,8 @@ import pytest
 import ray
 from ray.util import placement_group_table
 
-from detect_ai.config import Config, SweepConfig, load_config
-from detect_ai.errors import ResourceError, TrainingError
+from detect_ai.core.config import Config, SweepConfig, load_config
+from detect_ai.core.errors import ResourceError, TrainingError
 from detect_ai.space import apply
 from detect_ai.sweep import concurrency, sweep
 from detect_ai.trials import table

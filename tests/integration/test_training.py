@@ -17,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detect_ai import loop, metrics, model, streaming, training
 from detect_ai.backends.torch import TorchBackend
-from detect_ai.config import Config
+from detect_ai.core.config import Config
+from detect_ai.core.errors import CorpusError, ResourceError
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector import Scorer
-from detect_ai.errors import CorpusError, ResourceError
 from detect_ai.learner import Learner
 from detect_ai.scoring import checkpoint_loader, score_split
 from detect_ai.training import run_training, train

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import strategies as st
 
-from detect_ai.config import ModelConfig, SourceConfig
+from detect_ai.core.config import ModelConfig, SourceConfig
+from detect_ai.core.errors import CorpusError
 from detect_ai.corpus.read import pieces, read_piece
-from detect_ai.errors import CorpusError
 
 any_text = st.text(st.characters(exclude_categories=()))
 

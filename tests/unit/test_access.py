@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from starlette.datastructures import Headers
 
-from detect_ai.errors import ConfigError
+from detect_ai.core.errors import ConfigError
 from serve_app.access import ANYBODY, Gate
 from serve_app.keys import KeyRing, Scope, made
 from serve_app.problems import ProblemError

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detect_ai.attacks import ATTACKS
-from detect_ai.errors import InputError
+from detect_ai.core.errors import InputError
 from detect_ai.text import normalise
 from detect_ai.wordlists import misspellings, spellings, synonyms
 

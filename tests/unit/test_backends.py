@@ -11,8 +11,8 @@ from detect_ai.backends.onnx import OnnxBackend
 from detect_ai.backends.torch import TorchBackend
 from detect_ai.batches import Batch
 from detect_ai.bundle import SPEC_FILE, read_spec
+from detect_ai.core.errors import BundleError
 from detect_ai.detector import Detector
-from detect_ai.errors import BundleError
 from detect_ai.exporting import make
 from tests import tiny
 from tests.unit.conftest import config_of

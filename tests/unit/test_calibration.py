@@ -11,9 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from detect_ai.calibrating import calibration_of
 from detect_ai.calibration import Calibration, Category, calibrate
 from detect_ai.categories import MIN_SCALED, Spans, _first_length, with_categories
-from detect_ai.config import CalibrationConfig
 from detect_ai.conformal import Threshold, conformal_threshold, fpr_bound, p_value, texts_needed
-from detect_ai.errors import CalibrationError, InputError
+from detect_ai.core.config import CalibrationConfig
+from detect_ai.core.errors import CalibrationError, InputError
 from detect_ai.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_isotonic, fit_scaling, probability
 from detect_ai.scoring import Scored
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from detect_ai import checkpoint_list
-from detect_ai.storage import Storage
+from detect_ai.core.storage import Storage
 
 FOLDER = "runs/mine/train-1"
 LIST = f"{FOLDER}/checkpoint_manager_snapshot.json"

@@ -15,7 +15,7 @@ import pytest
 from detect_ai import __version__, bundle
 from detect_ai.calibration import calibrate
 from detect_ai.cli import main
-from detect_ai.cluster import free_port
+from detect_ai.core.ray_runtime import free_port
 from detect_ai.detector import Detector
 from detect_ai.schemas import Label, ModelInfo, Verdict
 from detect_ai.wording import WARNING

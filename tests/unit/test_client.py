@@ -21,8 +21,8 @@ from detect_ai.client import (
     UnavailableError,
     UnreachableError,
 )
-from detect_ai.cluster import free_port
-from detect_ai.errors import DetectAIError, InputError
+from detect_ai.core.errors import DetectAIError, InputError
+from detect_ai.core.ray_runtime import free_port
 from detect_ai.schemas import Problem, Verdict
 from tests.scripted import ANSWER, MODEL, Reply, lines_of, problem, service, serving, streamed, verdict
 

@@ -4,8 +4,8 @@ from typing import get_args, get_type_hints
 import pytest
 import yaml
 
-from detect_ai.config import CONFIG_DIR, Config, load_config
-from detect_ai.errors import ConfigError
+from detect_ai.core.config import CONFIG_DIR, Config, load_config
+from detect_ai.core.errors import ConfigError
 
 GROUPS = ("corpus", "experiment", "model", "serve", "sweep", "train")
 GIVEN = {("corpus", "csv"): ["corpus.sources.0.path=/x.csv"]}  # what an option leaves to its user

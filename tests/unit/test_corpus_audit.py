@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detect_ai.core.errors import CorpusError
 from detect_ai.corpus import findings
 from detect_ai.corpus.audit import Audit, FeatureScore, audit, weighted_auroc
-from detect_ai.errors import CorpusError
 from detect_ai.metrics import auroc, rate_interval
 
 SENTENCE = "the old bridge near a market where rain fell on quiet boats and bread was sold at dawn by one tall farmer"

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detect_ai.config import SPLITS, CorpusConfig, HoldoutConfig, SourceConfig
+from detect_ai.core.config import SPLITS, CorpusConfig, HoldoutConfig, SourceConfig
+from detect_ai.core.errors import CorpusError
 from detect_ai.corpus import decide
 from detect_ai.corpus.decide import Counts, Rows
 from detect_ai.corpus.near import clusters
-from detect_ai.errors import CorpusError
 
 NAMES = ("source", "domain", "generator", "group", "language", "split", "attack", "problem")
 TEST = SPLITS.index("test")

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from detect_ai.config import SourceConfig
+from detect_ai.core.config import SourceConfig
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.read import pieces, read_piece, source_digest
-from detect_ai.storage import Storage
 from tests.unit.conftest import refusal, rows, some, tables, write, zstd
 
 ABSOLUTE = (

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from detect_ai.config import SourceConfig
+from detect_ai.core.config import SourceConfig
 from detect_ai.corpus import hub, read
 from detect_ai.corpus.read import pieces, read_piece, source_digest, source_name
 from tests.unit.conftest import refusal, rows, some, write

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from detect_ai.core.errors import CorpusError
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import FORMAT, Corpus, Manifest, Shard, content_fingerprint
 from detect_ai.corpus.shards import parquet
 from detect_ai.corpus.tokenise import BATCH_ROWS, SCHEMA, tokenise
-from detect_ai.errors import CorpusError
 from detect_ai.model import load_tokenizer
-from detect_ai.storage import Storage
 from detect_ai.text import normalise
 from tests import tiny
 

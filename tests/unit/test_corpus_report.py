@@ -21,14 +21,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from detect_ai import inspecting
-from detect_ai.config import SPLITS, Config
+from detect_ai.core.config import SPLITS, Config
+from detect_ai.core.errors import ConfigError
+from detect_ai.core.storage import Storage
 from detect_ai.corpus import manifest
 from detect_ai.corpus.manifest import QUARANTINE, Corpus, Manifest, Shard
 from detect_ai.corpus.tokenise import QUARANTINE_SCHEMA, SCHEMA
-from detect_ai.errors import ConfigError
 from detect_ai.inspecting import audit_corpus, inspect
 from detect_ai.reports.corpus import corpus_report
-from detect_ai.storage import Storage
 from tests import tiny
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from detect_ai.config import CorpusConfig, SourceConfig
+from detect_ai.core.config import CorpusConfig, SourceConfig
 from detect_ai.corpus import scan
 from detect_ai.corpus.read import ROW_SCHEMA
 

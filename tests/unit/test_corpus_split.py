@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detect_ai.config import SPLITS
+from detect_ai.core.config import SPLITS
+from detect_ai.core.errors import CorpusError
 from detect_ai.corpus.near import clusters
 from detect_ai.corpus.split import (
     ANY,
@@ -18,7 +19,6 @@ from detect_ai.corpus.split import (
     require_both_classes,
     shuffle_key,
 )
-from detect_ai.errors import CorpusError
 
 SHARES = {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}
 VALIDATION_OR_CALIBRATION = mask_of(["validation", "calibration"])

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from detect_ai import dataset
-from detect_ai.config import ScoreConfig
+from detect_ai.core.config import ScoreConfig
+from detect_ai.core.errors import ConfigError
+from detect_ai.core.storage import Storage
 from detect_ai.dataset import Text, parts, read
-from detect_ai.errors import ConfigError
-from detect_ai.storage import Storage
 from tests.unit.conftest import refusal, write, zstd
 
 ROWS: list[dict[str, Any]] = [

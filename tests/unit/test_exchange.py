@@ -7,7 +7,7 @@ from email.utils import format_datetime
 import httpx
 import pytest
 
-from detect_ai.errors import DetectAIError, InputError
+from detect_ai.core.errors import DetectAIError, InputError
 from detect_ai.exchange import (
     RateLimitedError,
     RejectedError,

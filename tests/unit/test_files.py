@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from detect_ai.config import ServeConfig
+from detect_ai.core.config import ServeConfig
 from serve_app import files
 from serve_app.batching import QueueFullError
 from serve_app.files import FileReader, Upload, text_of

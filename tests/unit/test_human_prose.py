@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from detect_ai.errors import CorpusError, ResourceError
+from detect_ai.core.errors import CorpusError, ResourceError
 from examples import human_prose
 from examples.human_prose import COLUMNS, WHEELS, abstracts, build, news, parliament, pieces, plots, speeches, tales
 

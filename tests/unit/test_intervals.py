@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from detect_ai import intervals, metrics, summary
-from detect_ai.errors import InputError
+from detect_ai.core.errors import InputError
 
 
 @settings(deadline=None)

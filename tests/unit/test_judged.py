@@ -7,9 +7,9 @@ import pytest
 
 from detect_ai import breakdown, probes
 from detect_ai.comparing import _pair
-from detect_ai.config import Config, ScoreConfig
+from detect_ai.core.config import Config, ScoreConfig
+from detect_ai.core.errors import InputError
 from detect_ai.dataset import SLICES, Text
-from detect_ai.errors import InputError
 from detect_ai.judging import JudgePart
 from detect_ai.reports.evaluation import _attack
 from detect_ai.verdicts import Verdicts

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from detect_ai.config import ServeConfig
-from detect_ai.errors import ConfigError
-from detect_ai.storage import Storage
+from detect_ai.core.config import ServeConfig
+from detect_ai.core.errors import ConfigError
+from detect_ai.core.storage import Storage
 from serve_app import keys
 from serve_app.keys import KeyRing, Scope, made, parse, ring
 

@@ -16,7 +16,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 from detect_ai import model
 from detect_ai.backends.torch import model_inputs
 from detect_ai.batches import Batch
-from detect_ai.config import ModelConfig, TrainConfig
+from detect_ai.core.config import ModelConfig, TrainConfig
 from detect_ai.learner import Learner
 from detect_ai.masking import keep_mask
 from detect_ai.streaming import Microbatch

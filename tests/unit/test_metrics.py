@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
 from detect_ai import metrics, summary
-from detect_ai.errors import InputError
+from detect_ai.core.errors import InputError
 from detect_ai.intervals import bootstrap
 
 TIED_SCORES = st.integers(-4, 4).map(lambda number: number / 4)

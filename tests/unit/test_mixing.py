@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detect_ai.errors import InputError
+from detect_ai.core.errors import InputError
 from detect_ai.mixing import mix, sentence_labels
 from detect_ai.text import sentences
 

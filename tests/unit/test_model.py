@@ -25,7 +25,7 @@ from transformers import (
 from detect_ai import model
 from detect_ai.backends.torch import TorchBackend
 from detect_ai.batches import collate
-from detect_ai.errors import BundleError, ConfigError
+from detect_ai.core.errors import BundleError, ConfigError
 from tests import tiny
 from tests.unit.conftest import config_of
 

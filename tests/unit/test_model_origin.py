@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from detect_ai import model
-from detect_ai.config import ModelConfig, load_config
-from detect_ai.errors import BundleError, ConfigError
+from detect_ai.core.config import ModelConfig, load_config
+from detect_ai.core.errors import BundleError, ConfigError
 from tests import tiny
 from tests.unit.conftest import config_of
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from detect_ai import schemas
-from detect_ai.config import ServeConfig
+from detect_ai.core.config import ServeConfig
 from detect_ai.detector import Detector
 from serve_app.access import Gate
 from serve_app.admin import Status

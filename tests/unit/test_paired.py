@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
 from detect_ai import intervals, metrics, paired
-from detect_ai.errors import InputError
+from detect_ai.core.errors import InputError
 
 
 def brute_force_delong(labels, a, b):

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from detect_ai import probes
-from detect_ai.config import Config
-from detect_ai.errors import InputError
+from detect_ai.core.config import Config
+from detect_ai.core.errors import InputError
 from detect_ai.paraphrase import MAX_TOKENS, Paraphraser
 
 WORDS = re.findall(

@@ -12,14 +12,14 @@ import pytest
 
 from detect_ai import bundle, metrics, summary
 from detect_ai.calibration import Category
-from detect_ai.config import Config
 from detect_ai.conformal import threshold_of
-from detect_ai.errors import BundleError, ConfigError, GateError, RegistryError
+from detect_ai.core.config import Config
+from detect_ai.core.errors import BundleError, ConfigError, GateError, RegistryError
+from detect_ai.core.storage import Storage
 from detect_ai.model_info import model_info
 from detect_ai.publishing import publish, rollback
 from detect_ai.registry import Registry
 from detect_ai.reports.card import model_card
-from detect_ai.storage import Storage
 from detect_ai.wording import description
 
 TARGETS = {0.05: 1.0, 0.1: 0.5}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from detect_ai.config import load_config
+from detect_ai.core.config import load_config
 from detect_ai.schemas import DetectRequest, DetectResponse
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from detect_ai.bundle import SPEC_FILE, read_spec, seal
-from detect_ai.errors import BundleError, RegistryError
+from detect_ai.core.errors import BundleError, RegistryError
+from detect_ai.core.storage import Storage
 from detect_ai.registry import Registry
-from detect_ai.storage import Storage
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import re
 import pytest
 
 from detect_ai.attacks import ATTACKS
-from detect_ai.config import Config, CorpusConfig, HoldoutConfig, SourceConfig
+from detect_ai.core.config import Config, CorpusConfig, HoldoutConfig, SourceConfig
+from detect_ai.core.errors import ConfigError
+from detect_ai.core.rules import _rules, check
 from detect_ai.corpus.presets import PRESETS
-from detect_ai.errors import ConfigError
-from detect_ai.rules import _rules, check
 from detect_ai.space import PLACES
 
 NAME = "letters, digits, '.', '_' and '-', at most 64"

@@ -11,11 +11,11 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from detect_ai import __version__
-from detect_ai.config import load_config
+from detect_ai.core.config import load_config
+from detect_ai.core.errors import ConfigError, CorpusError, GateError, ResourceError, TrainingError, ours
+from detect_ai.core.job import read_result, result_key, run_job, run_stage
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.scan import plainly
-from detect_ai.errors import ConfigError, CorpusError, GateError, ResourceError, TrainingError, ours
-from detect_ai.stage import read_result, result_key, run_job, run_stage
-from detect_ai.storage import Storage
 
 SECRET = "the midnight text that nobody may read"
 

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message
 
 from detect_ai.batches import Batch
-from detect_ai.config import ServeConfig
+from detect_ai.core.config import ServeConfig
 from detect_ai.detector import Detector
 from serve_app.backlog import Backlog, Budget
 from serve_app.service import Service, Wanted

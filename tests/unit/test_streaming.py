@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from detect_ai import streaming
-from detect_ai.config import Config
+from detect_ai.core.config import Config
 from detect_ai.streaming import Frame
 from detect_ai.training import training_plan
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from detect_ai import sweep
-from detect_ai.config import load_config
-from detect_ai.errors import ConfigError
-from detect_ai.storage import Storage
+from detect_ai.core.config import load_config
+from detect_ai.core.errors import ConfigError
+from detect_ai.core.storage import Storage
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from detect_ai.config import Config, load_config
+from detect_ai.core.config import Config, load_config
 from detect_ai.reports.sweep import sweep_report
 
 SPACE = ["sweep=random", "+sweep.space.decay=[linear,cosine]", "+sweep.space.batch_size={low: 8, high: 32}"]

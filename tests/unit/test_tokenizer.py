@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers
 
-from detect_ai.errors import BundleError, ConfigError
+from detect_ai.core.errors import BundleError, ConfigError
 from detect_ai.tokenizer import Tokenizer
 
 LONG = "the council went to the bridge " * 200

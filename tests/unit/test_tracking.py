@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from detect_ai.config import TrackingConfig
-from detect_ai.tracking import Tracker, resolve_mode
+from detect_ai.core.config import TrackingConfig
+from detect_ai.core.tracking import Tracker, resolve_mode
 
 
 class Run:

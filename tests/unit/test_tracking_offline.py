@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from detect_ai.config import load_config
-from detect_ai.tracking import open_run
+from detect_ai.core.config import load_config
+from detect_ai.core.tracking import open_run
 from tests.wandb_file import finished, history
 
 

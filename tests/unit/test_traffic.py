@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from detect_ai.config import ServeConfig
+from detect_ai.core.config import ServeConfig
 from detect_ai.detector import Detector
 from detect_ai.schemas import Verdict
 from serve_app.access import Gate

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from detect_ai import cluster, sweep
-from detect_ai.config import Config, load_config
-from detect_ai.errors import ConfigError
-from detect_ai.storage import Storage
+from detect_ai import sweep
+from detect_ai.core import ray_runtime
+from detect_ai.core.config import Config, load_config
+from detect_ai.core.errors import ConfigError
+from detect_ai.core.storage import Storage
 from detect_ai.streaming import TrainingPlan
 from detect_ai.training import train, training_plan
 
@@ -53,7 +54,7 @@ def test_as_many_trials_run_as_fit_what_is_free_of_the_cluster(
 ) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 64.0})
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": free})
-    monkeypatch.setattr(cluster, "can_grow", lambda: False)
+    monkeypatch.setattr(ray_runtime, "can_grow", lambda: False)
     config.train.num_workers, config.train.cpus_per_worker, config.train.use_gpu = 2, 1, False
     assert sweep.concurrency(config) == expected
 
@@ -64,6 +65,6 @@ def test_on_a_cluster_that_can_grow_as_many_trials_run_as_are_asked_for(
 ) -> None:
     """Before its workers come a cluster may have a head alone."""
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 2.0})
-    monkeypatch.setattr(cluster, "can_grow", lambda: True)
+    monkeypatch.setattr(ray_runtime, "can_grow", lambda: True)
     config.sweep.max_concurrent = asked
     assert sweep.concurrency(config) == expected

@@ -11,8 +11,8 @@ from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 
 from detect_ai import training, trials
-from detect_ai.config import load_config
-from detect_ai.storage import Storage
+from detect_ai.core.config import load_config
+from detect_ai.core.storage import Storage
 from detect_ai.trials import _evaluated, trainable
 
 SNAPSHOT = "runs/a/sweep-1/t/checkpoint_manager_snapshot.json"

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from detect_ai.core.storage import Storage
 from detect_ai.judging import VERDICT_SCHEMA, Destination
 from detect_ai.schemas import Verdict
-from detect_ai.storage import Storage
 from detect_ai.verdicts import Verdicts
 
 CALLS = [("human", "human"), ("ai", "uncertain"), ("uncertain", "uncertain"), ("ai", "ai")]

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from detect_ai.cores import cores
-from detect_ai.errors import ConfigError, ResourceError
+from detect_ai.core.cores import cores
+from detect_ai.core.errors import ConfigError, ResourceError
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from detect_ai import cluster
-from detect_ai.config import Config
-from detect_ai.errors import ConfigError
-from detect_ai.stage import Stage, attempt, read_result, run_stage
-from detect_ai.storage import Storage
+from detect_ai.core import ray_runtime
+from detect_ai.core.config import Config
+from detect_ai.core.errors import ConfigError
+from detect_ai.core.job import Stage, attempt, read_result, run_stage
+from detect_ai.core.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def attempted(storage: Storage, run: str, kind: str, digest: str) -> Iterator[tu
     Raises:
         ResourceError: another job makes it.
     """
-    with cluster.claimed(f"{storage.root}/{run}/{kind}", f"run={run}: another {kind} job is at work on it"):
+    with ray_runtime.claimed(f"{storage.root}/{run}/{kind}", f"run={run}: another {kind} job is at work on it"):
         old = cut_off(storage, run, kind, digest)
         name = old or attempt(kind)
         key = f"runs/{run}/{name}/{_NAME}"

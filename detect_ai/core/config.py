@@ -1,4 +1,4 @@
-"""The typed configuration: what every job may be told. What it may not be is in `detect_ai.rules`."""
+"""The typed configuration: what every job may be told. What it may not be is in `detect_ai.core.rules`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from detect_ai.cores import cores
-from detect_ai.errors import ConfigError
+from detect_ai.core.cores import cores
+from detect_ai.core.errors import ConfigError
 
-CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SPLITS = ("train", "validation", "calibration", "test")
 
@@ -370,7 +370,7 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from detect_ai import rules
+    from detect_ai.core import rules
 
     if config_dir and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such directory")

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from detect_ai import __version__
-from detect_ai.config import Config, load_config
-from detect_ai.errors import ConfigError, DetectAIError, InputError, ours, without_row
-from detect_ai.storage import Storage
+from detect_ai.core.config import Config, load_config
+from detect_ai.core.errors import ConfigError, DetectAIError, InputError, ours, without_row
+from detect_ai.core.storage import Storage
 
 if TYPE_CHECKING:
     from detect_ai.corpus.manifest import Corpus
@@ -128,7 +128,7 @@ def _arguments(name: str, stage: Stage, argv: Sequence[str]) -> argparse.Namespa
     parser = argparse.ArgumentParser(
         prog=f"python jobs/{name}.py",
         description=summary,
-        epilog="Overrides are Hydra's: train.lr=3e-5 model=distilbert. The keys stand in detect_ai/config.py.",
+        epilog="Overrides are Hydra's: train.lr=3e-5 model=distilbert. The keys stand in detect_ai/core/config.py.",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the configuration")
     parser.add_argument("--config-dir", help="a directory of your own with further options for the groups")

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, cast
 
 from detect_ai import space
-from detect_ai.config import Config
+from detect_ai.core.config import Config
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from detect_ai.errors import ConfigError, InputError
+from detect_ai.core.errors import ConfigError, InputError
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -1,0 +1,1 @@
+"""Configuration, storage, jobs, Ray and tracking: the parts without machine learning."""
