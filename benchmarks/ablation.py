@@ -31,16 +31,16 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detect_ai import metrics, model
-from detect_ai.attacks import ATTACKS
 from detect_ai.backends.torch import autocast, log_odds, model_inputs, upload
 from detect_ai.batches import Batch, collate, plan_scoring, plan_steps
 from detect_ai.conformal import conformal_threshold
 from detect_ai.core.config import ModelConfig, load_config
 from detect_ai.corpus import balance
 from detect_ai.learner import lr_share
-from detect_ai.text import normalise
+from detect_ai.text.attacks import ATTACKS
+from detect_ai.text.normalize import normalise
+from detect_ai.text.windows import cut, document_scores, one_each, span_each
 from detect_ai.tokenizer import Tokenizer
-from detect_ai.windows import cut, document_scores, one_each, span_each
 
 SETS = {
     "essays_train": "essays/train/*.parquet",

@@ -20,7 +20,7 @@ from detect_ai.calibration import calibrate
 from detect_ai.core.config import load_config
 from detect_ai.core.storage import Storage
 from detect_ai.registry import Registry
-from detect_ai.text import NORMALISER_VERSION, normalise
+from detect_ai.text.normalize import NORMALISER_VERSION, normalise
 
 WINDOW, STRIDE = 512, 384  # what the peers read of a text, too; more they would leave out
 WORDS = (30, 600)

@@ -36,7 +36,7 @@ from detect_ai.core.local_cluster import LocalCluster
 from detect_ai.corpus.read import pieces, read_piece
 from detect_ai.corpus.shards import Plan, write_shards
 from detect_ai.model import load_tokenizer
-from detect_ai.text import normalise, sentences
+from detect_ai.text.normalize import normalise, sentences
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 256 << 20

@@ -21,7 +21,7 @@ from detect_ai.categories import Spans, with_categories
 from detect_ai.core.errors import CalibrationError
 from detect_ai.corpus.baseline import HASHED_FEATURES
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.text import normalise
+from detect_ai.text.normalize import normalise
 
 logger = logging.getLogger(__name__)
 

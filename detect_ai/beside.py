@@ -18,7 +18,7 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.near import NUM_PERM, Signatures, clusters, signatures, similar_pairs
 from detect_ai.dataset import texts_of
 from detect_ai.metrics import Floats
-from detect_ai.text import normalise
+from detect_ai.text.normalize import normalise
 from detect_ai.verdicts import Verdicts
 
 logger = logging.getLogger(__name__)

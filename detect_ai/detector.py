@@ -15,11 +15,11 @@ from detect_ai import backends, bundle
 from detect_ai.batches import Batch, collate, lane_tokens, plan_scoring
 from detect_ai.calibration import Category
 from detect_ai.core.errors import BundleError, InputError
-from detect_ai.language import other_language
-from detect_ai.prose import not_prose
 from detect_ai.schemas import Label, Reason, Span, Verdict
-from detect_ai.text import NORMALISER_VERSION, Normalised, latin_share, normalise, sentences
-from detect_ai.windows import cut, document_scores
+from detect_ai.text.content_type import not_prose
+from detect_ai.text.language import other_language
+from detect_ai.text.normalize import NORMALISER_VERSION, Normalised, latin_share, normalise, sentences
+from detect_ai.text.windows import cut, document_scores
 
 if TYPE_CHECKING:
     from detect_ai.bundle import DetectorSpec

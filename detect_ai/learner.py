@@ -25,7 +25,7 @@ from detect_ai.compiling import compiled
 from detect_ai.core.config import TrainConfig
 from detect_ai.core.errors import ResourceError, TrainingError
 from detect_ai.streaming import Microbatch
-from detect_ai.windows import document_scores
+from detect_ai.text.windows import document_scores
 
 _SHOWN = 20  # documents that a message names
 

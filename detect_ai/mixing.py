@@ -1,6 +1,6 @@
 """Mixed documents: AI sentences inside a human text, with the truth about every character.
 
-They judge the scores of sentences and windows. `detect_ai.text.sentences` cuts normalised texts: mix those.
+They judge the scores of sentences and windows. `detect_ai.text.normalize.sentences` cuts normalised texts: mix those.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detect_ai.core.errors import InputError
-from detect_ai.text import sentences
+from detect_ai.text.normalize import sentences
 
 Span = tuple[int, int]
 SHORTEST_RUN = 2  # sentences

@@ -10,7 +10,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from detect_ai import metrics, summary
-from detect_ai.attacks import ATTACKS, Attack
 from detect_ai.core.config import Config, ScoreConfig
 from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage
@@ -20,7 +19,8 @@ from detect_ai.dataset import texts_at
 from detect_ai.judging import judge
 from detect_ai.mixing import Mixed, mix, sentence_labels
 from detect_ai.paired import mcnemar
-from detect_ai.text import normalise
+from detect_ai.text.attacks import ATTACKS, Attack
+from detect_ai.text.normalize import normalise
 from detect_ai.verdicts import CALLS, Verdicts
 
 Place = tuple[Storage, str]

@@ -19,7 +19,7 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.split import shuffle_key
 from detect_ai.detector import Scorer
 from detect_ai.registers import Registers
-from detect_ai.windows import spans
+from detect_ai.text.windows import spans
 
 
 @dataclass(frozen=True)

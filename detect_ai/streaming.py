@@ -19,10 +19,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from detect_ai import batches, windows
+from detect_ai import batches
 from detect_ai.core.config import ModelConfig
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
+from detect_ai.text import windows
 from detect_ai.tokenizer import Ids, Tokenizer
 
 if TYPE_CHECKING:

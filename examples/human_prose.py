@@ -34,7 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from detect_ai.core.errors import CorpusError, DetectAIError, ResourceError
-from detect_ai.text import sentences
+from detect_ai.text.normalize import sentences
 
 COLUMNS = ("id", "text", "label", "source", "domain", "group", "split", "generator")
 FEWEST, MOST = 80, 400  # words of a piece of a long document

@@ -27,8 +27,8 @@ from detect_ai.schemas import (
     PredictRequest,
     Verdict,
 )
-from detect_ai.text import Normalised, normalise
-from detect_ai.windows import document_scores
+from detect_ai.text.normalize import Normalised, normalise
+from detect_ai.text.windows import document_scores
 from serve_app.backlog import Budget
 from serve_app.batching import Batcher, ClosedError, Ids, QueueFullError, Scores
 from serve_app.cache import ScoreCache

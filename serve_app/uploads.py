@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from detect_ai.core.config import ServeConfig
 from detect_ai.schemas import FileOptions, FilesResponse, FileVerdict, Verdict
-from detect_ai.text import Normalised, normalise
+from detect_ai.text.normalize import Normalised, normalise
 from serve_app.files import SLACK, Upload
 from serve_app.problems import ProblemError, invalid_body
 from serve_app.service import Reading, Service, Spend, Wanted

@@ -14,7 +14,7 @@ from detect_ai.bundle import DetectorSpec
 from detect_ai.calibration import calibrate
 from detect_ai.core.config import Config, ModelConfig, SourceConfig
 from detect_ai.detector import Detector
-from detect_ai.text import NORMALISER_VERSION
+from detect_ai.text.normalize import NORMALISER_VERSION
 
 HUMAN_WORDS = (
     "the",

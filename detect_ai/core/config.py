@@ -83,7 +83,9 @@ class CorpusConfig:
     against: list[SourceConfig] = field(default_factory=list)  # evaluation sets of yours, labelled or not
     contamination: str = "drop"  # keep | drop: texts that have a near duplicate in `against`
     balance: str = "none"  # none | weight | drop: label x length x domain
-    augment: list[str] = field(default_factory=list)  # attacks of detect_ai/attacks.py, on rows of the training split
+    augment: list[str] = field(
+        default_factory=list
+    )  # attacks of detect_ai/text/attacks.py, on rows of the training split
     augment_share: float = 0.3  # of the training rows, that get a copy under one of them
     shard_rows: int = 4096
     workers: int = 2  # tasks that read, clean and tokenise at the same time
@@ -210,7 +212,7 @@ class EvaluationConfig:
     """Judging a bundle on labelled texts."""
 
     name: str = ""  # of the data, in results; empty: of the file or folder
-    attacks: list[str] = field(default_factory=list)  # of detect_ai/attacks.py, on human and on AI texts
+    attacks: list[str] = field(default_factory=list)  # of detect_ai/text/attacks.py, on human and on AI texts
     paraphraser: str = ""  # folder of a sequence-to-sequence model: one attack more, `paraphrase`
     paraphrase_template: str = "paraphrase: {text}"  # what that model is given
     attack_texts: int = 500  # of each class, at most

@@ -18,7 +18,7 @@ from detect_ai.corpus.baseline import SliceScore, bag_of_words
 from detect_ai.corpus.features import CATEGORIES, END, FEATURES, categories, measure
 from detect_ai.corpus.folds import Fit, Floats, Ints, Rows, folds, plan, predict
 from detect_ai.metrics import auroc, rate_interval
-from detect_ai.text import normalise
+from detect_ai.text.normalize import normalise
 
 PROVENANCE = ("source", "domain")
 ALL_FEATURES = "all of these"

@@ -7,10 +7,10 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from detect_ai.attacks import ATTACKS
 from detect_ai.core.config import CorpusConfig
 from detect_ai.corpus.split import shuffle_key
-from detect_ai.text import normalise
+from detect_ai.text.attacks import ATTACKS
+from detect_ai.text.normalize import normalise
 
 Ints = NDArray[np.int64]
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from detect_ai.core.config import CorpusConfig
 from detect_ai.corpus import boilerplate
 from detect_ai.corpus.near import NUM_PERM, signatures
-from detect_ai.language import code as _code
-from detect_ai.language import detector as _detector
-from detect_ai.text import normalise
+from detect_ai.text.language import code as _code
+from detect_ai.text.language import detector as _detector
+from detect_ai.text.normalize import normalise
 
 if TYPE_CHECKING:
     from ftfy import TextFixerConfig

@@ -24,7 +24,7 @@ from detect_ai.corpus.read import source_digest, source_name
 from detect_ai.corpus.scan import Scan, scanned
 from detect_ai.corpus.shards import Plan, plans, write_shards
 from detect_ai.model import load_tokenizer
-from detect_ai.text import NORMALISER_VERSION
+from detect_ai.text.normalize import NORMALISER_VERSION
 from detect_ai.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

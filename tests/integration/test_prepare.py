@@ -27,7 +27,7 @@ from detect_ai.corpus import prepare as stage
 from detect_ai.corpus import shards, tokenise
 from detect_ai.corpus.manifest import QUARANTINE, Corpus
 from detect_ai.corpus.prepare import prepare
-from detect_ai.text import normalise
+from detect_ai.text.normalize import normalise
 from tests import tiny
 from tests.e2e.conftest import CHECKOUT
 from tests.integration.runs import config_for, files_under

@@ -13,7 +13,7 @@ from detect_ai import streaming, training
 from detect_ai.core.config import Config
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.streaming import Microbatch, TrainingPlan
-from detect_ai.windows import cut
+from detect_ai.text.windows import cut
 from tests.integration.runs import EPOCHS, Steps, consume, frame_of, training_ranks
 
 

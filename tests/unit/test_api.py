@@ -18,7 +18,7 @@ from detect_ai.batches import Batch
 from detect_ai.core.config import ServeConfig
 from detect_ai.detector import Detector
 from detect_ai.schemas import DetectRequest, FileOptions
-from detect_ai.text import normalise
+from detect_ai.text.normalize import normalise
 from serve_app.access import Gate
 from serve_app.api import create_app
 from serve_app.batching import ClosedError

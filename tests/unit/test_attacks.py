@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detect_ai.attacks import ATTACKS
 from detect_ai.core.errors import InputError
-from detect_ai.text import normalise
-from detect_ai.wordlists import misspellings, spellings, synonyms
+from detect_ai.text.attacks import ATTACKS
+from detect_ai.text.normalize import normalise
+from detect_ai.text.wordlists import misspellings, spellings, synonyms
 
 TEXT = (
     "The council met on Tuesday to vote on a new bridge. It will cost 1200 pounds and take 18 months. "
@@ -135,8 +135,8 @@ def test_the_code_of_codespell_is_not_imported():
 @pytest.mark.parametrize("name", ["alternative_spelling", "misspelling"])
 def test_without_codespell_an_attack_says_what_to_install(name, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
-    monkeypatch.setattr("detect_ai.attacks.spellings", spellings.__wrapped__)
-    monkeypatch.setattr("detect_ai.attacks.misspellings", misspellings.__wrapped__)
+    monkeypatch.setattr("detect_ai.text.attacks.spellings", spellings.__wrapped__)
+    monkeypatch.setattr("detect_ai.text.attacks.misspellings", misspellings.__wrapped__)
     with pytest.raises(InputError, match="pip install codespell"):
         attacked(name)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detect_ai import streaming, windows
+from detect_ai import streaming
 from detect_ai.batches import (
     LENGTH_MULTIPLE,
     attention_mask,
@@ -18,6 +18,7 @@ from detect_ai.batches import (
     plan_steps,
 )
 from detect_ai.streaming import Frame, TrainingPlan, microbatch
+from detect_ai.text import windows
 
 LENGTHS = st.lists(st.integers(0, 600), max_size=120)
 SIZES = st.tuples(st.integers(1, 20), st.integers(1, 20))

@@ -11,7 +11,7 @@ from detect_ai.core.config import CorpusConfig
 from detect_ai.corpus import clean as cleaning
 from detect_ai.corpus.clean import CLEAN_FIELDS, clean, detect_language, exact, normalised_text, repair
 from detect_ai.corpus.near import signatures
-from detect_ai.text import normalise
+from detect_ai.text.normalize import normalise
 
 ENGLISH = (
     "The committee met on Tuesday to talk about the roads in the north of the town, which have been closed since the "

@@ -13,7 +13,7 @@ from detect_ai.conformal import Threshold, p_value
 from detect_ai.core.errors import BundleError, InputError
 from detect_ai.detector import Detector, Scorer
 from detect_ai.schemas import Label, Reason, Span
-from detect_ai.text import NORMALISER_VERSION, normalise
+from detect_ai.text.normalize import NORMALISER_VERSION, normalise
 from tests import tiny
 
 LONG = " ".join(tiny.text("ai", random.Random(i), 80) for i in range(8))

@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from detect_ai import language
-from detect_ai.language import other_language
+from detect_ai.text import language
+from detect_ai.text.language import other_language
 
 ENGLISH = (
     "The committee met on Tuesday to talk about the roads in the north of the town, which have been closed since the "

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from detect_ai.core.errors import InputError
 from detect_ai.mixing import mix, sentence_labels
-from detect_ai.text import sentences
+from detect_ai.text.normalize import sentences
 
 
 def story(word, count):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detect_ai.prose import kinds, not_prose
+from detect_ai.text.content_type import kinds, not_prose
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ESSAY = (
@@ -198,7 +198,7 @@ def test_code_is_code_bare_and_in_a_fence(name: str) -> None:
     assert not_prose(f"{ESSAY}{NEWS}{DIALOGUE}{BULLETS}\n```\n{CODE[name][:200]}\n```\n{ESSAY}") is None
 
 
-@pytest.mark.parametrize("path", ["detect_ai/text.py", "detect_ai/core/errors.py", "tests/unit/test_text.py"])
+@pytest.mark.parametrize("path", ["detect_ai/text/normalize.py", "detect_ai/core/errors.py", "tests/unit/test_text.py"])
 def test_files_of_our_own_are_code(path: str) -> None:
     assert not_prose((CHECKOUT / path).read_text(encoding="utf-8")) == "mostly_code"
 

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from detect_ai.core.errors import BundleError
 from detect_ai.registers import FILE, SURE, Registers, fit
 from detect_ai.scoring import ScoreBatch
-from detect_ai.windows import SHORTEST_SPAN
+from detect_ai.text.windows import SHORTEST_SPAN
 
 VOCABULARY = 90
 # A register draws half of its tokens from thirty of its own, the other half from all.

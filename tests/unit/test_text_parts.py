@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detect_ai.core.errors import InputError
-from detect_ai.text import normalise, sentences, windows
+from detect_ai.text.normalize import normalise, sentences, windows
 from tests.unit.conftest import any_text
 
 

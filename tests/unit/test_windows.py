@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detect_ai.windows import SHORTEST_SPAN, cut, document_scores, one_each, span_each, spans
+from detect_ai.text.windows import SHORTEST_SPAN, cut, document_scores, one_each, span_each, spans
 
 SHAPES = st.integers(1, 40).flatmap(lambda content: st.tuples(st.just(content), st.integers(1, content)))
 DOCUMENTS = st.lists(st.integers(0, 200), max_size=8)

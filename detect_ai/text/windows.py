@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai.text import windows
+from detect_ai.text.normalize import windows
 
 Ids = NDArray[np.int32]
 SHORTEST_SPAN = 8  # tokens

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from detect_ai.text import sentences
-from detect_ai.wordlists import misspellings, spellings, synonyms
+from detect_ai.text.normalize import sentences
+from detect_ai.text.wordlists import misspellings, spellings, synonyms
 
 Attack = Callable[[str, np.random.Generator], str]
 

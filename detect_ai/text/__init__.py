@@ -1,0 +1,1 @@
+"""Text processing: normalisation, sentences, windows, language, content type and attacks."""
