@@ -30,17 +30,19 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from detect_ai import metrics, model
 from detect_ai.backends.torch import autocast, log_odds, model_inputs, upload
-from detect_ai.batches import Batch, collate, plan_scoring, plan_steps
+
+from detect_ai import metrics
 from detect_ai.conformal import conformal_threshold
 from detect_ai.core.config import ModelConfig, load_config
 from detect_ai.corpus import balance
 from detect_ai.learner import lr_share
+from detect_ai.models import encoder
+from detect_ai.models.batch import Batch, collate, plan_scoring, plan_steps
+from detect_ai.models.tokenizer import Tokenizer
 from detect_ai.text.attacks import ATTACKS
 from detect_ai.text.normalize import normalise
 from detect_ai.text.windows import cut, document_scores, one_each, span_each
-from detect_ai.tokenizer import Tokenizer
 
 SETS = {
     "essays_train": "essays/train/*.parquet",
@@ -67,7 +69,7 @@ class Recipe:
     attacks: tuple[str, ...] = tuple(ATTACKS)  # one of them for each document
     hard: float = 0.0  # weight of a human span whose score is that of an AI text for sure, above the usual 1
     trim: float = 0.0  # share of a batch, that with the highest losses, not learnt from: its labels may be wrong
-    model: str = "minilm"
+    encoder: str = "minilm"
     path: str = ""  # folder of the model's weights; empty: where its configuration says
     spans: int = 32  # shortest random span in tokens; 0: whole windows
     window: int = 128  # tokens; three quarters of it are the stride
@@ -96,7 +98,7 @@ def main() -> None:
     asked = list(recipes(options))
     if len({(recipe.model, recipe.path) for recipe in asked}) > 1:
         raise SystemExit("expected recipes with one model: texts are tokenised once")
-    tokenizer = model.load_tokenizer(model_config(asked[0]))
+    tokenizer = encoder.load_tokenizer(model_config(asked[0]))
     texts = {name: read(options, name, tokenizer) for name in SETS}
     judged = list(JUDGED)
     for attack in options.attack:
@@ -242,8 +244,8 @@ def built(recipe: Recipe) -> Any:
     """The encoder with a new head."""
     keys = [f"model.{name}={getattr(recipe, name)}" for name in ("window", "pooling", "dropout", "layers")]
     config = model_config(recipe, *keys, f"model.stride={stride(recipe.window)}")
-    network: Any = model.build(config, recipe.seed)
-    model.freeze(network, recipe.frozen)
+    network: Any = encoder.build(config, recipe.seed)
+    encoder.freeze(network, recipe.frozen)
     return network
 
 
@@ -298,7 +300,7 @@ class Step:
     def __init__(self, network: Any, recipe: Recipe) -> None:
         self.network, self.recipe = network, recipe
         self.device: torch.device = next(network.parameters()).device
-        self.dtype = model.autocast_dtype("auto", self.device)
+        self.dtype = encoder.autocast_dtype("auto", self.device)
         groups: dict[float, list[torch.nn.Parameter]] = {}
         count = network.config.num_hidden_layers
         for name, parameter in network.named_parameters():
@@ -385,7 +387,7 @@ def score(
     """Log-odds of each document."""
     rows, owners = cut(texts["ids"].tolist(), window - tokenizer.num_special, stride(window))
     order, found = [], []
-    dtype = model.autocast_dtype("auto", device)
+    dtype = encoder.autocast_dtype("auto", device)
     for chosen in plan_scoring(np.asarray([len(row) for row in rows]), 65536 if device.type == "cuda" else 8192):
         batch = collate([rows[i] for i in chosen], tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id)
         with torch.inference_mode(), autocast(device, dtype):

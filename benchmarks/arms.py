@@ -106,9 +106,9 @@ def hugging_face(arm: str, job: dict[str, Any], config: Any, rows: Any, steps: i
     import torch
     import transformers
 
-    from detect_ai import model
+    from detect_ai.models import encoder
 
-    source, _ = model.resolve(config.model)
+    source, _ = encoder.resolve(config.model)
     pad = transformers.AutoTokenizer.from_pretrained(source)
     tuned, device = arm != "trainer", torch.device("cuda" if job["gpu"] else "cpu")
     arguments = transformers.TrainingArguments(
@@ -126,12 +126,12 @@ def hugging_face(arm: str, job: dict[str, Any], config: Any, rows: Any, steps: i
         logging_strategy="no",
         disable_tqdm=True,
         use_cpu=not job["gpu"],
-        bf16=tuned and model.has_bf16(device),  # emulated it would be slower than fp32
+        bf16=tuned and encoder.has_bf16(device),  # emulated it would be slower than fp32
         optim="adamw_torch_fused" if tuned else "adamw_torch",
         # By length for speed; where quality is compared, at random, which learns better (docs/TRAINING.md).
         train_sampling_strategy="group_by_length" if tuned and steps else "random",
     )
-    network = plain(model.build(config.model, config.seed))
+    network = plain(encoder.build(config.model, config.seed))
     collator = transformers.DataCollatorWithPadding(pad)
     loop = transformers.Trainer(model=network, args=arguments, train_dataset=rows, data_collator=collator)
     return loop, Counter(network)
@@ -171,13 +171,13 @@ def rows_of(config: Any, corpus: Any, split: str) -> Any:
 def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     """A bare loop: our batches, made beforehand; the model as transformers has it, or ours."""
     import torch
-
-    from detect_ai import model
     from detect_ai.backends.torch import autocast, model_inputs, upload
 
+    from detect_ai.models import encoder
+
     device = torch.device("cuda" if job["gpu"] else "cpu")
-    dtype = model.autocast_dtype("auto", device)
-    network = model.build(config.model, config.seed)
+    dtype = encoder.autocast_dtype("auto", device)
+    network = encoder.build(config.model, config.seed)
     network = (network if arm == "bare_ours" else plain(network)).to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.train.lr, weight_decay=0.01, fused=True)
     steps = our_steps(config, corpus_of(config))
@@ -203,7 +203,7 @@ def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
 
 
 def plain(network: Any) -> Any:
-    """The same model as transformers has it, without our last layer (`detect_ai.first_token`)."""
+    """The same model as transformers has it, without our last layer (`detect_ai.models.first_token`)."""
     made = type(network)(network.config)
     made.load_state_dict(network.state_dict())
     return made

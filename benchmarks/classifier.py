@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from material import texts
 
-from detect_ai import bundle, model
-from detect_ai.batches import collate, plan_scoring
+from detect_ai import bundle
 from detect_ai.calibration import calibrate
 from detect_ai.core.config import load_config
 from detect_ai.core.storage import Storage
+from detect_ai.models import encoder
+from detect_ai.models.batch import collate, plan_scoring
 from detect_ai.registry import Registry
 from detect_ai.text.normalize import NORMALISER_VERSION, normalise
 
@@ -39,17 +40,17 @@ def prepared(scratch: Path, path: str | None, count: int) -> dict[str, str]:
 
     torch.manual_seed(0)
     config = load_config([f"model.window={WINDOW}", f"model.stride={STRIDE}"]).model
-    tokenizer = model.load_tokenizer(config)
+    tokenizer = encoder.load_tokenizer(config)
     rows = texts(path, 2 * count)
     rows = rows[rows["text"].str.split().str.len().between(*WORDS)]
     rows = rows.groupby("label").head(count // 2).reset_index(drop=True)
     chosen = [fitting(text, tokenizer) for text in rows["text"]]
     (scratch / "texts.json").write_text(json.dumps(chosen), encoding="utf-8")
-    network = model.build(config, seed=0).eval()
+    network = encoder.build(config, seed=0).eval()
     scores = fit_head(network, tokenizer, chosen, rows["label"].to_numpy())
     folder = scratch / "bundle"
     folder.mkdir()
-    model.save(network, folder)
+    encoder.save(network, folder)
     tokenizer.save(folder)
     half = len(rows) // 2
     spec = bundle.DetectorSpec(
@@ -67,7 +68,7 @@ def prepared(scratch: Path, path: str | None, count: int) -> dict[str, str]:
     bundle.seal(folder, spec)
     registry = Registry(Storage(str(scratch / "store")))
     registry.set_champion(registry.add(folder))
-    peers = for_peers(scratch / "classifier", folder, Path(model.resolve(config)[0]))
+    peers = for_peers(scratch / "classifier", folder, Path(encoder.resolve(config)[0]))
     return {
         "texts": str(scratch / "texts.json"),
         "store": str(scratch / "store"),
@@ -102,7 +103,6 @@ def fit_head(network: Any, tokenizer: Any, chosen: list[str], labels: Any) -> An
 def features(network: Any, tokenizer: Any, chosen: list[str]) -> Any:
     """What the head reads of each text, shape (texts, width)."""
     import torch
-
     from detect_ai.backends.torch import model_inputs
 
     rows = tokenizer.encode(chosen)

@@ -35,7 +35,7 @@ from detect_ai.core.config import Config, SourceConfig, load_config
 from detect_ai.core.local_cluster import LocalCluster
 from detect_ai.corpus.read import pieces, read_piece
 from detect_ai.corpus.shards import Plan, write_shards
-from detect_ai.model import load_tokenizer
+from detect_ai.models.encoder import load_tokenizer
 from detect_ai.text.normalize import normalise, sentences
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -168,7 +168,7 @@ def hub_tokenizer(config: Config) -> Any:
     """The same tokenizer as transformers hands it out, without truncation."""
     from transformers import AutoTokenizer
 
-    from detect_ai.model import resolve
+    from detect_ai.models.encoder import resolve
 
     tokenizer = AutoTokenizer.from_pretrained(resolve(config.model)[0], use_fast=True)
     tokenizer.model_max_length = 10**9

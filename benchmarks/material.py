@@ -31,9 +31,9 @@ def prepared(
     judged = 0.2 if words else 0.05  # the share of validation
     folder = scratch / (f"{name}-{words}" if words else name)
     folder.mkdir()
-    model = ["model=minilm"]
+    encoder = ["model=minilm"]
     if name == "distilbert":
-        model = [f"model.path={random_distilbert(folder / 'weights')}", "model.sha256="]
+        encoder = [f"model.path={random_distilbert(folder / 'weights')}", "model.sha256="]
     rows = texts(path, round(documents / 0.7))
     rows["text"] = [" ".join(text.split()[:words]) if words else text for text in rows["text"]]
     rows.to_csv(folder / "texts.csv", index=False)
@@ -41,7 +41,7 @@ def prepared(
         2 if words else max(2, math.ceil(documents / (0.7 * len(rows))))
     )  # of few texts, such as the sample's on a GPU
     overrides = [
-        *model,
+        *encoder,
         *(f"model.window={WINDOW}", f"model.stride={STRIDE}", f"storage.root={folder / 'store'}"),
         *("corpus=csv", f"corpus.sources.0.path={folder / 'texts.csv'}", "corpus.min_words=1"),
         f"corpus.split={{train: 0.7, validation: {judged}, calibration: 0.05, test: {0.25 - judged:.2f}}}",
@@ -79,12 +79,12 @@ def random_distilbert(folder: Path) -> Path:
     import torch
     from transformers import DistilBertConfig, DistilBertModel
 
-    from detect_ai import model
     from detect_ai.core.config import ModelConfig
+    from detect_ai.models import encoder
 
     torch.manual_seed(0)
     DistilBertModel(DistilBertConfig()).save_pretrained(folder)
-    source, _ = model.resolve(ModelConfig())
+    source, _ = encoder.resolve(ModelConfig())
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(Path(source) / name, folder)
     return folder
@@ -110,7 +110,7 @@ def corpus_of(config: Any) -> Any:
 
 def token_ids(config: Any, corpus: Any, split: str) -> list[Any]:
     """Token ids of the documents of a split with their special tokens, cut to a window."""
-    from detect_ai.model import load_tokenizer
+    from detect_ai.models.encoder import load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
     content = WINDOW - tokenizer.num_special

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from arms import plain
+from detect_ai.backends.torch import model_inputs
 from material import BATCH, LR, MODELS, corpus_of, our_steps, prepared, settings, token_ids
 from torch import profiler
 
-from detect_ai import batches, model
-from detect_ai.backends.torch import model_inputs
+from detect_ai.models import batch as batches
+from detect_ai.models import encoder
 
 # The first kind of which a part of an operation's name is a word; what is left over is `other`.
 KINDS = {
@@ -60,7 +61,7 @@ def profiled(arm: str, config: Any) -> dict[str, float]:
     """Microseconds for a real token by kind of operation; and products of a padded token, in GFLOP a second."""
     if arm == "trainer":
         config.model = replace(config.model, dropout=0.1, attention_dropout=0.1)
-    network = model.build(config.model, config.seed)
+    network = encoder.build(config.model, config.seed)
     network = (network if arm == "ours" else plain(network)).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=0.01, fused=arm == "ours")
     steps = ours(config) if arm == "ours" else at_random(config)

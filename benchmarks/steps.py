@@ -22,11 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from detect_ai.backends.torch import autocast, log_odds, model_inputs
 from material import BATCH, LR, MICROBATCH, corpus_of, prepared, settings, token_ids
 
-from detect_ai import batches, metrics, model
-from detect_ai.backends.torch import autocast, log_odds, model_inputs
+from detect_ai import metrics
 from detect_ai.learner import lr_share
+from detect_ai.models import batch as batches
+from detect_ai.models import encoder
 
 PLANS = ("by_length", "at_random", "by_class")
 NOTHING = np.empty(0, np.int32)
@@ -71,7 +73,7 @@ def trained(plan: str, config: Any, splits: dict[str, Any], epochs: int) -> dict
         np.random.default_rng(config.seed),
         torch.device("cpu"),
     )
-    network, dtype = model.build(config.model, config.seed).train(), model.autocast_dtype("auto", device)
+    network, dtype = encoder.build(config.model, config.seed).train(), encoder.autocast_dtype("auto", device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=0.01, fused=True)
     planned = [step for _ in range(epochs) for step in steps(plan, lengths, labels, rng)]
     padded, shares = 0, []

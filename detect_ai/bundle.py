@@ -16,13 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detect_ai.backends import BACKENDS, DEFAULT
 from detect_ai.calibration import Calibration
 from detect_ai.core.errors import BundleError
+from detect_ai.models.backends import BACKENDS, DEFAULT
 
 if TYPE_CHECKING:
+    from detect_ai.models.tokenizer import Tokenizer
     from detect_ai.registers import Registers
-    from detect_ai.tokenizer import Tokenizer
 
 FORMAT = 2
 SPEC_FILE, CARD_FILE = "detector.json", "MODEL_CARD.md"
@@ -117,7 +117,7 @@ def read_spec(folder: Path) -> DetectorSpec:
 
 def load(folder: Path) -> tuple[DetectorSpec, Tokenizer]:
     """Specification and tokenizer of a bundle, everything checked. `backends.load` gives what runs its encoder."""
-    from detect_ai.tokenizer import Tokenizer
+    from detect_ai.models.tokenizer import Tokenizer
 
     spec = read_spec(folder)
     return spec, Tokenizer.load(folder, spec.pad_id)

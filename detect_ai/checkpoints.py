@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, load_model, save_file
 
-from detect_ai import model
 from detect_ai.learner import Learner
+from detect_ai.models import encoder
 from detect_ai.runlog import UNKNOWN
 
 
@@ -37,7 +37,7 @@ def report(learner: Learner, history: list[dict[str, Any]]) -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model.save(learner.module, folder)
+        encoder.save(learner.module, folder)
         write_state(state, folder)
         (folder / "history.json").write_text(json.dumps(history))
         if evaluated:

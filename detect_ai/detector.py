@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai import backends, bundle
-from detect_ai.batches import Batch, collate, lane_tokens, plan_scoring
+from detect_ai import bundle
 from detect_ai.calibration import Category
 from detect_ai.core.errors import BundleError, InputError
+from detect_ai.models import backends
+from detect_ai.models.batch import Batch, collate, lane_tokens, plan_scoring
 from detect_ai.schemas import Label, Reason, Span, Verdict
 from detect_ai.text.content_type import not_prose
 from detect_ai.text.language import other_language
@@ -24,8 +25,8 @@ from detect_ai.text.windows import cut, document_scores
 if TYPE_CHECKING:
     from detect_ai.bundle import DetectorSpec
     from detect_ai.core.config import ModelConfig
+    from detect_ai.models.tokenizer import Ids, Tokenizer
     from detect_ai.registers import Registers
-    from detect_ai.tokenizer import Ids, Tokenizer
 
 Scores = NDArray[np.float64]
 MIN_LATIN_SHARE = 0.5
@@ -96,10 +97,10 @@ class Scorer:
     @classmethod
     def of_checkpoint(cls, folder: Path, config: ModelConfig, precision: str = "fp32", device: str = "cpu") -> Scorer:
         """Load a training checkpoint. Raises BundleError when it is damaged."""
-        from detect_ai import model
+        from detect_ai.models import encoder
 
         backend = backends.load(folder, backends.DEFAULT, device, precision)
-        return cls(model.load_tokenizer(config), backend, config.window, config.stride)
+        return cls(encoder.load_tokenizer(config), backend, config.window, config.stride)
 
     def read(self, texts: Sequence[str]) -> list[Document]:
         """Normalise and tokenise."""

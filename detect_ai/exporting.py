@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detect_ai import backends, bundle, metrics
+from detect_ai import bundle, metrics
 from detect_ai.bundle import DetectorSpec
 from detect_ai.calibrating import calibration_of
 from detect_ai.core.config import CalibrationConfig, Config
@@ -28,6 +28,7 @@ from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector import Detector
 from detect_ai.evaluation import evaluate
+from detect_ai.models import backends
 from detect_ai.promotion import Likeness, unlike
 from detect_ai.publishing import add_version
 from detect_ai.registers import FILE as REGISTERS_FILE
@@ -37,7 +38,7 @@ from detect_ai.scoring import Scored, score_split
 from detect_ai.timing import alternate, ratio
 
 if TYPE_CHECKING:
-    from detect_ai.tokenizer import Ids
+    from detect_ai.models.tokenizer import Ids
 
 logger = logging.getLogger(__name__)
 
@@ -148,10 +149,10 @@ def make(name: str, parent: Path, folder: Path) -> DetectorSpec:
     Raises:
         InputError: the encoder cannot be made smaller in this way.
     """
-    from detect_ai import model
+    from detect_ai.models import encoder
     from detect_ai.shrinking import keep_layers, keep_neurons
 
-    spec, network = bundle.read_spec(parent), model.load(parent)
+    spec, network = bundle.read_spec(parent), encoder.load(parent)
     backend, *changes = name.split("+")
     for change in changes:
         kind, _, number = change.partition("-")

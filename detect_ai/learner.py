@@ -19,11 +19,12 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from detect_ai import flops, metrics, model
+from detect_ai import metrics
 from detect_ai.backends.torch import autocast, log_odds, model_inputs, upload
-from detect_ai.compiling import compiled
 from detect_ai.core.config import TrainConfig
 from detect_ai.core.errors import ResourceError, TrainingError
+from detect_ai.models import encoder, flops
+from detect_ai.models.compiling import compiled
 from detect_ai.streaming import Microbatch
 from detect_ai.text.windows import document_scores
 
@@ -59,7 +60,7 @@ class Learner:
         self.module = cast(PreTrainedModel, self._ddp.module if self._ddp else network)
         self._network = network
         self._forward = compiled(network, config.compiled_lengths) if config.compile else network
-        self.dtype = model.autocast_dtype(config.precision, device)
+        self.dtype = encoder.autocast_dtype(config.precision, device)
         self.max_grad_norm = config.max_grad_norm
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = min(steps_per_epoch * config.epochs, config.max_steps or sys.maxsize)

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from detect_ai import checkpoints, model, runlog
+from detect_ai import checkpoints, runlog
 from detect_ai.core.config import Config, TrainConfig
 from detect_ai.core.errors import TrainingError
 from detect_ai.core.storage import Storage
 from detect_ai.learner import Learner
+from detect_ai.models import encoder
 from detect_ai.observing import Observer
 from detect_ai.streaming import Microbatch, microbatch
 
@@ -50,8 +51,8 @@ def _learner(config: Config, steps_per_epoch: int) -> Learner:
 
     context = ray.train.get_context()
     torch.set_num_threads(config.train.threads_per_worker)
-    module = model.build(config.model, config.seed)
-    model.freeze(module, config.train.frozen)
+    module = encoder.build(config.model, config.seed)
+    encoder.freeze(module, config.train.frozen)
     if config.train.gradient_checkpointing:
         module.gradient_checkpointing_enable()
     return Learner(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from detect_ai.core.errors import InputError
-from detect_ai.first_token import encoder_layers
+from detect_ai.models.first_token import encoder_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,6 +1,6 @@
 """Stream the tokenised shards of a corpus to the ranks as whole microbatches, by Ray Data.
 
-A shard is a pool: one Ray Data task reads it, plans its steps (`detect_ai.batches`) and emits one row for each
+A shard is a pool: one Ray Data task reads it, plans its steps (`detect_ai.models.batch`) and emits one row for each
 microbatch. Every row is a block of its own and the order is preserved, so `streaming_split(equal=True)` deals row i to
 rank i mod W. Steps are filled up with empty microbatches to a multiple of W: all ranks make the same number of steps,
 and a step holds the same documents at any W.
@@ -19,12 +19,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from detect_ai import batches
 from detect_ai.core.config import ModelConfig
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
+from detect_ai.models import batch as batches
+from detect_ai.models.tokenizer import Ids, Tokenizer
 from detect_ai.text import windows
-from detect_ai.tokenizer import Ids, Tokenizer
 
 if TYPE_CHECKING:
     from ray.data import Dataset

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detect_ai import batches, checkpoint_list, model, runlog, space
+from detect_ai import checkpoint_list, runlog, space
 from detect_ai.core import ray_runtime, resume, rules
 from detect_ai.core.config import Config
 from detect_ai.core.errors import CorpusError, TrainingError
 from detect_ai.core.job import prepared_corpus, read_result
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
+from detect_ai.models import batch, encoder
+from detect_ai.models.tokenizer import Tokenizer
 from detect_ai.runlog import UNKNOWN
 from detect_ai.streaming import Frame, TrainingPlan
-from detect_ai.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -172,13 +173,13 @@ def training_plan(config: Config) -> TrainingPlan:
         t.shortest_span,
         (t.class_weights[0], t.class_weights[1]),
         t.attack_weight,
-        batches.length_multiple(t.compiled_lengths, config.model.window),
+        batch.length_multiple(t.compiled_lengths, config.model.window),
     )
 
 
 def checked_tokenizer(config: Config, corpus: Corpus) -> Tokenizer:
     """The model's tokenizer. Raises CorpusError when the corpus was tokenised by another one."""
-    tokenizer = model.load_tokenizer(config.model)
+    tokenizer = encoder.load_tokenizer(config.model)
     if tokenizer.fingerprint != corpus.manifest.tokenizer:
         raise CorpusError(
             f"corpus {corpus.key} was tokenised by {corpus.manifest.tokenizer[:12]}, model={config.model.name} has "

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai.batches import lane_tokens, padded_length
+from detect_ai.models.batch import lane_tokens, padded_length
 
 Ids = NDArray[np.int32]
 Scores = NDArray[np.float64]

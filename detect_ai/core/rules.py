@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from detect_ai import space
-from detect_ai.backends import BACKENDS
 from detect_ai.core.config import SPLITS, Config, CorpusConfig, SourceConfig
 from detect_ai.core.errors import ConfigError
 from detect_ai.corpus.presets import PRESETS
+from detect_ai.models.backends import BACKENDS
 from detect_ai.text.attacks import ATTACKS
 
 _NAME = "letters, digits, '.', '_' and '-', at most 64"

@@ -23,9 +23,9 @@ from detect_ai.corpus.manifest import CONTAMINATION, QUARANTINE, Corpus, Manifes
 from detect_ai.corpus.read import source_digest, source_name
 from detect_ai.corpus.scan import Scan, scanned
 from detect_ai.corpus.shards import Plan, plans, write_shards
-from detect_ai.model import load_tokenizer
+from detect_ai.models.encoder import load_tokenizer
+from detect_ai.models.tokenizer import Tokenizer
 from detect_ai.text.normalize import NORMALISER_VERSION
-from detect_ai.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from detect_ai.corpus.decide import OVER_LIMIT, Rows
 from detect_ai.corpus.manifest import QUARANTINE, Shard
 from detect_ai.corpus.scan import ROW_GROUP, give_memory_back, plainly
 from detect_ai.corpus.tokenise import QUARANTINE_SCHEMA, SCHEMA, tokenise
-from detect_ai.tokenizer import Tokenizer
+from detect_ai.models.tokenizer import Tokenizer
 
 Ints = NDArray[np.int64]
 

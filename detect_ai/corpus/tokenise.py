@@ -10,7 +10,7 @@ import pyarrow as pa
 from detect_ai.corpus.standardise import ROW_SCHEMA
 
 if TYPE_CHECKING:
-    from detect_ai.tokenizer import Tokenizer
+    from detect_ai.models.tokenizer import Tokenizer
 
 _QUARANTINED = ("id", "text", "label", "source", "domain", "generator", "group")
 SCHEMA = pa.schema(

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from detect_ai import checkpoints, model
 from detect_ai.backends.torch import TorchBackend
-from detect_ai.batches import Batch
+
+from detect_ai import checkpoints
 from detect_ai.core.config import ModelConfig, TrainConfig
 from detect_ai.core.errors import ResourceError
 from detect_ai.learner import Learner
+from detect_ai.models import encoder as model
+from detect_ai.models.batch import Batch
 from detect_ai.streaming import Microbatch
 
 ROWS, LENGTH = 16, 64

@@ -17,11 +17,12 @@ from typing import Any
 
 import psutil
 
-from detect_ai import loop, model, streaming
+from detect_ai import loop, streaming
 from detect_ai.core.config import Config, SourceConfig
 from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
+from detect_ai.models import encoder as model
 from detect_ai.streaming import Frame, Microbatch, TrainingPlan
 from tests import tiny
 

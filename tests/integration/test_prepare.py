@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from detect_ai import model
 from detect_ai.core.config import SPLITS, Config, load_config
 from detect_ai.core.errors import CorpusError
 from detect_ai.core.storage import Storage
@@ -27,6 +26,7 @@ from detect_ai.corpus import prepare as stage
 from detect_ai.corpus import shards, tokenise
 from detect_ai.corpus.manifest import QUARANTINE, Corpus
 from detect_ai.corpus.prepare import prepare
+from detect_ai.models import encoder as model
 from detect_ai.text.normalize import normalise
 from tests import tiny
 from tests.e2e.conftest import CHECKOUT

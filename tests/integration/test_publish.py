@@ -17,7 +17,7 @@ from detect_ai.core.errors import BundleError, CalibrationError, ConfigError, Ga
 from detect_ai.core.job import result_key, run_stage
 from detect_ai.detector import Detector, Scorer
 from detect_ai.evaluation import evaluate
-from detect_ai.model import load, save
+from detect_ai.models.encoder import load, save
 from detect_ai.publishing import publish
 from detect_ai.registry import Registry
 from tests.integration.conftest import Run

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detect_ai import model
 from detect_ai.bundle import read_spec
 from detect_ai.calibrating import calibrate_checkpoint, learn_registers
 from detect_ai.core.config import Config, SourceConfig
@@ -20,6 +19,7 @@ from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
 from detect_ai.detector import Detector
+from detect_ai.models import encoder as model
 from detect_ai.registers import FILE
 from tests import tiny
 from tests.integration.runs import small_config

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import ray
 import torch
+from detect_ai.backends.torch import TorchBackend
 from numpy.typing import NDArray
 from torch.nn.parallel import DistributedDataParallel
 
-from detect_ai import loop, metrics, model, streaming, training
-from detect_ai.backends.torch import TorchBackend
+from detect_ai import loop, metrics, streaming, training
 from detect_ai.core.config import Config
 from detect_ai.core.errors import CorpusError, ResourceError
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector import Scorer
 from detect_ai.learner import Learner
+from detect_ai.models import encoder
 from detect_ai.scoring import checkpoint_loader, score_split
 from detect_ai.training import run_training, train
 from tests import tiny
@@ -51,7 +52,7 @@ def gradients_of_a_rank(arguments: dict[str, Any]) -> None:
 
     torch.set_num_threads(1)
     config: Config = arguments["config"]
-    network = ray.train.torch.prepare_model(model.build(config.model, config.seed))
+    network = ray.train.torch.prepare_model(encoder.build(config.model, config.seed))
     assert isinstance(network, DistributedDataParallel)
     context = ray.train.get_context()
     learner = Learner(
@@ -93,7 +94,7 @@ def test_ddp_with_two_workers_gives_the_gradients_of_one_process(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     train = replace(config.train, adversarial=0.5)
-    learner = Learner(train, model.build(config.model, config.seed), torch.device("cpu"), 1, 20)
+    learner = Learner(train, encoder.build(config.model, config.seed), torch.device("cpu"), 1, 20)
     expected = watch(learner)
     for step in streamed["many", 1][0][:GRADIENT_STEPS]:
         learner.step(step)

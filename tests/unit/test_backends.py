@@ -4,16 +4,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
-from detect_ai import backends, bundle, model
-from detect_ai.backends import int8
 from detect_ai.backends.onnx import OnnxBackend
 from detect_ai.backends.torch import TorchBackend
-from detect_ai.batches import Batch
+
+from detect_ai import bundle
 from detect_ai.bundle import SPEC_FILE, read_spec
 from detect_ai.core.errors import BundleError
 from detect_ai.detector import Detector
 from detect_ai.exporting import make
+from detect_ai.models import backends
+from detect_ai.models import encoder as model
+from detect_ai.models.backends import int8
+from detect_ai.models.batch import Batch
 from tests import tiny
 from tests.unit.conftest import config_of
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detect_ai import streaming
-from detect_ai.batches import (
+from detect_ai.models.batch import (
     LENGTH_MULTIPLE,
     attention_mask,
     collate,

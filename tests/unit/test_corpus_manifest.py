@@ -12,7 +12,7 @@ from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import FORMAT, Corpus, Manifest, Shard, content_fingerprint
 from detect_ai.corpus.shards import parquet
 from detect_ai.corpus.tokenise import BATCH_ROWS, SCHEMA, tokenise
-from detect_ai.model import load_tokenizer
+from detect_ai.models.encoder import load_tokenizer
 from detect_ai.text.normalize import normalise
 from tests import tiny
 

@@ -9,8 +9,9 @@ from transformers import BertForSequenceClassification as Bert
 from transformers import DistilBertForSequenceClassification as DistilBert
 from transformers import RobertaForSequenceClassification as Roberta
 
-from detect_ai import first_token, model
-from detect_ai.first_token import last_layer, read_first_token, used_once_a_row
+from detect_ai.models import encoder as model
+from detect_ai.models import first_token
+from detect_ai.models.first_token import last_layer, read_first_token, used_once_a_row
 from tests.unit.conftest import config_of
 
 SMALL = {"vocab_size": 60, "max_position_embeddings": 40}

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from detect_ai import flops, model
+from detect_ai.models import encoder as model
+from detect_ai.models import flops
 from tests.unit.conftest import config_of
 
 

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from detect_ai import checkpoints, model, observing
+from detect_ai import checkpoints, observing
 from detect_ai import learner as learning_
-from detect_ai.batches import Batch
 from detect_ai.core.config import Config, ModelConfig, TrainConfig
 from detect_ai.core.errors import ResourceError, TrainingError
 from detect_ai.learner import Learner, lr_share, make_optimizer
 from detect_ai.loop import evaluations_since_best, steps
+from detect_ai.models import encoder as model
+from detect_ai.models.batch import Batch
 from detect_ai.runlog import UNKNOWN
 from detect_ai.streaming import Microbatch
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detect_ai.backends.torch import model_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from detect_ai import model
-from detect_ai.backends.torch import model_inputs
-from detect_ai.batches import Batch
 from detect_ai.core.config import ModelConfig, TrainConfig
 from detect_ai.learner import Learner
-from detect_ai.masking import keep_mask
+from detect_ai.models import encoder as model
+from detect_ai.models.batch import Batch
+from detect_ai.models.masking import keep_mask
 from detect_ai.streaming import Microbatch
 
 CPU = torch.device("cpu")
@@ -97,7 +97,7 @@ def test_a_step_of_training_reads_nothing_back(network: Any) -> None:
     assert readings.count == 0
     with as_transformers_has_it(network), Readings() as readings:
         network(**model_inputs(part.batch, CPU))
-    assert readings.count == 1, "transformers no longer looks at the mask: detect_ai.masking can go"
+    assert readings.count == 1, "transformers no longer looks at the mask: detect_ai.models.masking can go"
 
 
 def test_encoders_of_other_kinds_stay_as_they_are() -> None:

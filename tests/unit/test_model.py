@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from detect_ai.backends.torch import TorchBackend
 from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer, processors
 from transformers import (
@@ -22,10 +23,9 @@ from transformers import (
     RobertaModel,
 )
 
-from detect_ai import model
-from detect_ai.backends.torch import TorchBackend
-from detect_ai.batches import collate
 from detect_ai.core.errors import BundleError, ConfigError
+from detect_ai.models import encoder as model
+from detect_ai.models.batch import collate
 from tests import tiny
 from tests.unit.conftest import config_of
 

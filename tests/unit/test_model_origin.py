@@ -7,9 +7,9 @@ from contextlib import suppress
 import pytest
 import torch
 
-from detect_ai import model
 from detect_ai.core.config import ModelConfig, load_config
 from detect_ai.core.errors import BundleError, ConfigError
+from detect_ai.models import encoder as model
 from tests import tiny
 from tests.unit.conftest import config_of
 

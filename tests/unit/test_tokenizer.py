@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers
 
 from detect_ai.core.errors import BundleError, ConfigError
-from detect_ai.tokenizer import Tokenizer
+from detect_ai.models.tokenizer import Tokenizer
 
 LONG = "the council went to the bridge " * 200
 
@@ -172,7 +172,7 @@ def test_odd_texts_have_the_tokens_that_they_have_as_a_whole(tokenizer, whole, t
 
 
 def test_words_are_forgotten_when_there_are_many(encoder, whole, monkeypatch):
-    monkeypatch.setattr("detect_ai.tokenizer.MAX_WORDS", 3)
+    monkeypatch.setattr("detect_ai.models.tokenizer.MAX_WORDS", 3)
     small = Tokenizer.from_pretrained(str(encoder))
     for text in ("the old bridge of the town", "a quiet market", "bread and rain", "the boat"):
         assert small.encode([text])[0].tolist() == whole.encode(text, add_special_tokens=False).ids

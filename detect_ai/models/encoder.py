@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from detect_ai.tokenizer import Tokenizer
+    from detect_ai.models.tokenizer import Tokenizer
 
 ID2LABEL = {0: "human", 1: "ai"}
 _DROPOUT = ("hidden_dropout_prob", "classifier_dropout", "dropout", "seq_classif_dropout", "embd_pdrop", "resid_pdrop")
@@ -99,7 +99,7 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
             dtype=torch.float32,
         )
     if config.pooling == "mean":
-        from detect_ai.pooling import MeanPooledClassifier
+        from detect_ai.models.pooling import MeanPooledClassifier
 
         model = MeanPooledClassifier(hf_config, model)
     _make_fast(model)
@@ -118,8 +118,8 @@ def _keep_layers(hf_config: Any, config: ModelConfig) -> None:
 
 def _make_fast(model: PreTrainedModel) -> None:
     """Leave out what an encoder does for nothing. Its logits stay the same."""
-    from detect_ai.first_token import read_first_token
-    from detect_ai.masking import keep_mask
+    from detect_ai.models.first_token import read_first_token
+    from detect_ai.models.masking import keep_mask
 
     if getattr(model.config, "pooling", "encoder") == "encoder":
         read_first_token(model)
@@ -150,7 +150,7 @@ def _check_window(config: ModelConfig, model: PreTrainedModel) -> None:
 
 def load_tokenizer(config: ModelConfig) -> Tokenizer:
     """The tokenizer that belongs to the encoder. Raises ConfigError."""
-    from detect_ai.tokenizer import Tokenizer
+    from detect_ai.models.tokenizer import Tokenizer
 
     path, revision = resolve(config)
     with _in_hub_format(config):
@@ -172,7 +172,7 @@ def load(folder: Path) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from detect_ai.pooling import MeanPooledClassifier
+    from detect_ai.models.pooling import MeanPooledClassifier
 
     try:
         with _quiet():
@@ -201,7 +201,7 @@ def empty(folder: Path) -> PreTrainedModel:
     """A model as `config.json` of a folder describes it, with weights that mean nothing. Raises BundleError."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from detect_ai.pooling import MeanPooledClassifier
+    from detect_ai.models.pooling import MeanPooledClassifier
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

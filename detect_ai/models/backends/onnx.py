@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detect_ai.batches import Batch, attention_mask
 from detect_ai.core.errors import BundleError
+from detect_ai.models.batch import Batch, attention_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

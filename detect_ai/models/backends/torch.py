@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detect_ai.batches import Batch, attention_mask
-from detect_ai.compiling import compiled
-from detect_ai.model import autocast_dtype
+from detect_ai.models.batch import Batch, attention_mask
+from detect_ai.models.compiling import compiled
+from detect_ai.models.encoder import autocast_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -41,34 +41,34 @@ def load(folder: Path, name: str, device: str = "cpu", precision: str = "fp32") 
 
         return OnnxBackend.load(folder, device)
     if name == "torch-int8":
-        from detect_ai.backends import int8
+        from detect_ai.models.backends import int8
 
         return int8.load_backend(folder, device)
     import torch
 
-    from detect_ai import model
     from detect_ai.backends.torch import TorchBackend
+    from detect_ai.models import encoder
 
     asked = {"torch": precision, "torch-bf16": "bf16", "torch-compile": "fp32"}[name]
-    return TorchBackend(model.load(folder), torch.device(device), asked, compile=name == "torch-compile")
+    return TorchBackend(encoder.load(folder), torch.device(device), asked, compile=name == "torch-compile")
 
 
 def save(network: PreTrainedModel, folder: Path, name: str) -> None:
     """Write the weights of a classifier into a folder, in the form that a backend reads."""
     if name.startswith("onnx"):
-        from detect_ai.backends import onnx
+        from detect_ai.models.backends import onnx
 
         onnx.export(network, folder)
         if name == "onnx-int8":
             onnx.quantise(folder)
     elif name == "torch-int8":
-        from detect_ai.backends import int8
+        from detect_ai.models.backends import int8
 
         int8.save(network, folder)
     else:
-        from detect_ai import model
+        from detect_ai.models import encoder
 
-        model.save(network, folder)
+        encoder.save(network, folder)
 
 
 def lacking(name: str, device: str) -> str | None:
@@ -81,7 +81,7 @@ def lacking(name: str, device: str) -> str | None:
     if name == "torch-bf16":
         import torch
 
-        from detect_ai.model import has_bf16
+        from detect_ai.models.encoder import has_bf16
 
         return None if has_bf16(torch.device(device)) else "no bf16 in this hardware"
     if name == "torch-compile" and device == "cpu":

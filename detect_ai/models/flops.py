@@ -36,7 +36,7 @@ class Counter:
     """Counts the operations of texts of given lengths."""
 
     def __init__(self, module: PreTrainedModel) -> None:
-        from detect_ai.first_token import used_once_a_row
+        from detect_ai.models.first_token import used_once_a_row
 
         named = {name: p for name, p in module.named_parameters() if p.ndim >= 2 and "embeddings" not in name}
         last = {id(p) for p in used_once_a_row(module)}

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from detect_ai import model
 from detect_ai.backends.torch import TorchBackend
 from detect_ai.core.errors import BundleError
+from detect_ai.models import encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,7 +64,7 @@ def save(network: PreTrainedModel, folder: Path) -> None:
 
 def load(folder: Path) -> PreTrainedModel:
     """What `save` wrote, in evaluation mode. Raises BundleError."""
-    network = model.empty(folder)
+    network = encoder.empty(folder)
     try:
         tensors = load_file(folder / WEIGHTS)
         for name in linear_layers(network):

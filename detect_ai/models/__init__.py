@@ -1,0 +1,1 @@
+"""Token ids to logits: encoders, tokenizers, batches and inference backends."""
