@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from detect_ai.backends.torch import autocast, log_odds, model_inputs, upload
 
 from detect_ai import metrics
-from detect_ai.conformal import conformal_threshold
+from detect_ai.calibration.conformal import conformal_threshold
 from detect_ai.core.config import ModelConfig, load_config
 from detect_ai.corpus import balance
 from detect_ai.learner import lr_share

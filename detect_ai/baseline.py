@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detect_ai import metrics
-from detect_ai.calibration import Calibration, Reference, calibrate
-from detect_ai.categories import Spans, with_categories
+from detect_ai.calibration.calibration import Calibration, Reference, calibrate
+from detect_ai.calibration.domains import Spans, with_categories
 from detect_ai.core.errors import CalibrationError
 from detect_ai.corpus.baseline import HASHED_FEATURES
 from detect_ai.corpus.manifest import Corpus

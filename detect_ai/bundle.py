@@ -16,13 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detect_ai.calibration import Calibration
+from detect_ai.calibration.calibration import Calibration
 from detect_ai.core.errors import BundleError
 from detect_ai.models.backends import BACKENDS, DEFAULT
 
 if TYPE_CHECKING:
+    from detect_ai.calibration.domain_classifier import Registers
     from detect_ai.models.tokenizer import Tokenizer
-    from detect_ai.registers import Registers
 
 FORMAT = 2
 SPEC_FILE, CARD_FILE = "detector.json", "MODEL_CARD.md"
@@ -125,7 +125,7 @@ def load(folder: Path) -> tuple[DetectorSpec, Tokenizer]:
 
 def load_registers(folder: Path, spec: DetectorSpec) -> Registers | None:
     """What tells the registers of a bundle apart; None where it has none. Raises BundleError."""
-    from detect_ai.registers import Registers
+    from detect_ai.calibration.domain_classifier import Registers
 
     return Registers.load(folder, spec.registers) if spec.registers else None
 

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from detect_ai import bundle
 from detect_ai.bundle import DetectorSpec
-from detect_ai.calibration import Calibration, Category, calibrate
-from detect_ai.categories import Spans, with_categories
-from detect_ai.conformal import require_texts
+from detect_ai.calibration.calibration import Calibration, Category, calibrate
+from detect_ai.calibration.conformal import require_texts
+from detect_ai.calibration.domain_classifier import MAX_TEXTS, Ids, Registers, fit
+from detect_ai.calibration.domains import Spans, with_categories
 from detect_ai.core.config import SPLITS, CalibrationConfig, Config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt, prepared_corpus, read_result
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.registers import MAX_TEXTS, Ids, Registers, fit
 from detect_ai.scoring import Scored, checkpoint_loader, score_split
 from detect_ai.text.normalize import NORMALISER_VERSION
 from detect_ai.text.windows import spans

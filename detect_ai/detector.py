@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detect_ai import bundle
-from detect_ai.calibration import Category
+from detect_ai.calibration.calibration import Category
 from detect_ai.core.errors import BundleError, InputError
 from detect_ai.models import backends
 from detect_ai.models.batch import Batch, collate, lane_tokens, plan_scoring
@@ -24,9 +24,9 @@ from detect_ai.text.windows import cut, document_scores
 
 if TYPE_CHECKING:
     from detect_ai.bundle import DetectorSpec
+    from detect_ai.calibration.domain_classifier import Registers
     from detect_ai.core.config import ModelConfig
     from detect_ai.models.tokenizer import Ids, Tokenizer
-    from detect_ai.registers import Registers
 
 Scores = NDArray[np.float64]
 MIN_LATIN_SHARE = 0.5
@@ -56,7 +56,7 @@ class Document:
     normalised: Normalised
     input_ids: Ids
     num_windows: int
-    register: str = ""  # as `detect_ai.registers` names it
+    register: str = ""  # as `detect_ai.calibration.domain_classifier` names it
 
 
 @dataclass(frozen=True)

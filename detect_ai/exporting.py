@@ -21,6 +21,7 @@ import numpy as np
 from detect_ai import bundle, metrics
 from detect_ai.bundle import DetectorSpec
 from detect_ai.calibrating import calibration_of
+from detect_ai.calibration.domain_classifier import FILE as REGISTERS_FILE
 from detect_ai.core.config import CalibrationConfig, Config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt, prepared_corpus
@@ -31,7 +32,6 @@ from detect_ai.evaluation import evaluate
 from detect_ai.models import backends
 from detect_ai.promotion import Likeness, unlike
 from detect_ai.publishing import add_version
-from detect_ai.registers import FILE as REGISTERS_FILE
 from detect_ai.registry import Registry, spec_of
 from detect_ai.reports.export import machine, table
 from detect_ai.scoring import Scored, score_split

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from detect_ai.calibration import Reference
-from detect_ai.conformal import CONFIDENCE, fpr_bound
+from detect_ai.calibration.calibration import Reference
+from detect_ai.calibration.conformal import CONFIDENCE, fpr_bound
 from detect_ai.schemas import CategoryInfo, ModelInfo, ThresholdInfo
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from detect_ai.calibration.domain_classifier import Registers
 from detect_ai.core import ray_runtime
 from detect_ai.core.config import ModelConfig, ScoreConfig
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.split import shuffle_key
 from detect_ai.detector import Scorer
-from detect_ai.registers import Registers
 from detect_ai.text.windows import spans
 
 
@@ -30,7 +30,7 @@ class Scored:
         labels: 0 human, 1 ai; int64, shape (scores,).
         scores: log-odds of AI; float64, shape (scores,).
         num_tokens: of each span; int64, shape (scores,).
-        registers: as `detect_ai.registers` names them, "" throughout where they are not told apart; shape (scores,).
+        registers: as `detect_ai.calibration.domain_classifier` names them, "" throughout where they are not told apart; shape (scores,).
         whole: whether the score is that of a whole document, shape (scores,).
     """
 

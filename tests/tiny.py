@@ -11,7 +11,7 @@ import numpy as np
 
 from detect_ai import bundle
 from detect_ai.bundle import DetectorSpec
-from detect_ai.calibration import calibrate
+from detect_ai.calibration.calibration import calibrate
 from detect_ai.core.config import Config, ModelConfig, SourceConfig
 from detect_ai.detector import Detector
 from detect_ai.models import encoder as model

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from detect_ai.conformal import texts_needed
+from detect_ai.calibration.conformal import texts_needed
 from detect_ai.corpus.audit import ALL_FEATURES, PROVENANCE, Audit, FamilyScore, FeatureScore
 from detect_ai.corpus.baseline import SliceScore
 

@@ -11,7 +11,7 @@ import pytest
 
 from detect_ai import metrics
 from detect_ai.calibrating import calibrate_checkpoint
-from detect_ai.calibration import calibrate
+from detect_ai.calibration.calibration import calibrate
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import result_key, run_stage

@@ -12,6 +12,7 @@ import pytest
 
 from detect_ai.bundle import read_spec
 from detect_ai.calibrating import calibrate_checkpoint, learn_registers
+from detect_ai.calibration.domain_classifier import FILE
 from detect_ai.core.config import Config, SourceConfig
 from detect_ai.core.errors import CalibrationError, ConfigError
 from detect_ai.core.job import run_stage
@@ -20,7 +21,6 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
 from detect_ai.detector import Detector
 from detect_ai.models import encoder as model
-from detect_ai.registers import FILE
 from tests import tiny
 from tests.integration.runs import small_config
 

@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 
 from detect_ai import baseline as module
 from detect_ai.baseline import baseline_of
-from detect_ai.calibration import calibrate
+from detect_ai.calibration.calibration import calibrate
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import FORMAT, Corpus, Manifest, Shard
 from detect_ai.corpus.shards import parquet

@@ -9,12 +9,12 @@ from scipy.stats import beta
 from sklearn.linear_model import LogisticRegression
 
 from detect_ai.calibrating import calibration_of
-from detect_ai.calibration import Calibration, Category, calibrate
-from detect_ai.categories import MIN_SCALED, Spans, _first_length, with_categories
-from detect_ai.conformal import Threshold, conformal_threshold, fpr_bound, p_value, texts_needed
+from detect_ai.calibration.calibration import Calibration, Category, calibrate
+from detect_ai.calibration.conformal import Threshold, conformal_threshold, fpr_bound, p_value, texts_needed
+from detect_ai.calibration.domains import MIN_SCALED, Spans, _first_length, with_categories
+from detect_ai.calibration.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_isotonic, fit_scaling, probability
 from detect_ai.core.config import CalibrationConfig
 from detect_ai.core.errors import CalibrationError, InputError
-from detect_ai.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_isotonic, fit_scaling, probability
 from detect_ai.scoring import Scored
 
 TARGETS = st.one_of(st.floats(0.05, 0.95), st.sampled_from([0.05, 0.1, 1 / 3, 0.29, 0.5]))

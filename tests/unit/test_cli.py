@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from detect_ai import __version__, bundle
-from detect_ai.calibration import calibrate
+from detect_ai.calibration.calibration import calibrate
 from detect_ai.cli import main
 from detect_ai.core.ray_runtime import free_port
 from detect_ai.detector import Detector

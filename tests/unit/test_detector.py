@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from detect_ai.bundle import read_spec
-from detect_ai.calibration import Category, calibrate
-from detect_ai.conformal import Threshold, p_value
+from detect_ai.calibration.calibration import Category, calibrate
+from detect_ai.calibration.conformal import Threshold, p_value
 from detect_ai.core.errors import BundleError, InputError
 from detect_ai.detector import Detector, Scorer
 from detect_ai.schemas import Label, Reason, Span

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from detect_ai import bundle, metrics, summary
-from detect_ai.calibration import Category
-from detect_ai.conformal import threshold_of
+from detect_ai.calibration.calibration import Category
+from detect_ai.calibration.conformal import threshold_of
 from detect_ai.core.config import Config
 from detect_ai.core.errors import BundleError, ConfigError, GateError, RegistryError
 from detect_ai.core.storage import Storage

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression
 
+from detect_ai.calibration.domain_classifier import FILE, SURE, Registers, fit
 from detect_ai.core.errors import BundleError
-from detect_ai.registers import FILE, SURE, Registers, fit
 from detect_ai.scoring import ScoreBatch
 from detect_ai.text.windows import SHORTEST_SPAN
 

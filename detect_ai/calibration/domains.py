@@ -7,9 +7,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai import scaling
-from detect_ai.calibration import Calibration, Category
-from detect_ai.conformal import texts_needed, threshold_of
+from detect_ai.calibration import scaling
+from detect_ai.calibration.calibration import Calibration, Category
+from detect_ai.calibration.conformal import texts_needed, threshold_of
 from detect_ai.core.errors import CalibrationError
 from detect_ai.metrics import Floats, Labels
 
@@ -24,7 +24,7 @@ class Spans:
         labels: 0 human, 1 AI, shape (n,).
         scores: raw scores, shape (n,).
         num_tokens: their lengths, shape (n,).
-        registers: as `detect_ai.registers` names them, shape (n,).
+        registers: as `detect_ai.calibration.domain_classifier` names them, shape (n,).
         documents: number of the text that each is of, shape (n,).
     """
 

@@ -1,6 +1,6 @@
 """What a detector keeps of its calibration set: probabilities, p-values and decisions that hold a false positive rate.
 
-Scores are log-odds: higher = more AI. What holds, and for which texts, is said in `detect_ai.conformal`.
+Scores are log-odds: higher = more AI. What holds, and for which texts, is said in `detect_ai.calibration.conformal`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,8 +11,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from detect_ai import scaling
-from detect_ai.conformal import Threshold, p_value, threshold_of
+from detect_ai.calibration import scaling
+from detect_ai.calibration.conformal import Threshold, p_value, threshold_of
 from detect_ai.core.errors import CalibrationError
 from detect_ai.metrics import Floats
 
@@ -68,7 +68,7 @@ class Category(Reference):
     (Mondrian conformal prediction: Vovk, Gammerman and Shafer 2005, section 4.5).
 
     Attributes:
-        register: as `detect_ai.registers` names it; "" where registers are not told apart.
+        register: as `detect_ai.calibration.domain_classifier` names it; "" where registers are not told apart.
         min_tokens: the shortest texts of it.
         max_tokens: all texts are shorter than this; None: no bound.
         tprs: by target FPR, the share of its AI calibration texts called AI; empty when it had none.
