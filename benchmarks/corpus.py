@@ -33,8 +33,8 @@ import pyarrow.parquet as pq
 
 from detect_ai.core.config import Config, SourceConfig, load_config
 from detect_ai.core.local_cluster import LocalCluster
-from detect_ai.corpus.read import pieces, read_piece
 from detect_ai.corpus.shards import Plan, write_shards
+from detect_ai.corpus.sources import pieces, read_piece
 from detect_ai.models.encoder import load_tokenizer
 from detect_ai.text.normalize import normalise, sentences
 

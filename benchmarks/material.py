@@ -65,7 +65,7 @@ def texts(path: str | None, count: int) -> Any:
         rows = pd.read_parquet(path, columns=["text", "label"])
     else:
         from detect_ai.core.config import SourceConfig
-        from detect_ai.corpus.read import pieces, read_piece
+        from detect_ai.corpus.sources import pieces, read_piece
 
         source = SourceConfig(kind="sample", name="sample")
         tables = [table for piece in pieces(source) for table in read_piece(piece)]

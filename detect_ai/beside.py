@@ -14,8 +14,8 @@ from detect_ai.bundle import DetectorSpec
 from detect_ai.core.config import Config
 from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage
+from detect_ai.corpus.dedup import NUM_PERM, Signatures, clusters, signatures, similar_pairs
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.corpus.near import NUM_PERM, Signatures, clusters, signatures, similar_pairs
 from detect_ai.dataset import texts_of
 from detect_ai.metrics import Floats
 from detect_ai.text.normalize import normalise

@@ -18,7 +18,7 @@ from detect_ai.core.errors import CorpusError
 from detect_ai.core.storage import open_uri
 from detect_ai.corpus import formats
 from detect_ai.corpus.formats import Row, UnreadableError
-from detect_ai.corpus.read import Piece, pieces, readable, suffixes
+from detect_ai.corpus.sources import Piece, pieces, readable, suffixes
 from detect_ai.corpus.standardise import spelling
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from detect_ai.core.config import Config, ScoreConfig
 from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.shards import parquet
-from detect_ai.corpus.split import shuffle_key
+from detect_ai.corpus.splits import shuffle_key
 from detect_ai.dataset import texts_at
 from detect_ai.judging import judge
 from detect_ai.mixing import Mixed, mix, sentence_labels

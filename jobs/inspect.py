@@ -14,6 +14,6 @@ if __name__ == "inspect":
 
 if __name__ == "__main__":
     from detect_ai.core.job import run_job
-    from detect_ai.inspecting import inspect as inspect_corpus
+    from detect_ai.corpus.audit import inspect as inspect_corpus
 
     sys.exit(run_job("inspect", inspect_corpus))

@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from detect_ai.core.config import CorpusConfig
-from detect_ai.corpus.split import shuffle_key
+from detect_ai.corpus.splits import shuffle_key
 from detect_ai.text.attacks import ATTACKS
 from detect_ai.text.normalize import normalise
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from detect_ai.core.config import SPLITS, CorpusConfig
 from detect_ai.core.errors import CorpusError
 from detect_ai.corpus import balance
-from detect_ai.corpus.clean import exact
-from detect_ai.corpus.split import ANY, TEST, assign_splits, crossing, first_of_each, join_groups, mask_of
+from detect_ai.corpus.cleaning import exact
+from detect_ai.corpus.splits import ANY, TEST, assign_splits, crossing, first_of_each, join_groups, mask_of
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from detect_ai.calibration.conformal import texts_needed
-from detect_ai.corpus.audit import ALL_FEATURES, PROVENANCE, Audit, FamilyScore, FeatureScore
 from detect_ai.corpus.baseline import SliceScore
+from detect_ai.corpus.shortcuts import ALL_FEATURES, PROVENANCE, Audit, FamilyScore, FeatureScore
 
 TELLING_AUROC = 0.70  # from here on one feature is worth a warning
 EASY_AUROC = 0.97  # of the bag of words, or of all trivial features

@@ -18,11 +18,11 @@ from detect_ai.core import ray_runtime
 from detect_ai.core.config import SPLITS, Config, CorpusConfig
 from detect_ai.core.errors import ConfigError, CorpusError
 from detect_ai.core.storage import Storage
-from detect_ai.corpus import decide, near, split
+from detect_ai.corpus import decide, dedup, splits
 from detect_ai.corpus.manifest import CONTAMINATION, QUARANTINE, Corpus, Manifest, content_fingerprint
-from detect_ai.corpus.read import source_digest, source_name
 from detect_ai.corpus.scan import Scan, scanned
 from detect_ai.corpus.shards import Plan, plans, write_shards
+from detect_ai.corpus.sources import source_digest, source_name
 from detect_ai.models.encoder import load_tokenizer
 from detect_ai.models.tokenizer import Tokenizer
 from detect_ai.text.normalize import NORMALISER_VERSION
@@ -118,7 +118,7 @@ def _decide(rows: decide.Rows, scan: Scan, seed: int, folder: Path) -> Ints:
         )
     decide.require_unique_ids(rows)
     decide.weigh(rows)
-    split.require_both_classes(rows.labels[rows.stays], rows.split[rows.stays])
+    splits.require_both_classes(rows.labels[rows.stays], rows.split[rows.stays])
     return clusters
 
 
@@ -139,8 +139,8 @@ def _clusters(rows: decide.Rows, scan: Scan, folder: Path) -> Ints:
         for start in range(0, len(arrivals), 65_536):
             file.write(signatures[arrivals[start : start + 65_536]].tobytes())
     shape = (len(arrivals), signatures.shape[1])
-    pairs = near.similar_pairs(np.memmap(path, np.uint32, "r", shape=shape), rows.corpus.similarity)
-    found[looked_at] = looked_at[near.clusters(len(looked_at), pairs)]
+    pairs = dedup.similar_pairs(np.memmap(path, np.uint32, "r", shape=shape), rows.corpus.similarity)
+    found[looked_at] = looked_at[dedup.clusters(len(looked_at), pairs)]
     return found
 
 

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from detect_ai.core.config import CorpusConfig
 from detect_ai.core.errors import CorpusError, DetectAIError, ours
 from detect_ai.core.storage import Storage
-from detect_ai.corpus.clean import clean
-from detect_ai.corpus.near import NUM_PERM
-from detect_ai.corpus.read import Piece, pieces, read_piece
-from detect_ai.corpus.split import shuffle_key
+from detect_ai.corpus.cleaning import clean
+from detect_ai.corpus.dedup import NUM_PERM
+from detect_ai.corpus.sources import Piece, pieces, read_piece
+from detect_ai.corpus.splits import shuffle_key
 
 ROW_GROUP = 128  # rows: the unit that the second pass reads
 PIECES_BYTES = 8 << 20  # small files are read together up to this size

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from detect_ai.core.config import ModelConfig, SourceConfig
 from detect_ai.core.errors import CorpusError
-from detect_ai.corpus.read import pieces, read_piece
+from detect_ai.corpus.sources import pieces, read_piece
 
 any_text = st.text(st.characters(exclude_categories=()))
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from detect_ai.core.errors import CorpusError
 from detect_ai.corpus import findings
-from detect_ai.corpus.audit import Audit, FeatureScore, audit, weighted_auroc
+from detect_ai.corpus.shortcuts import Audit, FeatureScore, audit, weighted_auroc
 from detect_ai.metrics import auroc, rate_interval
 
 SENTENCE = "the old bridge near a market where rain fell on quiet boats and bread was sold at dawn by one tall farmer"
@@ -290,7 +290,7 @@ def test_an_audit_repeats_no_text() -> None:
 
 def test_the_audit_loads_neither_ray_nor_torch() -> None:
     code = (
-        "import sys, detect_ai.corpus.findings; from detect_ai.corpus.audit import audit;"
+        "import sys, detect_ai.corpus.findings; from detect_ai.corpus.shortcuts import audit;"
         "audit(['a b. C', 'd e. F'] * 4, [0, 1] * 4, {});"
         "print({'ray', 'torch', 'transformers', 'matplotlib'} & set(sys.modules))"
     )

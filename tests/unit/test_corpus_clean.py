@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detect_ai.core.config import CorpusConfig
-from detect_ai.corpus import clean as cleaning
-from detect_ai.corpus.clean import CLEAN_FIELDS, clean, detect_language, exact, normalised_text, repair
-from detect_ai.corpus.near import signatures
+from detect_ai.corpus import cleaning
+from detect_ai.corpus.cleaning import CLEAN_FIELDS, clean, detect_language, exact, normalised_text, repair
+from detect_ai.corpus.dedup import signatures
 from detect_ai.text.normalize import normalise
 
 ENGLISH = (

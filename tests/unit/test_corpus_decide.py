@@ -8,7 +8,7 @@ from detect_ai.core.config import SPLITS, CorpusConfig, HoldoutConfig, SourceCon
 from detect_ai.core.errors import CorpusError
 from detect_ai.corpus import decide
 from detect_ai.corpus.decide import Counts, Rows
-from detect_ai.corpus.near import clusters
+from detect_ai.corpus.dedup import clusters
 
 NAMES = ("source", "domain", "generator", "group", "language", "split", "attack", "problem")
 TEST = SPLITS.index("test")

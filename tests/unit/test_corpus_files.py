@@ -15,7 +15,7 @@ import pytest
 
 from detect_ai.core.config import SourceConfig
 from detect_ai.core.storage import Storage
-from detect_ai.corpus.read import pieces, read_piece, source_digest
+from detect_ai.corpus.sources import pieces, read_piece, source_digest
 from tests.unit.conftest import refusal, rows, some, tables, write, zstd
 
 ABSOLUTE = (
@@ -173,7 +173,7 @@ def test_ten_thousand_long_rows_are_read_in_seconds(tmp_path):
 
 def test_reading_loads_neither_ray_nor_torch_nor_datasets():
     heavy = {"ray", "torch", "transformers", "datasets", "pandas"}
-    code = f"import detect_ai.corpus.read, sys; print({heavy} & set(sys.modules))"
+    code = f"import detect_ai.corpus.sources, sys; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

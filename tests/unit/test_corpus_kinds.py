@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from detect_ai.core.config import SourceConfig
-from detect_ai.corpus import hub, read
-from detect_ai.corpus.read import pieces, read_piece, source_digest, source_name
+from detect_ai.corpus import hub, sources
+from detect_ai.corpus.sources import pieces, read_piece, source_digest, source_name
 from tests.unit.conftest import refusal, rows, some, write
 
 # Folders of text files
@@ -240,7 +240,7 @@ def test_the_digest_of_a_pinned_data_set_is_that_of_its_name(monkeypatch):
 
 @pytest.fixture(scope="module")
 def sample():
-    return list(read._sample_rows("lee-mirrors"))
+    return list(sources._sample_rows("lee-mirrors"))
 
 
 def test_the_sample_is_pairs_of_distinct_human_and_ai_stories(sample):
@@ -277,26 +277,26 @@ def test_a_mirror_is_on_the_topic_of_its_story(sample):
 def test_the_sample_is_read_without_importing_gensim(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "gensim"]:
         monkeypatch.delitem(sys.modules, name)
-    list(read._sample_rows("x"))
+    list(sources._sample_rows("x"))
     assert "gensim" not in sys.modules
 
 
 def test_without_the_package_the_way_to_the_sample_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert refusal(lambda: list(read._sample_rows("x"))) == (
+    assert refusal(lambda: list(sources._sample_rows("x"))) == (
         "source sample: the human half comes with the package gensim: pip install 'detect-ai[sample]'"
     )
 
 
 def test_the_digest_of_the_sample_changes_with_its_texts(monkeypatch):
     before = source_digest(SourceConfig(kind="sample"))
-    stories = read._lee_stories()
-    monkeypatch.setattr(read, "_lee_stories", lambda: [story.replace("the", "one") for story in stories])
+    stories = sources._lee_stories()
+    monkeypatch.setattr(sources, "_lee_stories", lambda: [story.replace("the", "one") for story in stories])
     assert source_digest(SourceConfig(kind="sample")) != before
 
 
 def test_the_datasheet_lies_beside_the_sample():
-    folder = Path(read.__file__).parents[1] / "data/sample"
+    folder = Path(sources.__file__).parents[1] / "data/sample"
     lines = (folder / "ai_mirrors.jsonl").read_text("utf-8").splitlines()
     assert all({"id", "mirror_of", "text"} <= set(json.loads(line)) for line in lines)
     assert "CC0" in (folder / "README.md").read_text("utf-8")

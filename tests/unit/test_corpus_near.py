@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detect_ai.corpus.near import NUM_PERM, bands, clusters, least_agreement, signatures, similar_pairs
+from detect_ai.corpus.dedup import NUM_PERM, bands, clusters, least_agreement, signatures, similar_pairs
 
 WORDS = [f"word{number}" for number in range(2000)]
 

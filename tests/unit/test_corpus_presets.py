@@ -7,7 +7,7 @@ import pytest
 from detect_ai.core.config import SourceConfig
 from detect_ai.core.errors import CorpusError
 from detect_ai.corpus.presets import PRESETS, applied
-from detect_ai.corpus.read import source_digest, source_name
+from detect_ai.corpus.sources import source_digest, source_name
 from tests.unit.conftest import preset_rows as read
 from tests.unit.conftest import some
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detect_ai.core.errors import CorpusError
-from detect_ai.corpus.read import ROW_SCHEMA
+from detect_ai.corpus.sources import ROW_SCHEMA
 from tests.unit.conftest import refusal, rows, some, tables, write, zstd
 
 MAP = "Map yours with corpus.sources.N.text=…, .label=…"

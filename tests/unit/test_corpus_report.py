@@ -20,14 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from detect_ai import inspecting
 from detect_ai.core.config import SPLITS, Config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
-from detect_ai.corpus import manifest
+from detect_ai.corpus import audit, manifest
+from detect_ai.corpus.audit import audit_corpus, inspect
 from detect_ai.corpus.manifest import QUARANTINE, Corpus, Manifest, Shard
 from detect_ai.corpus.tokenise import QUARANTINE_SCHEMA, SCHEMA
-from detect_ai.inspecting import audit_corpus, inspect
 from detect_ai.reports.corpus import corpus_report
 from tests import tiny
 
@@ -274,14 +273,14 @@ def test_the_audit_reads_no_further_than_it_needs(tmp_path: Path, monkeypatch: p
     storage = make_corpus(tmp_path)
     storage.delete(f"{KEY}/train/00001.parquet")
     storage.delete(f"{KEY}/train/00002.parquet")
-    monkeypatch.setattr(inspecting, "MAX_ROWS", {"train": 49, "validation": 10, "calibration": 20, "test": 30})
+    monkeypatch.setattr(audit, "MAX_ROWS", {"train": 49, "validation": 10, "calibration": 20, "test": 30})
     found = audit_corpus(Corpus.open(storage, KEY))
     assert found.n_human + found.n_ai == 49 + 10 + 20 + 30
 
 
 def test_the_audit_stops_at_its_share_of_characters(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "READ_AT_ONCE", 10)
-    monkeypatch.setattr(inspecting, "MAX_CHARACTERS", 10)
+    monkeypatch.setattr(audit, "MAX_CHARACTERS", 10)
     found = audit_corpus(Corpus.open(storage, KEY))
     assert found.n_human + found.n_ai == 40
 

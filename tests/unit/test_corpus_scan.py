@@ -6,7 +6,7 @@ import pytest
 
 from detect_ai.core.config import CorpusConfig, SourceConfig
 from detect_ai.corpus import scan
-from detect_ai.corpus.read import ROW_SCHEMA
+from detect_ai.corpus.sources import ROW_SCHEMA
 
 LINE = json.dumps({"text": "A text of some words.", "label": 0}) + "\n"
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from detect_ai.core.config import SPLITS
 from detect_ai.core.errors import CorpusError
-from detect_ai.corpus.near import clusters
-from detect_ai.corpus.split import (
+from detect_ai.corpus.dedup import clusters
+from detect_ai.corpus.splits import (
     ANY,
     MAX_JOINED_SHARE,
     TEST,

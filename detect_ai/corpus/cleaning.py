@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from detect_ai.core.config import CorpusConfig
 from detect_ai.corpus import boilerplate
-from detect_ai.corpus.near import NUM_PERM, signatures
+from detect_ai.corpus.dedup import NUM_PERM, signatures
 from detect_ai.text.language import code as _code
 from detect_ai.text.language import detector as _detector
 from detect_ai.text.normalize import normalise

@@ -267,7 +267,7 @@ def readable(source: SourceConfig, file: str) -> Iterator[None]:
 def _sample_rows(name: str) -> Iterator[dict[str, Any]]:
     """The embedded sample: distinct human stories, and one AI mirror for each. Group: the mirror pair."""
     stories = _lee_stories()
-    mirrors = (resources.files("detect_ai") / "data/sample/ai_mirrors.jsonl").read_text("utf-8").splitlines()
+    mirrors = (resources.files("detect_ai.corpus") / "sample/ai_mirrors.jsonl").read_text("utf-8").splitlines()
     for mirror in map(json.loads, mirrors):
         group = mirror["mirror_of"]
         common = {"source": name, "domain": "news", "group": group}
