@@ -36,13 +36,13 @@ from detect_ai import metrics
 from detect_ai.calibration.conformal import conformal_threshold
 from detect_ai.core.config import ModelConfig, load_config
 from detect_ai.corpus import balance
-from detect_ai.learner import lr_share
 from detect_ai.models import encoder
 from detect_ai.models.batch import Batch, collate, plan_scoring, plan_steps
 from detect_ai.models.tokenizer import Tokenizer
 from detect_ai.text.attacks import ATTACKS
 from detect_ai.text.normalize import normalise
 from detect_ai.text.windows import cut, document_scores, one_each, span_each
+from detect_ai.training.trainer import lr_share
 
 SETS = {
     "essays_train": "essays/train/*.parquet",

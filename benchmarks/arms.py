@@ -48,10 +48,10 @@ def runs(job: dict[str, Any]) -> list[list[str]]:
 
 def ours(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     """The project's own training."""
-    from detect_ai import runlog
     from detect_ai.core import ray_runtime
     from detect_ai.core.job import attempt
-    from detect_ai.training import run_training
+    from detect_ai.training import runlog
+    from detect_ai.training.train import run_training
 
     config.train.num_workers = 2 if arm == "ours_2" else 1
     config.train.compile = arm == "ours_compiled"

@@ -120,15 +120,15 @@ def token_ids(config: Any, corpus: Any, split: str) -> list[Any]:
 
 def our_steps(config: Any, corpus: Any) -> list[Any]:
     """The steps that our training makes on one rank, each a list of microbatches, read without Ray."""
-    from detect_ai import streaming
-    from detect_ai.loop import steps
-    from detect_ai.training import checked_tokenizer, training_plan
+    from detect_ai.training import data
+    from detect_ai.training.train import checked_tokenizer, training_plan
+    from detect_ai.training.worker import steps
 
-    frame, plan = streaming.Frame.of(checked_tokenizer(config, corpus), config.model), training_plan(config)
+    frame, plan = data.Frame.of(checked_tokenizer(config, corpus), config.model), training_plan(config)
     plan = replace(plan, num_workers=1)
     rows = (
         row
-        for pool in streaming._training_pools(corpus, plan, 0)
-        for row in streaming._training_rows(streaming._read(corpus.storage.root, pool), pool, frame, plan)
+        for pool in data._training_pools(corpus, plan, 0)
+        for row in data._training_rows(data._read(corpus.storage.root, pool), pool, frame, plan)
     )
-    return list(islice(steps(map(streaming.microbatch, rows), 0, 1), config.train.max_steps or None))
+    return list(islice(steps(map(data.microbatch, rows), 0, 1), config.train.max_steps or None))

@@ -30,7 +30,7 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.scoring import Scored, checkpoint_loader, score_split
 from detect_ai.text.normalize import NORMALISER_VERSION
 from detect_ai.text.windows import spans
-from detect_ai.training import checked_tokenizer
+from detect_ai.training.train import checked_tokenizer
 
 REGISTER_SPAN = 128  # tokens, at most, of a span that registers are learnt from
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "safetensors")

@@ -27,7 +27,7 @@ from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.evaluation import describe
 from detect_ai.schemas import DetectResponse, Label, Verdict
-from detect_ai.trials import table
+from detect_ai.training.trials import table
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 # The gate compares with the champion of an earlier demo; whatever changed since, the loop must end.

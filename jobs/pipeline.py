@@ -13,8 +13,8 @@ from detect_ai.core.storage import Storage
 from detect_ai.corpus.prepare import prepare
 from detect_ai.evaluation import evaluate
 from detect_ai.publishing import publish
-from detect_ai.sweep import sweep
-from detect_ai.training import train
+from detect_ai.training.sweep import sweep
+from detect_ai.training.train import train
 
 
 def pipeline(config: Config, storage: Storage) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import sys
 
 from detect_ai.core.job import run_job
-from detect_ai.training import train
+from detect_ai.training.train import train
 
 if __name__ == "__main__":
     sys.exit(run_job("train", train))

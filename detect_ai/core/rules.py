@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from detect_ai import space
 from detect_ai.core.config import SPLITS, Config, CorpusConfig, SourceConfig
 from detect_ai.core.errors import ConfigError
 from detect_ai.corpus.presets import PRESETS
 from detect_ai.models.backends import BACKENDS
 from detect_ai.text.attacks import ATTACKS
+from detect_ai.training import search_space
 
 _NAME = "letters, digits, '.', '_' and '-', at most 64"
 Rule = tuple[str, Any, bool, str]  # key, value found, whether it holds, what is allowed
@@ -26,8 +26,8 @@ def check(config: Config) -> None:
             raise ConfigError(f"config: {key}={value}: expected {allowed}")
     alone = replace(config, sweep=replace(config.sweep, space={}))
     for name in config.sweep.space:
-        for value in space.ends(config, name):
-            check(space.apply(alone, {name: value}))
+        for value in search_space.ends(config, name):
+            check(search_space.apply(alone, {name: value}))
 
 
 def _rules(c: Config) -> list[Rule]:
@@ -201,9 +201,9 @@ def _sweep_rules(c: Config) -> list[Rule]:
         ("sweep.grace", sweep.grace, 1 <= sweep.grace <= max(1, sweep.epochs), f"1 to sweep.epochs ({sweep.epochs})"),
     ]
     for name, given in sweep.space.items():
-        key, found = f"sweep.space.{name}", space.Dimension.of(given)
+        key, found = f"sweep.space.{name}", search_space.Dimension.of(given)
         rules += [
-            _one_of("sweep.space", name, tuple(space.PLACES)),
+            _one_of("sweep.space", name, tuple(search_space.PLACES)),
             (key, given, found is not None, "a list of values, or a range {low: …, high: …, log: …}"),
         ]
         if found and not found.values:

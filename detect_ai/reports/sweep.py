@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from detect_ai import space, trials
 from detect_ai.core.config import Config
 from detect_ai.core.storage import Storage
 from detect_ai.reports import sweep_plots
 from detect_ai.reports.page import render
+from detect_ai.training import search_space, trials
 
 # Keys of `train` that belong to a machine or a stage, not to what is trained.
 _LEFT_OUT = ("num_workers", "cpus_per_worker", "threads_per_worker", "use_gpu", "from_sweep", "profile")
@@ -36,7 +36,7 @@ def write_reports(config: Config, storage: Storage, folder: str, result: dict[st
 
 def best_config(config: Config, folder: str, best: trials.Record) -> str:
     """The model and the training of the best trial, with the epochs of a training, as an option of `experiment`."""
-    chosen = space.apply(config, best["values"])
+    chosen = search_space.apply(config, best["values"])
     train = {name: value for name, value in asdict(chosen.train).items() if name not in _LEFT_OUT}
     head = _HEAD.format(trial=best["trial"], folder=folder, auroc=best["auroc"], epochs=config.sweep.epochs)
     return head + yaml.safe_dump({"model": asdict(chosen.model), "train": train}, sort_keys=False)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from detect_ai.backends.torch import TorchBackend
 
-from detect_ai import checkpoints
 from detect_ai.core.config import ModelConfig, TrainConfig
 from detect_ai.core.errors import ResourceError
-from detect_ai.learner import Learner
 from detect_ai.models import encoder as model
 from detect_ai.models.batch import Batch
-from detect_ai.streaming import Microbatch
+from detect_ai.training import checkpoint
+from detect_ai.training.data import Microbatch
+from detect_ai.training.trainer import Learner
 
 ROWS, LENGTH = 16, 64
 
@@ -109,9 +109,9 @@ def test_a_run_that_goes_on_ends_with_the_same_parameters(
         whole.step([part(seed)])
     for seed in range(3):
         half.step([part(seed)])
-    checkpoints.write_state(half.state(), tmp_path)
+    checkpoint.write_state(half.state(), tmp_path)
     other.module.load_state_dict(half.module.state_dict())
-    other.restore(checkpoints.read_state(tmp_path))
+    other.restore(checkpoint.read_state(tmp_path))
     for seed in range(3, 6):
         other.step([part(seed)])
     for found, expected in zip(other.module.parameters(), whole.module.parameters(), strict=True):

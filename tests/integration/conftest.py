@@ -18,7 +18,7 @@ from detect_ai.core.job import run_stage
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
-from detect_ai.training import train
+from detect_ai.training.train import train
 from tests import tiny
 from tests.integration.runs import Steps, small_config, training_ranks
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import psutil
 
-from detect_ai import loop, streaming
 from detect_ai.core.config import Config, SourceConfig
 from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.models import encoder as model
-from detect_ai.streaming import Frame, Microbatch, TrainingPlan
+from detect_ai.training import data, worker
+from detect_ai.training.data import Frame, Microbatch, TrainingPlan
 from tests import tiny
 
 EPOCHS = 2
@@ -76,15 +76,15 @@ def consume(dataset: Any, workers: int) -> list[list[Microbatch]]:
     """What each rank reads, all ranks at once as under Ray Train."""
     import ray
 
-    read = ray.remote(num_cpus=0)(lambda shard: list(loop.read(shard)))
+    read = ray.remote(num_cpus=0)(lambda shard: list(worker.read(shard)))
     return ray.get([read.remote(shard) for shard in dataset.streaming_split(workers, equal=True)])
 
 
 def training_ranks(corpus: Corpus, config: Config, workers: int, seed: int = 0) -> list[Steps]:
     """The steps that each rank makes in `EPOCHS` epochs."""
     plan = TrainingPlan(batch_size=8, microbatch_size=3, epochs=EPOCHS, seed=seed, num_workers=workers)
-    parts = consume(streaming.training_stream(corpus, frame_of(config), plan), workers)
-    return [list(loop.steps(part, rank, workers)) for rank, part in enumerate(parts)]
+    parts = consume(data.training_stream(corpus, frame_of(config), plan), workers)
+    return [list(worker.steps(part, rank, workers)) for rank, part in enumerate(parts)]
 
 
 # --- what dies -------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from detect_ai.core import ray_runtime
 from detect_ai.core.config import Config
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.training import run_training
+from detect_ai.training.train import run_training
 from tests.integration.runs import registered, until
 
 CHECKPOINTS = 5  # after which the node goes

@@ -19,7 +19,7 @@ from detect_ai.detector import Detector
 from detect_ai.evaluation import evaluate
 from detect_ai.publishing import publish
 from detect_ai.registry import Registry
-from detect_ai.training import run_training, train
+from detect_ai.training.train import run_training, train
 from tests import emulator, tiny
 from tests.integration.runs import a_worker_killed, driver, own_copy, registered, small_config, train_workers, until
 
@@ -104,7 +104,7 @@ def test_a_job_on_the_bucket_that_is_killed_and_submitted_again_goes_on(
     def attempts() -> list[str]:
         return [name for name in storage.list("runs/cut-off") if name.startswith("train-")]
 
-    process = driver("detect_ai.training:train", config, tmp_path)
+    process = driver("detect_ai.training.train:train", config, tmp_path)
     name = until(attempts)[0]
     until(lambda: registered(storage, f"runs/cut-off/{name}") >= 3 or process.poll() is not None)
     assert process.poll() is None, (tmp_path / "driver.log").read_text()

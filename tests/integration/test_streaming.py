@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detect_ai import streaming, training
 from detect_ai.core.config import Config
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.streaming import Microbatch, TrainingPlan
 from detect_ai.text.windows import cut
+from detect_ai.training import data, train
+from detect_ai.training.data import Microbatch, TrainingPlan
 from tests.integration.runs import EPOCHS, Steps, consume, frame_of, training_ranks
 
 
@@ -89,7 +89,7 @@ def test_another_seed_makes_other_batches(many: tuple[Config, Corpus], streamed:
 
 
 def test_the_plan_of_a_run_follows_its_seed(many: tuple[Config, Corpus]) -> None:
-    assert [training.training_plan(replace(many[0], seed=seed)).seed for seed in (0, 7)] == [0, 7]
+    assert [train.training_plan(replace(many[0], seed=seed)).seed for seed in (0, 7)] == [0, 7]
 
 
 def test_evaluation_reads_every_window_once(many: tuple[Config, Corpus]) -> None:
@@ -98,5 +98,5 @@ def test_evaluation_reads_every_window_once(many: tuple[Config, Corpus]) -> None
     ids = [np.asarray(row, np.int32) for row in corpus.read("test", ["input_ids"])["input_ids"].to_pylist()]
     _, owners = cut(ids, frame.content, frame.stride)
     assert len(owners) > len(ids), "no document has two windows"
-    ranks = consume(streaming.scoring_stream(corpus, "test", frame, 3, batch_tokens=512), 3)
+    ranks = consume(data.scoring_stream(corpus, "test", frame, 3, batch_tokens=512), 3)
     assert Counter(documents([part for rank in ranks for part in rank])) == Counter(owners.tolist())

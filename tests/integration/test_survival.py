@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from ray.train.v2.api.exceptions import TrainingFailedError
 from safetensors.numpy import load_file
 
-from detect_ai import runlog
 from detect_ai.core import ray_runtime
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ResourceError, TrainingError
@@ -27,8 +26,9 @@ from detect_ai.core.job import run_stage
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
-from detect_ai.learner import lr_share
-from detect_ai.training import TrainingResult, run_training, train
+from detect_ai.training import runlog
+from detect_ai.training.train import TrainingResult, run_training, train
+from detect_ai.training.trainer import lr_share
 from tests import tiny
 from tests.integration.conftest import Run
 from tests.integration.runs import (
@@ -123,7 +123,7 @@ def attempts(run: Run, name: str) -> list[str]:
 def cut_off(long: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
     """A training whose driver was killed, beside a checkpoint and a list of them that were being written then."""
     config = own_copy(long.config, long.storage, "cut-off")
-    process = driver("detect_ai.training:train", config, tmp_path_factory.mktemp("driver"))
+    process = driver("detect_ai.training.train:train", config, tmp_path_factory.mktemp("driver"))
     name = until(lambda: attempts(long, "cut-off"))[0]
     folder = Path(long.storage.path(f"runs/cut-off/{name}"))
     until(lambda: registered(long.storage, f"runs/cut-off/{name}") >= 5 or process.poll() is not None)

@@ -16,9 +16,9 @@ from ray.util import placement_group_table
 
 from detect_ai.core.config import Config, SweepConfig, load_config
 from detect_ai.core.errors import ResourceError, TrainingError
-from detect_ai.space import apply
-from detect_ai.sweep import concurrency, sweep
-from detect_ai.trials import table
+from detect_ai.training.search_space import apply
+from detect_ai.training.sweep import concurrency, sweep
+from detect_ai.training.trials import table
 from tests.integration.conftest import Run
 from tests.integration.runs import driver, own_copy, ray_processes, registered, train_workers, until
 
@@ -222,7 +222,7 @@ def test_values_are_drawn_from_the_space(run: Run, search: str) -> None:
 def test_a_killed_sweep_goes_on_without_making_finished_trials_again(run: Run, tmp_path: Path) -> None:
     config = alone(run, "killed-sweep")
     config.sweep = SweepConfig(search="grid", space={"lr": [1e-2, 5e-3]}, epochs=3, max_concurrent=1)
-    process = driver("detect_ai.sweep:sweep", config, tmp_path)
+    process = driver("detect_ai.training.sweep:sweep", config, tmp_path)
     name = until(lambda: [each for each in run.storage.list("runs/killed-sweep") if each.startswith("sweep-")])[0]
     folder = Path(run.storage.path(f"runs/killed-sweep/{name}"))
     until(lambda: len(list(folder.glob("*/checkpoint_*/figures.json"))) >= 4 or process.poll() is not None)

@@ -16,15 +16,17 @@ from detect_ai.backends.torch import TorchBackend
 from numpy.typing import NDArray
 from torch.nn.parallel import DistributedDataParallel
 
-from detect_ai import loop, metrics, streaming, training
+from detect_ai import metrics
 from detect_ai.core.config import Config
 from detect_ai.core.errors import CorpusError, ResourceError
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector import Scorer
-from detect_ai.learner import Learner
 from detect_ai.models import encoder
 from detect_ai.scoring import checkpoint_loader, score_split
-from detect_ai.training import run_training, train
+from detect_ai.training import data, worker
+from detect_ai.training import train as training
+from detect_ai.training.train import run_training, train
+from detect_ai.training.trainer import Learner
 from tests import tiny
 from tests.integration.conftest import Run
 from tests.integration.runs import Steps, frame_of
@@ -59,8 +61,8 @@ def gradients_of_a_rank(arguments: dict[str, Any]) -> None:
         replace(config.train, adversarial=0.5), network, torch.device("cpu"), context.get_world_size(), 20
     )
     seen = watch(learner)
-    stream = loop.read(ray.train.get_dataset_shard("train"))
-    steps = list(loop.steps(stream, context.get_world_rank(), context.get_world_size()))
+    stream = worker.read(ray.train.get_dataset_shard("train"))
+    steps = list(worker.steps(stream, context.get_world_rank(), context.get_world_size()))
     for step in steps[:GRADIENT_STEPS]:
         learner.step(step)
     torch.save(seen, Path(arguments["folder"]) / f"{context.get_world_rank()}.pt")
@@ -81,7 +83,7 @@ def gradients(many: tuple[Config, Corpus], tmp_path_factory: pytest.TempPathFact
         train_loop_config={"config": config, "folder": str(folder)},
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(name="gradients", storage_path=str(folder)),
-        datasets={"train": streaming.training_stream(corpus, frame_of(config), plan)},
+        datasets={"train": data.training_stream(corpus, frame_of(config), plan)},
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
     ).fit()
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]

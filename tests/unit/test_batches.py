@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detect_ai import streaming
 from detect_ai.models.batch import (
     LENGTH_MULTIPLE,
     attention_mask,
@@ -17,8 +16,9 @@ from detect_ai.models.batch import (
     plan_scoring,
     plan_steps,
 )
-from detect_ai.streaming import Frame, TrainingPlan, microbatch
 from detect_ai.text import windows
+from detect_ai.training import data
+from detect_ai.training.data import Frame, TrainingPlan, microbatch
 
 LENGTHS = st.lists(st.integers(0, 600), max_size=120)
 SIZES = st.tuples(st.integers(1, 20), st.integers(1, 20))
@@ -222,7 +222,7 @@ def corpus_table(num_rows, seed=0):
 def training_rows(table, num_workers, first=0, epoch=0, seed=3, sizes=(8, 3), skip=0, **settings):
     plan = TrainingPlan(*sizes, epochs=2, seed=seed, num_workers=num_workers, **settings)
     pool = {"number": 0, "first": first, "rows": len(table), "epoch": epoch, "skip": skip}
-    return [microbatch(row) for row in streaming._training_rows(table, pool, FRAME, plan)]
+    return [microbatch(row) for row in data._training_rows(table, pool, FRAME, plan)]
 
 
 def steps_of_rank(rows, rank, num_workers):
@@ -322,7 +322,7 @@ def test_so_many_padded_lengths_are_all_that_there_are_and_none_is_wider_than_a_
     multiple = length_multiple(lengths, window)
     widths = set()
     for tokens in range(window - 1):
-        row = streaming._row([np.zeros(tokens, np.int32)], frame, multiple)
+        row = data._row([np.zeros(tokens, np.int32)], frame, multiple)
         (width,) = {len(ids) for ids in row["input_ids"].to_pylist()}
         assert tokens + 2 <= width <= padded_length(window)
         widths.add(width)
@@ -370,7 +370,7 @@ def test_each_epoch_reads_other_windows_in_other_steps_and_the_same_epoch_the_sa
 def test_scoring_reads_every_window_of_every_document_once_and_equally_often_on_all_ranks(num_rows, workers):
     table = corpus_table(num_rows)
     pool = {"number": 0, "first": 0, "rows": num_rows}
-    rows = [microbatch(row) for row in streaming._scoring_rows(table, pool, FRAME, workers, 512)]
+    rows = [microbatch(row) for row in data._scoring_rows(table, pool, FRAME, workers, 512)]
     assert len(rows) % workers == 0
     read = sorted(
         (int(document), tokens[1 : length - 1].tolist())
@@ -378,7 +378,7 @@ def test_scoring_reads_every_window_of_every_document_once_and_equally_often_on_
         for tokens, length, document in zip(row.batch.input_ids, row.batch.lengths, row.documents, strict=True)
         if document >= 0
     )
-    cut, owners = streaming.windows.cut(streaming._token_ids(table), FRAME.content, FRAME.stride)
+    cut, owners = data.windows.cut(data._token_ids(table), FRAME.content, FRAME.stride)
     assert read == sorted((int(owner), ids.tolist()) for ids, owner in zip(cut, owners, strict=True))
     assert all(row.batch.input_ids.size <= 512 for row in rows)
 
@@ -388,8 +388,8 @@ def test_scoring_reads_every_window_of_every_document_once_and_equally_often_on_
 def test_ids_of_a_table_in_several_chunks_are_those_of_its_rows(sizes):
     parts = [corpus_table(size, seed) for seed, size in enumerate(sizes)]
     joined = pa.concat_tables(parts)
-    assert [ids.tolist() for ids in streaming._token_ids(joined)] == joined["input_ids"].to_pylist()
-    assert [ids.tolist() for ids in streaming._token_ids(joined.slice(1))] == joined["input_ids"].to_pylist()[1:]
+    assert [ids.tolist() for ids in data._token_ids(joined)] == joined["input_ids"].to_pylist()
+    assert [ids.tolist() for ids in data._token_ids(joined.slice(1))] == joined["input_ids"].to_pylist()[1:]
 
 
 def test_like_lengths_meet_on_the_ranks_of_a_step():
@@ -405,7 +405,7 @@ def test_like_lengths_meet_on_the_ranks_of_a_step():
 def test_the_shards_of_a_corpus_are_pools_with_the_positions_of_their_rows():
     shards = [type("Shard", (), {"rows": rows})() for rows in (3, 5, 2)]
     corpus = type("Corpus", (), {"shards": lambda _, split: shards, "shard_key": lambda _, shard: str(shard.rows)})()
-    found = streaming._pools(corpus, "train")
+    found = data._pools(corpus, "train")
     assert [(pool["key"], pool["number"], pool["first"], pool["rows"]) for pool in found] == [
         ("3", 0, 0, 3),
         ("5", 1, 3, 5),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from detect_ai import checkpoint_list
 from detect_ai.core.storage import Storage
+from detect_ai.training import checkpoint_list
 
 FOLDER = "runs/mine/train-1"
 LIST = f"{FOLDER}/checkpoint_manager_snapshot.json"

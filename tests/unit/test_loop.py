@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from detect_ai import checkpoints, observing
-from detect_ai import learner as learning_
 from detect_ai.core.config import Config, ModelConfig, TrainConfig
 from detect_ai.core.errors import ResourceError, TrainingError
-from detect_ai.learner import Learner, lr_share, make_optimizer
-from detect_ai.loop import evaluations_since_best, steps
 from detect_ai.models import encoder as model
 from detect_ai.models.batch import Batch
-from detect_ai.runlog import UNKNOWN
-from detect_ai.streaming import Microbatch
+from detect_ai.training import checkpoint, telemetry
+from detect_ai.training import trainer as learning_
+from detect_ai.training.data import Microbatch
+from detect_ai.training.runlog import UNKNOWN
+from detect_ai.training.trainer import Learner, lr_share, make_optimizer
+from detect_ai.training.worker import evaluations_since_best, steps
 
 # The learning rate
 
@@ -373,7 +373,7 @@ def test_of_equal_auroc_the_lowest_loss_ranks_first_and_an_unknown_one_last() ->
         {"auroc": 1.0 - 1e-9, "val_loss": 0.0},  # one pair of 30,000 x 30,000 texts
         {"auroc": UNKNOWN},
     ]
-    ranks = [checkpoints.rank(each) for each in figures]
+    ranks = [checkpoint.rank(each) for each in figures]
     assert ranks == sorted(ranks, reverse=True)
     assert len(set(ranks)) == 4
 
@@ -522,11 +522,11 @@ def test_a_run_that_goes_on_from_a_state_ends_with_the_same_parameters(encoder: 
     for batch in batches[:3]:
         half.step([batch])
     weights = {name: value.clone() for name, value in half.module.state_dict().items()}
-    checkpoints.write_state(half.state(), tmp_path)
+    checkpoint.write_state(half.state(), tmp_path)
     torch.manual_seed(999)
     other = learner(fresh())
     other.module.load_state_dict(weights)
-    other.restore(checkpoints.read_state(tmp_path))
+    other.restore(checkpoint.read_state(tmp_path))
     assert (other.steps, other.lr) == (3, half.lr)
     for batch in batches[3:]:
         other.step([batch])
@@ -563,6 +563,6 @@ def test_evaluations_since_the_best_are_counted_from_the_first_of_equals(
 def test_rank_0_alone_tells_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = {"config": Config(), "name": "train-1", "bar": False}
     lines = [
-        observing._progress(arguments, SimpleNamespace(rank=rank, total_steps=100, steps=0))._every for rank in (0, 1)
+        telemetry._progress(arguments, SimpleNamespace(rank=rank, total_steps=100, steps=0))._every for rank in (0, 1)
     ]
     assert lines == [Config().train.log_every, 101]

@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from detect_ai.core.config import ModelConfig, TrainConfig
-from detect_ai.learner import Learner
 from detect_ai.models import encoder as model
 from detect_ai.models.batch import Batch
 from detect_ai.models.masking import keep_mask
-from detect_ai.streaming import Microbatch
+from detect_ai.training.data import Microbatch
+from detect_ai.training.trainer import Learner
 
 CPU = torch.device("cpu")
 

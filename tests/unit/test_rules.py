@@ -8,8 +8,8 @@ from detect_ai.core.config import Config, CorpusConfig, HoldoutConfig, SourceCon
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.rules import _rules, check
 from detect_ai.corpus.presets import PRESETS
-from detect_ai.space import PLACES
 from detect_ai.text.attacks import ATTACKS
+from detect_ai.training.search_space import PLACES
 
 NAME = "letters, digits, '.', '_' and '-', at most 64"
 INF, NAN = float("inf"), float("nan")

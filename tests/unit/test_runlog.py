@@ -1,7 +1,7 @@
 """Figures of a run as JSON lines."""
 
 from detect_ai.core.storage import Storage
-from detect_ai.runlog import RunLog, read
+from detect_ai.training.runlog import RunLog, read
 
 
 def test_lines_wait_for_one_that_is_written_at_once(tmp_path):

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from detect_ai import streaming
 from detect_ai.core.config import Config
-from detect_ai.streaming import Frame
-from detect_ai.training import training_plan
+from detect_ai.training import data
+from detect_ai.training.data import Frame
+from detect_ai.training.train import training_plan
 
 CONTENT, LENGTHS = 62, [5, 30, 62, 200, 500, 61] * 8
 FRAME = Frame(np.asarray([1], np.int32), np.asarray([2], np.int32), 0, CONTENT, 48)
@@ -34,13 +34,13 @@ def read(shortest_span, epoch=0):
     )
     pool = {"epoch": epoch, "number": 0, "first": 0, "skip": 0}
     found = {}
-    for row in streaming._training_rows(table, pool, FRAME, plan_of(shortest_span)):
+    for row in data._training_rows(table, pool, FRAME, plan_of(shortest_span)):
         found |= rows_of(row)
     return [found[i] for i in range(len(LENGTHS))]
 
 
 def rows_of(row):
-    part = streaming.microbatch(row)
+    part = data.microbatch(row)
     rows = zip(part.documents.tolist(), part.batch.input_ids, part.batch.lengths, strict=True)
     return {number: ids[:length][1:-1].tolist() for number, ids, length in rows if number >= 0}
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from detect_ai import sweep
 from detect_ai.core.config import load_config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
+from detect_ai.training import sweep
 
 
 @pytest.fixture(autouse=True)

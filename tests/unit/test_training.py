@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from detect_ai import sweep
 from detect_ai.core import ray_runtime
 from detect_ai.core.config import Config, load_config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
-from detect_ai.streaming import TrainingPlan
-from detect_ai.training import train, training_plan
+from detect_ai.training import sweep
+from detect_ai.training.data import TrainingPlan
+from detect_ai.training.train import train, training_plan
 
 
 @pytest.fixture

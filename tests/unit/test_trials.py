@@ -10,10 +10,10 @@ from ray import tune
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 
-from detect_ai import training, trials
 from detect_ai.core.config import load_config
 from detect_ai.core.storage import Storage
-from detect_ai.trials import _evaluated, trainable
+from detect_ai.training import train, trials
+from detect_ai.training.trials import _evaluated, trainable
 
 SNAPSHOT = "runs/a/sweep-1/t/checkpoint_manager_snapshot.json"
 
@@ -69,7 +69,7 @@ def test_a_trial_fails_for_its_values_and_not_for_machines_or_storage_that_are_l
     monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "t"))
     monkeypatch.setattr(tune, "report", said.append)
     monkeypatch.setattr(trials, "_evaluations", lambda _: None)  # is Ray Tune's, which does not run here
-    monkeypatch.setattr(training, "run_training", fail)
+    monkeypatch.setattr(train, "run_training", fail)
     trial = trainable(None, "sweep")
     if told:
         trial({})

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from detect_ai import checkpoints, runlog
 from detect_ai.core.config import Config, TrainConfig
 from detect_ai.core.errors import TrainingError
 from detect_ai.core.storage import Storage
-from detect_ai.learner import Learner
 from detect_ai.models import encoder
-from detect_ai.observing import Observer
-from detect_ai.streaming import Microbatch, microbatch
+from detect_ai.training import checkpoint, runlog
+from detect_ai.training.data import Microbatch, microbatch
+from detect_ai.training.telemetry import Observer
+from detect_ai.training.trainer import Learner
 
 
 def train_loop(arguments: dict[str, Any]) -> None:
@@ -31,7 +31,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config: Config = arguments["config"]
     learner = _learner(config, arguments["steps_per_epoch"])
-    history = checkpoints.restore(learner)
+    history = checkpoint.restore(learner)
     storage, folder = Storage(config.storage.root), f"runs/{config.run}/{arguments['name']}"
     with Observer(arguments, learner, storage, folder) as observer:
         if is_over(learner, history, config.train):
@@ -84,7 +84,7 @@ def _run(learner: Learner, history: list[dict[str, Any]], config: TrainConfig, l
             observer.evaluated(history[-1])
         if learner.at_epoch_end or (config.checkpoint_every and learner.steps % config.checkpoint_every == 0):
             observer.checkpointing()
-            checkpoints.report(learner, history)
+            checkpoint.report(learner, history)
         if is_over(learner, history, config):
             return
 

@@ -1,4 +1,4 @@
-"""The stage `train`: build the TorchTrainer, run it, name the best checkpoint. The loop itself is `detect_ai.loop`.
+"""The stage `train`: build the TorchTrainer, run it, name the best checkpoint. The loop itself is `detect_ai.training.worker`.
 
 A training that was cut off goes on when the stage runs again under the same run name with the same model, training,
 seed and corpus; what only says where and how safely it runs may differ.
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detect_ai import checkpoint_list, runlog, space
 from detect_ai.core import ray_runtime, resume, rules
 from detect_ai.core.config import Config
 from detect_ai.core.errors import CorpusError, TrainingError
@@ -22,8 +21,9 @@ from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.models import batch, encoder
 from detect_ai.models.tokenizer import Tokenizer
-from detect_ai.runlog import UNKNOWN
-from detect_ai.streaming import Frame, TrainingPlan
+from detect_ai.training import checkpoint_list, runlog, search_space
+from detect_ai.training.data import Frame, TrainingPlan
+from detect_ai.training.runlog import UNKNOWN
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -64,7 +64,7 @@ def run_training(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from detect_ai.ingest import Streams, later
+    from detect_ai.training.ingest import Streams, later
 
     frame = Frame.of(checked_tokenizer(config, corpus), config.model)
     require_training_resources(config, f"run {name}")
@@ -119,7 +119,7 @@ def run_training(
 
 def _train_loop(arguments: dict[str, Any]) -> None:
     """The loop, loaded where it runs: Ray Train's controller and the trials of a sweep hold it, and need no model."""
-    from detect_ai.loop import train_loop
+    from detect_ai.training.worker import train_loop
 
     train_loop(arguments)
 
@@ -128,7 +128,7 @@ def train(config: Config, storage: Storage) -> dict[str, Any]:
     """Train on the prepared corpus, or go on where a training was cut off; name the checkpoint of the best epoch."""
     values = read_result(storage, config.run, "sweep")["best"]["values"] if config.train.from_sweep else {}
     if values:
-        config = space.apply(config, values)
+        config = search_space.apply(config, values)
         rules.check(config)  # what a sweep found best need not go with the rest
     ray_runtime.connect()
     corpus = prepared_corpus(config, storage)

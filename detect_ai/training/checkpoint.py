@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, load_model, save_file
 
-from detect_ai.learner import Learner
 from detect_ai.models import encoder
-from detect_ai.runlog import UNKNOWN
+from detect_ai.training.runlog import UNKNOWN
+from detect_ai.training.trainer import Learner
 
 
 def report(learner: Learner, history: list[dict[str, Any]]) -> None:

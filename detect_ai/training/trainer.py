@@ -25,8 +25,8 @@ from detect_ai.core.config import TrainConfig
 from detect_ai.core.errors import ResourceError, TrainingError
 from detect_ai.models import encoder, flops
 from detect_ai.models.compiling import compiled
-from detect_ai.streaming import Microbatch
 from detect_ai.text.windows import document_scores
+from detect_ai.training.data import Microbatch
 
 _SHOWN = 20  # documents that a message names
 

@@ -8,9 +8,9 @@ from typing import Any
 from ray.data import Dataset, ExecutionOptions
 from ray.train import DataConfig
 
-from detect_ai import runlog, streaming
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.streaming import Frame, TrainingPlan
+from detect_ai.training import data, runlog
+from detect_ai.training.data import Frame, TrainingPlan
 
 EVAL_BATCH_TOKENS = 8192
 
@@ -39,9 +39,9 @@ class Streams(DataConfig):
         if split == "validation":
             # Without gradients four times what a training pass holds has room, so memory hangs on one setting.
             tokens = min(EVAL_BATCH_TOKENS, 4 * self._plan.microbatch_size * self._frame.widest)
-            return streaming.scoring_stream(self._corpus, split, self._frame, num_workers, tokens)
+            return data.scoring_stream(self._corpus, split, self._frame, num_workers, tokens)
         start = runlog.read_start(self._corpus.storage, self._folder)
-        return streaming.training_stream(self._corpus, self._frame, replace(self._plan, num_workers=num_workers), start)
+        return data.training_stream(self._corpus, self._frame, replace(self._plan, num_workers=num_workers), start)
 
 
 def later() -> Any:

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from detect_ai import checkpoint_list, runlog, space, training
 from detect_ai.core import rules
 from detect_ai.core.errors import InputError, TrainingError, ours
 from detect_ai.core.storage import Storage
-from detect_ai.runlog import UNKNOWN
+from detect_ai.training import checkpoint_list, runlog, search_space, train
+from detect_ai.training.runlog import UNKNOWN
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid
@@ -42,11 +42,9 @@ def trainable(reference: Any, sweep: str) -> Callable[[dict[str, Any]], None]:
         base.train.num_workers = base.train.worker_range[0]  # what the number of trials at once was worked out for
         name = f"{sweep}/{tune.get_context().get_trial_id()}"
         try:
-            config = space.apply(base, values)
+            config = search_space.apply(base, values)
             rules.check(config)  # each value alone was allowed; together they need not be
-            result = training.run_training(
-                config, corpus, name, callbacks=[_evaluations(base.sweep.epochs)], group=sweep
-            )
+            result = train.run_training(config, corpus, name, callbacks=[_evaluations(base.sweep.epochs)], group=sweep)
         except (TrainingError, InputError, TrainingFailedError) as error:
             causes = getattr(error, "worker_failures", {}).values()
             if isinstance(error, ControllerError) or (causes and all(isinstance(e, RayActorError) for e in causes)):

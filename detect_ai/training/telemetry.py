@@ -14,11 +14,11 @@ import torch
 from detect_ai.core.config import Config
 from detect_ai.core.storage import Storage
 from detect_ai.core.tracking import Tracker, open_run
-from detect_ai.learner import Learner
-from detect_ai.profiling import Profiler
-from detect_ai.progress import Progress
-from detect_ai.runlog import RunLog
-from detect_ai.streaming import Microbatch
+from detect_ai.training.data import Microbatch
+from detect_ai.training.profiling import Profiler
+from detect_ai.training.progress import Progress
+from detect_ai.training.runlog import RunLog
+from detect_ai.training.trainer import Learner
 
 
 class Observer:

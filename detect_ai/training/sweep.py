@@ -14,7 +14,6 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from detect_ai import space, training, trials
 from detect_ai.core import ray_runtime, resume
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError, TrainingError
@@ -22,6 +21,8 @@ from detect_ai.core.job import prepared_corpus
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.reports.sweep import write_reports
+from detect_ai.training import search_space, trials
+from detect_ai.training import train as training
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid, Tuner
@@ -83,7 +84,7 @@ def _run(config: Config, corpus: Corpus, name: str) -> ResultGrid:
         return tuner.fit()
     tuner = tune.Tuner(
         trainable,
-        param_space=space.tune_space(config),
+        param_space=search_space.tune_space(config),
         tune_config=tune.TuneConfig(
             metric="auroc",
             mode="max",
