@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from material import texts
 
-from detect_ai import bundle
 from detect_ai.calibration.calibration import calibrate
 from detect_ai.core.config import load_config
 from detect_ai.core.storage import Storage
+from detect_ai.detector import bundle
+from detect_ai.detector.registry import Registry
 from detect_ai.models import encoder
 from detect_ai.models.batch import collate, plan_scoring
-from detect_ai.registry import Registry
 from detect_ai.text.normalize import NORMALISER_VERSION, normalise
 
 WINDOW, STRIDE = 512, 384  # what the peers read of a text, too; more they would leave out

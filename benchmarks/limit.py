@@ -24,7 +24,7 @@ def main() -> int:
     """Answer lines until the input ends. Returns the exit code."""
     import torch
 
-    from detect_ai.detector import Detector
+    from detect_ai.detector.detector import Detector
 
     job = json.loads(sys.argv[1])
     torch.set_num_threads(job["threads"])

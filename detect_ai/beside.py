@@ -10,16 +10,16 @@ import numpy as np
 
 from detect_ai import breakdown, summary
 from detect_ai.baseline import Baseline, baseline_of
-from detect_ai.bundle import DetectorSpec
 from detect_ai.core.config import Config
 from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.dedup import NUM_PERM, Signatures, clusters, signatures, similar_pairs
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.dataset import texts_of
+from detect_ai.detector.bundle import DetectorSpec
+from detect_ai.detector.dataset import texts_of
+from detect_ai.detector.verdict_table import Verdicts
 from detect_ai.metrics import Floats
 from detect_ai.text.normalize import normalise
-from detect_ai.verdicts import Verdicts
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detect_ai import metrics, summary
-from detect_ai.bundle import DetectorSpec
-from detect_ai.dataset import SLICES
-from detect_ai.verdicts import Verdicts
+from detect_ai.detector.bundle import DetectorSpec
+from detect_ai.detector.dataset import SLICES
+from detect_ai.detector.verdict_table import Verdicts
 
 LENGTHS = (64, 128, 256, 512)  # tokens that part the ranges of the report
 MIN_SLICE = 20  # texts

@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai import bundle
-from detect_ai.bundle import DetectorSpec
 from detect_ai.calibration.calibration import Calibration, Category, calibrate
 from detect_ai.calibration.conformal import require_texts
 from detect_ai.calibration.domain_classifier import MAX_TEXTS, Ids, Registers, fit
@@ -27,7 +25,9 @@ from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt, prepared_corpus, read_result
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.scoring import Scored, checkpoint_loader, score_split
+from detect_ai.detector import bundle
+from detect_ai.detector.bundle import DetectorSpec
+from detect_ai.detector.scoring import Scored, checkpoint_loader, score_split
 from detect_ai.text.normalize import NORMALISER_VERSION
 from detect_ai.text.windows import spans
 from detect_ai.training.train import checked_tokenizer

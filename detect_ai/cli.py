@@ -126,15 +126,15 @@ def tell(info: ModelInfo, arguments: argparse.Namespace) -> int:
 
 def bundle_info(folder: Path) -> ModelInfo:
     """What a bundle says of itself; its weights are not loaded."""
-    from detect_ai.bundle import read_spec
-    from detect_ai.model_info import model_info
+    from detect_ai.detector.bundle import read_spec
+    from detect_ai.detector.model_info import model_info
 
     return model_info(read_spec(folder), {})
 
 
 def by_bundle(arguments: argparse.Namespace) -> Judge:
     """Judge on this machine."""
-    from detect_ai.detector import Detector
+    from detect_ai.detector.detector import Detector
 
     detector = Detector.load(arguments.bundle)
     target = detector.check_target(arguments.target_fpr)

@@ -13,18 +13,18 @@ import numpy as np
 from detect_ai import intervals, metrics
 from detect_ai.beside import baseline_figures, baseline_for, corpus_of, count_contaminated, read_again
 from detect_ai.breakdown import figures_of, groups_of
-from detect_ai.bundle import DetectorSpec
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError, InputError
 from detect_ai.core.job import attempt
 from detect_ai.core.storage import Storage
-from detect_ai.dataset import SLICES, require_labels
+from detect_ai.detector.bundle import DetectorSpec
+from detect_ai.detector.dataset import SLICES, require_labels
+from detect_ai.detector.registry import Registry, spec_of
+from detect_ai.detector.score import judge
+from detect_ai.detector.verdict_table import Verdicts
 from detect_ai.evaluation import data_name
-from detect_ai.judging import judge
 from detect_ai.paired import delong, mcnemar, paired_bootstrap
-from detect_ai.registry import Registry, spec_of
 from detect_ai.summary import without_intervals
-from detect_ai.verdicts import Verdicts
 
 logger = logging.getLogger(__name__)
 

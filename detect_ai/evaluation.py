@@ -16,17 +16,17 @@ import numpy as np
 
 from detect_ai import breakdown, probes, raid, summary
 from detect_ai.beside import baseline_figures, baseline_for, corpus_of, count_contaminated, read_again
-from detect_ai.bundle import DetectorSpec
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt, prepared_corpus, read_result
 from detect_ai.core.storage import Storage
 from detect_ai.core.tracking import open_run
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.dataset import require_labels
-from detect_ai.judging import judge
-from detect_ai.registry import Registry, spec_of
-from detect_ai.verdicts import Verdicts
+from detect_ai.detector.bundle import DetectorSpec
+from detect_ai.detector.dataset import require_labels
+from detect_ai.detector.registry import Registry, spec_of
+from detect_ai.detector.score import judge
+from detect_ai.detector.verdict_table import Verdicts
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detect_ai import bundle, metrics
-from detect_ai.bundle import DetectorSpec
+from detect_ai import metrics
 from detect_ai.calibrating import calibration_of
 from detect_ai.calibration.domain_classifier import FILE as REGISTERS_FILE
 from detect_ai.core.config import CalibrationConfig, Config
@@ -27,14 +26,16 @@ from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt, prepared_corpus
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.detector import Detector
+from detect_ai.detector import bundle
+from detect_ai.detector.bundle import DetectorSpec
+from detect_ai.detector.detector import Detector
+from detect_ai.detector.registry import Registry, spec_of
+from detect_ai.detector.scoring import Scored, score_split
 from detect_ai.evaluation import evaluate
 from detect_ai.models import backends
 from detect_ai.promotion import Likeness, unlike
 from detect_ai.publishing import add_version
-from detect_ai.registry import Registry, spec_of
 from detect_ai.reports.export import machine, table
-from detect_ai.scoring import Scored, score_split
 from detect_ai.timing import alternate, ratio
 
 if TYPE_CHECKING:

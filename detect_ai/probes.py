@@ -15,13 +15,13 @@ from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.shards import parquet
 from detect_ai.corpus.splits import shuffle_key
-from detect_ai.dataset import texts_at
-from detect_ai.judging import judge
+from detect_ai.detector.dataset import texts_at
+from detect_ai.detector.score import judge
+from detect_ai.detector.verdict_table import CALLS, Verdicts
 from detect_ai.mixing import Mixed, mix, sentence_labels
 from detect_ai.paired import mcnemar
 from detect_ai.text.attacks import ATTACKS, Attack
 from detect_ai.text.normalize import normalise
-from detect_ai.verdicts import CALLS, Verdicts
 
 Place = tuple[Storage, str]
 SAMPLE_LEAST_TOKENS = 100  # of the texts that mixed documents are made of

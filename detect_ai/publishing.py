@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from detect_ai import bundle
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError, GateError, RegistryError
 from detect_ai.core.job import read_result
 from detect_ai.core.storage import Storage
 from detect_ai.core.tracking import open_run
+from detect_ai.detector import bundle
+from detect_ai.detector.registry import Registry
 from detect_ai.promotion import Gate, decide
-from detect_ai.registry import Registry
 from detect_ai.reports.card import model_card
 
 METRICS_FILE = "metrics.json"

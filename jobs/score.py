@@ -3,7 +3,7 @@
 import sys
 
 from detect_ai.core.job import run_job
-from detect_ai.judging import score
+from detect_ai.detector.score import score
 
 if __name__ == "__main__":
     sys.exit(run_job("score", score))

@@ -12,11 +12,11 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from detect_ai.bundle import CARD_FILE
 from detect_ai.core.config import ServeConfig
 from detect_ai.core.storage import Storage
-from detect_ai.detector import Detector
-from detect_ai.registry import Registry
+from detect_ai.detector.bundle import CARD_FILE
+from detect_ai.detector.detector import Detector
+from detect_ai.detector.registry import Registry
 from serve_app.access import Gate
 from serve_app.keys import ring
 from serve_app.quota import Limiter, shared_ledger

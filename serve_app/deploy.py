@@ -11,13 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from detect_ai import bundle
 from detect_ai.core.config import Config, ServeConfig
 from detect_ai.core.errors import ConfigError, ResourceError
 from detect_ai.core.ray_runtime import connect, require_free_port, require_resources
 from detect_ai.core.storage import Storage
+from detect_ai.detector import bundle
+from detect_ai.detector.registry import Registry
 from detect_ai.publishing import rollback
-from detect_ai.registry import Registry
 from serve_app.keys import ENVIRONMENT, ring
 from serve_app.quota import stop_shared_ledger
 

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 
-from detect_ai.model_info import GUARANTEE
+from detect_ai.detector.model_info import GUARANTEE
 from detect_ai.schemas import (
     DetectRequest,
     FileOptions,

@@ -16,8 +16,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from detect_ai.core.config import ServeConfig
 from detect_ai.core.errors import InputError
-from detect_ai.detector import Detector, Document, Sentence, with_effects
-from detect_ai.model_info import model_info
+from detect_ai.detector.detector import Detector, Document, Sentence, with_effects
+from detect_ai.detector.model_info import model_info
 from detect_ai.schemas import (
     DetectRequest,
     DetectResponse,

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from detect_ai import bundle
-from detect_ai.bundle import DetectorSpec
 from detect_ai.calibration.calibration import calibrate
 from detect_ai.core.config import Config, ModelConfig, SourceConfig
-from detect_ai.detector import Detector
+from detect_ai.detector import bundle
+from detect_ai.detector.bundle import DetectorSpec
+from detect_ai.detector.detector import Detector
 from detect_ai.models import encoder as model
 from detect_ai.text.normalize import NORMALISER_VERSION
 

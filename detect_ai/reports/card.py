@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from detect_ai.bundle import DetectorSpec
-from detect_ai.model_info import model_info
+from detect_ai.detector.bundle import DetectorSpec
+from detect_ai.detector.model_info import model_info
 from detect_ai.summary import key_of_target
 
 MAX_SLICES = 30

@@ -19,7 +19,7 @@ import ray
 from detect_ai.core.config import Config
 from detect_ai.core.ray_runtime import free_port
 from detect_ai.core.storage import Storage
-from detect_ai.registry import Registry
+from detect_ai.detector.registry import Registry
 from serve_app.deploy import deploy, stop
 from tests import tiny
 

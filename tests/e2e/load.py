@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from detect_ai.detector import Detector
+from detect_ai.detector.detector import Detector
 from tests import tiny
 
 

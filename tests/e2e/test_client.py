@@ -14,7 +14,7 @@ from detect_ai.cli import main
 from detect_ai.client import AsyncClient, Client, RejectedError, UnauthorizedError
 from detect_ai.core.config import Config
 from detect_ai.core.storage import Storage
-from detect_ai.detector import Detector
+from detect_ai.detector.detector import Detector
 from detect_ai.schemas import Problem, Verdict
 from serve_app import keys
 from tests import tiny

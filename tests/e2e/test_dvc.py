@@ -14,7 +14,7 @@ import pytest
 
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.registry import Registry
+from detect_ai.detector.registry import Registry
 from tests import tiny
 from tests.e2e.conftest import CHECKOUT
 

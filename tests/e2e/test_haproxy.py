@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from detect_ai.core.storage import Storage
-from detect_ai.detector import Detector
+from detect_ai.detector.detector import Detector
 from tests import tiny
 from tests.e2e.conftest import foreground
 

@@ -20,9 +20,9 @@ from detect_ai.core.local_cluster import LocalCluster
 from detect_ai.core.ray_runtime import free_port
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.detector import Detector
+from detect_ai.detector.detector import Detector
+from detect_ai.detector.registry import Registry
 from detect_ai.metrics import log_loss
-from detect_ai.registry import Registry
 from tests import tiny
 from tests.e2e.conftest import CHECKOUT, listening
 

@@ -18,8 +18,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, ViewportSize, expect, sync_playwright
 
-from detect_ai.bundle import read_spec
 from detect_ai.core.storage import Storage
+from detect_ai.detector.bundle import read_spec
 from tests import tiny
 from tests.e2e.conftest import foreground, listening
 

@@ -29,8 +29,8 @@ from detect_ai.core.config import Config, ServeConfig
 from detect_ai.core.errors import BundleError, RegistryError, ResourceError
 from detect_ai.core.ray_runtime import free_port
 from detect_ai.core.storage import Storage
-from detect_ai.detector import Detector
-from detect_ai.registry import Registry
+from detect_ai.detector.detector import Detector
+from detect_ai.detector.registry import Registry
 from serve_app.app import build
 from serve_app.deploy import deploy
 from tests import tiny

@@ -21,7 +21,7 @@ import pytest
 
 from detect_ai.core.config import Config
 from detect_ai.core.storage import Storage
-from detect_ai.detector import Detector
+from detect_ai.detector.detector import Detector
 from tests import office, tiny
 from tests.e2e.conftest import foreground
 from tests.e2e.test_serve import check_problem

@@ -20,11 +20,11 @@ from detect_ai.core.config import CompareConfig, Config, EvaluationConfig
 from detect_ai.core.errors import BundleError, ConfigError, CorpusError, InputError, RegistryError
 from detect_ai.core.job import read_result, result_key, run_stage
 from detect_ai.core.storage import Storage
-from detect_ai.detector import Detector
+from detect_ai.detector.detector import Detector
+from detect_ai.detector.registry import Registry
+from detect_ai.detector.score import VERDICT_SCHEMA, score
 from detect_ai.evaluation import evaluate, result_name
-from detect_ai.judging import VERDICT_SCHEMA, score
 from detect_ai.metrics import auroc
-from detect_ai.registry import Registry
 from tests import tiny
 from tests.integration.conftest import Run
 from tests.integration.runs import files_under

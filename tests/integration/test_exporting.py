@@ -17,11 +17,11 @@ from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import result_key, run_stage
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.detector import Detector
+from detect_ai.detector.detector import Detector
+from detect_ai.detector.registry import Registry
 from detect_ai.evaluation import evaluate
 from detect_ai.exporting import export
 from detect_ai.publishing import publish
-from detect_ai.registry import Registry
 from tests.integration.conftest import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -15,10 +15,10 @@ from detect_ai.core.job import run_stage
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
-from detect_ai.detector import Detector
+from detect_ai.detector.detector import Detector
+from detect_ai.detector.registry import Registry
 from detect_ai.evaluation import evaluate
 from detect_ai.publishing import publish
-from detect_ai.registry import Registry
 from detect_ai.training.train import run_training, train
 from tests import emulator, tiny
 from tests.integration.runs import a_worker_killed, driver, own_copy, registered, small_config, train_workers, until

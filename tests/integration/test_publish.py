@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from detect_ai import metrics, summary
-from detect_ai.bundle import read_spec
 from detect_ai.calibrating import calibrate_checkpoint
 from detect_ai.core.config import Config
 from detect_ai.core.errors import BundleError, CalibrationError, ConfigError, GateError
 from detect_ai.core.job import result_key, run_stage
-from detect_ai.detector import Detector, Scorer
+from detect_ai.detector.bundle import read_spec
+from detect_ai.detector.detector import Detector, Scorer
+from detect_ai.detector.registry import Registry
 from detect_ai.evaluation import evaluate
 from detect_ai.models.encoder import load, save
 from detect_ai.publishing import publish
-from detect_ai.registry import Registry
 from tests.integration.conftest import Run
 
 STAGES = {"calibrate": calibrate_checkpoint, "evaluate": evaluate, "publish": publish}

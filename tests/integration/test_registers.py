@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detect_ai.bundle import read_spec
 from detect_ai.calibrating import calibrate_checkpoint, learn_registers
 from detect_ai.calibration.domain_classifier import FILE
 from detect_ai.core.config import Config, SourceConfig
@@ -19,7 +18,8 @@ from detect_ai.core.job import run_stage
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
-from detect_ai.detector import Detector
+from detect_ai.detector.bundle import read_spec
+from detect_ai.detector.detector import Detector
 from detect_ai.models import encoder as model
 from tests import tiny
 from tests.integration.runs import small_config

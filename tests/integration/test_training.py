@@ -20,9 +20,9 @@ from detect_ai import metrics
 from detect_ai.core.config import Config
 from detect_ai.core.errors import CorpusError, ResourceError
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.detector import Scorer
+from detect_ai.detector.detector import Scorer
+from detect_ai.detector.scoring import checkpoint_loader, score_split
 from detect_ai.models import encoder
-from detect_ai.scoring import checkpoint_loader, score_split
 from detect_ai.training import data, worker
 from detect_ai.training import train as training
 from detect_ai.training.train import run_training, train

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from detect_ai.core.config import ServeConfig
-from detect_ai.detector import Detector
+from detect_ai.detector.detector import Detector
 from detect_ai.models.batch import Batch
 from detect_ai.schemas import DetectRequest, FileOptions
 from detect_ai.text.normalize import normalise

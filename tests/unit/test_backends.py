@@ -7,10 +7,10 @@ import torch
 from detect_ai.backends.onnx import OnnxBackend
 from detect_ai.backends.torch import TorchBackend
 
-from detect_ai import bundle
-from detect_ai.bundle import SPEC_FILE, read_spec
 from detect_ai.core.errors import BundleError
-from detect_ai.detector import Detector
+from detect_ai.detector import bundle
+from detect_ai.detector.bundle import SPEC_FILE, read_spec
+from detect_ai.detector.detector import Detector
 from detect_ai.exporting import make
 from detect_ai.models import backends
 from detect_ai.models import encoder as model

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detect_ai import bundle
-from detect_ai.bundle import FORMAT, SPEC_FILE, read_spec, seal
 from detect_ai.calibration.domain_classifier import FILE, Registers
 from detect_ai.core.errors import BundleError
-from detect_ai.detector import Detector
+from detect_ai.detector import bundle
+from detect_ai.detector.bundle import FORMAT, SPEC_FILE, read_spec, seal
+from detect_ai.detector.detector import Detector
 from tests import tiny
 
 FILES = ["MODEL_CARD.md", "config.json", "detector.json", "model.safetensors", "tokenizer.json"]

@@ -15,7 +15,7 @@ from detect_ai.calibration.domains import MIN_SCALED, Spans, _first_length, with
 from detect_ai.calibration.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_isotonic, fit_scaling, probability
 from detect_ai.core.config import CalibrationConfig
 from detect_ai.core.errors import CalibrationError, InputError
-from detect_ai.scoring import Scored
+from detect_ai.detector.scoring import Scored
 
 TARGETS = st.one_of(st.floats(0.05, 0.95), st.sampled_from([0.05, 0.1, 1 / 3, 0.29, 0.5]))
 # Few distinct values, so that most draws hold ties.

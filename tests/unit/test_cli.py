@@ -12,11 +12,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detect_ai import __version__, bundle
+from detect_ai import __version__
 from detect_ai.calibration.calibration import calibrate
 from detect_ai.cli import main
 from detect_ai.core.ray_runtime import free_port
-from detect_ai.detector import Detector
+from detect_ai.detector import bundle
+from detect_ai.detector.detector import Detector
 from detect_ai.schemas import Label, ModelInfo, Verdict
 from detect_ai.wording import WARNING
 from tests import tiny

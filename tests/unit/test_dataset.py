@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from detect_ai import dataset
 from detect_ai.core.config import ScoreConfig
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
-from detect_ai.dataset import Text, parts, read
+from detect_ai.detector import dataset
+from detect_ai.detector.dataset import Text, parts, read
 from tests.unit.conftest import refusal, write, zstd
 
 ROWS: list[dict[str, Any]] = [

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from detect_ai.bundle import read_spec
 from detect_ai.calibration.calibration import Category, calibrate
 from detect_ai.calibration.conformal import Threshold, p_value
 from detect_ai.core.errors import BundleError, InputError
-from detect_ai.detector import Detector, Scorer
+from detect_ai.detector.bundle import read_spec
+from detect_ai.detector.detector import Detector, Scorer
 from detect_ai.schemas import Label, Reason, Span
 from detect_ai.text.normalize import NORMALISER_VERSION, normalise
 from tests import tiny

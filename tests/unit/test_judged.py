@@ -9,10 +9,10 @@ from detect_ai import breakdown, probes
 from detect_ai.comparing import _pair
 from detect_ai.core.config import Config, ScoreConfig
 from detect_ai.core.errors import InputError
-from detect_ai.dataset import SLICES, Text
-from detect_ai.judging import JudgePart
+from detect_ai.detector.dataset import SLICES, Text
+from detect_ai.detector.score import JudgePart
+from detect_ai.detector.verdict_table import Verdicts
 from detect_ai.reports.evaluation import _attack
-from detect_ai.verdicts import Verdicts
 
 N = 400
 TARGET = 0.1

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from detect_ai import schemas
 from detect_ai.core.config import ServeConfig
-from detect_ai.detector import Detector
+from detect_ai.detector.detector import Detector
 from serve_app.access import Gate
 from serve_app.admin import Status
 from serve_app.api import create_app

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from detect_ai.calibration.domain_classifier import FILE, SURE, Registers, fit
 from detect_ai.core.errors import BundleError
-from detect_ai.scoring import ScoreBatch
+from detect_ai.detector.scoring import ScoreBatch
 from detect_ai.text.windows import SHORTEST_SPAN
 
 VOCABULARY = 90

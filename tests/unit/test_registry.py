@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from detect_ai.bundle import SPEC_FILE, read_spec, seal
 from detect_ai.core.errors import BundleError, RegistryError
 from detect_ai.core.storage import Storage
-from detect_ai.registry import Registry
+from detect_ai.detector.bundle import SPEC_FILE, read_spec, seal
+from detect_ai.detector.registry import Registry
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from detect_ai.bundle import SPEC_FILE
 from detect_ai.core.errors import ConfigError, InputError
 from detect_ai.core.storage import Storage, open_uri
-from detect_ai.registry import Registry
+from detect_ai.detector.bundle import SPEC_FILE
+from detect_ai.detector.registry import Registry
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message
 
 from detect_ai.core.config import ServeConfig
-from detect_ai.detector import Detector
+from detect_ai.detector.detector import Detector
 from detect_ai.models.batch import Batch
 from serve_app.backlog import Backlog, Budget
 from serve_app.service import Service, Wanted

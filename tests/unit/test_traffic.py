@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from detect_ai.core.config import ServeConfig
-from detect_ai.detector import Detector
+from detect_ai.detector.detector import Detector
 from detect_ai.schemas import Verdict
 from serve_app.access import Gate
 from serve_app.api import create_app

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from detect_ai.core.storage import Storage
-from detect_ai.judging import VERDICT_SCHEMA, Destination
+from detect_ai.detector.score import VERDICT_SCHEMA, Destination
+from detect_ai.detector.verdict_table import Verdicts
 from detect_ai.schemas import Verdict
-from detect_ai.verdicts import Verdicts
 
 CALLS = [("human", "human"), ("ai", "uncertain"), ("uncertain", "uncertain"), ("ai", "ai")]
 REASONS = [[], ["too_short"], ["other_script"], ["too_short"]]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from detect_ai.detector import Backend
+    from detect_ai.detector.detector import Backend
 
 DEFAULT = "torch"
 BACKENDS = {

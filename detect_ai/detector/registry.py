@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from detect_ai import bundle
-from detect_ai.bundle import DetectorSpec
 from detect_ai.core.errors import RegistryError
 from detect_ai.core.storage import Storage
+from detect_ai.detector import bundle
+from detect_ai.detector.bundle import DetectorSpec
 
 _VERSIONS = "registry/versions"
 _CHAMPION = "registry/champion.json"

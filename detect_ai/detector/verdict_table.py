@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from detect_ai.core.storage import Storage
-from detect_ai.dataset import SLICES
+from detect_ai.detector.dataset import SLICES
 
 CALLS = {"human": 0, "ai": 1, "uncertain": -1}
 _COLUMNS = (

@@ -18,7 +18,7 @@ from detect_ai.core.config import ModelConfig, ScoreConfig
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.splits import shuffle_key
-from detect_ai.detector import Scorer
+from detect_ai.detector.detector import Scorer
 from detect_ai.text.windows import spans
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai import bundle
 from detect_ai.calibration.calibration import Category
 from detect_ai.core.errors import BundleError, InputError
+from detect_ai.detector import bundle
 from detect_ai.models import backends
 from detect_ai.models.batch import Batch, collate, lane_tokens, plan_scoring
 from detect_ai.schemas import Label, Reason, Span, Verdict
@@ -23,9 +23,9 @@ from detect_ai.text.normalize import NORMALISER_VERSION, Normalised, latin_share
 from detect_ai.text.windows import cut, document_scores
 
 if TYPE_CHECKING:
-    from detect_ai.bundle import DetectorSpec
     from detect_ai.calibration.domain_classifier import Registers
     from detect_ai.core.config import ModelConfig
+    from detect_ai.detector.bundle import DetectorSpec
     from detect_ai.models.tokenizer import Ids, Tokenizer
 
 Scores = NDArray[np.float64]

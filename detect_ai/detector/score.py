@@ -22,10 +22,10 @@ from detect_ai.core.job import attempt
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.scan import plainly
 from detect_ai.corpus.shards import parquet
-from detect_ai.dataset import SLICES, Part, Text, parts, read
-from detect_ai.detector import Detector
-from detect_ai.registry import Registry, spec_of
-from detect_ai.scoring import device_of
+from detect_ai.detector.dataset import SLICES, Part, Text, parts, read
+from detect_ai.detector.detector import Detector
+from detect_ai.detector.registry import Registry, spec_of
+from detect_ai.detector.scoring import device_of
 
 logger = logging.getLogger(__name__)
 

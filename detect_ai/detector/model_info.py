@@ -10,7 +10,7 @@ from detect_ai.calibration.conformal import CONFIDENCE, fpr_bound
 from detect_ai.schemas import CategoryInfo, ModelInfo, ThresholdInfo
 
 if TYPE_CHECKING:
-    from detect_ai.bundle import DetectorSpec
+    from detect_ai.detector.bundle import DetectorSpec
 
 GUARANTEE = (
     "The false positive rate holds on average for human texts exchangeable with the calibration set: the same sources, "

@@ -1,0 +1,1 @@
+"""Text to verdict: bundles, the registry, the detector and batch scoring."""
