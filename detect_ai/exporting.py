@@ -31,7 +31,7 @@ from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry, spec_of
 from detect_ai.detector.scoring import Scored, score_split
-from detect_ai.evaluation import evaluate
+from detect_ai.evaluation.evaluate import evaluate
 from detect_ai.models import backends
 from detect_ai.promotion import Likeness, unlike
 from detect_ai.publishing import add_version

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from detect_ai.core.errors import InputError
-from detect_ai.intervals import rate_interval as rate_interval
+from detect_ai.evaluation.intervals import rate_interval as rate_interval
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float64]

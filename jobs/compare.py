@@ -2,8 +2,8 @@
 
 import sys
 
-from detect_ai.comparing import compare
 from detect_ai.core.job import run_job
+from detect_ai.evaluation.compare import compare
 
 if __name__ == "__main__":
     sys.exit(run_job("compare", compare))

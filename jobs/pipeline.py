@@ -11,7 +11,7 @@ from detect_ai.core.ray_runtime import connect
 from detect_ai.core.resume import in_turn
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.prepare import prepare
-from detect_ai.evaluation import evaluate
+from detect_ai.evaluation.evaluate import evaluate
 from detect_ai.publishing import publish
 from detect_ai.training.sweep import sweep
 from detect_ai.training.train import train

@@ -7,7 +7,7 @@ from typing import Any
 
 from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.model_info import model_info
-from detect_ai.summary import key_of_target
+from detect_ai.evaluation.summary import key_of_target
 
 MAX_SLICES = 30
 MIN_TEXTS = 20

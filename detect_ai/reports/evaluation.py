@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from detect_ai.evaluation.summary import key_of_target
 from detect_ai.reports.page import area, number, percent, range_of_tokens, render
-from detect_ai.summary import key_of_target
 
 MAX_ROWS = 40  # of a column in a table of slices
 MAX_SENTENCES = 40  # of a text

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from detect_ai.comparing import compare
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError, InputError
 from detect_ai.core.storage import Storage
+from detect_ai.evaluation.compare import compare
 from tests import tiny
 
 PAIRS = 60

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from detect_ai.calibrating import calibrate_checkpoint
-from detect_ai.comparing import compare
 from detect_ai.core.config import CompareConfig, Config, EvaluationConfig
 from detect_ai.core.errors import BundleError, ConfigError, CorpusError, InputError, RegistryError
 from detect_ai.core.job import read_result, result_key, run_stage
@@ -23,7 +22,8 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
 from detect_ai.detector.score import VERDICT_SCHEMA, score
-from detect_ai.evaluation import evaluate, result_name
+from detect_ai.evaluation.compare import compare
+from detect_ai.evaluation.evaluate import evaluate, result_name
 from detect_ai.metrics import auroc
 from tests import tiny
 from tests.integration.conftest import Run

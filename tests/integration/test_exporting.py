@@ -19,7 +19,7 @@ from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
-from detect_ai.evaluation import evaluate
+from detect_ai.evaluation.evaluate import evaluate
 from detect_ai.exporting import export
 from detect_ai.publishing import publish
 from tests.integration.conftest import Run

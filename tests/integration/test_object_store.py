@@ -17,7 +17,7 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
-from detect_ai.evaluation import evaluate
+from detect_ai.evaluation.evaluate import evaluate
 from detect_ai.publishing import publish
 from detect_ai.training.train import run_training, train
 from tests import emulator, tiny

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detect_ai import metrics, summary
+from detect_ai import metrics
 from detect_ai.calibrating import calibrate_checkpoint
 from detect_ai.core.config import Config
 from detect_ai.core.errors import BundleError, CalibrationError, ConfigError, GateError
@@ -17,7 +17,8 @@ from detect_ai.core.job import result_key, run_stage
 from detect_ai.detector.bundle import read_spec
 from detect_ai.detector.detector import Detector, Scorer
 from detect_ai.detector.registry import Registry
-from detect_ai.evaluation import evaluate
+from detect_ai.evaluation import summary
+from detect_ai.evaluation.evaluate import evaluate
 from detect_ai.models.encoder import load, save
 from detect_ai.publishing import publish
 from tests.integration.conftest import Run

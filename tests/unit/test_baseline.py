@@ -11,12 +11,12 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from detect_ai import baseline as module
-from detect_ai.baseline import baseline_of
 from detect_ai.calibration.calibration import calibrate
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import FORMAT, Corpus, Manifest, Shard
 from detect_ai.corpus.shards import parquet
+from detect_ai.evaluation import baseline as module
+from detect_ai.evaluation.baseline import baseline_of
 from detect_ai.metrics import auroc
 from tests import tiny
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detect_ai import metrics, summary
+from detect_ai import metrics
+from detect_ai.evaluation import summary
 from detect_ai.reports import evaluation_plots
 from detect_ai.reports.evaluation import comparison_report, evaluation_report
 

@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from detect_ai import intervals, metrics, summary
+from detect_ai import metrics
 from detect_ai.core.errors import InputError
+from detect_ai.evaluation import intervals, summary
 
 
 @settings(deadline=None)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detect_ai import breakdown, probes
-from detect_ai.comparing import _pair
 from detect_ai.core.config import Config, ScoreConfig
 from detect_ai.core.errors import InputError
 from detect_ai.detector.dataset import SLICES, Text
 from detect_ai.detector.score import JudgePart
 from detect_ai.detector.verdict_table import Verdicts
+from detect_ai.evaluation import robustness, slices
+from detect_ai.evaluation.compare import _pair
 from detect_ai.reports.evaluation import _attack
 
 N = 400
@@ -54,8 +54,8 @@ def width(pair, low="low", high="high"):
 def test_a_text_without_a_group_is_a_group_of_its_own_and_few_groups_are_none():
     names = np.asarray(["a"] * 5 + [""] * 19)
     verdicts = verdicts_of([0, 1] * 12, np.arange(24), groups=names)
-    assert breakdown.groups_of(verdicts).tolist() == ["a"] * 5 + [None] * 19
-    assert breakdown.groups_of(verdicts[np.arange(1, 5 + 18)]) is None
+    assert slices.groups_of(verdicts).tolist() == ["a"] * 5 + [None] * 19
+    assert slices.groups_of(verdicts[np.arange(1, 5 + 18)]) is None
 
 
 def test_differences_of_two_detectors_are_resampled_by_group():
@@ -103,7 +103,7 @@ def test_the_worst_accusations_are_human_texts_that_were_called_ai():
         calls=[-1, 1, 1, 1, 1],
         probabilities=[0.99, 0.6, 0.95, 0.9, 0.99],
     )
-    found = probes.worst(config, (None, ""), "", (None, ""), verdicts, TARGET)
+    found = robustness.worst(config, (None, ""), "", (None, ""), verdicts, TARGET)
     assert [each["id"] for each in found] == ["id2", "id3"]
 
 
@@ -112,13 +112,13 @@ def test_human_texts_that_an_attack_makes_the_detector_accuse_are_counted():
     clean = verdicts_of(labels, np.zeros(40), calls=labels)
     attacked = verdicts_of(labels, np.zeros(40), calls=np.where(np.arange(40) < 8, 1, labels))
     attacked.ids[:] = clean.rows
-    found = probes._turned(clean, attacked[np.arange(40)[::-1]], TARGET)
+    found = robustness._turned(clean, attacked[np.arange(40)[::-1]], TARGET)
     assert found == {"accused": 8, "cleared": 0, "accused_p": pytest.approx(2 / 2**8)}
     marked = _attack({"attack": "x", "tpr_ratio": 1.0, "fpr_ratio": None, **found}, [TARGET])
     assert marked["accuses"], "no clean text was accused, so that there is no ratio"
     same = {"accused": 0, "cleared": 9, "accused_p": 0.004}
     assert not _attack({"attack": "x", "tpr_ratio": 1.0, "fpr_ratio": None, **same}, [TARGET])["accuses"]
-    nobody = probes._turned(clean, attacked[labels == 1], TARGET)
+    nobody = robustness._turned(clean, attacked[labels == 1], TARGET)
     assert nobody == {"accused": None, "cleared": None, "accused_p": None}
     assert not _attack({"attack": "x", "tpr_ratio": 1.0, "fpr_ratio": None, **nobody}, [TARGET])["accuses"]
 

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from detect_ai import metrics, summary
+from detect_ai import metrics
 from detect_ai.core.errors import InputError
-from detect_ai.intervals import bootstrap
+from detect_ai.evaluation import summary
+from detect_ai.evaluation.intervals import bootstrap
 
 TIED_SCORES = st.integers(-4, 4).map(lambda number: number / 4)
 PROBABILITIES = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.2, 0.5, 1.0]))

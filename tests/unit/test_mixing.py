@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detect_ai.core.errors import InputError
-from detect_ai.mixing import mix, sentence_labels
+from detect_ai.evaluation.mixed_documents import mix, sentence_labels
 from detect_ai.text.normalize import sentences
 
 

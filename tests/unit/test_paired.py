@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
-from detect_ai import intervals, metrics, paired
+from detect_ai import metrics
 from detect_ai.core.errors import InputError
+from detect_ai.evaluation import intervals, paired
 
 
 def brute_force_delong(labels, a, b):

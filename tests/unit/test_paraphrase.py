@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from detect_ai import probes
 from detect_ai.core.config import Config
 from detect_ai.core.errors import InputError
-from detect_ai.paraphrase import MAX_TOKENS, Paraphraser
+from detect_ai.evaluation import robustness
+from detect_ai.evaluation.paraphrase import MAX_TOKENS, Paraphraser
 
 WORDS = re.findall(
     r"\S+", "the council met on a bridge and it will cost more . paraphrase : people want buses near river"
@@ -151,8 +151,8 @@ def test_options_that_cannot_be_are_refused(folder, options):
 def test_an_evaluation_attacks_by_the_model_that_it_is_given(folder):
     config = Config()
     config.evaluation.attacks = ["homoglyph"]
-    assert list(probes._attacks(config)) == ["homoglyph"]
+    assert list(robustness._attacks(config)) == ["homoglyph"]
     config.evaluation.paraphraser, config.evaluation.paraphrase_template = str(folder), "people : {text}"
-    found = probes._attacks(config)
+    found = robustness._attacks(config)
     assert list(found) == ["homoglyph", "paraphrase"]
     assert found["paraphrase"](TEXT, rng()) == Paraphraser(folder, "people : {text}")(TEXT, rng()) != TEXT

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detect_ai import metrics, summary
+from detect_ai import metrics
 from detect_ai.calibration.calibration import Category
 from detect_ai.calibration.conformal import threshold_of
 from detect_ai.core.config import Config
@@ -19,6 +19,7 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector import bundle
 from detect_ai.detector.model_info import model_info
 from detect_ai.detector.registry import Registry
+from detect_ai.evaluation import summary
 from detect_ai.publishing import publish, rollback
 from detect_ai.reports.card import model_card
 from detect_ai.wording import description

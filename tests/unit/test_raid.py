@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detect_ai import raid
+from detect_ai.evaluation import raid_format
 
 
 def texts(*rows):
@@ -32,19 +32,19 @@ def accuracy(found, **where):
 
 def test_predictions_are_scores_by_id_and_not_rounded():
     value = 0.123456789012345
-    assert raid.predictions(["a", "b"], [value, 1]) == [{"id": "a", "score": value}, {"id": "b", "score": 1.0}]
+    assert raid_format.predictions(["a", "b"], [value, 1]) == [{"id": "a", "score": value}, {"id": "b", "score": 1.0}]
 
 
 @pytest.mark.parametrize(("target", "allowed"), [(0.05, 1), (0.1, 2), (0.04, 0), (0.15, 3)])
 def test_of_the_human_texts_as_many_are_called_ai_as_the_target_allows(target, allowed):
-    found = raid.results(*texts(*humans(20), (1, 0.99, "news", "gpt", "none")), target_fpr=target)
+    found = raid_format.results(*texts(*humans(20), (1, 0.99, "news", "gpt", "none")), target_fpr=target)
     assert found["fpr"] == {"news": allowed / 20}
     assert found["target_fpr"] == target
 
 
 def test_human_texts_of_one_score_are_called_together_or_not_at_all():
     rows = [(0, 0.5, "news", "", "none")] * 20
-    found = raid.results(*texts(*rows, (1, 0.5, "news", "gpt", "none"), (1, 0.6, "news", "gpt", "none")))
+    found = raid_format.results(*texts(*rows, (1, 0.5, "news", "gpt", "none"), (1, 0.6, "news", "gpt", "none")))
     assert found["fpr"] == {"news": 0.0}
     assert accuracy(found) == (1, 1, 0.5)
 
@@ -52,7 +52,7 @@ def test_human_texts_of_one_score_are_called_together_or_not_at_all():
 def test_each_domain_has_a_threshold_of_its_own_and_shares_of_its_own():
     rows = [*humans(20), *humans(20, "poetry", scale=0.1)]
     rows += [(1, 0.5, domain, "gpt", "none") for domain in ("news", "poetry")]
-    found = raid.results(*texts(*rows))
+    found = raid_format.results(*texts(*rows))
     assert found["thresholds"]["poetry"] < 0.1 < found["thresholds"]["news"]
     assert accuracy(found, domain="news") == (0, 1, 0.0)
     assert accuracy(found, domain="poetry") == (1, 0, 1.0)
@@ -62,7 +62,7 @@ def test_each_domain_has_a_threshold_of_its_own_and_shares_of_its_own():
 def test_attacked_human_texts_set_no_threshold():
     attacked = [(0, 1.0, "news", "", "homoglyph")] * 20
     ai = (1, 0.97, "news", "gpt", "none")
-    assert accuracy(raid.results(*texts(*humans(20), *attacked, ai))) == (1, 0, 1.0)
+    assert accuracy(raid_format.results(*texts(*humans(20), *attacked, ai))) == (1, 0, 1.0)
 
 
 def test_shares_are_told_by_generator_and_attack():
@@ -72,7 +72,7 @@ def test_shares_are_told_by_generator_and_attack():
         (1, 0.10, "news", "gpt", "homoglyph"),
         (1, 0.10, "news", "llama", "none"),
     ]
-    found = raid.results(*texts(*rows))
+    found = raid_format.results(*texts(*rows))
     assert accuracy(found, model="gpt") == (1, 1, 0.5)
     assert accuracy(found, model="gpt", attack="homoglyph") == (0, 1, 0.0)
     assert accuracy(found, attack="none") == (1, 1, 0.5)
@@ -82,4 +82,4 @@ def test_shares_are_told_by_generator_and_attack():
 
 @pytest.mark.parametrize("rows", [humans(3), [(1, 0.9, "news", "gpt", "none")]], ids=["human", "ai"])
 def test_one_class_alone_has_no_share(rows):
-    assert raid.results(*texts(*rows))["scores"] == []
+    assert raid_format.results(*texts(*rows))["scores"] == []

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from detect_ai import breakdown, summary
-from detect_ai.baseline import Baseline, baseline_of
 from detect_ai.core.config import Config
 from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage
@@ -18,6 +16,8 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.dataset import texts_of
 from detect_ai.detector.verdict_table import Verdicts
+from detect_ai.evaluation import slices, summary
+from detect_ai.evaluation.baseline import Baseline, baseline_of
 from detect_ai.metrics import Floats
 from detect_ai.text.normalize import normalise
 
@@ -81,7 +81,7 @@ def baseline_figures(
         baseline.probabilities(scores, registers),
         {target: baseline.calls(scores, registers, target) for target in spec.calibration.thresholds},
         default_target=spec.default_target_fpr,
-        groups=breakdown.groups_of(verdicts),
+        groups=slices.groups_of(verdicts),
         rounds=rounds,
         seed=seed,
     )

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from detect_ai import intervals, metrics
-from detect_ai.beside import baseline_figures, baseline_for, corpus_of, count_contaminated, read_again
-from detect_ai.breakdown import figures_of, groups_of
+from detect_ai import metrics
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError, InputError
 from detect_ai.core.job import attempt
@@ -22,9 +20,12 @@ from detect_ai.detector.dataset import SLICES, require_labels
 from detect_ai.detector.registry import Registry, spec_of
 from detect_ai.detector.score import judge
 from detect_ai.detector.verdict_table import Verdicts
-from detect_ai.evaluation import data_name
-from detect_ai.paired import delong, mcnemar, paired_bootstrap
-from detect_ai.summary import without_intervals
+from detect_ai.evaluation import intervals
+from detect_ai.evaluation.contamination import baseline_figures, baseline_for, corpus_of, count_contaminated, read_again
+from detect_ai.evaluation.evaluate import data_name
+from detect_ai.evaluation.paired import delong, mcnemar, paired_bootstrap
+from detect_ai.evaluation.slices import figures_of, groups_of
+from detect_ai.evaluation.summary import without_intervals
 
 logger = logging.getLogger(__name__)
 

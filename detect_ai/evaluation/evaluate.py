@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from detect_ai import breakdown, probes, raid, summary
-from detect_ai.beside import baseline_figures, baseline_for, corpus_of, count_contaminated, read_again
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt, prepared_corpus, read_result
@@ -27,6 +25,8 @@ from detect_ai.detector.dataset import require_labels
 from detect_ai.detector.registry import Registry, spec_of
 from detect_ai.detector.score import judge
 from detect_ai.detector.verdict_table import Verdicts
+from detect_ai.evaluation import raid_format, robustness, slices, summary
+from detect_ai.evaluation.contamination import baseline_figures, baseline_for, corpus_of, count_contaminated, read_again
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def _report(
     """Everything that the page shows, as plain values (see `reports.evaluation`)."""
     e, spec, corpus = config.evaluation, subject.spec, subject.corpus
     targets = sorted(spec.calibration.thresholds)
-    overall = breakdown.figures_of(verdicts, spec, e.bootstrap, config.seed)
+    overall = slices.figures_of(verdicts, spec, e.bootstrap, config.seed)
     baseline = baseline_for(corpus, spec, config.seed) if e.baseline else None
     # Of the test split it is known: prepare parts near duplicates from each other.
     sketch = e.contamination and corpus is not None and not subject.is_test
@@ -181,7 +181,7 @@ def _report(
     contaminated = 0 if subject.is_test else None
     if sketches is not None and corpus is not None:
         contaminated = count_contaminated(corpus, sketches, config.corpus.similarity)
-    attacks = probes.attacked(config, subject.where, subject.data, (storage, key), verdicts, targets[0])
+    attacks = robustness.attacked(config, subject.where, subject.data, (storage, key), verdicts, targets[0])
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "bundle": {
@@ -206,13 +206,15 @@ def _report(
         "baseline": None
         if baseline is None or baseline_scores is None
         else baseline_figures(verdicts, spec, baseline, baseline_scores, e.bootstrap, config.seed),
-        "slices": breakdown.slices(verdicts, spec),
-        "lengths": breakdown.lengths(verdicts, spec),
+        "slices": slices.slices(verdicts, spec),
+        "lengths": slices.lengths(verdicts, spec),
         "attacks": attacks,
-        "curves": breakdown.curves(verdicts, baseline_scores),
+        "curves": slices.curves(verdicts, baseline_scores),
         "uncertain": dict(Counter(reason for reasons in verdicts.reasons for reason in reasons).most_common()),
-        "worst": probes.worst(config, subject.where, subject.data, (storage, key), verdicts, spec.default_target_fpr),
-        "explanation": probes.explained(
+        "worst": robustness.worst(
+            config, subject.where, subject.data, (storage, key), verdicts, spec.default_target_fpr
+        ),
+        "explanation": robustness.explained(
             config, subject.where, subject.data, (storage, key), verdicts, spec.default_target_fpr
         ),
         "exchangeability": _exchangeability(subject, verdicts, overall, targets),
@@ -234,7 +236,7 @@ def _exchangeability(subject: Subject, verdicts: Verdicts, overall: dict[str, An
             shown = ", ".join(strange[:8]) + (" …" if len(strange) > 8 else "")
             said.append(f"{100 * share:.0f}% of the human texts are of domains that calibration never saw ({shown}).")
     groups = len(set(verdicts.columns["group"].tolist()) - {""})
-    if groups and breakdown.groups_of(verdicts) is None:
+    if groups and slices.groups_of(verdicts) is None:
         said.append(
             f"All texts are of {groups} groups: too few to tell how figures vary from one to another. Intervals take "
             f"texts for independent and are too narrow."
@@ -261,11 +263,11 @@ def _write(storage: Storage, key: str, report: dict[str, Any], verdicts: Verdict
 
     storage.write_json(f"{key}/report.json", report)
     storage.write_bytes(f"{key}/report.html", evaluation_report(report).encode())
-    predictions = raid.predictions(verdicts.ids.tolist(), verdicts.probabilities.tolist())
+    predictions = raid_format.predictions(verdicts.ids.tolist(), verdicts.probabilities.tolist())
     storage.write_json(f"{key}/predictions.json", predictions)
     attacks = verdicts.columns["attack"].copy()
     attacks[attacks == ""] = "none"
-    found = raid.results(
+    found = raid_format.results(
         verdicts.labels, verdicts.probabilities, verdicts.columns["domain"], verdicts.columns["generator"], attacks
     )
     storage.write_json(f"{key}/results.json", found)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from detect_ai.core.errors import InputError
-from detect_ai.intervals import bootstrap, group_numbers, rate_interval
+from detect_ai.evaluation.intervals import bootstrap, group_numbers, rate_interval
 from detect_ai.metrics import (
     Floats,
     Labels,

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from detect_ai import metrics, summary
+from detect_ai import metrics
 from detect_ai.core.config import Config, ScoreConfig
 from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage
@@ -18,8 +18,9 @@ from detect_ai.corpus.splits import shuffle_key
 from detect_ai.detector.dataset import texts_at
 from detect_ai.detector.score import judge
 from detect_ai.detector.verdict_table import CALLS, Verdicts
-from detect_ai.mixing import Mixed, mix, sentence_labels
-from detect_ai.paired import mcnemar
+from detect_ai.evaluation import summary
+from detect_ai.evaluation.mixed_documents import Mixed, mix, sentence_labels
+from detect_ai.evaluation.paired import mcnemar
 from detect_ai.text.attacks import ATTACKS, Attack
 from detect_ai.text.normalize import normalise
 
@@ -74,7 +75,7 @@ def _attacks(config: Config) -> dict[str, Attack]:
     """The attacks that are asked for, by name."""
     chosen = {name: ATTACKS[name] for name in config.evaluation.attacks}
     if config.evaluation.paraphraser:
-        from detect_ai.paraphrase import Paraphraser
+        from detect_ai.evaluation.paraphrase import Paraphraser
 
         chosen["paraphrase"] = Paraphraser(config.evaluation.paraphraser, config.evaluation.paraphrase_template)
     return chosen

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, ndtr, ndtri
 
 from detect_ai.core.errors import InputError
-from detect_ai.intervals import Counts, bootstrap, check_confidence
+from detect_ai.evaluation.intervals import Counts, bootstrap, check_confidence
 from detect_ai.metrics import Floats, check_binary
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai import metrics, summary
+from detect_ai import metrics
 from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.dataset import SLICES
 from detect_ai.detector.verdict_table import Verdicts
+from detect_ai.evaluation import summary
 
 LENGTHS = (64, 128, 256, 512)  # tokens that part the ranges of the report
 MIN_SLICE = 20  # texts

@@ -1,0 +1,1 @@
+"""Metrics of a detector on labelled texts."""
