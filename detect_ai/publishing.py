@@ -17,7 +17,7 @@ from detect_ai.core.tracking import open_run
 from detect_ai.detector import bundle
 from detect_ai.detector.registry import Registry
 from detect_ai.promotion import Gate, decide
-from detect_ai.reports.card import model_card
+from detect_ai.reports.model_card import model_card
 
 METRICS_FILE = "metrics.json"
 _OTHER = "evaluate-"  # how results of other data begin

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detect_ai.core.config import SPLITS
-from detect_ai.reports.page import number, render
+from detect_ai.reports.html import number, render
 
 MAX_ROWS = 40  # of a table
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detect_ai.evaluation.summary import key_of_target
-from detect_ai.reports.page import area, number, percent, range_of_tokens, render
+from detect_ai.reports.html import area, number, percent, range_of_tokens, render
 
 MAX_ROWS = 40  # of a column in a table of slices
 MAX_SENTENCES = 40  # of a text

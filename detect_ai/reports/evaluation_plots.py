@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detect_ai.evaluation.summary import key_of_target
-from detect_ai.reports.page import range_of_tokens
+from detect_ai.reports.html import range_of_tokens
 from detect_ai.reports.plots import COLOURS, LINE, MAX_BARS, name_bars, panels, part_columns, short, svg
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import yaml
 from detect_ai.core.config import Config
 from detect_ai.core.storage import Storage
 from detect_ai.reports import sweep_plots
-from detect_ai.reports.page import render
+from detect_ai.reports.html import render
 from detect_ai.training import search_space, trials
 
 # Keys of `train` that belong to a machine or a stage, not to what is trained.

@@ -21,7 +21,7 @@ from detect_ai.detector.model_info import model_info
 from detect_ai.detector.registry import Registry
 from detect_ai.evaluation import summary
 from detect_ai.publishing import publish, rollback
-from detect_ai.reports.card import model_card
+from detect_ai.reports.model_card import model_card
 from detect_ai.wording import description
 
 TARGETS = {0.05: 1.0, 0.1: 0.5}

@@ -26,7 +26,7 @@ def model_card(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("detect_ai", "reports"),
+        loader=PackageLoader("detect_ai", "reports/templates"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

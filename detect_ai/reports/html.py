@@ -13,7 +13,7 @@ def render(template: str, **values: Any) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("detect_ai", "reports"),
+        loader=PackageLoader("detect_ai", "reports/templates"),
         undefined=StrictUndefined,
         autoescape=True,
         trim_blocks=True,
