@@ -2,8 +2,8 @@
 
 import sys
 
-from detect_ai.calibrating import calibrate_checkpoint
 from detect_ai.core.job import run_job
+from detect_ai.release.calibrate import calibrate_checkpoint
 
 if __name__ == "__main__":
     sys.exit(run_job("calibrate", calibrate_checkpoint))

@@ -3,7 +3,7 @@
 import sys
 
 from detect_ai.core.job import run_job
-from detect_ai.exporting import export
+from detect_ai.release.export import export
 
 if __name__ == "__main__":
     sys.exit(run_job("export", export))

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from detect_ai.calibrating import calibrate_checkpoint, require_enough_texts
 from detect_ai.core.config import Config
 from detect_ai.core.job import prepared_corpus, run_job, run_stage
 from detect_ai.core.ray_runtime import connect
@@ -12,7 +11,8 @@ from detect_ai.core.resume import in_turn
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.prepare import prepare
 from detect_ai.evaluation.evaluate import evaluate
-from detect_ai.publishing import publish
+from detect_ai.release.calibrate import calibrate_checkpoint, require_enough_texts
+from detect_ai.release.publish import publish
 from detect_ai.training.sweep import sweep
 from detect_ai.training.train import train
 

@@ -3,7 +3,7 @@
 import sys
 
 from detect_ai.core.job import run_job
-from detect_ai.publishing import publish
+from detect_ai.release.publish import publish
 
 if __name__ == "__main__":
     sys.exit(run_job("publish", publish))

@@ -17,7 +17,7 @@ from detect_ai.core.ray_runtime import connect, require_free_port, require_resou
 from detect_ai.core.storage import Storage
 from detect_ai.detector import bundle
 from detect_ai.detector.registry import Registry
-from detect_ai.publishing import rollback
+from detect_ai.release.publish import rollback
 from serve_app.keys import ENVIRONMENT, ring
 from serve_app.quota import stop_shared_ledger
 

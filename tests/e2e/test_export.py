@@ -14,7 +14,7 @@ from detect_ai.core.ray_runtime import free_port
 from detect_ai.core.storage import Storage
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
-from detect_ai.exporting import make
+from detect_ai.release.export import make
 from serve_app.deploy import deploy, stop
 from tests import tiny
 

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from detect_ai.calibrating import calibrate_checkpoint
 from detect_ai.core.config import CompareConfig, Config, EvaluationConfig
 from detect_ai.core.errors import BundleError, ConfigError, CorpusError, InputError, RegistryError
 from detect_ai.core.job import read_result, result_key, run_stage
@@ -25,6 +24,7 @@ from detect_ai.detector.score import VERDICT_SCHEMA, score
 from detect_ai.evaluation.compare import compare
 from detect_ai.evaluation.evaluate import evaluate, result_name
 from detect_ai.metrics import auroc
+from detect_ai.release.calibrate import calibrate_checkpoint
 from tests import tiny
 from tests.integration.conftest import Run
 from tests.integration.runs import files_under

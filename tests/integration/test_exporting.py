@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from detect_ai import metrics
-from detect_ai.calibrating import calibrate_checkpoint
 from detect_ai.calibration.calibration import calibrate
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError
@@ -20,8 +19,9 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
 from detect_ai.evaluation.evaluate import evaluate
-from detect_ai.exporting import export
-from detect_ai.publishing import publish
+from detect_ai.release.calibrate import calibrate_checkpoint
+from detect_ai.release.export import export
+from detect_ai.release.publish import publish
 from tests.integration.conftest import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from detect_ai.calibrating import calibrate_checkpoint
 from detect_ai.core.config import Config
 from detect_ai.core.job import run_stage
 from detect_ai.core.storage import Storage
@@ -18,7 +17,8 @@ from detect_ai.corpus.prepare import prepare
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
 from detect_ai.evaluation.evaluate import evaluate
-from detect_ai.publishing import publish
+from detect_ai.release.calibrate import calibrate_checkpoint
+from detect_ai.release.publish import publish
 from detect_ai.training.train import run_training, train
 from tests import emulator, tiny
 from tests.integration.runs import a_worker_killed, driver, own_copy, registered, small_config, train_workers, until

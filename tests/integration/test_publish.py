@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from detect_ai import metrics
-from detect_ai.calibrating import calibrate_checkpoint
 from detect_ai.core.config import Config
 from detect_ai.core.errors import BundleError, CalibrationError, ConfigError, GateError
 from detect_ai.core.job import result_key, run_stage
@@ -20,7 +19,8 @@ from detect_ai.detector.registry import Registry
 from detect_ai.evaluation import summary
 from detect_ai.evaluation.evaluate import evaluate
 from detect_ai.models.encoder import load, save
-from detect_ai.publishing import publish
+from detect_ai.release.calibrate import calibrate_checkpoint
+from detect_ai.release.publish import publish
 from tests.integration.conftest import Run
 
 STAGES = {"calibrate": calibrate_checkpoint, "evaluate": evaluate, "publish": publish}

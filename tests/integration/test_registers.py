@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detect_ai.calibrating import calibrate_checkpoint, learn_registers
 from detect_ai.calibration.domain_classifier import FILE
 from detect_ai.core.config import Config, SourceConfig
 from detect_ai.core.errors import CalibrationError, ConfigError
@@ -21,6 +20,7 @@ from detect_ai.corpus.prepare import prepare
 from detect_ai.detector.bundle import read_spec
 from detect_ai.detector.detector import Detector
 from detect_ai.models import encoder as model
+from detect_ai.release.calibrate import calibrate_checkpoint, learn_registers
 from tests import tiny
 from tests.integration.runs import small_config
 

@@ -11,11 +11,11 @@ from detect_ai.core.errors import BundleError
 from detect_ai.detector import bundle
 from detect_ai.detector.bundle import SPEC_FILE, read_spec
 from detect_ai.detector.detector import Detector
-from detect_ai.exporting import make
 from detect_ai.models import backends
 from detect_ai.models import encoder as model
 from detect_ai.models.backends import int8
 from detect_ai.models.batch import Batch
+from detect_ai.release.export import make
 from tests import tiny
 from tests.unit.conftest import config_of
 

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 from sklearn.linear_model import LogisticRegression
 
-from detect_ai.calibrating import calibration_of
 from detect_ai.calibration.calibration import Calibration, Category, calibrate
 from detect_ai.calibration.conformal import Threshold, conformal_threshold, fpr_bound, p_value, texts_needed
 from detect_ai.calibration.domains import MIN_SCALED, Spans, _first_length, with_categories
@@ -16,6 +15,7 @@ from detect_ai.calibration.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_
 from detect_ai.core.config import CalibrationConfig
 from detect_ai.core.errors import CalibrationError, InputError
 from detect_ai.detector.scoring import Scored
+from detect_ai.release.calibrate import calibration_of
 
 TARGETS = st.one_of(st.floats(0.05, 0.95), st.sampled_from([0.05, 0.1, 1 / 3, 0.29, 0.5]))
 # Few distinct values, so that most draws hold ties.

@@ -1,7 +1,7 @@
 import pytest
 
 from detect_ai.core.errors import ConfigError
-from detect_ai.promotion import Gate, Likeness, decide, unlike
+from detect_ai.release.promotion_gate import Gate, Likeness, decide, unlike
 
 GATE = Gate(min_auroc=0.9, max_auroc_drop=0.01)
 

@@ -20,7 +20,7 @@ from detect_ai.detector import bundle
 from detect_ai.detector.model_info import model_info
 from detect_ai.detector.registry import Registry
 from detect_ai.evaluation import summary
-from detect_ai.publishing import publish, rollback
+from detect_ai.release.publish import publish, rollback
 from detect_ai.reports.model_card import model_card
 from detect_ai.wording import description
 

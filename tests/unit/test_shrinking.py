@@ -9,7 +9,7 @@ from detect_ai.models import encoder as model
 from detect_ai.models.batch import Batch
 from detect_ai.models.first_token import read_first_token
 from detect_ai.models.masking import keep_mask
-from detect_ai.shrinking import keep_layers, keep_neurons
+from detect_ai.release.shrinking import keep_layers, keep_neurons
 from tests.unit.conftest import config_of
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from detect_ai.timing import alternate, ratio
+from detect_ai.release.timing import alternate, ratio
 
 
 class Clock:

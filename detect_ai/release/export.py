@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detect_ai import metrics
-from detect_ai.calibrating import calibration_of
 from detect_ai.calibration.domain_classifier import FILE as REGISTERS_FILE
 from detect_ai.core.config import CalibrationConfig, Config
 from detect_ai.core.errors import ConfigError
@@ -33,10 +32,11 @@ from detect_ai.detector.registry import Registry, spec_of
 from detect_ai.detector.scoring import Scored, score_split
 from detect_ai.evaluation.evaluate import evaluate
 from detect_ai.models import backends
-from detect_ai.promotion import Likeness, unlike
-from detect_ai.publishing import add_version
+from detect_ai.release.calibrate import calibration_of
+from detect_ai.release.promotion_gate import Likeness, unlike
+from detect_ai.release.publish import add_version
+from detect_ai.release.timing import alternate, ratio
 from detect_ai.reports.export import machine, table
-from detect_ai.timing import alternate, ratio
 
 if TYPE_CHECKING:
     from detect_ai.models.tokenizer import Ids
@@ -151,7 +151,7 @@ def make(name: str, parent: Path, folder: Path) -> DetectorSpec:
         InputError: the encoder cannot be made smaller in this way.
     """
     from detect_ai.models import encoder
-    from detect_ai.shrinking import keep_layers, keep_neurons
+    from detect_ai.release.shrinking import keep_layers, keep_neurons
 
     spec, network = bundle.read_spec(parent), encoder.load(parent)
     backend, *changes = name.split("+")

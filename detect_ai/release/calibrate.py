@@ -210,7 +210,7 @@ def git_revision() -> str:
     """
     if given := os.environ.get("DETECT_AI_GIT_REVISION"):
         return given
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603

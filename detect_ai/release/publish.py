@@ -16,7 +16,7 @@ from detect_ai.core.storage import Storage
 from detect_ai.core.tracking import open_run
 from detect_ai.detector import bundle
 from detect_ai.detector.registry import Registry
-from detect_ai.promotion import Gate, decide
+from detect_ai.release.promotion_gate import Gate, decide
 from detect_ai.reports.model_card import model_card
 
 METRICS_FILE = "metrics.json"

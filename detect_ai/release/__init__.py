@@ -1,0 +1,1 @@
+"""Checkpoint to champion: calibrate, export, publish and the promotion gate."""
