@@ -18,8 +18,8 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector import bundle
 from detect_ai.detector.registry import Registry
 from detect_ai.release.publish import rollback
-from serve_app.keys import ENVIRONMENT, ring
-from serve_app.quota import stop_shared_ledger
+from serve_app.auth.api_keys import ENVIRONMENT, ring
+from serve_app.auth.rate_limit import stop_shared_ledger
 
 logger = logging.getLogger(__name__)
 
@@ -141,9 +141,11 @@ def checked_keys(config: ServeConfig, storage: Storage) -> str | None:
     if not config.is_local:
         raise ConfigError(
             f"serve.host={config.host} lets other machines ask, and there are no API keys: make one with `python -m "
-            f"serve_app.keys --root {storage.root} create NAME`, or give serve.host=127.0.0.1"
+            f"serve_app.auth.api_keys --root {storage.root} create NAME`, or give serve.host=127.0.0.1"
         )
-    logger.info("No API keys: everybody on this machine may ask (`python -m serve_app.keys create NAME` makes one)")
+    logger.info(
+        "No API keys: everybody on this machine may ask (`python -m serve_app.auth.api_keys create NAME` makes one)"
+    )
     return None
 
 
@@ -181,7 +183,7 @@ def arguments_of_replica() -> Arguments | None:
     """What the replicas that answer were made of; None where they do not say, such as those of an older release."""
     from ray import serve
 
-    from serve_app.app import APP
+    from serve_app.deployment import APP
 
     try:
         found: Arguments = serve.get_app_handle(APP).arguments.remote().result(timeout_s=ARGUMENTS_TIMEOUT_S)
@@ -195,7 +197,7 @@ def hand_over(config: ServeConfig, storage_root: str, version: str, keys: str | 
     """Tell Serve what to answer with. Does not wait for it."""
     from ray import serve
 
-    from serve_app.app import APP, build
+    from serve_app.deployment import APP, build
 
     target = serve.RunTarget(build(config, storage_root, version, runtime_env(), keys), name=APP, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
@@ -205,7 +207,7 @@ def run(config: ServeConfig, storage_root: str, version: str, keys: str | None) 
     """Hand the application to Serve and wait until that version answers. Raises ResourceError."""
     from ray import serve
 
-    from serve_app.app import APP
+    from serve_app.deployment import APP
 
     hand_over(config, storage_root, version, keys)
     deadline = time.monotonic() + DEPLOY_TIMEOUT_S
@@ -262,7 +264,7 @@ def is_deployed() -> bool:
     """Whether Serve knows the application."""
     from ray import serve
 
-    from serve_app.app import APP
+    from serve_app.deployment import APP
 
     return APP in serve.status().applications
 
@@ -272,7 +274,7 @@ def running_replicas() -> int:
     from ray import serve
     from ray.serve._private.common import ReplicaState
 
-    from serve_app.app import APP, DEPLOYMENT
+    from serve_app.deployment import APP, DEPLOYMENT
 
     states = serve.status().applications[APP].deployments[DEPLOYMENT].replica_states
     return states.get(ReplicaState.RUNNING, 0)
@@ -282,7 +284,7 @@ def stop(app: bool, serve_too: bool) -> None:
     """Take down the application and Serve; what is in flight is answered first."""
     from ray import serve
 
-    from serve_app.app import APP
+    from serve_app.deployment import APP
 
     if app and is_deployed():
         serve.delete(APP)

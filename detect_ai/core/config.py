@@ -290,7 +290,7 @@ class ServeConfig:
     max_tokens: int = 100_000  # the same, as the model reads them
     cache_texts: int = 0  # scores kept by a hash of what was read; 0: none
     cors_origins: list[str] = field(default_factory=list)  # of pages elsewhere that may ask
-    keys_file: str = "auth/keys.json"  # under storage.root; `python -m serve_app.keys` writes it
+    keys_file: str = "auth/keys.json"  # under storage.root; `python -m serve_app.auth.api_keys` writes it
     keys_refresh_s: float = 5  # a key that was revoked is refused after so long
     rate_per_minute: int = 0  # texts of a key without a rate of its own, or of all without keys; 0: no limit
     max_explain_tokens: int = 400_000  # that `explain` may read: tokens of each text times its sentences

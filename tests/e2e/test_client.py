@@ -16,7 +16,7 @@ from detect_ai.core.config import Config
 from detect_ai.core.storage import Storage
 from detect_ai.detector.detector import Detector
 from detect_ai.schemas import Problem, Verdict
-from serve_app import keys
+from serve_app.auth import api_keys
 from tests import tiny
 
 TEXTS = [tiny.text(("human", "ai")[i % 2], random.Random(i), 20 + 10 * i) for i in range(11)]
@@ -33,7 +33,7 @@ def config(config: Config) -> Config:
 @pytest.fixture(scope="module", autouse=True)
 def key(config: Config, store: Storage) -> Iterator[str]:
     """A key, where the clients look for it."""
-    token, kept = keys.made("test")
+    token, kept = api_keys.made("test")
     store.write_json(config.serve.keys_file, {"keys": [kept.model_dump(mode="json", exclude_none=True)]})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECT_AI_API_KEY", token)

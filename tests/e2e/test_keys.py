@@ -18,9 +18,9 @@ from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.ray_runtime import free_port
 from detect_ai.core.storage import Storage
-from serve_app import keys
+from serve_app.auth import api_keys
+from serve_app.auth.api_keys import Scope
 from serve_app.deploy import deploy, stop
-from serve_app.keys import Scope
 from tests import tiny
 
 RATE = 120
@@ -40,10 +40,10 @@ def config(encoder: Path, store: Storage) -> Config:
 def tokens(config: Config, store: Storage) -> dict[str, str]:
     """Keys in the file of the service, by name."""
     made = {
-        "user": keys.made("user"),
-        "slow": keys.made("slow", rate_per_minute=RATE),
-        "chief": keys.made("chief", [Scope.ADMIN]),
-        "gone": keys.made("gone"),
+        "user": api_keys.made("user"),
+        "slow": api_keys.made("slow", rate_per_minute=RATE),
+        "chief": api_keys.made("chief", [Scope.ADMIN]),
+        "gone": api_keys.made("gone"),
     }
     kept = [key.model_dump(mode="json", exclude_none=True) for _, key in made.values()]
     store.write_json(config.serve.keys_file, {"keys": kept})
@@ -101,7 +101,7 @@ def test_a_revoked_key_is_refused_without_a_restart(
 ) -> None:
     assert ask(url, tokens["gone"]).status_code == 200
     gone = tokens["gone"].split("_")[1]
-    assert keys.main(["--root", store.root, "--file", config.serve.keys_file, "revoke", gone]) == 0
+    assert api_keys.main(["--root", store.root, "--file", config.serve.keys_file, "revoke", gone]) == 0
     deadline = time.monotonic() + 20
     while ask(url, tokens["gone"]).status_code == 200:
         assert time.monotonic() < deadline
@@ -123,7 +123,9 @@ def test_no_log_holds_a_key(url: str, tokens: dict[str, str], store: Storage) ->
 
 def test_a_service_that_others_can_reach_wants_keys(config: Config, store: Storage) -> None:
     open_to_all = replace(config.serve, host="0.0.0.0", keys_file="auth/none.json")
-    with pytest.raises(ConfigError, match=r"serve.host=0.0.0.0 lets other machines ask, .* serve_app.keys --root"):
+    with pytest.raises(
+        ConfigError, match=r"serve.host=0.0.0.0 lets other machines ask, .* serve_app.auth.api_keys --root"
+    ):
         deploy(Config(serve=open_to_all), store)
 
 

@@ -31,8 +31,8 @@ from detect_ai.core.ray_runtime import free_port
 from detect_ai.core.storage import Storage
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
-from serve_app.app import build
 from serve_app.deploy import deploy
+from serve_app.deployment import build
 from tests import tiny
 from tests.e2e.conftest import BATCH_TOKENS, CHECKOUT, foreground
 
@@ -233,7 +233,7 @@ def test_a_version_that_does_not_start_leaves_the_old_one_answering(
     def build_elsewhere(config: ServeConfig, root: str, *more: Any) -> serve.Application:
         return build(config, roots.pop() if roots else root, *more)
 
-    monkeypatch.setattr("serve_app.app.build", build_elsewhere)
+    monkeypatch.setattr("serve_app.deployment.build", build_elsewhere)
     with pytest.raises(ResourceError, match=r"did not start: .*no version .* under /nowhere"):
         deploy(config, store)
     assert client.post("/v1/detect", json={"text": TEXT}).status_code == 200

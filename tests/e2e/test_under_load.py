@@ -23,8 +23,8 @@ from detect_ai.core.ray_runtime import free_port
 from detect_ai.core.storage import Storage
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
-from serve_app.app import APP, DEPLOYMENT
 from serve_app.deploy import deploy, rollback_service, stop
+from serve_app.deployment import APP, DEPLOYMENT
 from tests import tiny
 from tests.e2e.load import REPLICA, Load, actors, quantile
 

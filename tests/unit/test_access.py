@@ -10,10 +10,10 @@ import pytest
 from starlette.datastructures import Headers
 
 from detect_ai.core.errors import ConfigError
-from serve_app.access import ANYBODY, Gate
-from serve_app.keys import KeyRing, Scope, made
-from serve_app.problems import ProblemError
-from serve_app.quota import Ledger, Limiter
+from serve_app.api.errors import ProblemError
+from serve_app.auth.access import ANYBODY, Gate
+from serve_app.auth.api_keys import KeyRing, Scope, made
+from serve_app.auth.rate_limit import Ledger, Limiter
 
 
 def gate(read_keys: Callable[[], KeyRing] | None = None, rate: int = 0) -> Gate:

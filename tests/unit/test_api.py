@@ -19,15 +19,15 @@ from detect_ai.detector.detector import Detector
 from detect_ai.models.batch import Batch
 from detect_ai.schemas import DetectRequest, FileOptions
 from detect_ai.text.normalize import normalise
-from serve_app.access import Gate
-from serve_app.api import create_app
-from serve_app.batching import ClosedError
-from serve_app.files import Upload
-from serve_app.problems import ProblemError
-from serve_app.quota import Limiter
-from serve_app.service import Service, parse
-from serve_app.traffic import Traffic
-from serve_app.uploads import fit, judge_files
+from serve_app.api.app import create_app
+from serve_app.api.errors import ProblemError
+from serve_app.auth.access import Gate
+from serve_app.auth.rate_limit import Limiter
+from serve_app.engine.batcher import ClosedError
+from serve_app.engine.engine import Service, parse
+from serve_app.engine.versions import Traffic
+from serve_app.files.reader import Upload
+from serve_app.files.uploads import fit, judge_files
 
 Scenario = Callable[[httpx.AsyncClient, Service], Awaitable[Any]]
 CANARY = "canary-4f1d the council met"
@@ -298,7 +298,7 @@ def test_the_first_wrong_text_of_many_is_enough() -> None:
 
 def test_no_more_is_normalised_than_a_few_times_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    monkeypatch.setattr("serve_app.uploads.normalise", lambda text: seen.append(len(text)) or normalise(text))
+    monkeypatch.setattr("serve_app.files.uploads.normalise", lambda text: seen.append(len(text)) or normalise(text))
     texts = ["a" * 150, "a" * 90, "a" * 150, "a" * 20, "a" * 5]
     normalised, fitting = fit(texts, 100)  # 400 are normalised at most
     assert seen == [150, 90, 150, 5]
@@ -309,7 +309,7 @@ def test_no_more_is_normalised_than_a_few_times_the_bound(monkeypatch: pytest.Mo
 def test_far_too_long_a_text_is_refused_without_normalising_it(
     detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve_app.service.normalise", lambda text: pytest.fail("it was normalised"))
+    monkeypatch.setattr("serve_app.engine.engine.normalise", lambda text: pytest.fail("it was normalised"))
     response = ask(detector, post(text="a" * 401), ServeConfig(max_chars=100))
     check_problem(response, 413, "401 characters, at most 100 are read: send several requests.")
 

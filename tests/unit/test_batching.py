@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.batching import Batcher, ClosedError, Ids, QueueFullError, Scores, cheapest_with_first
+from serve_app.engine.batcher import Batcher, ClosedError, Ids, QueueFullError, Scores, cheapest_with_first
 
 
 class Model:
@@ -406,7 +406,7 @@ def test_the_event_loop_is_free_while_the_model_runs() -> None:
 
 
 def test_a_batch_that_never_ends_ends_the_life_of_the_replica(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.batching.HUNG_S", 0.1)
+    monkeypatch.setattr("serve_app.engine.batcher.HUNG_S", 0.1)
 
     async def scenario(batcher: Batcher, model: Model) -> None:
         first = await held(batcher, model)

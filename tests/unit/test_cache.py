@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from serve_app.cache import ScoreCache
+from serve_app.engine.cache import ScoreCache
 
 
 def rows(*values: int) -> list[np.ndarray]:

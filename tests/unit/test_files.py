@@ -10,11 +10,11 @@ from functools import partial
 import pytest
 
 from detect_ai.core.config import ServeConfig
-from serve_app import files
-from serve_app.batching import QueueFullError
-from serve_app.files import FileReader, Upload, text_of
-from serve_app.problems import ProblemError
-from serve_app.uploads import file_name
+from serve_app.api.errors import ProblemError
+from serve_app.engine.batcher import QueueFullError
+from serve_app.files import reader as files
+from serve_app.files.reader import FileReader, Upload, text_of
+from serve_app.files.uploads import file_name
 from tests import office
 
 CONFIG = ServeConfig(max_pages=20, file_timeout_s=20)

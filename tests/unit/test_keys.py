@@ -11,8 +11,8 @@ import pytest
 from detect_ai.core.config import ServeConfig
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
-from serve_app import keys
-from serve_app.keys import KeyRing, Scope, made, parse, ring
+from serve_app.auth import api_keys
+from serve_app.auth.api_keys import KeyRing, Scope, made, parse, ring
 
 
 def test_a_key_is_found_by_its_token_alone() -> None:
@@ -36,7 +36,7 @@ def test_an_expired_key_is_none() -> None:
 
 def test_the_command_creates_lists_and_revokes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*arguments: str) -> tuple[int, str, str]:
-        status = keys.main(["--root", str(tmp_path), *arguments])
+        status = api_keys.main(["--root", str(tmp_path), *arguments])
         return status, *capsys.readouterr()
 
     assert run("list")[1].startswith("no keys in ")
@@ -60,7 +60,7 @@ def test_the_command_creates_lists_and_revokes(tmp_path: Path, capsys: pytest.Ca
 
 def test_the_command_names_a_missing_root(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DETECT_AI_STORAGE_ROOT", raising=False)
-    assert keys.main(["list"]) == 2
+    assert api_keys.main(["list"]) == 2
     assert "expected --root or DETECT_AI_STORAGE_ROOT" in capsys.readouterr().err
 
 

@@ -12,13 +12,13 @@ from pydantic import BaseModel
 from detect_ai import schemas
 from detect_ai.core.config import ServeConfig
 from detect_ai.detector.detector import Detector
-from serve_app.access import Gate
-from serve_app.admin import Status
-from serve_app.api import create_app
-from serve_app.keys import KeyRing
-from serve_app.quota import Limiter
-from serve_app.service import Service
-from serve_app.traffic import Traffic
+from serve_app.api.admin import Status
+from serve_app.api.app import create_app
+from serve_app.auth.access import Gate
+from serve_app.auth.api_keys import KeyRing
+from serve_app.auth.rate_limit import Limiter
+from serve_app.engine.engine import Service
+from serve_app.engine.versions import Traffic
 from tests.unit.test_api import ask, unlimited
 
 # What a client may rely on. A field may join; one that leaves or changes its type breaks somebody's program.

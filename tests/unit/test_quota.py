@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.quota import BLOCKS_A_MINUTE, IDLE_S, Ledger, Limiter, TooManyError
+from serve_app.auth.rate_limit import BLOCKS_A_MINUTE, IDLE_S, Ledger, Limiter, TooManyError
 
 
 class World:

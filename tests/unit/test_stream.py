@@ -19,9 +19,9 @@ from starlette.types import Message
 from detect_ai.core.config import ServeConfig
 from detect_ai.detector.detector import Detector
 from detect_ai.models.batch import Batch
-from serve_app.backlog import Backlog, Budget
-from serve_app.service import Service, Wanted
-from serve_app.stream import StreamResponse, seconds_allowed
+from serve_app.api.backlog import Backlog, Budget
+from serve_app.api.stream import StreamResponse, seconds_allowed
+from serve_app.engine.engine import Service, Wanted
 
 CANARY = "canary-51c2 the council met"
 CONFIG = ServeConfig(max_body_bytes=1000, stream_lines=4, stream_backlog_bytes=100_000)

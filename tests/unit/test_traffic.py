@@ -14,13 +14,13 @@ import pytest
 from detect_ai.core.config import ServeConfig
 from detect_ai.detector.detector import Detector
 from detect_ai.schemas import Verdict
-from serve_app.access import Gate
-from serve_app.api import create_app
-from serve_app.keys import KeyRing, Scope, made
-from serve_app.quota import Limiter
-from serve_app.service import Service
-from serve_app.telemetry import Telemetry
-from serve_app.traffic import Traffic
+from serve_app.api.app import create_app
+from serve_app.auth.access import Gate
+from serve_app.auth.api_keys import KeyRing, Scope, made
+from serve_app.auth.rate_limit import Limiter
+from serve_app.engine.engine import Service
+from serve_app.engine.metrics import Telemetry
+from serve_app.engine.versions import Traffic
 from tests import tiny
 
 TEXTS = [tiny.text(kind, random.Random(i), 60) for i, kind in enumerate(["human", "ai"] * 4)]

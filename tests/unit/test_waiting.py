@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from serve_app.batching import QueueFullError
-from serve_app.waiting import WorkQueue
+from serve_app.engine.batcher import QueueFullError
+from serve_app.engine.waiting import WorkQueue
 
 
 @pytest.fixture

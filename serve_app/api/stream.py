@@ -21,11 +21,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from detect_ai.core.config import ServeConfig
 from detect_ai.schemas import StreamLine, StreamOptions, StreamText, Verdict
-from serve_app.backlog import Backlog, Line
-from serve_app.batching import ClosedError, Ids, QueueFullError, Scores
-from serve_app.problems import RETRY_AFTER, ProblemError, invalid_body, late
-from serve_app.security import internal
-from serve_app.service import Reading, Service, Wanted, parse
+from serve_app.api.backlog import Backlog, Line
+from serve_app.api.errors import RETRY_AFTER, ProblemError, invalid_body, late
+from serve_app.api.middleware import internal
+from serve_app.engine.batcher import ClosedError, Ids, QueueFullError, Scores
+from serve_app.engine.engine import Reading, Service, Wanted, parse
 
 MEDIA_TYPE = "application/x-ndjson"
 MEDIA_TYPES = (MEDIA_TYPE, "application/ndjson", "application/jsonl")

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from detect_ai.core.config import ServeConfig
-from serve_app.batching import QueueFullError
-from serve_app.extract import MAX_ENTRIES, Limits
-from serve_app.problems import ProblemError
-from serve_app.waiting import WorkQueue
+from serve_app.api.errors import ProblemError
+from serve_app.engine.batcher import QueueFullError
+from serve_app.engine.waiting import WorkQueue
+from serve_app.files.parsers import MAX_ENTRIES, Limits
 
 logger = logging.getLogger("ray.serve")
 
@@ -34,7 +34,7 @@ CONTENTS = {"text": "something else", "docx": "an archive, such as a Word docume
 PDF_HEAD_BYTES = 1024  # in which a PDF says that it is one
 PASSED_ON = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")  # all that a parser gets to know of the environment
 _ZIP, _PDF, _OLE, _UTF16 = b"PK\x03\x04", b"%PDF-", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", (b"\xff\xfe", b"\xfe\xff")
-# What `serve_app.extract` may say: the status and the sentence. {found} is its number.
+# What `serve_app.files.parsers` may say: the status and the sentence. {found} is its number.
 _REFUSALS = {
     "chars": (413, "The file has more than {found} characters: send it in parts."),
     "pages": (413, "The PDF has {found} pages, at most {max_pages} are read: send it in parts."),

@@ -12,9 +12,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.access import Gate
-from serve_app.problems import ProblemError
-from serve_app.telemetry import Telemetry
+from serve_app.api.errors import ProblemError
+from serve_app.auth.access import Gate
+from serve_app.engine.metrics import Telemetry
 
 logger = logging.getLogger("ray.serve")
 

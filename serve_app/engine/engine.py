@@ -29,13 +29,13 @@ from detect_ai.schemas import (
 )
 from detect_ai.text.normalize import Normalised, normalise
 from detect_ai.text.windows import document_scores
-from serve_app.backlog import Budget
-from serve_app.batching import Batcher, ClosedError, Ids, QueueFullError, Scores
-from serve_app.cache import ScoreCache
-from serve_app.files import SLACK, FileReader
-from serve_app.problems import ProblemError, invalid_body
-from serve_app.telemetry import Telemetry
-from serve_app.waiting import WorkQueue
+from serve_app.api.backlog import Budget
+from serve_app.api.errors import ProblemError, invalid_body
+from serve_app.engine.batcher import Batcher, ClosedError, Ids, QueueFullError, Scores
+from serve_app.engine.cache import ScoreCache
+from serve_app.engine.metrics import Telemetry
+from serve_app.engine.waiting import WorkQueue
+from serve_app.files.reader import SLACK, FileReader
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)

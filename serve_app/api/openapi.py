@@ -17,7 +17,7 @@ from detect_ai.schemas import (
     StreamOptions,
     StreamText,
 )
-from serve_app.problems import MEDIA_TYPE
+from serve_app.api.errors import MEDIA_TYPE
 
 DESCRIPTION = (
     "Does a text read as if AI wrote it? A verdict with the false positive rate it holds. Every answer carries "

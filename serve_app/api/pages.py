@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse
 from starlette.staticfiles import StaticFiles
 
-from serve_app.problems import ProblemError
+from serve_app.api.errors import ProblemError
 
 WEB = Path(__file__).parent / "web"
 

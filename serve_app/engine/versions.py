@@ -7,9 +7,9 @@ import hashlib
 import logging
 
 from detect_ai.schemas import Verdict
-from serve_app.batching import ClosedError, QueueFullError
-from serve_app.service import Reading, Service, Wanted
-from serve_app.telemetry import Telemetry
+from serve_app.engine.batcher import ClosedError, QueueFullError
+from serve_app.engine.engine import Reading, Service, Wanted
+from serve_app.engine.metrics import Telemetry
 
 logger = logging.getLogger("ray.serve")
 

@@ -8,10 +8,10 @@ import time
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from serve_app import openapi
-from serve_app.access import ADMIN, Gate
-from serve_app.keys import Scope
-from serve_app.traffic import Traffic
+from serve_app.api import openapi
+from serve_app.auth.access import ADMIN, Gate
+from serve_app.auth.api_keys import Scope
+from serve_app.engine.versions import Traffic
 
 
 class KeyInfo(BaseModel):

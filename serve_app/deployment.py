@@ -17,9 +17,9 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import CARD_FILE
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
-from serve_app.access import Gate
-from serve_app.keys import ring
-from serve_app.quota import Limiter, shared_ledger
+from serve_app.auth.access import Gate
+from serve_app.auth.api_keys import ring
+from serve_app.auth.rate_limit import Limiter, shared_ledger
 
 APP = "detect_ai"
 DEPLOYMENT = "Detector"
@@ -39,9 +39,9 @@ class Replica:
     """
 
     def __init__(self, config: ServeConfig, storage_root: str, version: str, keys: str | None) -> None:
-        from serve_app.service import Service
-        from serve_app.telemetry import RayTelemetry, Telemetry
-        from serve_app.traffic import Traffic
+        from serve_app.engine.engine import Service
+        from serve_app.engine.metrics import RayTelemetry, Telemetry
+        from serve_app.engine.versions import Traffic
 
         def lanes(detector: Detector) -> int:
             return config.threads if detector.backend.has_lanes else 1
@@ -74,7 +74,7 @@ class Replica:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        from serve_app.api import create_app
+        from serve_app.api.app import create_app
 
         return create_app(self.traffic, self.gate, self.telemetry)
 

@@ -18,18 +18,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from detect_ai import __version__
 from detect_ai.core.config import LOOPBACK
 from detect_ai.schemas import DetectResponse, FilesResponse, LabelScore, ModelInfo
-from serve_app import openapi, stream
-from serve_app.access import ANYBODY, Gate
-from serve_app.admin import admin_routes
-from serve_app.batching import ClosedError, QueueFullError
-from serve_app.pages import add_pages
-from serve_app.problems import RETRY_AFTER, ProblemError, late
-from serve_app.security import Guard
-from serve_app.service import Service
-from serve_app.stream import StreamResponse
-from serve_app.telemetry import Telemetry
-from serve_app.traffic import Traffic
-from serve_app.uploads import judge_files, read_form
+from serve_app.api import openapi, stream
+from serve_app.api.admin import admin_routes
+from serve_app.api.errors import RETRY_AFTER, ProblemError, late
+from serve_app.api.middleware import Guard
+from serve_app.api.pages import add_pages
+from serve_app.api.stream import StreamResponse
+from serve_app.auth.access import ANYBODY, Gate
+from serve_app.engine.batcher import ClosedError, QueueFullError
+from serve_app.engine.engine import Service
+from serve_app.engine.metrics import Telemetry
+from serve_app.engine.versions import Traffic
+from serve_app.files.uploads import judge_files, read_form
 
 PATHS = "/, /docs, /card, /v1/detect, /v1/detect/file, /v1/detect/stream, /v1/model, /predict, /healthz or /readyz"
 

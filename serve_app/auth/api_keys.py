@@ -3,9 +3,9 @@
 They lie in one JSON file under the storage root (`serve.keys_file`), and in the environment variable
 `DETECT_AI_API_KEYS` of whoever deploys, as `{"keys": [{"id": …, "name": …, "sha256": …, "scopes": ["detect"]}]}`:
 
-    python -m serve_app.keys create newsroom --rate 600     # prints the key, once
-    python -m serve_app.keys list
-    python -m serve_app.keys revoke 3f9a0c12
+    python -m serve_app.auth.api_keys create newsroom --rate 600     # prints the key, once
+    python -m serve_app.auth.api_keys list
+    python -m serve_app.auth.api_keys revoke 3f9a0c12
 
 A key is 256 random bits behind a public id, so a fast hash is enough at rest: there is nothing to guess.
 """
@@ -121,7 +121,9 @@ def parse(text: str, where: str) -> list[ApiKey]:
 def _explained(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))
-    return f'expected {{"keys": [...]}} as `python -m serve_app.keys create` writes it: {place}: {first["msg"]}'
+    return (
+        f'expected {{"keys": [...]}} as `python -m serve_app.auth.api_keys create` writes it: {place}: {first["msg"]}'
+    )
 
 
 def read(storage: Storage, name: str) -> list[ApiKey]:
@@ -138,7 +140,7 @@ def ring(config: ServeConfig, storage: Storage, environment: str) -> KeyRing:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Create, list or revoke keys. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m serve_app.keys", description="API keys of the service.")
+    parser = argparse.ArgumentParser(prog="python -m serve_app.auth.api_keys", description="API keys of the service.")
     parser.add_argument(
         "--root", default=os.environ.get("DETECT_AI_STORAGE_ROOT", ""), help="storage root; DETECT_AI_STORAGE_ROOT"
     )

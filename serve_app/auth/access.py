@@ -12,9 +12,9 @@ from functools import partial
 from starlette.datastructures import Headers
 
 from detect_ai.core.errors import ConfigError
-from serve_app.keys import ApiKey, KeyRing, Scope
-from serve_app.problems import ProblemError
-from serve_app.quota import Limiter, TooManyError
+from serve_app.api.errors import ProblemError
+from serve_app.auth.api_keys import ApiKey, KeyRing, Scope
+from serve_app.auth.rate_limit import Limiter, TooManyError
 
 logger = logging.getLogger("ray.serve")
 

@@ -16,9 +16,9 @@ from starlette.requests import Request
 from detect_ai.core.config import ServeConfig
 from detect_ai.schemas import FileOptions, FilesResponse, FileVerdict, Verdict
 from detect_ai.text.normalize import Normalised, normalise
-from serve_app.files import SLACK, Upload
-from serve_app.problems import ProblemError, invalid_body
-from serve_app.service import Reading, Service, Spend, Wanted
+from serve_app.api.errors import ProblemError, invalid_body
+from serve_app.engine.engine import Reading, Service, Spend, Wanted
+from serve_app.files.reader import SLACK, Upload
 
 MAX_FIELDS = 16  # beside files
 MAX_FIELD_BYTES = 100

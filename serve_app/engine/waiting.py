@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from serve_app.batching import QueueFullError
+from serve_app.engine.batcher import QueueFullError
 
 T = TypeVar("T")
 

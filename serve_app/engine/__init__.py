@@ -1,0 +1,1 @@
+"""The inference engine: batching, versions and metrics."""
