@@ -21,7 +21,7 @@ from detect_ai.core.ray_runtime import free_port
 from detect_ai.core.storage import Storage
 from detect_ai.detector.registry import Registry
 from serve_app.deploy import deploy, stop
-from tests import tiny
+from tests.fixtures import tiny_models
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BATCH_TOKENS = 65_536  # the tiny model is fast: so many tokens may wait that a test has time to act
@@ -46,7 +46,7 @@ def cluster() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def config(encoder: Path, store: Storage) -> Config:
-    made = tiny.config(encoder, Path(store.root))
+    made = tiny_models.config(encoder, Path(store.root))
     made.serve.port = free_port()
     made.serve.max_replicas = 1
     made.serve.batch_tokens, made.serve.max_wait_s = BATCH_TOKENS, 600

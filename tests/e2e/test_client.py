@@ -17,9 +17,9 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector.detector import Detector
 from detect_ai.schemas import Problem, Verdict
 from serve_app.auth import api_keys
-from tests import tiny
+from tests.fixtures import tiny_models
 
-TEXTS = [tiny.text(("human", "ai")[i % 2], random.Random(i), 20 + 10 * i) for i in range(11)]
+TEXTS = [tiny_models.text(("human", "ai")[i % 2], random.Random(i), 20 + 10 * i) for i in range(11)]
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import pytest
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector.registry import Registry
-from tests import tiny
 from tests.e2e.conftest import CHECKOUT
+from tests.fixtures import tiny_models
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -56,7 +56,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(tmp_path_factory: pytest.TempPathFactory, encoder: Path, remote: Path) -> Path:
     """A checkout where `dvc repro` ran on tiny things."""
     folder = copy_of_the_project(tmp_path_factory.mktemp("dvc") / "here")
-    texts = tiny.write_jsonl(folder.parent / "texts.jsonl", tiny.rows(80))
+    texts = tiny_models.write_jsonl(folder.parent / "texts.jsonl", tiny_models.rows(80))
     overrides = [
         *(
             "corpus=csv",

@@ -16,9 +16,9 @@ from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
 from detect_ai.release.export import make
 from serve_app.deploy import deploy, stop
-from tests import tiny
+from tests.fixtures import tiny_models
 
-TEXTS = [tiny.text(kind, random.Random(i), 20 + 60 * i) for i, kind in enumerate(["human", "ai"] * 4)]
+TEXTS = [tiny_models.text(kind, random.Random(i), 20 + 60 * i) for i, kind in enumerate(["human", "ai"] * 4)]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def client(exported: Path, encoder: Path, tmp_path_factory: pytest.TempPathFacto
     storage = Storage(str(tmp_path_factory.mktemp("store")))
     registry = Registry(storage)
     registry.set_champion(registry.add(exported))
-    config = tiny.config(encoder, Path(storage.root))
+    config = tiny_models.config(encoder, Path(storage.root))
     config.serve.port, config.serve.max_replicas = free_port(), 1
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:

@@ -12,8 +12,8 @@ import pytest
 
 from detect_ai.core.storage import Storage
 from detect_ai.detector.detector import Detector
-from tests import tiny
 from tests.e2e.conftest import foreground
+from tests.fixtures import tiny_models
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 CANARY = "canary8c31 the council met on tuesday to vote on the bridge"
@@ -36,7 +36,7 @@ def client(store: Storage, log: Path) -> Iterator[httpx.Client]:
 
 def test_haproxy_answers_what_the_detector_says(client: httpx.Client, log: Path, tiny_bundle: Path) -> None:
     assert "HAProxy" in log.read_text()
-    texts = [row["text"] for row in tiny.rows(4)]
+    texts = [row["text"] for row in tiny_models.rows(4)]
     response = client.post("/v1/detect", json={"texts": texts}, headers={"X-Request-ID": REQUEST_ID})
     found = [verdict["probability"] for verdict in response.json()["verdicts"]]
     expected = [verdict.probability for verdict in Detector.load(tiny_bundle).detect(texts)]

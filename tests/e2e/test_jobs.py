@@ -23,8 +23,8 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
 from detect_ai.metrics import log_loss
-from tests import tiny
 from tests.e2e.conftest import CHECKOUT, listening
+from tests.fixtures import tiny_models
 
 PORT = free_port()
 STAGES = {
@@ -60,7 +60,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def settings(root: Path, encoder: Path) -> list[str]:
     """The overrides that all jobs have."""
-    source = tiny.write_jsonl(root / "texts.jsonl", tiny.rows(80))
+    source = tiny_models.write_jsonl(root / "texts.jsonl", tiny_models.rows(80))
     return [
         f"storage.root={root / 'store'}",
         *(f"model.path={encoder}", "model.sha256=", "model.window=64", "model.stride=48"),
@@ -156,7 +156,7 @@ def test_a_text_has_one_score_in_training_in_the_bundle_and_over_http(jobs: dict
 @pytest.mark.timeout(600)
 def test_any_labelled_texts_are_evaluated_by_one_command(submit: Submit, jobs: dict[str, Done], root: Path) -> None:
     version = last_line(jobs["publish"])["champion"]
-    data = tiny.write_jsonl(root / "mine.jsonl", tiny.rows(10, seed=5))
+    data = tiny_models.write_jsonl(root / "mine.jsonl", tiny_models.rows(10, seed=5))
     done = submit("evaluate", f"bundle={version}", f"data={data}", "evaluation.bootstrap=10")
     found = last_line(done)
     assert {
@@ -171,8 +171,10 @@ def test_any_labelled_texts_are_evaluated_by_one_command(submit: Submit, jobs: d
 def test_any_texts_are_scored_by_the_champion_and_none_of_them_is_logged(
     submit: Submit, jobs: dict[str, Done], root: Path
 ) -> None:
-    texts = {f"t{i}": str(row["text"]) for i, row in enumerate(tiny.rows(5, seed=6))}
-    data = tiny.write_jsonl(root / "texts_of_mine.jsonl", [{"id": name, "text": text} for name, text in texts.items()])
+    texts = {f"t{i}": str(row["text"]) for i, row in enumerate(tiny_models.rows(5, seed=6))}
+    data = tiny_models.write_jsonl(
+        root / "texts_of_mine.jsonl", [{"id": name, "text": text} for name, text in texts.items()]
+    )
     done = submit("score", f"data={data}", "score.format=jsonl", f"score.out={root / 'verdicts'}")
     assert last_line(done)["texts"] == len(texts)
     rows = [json.loads(line) for path in (root / "verdicts").iterdir() for line in path.read_text().splitlines()]

@@ -20,8 +20,8 @@ from playwright.sync_api import Browser, Page, Route, ViewportSize, expect, sync
 
 from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import read_spec
-from tests import tiny
 from tests.e2e.conftest import foreground, listening
+from tests.fixtures import tiny_models
 
 ARGUMENTS = [
     "--headless",
@@ -37,7 +37,7 @@ DESKTOP = ViewportSize(width=860, height=800)
 PHONE = ViewportSize(width=390, height=800)
 PICTURE = ViewportSize(width=860, height=1060)
 CANARY = "<img src=x onerror=document.title='owned'>"
-TEXT = tiny.text("human", random.Random(5), 90)
+TEXT = tiny_models.text("human", random.Random(5), 90)
 VERDICTS = ["No sign of AI", "Likely AI-generated", "Can't tell: between human and AI"]
 
 
@@ -141,7 +141,9 @@ def test_a_text_is_shown_as_text_never_as_html(page: Page, complaints: list[str]
 
 
 def test_highlighted_sentences_are_those_of_the_text_also_after_an_emoji(page: Page) -> None:
-    sentences = [f"\U0001f642 {sentence}." for sentence in tiny.text("ai", random.Random(6), 90)[:-1].split(". ")]
+    sentences = [
+        f"\U0001f642 {sentence}." for sentence in tiny_models.text("ai", random.Random(6), 90)[:-1].split(". ")
+    ]
     check(page, "  ".join(sentences))
     assert page.locator("#sentences mark").all_inner_texts() == sentences
 

@@ -33,12 +33,12 @@ from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
 from serve_app.deploy import deploy
 from serve_app.deployment import build
-from tests import tiny
 from tests.e2e.conftest import BATCH_TOKENS, CHECKOUT, foreground
+from tests.fixtures import tiny_models
 
 CANARY = "canary7f3a"
-TEXT = tiny.text("human", random.Random(1))
-LONG_TEXT = tiny.text("ai", random.Random(2), words=25_000)
+TEXT = tiny_models.text("human", random.Random(1))
+LONG_TEXT = tiny_models.text("ai", random.Random(2), words=25_000)
 IN_FLIGHT = 8
 JSON = {"Content-Type": "application/json"}
 
@@ -162,7 +162,7 @@ def test_every_response_carries_a_strict_policy(client: httpx.Client, path: str)
 
 
 def test_http_says_what_the_detector_says(client: httpx.Client, tiny_bundle: Path) -> None:
-    texts = [tiny.text(kind, random.Random(i), 20 + 60 * i) for i, kind in enumerate(["human", "ai"] * 4)]
+    texts = [tiny_models.text(kind, random.Random(i), 20 + 60 * i) for i, kind in enumerate(["human", "ai"] * 4)]
     answered = client.post("/v1/detect", json={"texts": texts}).json()["verdicts"]
     for found, expected in zip(answered, Detector.load(tiny_bundle).detect(texts), strict=True):
         assert found["probability"] == pytest.approx(expected.probability, abs=1e-5)
@@ -170,7 +170,7 @@ def test_http_says_what_the_detector_says(client: httpx.Client, tiny_bundle: Pat
 
 
 def test_a_text_scores_the_same_alone_and_among_many(client: httpx.Client) -> None:
-    texts = [tiny.text("ai", random.Random(i), 10 + 9 * i) for i in range(24)]
+    texts = [tiny_models.text("ai", random.Random(i), 10 + 9 * i) for i in range(24)]
 
     def score(text: str) -> float:
         return float(client.post("/v1/detect", json={"text": text}).json()["verdicts"][0]["probability"])
@@ -209,7 +209,7 @@ def listeners(port: int) -> list[str]:
 
 
 def test_too_much_at_once_is_refused_with_503_and_the_rest_answered(client: httpx.Client) -> None:
-    text = tiny.text("ai", random.Random(3), words=2000)
+    text = tiny_models.text("ai", random.Random(3), words=2000)
     limits = httpx.Limits(max_connections=100)
     with httpx.Client(base_url=client.base_url, timeout=60, limits=limits) as many, ThreadPoolExecutor(100) as pool:
         found = list(pool.map(lambda _: many.post("/v1/detect", json={"text": text}), range(100)))

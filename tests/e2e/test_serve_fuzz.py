@@ -14,10 +14,10 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi import checks
 
-from tests import office, tiny
+from tests.fixtures import documents, tiny_models
 
 CANARY = "canary6b1e"
-TEXT = f"{CANARY} {tiny.text('human', random.Random(1), 30)}"
+TEXT = f"{CANARY} {tiny_models.text('human', random.Random(1), 30)}"
 INTERNALS = re.compile(
     rb"Traceback|\.py\b|site-packages|pydantic|starlette|fastapi|0x[0-9a-f]{8}|ray\.|Errno", re.ASCII
 )
@@ -44,8 +44,8 @@ SEEDS: list[tuple[str, str, bytes]] = [
     ("/predict", JSON, json.dumps({"inputs": [TEXT, "b"], "parameters": {"top_k": 1}}).encode()),
     ("/v1/detect/stream", NDJSON, b"\n".join(json.dumps({"id": i, "text": TEXT}).encode() for i in range(5))),
     ("/v1/detect/file", FORM, form(("a.txt", TEXT.encode()), ("b.md", b"b"), target_fpr="0.1", return_spans="true")),
-    ("/v1/detect/file", FORM, form(("a.docx", office.docx(TEXT)))),
-    ("/v1/detect/file", FORM, form(("a.pdf", office.pdf(TEXT)))),
+    ("/v1/detect/file", FORM, form(("a.docx", documents.docx(TEXT)))),
+    ("/v1/detect/file", FORM, form(("a.pdf", documents.pdf(TEXT)))),
 ]
 TRIES = 5
 PARSED = 0.02  # share of requests with a Word or PDF file, for each takes a process

@@ -22,12 +22,12 @@ import pytest
 from detect_ai.core.config import Config
 from detect_ai.core.storage import Storage
 from detect_ai.detector.detector import Detector
-from tests import office, tiny
 from tests.e2e.conftest import foreground
 from tests.e2e.test_serve import check_problem
+from tests.fixtures import documents, tiny_models
 
 CANARY = "canary9d2c"
-TEXT = tiny.text("human", random.Random(1))
+TEXT = tiny_models.text("human", random.Random(1))
 NDJSON = {"Content-Type": "application/x-ndjson"}
 BACKLOG = 2_000_000
 
@@ -44,12 +44,12 @@ def sent(*files: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:
 
 
 def test_files_of_all_kinds_are_judged_in_their_order(client: httpx.Client, tiny_bundle: Path) -> None:
-    texts = [tiny.text(kind, random.Random(i), 60) for i, kind in enumerate(["human", "ai"] * 2)]
+    texts = [tiny_models.text(kind, random.Random(i), 60) for i, kind in enumerate(["human", "ai"] * 2)]
     files = sent(
         ("a.txt", texts[0].encode()),
         ("b.md", texts[1].encode()),
-        ("c.docx", office.docx(texts[2])),
-        ("d.pdf", office.pdf(texts[3])),
+        ("c.docx", documents.docx(texts[2])),
+        ("d.pdf", documents.pdf(texts[3])),
     )
     answer = client.post("/v1/detect/file", files=files, data={"target_fpr": "0.1", "return_text": "true"}).json()
     assert [each["name"] for each in answer["files"]] == ["a.txt", "b.md", "c.docx", "d.pdf"]
@@ -64,7 +64,7 @@ def test_files_of_all_kinds_are_judged_in_their_order(client: httpx.Client, tiny
 
 
 def test_one_bad_file_keeps_no_other_from_its_verdict(client: httpx.Client) -> None:
-    files = sent(("a.pdf", office.pdf("")), ("b.txt", TEXT.encode()), ("c.exe", b"MZ"), ("d.txt", b"word " * 50_000))
+    files = sent(("a.pdf", documents.pdf("")), ("b.txt", TEXT.encode()), ("c.exe", b"MZ"), ("d.txt", b"word " * 50_000))
     answer = client.post("/v1/detect/file", files=files)
     assert answer.status_code == 200
     scanned, judged, unknown, long = answer.json()["files"]
@@ -78,9 +78,9 @@ def test_one_bad_file_keeps_no_other_from_its_verdict(client: httpx.Client) -> N
 
 def test_spans_of_a_file_point_into_its_text(client: httpx.Client) -> None:
     data = {"return_spans": "true", "return_text": "true"}
-    [file] = client.post("/v1/detect/file", files=sent(("a.docx", office.docx("One is. Two are."))), data=data).json()[
-        "files"
-    ]
+    [file] = client.post(
+        "/v1/detect/file", files=sent(("a.docx", documents.docx("One is. Two are."))), data=data
+    ).json()["files"]
     spans = file["verdict"]["spans"]
     assert [file["text"][span["start"] : span["end"]] for span in spans] == ["One is.", "Two are."]
 
@@ -132,9 +132,9 @@ def test_a_body_too_large_is_refused_before_it_is_read(url: str) -> None:
 def test_hostile_files_stop_nobody_else(client: httpx.Client) -> None:
     before = client.get("/readyz").json()
     bombs = sent(
-        ("a.docx", office.docx_of(b" " * 49_000_000)),
-        ("b.pdf", office.pdf_of(b"BT /F1 1 Tf (ha) Tj ET\n" * 2_000_000)),
-        ("c.pdf", office.pdf_of(b"q " * 40_000_000)),
+        ("a.docx", documents.docx_of(b" " * 49_000_000)),
+        ("b.pdf", documents.pdf_of(b"BT /F1 1 Tf (ha) Tj ET\n" * 2_000_000)),
+        ("c.pdf", documents.pdf_of(b"q " * 40_000_000)),
     )
     started = time.monotonic()
     answer = client.post("/v1/detect/file", files=bombs)
@@ -186,7 +186,7 @@ def test_a_stream_is_answered_while_it_comes(url: str) -> None:
 
 def test_a_long_stream_is_answered_in_order_and_bad_lines_by_themselves(client: httpx.Client) -> None:
     rng = random.Random(4)
-    lines = [line(id=i, text=tiny.text("ai", rng, rng.randint(5, 200))) for i in range(600)]
+    lines = [line(id=i, text=tiny_models.text("ai", rng, rng.randint(5, 200))) for i in range(600)]
     lines[100], lines[500] = b"torn {\n", line(text="")
     answer = client.post("/v1/detect/stream?target_fpr=0.1&return_spans=true", content=b"".join(lines), headers=NDJSON)
     found = [json.loads(each) for each in answer.text.splitlines()]
@@ -213,7 +213,7 @@ def test_a_stream_that_asks_for_what_there_is_not_is_refused(
 
 
 def test_a_stream_that_comes_too_far_ahead_is_ended_with_a_line_that_says_so(client: httpx.Client) -> None:
-    text = tiny.text("ai", random.Random(5), words=15_000)
+    text = tiny_models.text("ai", random.Random(5), words=15_000)
     answer = client.post("/v1/detect/stream", content=line(text=text) * 40, headers=NDJSON)
     *_, last = [json.loads(each) for each in answer.text.splitlines()]
     assert answer.status_code == 200
@@ -223,7 +223,7 @@ def test_a_stream_that_comes_too_far_ahead_is_ended_with_a_line_that_says_so(cli
 
 
 def test_a_client_that_leaves_a_stream_leaves_the_replica_free(url: str, client: httpx.Client) -> None:
-    long = line(text=tiny.text("ai", random.Random(6), words=20_000), id="x")
+    long = line(text=tiny_models.text("ai", random.Random(6), words=20_000), id="x")
     for _ in range(25):  # more than a replica takes at once
         with connected(url, "/v1/detect/stream", CHUNKED) as (connection, answer):
             connection.sendall(chunk(long * 3))
@@ -234,7 +234,7 @@ def test_a_client_that_leaves_a_stream_leaves_the_replica_free(url: str, client:
 def test_what_explains_a_text_is_what_its_score_loses_without_each_sentence(
     client: httpx.Client, tiny_bundle: Path
 ) -> None:
-    text = tiny.text("ai", random.Random(3), 60)
+    text = tiny_models.text("ai", random.Random(3), 60)
     [verdict] = client.post("/v1/detect", json={"text": text, "explain": True}).json()["verdicts"]
     detector = Detector.load(tiny_bundle)
     expected = detector.spans(detector.read([text])[0], "occlusion")
@@ -243,7 +243,7 @@ def test_what_explains_a_text_is_what_its_score_loses_without_each_sentence(
 
 
 def test_an_explanation_that_would_read_too_much_is_refused(client: httpx.Client) -> None:
-    text = tiny.text("ai", random.Random(3), 10_000)
+    text = tiny_models.text("ai", random.Random(3), 10_000)
     answer = client.post("/v1/detect", json={"text": text, "explain": True})
     check_problem(answer, 413, "at most 400000 are read: send shorter texts, or leave `explain` out")
 
@@ -272,7 +272,7 @@ def test_the_client_of_hugging_face_classifies_a_text(url: str, tiny_bundle: Pat
 
 
 def test_several_inputs_are_classified_in_their_order(client: httpx.Client) -> None:
-    texts = [tiny.text(kind, random.Random(i), 60) for i, kind in enumerate(["human", "ai"] * 2)]
+    texts = [tiny_models.text(kind, random.Random(i), 60) for i, kind in enumerate(["human", "ai"] * 2)]
     found = client.post("/predict", json={"inputs": texts, "parameters": {"top_k": 5}}).json()
     verdicts = client.post("/v1/detect", json={"texts": texts}).json()["verdicts"]
     scores = [{each["label"]: each["score"] for each in labels}["ai"] for labels in found]
@@ -336,10 +336,10 @@ def test_no_word_of_a_file_or_a_stream_reaches_a_log_or_a_disk(
     text = f"{CANARY} {TEXT}"
     files = sent(
         ("a.txt", text.encode()),
-        ("b.docx", office.docx(text)),
-        ("c.pdf", office.pdf(text)),
+        ("b.docx", documents.docx(text)),
+        ("c.pdf", documents.pdf(text)),
         (f"{CANARY}.pdf", b"%PDF-1.4 " + text.encode()),
-        (f"{CANARY}.docx", office.docx_of(text.encode())),
+        (f"{CANARY}.docx", documents.docx_of(text.encode())),
     )
     answers = [
         client.post("/v1/detect/file", files=files),

@@ -25,8 +25,8 @@ from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
 from serve_app.deploy import deploy, rollback_service, stop
 from serve_app.deployment import APP, DEPLOYMENT
-from tests import tiny
-from tests.e2e.load import REPLICA, Load, actors, quantile
+from tests.e2e.load_generator import REPLICA, Load, actors, quantile
+from tests.fixtures import tiny_models
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SOAK_S = 600
@@ -42,7 +42,7 @@ def cluster() -> Iterator[None]:
 @contextmanager
 def serving(encoder: Path, store: Storage, **settings: object) -> Iterator[tuple[str, Config]]:
     """The service, as a test wants it."""
-    config = tiny.config(encoder, Path(store.root))
+    config = tiny_models.config(encoder, Path(store.root))
     config.serve = replace(ServeConfig(port=free_port(), cpus_per_replica=1, threads_per_replica=1), **settings)
     try:
         yield str(deploy(config, store)["url"]), config
@@ -86,7 +86,7 @@ def test_a_killed_replica_costs_no_answer_but_for_one_retry(encoder: Path, store
 def test_a_rolling_update_fails_no_request(encoder: Path, store: Storage, tiny_bundle: Path, tmp_path: Path) -> None:
     registry = Registry(store)
     before = registry.require_champion()
-    tiny.make_bundle(tmp_path / "next", encoder, seed=1)
+    tiny_models.make_bundle(tmp_path / "next", encoder, seed=1)
     after = registry.add(tmp_path / "next")
     with serving(encoder, store, min_replicas=2, max_replicas=2) as (url, config):
         load = Load(url, Detector.load(tiny_bundle), Detector.load(tmp_path / "next"))
@@ -111,7 +111,7 @@ def test_one_replica_shares_with_a_canary_moves_to_it_and_back(
 ) -> None:
     registry = Registry(store)
     before = registry.require_champion()
-    tiny.make_bundle(tmp_path / "next", encoder, seed=2)
+    tiny_models.make_bundle(tmp_path / "next", encoder, seed=2)
     after = registry.add(tmp_path / "next")
     with serving(encoder, store, max_replicas=1, canary=after, canary_share=0.5) as (url, config):
         load = Load(url, Detector.load(tiny_bundle), Detector.load(tmp_path / "next"))
@@ -143,8 +143,8 @@ def test_one_replica_shares_with_a_canary_moves_to_it_and_back(
 def test_overload_is_refused_quickly_and_the_rest_answered_in_time(tmp_path: Path) -> None:
     # As large as MiniLM: with the tiny encoder HTTP is what takes the time.
     sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-    encoder, storage = tiny.make_encoder(tmp_path / "encoder", **sizes), Storage(str(tmp_path / "store"))
-    tiny.make_bundle(tmp_path / "bundle", encoder)
+    encoder, storage = tiny_models.make_encoder(tmp_path / "encoder", **sizes), Storage(str(tmp_path / "store"))
+    tiny_models.make_bundle(tmp_path / "bundle", encoder)
     Registry(storage).set_champion(Registry(storage).add(tmp_path / "bundle"))
     detector = Detector.load(tmp_path / "bundle")
     settings = {"max_replicas": 1, "batch_tokens": 2048, "max_wait_s": 0.5}

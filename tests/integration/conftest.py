@@ -19,7 +19,7 @@ from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
 from detect_ai.training.train import train
-from tests import tiny
+from tests.fixtures import tiny_models
 from tests.integration.runs import Steps, small_config, training_ranks
 
 
@@ -59,9 +59,9 @@ class Run:
 @pytest.fixture(scope="package")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """80 pairs and one human text alone, so that the training split has an odd number of rows."""
-    rows = [*tiny.rows(80), *tiny.rows(1, seed=1)[:1]]
+    rows = [*tiny_models.rows(80), *tiny_models.rows(1, seed=1)[:1]]
     rows[-1]["group"] = "odd-4"
-    return tiny.write_jsonl(tmp_path_factory.mktemp("source") / "texts.jsonl", rows)
+    return tiny_models.write_jsonl(tmp_path_factory.mktemp("source") / "texts.jsonl", rows)
 
 
 @pytest.fixture(scope="package")
@@ -78,7 +78,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, encoder: Path, source: Path) -
 def few(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> tuple[Config, Corpus]:
     """Two documents in each split, fewer than ranks."""
     folder = tmp_path_factory.mktemp("few")
-    config = small_config(encoder, folder / "store", tiny.write_jsonl(folder / "texts.jsonl", tiny.rows(4)))
+    config = small_config(
+        encoder, folder / "store", tiny_models.write_jsonl(folder / "texts.jsonl", tiny_models.rows(4))
+    )
     config.corpus.split = dict.fromkeys(config.corpus.split, 0.25)
     storage = Storage(config.storage.root)
     return config, Corpus.open(storage, prepare(config, storage)["corpus"])

@@ -24,7 +24,7 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.models import encoder as model
 from detect_ai.training import data, worker
 from detect_ai.training.data import Frame, Microbatch, TrainingPlan
-from tests import tiny
+from tests.fixtures import tiny_models
 
 EPOCHS = 2
 Steps = list[list[Microbatch]]
@@ -33,7 +33,7 @@ SHARES = {"train": 0.4, "validation": 0.15, "calibration": 0.3, "test": 0.15}
 
 def small_config(encoder: Path, root: Path, source: Path) -> Config:
     """A run that learns the made-up texts in five epochs, with enough calibration texts for a target of 5%."""
-    made = tiny.config(encoder, root, source)
+    made = tiny_models.config(encoder, root, source)
     made.corpus.split = dict(SHARES)
     made.train.lr, made.train.epochs = 5e-3, 5
     made.score.threads_per_worker = 1
@@ -43,7 +43,7 @@ def small_config(encoder: Path, root: Path, source: Path) -> Config:
 def hard_rows(pairs: int, own: float = 0.6) -> list[dict[str, object]]:
     """Labelled rows whose texts share most of their words: a word is of the text's own kind with a chance of `own`."""
     rng = random.Random(0)
-    kinds = (tiny.HUMAN_WORDS, tiny.AI_WORDS)
+    kinds = (tiny_models.HUMAN_WORDS, tiny_models.AI_WORDS)
 
     def word(label: int) -> str:
         return rng.choice(kinds[label if rng.random() < own else 1 - label])
@@ -62,7 +62,7 @@ def files_under(folder: Path) -> list[str]:
 
 def config_for(encoder: Path, root: Path, path: Path, kind: str) -> Config:
     """A small corpus of one file."""
-    config = tiny.config(encoder, root)
+    config = tiny_models.config(encoder, root)
     config.corpus.sources = [SourceConfig(kind=kind, path=str(path), name="made", group="group", licence="CC0")]
     config.corpus.split = {"train": 0.4, "validation": 0.2, "calibration": 0.2, "test": 0.2}
     return config

@@ -20,7 +20,7 @@ from detect_ai.evaluation.evaluate import evaluate
 from detect_ai.release.calibrate import calibrate_checkpoint
 from detect_ai.release.publish import publish
 from detect_ai.training.train import run_training, train
-from tests import emulator, tiny
+from tests.fixtures import gcs, tiny_models
 from tests.integration.runs import a_worker_killed, driver, own_copy, registered, small_config, train_workers, until
 
 pytestmark = pytest.mark.slow
@@ -36,12 +36,12 @@ STAGES = {
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory, encoder: Path, gcs_bucket: str) -> Iterator[Config]:
     """The source is read from the bucket, too."""
-    root, folder = emulator.under(gcs_bucket, "loop"), tmp_path_factory.mktemp("gcs")
-    rows = tiny.write_jsonl(folder / "texts.jsonl", tiny.rows(80))
+    root, folder = gcs.under(gcs_bucket, "loop"), tmp_path_factory.mktemp("gcs")
+    rows = tiny_models.write_jsonl(folder / "texts.jsonl", tiny_models.rows(80))
     Storage(root).write_bytes("in/texts.jsonl", rows.read_bytes())
     config = small_config(encoder, folder, rows)
     config.storage.root = root
-    config.corpus.sources[0].path = emulator.under(gcs_bucket, "loop/in/texts.jsonl")
+    config.corpus.sources[0].path = gcs.under(gcs_bucket, "loop/in/texts.jsonl")
     config.train = replace(config.train, num_workers=1, epochs=2, keep_checkpoints=1, checkpoint_every=3)
     config.storage.keep = 1
     yield config

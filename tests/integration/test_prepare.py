@@ -28,8 +28,8 @@ from detect_ai.corpus.manifest import QUARANTINE, Corpus
 from detect_ai.corpus.prepare import prepare
 from detect_ai.models import encoder as model
 from detect_ai.text.normalize import normalise
-from tests import tiny
 from tests.e2e.conftest import CHECKOUT
+from tests.fixtures import tiny_models
 from tests.integration.runs import config_for, files_under
 
 GERMAN = (
@@ -57,7 +57,7 @@ def write_parquet(path: Path, rows: Rows) -> None:
 
 WRITERS: dict[str, Callable[[Path, Rows], object]] = {
     "csv": write_csv,
-    "jsonl": tiny.write_jsonl,
+    "jsonl": tiny_models.write_jsonl,
     "parquet": write_parquet,
 }
 
@@ -65,7 +65,7 @@ WRITERS: dict[str, Callable[[Path, Rows], object]] = {
 @pytest.fixture(scope="module")
 def dirty_rows() -> Rows:
     """20 pairs, and besides: what each reason drops."""
-    clean = tiny.rows(20)
+    clean = tiny_models.rows(20)
     again = {**clean[0], "text": str(clean[0]["text"]).upper()}
     torn = [
         {"text": "A text that both have claimed to have written.", "label": label, "group": "torn"} for label in (0, 1)

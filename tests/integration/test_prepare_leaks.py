@@ -10,14 +10,14 @@ from detect_ai.core.config import SPLITS, SourceConfig
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import CONTAMINATION, QUARANTINE, Corpus
 from detect_ai.corpus.prepare import prepare
-from tests import tiny
+from tests.fixtures import tiny_models
 from tests.integration.runs import config_for
 
 Rows = list[dict[str, Any]]
 
 
 def essay(seed: int) -> str:
-    return tiny.text("human" if seed % 2 else "ai", random.Random(seed), 120)
+    return tiny_models.text("human" if seed % 2 else "ai", random.Random(seed), 120)
 
 
 def edited(text: str) -> str:
@@ -34,7 +34,7 @@ def test_near_duplicates_never_stand_in_two_splits(encoder: Path, tmp_path: Path
         *rows_with(texts),
         *({**row, "text": edited(str(row["text"])), "group": f"{row['group']}-late"} for row in rows_with(texts)[:20]),
     ]
-    tiny.write_jsonl(tmp_path / "texts.jsonl", rows)
+    tiny_models.write_jsonl(tmp_path / "texts.jsonl", rows)
     config = config_for(encoder, tmp_path / "store", tmp_path / "texts.jsonl", "jsonl")
     storage = Storage(config.storage.root)
     corpus = Corpus.open(storage, prepare(config, storage)["corpus"])
@@ -45,8 +45,10 @@ def test_near_duplicates_never_stand_in_two_splits(encoder: Path, tmp_path: Path
 
 def test_what_an_evaluation_set_holds_too_is_listed_and_dropped(encoder: Path, tmp_path: Path) -> None:
     texts = [essay(seed) for seed in range(60)]
-    tiny.write_jsonl(tmp_path / "texts.jsonl", rows_with(texts))
-    tiny.write_jsonl(tmp_path / "exam.jsonl", [{"id": "e1", "text": edited(texts[7])}, {"id": "e2", "text": essay(99)}])
+    tiny_models.write_jsonl(tmp_path / "texts.jsonl", rows_with(texts))
+    tiny_models.write_jsonl(
+        tmp_path / "exam.jsonl", [{"id": "e1", "text": edited(texts[7])}, {"id": "e2", "text": essay(99)}]
+    )
     config = config_for(encoder, tmp_path / "store", tmp_path / "texts.jsonl", "jsonl")
     config.corpus.against = [SourceConfig(kind="jsonl", path=str(tmp_path / "exam.jsonl"), name="exam", id="id")]
     storage = Storage(config.storage.root)
@@ -60,7 +62,7 @@ def test_what_an_evaluation_set_holds_too_is_listed_and_dropped(encoder: Path, t
 
 
 def test_copies_under_an_attack_stand_beside_their_originals_in_training_alone(encoder: Path, tmp_path: Path) -> None:
-    tiny.write_jsonl(tmp_path / "texts.jsonl", rows_with([essay(seed) for seed in range(80)]))
+    tiny_models.write_jsonl(tmp_path / "texts.jsonl", rows_with([essay(seed) for seed in range(80)]))
     config = config_for(encoder, tmp_path / "store", tmp_path / "texts.jsonl", "jsonl")
     config.corpus.augment, config.corpus.augment_share = ["article_deletion", "upper_lower"], 0.5
     storage = Storage(config.storage.root)

@@ -20,10 +20,10 @@ from detect_ai.detector import bundle
 from detect_ai.detector.detector import Detector
 from detect_ai.schemas import Label, ModelInfo, Verdict
 from detect_ai.wording import WARNING
-from tests import tiny
-from tests.scripted import ANSWER, Reply, problem, service, serving, verdict
+from tests.fixtures import tiny_models
+from tests.fixtures.fake_service import ANSWER, Reply, problem, service, serving, verdict
 
-TEXTS = [tiny.text(("human", "ai")[seed % 2], random.Random(seed), 60) for seed in range(20)]
+TEXTS = [tiny_models.text(("human", "ai")[seed % 2], random.Random(seed), 60) for seed in range(20)]
 SENTENCE = "The old bridge went near the market."
 
 

@@ -24,7 +24,7 @@ from detect_ai.client import (
 from detect_ai.core.errors import DetectAIError, InputError
 from detect_ai.core.ray_runtime import free_port
 from detect_ai.schemas import Problem, Verdict
-from tests.scripted import ANSWER, MODEL, Reply, lines_of, problem, service, serving, streamed, verdict
+from tests.fixtures.fake_service import ANSWER, MODEL, Reply, lines_of, problem, service, serving, streamed, verdict
 
 KEY = "dk_canary7f3a"
 QUICK = Retry(attempts=3, backoff_s=0.01)

@@ -1,0 +1,136 @@
+"""Load on a service, with a check of every answer: asynchronous clients that ask without a pause."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import httpx
+import psutil
+import pytest
+
+from detect_ai.detector.detector import Detector
+from tests.fixtures import tiny_models
+
+
+@dataclass
+class Seen:
+    """What came back.
+
+    Attributes:
+        statuses: of every request, after the retries its client made.
+        seconds: of each answer with status 200.
+        refused: seconds that the replica took for each 503, by its `Server-Timing`; the proxy's own has none.
+        wrong: answers that no version gives to that text.
+        versions: of the models that answered, as often as they did.
+    """
+
+    statuses: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)
+
+    @property
+    def succeeded(self) -> float:
+        """Share of all requests."""
+        return self.statuses.count(200) / len(self.statuses)
+
+
+def quantile(seconds: list[float], share: float) -> float:
+    """A quantile of durations."""
+    return sorted(seconds)[int(share * (len(seconds) - 1))]
+
+
+class Load:
+    """Clients that ask for texts whose probability is known.
+
+    Args:
+        url: of the service.
+        detectors: that may answer.
+        words: of the shortest and the longest text.
+        retries: of a request that failed.
+    """
+
+    def __init__(self, url: str, *detectors: Detector, words: tuple[int, int] = (20, 120), retries: int = 0) -> None:
+        drawn = random.Random(0)
+        self.texts = [tiny_models.text(kind, drawn, drawn.randint(*words)) for kind in ("human", "ai") * 16]
+        self.url, self.retries, self.seen = url, retries, Seen()
+        self._expected = {d.version: [v.probability for v in d.detect(self.texts)] for d in detectors}
+
+    async def run(self, clients: int, until: Callable[[], bool]) -> Seen:
+        """Ask until it is over."""
+        limits = httpx.Limits(max_connections=clients)
+        async with httpx.AsyncClient(base_url=self.url, timeout=60, limits=limits) as client:
+            await asyncio.gather(*(self._one(client, number, until) for number in range(clients)))
+        return self.seen
+
+    async def offer(self, per_second: float, seconds: float) -> Seen:
+        """Ask at a rate of its own, whether answers come or not."""
+        async with httpx.AsyncClient(
+            base_url=self.url, timeout=60, limits=httpx.Limits(max_connections=None)
+        ) as client:
+            asked = []
+            for number in range(int(per_second * seconds)):
+                asked.append(asyncio.create_task(self._ask(client, number % len(self.texts))))
+                await asyncio.sleep(1 / per_second)
+            self.seen.statuses += await asyncio.gather(*asked)
+        return self.seen
+
+    @asynccontextmanager
+    async def during(self, clients: int) -> AsyncIterator[Seen]:
+        """Ask as long as the block runs."""
+        ending = asyncio.Event()
+        asking = asyncio.create_task(self.run(clients, ending.is_set))
+        try:
+            yield self.seen
+        finally:
+            ending.set()
+            await asking
+
+    async def _one(self, client: httpx.AsyncClient, number: int, until: Callable[[], bool]) -> None:
+        while not until():
+            number = (number + 1) % len(self.texts)
+            for _ in range(self.retries + 1):
+                status = await self._ask(client, number)
+                if status == 200:
+                    break
+            self.seen.statuses.append(status)
+
+    async def _ask(self, client: httpx.AsyncClient, number: int) -> int:
+        started = time.perf_counter()
+        try:
+            response = await client.post("/v1/detect", json={"text": self.texts[number]})
+        except httpx.TransportError:
+            return 0
+        seconds = time.perf_counter() - started
+        if response.status_code == 200:
+            self.seen.seconds.append(seconds)
+            self._check(response.json()["verdicts"][0], number)
+        elif response.status_code == 503:
+            took = re.search(r"dur=([\d.]+)", response.headers.get("Server-Timing", ""))
+            self.seen.refused += [float(took[1]) / 1000] if took else []
+        return response.status_code
+
+    def _check(self, verdict: dict[str, object], number: int) -> None:
+        version = str(verdict["model_version"])
+        self.seen.versions.append(version)
+        if verdict["probability"] != pytest.approx(self._expected[version][number], abs=1e-4):
+            self.seen.wrong.append(f"text {number} by {version}")
+
+
+REPLICA = "ray::ServeReplica:detect_ai:Detector"
+
+
+def actors(name: str = REPLICA) -> list[psutil.Process]:
+    """Processes of this machine that Ray gave a name that begins so."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if " ".join(process.info["cmdline"] or []).startswith(name):
+            found.append(process)
+    return found

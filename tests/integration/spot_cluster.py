@@ -1,0 +1,63 @@
+"""A training on two nodes, one of which is taken away: `python -m tests.integration.spot_cluster CONFIG CORPUS NAME THEN`.
+
+In a process of its own, for it has a cluster of its own: Ray's multi-node test cluster, a head with room for one worker
+and Ray Data, and a spot node for the other. Prints the history and the checkpoint as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray
+from omegaconf import OmegaConf
+from ray.cluster_utils import Cluster
+
+from detect_ai.core import ray_runtime
+from detect_ai.core.config import Config
+from detect_ai.core.storage import Storage
+from detect_ai.corpus.manifest import Corpus
+from detect_ai.training.train import run_training
+from tests.integration.runs import registered, until
+
+CHECKPOINTS = 5  # after which the node goes
+
+
+def main() -> None:
+    """Train, and take the node away meanwhile."""
+    path, key, name, then = sys.argv[1:]  # replaced: another node comes at once; later: once a worker is at work alone
+    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), json.loads(Path(path).read_text())))
+    cpus = config.train.cpus_per_worker
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus + 1})
+    spot = machines.add_node(num_cpus=cpus)
+    os.environ["RAY_ADDRESS"] = machines.address
+    ray_runtime.connect()
+    storage = Storage(config.storage.root)
+    found: list[Any] = []
+    # Ray adds nodes from the main thread only.
+    training = threading.Thread(target=lambda: found.append(run_training(config, Corpus.open(storage, key), name)))
+    training.start()
+    folder = f"runs/{config.run}/{name}"
+
+    def checkpoints(count: int) -> None:
+        until(lambda: registered(storage, folder) >= count or not training.is_alive())
+
+    checkpoints(CHECKPOINTS)
+    machines.remove_node(spot, allow_graceful=False)
+    if then == "later":
+        until(lambda: storage.read_json(f"{folder}/start.json")["workers"] == 1 or not training.is_alive())
+        checkpoints(registered(storage, folder) + 2)
+    if then != "gone":
+        machines.add_node(num_cpus=cpus)
+    training.join()
+    ray.shutdown()
+    machines.shutdown()
+    print(json.dumps({"history": found[0].history, "checkpoint": found[0].checkpoint}))
+
+
+if __name__ == "__main__":
+    main()

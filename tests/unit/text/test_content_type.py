@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detect_ai.text.content_type import kinds, not_prose
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+ESSAY = (
+    "When I was nine, my grandfather taught me to mend nets; it took me two winters, and I was never good at it. The "
+    "knots were small (he tied them without looking), and my hands were cold.\n\nWhat I learned instead was patience: "
+    "to sit with a thing that does not work, and to begin again. I have thought of him often since, in offices and in "
+    "laboratories, wherever something was torn and somebody had to sit down with it.\n"
+)
+DIALOGUE = (
+    "“I told you that he would come back before the winter,” she said, and put the kettle on the stove. He looked at "
+    "the window for a while and did not answer her, because there was nothing to say about the boat or the money or "
+    "the years between.\n\n“You could at least take off your coat and sit down with us,” said the old man. He did, in "
+    "the end, and the dog lay down upon his feet as if he had never been away at all.\n"
+)
+NEWS = (
+    'The mayor said on Monday that the bridge would open in May. "We have waited for this day for eleven long years," '
+    "she told reporters at the site. Residents of the north bank, who have used a ferry since the flood of 2013, were "
+    "less sure of it. The work has cost $41 million so far, about 30% more than planned (a report is due in June).\n"
+)
+POEM = (
+    "The tide goes out; the lamps are lit;\n    the gulls fall silent one by one;\n"
+    "and still beside the quay they sit,\n    the men whose working day is done;\n\n"
+    "they do not speak; they watch the sea,\n    its slow and heavy rise and fall;\n"
+    "they wait for what will never be,\n    and no one comes for them at all.\n"
+)
+BULLETS = "".join(
+    f"{mark} The {word} report says that the work should be done before the winter comes to the valley.\n"
+    for mark in ("-", "*", "1.", "(a)", "\t•", "    -")
+    for word in ("first", "second")
+)
+PYTHON = '''"""Count the words of files.
+
+The counts are printed in the order of the files that were named on the command line, the longest first.
+"""
+
+import sys
+from pathlib import Path
+
+
+def count(path: Path) -> int:
+    """How many words stand in a file, by white space."""
+    # an empty file has none
+    if not path.exists():
+        return 0
+    else:
+        text = path.read_text()
+    return len(text.split())
+
+
+for name in sys.argv[1:]:
+    print(name, count(Path(name)))
+'''
+JAVASCRIPT = """// what a button does
+const button = document.querySelector("#go");
+let clicks = 0;
+
+export default function listen(target) {
+  target.addEventListener("click", (event) => {
+    clicks += 1;
+    if (clicks > 3) {
+      return;
+    }
+    console.log(`clicked ${clicks} times`);
+  });
+}
+"""
+SQL = """SELECT customers.name, orders.total,
+  orders.created
+FROM customers
+LEFT JOIN orders ON orders.customer_id = customers.id
+WHERE orders.total > 100
+  AND customers.country = 'FI'
+ORDER BY orders.total DESC
+LIMIT 20;
+"""
+HTML = """<!DOCTYPE html>
+<html>
+  <head>
+    <title>A page about the sea</title>
+  </head>
+  <body>
+    <p>The sea is large and the boats on it are small, as everybody knows who has been there.</p>
+    <ul>
+      <li><a href="/one">One</a></li>
+    </ul>
+  </body>
+</html>
+"""
+JSON = json.dumps({"name": "sea", "size": [1, 2, 3], "notes": {"first": "The sea is large.", "on": True}}, indent=2)
+C = """#include <stdio.h>
+
+int main(void) {
+    int i = 0;
+    while (i < 10) {
+        printf("%d\\n", i++);
+    }
+    return 0;
+}
+"""
+SHELL = """$ cd project
+$ git status
+On branch main
+$ python -m venv .venv && . .venv/bin/activate
+$ pip install -e .
+"""
+PAGE = f"<html>\n<body>\n{''.join(f'<p>{part}</p>{chr(10)}' for part in ESSAY.splitlines()[::2])}\n</body>\n</html>\n"
+DOCSTRING = f'''def mend(net):
+    """Mend a net.
+
+{ESSAY}    """
+    return net.mended()
+'''
+CODE = {"python": PYTHON, "js": JAVASCRIPT, "sql": SQL, "html": HTML, "json": JSON, "c": C, "shell": SHELL}
+CODE |= {"sql in capitals": SQL.upper(), "page": PAGE, "docstring": DOCSTRING}
+MARKDOWN = (
+    f"# Mending\n\n{ESSAY}\nCall it so:\n\n```python\nmend(net, winters=2)\n```\n\n{ESSAY}\n- [x] done\n- [ ] open\n"
+)
+ROWS = [["name", "year", "city"], *[[f"Person {n}", str(1950 + n), f"Town of {n}"] for n in range(12)]]
+
+
+def as_csv(delimiter: str) -> str:
+    file = io.StringIO()
+    csv.writer(file, delimiter=delimiter).writerows(ROWS)
+    return file.getvalue()
+
+
+TABLES = {
+    "csv": as_csv(","),
+    "semicolons": as_csv(";"),
+    "tabs": as_csv("\t"),
+    "blanks after commas": "\n".join(", ".join(row) for row in ROWS),
+    "markdown": "\n".join(f"| {' | '.join(row)} |" for row in [ROWS[0], ["---"] * 3, *ROWS[1:]]),
+    "columns": "\n".join("".join(f"{cell:<20}" for cell in row) for row in ROWS),
+    "numbers": "\n".join(f"{n} {n * 1.5} {n * n}" for n in range(30)),
+    "framed": "+------+------+\n| a    | b    |\n+------+------+\n| 1    | 2    |\n+------+------+\n",
+}
+MAIL = "On Monday, Ann wrote:\n" + "".join(
+    f"> The {word} part of the plan is what I wanted to ask you about before\n> we meet with the others.\n>\n"
+    for word in ("first", "second", "third")
+)
+PROSE = {
+    "essay": ESSAY,
+    "dialogue": DIALOGUE,
+    "straight dialogue": DIALOGUE.replace("“", '"').replace("”", '"'),
+    "news": NEWS,
+    "poem": POEM,
+    "bullets": BULLETS,
+    "markdown": MARKDOWN,
+    "capitals": ESSAY.upper(),
+    "select in capitals": "SELECT THE BEST ANSWER FROM THE LIST BELOW AND WRITE IT DOWN.\n" * 5,
+    "no line breaks": " ".join((ESSAY + NEWS + DIALOGUE).split()),
+    "answer to a mail": MAIL + "\n" + ESSAY + NEWS,
+    "essay in quotes": f'"{" ".join(ESSAY.split())}"',
+    "essay in a fence": f"```\n{ESSAY}```\n",
+    "poem in a fence": f"```\n{POEM}```\n",
+    "essay in a fence of markdown": f"```markdown\n{ESSAY}{BULLETS}```\n",
+    "typewriter": "He came.  He saw it.  He went.\nShe stayed.  She slept.  She woke.\n" * 4,
+    "careless commas": "I wake up at six,i eat bread,then i go to the school,it is far,i walk with my brother.\n" * 3,
+    "scene breaks": f"{DIALOGUE}\n~~~\n\n{POEM}\n~~~\n\n{ESSAY}\n***\n\n____\n\n{NEWS}",
+    "formulas": "For $p>2$ let $G_n=\\langle a,b\\rangle$ act on $X_n\\subset\\mathbb{R}^{2n}$ and let $Y_n=X_n/G_n$ "
+    "be compact. We show that $H^i(Y_n)=0$ for all $i>n$, and then that $\\pi_1(Y_n)=G_n$ and "
+    "$\\chi(Y_n)=\\chi(X_n)/p^{2n}$.",
+    "smileys": "see you there :) <3\nI will be late =) but I bring the cake and the drinks for all\n" * 4,
+    "numbered questions": "\n".join(
+        f"{n}. How did the war of {1900 + n} change the way people lived?" for n in range(9)
+    ),
+    "references to sources": f"{ESSAY}\nhttps://example.org/a_b?c=d&e=f\n[1] A. Writer, The Nets, 1990.\n",
+    "empty": "",
+    "blank": " \n\t\u3000\n",
+}
+
+
+@pytest.mark.parametrize("name", PROSE)
+def test_prose_is_prose(name: str) -> None:
+    assert not_prose(PROSE[name]) is None
+    assert not_prose(PROSE[name].replace("\n", "\r\n")) is None
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_code_is_code_bare_and_in_a_fence(name: str) -> None:
+    assert not_prose(CODE[name]) == "mostly_code"
+    assert kinds(CODE[name])["code"] > 0.85
+    assert not_prose(CODE[name].replace("\n", "\r\n")) == "mostly_code"
+    assert kinds(f"Look:\n\n```{name}\n{CODE[name]}\n```\n")["code"] > 0.9
+    assert not_prose(f"{ESSAY}{NEWS}{DIALOGUE}{BULLETS}\n```\n{CODE[name][:200]}\n```\n{ESSAY}") is None
+
+
+@pytest.mark.parametrize(
+    "path", ["detect_ai/text/normalize.py", "detect_ai/core/errors.py", "tests/unit/text/test_normalize.py"]
+)
+def test_files_of_our_own_are_code(path: str) -> None:
+    assert not_prose((CHECKOUT / path).read_text(encoding="utf-8")) == "mostly_code"
+
+
+@pytest.mark.parametrize("text", ["function f(a){return a+1}var x=f(2);" * 40, json.dumps([{"a": "b " * 200}])])
+def test_code_without_line_breaks_is_code(text: str) -> None:
+    assert not_prose(text) == "mostly_code"
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_tables(name: str) -> None:
+    shares = kinds(TABLES[name])
+    assert not_prose(TABLES[name]) == "mostly_tables"
+    assert shares["tables"] > 0.9
+    assert not_prose(f"{ESSAY}\n{TABLES[name][:200]}\n{ESSAY}") is None
+
+
+def test_quoted_mail_is_quotation() -> None:
+    assert not_prose(MAIL) == "mostly_quotations"
+    assert 0.3 < kinds(MAIL + "\n" + ESSAY)["quotations"] < 0.6
+
+
+@pytest.mark.parametrize(("left", "right"), ['""', "“”", "«»", "„“"])
+def test_long_quotations_between_quotes_are_counted_and_short_ones_not(left: str, right: str) -> None:
+    inside = "we have waited for this day for eleven long years"
+    text = f"Then he said to them: {left}{inside}{right}, and went."
+    share = len(f"{left}{inside}{right}".replace(" ", "")) / len(text.replace(" ", ""))
+    assert kinds(text)["quotations"] == pytest.approx(share)
+    assert kinds(f"Then he said: {left}we have waited for this day{right}, and went.")["quotations"] == 0
+    assert kinds(f"Then he said: {left}{inside}, and\n\nwent{right}, and more.")["quotations"] == 0
+    assert not_prose(f"He said: {left}{' '.join(ESSAY.split())}{right}, and went.") == "mostly_quotations"
+
+
+def test_a_quote_that_never_closes_and_marks_of_inches_quote_nothing() -> None:
+    assert kinds(f'He said: "{" ".join(ESSAY.split())}')["quotations"] == 0
+    assert kinds('A board of 6" by 4" is laid upon the others so that it covers the 3" gap.')["quotations"] == 0
+    assert kinds('She said: "I do not know. And then he went away. "But where did he go?" I asked')["quotations"] < 0.4
+
+
+def test_quotations_may_take_more_than_the_rest() -> None:
+    said = f"“{' '.join(ESSAY.split())}”"
+    rest = " ".join((NEWS.replace('"', "") + BULLETS).split())
+    shares = {cut: kinds(f"He said: {said} {rest[:cut]}")["quotations"] for cut in (180, 380, 600)}
+    assert shares[180] > 0.6 > shares[380] > 0.5 > shares[600]
+    assert not_prose(f"He said: {said} {rest[:180]}") == "mostly_quotations"
+    assert not_prose(f"He said: {said} {rest[:380]}") is None
+
+
+def test_what_is_code_already_is_no_quotation() -> None:
+    text = '```python\n> x = 1\nprint("one two three four five six seven eight nine")\n```\n'
+    assert kinds(text) == {"code": 1, "tables": 0, "quotations": 0, "other": 0}
+
+
+def test_links_and_references_are_something_else() -> None:
+    links = "".join(f"- [page {n}](https://example.org/page/{n})\nhttps://example.org/{n}\n" for n in range(9))
+    references = "".join(f"[{n}] A. Writer and B. Other, On the mending of nets, 1990.\n" for n in range(9))
+    assert kinds(links)["other"] > 0.9
+    assert kinds(references)["other"] > 0.9
+    assert not_prose(links + references) is None
+
+
+@given(st.lists(st.sampled_from([*PROSE.values(), *CODE.values(), *TABLES.values(), MAIL]), max_size=6))
+def test_shares_are_shares(parts: list[str]) -> None:
+    shares = kinds("\n\n".join(parts))
+    assert set(shares) == {"code", "tables", "quotations", "other"}
+    assert all(0 <= share <= 1 for share in shares.values())
+    assert sum(shares.values()) <= 1 + 1e-9
+
+
+@given(st.text(st.sampled_from('ab 1"“”|,;\t\n\r`~>#{}()[]=_<:/$\\\ud800\U0001f600\u3000'), max_size=80))
+def test_any_text_has_an_answer(text: str) -> None:
+    shares = kinds(text)
+    assert all(0 <= share <= 1 for share in shares.values())
+    assert sum(shares.values()) <= 1 + 1e-9
+
+
+HARD = [
+    *(
+        "a",
+        " ",
+        "\t",
+        '"',
+        "“",
+        "`",
+        "~",
+        "(",
+        "{",
+        "<",
+        "|",
+        ">",
+        ":",
+        "_",
+        "](",
+        "](a)",
+        "http://a.b ",
+        '"""',
+        '"a": ',
+    ),
+    *("\n", "1\n", "a\n", "a,b\n", "||\n", "> a\n", "  a\n", "def x\n", "```\n", "~~~a\n", "#", "import ", "\ud800"),
+]
+PREFIXES = [
+    "def ",
+    "class ",
+    "import ",
+    "import {",
+    "public ",
+    "const ",
+    "select ",
+    "a@b:",
+    "```",
+    "~~~",
+    '"',
+    "<",
+    "[1",
+]
+
+
+LITTLE = 2  # seconds: what grows faster than the length takes minutes at 200,000 characters, all else a tenth of one
+
+
+def seconds(text: str) -> float:
+    """CPU time: other work on this machine does not count."""
+    started = time.process_time()
+    kinds(text)
+    return time.process_time() - started
+
+
+@pytest.mark.parametrize("text", [ESSAY, DIALOGUE, PYTHON, TABLES["csv"], MARKDOWN])
+def test_a_text_of_the_greatest_length_takes_little_time(text: str) -> None:
+    assert seconds((text * 1000)[:200_000]) < LITTLE
+
+
+@pytest.mark.parametrize("piece", HARD)
+def test_no_text_takes_long(piece: str) -> None:
+    assert seconds((piece * 200_000)[:200_000]) < LITTLE
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("piece", ["a", " ", "(", ".", '"', "`"])
+def test_no_line_takes_long(prefix: str, piece: str) -> None:
+    assert seconds(f"{prefix}{piece * 200_000}`") < LITTLE
+    assert seconds(f"{prefix}{piece * 100}\n" * 2000) < LITTLE
