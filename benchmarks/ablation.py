@@ -30,13 +30,12 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from detect_ai.backends.torch import autocast, log_odds, model_inputs, upload
-
 from detect_ai import metrics
 from detect_ai.calibration.conformal import conformal_threshold
 from detect_ai.core.config import ModelConfig, load_config
 from detect_ai.corpus import balance
 from detect_ai.models import encoder
+from detect_ai.models.backends.torch import autocast, log_odds, model_inputs, upload
 from detect_ai.models.batch import Batch, collate, plan_scoring, plan_steps
 from detect_ai.models.tokenizer import Tokenizer
 from detect_ai.text.attacks import ATTACKS

@@ -171,9 +171,9 @@ def rows_of(config: Any, corpus: Any, split: str) -> Any:
 def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     """A bare loop: our batches, made beforehand; the model as transformers has it, or ours."""
     import torch
-    from detect_ai.backends.torch import autocast, model_inputs, upload
 
     from detect_ai.models import encoder
+    from detect_ai.models.backends.torch import autocast, model_inputs, upload
 
     device = torch.device("cuda" if job["gpu"] else "cpu")
     dtype = encoder.autocast_dtype("auto", device)

@@ -103,7 +103,8 @@ def fit_head(network: Any, tokenizer: Any, chosen: list[str], labels: Any) -> An
 def features(network: Any, tokenizer: Any, chosen: list[str]) -> Any:
     """What the head reads of each text, shape (texts, width)."""
     import torch
-    from detect_ai.backends.torch import model_inputs
+
+    from detect_ai.models.backends.torch import model_inputs
 
     rows = tokenizer.encode(chosen)
     found = np.empty((len(rows), network.config.hidden_size))

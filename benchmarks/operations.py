@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from arms import plain
-from detect_ai.backends.torch import model_inputs
 from material import BATCH, LR, MODELS, corpus_of, our_steps, prepared, settings, token_ids
 from torch import profiler
 
 from detect_ai.models import batch as batches
 from detect_ai.models import encoder
+from detect_ai.models.backends.torch import model_inputs
 
 # The first kind of which a part of an operation's name is a word; what is left over is `other`.
 KINDS = {

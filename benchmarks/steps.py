@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from detect_ai.backends.torch import autocast, log_odds, model_inputs
 from material import BATCH, LR, MICROBATCH, corpus_of, prepared, settings, token_ids
 
 from detect_ai import metrics
 from detect_ai.models import batch as batches
 from detect_ai.models import encoder
+from detect_ai.models.backends.torch import autocast, log_odds, model_inputs
 from detect_ai.training.trainer import lr_share
 
 PLANS = ("by_length", "at_random", "by_class")

@@ -61,8 +61,8 @@ def misspellings() -> Choices:
 
 @cache
 def synonyms() -> Choices:
-    """Words to the others of their group in `data/synonyms.txt`. All lower case."""
-    lines = files("detect_ai").joinpath("data/synonyms.txt").read_text("utf-8").splitlines()
+    """Words to the others of their group in `synonyms.txt`. All lower case."""
+    lines = files("detect_ai.text").joinpath("synonyms.txt").read_text("utf-8").splitlines()
     groups = [line.split() for line in lines if not line.startswith("#")]
     return {word: tuple(other for other in group if other != word) for group in groups for word in group}
 

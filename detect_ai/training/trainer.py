@@ -20,10 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from detect_ai import metrics
-from detect_ai.backends.torch import autocast, log_odds, model_inputs, upload
 from detect_ai.core.config import TrainConfig
 from detect_ai.core.errors import ResourceError, TrainingError
 from detect_ai.models import encoder, flops
+from detect_ai.models.backends.torch import autocast, log_odds, model_inputs, upload
 from detect_ai.models.compiling import compiled
 from detect_ai.text.windows import document_scores
 from detect_ai.training.data import Microbatch

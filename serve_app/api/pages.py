@@ -11,7 +11,7 @@ from starlette.staticfiles import StaticFiles
 
 from serve_app.api.errors import ProblemError
 
-WEB = Path(__file__).parent / "web"
+WEB = Path(__file__).resolve().parents[1] / "web"
 
 
 def add_pages(app: FastAPI, card: str) -> None:

@@ -175,7 +175,7 @@ def plain_text(content: bytes) -> str:
 def parsed_text(content: bytes, kind: str, config: ServeConfig) -> str:
     """The text of a Word or PDF file, read in a process that is killed when it takes too long. Raises ProblemError."""
     limits = Limits(kind, SLACK * config.max_chars, config.max_pages, MEMORY_BYTES, config.file_timeout_s)
-    command = [sys.executable, "-B", "-P", str(Path(__file__).with_name("extract.py")), limits.to_json()]
+    command = [sys.executable, "-B", "-P", str(Path(__file__).with_name("parsers.py")), limits.to_json()]
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     try:
         done = subprocess.run(  # noqa: S603 - our own file, with numbers as arguments

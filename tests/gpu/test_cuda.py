@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detect_ai.backends.torch import TorchBackend
 
 from detect_ai.core.config import ModelConfig, TrainConfig
 from detect_ai.core.errors import ResourceError
 from detect_ai.models import encoder as model
+from detect_ai.models.backends.torch import TorchBackend
 from detect_ai.models.batch import Batch
 from detect_ai.training import checkpoint
 from detect_ai.training.data import Microbatch

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import ray
 import torch
-from detect_ai.backends.torch import TorchBackend
 from numpy.typing import NDArray
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,6 +22,7 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector.detector import Scorer
 from detect_ai.detector.scoring import checkpoint_loader, score_split
 from detect_ai.models import encoder
+from detect_ai.models.backends.torch import TorchBackend
 from detect_ai.training import data, worker
 from detect_ai.training import train as training
 from detect_ai.training.train import run_training, train

@@ -37,7 +37,7 @@ def load(folder: Path, name: str, device: str = "cpu", precision: str = "fp32") 
         BundleError: the weights are damaged, what runs them is not installed, or it does not run on this device.
     """
     if name.startswith("onnx"):
-        from detect_ai.backends.onnx import OnnxBackend
+        from detect_ai.models.backends.onnx import OnnxBackend
 
         return OnnxBackend.load(folder, device)
     if name == "torch-int8":
@@ -46,8 +46,8 @@ def load(folder: Path, name: str, device: str = "cpu", precision: str = "fp32") 
         return int8.load_backend(folder, device)
     import torch
 
-    from detect_ai.backends.torch import TorchBackend
     from detect_ai.models import encoder
+    from detect_ai.models.backends.torch import TorchBackend
 
     asked = {"torch": precision, "torch-bf16": "bf16", "torch-compile": "fp32"}[name]
     return TorchBackend(encoder.load(folder), torch.device(device), asked, compile=name == "torch-compile")

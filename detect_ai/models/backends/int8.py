@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from detect_ai.backends.torch import TorchBackend
 from detect_ai.core.errors import BundleError
 from detect_ai.models import encoder
+from detect_ai.models.backends.torch import TorchBackend
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -296,7 +296,7 @@ def test_the_digest_of_the_sample_changes_with_its_texts(monkeypatch):
 
 
 def test_the_datasheet_lies_beside_the_sample():
-    folder = Path(sources.__file__).parents[1] / "data/sample"
+    folder = Path(sources.__file__).parents[0] / "sample"
     lines = (folder / "ai_mirrors.jsonl").read_text("utf-8").splitlines()
     assert all({"id", "mirror_of", "text"} <= set(json.loads(line)) for line in lines)
     assert "CC0" in (folder / "README.md").read_text("utf-8")

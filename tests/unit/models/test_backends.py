@@ -4,8 +4,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from detect_ai.backends.onnx import OnnxBackend
-from detect_ai.backends.torch import TorchBackend
 
 from detect_ai.core.errors import BundleError
 from detect_ai.detector import bundle
@@ -14,6 +12,8 @@ from detect_ai.detector.detector import Detector
 from detect_ai.models import backends
 from detect_ai.models import encoder as model
 from detect_ai.models.backends import int8
+from detect_ai.models.backends.onnx import OnnxBackend
+from detect_ai.models.backends.torch import TorchBackend
 from detect_ai.models.batch import Batch
 from detect_ai.release.export import make
 from tests.fixtures import tiny_models

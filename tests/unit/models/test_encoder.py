@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from detect_ai.backends.torch import TorchBackend
 from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer, processors
 from transformers import (
@@ -25,6 +24,7 @@ from transformers import (
 
 from detect_ai.core.errors import BundleError, ConfigError
 from detect_ai.models import encoder as model
+from detect_ai.models.backends.torch import TorchBackend
 from detect_ai.models.batch import collate
 from tests.fixtures import tiny_models
 from tests.unit.conftest import config_of

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detect_ai.backends.torch import model_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from detect_ai.core.config import ModelConfig, TrainConfig
 from detect_ai.models import encoder as model
+from detect_ai.models.backends.torch import model_inputs
 from detect_ai.models.batch import Batch
 from detect_ai.models.masking import keep_mask
 from detect_ai.training.data import Microbatch

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from detect_ai.backends.torch import TorchBackend
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from detect_ai.core.errors import InputError
 from detect_ai.models import encoder as model
+from detect_ai.models.backends.torch import TorchBackend
 from detect_ai.models.batch import Batch
 from detect_ai.models.first_token import read_first_token
 from detect_ai.models.masking import keep_mask

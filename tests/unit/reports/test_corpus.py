@@ -30,7 +30,7 @@ from detect_ai.corpus.tokenise import QUARANTINE_SCHEMA, SCHEMA
 from detect_ai.reports.corpus import corpus_report
 from tests.fixtures import tiny_models
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 KEY = "corpora/made-000000000000"
 SECRET = "Zebulon"
 EVIL = "$x$ <script>alert(1)</script> & so on"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from detect_ai.text.content_type import kinds, not_prose
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 ESSAY = (
     "When I was nine, my grandfather taught me to mend nets; it took me two winters, and I was never good at it. The "
     "knots were small (he tied them without looking), and my hands were cold.\n\nWhat I learned instead was patience: "
