@@ -1,8 +1,10 @@
-"""Fixtures shared by all tests. What is slow to make is made once."""
+"""Fixtures shared by all tests: tiny models, one Ray cluster and one service per session."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from detect_ai.core import ray_runtime
 from tests.fixtures import gcs, tiny_models
 
 settings.register_profile("shared machine", deadline=None)
@@ -44,3 +47,25 @@ def gcs_bucket() -> Iterator[str]:
 def gcs_root(gcs_bucket: str) -> str:
     """A storage root of its own in the bucket. It holds `=` and `&`: give it by DETECT_AI_STORAGE_ROOT."""
     return gcs.under(gcs_bucket, uuid.uuid4().hex)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Path]:
+    """A local Ray cluster, started as a job without RAY_ADDRESS starts it. Yields its session directory.
+
+    Its temporary directory names a dead cluster as the machine's latest, as `ray start` would have left it there:
+    nothing may connect to that one.
+    """
+    import ray
+
+    folder = Path(tempfile.mkdtemp(prefix="dai-", dir="/tmp"))  # socket paths must stay short
+    (folder / "ray").mkdir()
+    (folder / "ray/ray_current_cluster").write_text("127.0.0.1:1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", str(folder))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray_runtime.connect()
+        yield Path(ray._private.worker._global_node.get_session_dir_path())
+        ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+    assert "RAY_ADDRESS" not in os.environ

@@ -1,4 +1,4 @@
-"""A registry with a tiny champion, and the service over it."""
+"""A registry with a tiny champion and one deployed service for all end-to-end tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-import ray
 
 from detect_ai.core.config import Config
 from detect_ai.core.ray_runtime import free_port
@@ -36,15 +35,13 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Storag
     return storage
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Path]:
-    """A Ray of this process. Yields its session directory, where all logs are."""
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield Path(ray._private.worker._global_node.get_session_dir_path())
-    ray.shutdown()
+@pytest.fixture(scope="session")
+def cluster(ray_cluster: Path) -> Path:
+    """The session directory of the shared cluster, where all logs are."""
+    return ray_cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def config(encoder: Path, store: Storage) -> Config:
     made = tiny_models.config(encoder, Path(store.root))
     made.serve.port = free_port()
@@ -54,7 +51,7 @@ def config(encoder: Path, store: Storage) -> Config:
     return made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def url(cluster: Path, config: Config, store: Storage) -> Iterator[str]:
     """The service, deployed."""
     yield str(deploy(config, store)["url"])

@@ -1,18 +1,13 @@
-"""One Ray cluster, one finished run and two corpora with what ranks read of them, shared by integration tests."""
+"""A finished run and two corpora, shared by all integration tests."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from detect_ai.core import ray_runtime
 from detect_ai.core.config import Config
 from detect_ai.core.job import run_stage
 from detect_ai.core.storage import Storage
@@ -24,25 +19,8 @@ from tests.integration.runs import Steps, small_config, training_ranks
 
 
 @pytest.fixture(scope="package", autouse=True)
-def ray_cluster() -> Iterator[None]:
-    """A local cluster as a job without RAY_ADDRESS starts it.
-
-    Its temporary directory says, as `ray start` would have left it there, that the machine's latest cluster is another
-    one, at an address where nothing answers: no part of a run may ask there.
-    """
-    import ray
-
-    folder = Path(tempfile.mkdtemp(prefix="dai-", dir="/tmp"))  # socket paths must stay short
-    (folder / "ray").mkdir()
-    (folder / "ray/ray_current_cluster").write_text("127.0.0.1:1")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", str(folder))
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray_runtime.connect()
-        yield
-        ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
-    assert "RAY_ADDRESS" not in os.environ
+def _cluster(ray_cluster: Path) -> None:
+    """Every integration test runs on the session's cluster."""
 
 
 @dataclass(frozen=True)
