@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from detect_ai.core.config import Config
-from detect_ai.core.job import prepared_corpus, run_job, run_stage
+from detect_ai.core.job import run_job, run_stage
 from detect_ai.core.ray_runtime import connect
 from detect_ai.core.resume import in_turn
 from detect_ai.core.storage import Storage
+from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
 from detect_ai.evaluation.evaluate import evaluate
 from detect_ai.release.calibrate import calibrate_checkpoint, require_enough_texts
@@ -30,7 +31,7 @@ def pipeline(config: Config, storage: Storage) -> dict[str, Any]:
     config.train.from_sweep = True
     config.bundle = config.data = ""  # what is judged is the candidate, on its test split
     prepared = run_stage("prepare", prepare, config, storage)  # cheap where nothing changed
-    require_enough_texts(config, prepared_corpus(config, storage))
+    require_enough_texts(config, Corpus.of_run(storage, config.run))
     return {"prepare": prepared} | in_turn(config, storage, "pipeline", stages, prepared["corpus"])
 
 

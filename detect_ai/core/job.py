@@ -10,15 +10,12 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from detect_ai import __version__
 from detect_ai.core.config import Config, load_config
 from detect_ai.core.errors import ConfigError, DetectAIError, InputError, ours, without_row
 from detect_ai.core.storage import Storage
-
-if TYPE_CHECKING:
-    from detect_ai.corpus.manifest import Corpus
 
 logger = logging.getLogger(__name__)
 
@@ -101,13 +98,6 @@ def read_result(storage: Storage, run: str, stage: str) -> dict[str, Any]:
         ) from None
     result: dict[str, Any] = record["result"]
     return result
-
-
-def prepared_corpus(config: Config, storage: Storage) -> Corpus:
-    """The corpus that `prepare` made under the same run name. Raises ConfigError."""
-    from detect_ai.corpus.manifest import Corpus
-
-    return Corpus.open(storage, read_result(storage, config.run, "prepare")["corpus"])
 
 
 def attempt(kind: str) -> str:

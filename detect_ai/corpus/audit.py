@@ -13,7 +13,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from detect_ai.core.config import SPLITS, Config
-from detect_ai.core.job import prepared_corpus
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.findings import Finding, all_findings
 from detect_ai.corpus.manifest import QUARANTINE, Corpus
@@ -37,7 +36,7 @@ def inspect(config: Config, storage: Storage) -> dict[str, Any]:
         ConfigError: `prepare` has not run yet under this run name.
         CorpusError: the corpus is gone, or lacks a class.
     """
-    corpus = prepared_corpus(config, storage)
+    corpus = Corpus.of_run(storage, config.run)
     found = audit_corpus(corpus)
     manifest = corpus.manifest
     findings = all_findings(found, manifest.counts, manifest.dropped, manifest.rows_read)

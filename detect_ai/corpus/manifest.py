@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from detect_ai.core.errors import CorpusError
+from detect_ai.core.job import read_result
 from detect_ai.core.storage import Storage
 
 FORMAT = 2
 READ_AT_ONCE = 256  # rows
+ORIGINAL = "none"  # the value of the column `attack` for texts that no attack has changed
 CONTAMINATION = "contamination.json"  # which texts evaluation sets hold too
 QUARANTINE = "quarantine"  # the folder of the rows that were dropped, beside those of the splits
 
@@ -71,6 +73,11 @@ class Corpus:
         if data.get("format") != FORMAT:
             raise CorpusError(f"{where}: manifest format {data.get('format')}, expected {FORMAT}: prepare it again")
         return cls(storage, key, Manifest(**{**data, "shards": [Shard(**s) for s in data["shards"]]}))
+
+    @classmethod
+    def of_run(cls, storage: Storage, run: str) -> Corpus:
+        """Open the corpus that `prepare` wrote under a run name. Raises ConfigError if `prepare` has not run."""
+        return cls.open(storage, read_result(storage, run, "prepare")["corpus"])
 
     def shards(self, split: str) -> list[Shard]:
         """The shards of a split, or of the quarantine, in order."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 from detect_ai.core.config import SourceConfig
 from detect_ai.core.errors import CorpusError
 from detect_ai.corpus.formats import Row, is_text
+from detect_ai.corpus.manifest import ORIGINAL
 from detect_ai.corpus.presets import preset_of
 
 ROW_SCHEMA = pa.schema(
@@ -136,7 +137,7 @@ class Standard:
             named(source.group) or row_id,
             named(source.language),
             named(source.split),
-            named(source.attack) or "none",
+            named(source.attack) or ORIGINAL,
             source.weight,
             problem,
         )

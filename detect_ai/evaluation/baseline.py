@@ -20,7 +20,7 @@ from detect_ai.calibration.calibration import Calibration, Reference, calibrate
 from detect_ai.calibration.domains import Spans, with_categories
 from detect_ai.core.errors import CalibrationError
 from detect_ai.corpus.baseline import HASHED_FEATURES
-from detect_ai.corpus.manifest import Corpus
+from detect_ai.corpus.manifest import ORIGINAL, Corpus
 from detect_ai.text.normalize import normalise
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def _rows(corpus: Corpus, split: str, most: int) -> Iterator[_Row]:
     names = ("text", "label", "weight", "source", "attack")
     for table in corpus.tables(split, list(names)):
         for text, label, weight, source, attack in zip(*(table[name].to_pylist() for name in names), strict=True):
-            if attack != "none":
+            if attack != ORIGINAL:
                 continue
             if most <= 0:
                 return

@@ -16,7 +16,7 @@ import numpy as np
 
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError
-from detect_ai.core.job import attempt, prepared_corpus, read_result
+from detect_ai.core.job import attempt, read_result
 from detect_ai.core.storage import Storage
 from detect_ai.core.tracking import open_run
 from detect_ai.corpus.manifest import Corpus
@@ -149,7 +149,7 @@ def _subject(config: Config, storage: Storage) -> Subject:
     corpus = corpus_of(storage, spec)
     if config.data:
         return Subject(where, spec, config.data, data_name(config), corpus, is_test=False)
-    prepared = prepared_corpus(config, storage)
+    prepared = Corpus.of_run(storage, config.run)
     if prepared.manifest.fingerprint != spec.corpus["fingerprint"]:
         raise ConfigError(
             f"bundle {spec.version} learnt from corpus {spec.corpus['fingerprint'][:12]}, run={config.run} has "

@@ -22,7 +22,7 @@ from detect_ai.calibration.domain_classifier import MAX_TEXTS, Ids, Registers, f
 from detect_ai.calibration.domains import Spans, with_categories
 from detect_ai.core.config import SPLITS, CalibrationConfig, Config
 from detect_ai.core.errors import ConfigError
-from detect_ai.core.job import attempt, prepared_corpus, read_result
+from detect_ai.core.job import attempt, read_result
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector import bundle
@@ -48,7 +48,7 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
     checkpoint = config.calibration.checkpoint or read_result(storage, config.run, "train")["checkpoint"]
     if not storage.exists(checkpoint):
         raise ConfigError(f"calibration.checkpoint={checkpoint}: no such checkpoint under {storage.root}")
-    corpus = prepared_corpus(config, storage)
+    corpus = Corpus.of_run(storage, config.run)
     require_enough_texts(config, corpus)
     registers = learn_registers(config, corpus)
     calibration = _calibrate(config, corpus, checkpoint, registers)

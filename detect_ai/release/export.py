@@ -22,7 +22,7 @@ from detect_ai import metrics
 from detect_ai.calibration.domain_classifier import FILE as REGISTERS_FILE
 from detect_ai.core.config import CalibrationConfig, Config
 from detect_ai.core.errors import ConfigError
-from detect_ai.core.job import attempt, prepared_corpus
+from detect_ai.core.job import attempt
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector import bundle
@@ -82,7 +82,7 @@ def export(config: Config, storage: Storage) -> dict[str, Any]:
         RegistryError: no such bundle.
     """
     where = Registry(storage).locate(config.bundle)
-    spec, corpus = spec_of(*where), prepared_corpus(config, storage)
+    spec, corpus = spec_of(*where), Corpus.of_run(storage, config.run)
     _require_fit(config, spec, corpus)
     config = replace(config, score=replace(config.score, use_gpu=config.serve.use_gpu, precision="fp32"))
     key = f"runs/{config.run}/{attempt('export')}"

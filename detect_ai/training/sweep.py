@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from detect_ai.core import ray_runtime, resume
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError, TrainingError
-from detect_ai.core.job import prepared_corpus
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.reports.sweep import write_reports
@@ -49,7 +48,7 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     if config.sweep.search == "optuna" and find_spec("optuna") is None:
         raise ConfigError("config: sweep.search=optuna: expected Optuna: pip install 'detect-ai[sweep]'")
     ray_runtime.connect()
-    corpus = prepared_corpus(config, storage)
+    corpus = Corpus.of_run(storage, config.run)
     training.checked_tokenizer(config, corpus)
     training.require_training_resources(config, "a trial of the sweep", training.DATA_CPUS + TRIAL_CPUS)
     searched = {name: value for name, value in asdict(config.sweep).items() if name != "max_concurrent"}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from detect_ai.core import ray_runtime, resume, rules
 from detect_ai.core.config import Config
 from detect_ai.core.errors import CorpusError, TrainingError
-from detect_ai.core.job import prepared_corpus, read_result
+from detect_ai.core.job import read_result
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.models import batch, encoder
@@ -131,7 +131,7 @@ def train(config: Config, storage: Storage) -> dict[str, Any]:
         config = search_space.apply(config, values)
         rules.check(config)  # what a sweep found best need not go with the rest
     ray_runtime.connect()
-    corpus = prepared_corpus(config, storage)
+    corpus = Corpus.of_run(storage, config.run)
     checked_tokenizer(config, corpus)
     require_training_resources(config, "a training")  # before anything of the attempt is written
     digest = resume.digest(config, corpus.manifest.fingerprint)
