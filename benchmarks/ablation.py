@@ -40,7 +40,7 @@ from detect_ai.models.batch import Batch, collate, plan_scoring, plan_steps
 from detect_ai.models.tokenizer import Tokenizer
 from detect_ai.text.attacks import ATTACKS
 from detect_ai.text.normalize import normalise
-from detect_ai.text.windows import cut, document_scores, one_each, span_each
+from detect_ai.text.windows import aggregate_windows, sample_span, sample_window, split_windows
 from detect_ai.training.trainer import lr_share
 
 SETS = {
@@ -282,9 +282,9 @@ def train(
             copy if is_changed else own for copy, own, is_changed in zip(copies, originals, changed, strict=True)
         ]
         if recipe.spans:
-            rows = span_each(documents, content, recipe.spans, rng)
+            rows = sample_span(documents, content, recipe.spans, rng)
         else:
-            rows = one_each(documents, content, stride(recipe.window), rng)
+            rows = sample_window(documents, content, stride(recipe.window), rng)
         lengths = np.asarray([len(row) + tokenizer.num_special for row in rows])
         for (chosen,) in plan_steps(lengths, labels, recipe.batch, recipe.batch, rng):
             batch = collate([rows[i] for i in chosen], tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id)
@@ -384,7 +384,7 @@ def score(
     network: Any, texts: pd.DataFrame, tokenizer: Tokenizer, window: int, device: torch.device
 ) -> NDArray[np.float64]:
     """Log-odds of each document."""
-    rows, owners = cut(texts["ids"].tolist(), window - tokenizer.num_special, stride(window))
+    rows, owners = split_windows(texts["ids"].tolist(), window - tokenizer.num_special, stride(window))
     order, found = [], []
     dtype = encoder.autocast_dtype("auto", device)
     for chosen in plan_scoring(np.asarray([len(row) for row in rows]), 65536 if device.type == "cuda" else 8192):
@@ -394,7 +394,7 @@ def score(
         order.append(chosen)
     scores = np.empty(len(rows))
     scores[np.concatenate(order)] = torch.cat(found).cpu().numpy()
-    return document_scores(scores, owners, len(texts))
+    return aggregate_windows(scores, owners, len(texts))
 
 
 def judge(labels: dict[str, Any], scores: dict[str, NDArray[np.float64]]) -> dict[str, Any]:

@@ -36,7 +36,8 @@ from detect_ai.core.local_cluster import LocalCluster
 from detect_ai.corpus.shards import Plan, write_shards
 from detect_ai.corpus.sources import pieces, read_piece
 from detect_ai.models.encoder import load_tokenizer
-from detect_ai.text.normalize import normalise, sentences
+from detect_ai.text.normalize import normalise
+from detect_ai.text.sentences import sentences
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 256 << 20

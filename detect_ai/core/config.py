@@ -157,7 +157,7 @@ class SweepConfig:
     """The search for the best training."""
 
     search: str = "random"  # random | grid (every combination of the values) | optuna
-    # Keys of `train` and `model` (those of detect_ai/training/search_space.py), each with a list of values, or with a range:
+    # Keys of `train` and `model` (see detect_ai/training/search_space.py), each with a list of values, or with a range:
     # {low: 3e-5, high: 4e-4}, drawn by its logarithm unless it says log: false.
     space: dict[str, Any] = field(default_factory=dict)
     trials: int = 4  # of random and optuna

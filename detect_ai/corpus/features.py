@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai.text.normalize import sentences
+from detect_ai.text.sentences import sentences
 
 Floats = NDArray[np.float64]
 

@@ -19,8 +19,9 @@ from detect_ai.models.batch import Batch, collate, lane_tokens, plan_scoring
 from detect_ai.schemas import Label, Reason, Span, Verdict
 from detect_ai.text.content_type import not_prose
 from detect_ai.text.language import other_language
-from detect_ai.text.normalize import NORMALISER_VERSION, Normalised, latin_share, normalise, sentences
-from detect_ai.text.windows import cut, document_scores
+from detect_ai.text.normalize import NORMALISER_VERSION, Normalised, latin_share, normalise
+from detect_ai.text.sentences import sentences
+from detect_ai.text.windows import aggregate_windows, split_windows
 
 if TYPE_CHECKING:
     from detect_ai.calibration.domain_classifier import Registers
@@ -116,12 +117,12 @@ class Scorer:
 
     def windows(self, token_ids: Sequence[Ids]) -> tuple[list[Ids], NDArray[np.int64]]:
         """The windows of documents, and the position of the document that each belongs to."""
-        return cut(token_ids, self._content, self.stride)
+        return split_windows(token_ids, self._content, self.stride)
 
     def score(self, token_ids: Sequence[Ids]) -> Scores:
         """Log-odds of documents given as token ids of normalised texts, shape (documents,)."""
         rows, owners = self.windows(token_ids)
-        return document_scores(self.window_scores(rows), owners, len(token_ids))
+        return aggregate_windows(self.window_scores(rows), owners, len(token_ids))
 
     def window_scores(self, rows: Sequence[Ids]) -> Scores:
         """Log-odds of windows, in batches of like length, shape (windows,).

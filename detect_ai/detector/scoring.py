@@ -19,7 +19,7 @@ from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.splits import shuffle_key
 from detect_ai.detector.detector import Scorer
-from detect_ai.text.windows import spans
+from detect_ai.text.windows import sample_spans_by_length
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Scored:
         labels: 0 human, 1 ai; int64, shape (scores,).
         scores: log-odds of AI; float64, shape (scores,).
         num_tokens: of each span; int64, shape (scores,).
-        registers: as `detect_ai.calibration.domain_classifier` names them, "" throughout where they are not told apart; shape (scores,).
+        registers: domain of each text, "" throughout without a domain classifier; shape (scores,).
         whole: whether the score is that of a whole document, shape (scores,).
     """
 
@@ -59,7 +59,7 @@ class ScoreBatch:
         key: of the folder with the checkpoint.
         load: turns that folder into a scorer.
         threads: of the forward pass.
-        edges: of ranges of lengths, see `windows.spans`.
+        edges: of ranges of lengths, see `windows.sample_spans_by_length`.
         registers: tells the spans apart.
     """
 
@@ -87,7 +87,7 @@ class ScoreBatch:
         for name, label, tokens in zip(*columns, batch["input_ids"].to_numpy(), strict=True):
             tokens = np.asarray(tokens, dtype=np.int32)
             # Drawn from the id: the same document gives the same spans on every machine.
-            cut = spans(len(tokens), self._edges, np.random.default_rng(shuffle_key(0, name)))
+            cut = sample_spans_by_length(len(tokens), self._edges, np.random.default_rng(shuffle_key(0, name)))
             ids += [tokens[start:stop] for start, stop in cut]
             found["id"] += [name] * len(cut)
             found["label"] += [label] * len(cut)
@@ -114,7 +114,7 @@ def score_split(
         key: of the folder with the checkpoint, in the corpus's storage.
         load: turns that folder into a scorer, see `checkpoint_loader`.
         config: actors, threads, precision.
-        edges: score a span of each document in every range of lengths, too, see `windows.spans`.
+        edges: score a span of each document in every range of lengths, too, see `windows.sample_spans_by_length`.
         registers: tells the spans apart.
     """
     import ray

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detect_ai.core.errors import InputError
-from detect_ai.text.normalize import sentences
+from detect_ai.text.sentences import sentences
 
 Span = tuple[int, int]
 SHORTEST_RUN = 2  # sentences

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from detect_ai.core.errors import InputError
-from detect_ai.text.normalize import sentences
+from detect_ai.text.sentences import sentences
 
 MAX_TOKENS = 512  # what T5 was trained on; a longer passage is left as it is
 _BATCH = 8

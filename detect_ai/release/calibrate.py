@@ -29,7 +29,7 @@ from detect_ai.detector import bundle
 from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.scoring import Scored, checkpoint_loader, score_split
 from detect_ai.text.normalize import NORMALISER_VERSION
-from detect_ai.text.windows import spans
+from detect_ai.text.windows import sample_spans_by_length
 from detect_ai.training.train import checked_tokenizer
 
 REGISTER_SPAN = 128  # tokens, at most, of a span that registers are learnt from
@@ -137,7 +137,7 @@ def _register_texts(corpus: Corpus, names: dict[str, str], seed: int) -> tuple[l
             if not name or counts[name] >= MAX_TEXTS:
                 continue
             counts[name] += 1
-            for start, stop in spans(len(ids), [REGISTER_SPAN], rng):
+            for start, stop in sample_spans_by_length(len(ids), [REGISTER_SPAN], rng):
                 documents.append(np.asarray(ids[start:stop], np.int32))
                 found.append(name)
     return documents, found

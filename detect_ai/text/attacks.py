@@ -1,7 +1,7 @@
 """Changes that readers hardly notice and detectors fall for, from the definitions of RAID (Dugan et al. 2024).
 
 arXiv:2405.07940, appendix E: each changes a share of the places where it can act. An attack is a function of a text and
-a generator of random numbers. These ten need no model; RAID's eleventh, the paraphrase, is `detect_ai.evaluation.paraphrase`. Its
+a generator of random numbers. These ten need no model; RAID's eleventh is the paraphrase. Its
 synonyms come from a masked language model, ours from a list.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from detect_ai.text.normalize import sentences
+from detect_ai.text.sentences import sentences
 from detect_ai.text.wordlists import misspellings, spellings, synonyms
 
 Attack = Callable[[str, np.random.Generator], str]

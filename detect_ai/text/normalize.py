@@ -1,4 +1,4 @@
-"""Normalise a text and cut it: one versioned function before every tokenisation, sentences, windows.
+"""Text normalisation: one versioned function that runs before every tokenisation.
 
 `normalise` undoes what changes a text's code points but not what a reader sees: the homoglyph, zero-width,
 white-space and paragraph attacks of RAID (Dugan et al. 2024, arXiv:2405.07940), full-width and mathematical
@@ -18,8 +18,6 @@ from string import ascii_letters
 
 import numpy as np
 import numpy.typing as npt
-
-from detect_ai.core.errors import InputError
 
 NORMALISER_VERSION: int = 1
 
@@ -52,14 +50,6 @@ _WORD = re.compile(r"(?:[^\W\d_]+[\u0300-\u036f]*)+")
 _PLAIN = re.compile("[A-Za-zªºÀ-ÖØ-öø-\u024f\u1e00-\u1eff\u0300-\u036f]+")
 _FOLD_FROM_SHARE = 0.9
 _GENUINE_LATIN_SHARE = 0.05
-
-_STOP = re.compile(r"""(?:(?<![.!?])[.!?]++["')\]]*+(?=\s)|。["')」』]*+)(?P<gap>\s*+)(?=["'(\[]*+(?P<next>\S))""")
-_ABBREVIATION = re.compile(
-    r"""["'(\[]*(?:(?i:mr|mrs|ms|mx|dr|prof|st|gen|col|sgt|capt|lt|cmdr|rev|hon|gov|sen|rep|messrs|mt|ft|vs|cf|al
-    |e\.g|i\.e|ph\.d|viz)\.|(?!I\.[ ])(?:[A-ZÀ-ÖØ-ÞΑ-ΩА-Я]\.)+)[ ].
-    |["'(\[]*(?i:nos?|figs?|eqs?|vol|ch|sec|art|pp?|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|approx)\.[ ]\d""",
-    re.VERBOSE,
-)
 
 _Offsets = npt.NDArray[np.int32]
 _Edit = tuple[int, int, str]
@@ -247,41 +237,6 @@ def _squeeze_spaces(draft: _Draft) -> None:
     size = len(draft.text)
     spans = (match.span() for match in re.finditer(r"\s\s+|[^\S ]|^ | \Z", draft.text))
     draft.rewrite([(start, end, "" if start == 0 or end == size else " ") for start, end in spans])
-
-
-def sentences(text: str) -> list[tuple[int, int]]:
-    """Spans `[start, end)` of the sentences of a normalised text, in order, without the spaces between.
-
-    A sentence ends at `.`, `!` or `?` (and closing quotes or brackets) before a space and anything but a lower
-    case letter, unless the stop belongs to an abbreviation or an initial.
-    """
-    gaps = [match.span("gap") for match in _STOP.finditer(text) if _ends_sentence(text, match)]
-    edges = (len(text) - len(text.lstrip()), *chain.from_iterable(gaps), len(text.rstrip()))
-    return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
-
-
-def _ends_sentence(text: str, match: re.Match[str]) -> bool:
-    at = match.start()
-    if text[at] == "。":
-        return True
-    word = text.rfind(" ", max(0, at - 20), at) + 1
-    return not (match["next"].islower() or _ABBREVIATION.fullmatch(text, word, at + 3))
-
-
-def windows(num_tokens: int, window: int, stride: int) -> list[tuple[int, int]]:
-    """Spans `[start, end)` of `window` tokens, starts `stride` apart, that cover a document's `num_tokens`.
-
-    The last window ends with the document, so its step may be shorter; a shorter document is one window.
-
-    Raises:
-        InputError: If `window` is below 1, or `stride` is not between 1 and `window`.
-    """
-    if not 1 <= stride <= window:
-        raise InputError(f"need window >= 1 and 1 <= stride <= window, got window={window}, stride={stride}")
-    if num_tokens <= window:
-        return [(0, num_tokens)]
-    last = num_tokens - window
-    return [(start, start + window) for start in (*range(0, last, stride), last)]
 
 
 def latin_share(text: str) -> float:

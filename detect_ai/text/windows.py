@@ -1,4 +1,4 @@
-"""Documents as overlapping windows of tokens, and window scores as document scores. The same in every stage."""
+"""Split documents into overlapping token windows, sample from them, and aggregate window scores."""
 
 from __future__ import annotations
 
@@ -8,15 +8,31 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai.text.normalize import windows
+from detect_ai.core.errors import InputError
 
 Ids = NDArray[np.int32]
-SHORTEST_SPAN = 8  # tokens
-FULL_SHARE = 0.25
+MIN_SPAN_TOKENS = 8
+FULL_WINDOW_FRACTION = 0.25
 
 
-def cut(documents: Sequence[Ids], content: int, stride: int) -> tuple[list[Ids], NDArray[np.int64]]:
-    """All windows of all documents.
+def window_spans(num_tokens: int, window: int, stride: int) -> list[tuple[int, int]]:
+    """Token spans `[start, end)` of the overlapping windows that cover a document.
+
+    The last window ends with the document, so its step may be shorter; a shorter document is one window.
+
+    Raises:
+        InputError: `window` is below 1, or `stride` is not between 1 and `window`.
+    """
+    if not 1 <= stride <= window:
+        raise InputError(f"need window >= 1 and 1 <= stride <= window, got window={window}, stride={stride}")
+    if num_tokens <= window:
+        return [(0, num_tokens)]
+    last = num_tokens - window
+    return [(start, start + window) for start in (*range(0, last, stride), last)]
+
+
+def split_windows(documents: Sequence[Ids], content: int, stride: int) -> tuple[list[Ids], NDArray[np.int64]]:
+    """Split documents into overlapping windows.
 
     Args:
         documents: token ids of each document, without special tokens.
@@ -24,65 +40,76 @@ def cut(documents: Sequence[Ids], content: int, stride: int) -> tuple[list[Ids],
         stride: tokens between the starts of neighbouring windows.
 
     Returns:
-        The windows in order, and for each the position of its document, shape (windows,). Every document has one.
+        The windows in order, and the document index of each, shape (num_windows,). Every document has a window.
     """
     rows: list[Ids] = []
     owners: list[int] = []
     for owner, ids in enumerate(documents):
-        spans = windows(len(ids), content, stride)
+        spans = window_spans(len(ids), content, stride)
         rows += [ids[start:stop] for start, stop in spans]
         owners += [owner] * len(spans)
     return rows, np.asarray(owners, dtype=np.int64)
 
 
-def spans(length: int, edges: Sequence[int], rng: np.random.Generator) -> list[tuple[int, int]]:
-    """The whole of a document, and a span of it for each shorter range of lengths.
+def aggregate_windows(
+    scores: NDArray[np.float64], owners: NDArray[np.int64], num_documents: int
+) -> NDArray[np.float64]:
+    """Aggregate window scores to document scores: the mean log-odds of the windows.
 
     Args:
-        length: of the document, in tokens.
-        edges: lengths that part the ranges, ascending; without any there is only the whole.
-        rng: draws lengths and places, each evenly.
+        scores: log-odds of each window, shape (num_windows,).
+        owners: document index of each window, shape (num_windows,).
+        num_documents: each has at least one window.
 
     Returns:
-        Spans `[start, end)`, the whole document last.
+        Log-odds of each document, shape (num_documents,).
     """
-    found = []
-    for low, high in pairwise([SHORTEST_SPAN, *edges]):
-        if low < high <= length:
-            size = int(rng.integers(low, high))
-            start = int(rng.integers(length - size + 1))
-            found.append((start, start + size))
-    return [*found, (0, length)]
-
-
-def document_scores(scores: NDArray[np.float64], owners: NDArray[np.int64], num_documents: int) -> NDArray[np.float64]:
-    """The score of a document: the mean log-odds of its windows, shape (num_documents,)."""
     totals = np.bincount(owners, weights=scores, minlength=num_documents)
     counts = np.bincount(owners, minlength=num_documents)
     means: NDArray[np.float64] = totals / counts
     return means
 
 
-def span_each(documents: Sequence[Ids], content: int, shortest: int, rng: np.random.Generator) -> list[Ids]:
-    """A span of each document, so that a detector learns short texts, too.
+def sample_window(documents: Sequence[Ids], content: int, stride: int, rng: np.random.Generator) -> list[Ids]:
+    """Sample one window of each document uniformly, for one training epoch."""
+    samples = []
+    for ids in documents:
+        spans = window_spans(len(ids), content, stride)
+        start, stop = spans[int(rng.integers(len(spans)))]
+        samples.append(ids[start:stop])
+    return samples
 
-    One in four is as long as a window; the logarithm of the other lengths is even between `shortest` tokens and a
-    window. The place is even, too. A shorter document is taken whole.
+
+def sample_span(documents: Sequence[Ids], content: int, shortest: int, rng: np.random.Generator) -> list[Ids]:
+    """Sample a span of random length from each document, to train on short texts as well.
+
+    One in four spans has the length of a window. The others have log-uniform lengths between `shortest` and `content`
+    tokens. Positions are uniform. Documents shorter than the sampled length are taken whole.
     """
     lengths = np.exp(rng.uniform(np.log(shortest), np.log(content), len(documents)))
-    lengths[rng.random(len(documents)) < FULL_SHARE] = content
-    drawn = []
+    lengths[rng.random(len(documents)) < FULL_WINDOW_FRACTION] = content
+    samples = []
     for ids, length in zip(documents, lengths.astype(np.int64).clip(shortest, content), strict=True):
         start = int(rng.integers(max(0, len(ids) - length) + 1))
-        drawn.append(ids[start : start + length])
-    return drawn
+        samples.append(ids[start : start + length])
+    return samples
 
 
-def one_each(documents: Sequence[Ids], content: int, stride: int, rng: np.random.Generator) -> list[Ids]:
-    """One window of each document, drawn from all of its windows: what an epoch of training reads."""
-    drawn = []
-    for ids in documents:
-        spans = windows(len(ids), content, stride)
-        start, stop = spans[int(rng.integers(len(spans)))]
-        drawn.append(ids[start:stop])
-    return drawn
+def sample_spans_by_length(num_tokens: int, edges: Sequence[int], rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Sample one span of a document in each length range below its own length, and add the whole document.
+
+    Args:
+        num_tokens: length of the document.
+        edges: ascending token counts that separate the length ranges; empty for the whole document only.
+        rng: samples lengths and positions uniformly.
+
+    Returns:
+        Spans `[start, end)`, the whole document last.
+    """
+    spans = []
+    for low, high in pairwise([MIN_SPAN_TOKENS, *edges]):
+        if low < high <= num_tokens:
+            size = int(rng.integers(low, high))
+            start = int(rng.integers(num_tokens - size + 1))
+            spans.append((start, start + size))
+    return [*spans, (0, num_tokens)]

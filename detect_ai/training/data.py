@@ -182,9 +182,9 @@ def _training_rows(table: pa.Table, pool: dict[str, Any], frame: Frame, plan: Tr
     rng = np.random.default_rng([plan.seed, pool["epoch"], pool["number"]])
     documents = _token_ids(table)
     if plan.shortest_span:
-        ids = windows.span_each(documents, frame.content, plan.shortest_span, rng)
+        ids = windows.sample_span(documents, frame.content, plan.shortest_span, rng)
     else:
-        ids = windows.one_each(documents, frame.content, frame.stride, rng)
+        ids = windows.sample_window(documents, frame.content, frame.stride, rng)
     labels = table["label"].to_numpy().astype(np.int64)
     weights = table["weight"].to_numpy() * np.asarray(plan.class_weights, np.float32)[labels]
     weights[pc.not_equal(table["attack"], "").to_numpy()] *= np.float32(plan.attack_weight)
@@ -211,7 +211,7 @@ def _training_rows(table: pa.Table, pool: dict[str, Any], frame: Frame, plan: Tr
 def _scoring_rows(
     table: pa.Table, pool: dict[str, Any], frame: Frame, num_workers: int, batch_tokens: int
 ) -> Iterator[pa.Table]:
-    rows, owners = windows.cut(_token_ids(table), frame.content, frame.stride)
+    rows, owners = windows.split_windows(_token_ids(table), frame.content, frame.stride)
     labels, weights = table["label"].to_numpy().astype(np.int64), table["weight"].to_numpy()
     lengths = np.asarray([len(row) + len(frame.prefix) + len(frame.suffix) for row in rows])
     for positions in _filled_up(batches.plan_scoring(lengths, batch_tokens), num_workers):

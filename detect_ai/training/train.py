@@ -1,4 +1,4 @@
-"""The stage `train`: build the TorchTrainer, run it, name the best checkpoint. The loop itself is `detect_ai.training.worker`.
+"""The stage `train`: build the TorchTrainer, run it, name the best checkpoint. The loop is `training.worker`.
 
 A training that was cut off goes on when the stage runs again under the same run name with the same model, training,
 seed and corpus; what only says where and how safely it runs may differ.

@@ -25,7 +25,7 @@ from detect_ai.core.errors import ResourceError, TrainingError
 from detect_ai.models import encoder, flops
 from detect_ai.models.backends.torch import autocast, log_odds, model_inputs, upload
 from detect_ai.models.compiling import compiled
-from detect_ai.text.windows import document_scores
+from detect_ai.text.windows import aggregate_windows
 from detect_ai.training.data import Microbatch
 
 _SHOWN = 20  # documents that a message names
@@ -241,7 +241,7 @@ class Learner:
                 f"scores are not finite after step {self.steps} (learning rate {rate:.2e}, documents {_named(odd)} "
                 "of the split validation): lower train.lr, or train.precision=fp32"
             )
-        by_document = document_scores(scores, documents, len(labels))
+        by_document = aggregate_windows(scores, documents, len(labels))
         probabilities = 1 / (1 + np.exp(-by_document))
         for meter in (self.epoch, self.lately):
             meter.pause(time.perf_counter() - started)

@@ -28,7 +28,7 @@ from detect_ai.schemas import (
     Verdict,
 )
 from detect_ai.text.normalize import Normalised, normalise
-from detect_ai.text.windows import document_scores
+from detect_ai.text.windows import aggregate_windows
 from serve_app.api.backlog import Budget
 from serve_app.api.errors import ProblemError, invalid_body
 from serve_app.engine.batcher import Batcher, ClosedError, Ids, QueueFullError, Scores
@@ -321,7 +321,7 @@ class Service:
         """What the scores say of each text."""
         lengths = [len(each) for each in reading.sentences]
         counts = [len(reading.documents), *lengths, *(lengths if reading.wanted.effects else [])]
-        scores = document_scores(window_scores, reading.owners, sum(counts))
+        scores = aggregate_windows(window_scores, reading.owners, sum(counts))
         texts, *spans = np.split(scores, np.cumsum(counts)[:-1])
         spans, without = spans[: len(texts)], spans[len(texts) :]
         return [

@@ -1,8 +1,9 @@
 """The text of one Word or PDF file, found in a process of its own that may be stopped at any time.
 
-`serve_app.files.reader` runs this file by its path: the limits as JSON in the first argument, the file on standard input. It
-writes one JSON object, `{"text": …}` or `{"problem": …, "found": …}`. Whatever a hostile file does to its parser, it
-does it here, within bounds on memory, time and open files, without the environment and the data of the service.
+`serve_app.files.reader` runs this file by its path: the limits as JSON in the first argument, the file on standard
+input. It writes one JSON object, `{"text": …}` or `{"problem": …, "found": …}`. Whatever a hostile file does to its
+parser, it does it here, within bounds on memory, time and open files, without the environment
+and the data of the service.
 """
 
 from __future__ import annotations

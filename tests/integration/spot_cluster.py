@@ -1,4 +1,4 @@
-"""A training on two nodes, one of which is taken away: `python -m tests.integration.spot_cluster CONFIG CORPUS NAME THEN`.
+"""Train on two nodes and remove one: `python -m tests.integration.spot_cluster CONFIG CORPUS NAME THEN`.
 
 In a process of its own, for it has a cluster of its own: Ray's multi-node test cluster, a head with room for one worker
 and Ray Data, and a spot node for the other. Prints the history and the checkpoint as JSON.

@@ -11,7 +11,7 @@ import pytest
 
 from detect_ai.core.config import Config
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.text.windows import cut
+from detect_ai.text.windows import split_windows
 from detect_ai.training import data, train
 from detect_ai.training.data import Microbatch, TrainingPlan
 from tests.integration.runs import EPOCHS, Steps, consume, frame_of, training_ranks
@@ -96,7 +96,7 @@ def test_evaluation_reads_every_window_once(many: tuple[Config, Corpus]) -> None
     config, corpus = many
     frame = frame_of(config)
     ids = [np.asarray(row, np.int32) for row in corpus.read("test", ["input_ids"])["input_ids"].to_pylist()]
-    _, owners = cut(ids, frame.content, frame.stride)
+    _, owners = split_windows(ids, frame.content, frame.stride)
     assert len(owners) > len(ids), "no document has two windows"
     ranks = consume(data.scoring_stream(corpus, "test", frame, 3, batch_tokens=512), 3)
     assert Counter(documents([part for rank in ranks for part in rank])) == Counter(owners.tolist())

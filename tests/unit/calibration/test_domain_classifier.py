@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from detect_ai.calibration.domain_classifier import FILE, SURE, Registers, fit
 from detect_ai.core.errors import BundleError
 from detect_ai.detector.scoring import ScoreBatch
-from detect_ai.text.windows import SHORTEST_SPAN
+from detect_ai.text.windows import MIN_SPAN_TOKENS
 
 VOCABULARY = 90
 # A register draws half of its tokens from thirty of its own, the other half from all.
@@ -217,7 +217,7 @@ def test_a_batch_gives_each_document_its_spans_and_then_its_whole(tmp_path, told
         ("third", True),
     ]
     assert [row["num_tokens"] for row in found][2:] == [200, 10, 0]
-    assert SHORTEST_SPAN <= found[0]["num_tokens"] < 64 <= found[1]["num_tokens"] < 128
+    assert MIN_SPAN_TOKENS <= found[0]["num_tokens"] < 64 <= found[1]["num_tokens"] < 128
     assert [row["score"] for row in found] == [row["num_tokens"] for row in found]
     assert [row["register"] for row in found][2:] == [*told.of([ids for _, ids in rows])]
     assert {row["label"] for row in found} == {1}

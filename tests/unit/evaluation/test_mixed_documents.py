@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from detect_ai.core.errors import InputError
 from detect_ai.evaluation.mixed_documents import mix, sentence_labels
-from detect_ai.text.normalize import sentences
+from detect_ai.text.sentences import sentences
 
 
 def story(word, count):

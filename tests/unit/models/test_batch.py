@@ -115,7 +115,7 @@ def test_every_step_has_the_share_of_classes_of_its_pool(ai):
 
 def spans_of_random_length():
     documents = [np.zeros(300, np.int32)] * 4096
-    return np.asarray([len(row) + 2 for row in windows.span_each(documents, 126, 32, np.random.default_rng(0))])
+    return np.asarray([len(row) + 2 for row in windows.sample_span(documents, 126, 32, np.random.default_rng(0))])
 
 
 @pytest.mark.parametrize("sizes", [(16, 4), (16, 8), (64, 16)])
@@ -378,7 +378,7 @@ def test_scoring_reads_every_window_of_every_document_once_and_equally_often_on_
         for tokens, length, document in zip(row.batch.input_ids, row.batch.lengths, row.documents, strict=True)
         if document >= 0
     )
-    cut, owners = data.windows.cut(data._token_ids(table), FRAME.content, FRAME.stride)
+    cut, owners = data.windows.split_windows(data._token_ids(table), FRAME.content, FRAME.stride)
     assert read == sorted((int(owner), ids.tolist()) for ids, owner in zip(cut, owners, strict=True))
     assert all(row.batch.input_ids.size <= 512 for row in rows)
 

@@ -175,7 +175,7 @@ def test_compounds_names_and_odd_words_keep_their_words(text):
 
 
 def test_a_synonym_stands_in_one_group_of_single_lower_case_words():
-    lines = files("detect_ai").joinpath("data/synonyms.txt").read_text("utf-8").splitlines()
+    lines = files("detect_ai.text").joinpath("synonyms.txt").read_text("utf-8").splitlines()
     groups = [line.split(" ") for line in lines if not line.startswith("#")]
     assert len(groups) >= 450
     assert "Apache-2.0" in "".join(line for line in lines if line.startswith("#"))

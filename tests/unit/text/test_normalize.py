@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from detect_ai.text.normalize import Normalised, latin_share, normalise, sentences
+from detect_ai.text.normalize import Normalised, latin_share, normalise
+from detect_ai.text.sentences import sentences
 from tests.unit.conftest import any_text
 
 CLEAN = (
@@ -270,7 +271,8 @@ def test_five_thousand_clean_characters_take_less_than_a_millisecond():
 
 def test_importing_loads_no_confusables_ray_or_torch():
     check = (
-        "import sys, detect_ai.text.normalize as text; assert not {'ray', 'torch', 'confusable_homoglyphs'} & set(sys.modules);"
+        "import sys, detect_ai.text.normalize as text;"
+        "assert not {'ray', 'torch', 'confusable_homoglyphs'} & set(sys.modules);"
         "assert text._confusables.cache_info().currsize == 0"
     )
     subprocess.run([sys.executable, "-c", check], check=True)

@@ -2,10 +2,19 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detect_ai.text.windows import SHORTEST_SPAN, cut, document_scores, one_each, span_each, spans
+from detect_ai.core.errors import InputError
+from detect_ai.text.windows import (
+    MIN_SPAN_TOKENS,
+    aggregate_windows,
+    sample_span,
+    sample_spans_by_length,
+    sample_window,
+    split_windows,
+    window_spans,
+)
 
 SHAPES = st.integers(1, 40).flatmap(lambda content: st.tuples(st.just(content), st.integers(1, content)))
 DOCUMENTS = st.lists(st.integers(0, 200), max_size=8)
@@ -20,7 +29,7 @@ def made(lengths):
 @given(DOCUMENTS, SHAPES)
 def test_windows_cover_every_token_of_their_document_and_none_of_another(lengths, shape):
     documents = made(lengths)
-    rows, owners = cut(documents, *shape)
+    rows, owners = split_windows(documents, *shape)
     for owner, ids in enumerate(documents):
         own = [row for row, o in zip(rows, owners, strict=True) if o == owner]
         assert own
@@ -29,7 +38,7 @@ def test_windows_cover_every_token_of_their_document_and_none_of_another(lengths
 
 @given(DOCUMENTS, SHAPES)
 def test_windows_hold_neighbouring_tokens_and_fit_their_size(lengths, shape):
-    rows, owners = cut(made(lengths), *shape)
+    rows, owners = split_windows(made(lengths), *shape)
     assert owners.dtype == np.int64
     assert (np.diff(owners) >= 0).all()
     for row, owner in zip(rows, owners, strict=True):
@@ -38,27 +47,27 @@ def test_windows_hold_neighbouring_tokens_and_fit_their_size(lengths, shape):
 
 
 def test_every_document_has_a_window_even_an_empty_one():
-    rows, owners = cut(made([0, 5, 0]), 4, 2)
+    rows, owners = split_windows(made([0, 5, 0]), 4, 2)
     assert [row.tolist() for row in rows] == [[], [0, 1, 2, 3], [1, 2, 3, 4], []]
     assert owners.tolist() == [0, 1, 1, 2]
 
 
 def test_no_documents_have_no_windows_and_no_scores():
-    rows, owners = cut([], 4, 2)
+    rows, owners = split_windows([], 4, 2)
     assert (rows, owners.tolist()) == ([], [])
-    assert document_scores(np.empty(0), owners, 0).tolist() == []
+    assert aggregate_windows(np.empty(0), owners, 0).tolist() == []
 
 
 def test_the_score_of_a_document_is_the_mean_over_its_windows_in_any_order():
     scores, owners = np.asarray([1.0, -4.0, 2.0, 6.0]), np.asarray([1, 0, 1, 1])
-    assert document_scores(scores, owners, 2).tolist() == [-4.0, 3.0]
+    assert aggregate_windows(scores, owners, 2).tolist() == [-4.0, 3.0]
 
 
 @given(DOCUMENTS.filter(bool), SHAPES, st.integers(0, 3))
 def test_one_window_of_each_document_is_one_of_its_windows(lengths, shape, seed):
     documents = made(lengths)
-    rows, owners = cut(documents, *shape)
-    drawn = one_each(documents, *shape, np.random.default_rng(seed))
+    rows, owners = split_windows(documents, *shape)
+    drawn = sample_window(documents, *shape, np.random.default_rng(seed))
     assert len(drawn) == len(documents)
     for owner, window in enumerate(drawn):
         own = [row.tolist() for row, o in zip(rows, owners, strict=True) if o == owner]
@@ -68,24 +77,24 @@ def test_one_window_of_each_document_is_one_of_its_windows(lengths, shape, seed)
 def test_in_many_epochs_every_window_of_a_document_is_drawn():
     documents = made([100])
     rng = np.random.default_rng(0)
-    drawn = {one_each(documents, 10, 10, rng)[0][0] for _ in range(200)}
+    drawn = {sample_window(documents, 10, 10, rng)[0][0] for _ in range(200)}
     assert drawn == set(range(0, 100, 10))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_drawn_windows_are_a_function_of_the_seed(seed):
     documents = made([100, 300, 20])
-    first, second = (one_each(documents, 10, 5, np.random.default_rng(seed)) for _ in range(2))
+    first, second = (sample_window(documents, 10, 5, np.random.default_rng(seed)) for _ in range(2))
     assert [row.tolist() for row in first] == [row.tolist() for row in second]
 
 
 # Spans of every length
 
 
-@given(st.integers(0, 600), st.sets(st.integers(SHORTEST_SPAN + 1, 400), max_size=4).map(sorted), st.integers(0, 3))
+@given(st.integers(0, 600), st.sets(st.integers(MIN_SPAN_TOKENS + 1, 400), max_size=4).map(sorted), st.integers(0, 3))
 def test_a_document_has_a_span_in_every_range_that_it_fills_and_is_itself_the_last(length, edges, seed):
-    *short, whole = spans(length, edges, np.random.default_rng(seed))
-    filled = [(low, high) for low, high in pairwise([SHORTEST_SPAN, *edges]) if high <= length]
+    *short, whole = sample_spans_by_length(length, edges, np.random.default_rng(seed))
+    filled = [(low, high) for low, high in pairwise([MIN_SPAN_TOKENS, *edges]) if high <= length]
     assert whole == (0, length)
     assert len(short) == len(filled)
     for (start, stop), (low, high) in zip(short, filled, strict=True):
@@ -94,13 +103,15 @@ def test_a_document_has_a_span_in_every_range_that_it_fills_and_is_itself_the_la
 
 
 def test_spans_have_all_lengths_of_their_range_and_all_places():
-    drawn = [spans(20, [10], np.random.default_rng(seed))[0] for seed in range(300)]
+    drawn = [sample_spans_by_length(20, [10], np.random.default_rng(seed))[0] for seed in range(300)]
     assert {stop - start for start, stop in drawn} == {8, 9}
     assert {start for start, stop in drawn if stop - start == 9} == set(range(12))
 
 
 def test_spans_are_a_function_of_the_seed():
-    first, again, other = (spans(500, [64, 128, 256], np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        sample_spans_by_length(500, [64, 128, 256], np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
     assert first == again
     assert first != other
 
@@ -108,7 +119,7 @@ def test_spans_are_a_function_of_the_seed():
 @given(DOCUMENTS, st.integers(1, 40).flatmap(lambda content: st.tuples(st.integers(1, content), st.just(content))))
 def test_a_drawn_span_is_a_part_of_its_document_as_long_as_allowed(lengths, shape):
     shortest, content = shape
-    drawn = span_each(made(lengths), content, shortest, np.random.default_rng(0))
+    drawn = sample_span(made(lengths), content, shortest, np.random.default_rng(0))
     assert len(drawn) == len(lengths)
     for ids, part in zip(made(lengths), drawn, strict=True):
         assert min(shortest, len(ids)) <= len(part) <= min(content, len(ids))
@@ -117,7 +128,7 @@ def test_a_drawn_span_is_a_part_of_its_document_as_long_as_allowed(lengths, shap
 
 
 def test_one_span_in_four_is_as_long_as_a_window_and_the_logarithms_of_the_others_are_even():
-    lengths = np.asarray([len(part) for part in span_each(made([300] * 4000), 256, 16, np.random.default_rng(0))])
+    lengths = np.asarray([len(part) for part in sample_span(made([300] * 4000), 256, 16, np.random.default_rng(0))])
     shorter = lengths[lengths < 256]
     assert 1 - len(shorter) / 4000 == pytest.approx(0.25, abs=0.03)
     # Between 16 and 256 every doubling has as many.
@@ -126,14 +137,48 @@ def test_one_span_in_four_is_as_long_as_a_window_and_the_logarithms_of_the_other
 
 
 def test_drawn_spans_reach_both_ends_of_a_document():
-    starts = {int(part[0]) for part in span_each([np.arange(10)] * 300, 8, 8, np.random.default_rng(0))}
+    starts = {int(part[0]) for part in sample_span([np.arange(10)] * 300, 8, 8, np.random.default_rng(0))}
     assert starts == {0, 1, 2}
 
 
 def test_drawn_spans_are_a_function_of_the_seed():
     documents = made([300] * 20)
     first, again, other = (
-        [part.tolist() for part in span_each(documents, 100, 10, np.random.default_rng(seed))] for seed in (1, 1, 2)
+        [part.tolist() for part in sample_span(documents, 100, 10, np.random.default_rng(seed))] for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
+
+
+@settings(deadline=None)
+@given(st.integers(0, 400), st.integers(1, 60), st.data())
+def test_windows_cover_all_tokens_in_order_and_end_with_them(num_tokens, window, data):
+    stride = data.draw(st.integers(1, window))
+    spans = window_spans(num_tokens, window, stride)
+    assert spans[0][0] == 0
+    assert spans[-1][1] == num_tokens
+    assert all(end - start == min(window, num_tokens) for start, end in spans)
+    steps = [after[0] - before[0] for before, after in pairwise(spans)]
+    assert all(step == stride for step in steps[:-1])
+    assert all(0 < step <= stride for step in steps[-1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((0, 4, 2), [(0, 0)]),
+        ((3, 4, 2), [(0, 3)]),
+        ((4, 4, 2), [(0, 4)]),
+        ((8, 4, 2), [(0, 4), (2, 6), (4, 8)]),
+        ((9, 4, 4), [(0, 4), (4, 8), (5, 9)]),
+    ],
+)
+def test_windows_of(arguments, expected):
+    assert window_spans(*arguments) == expected
+
+
+@pytest.mark.parametrize(("window", "stride"), [(0, 1), (4, 0), (4, 5), (-1, -1)])
+def test_window_spans_names_what_was_given(window, stride):
+    with pytest.raises(InputError) as error:
+        window_spans(10, window, stride)
+    assert str(error.value) == f"need window >= 1 and 1 <= stride <= window, got window={window}, stride={stride}"
