@@ -34,6 +34,10 @@ class RegistryError(InputError):
     """The registry has no such version, or no champion yet."""
 
 
+class ConflictError(DetectAIError):
+    """Somebody else changed shared state (the champion, API keys, the desired state of the service) first."""
+
+
 class GateError(DetectAIError):
     """A candidate did not pass the gate and was not published."""
 

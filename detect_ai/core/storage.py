@@ -10,11 +10,15 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 from pyarrow import fs as pafs
 
 from detect_ai.core.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -26,6 +30,34 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{uri}: expected a local path or a URI such as gs://bucket/folder: {error}") from error
     return filesystem, str(path)
+
+
+@contextmanager
+def _scratch_file(path: str, data: bytes) -> Iterator[Path]:
+    """A synced file with the data, in the folder of `path`; removed afterwards."""
+    scratch = Path(f"{path}.{uuid.uuid4().hex}.tmp")
+    try:
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield scratch
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _object_store(root: str, bucket: str) -> ObjectStore:
+    """The bucket of a URI for conditional writes. `endpoint_override` names an emulator, which needs no credentials."""
+    from obstore.store import GCSStore, from_url
+
+    url = urlsplit(root)
+    options = dict(parse_qsl(url.query))
+    if "endpoint_override" not in options:
+        return from_url(f"{url.scheme}://{bucket}")
+    endpoint = f"{options.get('scheme', 'https')}://{options['endpoint_override']}"
+    nobody = {"disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+    account = json.dumps({"gcs_base_url": endpoint, **nobody})
+    return GCSStore(bucket, service_account_key=account, client_options={"allow_http": True})
 
 
 class Storage:
@@ -97,15 +129,33 @@ class Storage:
             with self.filesystem.open_output_stream(path) as stream:
                 stream.write(data)
             return
-        scratch = Path(f"{path}.{uuid.uuid4().hex}.tmp")
-        try:
-            with scratch.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        with _scratch_file(path, data) as scratch:
             scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write a whole file unless the key exists, atomically: of concurrent writers exactly one succeeds.
+
+        Returns:
+            Whether this call wrote the file. False: the key exists, and its content is unchanged.
+        """
+        path = self.path(key)
+        self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        if self.is_local:
+            with _scratch_file(path, data) as scratch:
+                try:
+                    os.link(scratch, path)
+                except FileExistsError:
+                    return False
+            return True
+        import obstore  # pyarrow has no conditional write
+        from obstore.exceptions import AlreadyExistsError
+
+        bucket, _, name = path.partition("/")
+        try:
+            obstore.put(_object_store(self.root, bucket), name, data, mode="create")
+        except AlreadyExistsError:
+            return False
+        return True
 
     def read_json(self, key: str) -> Any:
         """The parsed JSON of a file. Raises FileNotFoundError, or InputError when it is not JSON."""

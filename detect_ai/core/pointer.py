@@ -1,0 +1,91 @@
+"""Append-only pointer with compare-and-swap: shared state that concurrent writers can neither lose nor corrupt."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from detect_ai.core.errors import ConflictError, InputError
+from detect_ai.core.storage import Storage
+
+
+class Record(BaseModel):
+    """One state: its position in the sequence, its value, and who wrote it when (UTC, ISO 8601)."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    number: int
+    value: dict[str, Any]
+    by: str
+    when: str
+
+
+class Pointer:
+    """A sequence of records `<prefix>/000001.json`, `000002.json`, …; the highest number is the current state.
+
+    Records are created, never changed or deleted, and each number is created at most once (`Storage.create`).
+
+    Args:
+        storage: where the records are.
+        prefix: key of their folder.
+    """
+
+    def __init__(self, storage: Storage, prefix: str) -> None:
+        self.storage = storage
+        self.prefix = prefix
+
+    def read(self) -> Record | None:
+        """The current record; None before the first. Raises InputError when its file is malformed."""
+        numbers = self._numbers()
+        return self._load(numbers[-1]) if numbers else None
+
+    def history(self) -> list[Record]:
+        """All records, oldest first. Raises InputError when a file is malformed."""
+        return [self._load(number) for number in self._numbers()]
+
+    def advance(self, value: dict[str, Any], after: int) -> Record:
+        """Append a record, provided that none was appended since the one that the caller has read.
+
+        Args:
+            value: the new state; JSON values.
+            after: number of the record that the new state is based on; 0: there was none.
+
+        Raises:
+            ConflictError: record `after + 1` exists.
+        """
+        by = f"{os.environ.get('USER', 'unknown')}@{socket.gethostname()}"
+        record = Record(number=after + 1, value=value, by=by, when=datetime.now(UTC).isoformat(timespec="seconds"))
+        if not self.storage.create(self._key(record.number), record.model_dump_json(indent=2).encode()):
+            winner = self._load(record.number)
+            raise ConflictError(
+                f"{self._key(record.number)}: {winner.by} was first at {winner.when} with {winner.value}; "
+                "look at the new state and try again"
+            )
+        return record
+
+    def _key(self, number: int) -> str:
+        return f"{self.prefix}/{number:06d}.json"
+
+    def _numbers(self) -> list[int]:
+        names = self.storage.list(self.prefix)
+        return sorted(int(name.removesuffix(".json")) for name in names if re.fullmatch(r"\d{6,}\.json", name))
+
+    def _load(self, number: int) -> Record:
+        key = self._key(number)
+        try:
+            record = Record.model_validate_json(self.storage.read_bytes(key))
+            if record.number != number:
+                raise ValueError(f"number: {record.number}")
+        except ValueError as error:
+            where = error.errors()[0] if isinstance(error, ValidationError) else None
+            reason = f"{'.'.join(map(str, where['loc']))} {where['msg']}".strip() if where else error
+            raise InputError(
+                f"{self.storage.uri(key)}: expected a record with number {number}, value (an object), by and when; "
+                f"found: {reason}. Restore the file, or delete it to return to the record before it"
+            ) from error
+        return record
