@@ -18,8 +18,8 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector import bundle
 from detect_ai.detector.registry import Registry
 from detect_ai.release.publish import rollback
-from serve_app.auth.api_keys import ENVIRONMENT, ring
-from serve_app.auth.rate_limit import stop_shared_ledger
+from serve_app.auth.api_keys import ENVIRONMENT, KeyStore
+from serve_app.auth.rate_limit import ACTOR_NAME, stop_limiters
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ def deploy(config: Config, storage: Storage) -> dict[str, Any]:
             logger.warning("The service goes back to version %s", before[2])
             hand_over(*before)
         raise
+    stop_limiters(keep=ACTOR_NAME)
     return {
         "url": url(config.serve),
         "model_version": version,
@@ -136,7 +137,7 @@ def checked_keys(config: ServeConfig, storage: Storage) -> str | None:
         ConfigError: keys that cannot be read, or none at all where others than this machine can ask.
     """
     environment = os.environ.get(ENVIRONMENT, "")
-    if ring(config, storage, environment).keys:
+    if KeyStore(storage, environment).read().keys:
         return environment
     if not config.is_local:
         raise ConfigError(
@@ -290,4 +291,4 @@ def stop(app: bool, serve_too: bool) -> None:
         serve.delete(APP)
     if serve_too:
         serve.shutdown()
-        stop_shared_ledger()
+        stop_limiters()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,14 +16,15 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import CARD_FILE
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
-from serve_app.auth.access import Gate
-from serve_app.auth.api_keys import ring
-from serve_app.auth.rate_limit import Limiter, shared_ledger
+from serve_app.auth.access import AccessControl
+from serve_app.auth.api_keys import KeyStore
+from serve_app.auth.rate_limit import connect_limiter
 
 APP = "detect_ai"
 DEPLOYMENT = "Detector"
 LOOK_BACK_S = 12.0  # of the load that autoscaling goes by; Serve measures every 10 seconds
 WARM_UP_WORDS = (8, 100, 1000)
+MAX_CONCURRENT_PER_KEY = 32
 
 
 @serve.ingress()
@@ -66,17 +66,17 @@ class Replica:
             self.telemetry,
         )
         self._arguments = (config, storage_root, version, keys)
-        storage = Storage(storage_root)
-        self.gate = Gate(
-            Limiter(shared_ledger()),
+        self.access = AccessControl(
+            connect_limiter(),
             config.rate_per_minute,
-            None if keys is None else partial(ring, config, storage, keys),
+            MAX_CONCURRENT_PER_KEY,
+            None if keys is None else KeyStore(Storage(storage_root), keys).read,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         from serve_app.api.app import create_app
 
-        return create_app(self.traffic, self.gate, self.telemetry)
+        return create_app(self.traffic, self.access, self.telemetry)
 
     def arguments(self) -> tuple[ServeConfig, str, str, str | None]:
         """What this replica was made of: to go back to it where another version does not start."""

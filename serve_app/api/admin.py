@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from serve_app.api import openapi
-from serve_app.auth.access import ADMIN, Gate
+from serve_app.auth.access import ADMIN, AccessControl
 from serve_app.auth.api_keys import Scope
 from serve_app.engine.versions import Traffic
 
@@ -35,7 +35,7 @@ class Status(BaseModel):
     keys: list[KeyInfo]
 
 
-def admin_routes(traffic: Traffic, gate: Gate) -> APIRouter:
+def admin_routes(traffic: Traffic, access: AccessControl) -> APIRouter:
     """Routes under `/v1/admin/`."""
     router, started = APIRouter(), time.monotonic()
 
@@ -50,7 +50,11 @@ def admin_routes(traffic: Traffic, gate: Gate) -> APIRouter:
             canary_share=traffic.canary_share,
             shadow=traffic.shadow.detector.version if traffic.shadow else None,
             waiting_tokens=sum(service.batcher.waiting_tokens for service in traffic.services),
-            keys=[KeyInfo(id=key.id, name=key.name, scopes=sorted(key.scopes)) for key in gate.ring.keys.values()],
+            keys=[
+                KeyInfo(id=key.id, name=key.name, scopes=sorted(key.scopes))
+                for key in access.ring.keys.values()
+                if key.is_valid
+            ],
         )
 
     return router

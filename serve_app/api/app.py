@@ -24,7 +24,7 @@ from serve_app.api.errors import RETRY_AFTER, ProblemError, late
 from serve_app.api.middleware import Guard
 from serve_app.api.pages import add_pages
 from serve_app.api.stream import StreamResponse
-from serve_app.auth.access import ANYBODY, Gate
+from serve_app.auth.access import ANYBODY, AccessControl
 from serve_app.engine.batcher import ClosedError, QueueFullError
 from serve_app.engine.engine import Service
 from serve_app.engine.metrics import Telemetry
@@ -34,16 +34,16 @@ from serve_app.files.uploads import judge_files, read_form
 PATHS = "/, /docs, /card, /v1/detect, /v1/detect/file, /v1/detect/stream, /v1/model, /predict, /healthz or /readyz"
 
 
-def create_app(traffic: Traffic, gate: Gate, telemetry: Telemetry | None = None) -> FastAPI:
+def create_app(traffic: Traffic, access: AccessControl, telemetry: Telemetry | None = None) -> FastAPI:
     """The ASGI application of one replica."""
     config = traffic.main.config
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         traffic.start()
-        gate.start(config.keys_refresh_s)
+        access.start(config.keys_refresh_s)
         yield
-        await gate.stop()
+        await access.stop()
         await traffic.close()
 
     app = FastAPI(
@@ -58,11 +58,12 @@ def create_app(traffic: Traffic, gate: Gate, telemetry: Telemetry | None = None)
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it complains with characters of the body
     app.add_middleware(
         Guard,
-        gate=gate,
+        access=access,
         telemetry=telemetry or Telemetry(),
         max_body_bytes=config.max_body_bytes,
         other_bounds={"/v1/detect/file": config.max_upload_bytes, "/v1/detect/stream": None},
-        hosts=LOOPBACK if config.is_local and not gate.asks_for_keys else None,
+        hosts=LOOPBACK if config.is_local and not access.requires_keys else None,
+        cors_origins=config.cors_origins,
     )
     app.add_middleware(Stamp, model_version=traffic.main.detector.version)
     if config.cors_origins:  # outermost: browsers ask for leave without a key
@@ -74,11 +75,13 @@ def create_app(traffic: Traffic, gate: Gate, telemetry: Telemetry | None = None)
             expose_headers=["Retry-After", "Server-Timing", "X-Model-Version", "X-Request-ID"],
         )
     app.add_exception_handler(HTTPException, http_problem)
-    needs = [Security(openapi.BEARER)] if gate.asks_for_keys else []  # for the description: the gate has looked already
+    needs = (
+        [Security(openapi.BEARER)] if access.requires_keys else []
+    )  # for the description: the middleware has checked it
     app.include_router(detect_routes(traffic), dependencies=needs)
-    app.include_router(state_routes(traffic))
+    app.include_router(state_routes(traffic, access))
     app.include_router(model_route(traffic), dependencies=needs)
-    app.include_router(admin_routes(traffic, gate), dependencies=needs)
+    app.include_router(admin_routes(traffic, access), dependencies=needs)
     add_pages(app, traffic.main.card)
     return app
 
@@ -127,7 +130,7 @@ def detect_routes(traffic: Traffic) -> APIRouter:
         service, state = with_room(chosen(request), request), request.state
 
         async def answer() -> bytes:
-            return await service.detect(await request.body(), state.request_id, state.caller.spend)
+            return await service.detect(await request.body(), state.request_id, state.caller.charge)
 
         return Response(await in_time(service, answer()), media_type="application/json")
 
@@ -146,7 +149,7 @@ def detect_routes(traffic: Traffic) -> APIRouter:
         async def answer() -> bytes:
             with service.files.held(announced(request) or service.config.max_upload_bytes):
                 uploads, options = await read_form(request, service.config)
-                return await judge_files(service, uploads, options, state.request_id, state.caller.spend)
+                return await judge_files(service, uploads, options, state.request_id, state.caller.charge)
 
         return Response(await in_time(service, answer()), media_type="application/json")
 
@@ -166,7 +169,7 @@ def detect_routes(traffic: Traffic) -> APIRouter:
         if service.open_streams >= service.config.max_streams:
             raise ProblemError(503, f"{service.open_streams} streams are open already: try again later.", RETRY_AFTER)
         seconds = stream.seconds_allowed(request.headers, service.config)
-        return StreamResponse(service, wanted, state.request_id, seconds, state.caller.pace)
+        return StreamResponse(service, wanted, state.request_id, seconds, state.caller)
 
     @router.post("/predict", response_model=list[list[LabelScore]], **openapi.PREDICT)
     async def predict(request: Request) -> Response:
@@ -179,7 +182,7 @@ def detect_routes(traffic: Traffic) -> APIRouter:
         service = with_room(chosen(request), request)
 
         async def answer() -> bytes:
-            return await service.predict(await request.body(), request.state.caller.spend)
+            return await service.predict(await request.body(), request.state.caller.charge)
 
         return Response(await in_time(service, answer()), media_type="application/json")
 
@@ -198,7 +201,7 @@ def model_route(traffic: Traffic) -> APIRouter:
     return router
 
 
-def state_routes(traffic: Traffic) -> APIRouter:
+def state_routes(traffic: Traffic, access: AccessControl) -> APIRouter:
     """What tells the state of the service."""
     router, service = APIRouter(), traffic.main
 
@@ -212,7 +215,10 @@ def state_routes(traffic: Traffic) -> APIRouter:
         """Whether the model is loaded, warmed up and taking work."""
         if not traffic.alive:
             raise ProblemError(503, "The replica is not taking work: try again later.", RETRY_AFTER)
-        return {"status": "ready", "model_version": service.detector.version}
+        state = {"status": "ready", "model_version": service.detector.version}
+        if seconds := access.seconds_stale:
+            state["detail"] = f"API keys were last read {seconds:.0f} seconds ago: revoked keys may still be valid"
+        return state
 
     return router
 

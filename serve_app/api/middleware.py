@@ -1,4 +1,4 @@
-"""What holds for every request and response: an id, a bound on the body, headers, and silence about internals."""
+"""ASGI middleware of every request: request id, body size limit, host and origin checks, access control, headers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.errors import ProblemError
-from serve_app.auth.access import Gate
+from serve_app.auth.access import ANYBODY, AccessControl, Caller
 from serve_app.engine.metrics import Telemetry
 
 logger = logging.getLogger("ray.serve")
@@ -38,37 +38,39 @@ SECURITY_HEADERS = {
 class Guard:
     """ASGI middleware around the whole application.
 
-    Serve's proxy gives every request an `X-Request-ID` (the client's, or one it makes) and puts it on every
-    response, its own errors included. The guard passes it on as `request.state.request_id`.
+    Serve's proxy puts an `X-Request-ID` (the client's, or a new one) on every request and response, its own errors
+    included. The middleware passes it on as `request.state.request_id`.
 
     Args:
-        app: what it guards.
-        gate: says who may ask, before a body is read.
-        telemetry: counts what is refused.
+        app: the application.
+        access: admits requests, before a body is read.
+        telemetry: counts refusals.
         max_body_bytes: a longer body is refused: by its announced length before it is read, else while it streams.
-        other_bounds: of paths with a bound of their own; None for a route that bounds by itself what it reads.
-        hosts: names by which the service may be asked for; None: any. A page elsewhere, whose name was made to mean
-            this machine, could ask a service without keys otherwise.
+        other_bounds: bounds of single paths; None for a route that bounds its body itself.
+        hosts: host names that the service answers to; None: any. Protects a service without keys from DNS rebinding.
+        cors_origins: foreign origins whose pages may use the service; `*`: any.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        gate: Gate,
+        access: AccessControl,
         telemetry: Telemetry,
         max_body_bytes: int,
         other_bounds: Mapping[str, int | None] | None = None,
         hosts: Sequence[str] | None = None,
+        cors_origins: Sequence[str] = (),
     ) -> None:
         self.app = app
-        self.gate = gate
+        self.access = access
         self.telemetry = telemetry
         self.max_body_bytes = max_body_bytes
         self.other_bounds = other_bounds or {}
         self.hosts = hosts
+        self.cors_origins = cors_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Guard one request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -78,26 +80,33 @@ class Guard:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                add_security_headers(message)
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
-        headers = Headers(scope=scope)
+        headers, caller = Headers(scope=scope), Caller(ANYBODY)
         request_id = headers.get("x-request-id", "")
-        is_sane = _REQUEST_ID.fullmatch(request_id) is not None
-        scope.setdefault("state", {})["request_id"] = request_id if is_sane else uuid.uuid4().hex
+        is_valid = _REQUEST_ID.fullmatch(request_id) is not None
+        scope.setdefault("state", {})["request_id"] = request_id if is_valid else uuid.uuid4().hex
         try:
             bound = self.other_bounds.get(scope["path"], self.max_body_bytes)
             check_head(headers, bound)
             check_host(headers, self.hosts)
-            scope["state"]["caller"] = await self.gate.admit(scope["method"], scope["path"], headers)
+            if scope["method"] == "POST":
+                check_origin(headers, self.cors_origins)
+            caller = await self.access.authorize(scope["method"], scope["path"], headers)
+            scope["state"]["caller"] = caller
             await self.app(scope, receive if bound is None else _bounded(receive, bound), send_with_headers)
         except ClientDisconnect:
-            return  # nobody waits for the answer
+            return
         except Exception as error:
             problem = error if isinstance(error, ProblemError) else internal(error, scope["state"]["request_id"])
             self.telemetry.refused(problem.status)
             if not started:
                 await problem.response(scope["state"]["request_id"])(scope, receive, send_with_headers)
+        finally:
+            caller.release()
 
 
 def _bounded(receive: Receive, max_body_bytes: int) -> Receive:
@@ -124,32 +133,44 @@ def check_head(headers: Headers, max_body_bytes: int | None) -> None:
 
 
 def check_host(headers: Headers, hosts: Sequence[str] | None) -> None:
-    """Refuse a request for another name. Raises ProblemError."""
+    """Refuse a request for another host name. Raises ProblemError."""
     name = _PORT.sub("", headers.get("host", "")).strip("[]").lower()
     if hosts is not None and name not in hosts:
         raise ProblemError(
             421,
-            f"Host: expected {' or '.join(hosts)}: without API keys only this machine may ask. Under another name the "
-            f"service needs keys.",
+            f"Host: expected {' or '.join(hosts)}: without API keys only this machine may use the service. Under "
+            f"another name it needs keys.",
         )
 
 
+def check_origin(headers: Headers, cors_origins: Sequence[str]) -> None:
+    """Refuse a request that a page of another origin sends (CSRF). Raises ProblemError.
+
+    A form or a `no-cors` fetch needs no CORS preflight: the page cannot read the answer, but its request would be
+    processed. Pages of the same site are foreign too, because all ports of localhost are one site. Clients that are no
+    browsers send neither header.
+    """
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if "*" in cors_origins or origin in cors_origins:
+        return
+    # A proxy may change `Host`, so what the browser itself compared comes first; it sends that to secure URLs only.
+    is_own = site in ("same-origin", "none") if site else origin is None or _host(origin) == headers.get("host")
+    if not is_own:
+        raise ProblemError(403, "Origin: pages of other origins may not use this service: see serve.cors_origins.")
+
+
+def _host(origin: str) -> str:
+    return origin.partition("://")[2].lower()
+
+
 def too_large(found: str, max_body_bytes: int) -> ProblemError:
-    """The refusal of a body that is too long."""
-    return ProblemError(
-        413, f"The body has {found}, at most {max_body_bytes} are read: send the texts in several requests."
-    )
+    """A refusal of a body that is too long."""
+    detail = f"The body has {found}; the limit is {max_body_bytes}: send the texts in several requests."
+    return ProblemError(413, detail)
 
 
 def internal(error: Exception, request_id: str) -> ProblemError:
-    """Log where an error came from, without its message (which may hold a part of a text), and say nothing else."""
+    """Log where an error was raised, without its message, which may contain a part of a text."""
     frames = "".join(traceback.format_tb(error.__traceback__))
     logger.error("Request %s failed: %s\n%s", request_id, type(error).__qualname__, frames)
     return ProblemError(500, "The detector failed on this request; its log names the cause under this request_id.")
-
-
-def add_security_headers(message: Message) -> None:
-    """Put the headers on the start of a response, unless it has its own."""
-    headers = MutableHeaders(scope=message)
-    for name, value in SECURITY_HEADERS.items():
-        headers.setdefault(name, value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -24,6 +24,7 @@ from detect_ai.schemas import StreamLine, StreamOptions, StreamText, Verdict
 from serve_app.api.backlog import Backlog, Line
 from serve_app.api.errors import RETRY_AFTER, ProblemError, invalid_body, late
 from serve_app.api.middleware import internal
+from serve_app.auth.access import Caller
 from serve_app.engine.batcher import ClosedError, Ids, QueueFullError, Scores
 from serve_app.engine.engine import Reading, Service, Wanted, parse
 
@@ -60,7 +61,7 @@ class StreamResponse(Response):
         wanted: what to say of each text.
         request_id: of the whole stream.
         seconds: that the stream may take; None for ever.
-        pace: waits until the rate of who asks allows one more text.
+        caller: whose rate limit the lines count against.
     """
 
     media_type = MEDIA_TYPE
@@ -71,7 +72,7 @@ class StreamResponse(Response):
         wanted: Wanted,
         request_id: str,
         seconds: float | None,
-        pace: Callable[[], Awaitable[None]],
+        caller: Caller,
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-store"})
         del self.headers["content-length"]
@@ -79,7 +80,7 @@ class StreamResponse(Response):
         self.wanted = wanted
         self.request_id = request_id
         self.seconds = seconds
-        self.pace = pace
+        self.caller = caller
         self.backlog = Backlog(service.config.max_body_bytes, service.config.stream_backlog_bytes)
         self.answered = 0  # the number of the last line that was
         self.heard = time.monotonic()  # when something last came or was answered
@@ -140,8 +141,8 @@ class StreamResponse(Response):
             async def begin() -> None:
                 await slots.acquire()
                 while (line := await self.backlog.next()) is not None:
-                    if line.number > 1:  # one was taken when the request came
-                        await self.pace()
+                    if line.number > 1:
+                        await self.caller.throttle()
                     begun.put_nowait((line, group.create_task(self._answer(line))))
                     await slots.acquire()
                 begun.put_nowait(None)
@@ -169,7 +170,7 @@ class StreamResponse(Response):
         seconds = self.service.config.request_timeout_s
         try:
             async with asyncio.timeout(None) as bound:
-                return await self.service.judge(read, say, score=partial(self._scores, bound))
+                return await self.service.judge(read, say, self.caller.charge, score=partial(self._scores, bound))
         except TimeoutError:
             problem = late(seconds)
         except ClosedError:

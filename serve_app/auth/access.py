@@ -1,122 +1,146 @@
-"""Who may ask for what, and how much: keys, scopes and rates, checked before a body is read."""
+"""Authentication, authorization and rate limiting of requests, by their head alone."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 
 from starlette.datastructures import Headers
 
-from detect_ai.core.errors import ConfigError
+from detect_ai.core.errors import DetectAIError
 from serve_app.api.errors import ProblemError
 from serve_app.auth.api_keys import ApiKey, KeyRing, Scope
-from serve_app.auth.rate_limit import Limiter, TooManyError
+from serve_app.auth.rate_limit import Limiter
 
 logger = logging.getLogger("ray.serve")
 
-# What tells nothing of anybody: pages and their files, the API's description, whether the service lives.
+# Public: pages and their files, the description of the API, liveness and readiness.
 OPEN_PATHS = frozenset({"/", "/docs", "/card", "/openapi.json", "/healthz", "/readyz"})
 OPEN_FOLDERS = ("/static/", "/swagger-ui/")
 ADMIN = "/v1/admin/"
 ANYBODY = "anybody"
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="detect_ai"'}
+STALE_S = 60.0  # keys that could not be read for longer are reported by /readyz
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks.
+    """The sender of an admitted request."""
 
-    Attributes:
-        name: the id of the key, or `anybody` without keys.
-        spend: takes so many texts of the rate, beside the one that was taken when the request came.
-        pace: takes one more text, and waits until the rate allows it.
-    """
+    name: str  # id of the API key, or `anybody` without keys
+    limiter: Limiter | None = None  # None: nothing is counted
+    tokens_per_minute: int = 0  # rate limit; 0: none
+    slot: int = 0  # of the reservation
 
-    name: str
-    spend: Callable[[int], None]
-    pace: Callable[[], Awaitable[None]]
+    def charge(self, tokens: int) -> None:
+        """Count tokens that the model reads for this request; a negative number refunds them."""
+        if self.limiter and self.tokens_per_minute:
+            self.limiter.charge(self.name, tokens)
+
+    async def throttle(self) -> None:
+        """Wait until the rate limit admits more of this request."""
+        while self.limiter and self.tokens_per_minute:
+            reservation = await self.limiter.reserve(self.name, self.tokens_per_minute, 0)
+            self.limiter.release(self.name, reservation.slot)
+            if not reservation.refused_by:
+                return
+            await asyncio.sleep(reservation.retry_after_s)
+
+    def release(self) -> None:
+        """End the request."""
+        if self.limiter:
+            self.limiter.release(self.name, self.slot)
 
 
-class Gate:
-    """Decides on a request by its head.
+class AccessControl:
+    """Admits requests by API key, scope, rate limit and concurrency limit.
 
     Args:
-        limiter: of the rates.
-        rate_per_minute: texts of a key that has no rate of its own; 0: no limit.
-        read_keys: reads the valid keys again, in a thread; None: everybody may ask.
+        limiter: counts requests and tokens of all replicas.
+        tokens_per_minute: rate limit of a key without one of its own, or of everybody together without keys; 0: none.
+        max_concurrent: requests of one key at once; 0: no limit. Without keys there is none.
+        read_keys: returns the keys, called in a thread; None: the service has no keys and everybody may use it.
     """
 
-    def __init__(self, limiter: Limiter, rate_per_minute: int, read_keys: Callable[[], KeyRing] | None = None) -> None:
-        self._limiter, self._rate, self._read_keys = limiter, rate_per_minute, read_keys
+    def __init__(
+        self,
+        limiter: Limiter,
+        tokens_per_minute: int = 0,
+        max_concurrent: int = 0,
+        read_keys: Callable[[], KeyRing] | None = None,
+    ) -> None:
+        self._limiter, self._read_keys = limiter, read_keys
+        self._tokens_per_minute, self._max_concurrent = tokens_per_minute, max_concurrent
         self.ring = read_keys() if read_keys else KeyRing()
+        self._read_at = time.monotonic()
         self._task: asyncio.Task[None] | None = None
 
     @property
-    def asks_for_keys(self) -> bool:
-        """Whether a request needs a key."""
+    def requires_keys(self) -> bool:
+        """Whether a request needs an API key."""
         return self._read_keys is not None
 
-    async def admit(self, method: str, path: str, headers: Headers) -> Caller:
-        """Let a request in. Raises ProblemError: 401, 403 or 429."""
+    @property
+    def seconds_stale(self) -> float:
+        """Seconds since the keys were last read, when that is longer than `STALE_S`; else 0."""
+        age = time.monotonic() - self._read_at
+        return age if self.requires_keys and age > STALE_S else 0.0
+
+    async def authorize(self, method: str, path: str, headers: Headers) -> Caller:
+        """The caller of an admitted request, which must be released. Raises ProblemError: 401, 403 or 429."""
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
-            return Caller(ANYBODY, _free, _at_once)
-        key = self._key(path, headers) if self._read_keys else None
-        name, rate = (key.id, key.rate_per_minute or self._rate) if key else (ANYBODY, self._rate)
-        if not rate or method != "POST":
-            return Caller(name, _free, _at_once)
-        try:
-            await self._limiter.admit(name, rate)
-        except TooManyError as error:
-            detail = f"At most {rate} texts a minute are read for this key: try again in {error.retry_after_s} seconds."
-            raise ProblemError(429, detail, {"Retry-After": str(error.retry_after_s)}) from None
-        return Caller(name, partial(self._limiter.spend, name, rate), partial(self._limiter.wait, name, rate))
+            return Caller(ANYBODY)
+        key = self._key(path, headers) if self.requires_keys else None
+        name, max_concurrent = (key.id, self._max_concurrent) if key else (ANYBODY, 0)
+        rate = (key and key.tokens_per_minute) or self._tokens_per_minute
+        if method != "POST" or not (rate or max_concurrent):
+            return Caller(name)
+        reservation = await self._limiter.reserve(name, rate, max_concurrent)
+        if reservation.refused_by:
+            limit = f"{rate} tokens per minute" if reservation.refused_by == "rate" else f"{max_concurrent} at once"
+            seconds = reservation.retry_after_s
+            detail = f"The limit of this key is {limit}: try again in {seconds} seconds."
+            raise ProblemError(429, detail, {"Retry-After": str(seconds)})
+        return Caller(name, self._limiter, rate, reservation.slot)
 
     def _key(self, path: str, headers: Headers) -> ApiKey:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         key = self.ring.find(token.strip()) if scheme.lower() == "bearer" else None
         if key is None:
-            detail = "Expected the header `Authorization: Bearer <key>` with a valid API key; the operator makes one."
+            detail = "Expected the header `Authorization: Bearer <key>` with a valid API key from the operator."
             raise ProblemError(401, detail, CHALLENGE)
         needed = Scope.ADMIN if path.startswith(ADMIN) else Scope.DETECT
         if needed not in key.scopes:
             scopes = ", ".join(sorted(key.scopes))
-            raise ProblemError(403, f"This key has the scope {scopes}; the scope {needed} is needed here.")
+            raise ProblemError(403, f"This key has the scope {scopes}; this path needs the scope {needed}.")
         return key
 
     def start(self, refresh_s: float) -> None:
-        """Read the keys again and settle the rates from time to time, on the running event loop."""
-        self._task = asyncio.get_running_loop().create_task(self._keep_up(refresh_s))
+        """Read the keys periodically, on the running event loop."""
+        if self._read_keys:
+            self._task = asyncio.get_running_loop().create_task(self._refresh(refresh_s, self._read_keys))
 
     async def stop(self) -> None:
-        """End what `start` began."""
+        """Stop reading the keys."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
 
-    async def _keep_up(self, refresh_s: float) -> None:
+    async def _refresh(self, refresh_s: float, read_keys: Callable[[], KeyRing]) -> None:
         while True:
             await asyncio.sleep(refresh_s)
-            await self._refresh()
-            await self._limiter.settle()
-
-    async def _refresh(self) -> None:
-        if self._read_keys is None:
-            return
-        try:
-            self.ring = await asyncio.get_running_loop().run_in_executor(None, self._read_keys)
-        except Exception as error:  # a file being mended, a bucket away: the next time may succeed
-            known = error if isinstance(error, ConfigError | OSError) else type(error).__qualname__
-            logger.error("The API keys could not be read, those known stay valid: %s", known)
-
-
-def _free(_: int) -> None:
-    """Where no rate is counted."""
-
-
-async def _at_once() -> None:
-    """Where no rate is counted."""
+            try:
+                self.ring = await asyncio.get_running_loop().run_in_executor(None, read_keys)
+                self._read_at = time.monotonic()
+            except (
+                Exception
+            ) as error:  # storage is unavailable, or somebody is repairing a file: the next time may work
+                # Other errors may quote what they read.
+                reason = error if isinstance(error, DetectAIError | OSError) else type(error).__qualname__
+                age = time.monotonic() - self._read_at
+                logger.error("API keys could not be read for %.0f s; the known keys stay valid: %s", age, reason)

@@ -1,13 +1,16 @@
-"""API keys: many, hashed at rest, with scopes and rates, revoked without a restart.
+"""API keys: hashed at rest, with scopes, rate limits and expiry, revoked without a restart.
 
-They lie in one JSON file under the storage root (`serve.keys_file`), and in the environment variable
-`DETECT_AI_API_KEYS` of whoever deploys, as `{"keys": [{"id": …, "name": …, "sha256": …, "scopes": ["detect"]}]}`:
+Each key is one object `auth/keys/<id>.json` under the storage root, so that creating and revoking keys at the same time
+cannot undo each other:
 
-    python -m serve_app.auth.api_keys create newsroom --rate 600     # prints the key, once
+    python -m serve_app.auth.api_keys create newsroom --tokens-per-minute 60000     # prints the key, once
     python -m serve_app.auth.api_keys list
     python -m serve_app.auth.api_keys revoke 3f9a0c12
 
-A key is 256 random bits behind a public id, so a fast hash is enough at rest: there is nothing to guess.
+Further keys come from the deployer's environment variable `DETECT_AI_API_KEYS`, as
+`{"keys": [{"id": …, "name": …, "sha256": …, "scopes": ["detect"]}]}`; they take precedence over objects of the same id.
+
+A key is 256 random bits after a public id, so a fast hash is enough at rest: there is nothing to guess.
 """
 
 from __future__ import annotations
@@ -22,178 +25,203 @@ import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pyarrow.fs import FileSelector
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
-from detect_ai.core.config import ServeConfig
 from detect_ai.core.errors import ConfigError, DetectAIError
 from detect_ai.core.storage import Storage
 
 ENVIRONMENT = "DETECT_AI_API_KEYS"
+FOLDER = "auth/keys"
+OLD_FILE = "auth/keys.json"
 _TOKEN = re.compile(r"dai_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
-_NOBODY = "0" * 64  # compared with where no key has the id, so that both answers take the same time
+_NO_HASH = "0" * 64  # compared where no key has the id, so that both answers take the same time
 
 
 class Scope(StrEnum):
-    """What a key may do."""
+    """What a key permits."""
 
     DETECT = "detect"
     ADMIN = "admin"
 
 
 class ApiKey(BaseModel):
-    """A key as it is kept: what it may do, never the key itself."""
+    """A key as stored: its hash and what it permits, never the key itself."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}$")]
-    name: Annotated[str, StringConstraints(pattern=r"^[ -~]{1,64}$")] = Field(description="Whose it is")
+    name: Annotated[str, StringConstraints(pattern=r"^[ -~]{1,64}$")] = Field(description="Owner")
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     scopes: frozenset[Scope]
-    rate_per_minute: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Texts a minute, over all replicas; that of the service when left out"
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Rate limit over all replicas; default: serve.tokens_per_minute"
     )
+    created: AwareDatetime | None = None
     expires: AwareDatetime | None = None
+    revoked: AwareDatetime | None = None
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the key is neither revoked nor expired."""
+        return self.revoked is None and (self.expires is None or self.expires > datetime.now(UTC))
 
 
-class _KeyFile(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    keys: list[ApiKey] = []
+_KEY = TypeAdapter(ApiKey)
+_KEYS = TypeAdapter(dict[Literal["keys"], list[ApiKey]])
 
 
 class KeyRing:
-    """The keys that are valid now."""
+    """Keys by id; of two with the same id the last one counts."""
 
     def __init__(self, keys: Iterable[ApiKey] = ()) -> None:
         self.keys = {key.id: key for key in keys}
 
     def find(self, token: str) -> ApiKey | None:
-        """The key that a token is, unless it is none or has expired. A wrong one takes as long as a right one."""
-        parsed = _TOKEN.fullmatch(token)
-        key = self.keys.get(parsed[1]) if parsed else None
-        is_right = hmac.compare_digest(digest(token), key.sha256 if key else _NOBODY)
-        if key is None or not is_right or (key.expires and key.expires <= datetime.now(UTC)):
-            return None
+        """The valid key with this token. A wrong token takes as long as a right one."""
+        match = _TOKEN.fullmatch(token)
+        key = self.keys.get(match[1]) if match else None
+        is_equal = hmac.compare_digest(digest(token), key.sha256 if key else _NO_HASH)
+        return key if key and is_equal and key.is_valid else None
+
+
+class KeyStore:
+    """Keys under a storage root and of the environment.
+
+    Args:
+        storage: of the service.
+        environment: content of `DETECT_AI_API_KEYS`.
+    """
+
+    def __init__(self, storage: Storage, environment: str = "") -> None:
+        self._storage = storage
+        self._environment = _parse(_KEYS, environment, ENVIRONMENT).get("keys", []) if environment else []
+        self._known: dict[str, tuple[tuple[Any, Any], ApiKey]] = {}  # by file name, with (mtime, size)
+
+    def read(self) -> KeyRing:
+        """All keys, revoked ones included; reads only objects that have changed. Raises ConfigError."""
+        if self._storage.exists(OLD_FILE):
+            raise ConfigError(
+                f"{self._storage.uri(OLD_FILE)}: expected one file per key, {FOLDER}/<id>.json: create the keys again "
+                f"with `python -m serve_app.auth.api_keys create NAME` and delete this file"
+            )
+        known: dict[str, tuple[tuple[Any, Any], ApiKey]] = {}
+        selector = FileSelector(self._storage.path(FOLDER), allow_not_found=True, recursive=True)
+        for info in self._storage.filesystem.get_file_info(selector):
+            if info.base_name.endswith(".json"):
+                version, key = self._known.get(info.base_name, (None, None))
+                if key is None or version != (info.mtime_ns, info.size):
+                    key = self.get(info.base_name.removesuffix(".json"))
+                known[info.base_name] = ((info.mtime_ns, info.size), key)
+        self._known = known
+        return KeyRing([*(key for _, key in known.values()), *self._environment])
+
+    def get(self, number: str) -> ApiKey:
+        """The key of an object. Raises ConfigError, which repeats no hash, or FileNotFoundError."""
+        name = f"{FOLDER}/{number}.json"
+        key: ApiKey = _parse(_KEY, self._storage.read_bytes(name).decode(errors="replace"), self._storage.uri(name))
+        if key.id != number:
+            raise ConfigError(f"{self._storage.uri(name)}: expected the key {number}, found {key.id}")
         return key
+
+    def put(self, key: ApiKey) -> None:
+        """Create or replace the object of a key."""
+        text = key.model_dump_json(indent=2, exclude_none=True)
+        self._storage.write_bytes(f"{FOLDER}/{key.id}.json", f"{text}\n".encode())
 
 
 def digest(token: str) -> str:
-    """What is kept of a key."""
+    """The hash of a key at rest."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def made(
+def create_key(
     name: str,
     scopes: Iterable[Scope] = (Scope.DETECT,),
-    rate_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
     expires: datetime | None = None,
 ) -> tuple[str, ApiKey]:
-    """A new key: the token to hand out, and what to keep. Raises ConfigError."""
+    """A new key: its token for the owner, and its record. Raises ConfigError."""
     number = secrets.token_hex(4)
     token = f"dai_{number}_{secrets.token_urlsafe(32)}"
+    now = datetime.now(UTC).replace(microsecond=0)
     try:
         return token, ApiKey(
             id=number,
             name=name,
             sha256=digest(token),
             scopes=frozenset(scopes),
-            rate_per_minute=rate_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            created=now,
             expires=expires,
         )
     except ValidationError as error:
-        raise ConfigError(f"key: {_explained(error)}") from None
+        raise ConfigError(f"key: {_reason(error)}") from None
 
 
-def parse(text: str, where: str) -> list[ApiKey]:
-    """The keys of a file. Raises ConfigError, which repeats no hash."""
+def _parse(adapter: TypeAdapter[Any], text: str, where: str) -> Any:
     try:
-        keys = _KeyFile.model_validate_json(text).keys
+        return adapter.validate_json(text)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_explained(error)}") from None
-    twice = {key.id for key in keys if [other.id for other in keys].count(key.id) > 1}
-    if twice:
-        raise ConfigError(f"{where}: {', '.join(sorted(twice))} stand there twice: revoke and create them again")
-    return keys
+        expected = "expected what `python -m serve_app.auth.api_keys create` writes"
+        raise ConfigError(f"{where}: {expected}: {_reason(error)}") from None
 
 
-def _explained(error: ValidationError) -> str:
+def _reason(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    return (
-        f'expected {{"keys": [...]}} as `python -m serve_app.auth.api_keys create` writes it: {place}: {first["msg"]}'
-    )
-
-
-def read(storage: Storage, name: str) -> list[ApiKey]:
-    """The keys of a file under the storage root; none where there is no such file. Raises ConfigError."""
-    if not name or not storage.exists(name):
-        return []
-    return parse(storage.read_bytes(name).decode("utf-8", errors="replace"), storage.uri(name))
-
-
-def ring(config: ServeConfig, storage: Storage, environment: str) -> KeyRing:
-    """The keys of the file and of the environment together. Raises ConfigError."""
-    return KeyRing([*(parse(environment, ENVIRONMENT) if environment else []), *read(storage, config.keys_file)])
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Create, list or revoke keys. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m serve_app.auth.api_keys", description="API keys of the service.")
-    parser.add_argument(
-        "--root", default=os.environ.get("DETECT_AI_STORAGE_ROOT", ""), help="storage root; DETECT_AI_STORAGE_ROOT"
-    )
-    parser.add_argument(
-        "--file", default=ServeConfig.keys_file, help="under the root, as serve.keys_file (%(default)s)"
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    create = verbs.add_parser("create", help="make a key and print it, once")
-    create.add_argument("name", help="whose it is")
+    root = os.environ.get("DETECT_AI_STORAGE_ROOT", "")
+    parser.add_argument("--root", default=root, help="storage root of the service; default: DETECT_AI_STORAGE_ROOT")
+    commands = parser.add_subparsers(dest="command", required=True)
+    create = commands.add_parser("create", help="create a key and print it, once")
+    create.add_argument("name", help="owner")
     create.add_argument("--scope", nargs="+", type=Scope, default=[Scope.DETECT], choices=list(Scope))
-    create.add_argument("--rate", type=int, help="texts a minute; that of the service when left out")
-    create.add_argument("--expires", type=_moment, help="a date such as 2027-01-31")
-    verbs.add_parser("list", help="ids, names and scopes")
-    verbs.add_parser("revoke", help="take a key back").add_argument("id")
+    create.add_argument("--tokens-per-minute", type=int, help="rate limit; default: serve.tokens_per_minute")
+    create.add_argument("--expires", type=_utc, help="a date such as 2027-01-31")
+    commands.add_parser("list", help="ids, owners and scopes")
+    commands.add_parser("revoke", help="make a key invalid").add_argument("id")
     arguments = parser.parse_args(argv)
     try:
         if not arguments.root:
-            raise ConfigError("expected --root or DETECT_AI_STORAGE_ROOT: the storage root that the service has")
-        print(_done(Storage(arguments.root), arguments))  # noqa: T201 - what the command is for
+            raise ConfigError("expected --root or DETECT_AI_STORAGE_ROOT: the storage root of the service")
+        print(_run(KeyStore(Storage(arguments.root)), arguments))  # noqa: T201 - the output of a command
     except DetectAIError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
 
 
-def _moment(text: str) -> datetime:
+def _utc(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
-def _done(storage: Storage, arguments: argparse.Namespace) -> str:
-    keys = read(storage, arguments.file)
-    if arguments.verb == "list":
-        return "\n".join(_line(key) for key in keys) or f"no keys in {storage.uri(arguments.file)}"
-    if arguments.verb == "revoke":
-        kept = [key for key in keys if key.id != arguments.id]
-        if len(kept) == len(keys):
-            found = ", ".join(key.id for key in keys) or "none"
-            raise ConfigError(f"no key {arguments.id!r} in {storage.uri(arguments.file)}; found {found}")
-        _write(storage, arguments.file, kept)
+def _run(store: KeyStore, arguments: argparse.Namespace) -> str:
+    keys = store.read().keys  # refuses an old file
+    if arguments.command == "list":
+        return "\n".join(_line(key) for key in keys.values()) or f"no keys in {FOLDER}/"
+    if arguments.command == "revoke":
+        if arguments.id not in keys:
+            raise ConfigError(f"no key {arguments.id!r} in {FOLDER}/; found {', '.join(keys) or 'none'}")
+        now = datetime.now(UTC).replace(microsecond=0)
+        store.put(keys[arguments.id].model_copy(update={"revoked": now}))
         return f"revoked {arguments.id}: running replicas refuse it within serve.keys_refresh_s"
-    token, key = made(arguments.name, arguments.scope, arguments.rate, arguments.expires)
-    _write(storage, arguments.file, [*keys, key])
+    token, key = create_key(arguments.name, arguments.scope, arguments.tokens_per_minute, arguments.expires)
+    store.put(key)
     return token
 
 
 def _line(key: ApiKey) -> str:
-    rate = f"{key.rate_per_minute} texts a minute" if key.rate_per_minute else "the service's rate"
-    until = f", until {key.expires:%Y-%m-%d}" if key.expires else ""
-    return f"{key.id}  {key.name}  {' '.join(sorted(key.scopes))}  {rate}{until}"
-
-
-def _write(storage: Storage, name: str, keys: list[ApiKey]) -> None:
-    storage.write_bytes(name, (_KeyFile(keys=keys).model_dump_json(indent=2, exclude_none=True) + "\n").encode())
+    rate = f"{key.tokens_per_minute} tokens/min" if key.tokens_per_minute else "default rate"
+    dates = {"created": key.created, "expires": key.expires, "revoked": key.revoked}
+    ends = [f"{name} {date:%Y-%m-%d}" for name, date in dates.items() if date]
+    return "  ".join([key.id, key.name, " ".join(sorted(key.scopes)), rate, *ends])
 
 
 if __name__ == "__main__":

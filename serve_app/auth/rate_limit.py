@@ -1,194 +1,141 @@
-"""Rate limits that hold over all replicas, without a hop for each request.
+"""Rate limits (tokens per minute) and concurrency limits of API keys, enforced over all replicas by one Ray actor.
 
-One actor keeps a bucket for each key. A replica leases blocks of it and spends them by itself; it asks again when a
-block is used up. What it may admit comes from leases alone, so all replicas together never exceed the rate. A
-request is admitted while something is left, and its whole cost is taken then: the account may fall below zero, and
-the next request waits until that is paid back.
+A replica asks the actor once per request, before the body is read (`reserve`), and reports the request's cost when the
+text has been tokenized (`charge`). A request may cost more than is left: the balance becomes negative, and the next one
+is admitted when the rate has paid that back. All replicas together therefore exceed a rate by at most the requests in
+progress, which the concurrency limit bounds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 logger = logging.getLogger("ray.serve")
 
-BLOCKS_A_MINUTE = 20  # a lease is this part of a minute's rate
-IDLE_S = 10.0  # what is leased and not asked for so long goes back
-ANSWER_S = 1.0  # the actor has so long to answer
+ANSWER_S = 1.0  # how long a request waits for the actor
+RETRY_S = 5.0  # after a failure the actor is not asked for this long
+SLOT_S = 300.0  # a request that never ends, such as one of a lost replica, counts as concurrent for this long
+NAMESPACE, PREFIX = "detect_ai", "rate_limits-"
+# Named by its code: a detached actor outlives a deployment, and must not serve replicas of another release.
+ACTOR_NAME = PREFIX + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 
-Lease = Callable[[str, int, float], Awaitable[float]]
+Call = Callable[..., Awaitable[Any]]  # a method of RateLimits by name, with its arguments; runs also if not awaited
 
 
-class TooManyError(Exception):
-    """A key is over its rate.
+class Reservation(NamedTuple):
+    """Permission for one request, or the reason and the delay of its refusal."""
 
-    Args:
-        retry_after_s: seconds until it may ask again.
-    """
-
-    def __init__(self, retry_after_s: int) -> None:
-        super().__init__(retry_after_s)
-        self.retry_after_s = retry_after_s
+    slot: int  # 0: refused, or admitted uncounted
+    refused_by: str = ""  # rate | concurrency
+    retry_after_s: int = 0
 
 
 @dataclass
-class Bucket:
-    """Texts that a key may still send; filled at its rate, up to a minute's worth.
+class Account:
+    """Balance in tokens and requests in progress of one key."""
 
-    Args:
-        rate_per_minute: texts.
-        at: seconds on the clock of the caller.
-    """
-
-    rate_per_minute: int
+    balance: float
+    tokens_per_minute: int
     at: float
-    level: float = field(init=False)
+    slots: dict[int, float] = field(default_factory=dict)  # when each was reserved
 
-    def __post_init__(self) -> None:
-        self.level = float(self.rate_per_minute)
-
-    def take(self, want: float, rate_per_minute: int, now: float) -> float:
-        """As many as there are of what is wanted; a negative number puts back."""
-        filled = self.level + (now - self.at) * self.rate_per_minute / 60
-        self.rate_per_minute, self.at = rate_per_minute, now
-        self.level = min(filled, float(rate_per_minute))
-        taken = min(want, max(0.0, self.level))
-        self.level = min(self.level - taken, float(rate_per_minute))
-        return taken
+    def refill(self, now: float) -> None:
+        """Add what the rate has yielded, up to one minute's tokens."""
+        rate = self.tokens_per_minute
+        self.balance, self.at = min(self.balance + (now - self.at) * rate / 60, float(rate)), now
 
 
-class Ledger:
-    """All buckets: the body of the actor, and what a replica has where the actor does not answer."""
+class RateLimits:
+    """Accounts of all keys: the actor."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._buckets: dict[str, Bucket] = {}
+        self._accounts: dict[str, Account] = {}
+        self._last_slot = 0
 
-    def lease(self, key: str, rate_per_minute: int, want: float) -> float:
-        """Texts granted, `want` at most; a negative `want` gives unused ones back."""
+    def reserve(self, key: str, tokens_per_minute: int, max_concurrent: int) -> Reservation:
+        """Admit or refuse a request; a limit of 0 means no limit. Admission costs one token."""
         now = self._clock()
-        bucket = self._buckets.setdefault(key, Bucket(rate_per_minute, now))
-        granted = bucket.take(want, rate_per_minute, now)
-        if len(self._buckets) > 10_000:  # keys that were deleted long ago; a full bucket says no more than a new one
-            self._buckets = {k: b for k, b in self._buckets.items() if now - b.at < 60}
-        return granted
+        account = self._accounts.setdefault(key, Account(tokens_per_minute, tokens_per_minute, now))
+        account.tokens_per_minute = tokens_per_minute
+        account.refill(now)
+        account.slots = {slot: since for slot, since in account.slots.items() if now - since < SLOT_S}
+        if tokens_per_minute and account.balance < 1:
+            return Reservation(0, "rate", math.ceil((1 - account.balance) * 60 / tokens_per_minute))
+        if max_concurrent and len(account.slots) >= max_concurrent:
+            return Reservation(0, "concurrency", 1)
+        if tokens_per_minute:
+            account.balance -= 1
+        self._last_slot += 1
+        account.slots[self._last_slot] = now
+        return Reservation(self._last_slot)
 
+    def charge(self, key: str, tokens: int) -> None:
+        """Subtract the cost of an admitted request; a negative number refunds it."""
+        account = self._accounts.get(key)
+        if account and account.tokens_per_minute:  # without a rate no debt grows
+            account.refill(self._clock())
+            account.balance -= tokens
 
-@dataclass
-class _Account:
-    rate: int
-    balance: float = 0.0
-    empty_until: float = 0.0
-    used: float = 0.0
-    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def block(self) -> float:
-        return max(1.0, self.rate / BLOCKS_A_MINUTE)
+    def release(self, key: str, slot: int) -> None:
+        """End a request."""
+        if account := self._accounts.get(key):
+            account.slots.pop(slot, None)
 
 
 class Limiter:
-    """What a replica knows of the rates.
+    """A replica's client of the actor. While the actor does not answer, every request is admitted."""
 
-    Args:
-        lease: asks the actor: key, rate and number wanted; returns the number granted.
-        clock: seconds.
-    """
+    def __init__(self, call: Call, clock: Callable[[], float] = time.monotonic) -> None:
+        self._call, self._clock = call, clock
+        self._silent_until = -math.inf
 
-    def __init__(self, lease: Lease, clock: Callable[[], float] = time.monotonic) -> None:
-        self._lease, self._clock = lease, clock
-        self._accounts: dict[str, _Account] = {}
-        self._alone = Ledger(clock)
-
-    async def admit(self, key: str, rate_per_minute: int) -> None:
-        """Take one text of a key's rate. Raises TooManyError."""
-        account = self._accounts.setdefault(key, _Account(rate_per_minute))
-        account.rate = rate_per_minute
-        if account.balance < 1 and account.empty_until <= self._clock():
-            async with account.asking:  # one lease serves all that wait for it
-                if account.balance < 1 and account.empty_until <= self._clock():
-                    account.balance += await self._asked(key, account, account.block - account.balance)
-                    if account.balance < 1:
-                        account.empty_until = self._clock() + (1 - account.balance) * 60 / account.rate
-        now = self._clock()
-        if account.balance < 1:
-            raise TooManyError(max(1, math.ceil(account.empty_until - now)))
-        account.balance -= 1
-        account.used = now
-
-    async def wait(self, key: str, rate_per_minute: int) -> None:
-        """As `admit`, but waits where that refuses."""
-        while True:
-            try:
-                return await self.admit(key, rate_per_minute)
-            except TooManyError as error:
-                await asyncio.sleep(error.retry_after_s)
-
-    def spend(self, key: str, rate_per_minute: int, texts: int) -> None:
-        """Take what an admitted request costs beside its first text; a negative number gives back."""
-        # The account may have been settled and closed while the request was read.
-        account = self._accounts.setdefault(key, _Account(rate_per_minute))
-        account.balance -= texts
-        account.used = self._clock()
-
-    async def settle(self) -> None:
-        """Give back what has been idle, and pay what is owed."""
-        now = self._clock()
-        for key, account in list(self._accounts.items()):
-            is_idle = now - account.used >= IDLE_S or account.balance < 0
-            if account.asking.locked() or not is_idle:
-                continue
-            want, account.balance = -account.balance, 0.0
-            if want:
-                account.balance += await self._asked(key, account, want) - want
-            if account.balance == 0 and account.used <= now:
-                self._accounts.pop(key, None)
-
-    async def _asked(self, key: str, account: _Account, want: float) -> float:
+    async def reserve(self, key: str, tokens_per_minute: int, max_concurrent: int) -> Reservation:
+        """Ask for one request of a key."""
+        if self._clock() < self._silent_until:
+            return Reservation(0)
         try:
-            return await asyncio.wait_for(self._lease(key, account.rate, want), ANSWER_S)
-        except Exception as error:  # a dead actor, a lost node: Ray starts it again; nobody is refused meanwhile
-            logger.warning(
-                "The actor of the rate limits did not answer (%s): counting here alone", type(error).__name__
-            )
-            return self._alone.lease(key, account.rate, want)
+            answer = self._call("reserve", key, tokens_per_minute, max_concurrent)
+            reservation: Reservation = await asyncio.wait_for(answer, ANSWER_S)
+        except Exception as error:  # actor or node lost: Ray restarts it, with full balances
+            self._silent_until = self._clock() + RETRY_S
+            reason = type(error).__name__
+            logger.warning("Rate limits are off for %g s: their actor did not answer (%s)", RETRY_S, reason)
+            return Reservation(0)
+        return reservation
+
+    def charge(self, key: str, tokens: int) -> None:
+        """Report the cost of an admitted request. Does not wait."""
+        self._call("charge", key, tokens)
+
+    def release(self, key: str, slot: int) -> None:
+        """Report the end of an admitted request. Does not wait."""
+        if slot:
+            self._call("release", key, slot)
 
 
-def shared_ledger() -> Lease:
-    """The one actor of the cluster, started when it is not there."""
+def connect_limiter() -> Limiter:
+    """The limiter of this cluster; starts its actor on the head node if it is not running."""
     import ray
 
-    actor: Any = (
-        ray.remote(Ledger)
-        .options(
-            name="quota",
-            namespace="detect_ai",
-            lifetime="detached",
-            get_if_exists=True,
-            num_cpus=0,
-            max_restarts=-1,
-        )
-        .remote()
-    )
-
-    async def lease(key: str, rate_per_minute: int, want: float) -> float:
-        granted: float = await actor.lease.remote(key, rate_per_minute, want)
-        return granted
-
-    return lease
+    head = {"node:__internal_head__": 0.001}  # the node that is never preempted
+    options = {"name": ACTOR_NAME, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+    actor: Any = ray.remote(RateLimits).options(num_cpus=0, resources=head, max_restarts=-1, **options).remote()
+    return Limiter(lambda method, *arguments: getattr(actor, method).remote(*arguments))
 
 
-def stop_shared_ledger() -> None:
-    """End the actor, if there is one."""
+def stop_limiters(keep: str = "") -> None:
+    """Stop the actors of all releases but the one named."""
     import ray
 
-    try:
-        ray.kill(ray.get_actor("quota", namespace="detect_ai"))
-    except ValueError:
-        return
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith(PREFIX) and actor["name"] != keep:
+            ray.kill(ray.get_actor(actor["name"], NAMESPACE))

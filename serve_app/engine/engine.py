@@ -40,7 +40,7 @@ from serve_app.files.reader import SLACK, FileReader
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
 Score = Callable[[Sequence[Ids]], Awaitable[Scores]]
-Spend = Callable[[int], None]
+Charge = Callable[[int], None]
 
 PASS_TOKENS = 64  # what a forward pass on a CPU costs besides its tokens, as so many more (docs/SERVING.md)
 READERS = 2  # threads that normalise and tokenise
@@ -148,7 +148,7 @@ class Service:
         self._queue = WorkQueue(config.max_wait_s, READERS, MANY_BYTES)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
-    async def detect(self, body: bytes, request_id: str, spend: Spend) -> bytes:
+    async def detect(self, body: bytes, request_id: str, charge: Charge) -> bytes:
         """The JSON of a DetectResponse for the JSON of a DetectRequest. Raises ProblemError for a bad one."""
         started = time.perf_counter()
 
@@ -164,9 +164,9 @@ class Service:
             )
             return response.model_dump_json().encode()
 
-        return await self.judge(read, say, spend, size=len(body))
+        return await self.judge(read, say, charge, size=len(body))
 
-    async def predict(self, body: bytes, spend: Spend) -> bytes:
+    async def predict(self, body: bytes, charge: Charge) -> bytes:
         """The answer to a PredictRequest: for each text its labels, the likelier first. Raises ProblemError."""
         parameters = PredictParameters()
 
@@ -176,13 +176,13 @@ class Service:
             parameters = request.parameters or parameters
             return self.read(request.all_texts(), Wanted(), "inputs")
 
-        return await self.judge(read, lambda verdicts: predictions(verdicts, parameters.top_k), spend, size=len(body))
+        return await self.judge(read, lambda verdicts: predictions(verdicts, parameters.top_k), charge, size=len(body))
 
     async def judge(
         self,
         read: Callable[[], Reading],
         say: Callable[[list[Verdict]], T],
-        spend: Spend | None = None,
+        charge: Charge | None = None,
         score: Score | None = None,
         size: int = 0,
     ) -> T:
@@ -191,7 +191,7 @@ class Service:
         Args:
             read: texts as the model sees them.
             say: makes an answer of their verdicts.
-            spend: takes the texts beside the first from the rate of who asks; they are given back where the model
+            charge: counts the tokens that the model reads against the caller's rate limit; refunded where the model
                 has no room for them.
             score: windows to log-odds; at once or not at all unless given.
             size: bytes that `read` reads, where the request is refused rather than kept waiting for that.
@@ -203,14 +203,14 @@ class Service:
         """
         with self._queue.place(size, self._seconds_after()):
             reading = await self.off_loop(partial(self._queue.measure, read, size))
-        others = max(0, len(reading.documents) - 1) if spend else 0  # of files there may be none that can be read
-        if spend and others:
-            spend(others)
+        tokens = sum(map(len, reading.rows))
+        if charge:
+            charge(tokens)
         try:
             scores = await self._scored(reading.rows, score or self.batcher.scores)
         except (QueueFullError, ClosedError):
-            if spend and others:
-                spend(-others)
+            if charge:
+                charge(-tokens)
             raise
 
         def conclude() -> tuple[list[Verdict], T]:

@@ -17,7 +17,7 @@ from detect_ai.core.config import ServeConfig
 from detect_ai.schemas import FileOptions, FilesResponse, FileVerdict, Verdict
 from detect_ai.text.normalize import Normalised, normalise
 from serve_app.api.errors import ProblemError, invalid_body
-from serve_app.engine.engine import Reading, Service, Spend, Wanted
+from serve_app.engine.engine import Charge, Reading, Service, Wanted
 from serve_app.files.reader import SLACK, Upload
 
 MAX_FIELDS = 16  # beside files
@@ -86,7 +86,7 @@ def file_name(sent: str) -> str:
 
 
 async def judge_files(
-    service: Service, uploads: Sequence[Upload], options: FileOptions, request_id: str, spend: Spend
+    service: Service, uploads: Sequence[Upload], options: FileOptions, request_id: str, charge: Charge
 ) -> bytes:
     """The JSON of a FilesResponse. Raises ProblemError when the request as a whole is wrong."""
     started = time.perf_counter()
@@ -111,7 +111,7 @@ async def judge_files(
             .encode()
         )
 
-    return await service.judge(read, say, spend, size=sum(len(text) for text in found if isinstance(text, str)))
+    return await service.judge(read, say, charge, size=sum(len(text) for text in found if isinstance(text, str)))
 
 
 def fit(found: Sequence[str | ProblemError], max_chars: int) -> tuple[list[Normalised], list[str | ProblemError]]:

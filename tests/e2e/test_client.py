@@ -26,16 +26,15 @@ TEXTS = [tiny_models.text(("human", "ai")[i % 2], random.Random(i), 20 + 10 * i)
 def config(config: Config) -> Config:
     """A service that takes four texts or five files at once, from whoever has a key."""
     config.serve.max_texts, config.serve.max_files = 4, 5
-    config.serve.keys_file = "auth/test_client.json"
     return config
 
 
 @pytest.fixture(scope="module", autouse=True)
 def key(config: Config, store: Storage) -> Iterator[str]:
     """A key, where the clients look for it."""
-    token, kept = api_keys.made("test")
-    store.write_json(config.serve.keys_file, {"keys": [kept.model_dump(mode="json", exclude_none=True)]})
+    token, kept = api_keys.create_key("test")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(api_keys.ENVIRONMENT, json.dumps({"keys": [kept.model_dump(mode="json", exclude_none=True)]}))
         patch.setenv("DETECT_AI_API_KEY", token)
         yield token
 

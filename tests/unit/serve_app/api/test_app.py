@@ -21,8 +21,8 @@ from detect_ai.schemas import DetectRequest, FileOptions
 from detect_ai.text.normalize import normalise
 from serve_app.api.app import create_app
 from serve_app.api.errors import ProblemError
-from serve_app.auth.access import Gate
-from serve_app.auth.rate_limit import Limiter
+from serve_app.auth.access import AccessControl
+from serve_app.auth.rate_limit import Limiter, Reservation
 from serve_app.engine.batcher import ClosedError
 from serve_app.engine.engine import Service, parse
 from serve_app.engine.versions import Traffic
@@ -58,8 +58,8 @@ def detector(tiny_bundle: Path) -> Detector:
     return Detector.load(tiny_bundle)
 
 
-async def unlimited(key: str, rate: int, want: float) -> float:
-    return want
+async def unlimited(method: str, *arguments: Any) -> Reservation:
+    return Reservation(0)
 
 
 def ask(
@@ -70,7 +70,7 @@ def ask(
     async def main() -> Any:
         with ThreadPoolExecutor(1) as model:
             service = Service(detector, config or ServeConfig(), model)
-            transport = httpx.ASGITransport(create_app(Traffic(service), Gate(Limiter(unlimited), 0)))
+            transport = httpx.ASGITransport(create_app(Traffic(service), AccessControl(Limiter(unlimited))))
             service.batcher.start()
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 try:
@@ -268,7 +268,7 @@ def test_a_client_that_leaves_is_no_failure(detector: Detector, serve_log: pytes
             raise AssertionError("it was answered")
 
         head = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-        app = create_app(Traffic(service), Gate(Limiter(unlimited), 0))
+        app = create_app(Traffic(service), AccessControl(Limiter(unlimited)))
         await app(
             {"type": "http", "method": "POST", "path": "/v1/detect", "headers": head, "query_string": b""}, gone, send
         )

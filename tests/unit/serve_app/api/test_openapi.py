@@ -14,7 +14,7 @@ from detect_ai.core.config import ServeConfig
 from detect_ai.detector.detector import Detector
 from serve_app.api.admin import Status
 from serve_app.api.app import create_app
-from serve_app.auth.access import Gate
+from serve_app.auth.access import AccessControl
 from serve_app.auth.api_keys import KeyRing
 from serve_app.auth.rate_limit import Limiter
 from serve_app.engine.engine import Service
@@ -127,9 +127,9 @@ def test_every_example_of_the_specification_is_answered(tiny_bundle: Path, spec:
 
 @pytest.mark.parametrize("with_keys", [True, False])
 def test_the_specification_says_whether_a_key_is_needed(tiny_bundle: Path, with_keys: bool) -> None:
-    gate = Gate(Limiter(unlimited), 0, KeyRing if with_keys else None)
+    access = AccessControl(Limiter(unlimited), read_keys=KeyRing if with_keys else None)
     with ThreadPoolExecutor(1) as model:
-        said = create_app(Traffic(Service(Detector.load(tiny_bundle), ServeConfig(), model)), gate).openapi()
+        said = create_app(Traffic(Service(Detector.load(tiny_bundle), ServeConfig(), model)), access).openapi()
     assert ("HTTPBearer" in said["components"].get("securitySchemes", {})) == with_keys
     needing = {path for path, methods in said["paths"].items() if any("security" in each for each in methods.values())}
     assert ("/v1/detect" in needing, "/readyz" in needing) == (with_keys, False)

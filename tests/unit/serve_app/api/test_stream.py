@@ -21,6 +21,7 @@ from detect_ai.detector.detector import Detector
 from detect_ai.models.batch import Batch
 from serve_app.api.backlog import Backlog, Budget
 from serve_app.api.stream import StreamResponse, seconds_allowed
+from serve_app.auth.access import Caller
 from serve_app.engine.engine import Service, Wanted
 
 CANARY = "canary-51c2 the council met"
@@ -69,10 +70,6 @@ def detector(tiny_bundle: Any) -> Detector:
 Scenario = Callable[[Client, StreamResponse, "asyncio.Task[None]"], Awaitable[None]]
 
 
-async def at_once() -> None:
-    """Where no rate is counted."""
-
-
 def stream(
     detector: Detector, scenario: Scenario, config: ServeConfig = CONFIG, seconds: float | None = None
 ) -> list[dict[str, Any]]:
@@ -83,7 +80,7 @@ def stream(
         with ThreadPoolExecutor(1) as model:
             service = Service(detector, config, model)
             service.batcher.start()
-            response = StreamResponse(service, Wanted(), "request-1", seconds, at_once)
+            response = StreamResponse(service, Wanted(), "request-1", seconds, Caller("anybody"))
             call = asyncio.create_task(response({"type": "http"}, client.sent.get, client.send))
             try:
                 await asyncio.wait_for(scenario(client, response, call), 30)

@@ -1,101 +1,117 @@
-"""Who is let in, by key, scope and rate; and what everybody may see."""
+"""Access control: keys, scopes, limits, and keys that change while the service runs."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from starlette.datastructures import Headers
 
 from detect_ai.core.errors import ConfigError
 from serve_app.api.errors import ProblemError
-from serve_app.auth.access import ANYBODY, Gate
-from serve_app.auth.api_keys import KeyRing, Scope, made
-from serve_app.auth.rate_limit import Ledger, Limiter
+from serve_app.auth import access
+from serve_app.auth.access import ANYBODY, AccessControl, Caller
+from serve_app.auth.api_keys import KeyRing, Scope, create_key
+from serve_app.auth.rate_limit import Limiter
+from tests.unit.serve_app.auth.test_rate_limit import Cluster
 
 
-def gate(read_keys: Callable[[], KeyRing] | None = None, rate: int = 0) -> Gate:
-    ledger = Ledger()
-
-    async def lease(key: str, rate: int, want: float) -> float:
-        return ledger.lease(key, rate, want)
-
-    return Gate(Limiter(lease), rate, read_keys)
+def control(read_keys: Callable[[], KeyRing] | None = None, tokens_per_minute: int = 0) -> AccessControl:
+    return AccessControl(Cluster().replica(), tokens_per_minute, 2, read_keys)
 
 
-def ask(made_gate: Gate, path: str = "/v1/detect", token: str | None = None, method: str = "POST") -> str:
-    """The name of who was let in. Raises ProblemError."""
+def authorize(
+    controlled: AccessControl, path: str = "/v1/detect", token: str | None = None, method: str = "POST"
+) -> Caller:
     headers = Headers({"Authorization": f"Bearer {token}"} if token else {})
-    return asyncio.run(made_gate.admit(method, path, headers)).name
+    return asyncio.run(controlled.authorize(method, path, headers))
 
 
-def refusal(*arguments: object, **named: object) -> ProblemError:
+def refusal(controlled: AccessControl, *arguments: str, **named: str | None) -> ProblemError:
     with pytest.raises(ProblemError) as error:
-        ask(*arguments, **named)  # type: ignore[arg-type]
+        authorize(controlled, *arguments, **named)  # type: ignore[arg-type]
     return error.value
 
 
-def test_a_valid_key_is_let_in_and_no_other() -> None:
-    token, key = made("one")
-    closed = gate(lambda: KeyRing([key]))
-    assert ask(closed, token=token) == key.id
-    for wrong in (None, "dai_", made("two")[0], token.upper()):
+def test_only_a_valid_key_is_admitted() -> None:
+    token, key = create_key("one")
+    closed = control(lambda: KeyRing([key]))
+    assert authorize(closed, token=token).name == key.id
+    for wrong in (None, "dai_", create_key("two")[0], token.upper()):
         problem = refusal(closed, token=wrong)
-        assert problem.status == 401
-        assert problem.headers == {"WWW-Authenticate": 'Bearer realm="detect_ai"'}
+        assert (problem.status, problem.headers) == (401, {"WWW-Authenticate": 'Bearer realm="detect_ai"'})
         assert token not in problem.detail
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1/detect", "/v1/model", "/predict", "/v1/detect/file", "/anything", "//", "/docs/x"]
-)
-def test_every_path_but_the_open_ones_wants_a_key(path: str) -> None:
-    assert refusal(gate(KeyRing), path, method="GET").status == 401
+@pytest.mark.parametrize("path", ["/v1/model", "/predict", "/v1/detect/file", "/anything", "//", "/docs/x"])
+def test_every_other_path_needs_a_key(path: str) -> None:
+    assert refusal(control(KeyRing), path, method="GET").status == 401
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/healthz", "/readyz", "/static/app.js"])
 def test_pages_and_health_are_open(path: str) -> None:
-    assert ask(gate(KeyRing), path, method="GET") == ANYBODY
+    assert authorize(control(KeyRing), path, method="GET").name == ANYBODY
 
 
-def test_scopes_are_kept_apart() -> None:
-    (user, one), (chief, two) = made("user"), made("chief", [Scope.ADMIN])
-    closed = gate(lambda: KeyRing([one, two]))
-    assert refusal(closed, "/v1/admin/status", user).detail == (
-        "This key has the scope detect; the scope admin is needed here."
-    )
+def test_scopes_are_separate() -> None:
+    (user, one), (chief, two) = create_key("user"), create_key("chief", [Scope.ADMIN])
+    closed = control(lambda: KeyRing([one, two]))
+    assert refusal(closed, "/v1/admin/status", user).status == 403
     assert refusal(closed, "/v1/detect", chief).status == 403
-    assert ask(closed, "/v1/admin/status", chief) == two.id
+    assert authorize(closed, "/v1/admin/status", chief).name == two.id
 
 
-def test_without_keys_everybody_may_ask() -> None:
-    assert ask(gate()) == ANYBODY
-
-
-def test_a_key_over_its_rate_is_told_when_to_come_back() -> None:
-    token, key = made("slow", rate_per_minute=2)
-    closed = gate(lambda: KeyRing([key]), rate=100)
-    for _ in range(2):
-        ask(closed, token=token)
-    problem = refusal(closed, token=token)
-    assert (problem.status, problem.headers) == (429, {"Retry-After": "30"})
-    assert problem.detail == "At most 2 texts a minute are read for this key: try again in 30 seconds."
-    assert ask(closed, "/v1/model", token, "GET") == key.id  # reading costs nothing
-
-
-def test_without_keys_the_rate_is_that_of_all() -> None:
-    opened = gate(rate=1)
-    ask(opened)
+def test_without_keys_everybody_shares_one_rate() -> None:
+    opened = control(tokens_per_minute=1)
+    assert authorize(opened).name == ANYBODY
     assert refusal(opened).status == 429
 
 
-def test_a_revoked_key_is_refused_after_the_next_reading_and_a_broken_file_changes_nothing(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    token, key = made("one")
-    answers: list[object] = [KeyRing([key]), ConfigError("auth/keys.json: expected {"), ValueError("secret"), KeyRing()]
+def test_tokens_count_against_the_rate_of_the_key() -> None:
+    token, key = create_key("slow", tokens_per_minute=60)
+    closed = control(lambda: KeyRing([key]), tokens_per_minute=10_000)
+
+    async def scenario() -> None:
+        headers = Headers({"Authorization": f"Bearer {token}"})
+        caller = await closed.authorize("POST", "/v1/detect", headers)
+        caller.charge(89)
+        caller.release()
+        with pytest.raises(ProblemError) as refused:
+            await closed.authorize("POST", "/v1/detect", headers)
+        assert (refused.value.status, refused.value.headers) == (429, {"Retry-After": "31"})
+        assert (await closed.authorize("GET", "/v1/model", headers)).name == key.id
+
+    asyncio.run(scenario())
+
+
+def test_concurrent_requests_of_a_key_are_limited() -> None:
+    token, key = create_key("one")
+    closed = control(lambda: KeyRing([key]))
+
+    async def scenario() -> None:
+        headers = Headers({"Authorization": f"Bearer {token}"})
+        callers = [await closed.authorize("POST", "/v1/detect", headers) for _ in range(2)]
+        with pytest.raises(ProblemError) as refused:
+            await closed.authorize("POST", "/v1/detect", headers)
+        assert refused.value.status == 429
+        callers[0].release()
+        await closed.authorize("POST", "/v1/detect", headers)
+
+    asyncio.run(scenario())
+
+
+@pytest.fixture
+def serve_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    logging.getLogger("ray.serve").addHandler(caplog.handler)
+    yield caplog
+    logging.getLogger("ray.serve").removeHandler(caplog.handler)
+
+
+def test_keys_are_read_again_and_survive_errors(serve_log: pytest.LogCaptureFixture) -> None:
+    token, key = create_key("one")
+    answers: list[object] = [KeyRing([key]), ConfigError("auth/keys/x: expected {"), ValueError("secret"), KeyRing()]
 
     def read() -> KeyRing:
         answer = answers.pop(0)
@@ -104,24 +120,29 @@ def test_a_revoked_key_is_refused_after_the_next_reading_and_a_broken_file_chang
         assert isinstance(answer, KeyRing)
         return answer
 
-    closed = gate(read)
-    logging.getLogger("ray.serve").addHandler(caplog.handler)
-
     async def scenario() -> list[bool]:
+        closed = control(read)
         closed.start(0.02)
-        found = []
+        valid = []
         while answers:
             left = len(answers)
             while len(answers) == left:
                 await asyncio.sleep(0.005)
             await asyncio.sleep(0.01)
-            found.append(closed.ring.find(token) is not None)
+            valid.append(closed.ring.find(token) is not None)
         await closed.stop()
-        return found
+        return valid
 
-    try:
-        assert asyncio.run(asyncio.wait_for(scenario(), 10)) == [True, True, False]
-    finally:
-        logging.getLogger("ray.serve").removeHandler(caplog.handler)
-    assert "could not be read, those known stay valid: auth/keys.json" in caplog.text
-    assert "secret" not in caplog.text
+    assert asyncio.run(asyncio.wait_for(scenario(), 10)) == [True, True, False]
+    assert "the known keys stay valid: auth/keys/x" in serve_log.text
+    assert "secret" not in serve_log.text
+
+
+def test_unread_keys_are_reported_as_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(access.time, "monotonic", lambda: now)
+    closed, opened = (AccessControl(Limiter(Cluster().call), read_keys=read) for read in (KeyRing, None))
+    now += access.STALE_S
+    assert closed.seconds_stale == 0
+    now += 1
+    assert (closed.seconds_stale, opened.seconds_stale) == (access.STALE_S + 1, 0)

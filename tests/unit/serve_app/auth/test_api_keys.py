@@ -1,4 +1,4 @@
-"""API keys: found, refused, expired, listed, revoked, and never kept as they are."""
+"""API keys: hashed, found by token, one object per key, revoked for good."""
 
 from __future__ import annotations
 
@@ -8,30 +8,36 @@ from pathlib import Path
 
 import pytest
 
-from detect_ai.core.config import ServeConfig
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
 from serve_app.auth import api_keys
-from serve_app.auth.api_keys import KeyRing, Scope, made, parse, ring
+from serve_app.auth.api_keys import FOLDER, OLD_FILE, ApiKey, KeyRing, KeyStore, Scope, create_key
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path))
+
+
+def as_environment(*keys: ApiKey) -> str:
+    return json.dumps({"keys": [key.model_dump(mode="json", exclude_none=True) for key in keys]})
 
 
 def test_a_key_is_found_by_its_token_alone() -> None:
-    (token, key), (_, other) = made("one"), made("two")
-    found = KeyRing([key, other])
-    assert found.find(token) == key
-    assert found.find(token[:-1] + ("A" if token[-1] != "A" else "B")) is None
-    assert found.find(token.replace(key.id, other.id)) is None
-    assert found.find("") is None
-    assert found.find(f"{token} ") is None
-    assert KeyRing().find(token) is None
+    (token, key), (_, other) = create_key("one"), create_key("two")
+    ring = KeyRing([key, other])
+    assert ring.find(token) == key
+    for wrong in (token[:-1] + ("A" if token[-1] != "A" else "B"), token.replace(key.id, other.id), "", f"{token} "):
+        assert ring.find(wrong) is None
 
 
-def test_an_expired_key_is_none() -> None:
+def test_an_expired_or_revoked_key_is_invalid() -> None:
     now = datetime.now(UTC)
-    (past, gone), (future, here) = (made("k", expires=now + timedelta(hours=h)) for h in (-1, 1))
-    found = KeyRing([gone, here])
-    assert found.find(past) is None
-    assert found.find(future) == here
+    (past, gone), (future, valid) = (create_key("k", expires=now + timedelta(hours=h)) for h in (-1, 1))
+    ring = KeyRing([gone, valid])
+    assert ring.find(past) is None
+    assert ring.find(future) == valid
+    assert KeyRing([valid.model_copy(update={"revoked": now})]).find(future) is None
 
 
 def test_the_command_creates_lists_and_revokes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,61 +45,94 @@ def test_the_command_creates_lists_and_revokes(tmp_path: Path, capsys: pytest.Ca
         status = api_keys.main(["--root", str(tmp_path), *arguments])
         return status, *capsys.readouterr()
 
-    assert run("list")[1].startswith("no keys in ")
-    token = run("create", "news room", "--rate", "600", "--scope", "detect", "admin", "--expires", "2999-01-31")[1]
-    second = run("create", "other")[1].strip()
-    written = (tmp_path / ServeConfig.keys_file).read_text()
-    assert token.strip() not in written
-    assert second.rsplit("_", 1)[1] not in written
-    found = ring(ServeConfig(), Storage(str(tmp_path)), "").find(token.strip())
-    assert found is not None
-    assert (found.name, found.rate_per_minute, found.scopes) == ("news room", 600, {Scope.DETECT, Scope.ADMIN})
-    listed = run("list")[1].splitlines()
-    assert listed[0] == f"{found.id}  news room  admin detect  600 texts a minute, until 2999-01-31"
-    assert listed[1].endswith("other  detect  the service's rate")
-    assert run("revoke", found.id)[0] == 0
-    assert ring(ServeConfig(), Storage(str(tmp_path)), "").find(token.strip()) is None
-    status, _, error = run("revoke", found.id)
-    assert status == 2
-    assert f"no key '{found.id}' in " in error
+    store = KeyStore(Storage(str(tmp_path)))
+    token = run("create", "news", "--tokens-per-minute", "600", "--scope", "admin", "--expires", "2999-01-31")[
+        1
+    ].strip()
+    run("create", "other")
+    key = store.read().find(token)
+    assert key is not None
+    assert key.created is not None
+    assert (key.name, key.tokens_per_minute, key.scopes) == ("news", 600, {Scope.ADMIN})
+    assert token.rsplit("_", 1)[1] not in (tmp_path / FOLDER / f"{key.id}.json").read_text()
+    assert {line.split("  ")[1] for line in run("list")[1].splitlines()} == {"news", "other"}
+    assert run("revoke", key.id)[0] == 0
+    assert store.read().find(token) is None
+    assert f"revoked {datetime.now(UTC):%Y-%m-%d}" in run("list")[1]
+    status, _, error = run("revoke", "00000000")
+    assert (status, "no key '00000000'" in error) == (2, True)
 
 
-def test_the_command_names_a_missing_root(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_needs_a_root(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DETECT_AI_STORAGE_ROOT", raising=False)
     assert api_keys.main(["list"]) == 2
-    assert "expected --root or DETECT_AI_STORAGE_ROOT" in capsys.readouterr().err
+    assert "DETECT_AI_STORAGE_ROOT" in capsys.readouterr().err
 
 
-def test_keys_of_the_environment_count_too(tmp_path: Path) -> None:
-    token, key = made("from outside")
-    environment = json.dumps({"keys": [key.model_dump(mode="json", exclude_none=True)]})
-    assert ring(ServeConfig(), Storage(str(tmp_path)), environment).find(token) == key
+def test_creating_a_key_never_restores_a_revoked_one(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One operator revokes a leaked key while another one creates a key."""
+    leaked, key = create_key("leaked")
+    KeyStore(storage).put(key)
+    original = create_key
+
+    def revoke_first(*arguments: object) -> tuple[str, ApiKey]:
+        assert api_keys.main(["--root", storage.root, "revoke", key.id]) == 0
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(api_keys, "create_key", revoke_first)
+    assert api_keys.main(["--root", storage.root, "create", "newcomer"]) == 0
+    ring = KeyStore(storage).read()
+    assert ring.find(leaked) is None
+    assert {key.name for key in ring.keys.values()} == {"leaked", "newcomer"}
+
+
+def test_keys_of_the_environment_take_precedence(storage: Storage) -> None:
+    token, key = create_key("outside")
+    KeyStore(storage).put(key.model_copy(update={"sha256": "0" * 64, "name": "stored"}))
+    assert KeyStore(storage, as_environment(key)).read().find(token) == key
+
+
+def test_only_changed_objects_are_read_again(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, keys = KeyStore(storage), [create_key("k")[1] for _ in range(3)]
+    for key in keys:
+        store.put(key)
+    store.read()
+    reads: list[str] = []
+    original = storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda name: reads.append(name) or original(name))
+    store.put(keys[0].model_copy(update={"revoked": datetime.now(UTC)}))
+    assert len(store.read().keys) == 3
+    assert reads == [f"{FOLDER}/{keys[0].id}.json"]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("no json", "Invalid JSON"),
-        ('{"keys": [{"id": "0"}]}', r"keys\.0\.id"),
-        ('{"tokens": []}', "tokens: Extra inputs"),
-        ('{"keys": [{"id": "00000000", "name": "x", "sha256": "plain-secret", "scopes": ["detect"]}]}', "sha256"),
-        ('{"keys": [{"id": "00000000", "name": "x", "sha256": "' + "0" * 64 + '", "scopes": ["all"]}]}', "scopes"),
-    ],
+    ("changes", "field"),
+    [({"sha256": "plain-secret"}, "sha256"), ({"scopes": ["all"]}, "scopes"), ({"pin": 1}, "pin"), ({"id": "0"}, "id")],
 )
-def test_a_bad_file_is_named_without_what_it_holds(text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as error:
-        parse(text, "auth/keys.json")
-    assert "plain-secret" not in str(error.value)
-    assert str(error.value).startswith("auth/keys.json: expected ")
+def test_an_invalid_key_is_named_without_its_content(storage: Storage, changes: dict[str, object], field: str) -> None:
+    key = create_key("one")[1]
+    stored = key.model_dump(mode="json", exclude_none=True) | changes
+    storage.write_json(f"{FOLDER}/{key.id}.json", stored)
+    for read in (KeyStore(storage).read, lambda: KeyStore(storage, json.dumps({"keys": [stored]}))):
+        with pytest.raises(ConfigError, match=field) as error:
+            read()
+        assert "plain-secret" not in str(error.value)
 
 
-def test_one_id_stands_once() -> None:
-    _, key = made("one")
-    with pytest.raises(ConfigError, match=f"{key.id} stand there twice"):
-        parse(json.dumps({"keys": [key.model_dump(mode="json")] * 2}), "here")
+def test_an_object_of_another_id_is_refused(storage: Storage) -> None:
+    key = create_key("one")[1]
+    storage.write_bytes(f"{FOLDER}/00000000.json", key.model_dump_json().encode())
+    with pytest.raises(ConfigError, match=f"expected the key 00000000, found {key.id}"):
+        KeyStore(storage).read()
+
+
+def test_a_file_of_the_former_format_is_refused(storage: Storage) -> None:
+    storage.write_json(OLD_FILE, {"keys": []})
+    with pytest.raises(ConfigError, match="one file per key"):
+        KeyStore(storage).read()
 
 
 @pytest.mark.parametrize("name", ["", "line\nbreak", "x" * 65])
 def test_a_name_is_one_short_line(name: str) -> None:
     with pytest.raises(ConfigError, match="name"):
-        made(name)
+        create_key(name)

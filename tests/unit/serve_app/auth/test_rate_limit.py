@@ -1,212 +1,151 @@
-"""Rates: right over several replicas, few questions to the actor, debts paid, a dead actor survived."""
+"""Rate and concurrency limits: exact over concurrent requests and several replicas."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from serve_app.auth.rate_limit import BLOCKS_A_MINUTE, IDLE_S, Ledger, Limiter, TooManyError
+from serve_app.auth.rate_limit import RETRY_S, SLOT_S, Limiter, RateLimits, Reservation
 
 
-class World:
-    """A clock that the test moves, a ledger, and a count of the questions it was asked."""
+class Cluster:
+    """An actor behind a delay and a clock that the test moves; like Ray, it runs calls that nobody awaits."""
 
-    def __init__(self) -> None:
-        self.now, self.asked = 0.0, 0
-        self.ledger = Ledger(self.clock)
+    def __init__(self, delay: float = 0.0) -> None:
+        self.now, self.delay, self.calls = 0.0, delay, 0
+        self.actor = RateLimits(lambda: self.now)
 
-    def clock(self) -> float:
-        return self.now
+    def call(self, method: str, *arguments: Any) -> Awaitable[Any]:
+        async def run() -> Any:
+            self.calls += 1
+            await asyncio.sleep(self.delay)
+            return getattr(self.actor, method)(*arguments)
 
-    async def lease(self, key: str, rate: int, want: float) -> float:
-        self.asked += 1
-        await asyncio.sleep(0)
-        return self.ledger.lease(key, rate, want)
+        return asyncio.ensure_future(run())
 
     def replica(self) -> Limiter:
-        return Limiter(self.lease, self.clock)
+        return Limiter(self.call, lambda: self.now)
 
 
-async def admitted(replica: Limiter, times: int, rate: int, key: str = "k") -> int:
-    """How many of so many requests were let in."""
-    count = 0
-    for _ in range(times):
-        try:
-            await replica.admit(key, rate)
-        except TooManyError:
-            continue
-        count += 1
-    return count
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
-def run(scenario: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scenario, 20))
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_concurrent_requests_never_lose_a_charge(replicas: int) -> None:
+    """8 connections send 256 tokens per request, 60 per minute are allowed."""
+    cluster, rate, connections, cost = Cluster(delay=0.005), 60, 8, 256
+    drawn, charged = random.Random(replicas), 0
 
-
-@pytest.mark.parametrize("replicas", [1, 2, 5])
-def test_all_replicas_together_admit_the_rate_and_no_more(replicas: int) -> None:
-    world, rate, drawn = World(), 600, random.Random(replicas)
-
-    async def scenario() -> None:
-        fleet = [world.replica() for _ in range(replicas)]
-        at_once = sum(await asyncio.gather(*(admitted(each, 400, rate) for each in fleet for _ in range(2))))
-        assert at_once == rate  # the bucket was full
-        later = 0
-        for _ in range(600):  # two minutes, far more asked than allowed
-            world.now += 0.2
-            later += sum([await admitted(drawn.choice(fleet), 10, rate)])
-        assert rate * 2 * 0.9 <= later <= rate * 2
-
-    run(scenario())
-
-
-def test_a_lease_serves_many_requests() -> None:
-    world = World()
+    async def client(limiter: Limiter) -> None:
+        nonlocal charged
+        for _ in range(40):
+            reservation = await limiter.reserve("k", rate, 0)
+            if reservation.slot:
+                await asyncio.sleep(0.02 * drawn.random())  # the body is read
+                limiter.charge("k", cost - 1)
+                charged += cost
+                limiter.release("k", reservation.slot)
+            cluster.now += 0.5
 
     async def scenario() -> None:
-        assert await admitted(world.replica(), 300, 6000) == 300
-        assert world.asked == 300 / (6000 / BLOCKS_A_MINUTE)
+        fleet = [cluster.replica() for _ in range(replicas)]
+        await asyncio.gather(*(client(fleet[i % replicas]) for i in range(connections)))
+        await asyncio.sleep(0.05)
+        minutes = cluster.now / 60
+        assert charged > rate
+        assert charged <= rate * (1 + minutes) + connections * cost
+        cluster.actor.charge("k", 0)
+        debt = cluster.actor._accounts["k"].balance
+        assert debt == pytest.approx(rate * (1 + minutes) - charged, abs=rate)
 
-    run(scenario())
-
-
-def test_requests_that_wait_for_a_lease_share_it() -> None:
-    world = World()
-
-    async def scenario() -> None:
-        replica = world.replica()
-        await asyncio.gather(*(admitted(replica, 1, 600) for _ in range(30)))
-        assert world.asked == 1
-
-    run(scenario())
+    run(scenario)
 
 
-def test_a_refusal_says_when_to_come_back_and_asks_nobody_until_then() -> None:
-    world = World()
+def test_a_rate_holds_over_replicas() -> None:
+    cluster, rate = Cluster(), 600
 
-    async def scenario() -> None:
-        replica = world.replica()
-        assert await admitted(replica, 61, 60) == 60
-        asked = world.asked
-        with pytest.raises(TooManyError) as refused:
-            await replica.admit("k", 60)
-        assert (refused.value.retry_after_s, world.asked) == (1, asked)
-        world.now += 1
-        await replica.admit("k", 60)
-
-    run(scenario())
-
-
-def test_a_request_of_many_texts_is_let_in_and_paid_for_afterwards() -> None:
-    world = World()
+    async def admitted(limiter: Limiter, times: int) -> int:
+        return sum([(await limiter.reserve("k", rate, 0)).slot > 0 for _ in range(times)])
 
     async def scenario() -> None:
-        replica = world.replica()
-        await replica.admit("k", 60)
-        replica.spend("k", 60, 89)  # with the first, a minute and a half's worth; a minute's was there
-        with pytest.raises(TooManyError) as refused:
-            await replica.admit("k", 60)
-        assert refused.value.retry_after_s == 31
-        world.now += 31
-        await replica.admit("k", 60)
+        fleet = [cluster.replica() for _ in range(3)]
+        assert sum(await asyncio.gather(*(admitted(limiter, 400) for limiter in fleet))) == rate
+        cluster.now += 6
+        assert sum(await asyncio.gather(*(admitted(limiter, 50) for limiter in fleet))) == rate / 10
 
-    run(scenario())
+    run(scenario)
 
 
-def test_a_debt_of_many_minutes_is_paid_at_the_rate() -> None:
-    world = World()
-
-    async def scenario() -> None:
-        replica = world.replica()
-        await replica.admit("k", 60)
-        replica.spend("k", 60, 299)
-        for _ in range(48):
-            world.now += 5
-            await replica.settle()
-            with pytest.raises(TooManyError):
-                await replica.admit("k", 60)
-        world.now += 5
-        await replica.settle()
-        await replica.admit("k", 60)
-
-    run(scenario())
+def test_a_debt_is_paid_back_at_the_rate() -> None:
+    cluster = Cluster()
+    limits = cluster.actor
+    assert limits.reserve("k", 60, 0) == Reservation(1)
+    limits.charge("k", 89)
+    assert limits.reserve("k", 60, 0) == Reservation(0, "rate", 31)
+    cluster.now += 31
+    assert limits.reserve("k", 60, 0).slot
+    assert limits.reserve("other", 60, 0).slot
 
 
-def test_a_request_that_took_long_to_come_is_paid_for_all_the_same() -> None:
-    world = World()
-
-    async def scenario() -> None:
-        replica = world.replica()
-        await replica.admit("k", 60)
-        world.now += 15
-        await replica.settle()
-        replica.spend("k", 60, 90)
-        with pytest.raises(TooManyError):
-            await replica.admit("k", 60)
-
-    run(scenario())
+def test_a_refund_restores_the_balance() -> None:
+    limits = Cluster().actor
+    limits.reserve("k", 60, 0)
+    limits.charge("k", 200)
+    limits.charge("k", -200)
+    assert limits.reserve("k", 60, 0).slot
 
 
-def test_what_is_given_back_may_be_spent_again() -> None:
-    world = World()
-
-    async def scenario() -> None:
-        replica = world.replica()
-        await replica.admit("k", 60)
-        replica.spend("k", 60, 200)
-        replica.spend("k", 60, -200)
-        await replica.admit("k", 60)
-
-    run(scenario())
+def test_a_key_without_a_rate_gathers_no_debt() -> None:
+    cluster = Cluster()
+    limits = cluster.actor
+    limits.reserve("k", 0, 5)
+    limits.charge("k", 10**6)
+    cluster.now += 1
+    limits.reserve("k", 60, 5)
+    cluster.now += 2
+    assert limits.reserve("k", 60, 5).slot
 
 
-def test_keys_do_not_share() -> None:
-    world = World()
+def test_concurrency_is_limited_per_key() -> None:
+    cluster = Cluster()
+    limits = cluster.actor
+    slots = [limits.reserve("k", 0, 2).slot for _ in range(2)]
+    assert limits.reserve("k", 0, 2) == Reservation(0, "concurrency", 1)
+    assert limits.reserve("other", 0, 2).slot
+    limits.release("k", slots[0])
+    assert limits.reserve("k", 0, 2).slot
+    cluster.now += SLOT_S  # their replica was lost
+    assert limits.reserve("k", 0, 2).slot
 
-    async def scenario() -> None:
-        replica = world.replica()
-        assert await admitted(replica, 100, 60, "a") == 60
-        assert await admitted(replica, 100, 60, "b") == 60
 
-    run(scenario())
+def test_requests_are_admitted_while_the_actor_is_down(caplog: pytest.LogCaptureFixture) -> None:
+    cluster = Cluster()
+    logging.getLogger("ray.serve").addHandler(caplog.handler)
 
+    def dead(method: str, *arguments: Any) -> Awaitable[Any]:
+        async def fail() -> Any:
+            cluster.calls += 1
+            raise ConnectionError
 
-def test_what_lies_idle_goes_to_another_replica() -> None:
-    world, rate = World(), 60
+        return asyncio.ensure_future(fail())
 
     async def scenario() -> None:
-        idle, busy = world.replica(), world.replica()
-        await idle.admit("k", rate)
-        assert await admitted(busy, 100, rate) == rate - rate // BLOCKS_A_MINUTE
-        world.now += IDLE_S
-        await idle.settle()
-        assert await admitted(busy, 100, rate) == int(IDLE_S) + rate // BLOCKS_A_MINUTE - 1
+        limiter = Limiter(dead, lambda: cluster.now)
+        for _ in range(100):
+            assert await limiter.reserve("k", 60, 1) == Reservation(0)
+        assert cluster.calls == 1  # nobody waits for it again and again
+        cluster.now += RETRY_S
+        await limiter.reserve("k", 60, 1)
+        assert cluster.calls == 2
 
-    run(scenario())
-
-
-def test_a_dead_actor_refuses_nobody_at_once() -> None:
-    async def dead(key: str, rate: int, want: float) -> float:
-        raise ConnectionError
-
-    async def scenario() -> None:
-        world = World()
-        assert await admitted(Limiter(dead, world.clock), 100, 60) == 60
-
-    run(scenario())
-
-
-def test_a_new_rate_holds_from_the_next_request() -> None:
-    world = World()
-
-    async def scenario() -> None:
-        replica = world.replica()
-        assert await admitted(replica, 100, 60) == 60
-        world.now += 60
-        assert await admitted(replica, 100, 30) <= 30
-
-    run(scenario())
+    try:
+        run(scenario)
+    finally:
+        logging.getLogger("ray.serve").removeHandler(caplog.handler)
+    assert "Rate limits are off for 5 s" in caplog.text

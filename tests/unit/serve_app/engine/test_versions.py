@@ -15,9 +15,9 @@ from detect_ai.core.config import ServeConfig
 from detect_ai.detector.detector import Detector
 from detect_ai.schemas import Verdict
 from serve_app.api.app import create_app
-from serve_app.auth.access import Gate
-from serve_app.auth.api_keys import KeyRing, Scope, made
-from serve_app.auth.rate_limit import Limiter
+from serve_app.auth.access import AccessControl
+from serve_app.auth.api_keys import KeyRing, Scope, create_key
+from serve_app.auth.rate_limit import Limiter, Reservation
 from serve_app.engine.engine import Service
 from serve_app.engine.metrics import Telemetry
 from serve_app.engine.versions import Traffic
@@ -55,8 +55,8 @@ def detectors(tiny_bundle: Path, encoder: Path, tmp_path_factory: pytest.TempPat
     return Detector.load(tiny_bundle), Detector.load(folder)
 
 
-async def unlimited(key: str, rate: int, want: float) -> float:
-    return want
+async def unlimited(method: str, *arguments: Any) -> Reservation:
+    return Reservation(0)
 
 
 def ask(
@@ -66,7 +66,7 @@ def ask(
     share: float = 0.0,
     shadow: Detector | None = None,
     config: ServeConfig | None = None,
-    gate: Gate | None = None,
+    access: AccessControl | None = None,
     requests: list[dict[str, Any]],
 ) -> tuple[list[httpx.Response], Counted]:
     """The answers to requests one after another, and what was counted."""
@@ -81,7 +81,7 @@ def ask(
             first = service(main, counted)
             assert first is not None
             traffic = Traffic(first, service(canary, counted), share, service(shadow, Telemetry()), counted)
-            app = create_app(traffic, gate or Gate(Limiter(unlimited), 0), counted)
+            app = create_app(traffic, access or AccessControl(Limiter(unlimited)), counted)
             traffic.start()
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
                 found = []
@@ -113,12 +113,12 @@ def test_a_canary_answers_its_share_and_every_answer_says_which(detectors: tuple
 
 def test_a_caller_with_a_key_meets_one_version(detectors: tuple[Detector, Detector]) -> None:
     main, other = detectors
-    keys = [made(f"k{i}") for i in range(30)]
-    gate = Gate(Limiter(unlimited), 0, lambda: KeyRing(key for _, key in keys))
+    keys = [create_key(f"k{i}") for i in range(30)]
+    access = AccessControl(Limiter(unlimited), read_keys=lambda: KeyRing(key for _, key in keys))
     requests = [
         {"json": {"text": TEXTS[0]}, "headers": {"Authorization": f"Bearer {token}"}} for token, _ in keys for _ in "ab"
     ]
-    found, _ = ask(main, canary=other, share=0.5, gate=gate, requests=requests)
+    found, _ = ask(main, canary=other, share=0.5, access=access, requests=requests)
     versions = [response.json()["model_version"] for response in found]
     assert versions[::2] == versions[1::2]
     assert set(versions) == {main.version, other.version}
@@ -181,19 +181,19 @@ def test_other_pages_may_ask_only_when_they_are_named(detectors: tuple[Detector,
     closed, _ = ask(detectors[0], requests=[preflight])
     assert "access-control-allow-origin" not in closed[0].headers
     open_to_one = ServeConfig(cors_origins=["https://school.example"])
-    gate = Gate(Limiter(unlimited), 0, KeyRing)
-    found, _ = ask(detectors[0], config=open_to_one, gate=gate, requests=[preflight])
+    access = AccessControl(Limiter(unlimited), read_keys=KeyRing)
+    found, _ = ask(detectors[0], config=open_to_one, access=access, requests=[preflight])
     assert found[0].headers["access-control-allow-origin"] == "https://school.example"
     preflight["headers"] = {**preflight["headers"], "Origin": "https://other.example"}
-    found, _ = ask(detectors[0], config=open_to_one, gate=gate, requests=[preflight])
+    found, _ = ask(detectors[0], config=open_to_one, access=access, requests=[preflight])
     assert "access-control-allow-origin" not in found[0].headers
 
 
 def test_an_operator_sees_the_replica_and_no_hash(detectors: tuple[Detector, Detector]) -> None:
-    token, key = made("chief", [Scope.ADMIN])
-    gate = Gate(Limiter(unlimited), 0, lambda: KeyRing([key]))
+    token, key = create_key("chief", [Scope.ADMIN])
+    access = AccessControl(Limiter(unlimited), read_keys=lambda: KeyRing([key]))
     request = {"method": "GET", "url": "/v1/admin/status", "headers": {"Authorization": f"Bearer {token}"}}
-    found, _ = ask(detectors[0], canary=detectors[1], share=0.1, gate=gate, requests=[request])
+    found, _ = ask(detectors[0], canary=detectors[1], share=0.1, access=access, requests=[request])
     status = found[0].json()
     assert status["canary"] == detectors[1].version
     assert status["keys"] == [{"id": key.id, "name": "chief", "scopes": ["admin"]}]
