@@ -1,4 +1,4 @@
-"""The command `detect-ai`: verdicts of files, by a bundle on this machine or by a service."""
+"""Command line interface `detect-ai`: verdicts of files, from a local bundle or from a service."""
 
 from __future__ import annotations
 
@@ -9,253 +9,370 @@ import os
 import signal
 import sys
 import textwrap
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from detect_ai import __version__, wording
+from detect_ai import __version__
 from detect_ai.core.errors import DetectAIError, InputError
-from detect_ai.schemas import Label, ModelInfo, Verdict
+from detect_ai.schemas import CategoryInfo, Label, ModelInfo, Reason, Verdict
+from detect_ai.text.file_type import DESCRIPTIONS, TEXT, decode_text, file_type
+from detect_ai.text.normalize import is_blank
 
 if TYPE_CHECKING:
     from detect_ai.client import Client
 
 TEXT_SUFFIXES = ("", ".txt", ".text", ".md", ".markdown")
 DOCUMENT_SUFFIXES = (".docx", ".pdf")
-MAX_BYTES = 20_000_000  # of a text
+MAX_BYTES = 20_000_000
 STDIN = "-"
 WIDTH = 100
-DONE, FAILED, BAD_INPUT, AI, UNCERTAIN, INTERRUPTED = 0, 1, 2, 3, 4, 128 + signal.SIGINT
-EXIT_CODES = """\
+OK, FAILED, BAD_INPUT, AI, UNCERTAIN, INTERRUPTED = 0, 1, 2, 3, 4, 128 + signal.SIGINT
+EPILOG = """\
 exit codes:
-  0  nothing is called AI
-  1  something else failed, such as the service or the connection
-  2  bad input or usage: a file that cannot be judged, a wrong option, a damaged bundle, a refused API key
-  3  at least one text is called AI
-  4  none is called AI, but at least one verdict is uncertain (0 with --uncertain-ok)
+  0  no text is labelled AI
+  1  other failure, such as the service or the connection
+  2  bad input or usage: an unreadable file, an invalid option, a damaged bundle, a refused API key
+  3  at least one text is labelled AI
+  4  none is labelled AI, but at least one verdict is uncertain (0 with --uncertain-ok)
   130 interrupted
-A failure of one file comes before any verdict of another: 2 says that not all were judged.
-"""
-ENVIRONMENT = """\
+A failed file takes precedence over the verdicts of the others: 2 means that not all files have a verdict.
+
 environment:
-  DETECT_AI_URL      the service, where neither --bundle nor --url is given
-  DETECT_AI_API_KEY  the key for it; on the command line other users of the machine could read it
+  DETECT_AI_URL      address of the service if neither --bundle nor --url is given
+  DETECT_AI_API_KEY  its API key; other users of the machine could read it on the command line
 """
-# Without a response, or when a service says this of one file, the next one may be judged.
-OF_ONE_FILE = (None, 400, 413, 415, 422)
+WARNING = (
+    "A score is not proof. Human texts can score high too, in particular texts by non-native speakers, formal texts "
+    "and kinds of text that the model was not trained on. Do not use a score as the only evidence against a person: "
+    "talk to them, and look at drafts and sources."
+)
+LABELS = {Label.HUMAN: "No sign of AI", Label.AI: "Likely AI-generated", Label.UNCERTAIN: "Uncertain"}
+REASONS = {
+    Reason.TOO_SHORT: "too short",
+    Reason.OTHER_SCRIPT: "not in Latin script",
+    Reason.OTHER_LANGUAGE: "not in the language of the model",
+    Reason.NOT_LANGUAGE: "not readable as language",
+    Reason.MOSTLY_CODE: "mostly code",
+    Reason.MOSTLY_TABLES: "mostly tables or numbers",
+    Reason.MOSTLY_QUOTATIONS: "mostly quotations",
+    Reason.NOT_PROSE: "mostly links, references or other non-prose",
+    Reason.BETWEEN_THRESHOLDS: "the score is in the range of both human and AI texts",
+}
+TAMPERING = {
+    "invisible": "invisible characters",
+    "homoglyph": "look-alike letters of another alphabet",
+    "lookalike_form": "full-width or decorated letters",
+    "filler": "blank filler characters",
+    "replacement": "characters lost by a wrong encoding",
+    "hidden": "characters of hidden text",
+}
+# Without a status (local), or with one of these, the error is about one file and the next one can be read.
+FILE_ERRORS = (None, 400, 413, 415, 422)
 
 
-class Judged(NamedTuple):
-    """A verdict, and the text that its spans are offsets into."""
+class Result(NamedTuple):
+    """A verdict and the text that its spans refer to."""
 
     verdict: Verdict
     text: str
 
 
-Judge = Callable[[str], Judged]  # from the name of a file; raises DetectAIError
+Predict = Callable[[str], Result]  # takes a file name; raises DetectAIError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit code."""
-    arguments = parser().parse_args(argv)
+    """Run the command. Returns the exit code."""
+    arguments = build_parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # for terminals that lack a character
     try:
         return run(arguments)
     except DetectAIError as error:
-        complain(str(error))
+        print_error(str(error))
         return BAD_INPUT if isinstance(error, InputError) else FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Nobody reads any more; Python would complain once more when it flushes at its end.
+    except OSError as error:
+        # Standard output is closed or full; Python would report it again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print_error(error.strerror or type(error).__name__)
         return FAILED
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of the command."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line options."""
     source = argparse.ArgumentParser(add_help=False)
-    one_of = source.add_mutually_exclusive_group()
-    one_of.add_argument("--bundle", type=Path, metavar="PATH", help="a bundle on this machine")
-    one_of.add_argument("--url", metavar="URL", help="a service, such as http://127.0.0.1:8000")
-    source.add_argument("--json", action="store_true", help="JSON in place of words, on one line each")
-    page: dict[str, Any] = {
-        "epilog": f"{EXIT_CODES}\n{ENVIRONMENT}",
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
-    }
-    made = argparse.ArgumentParser("detect-ai", description="Does a text read as if AI wrote it?", **page)
-    made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = made.add_subparsers(dest="command", required=True)
-    about = "Judge files: txt and md; docx and pdf by a service only."
-    check = commands.add_parser("check", parents=[source], help="judge files", description=about, **page)
-    check.add_argument("files", nargs="+", metavar="FILE", help="a file, or - for the standard input")
-    check.add_argument(
-        "--target-fpr", type=float, metavar="RATE", help="one that `detect-ai model` lists, such as 0.05"
-    )
-    check.add_argument("--spans", action="store_true", help="show the probability of each sentence, too")
-    check.add_argument("--uncertain-ok", action="store_true", help="exit with 0 where verdicts are uncertain")
-    about = "Tell of the model, its thresholds and limits."
-    commands.add_parser("model", parents=[source], help=about[0].lower() + about[1:-1], description=about, **page)
-    return made
+    group = source.add_mutually_exclusive_group()
+    group.add_argument("--bundle", type=Path, metavar="PATH", help="a local bundle")
+    group.add_argument("--url", metavar="URL", help="a service, such as http://127.0.0.1:8000")
+    source.add_argument("--json", action="store_true", help="print JSON, one line per file")
+    page: dict[str, Any] = {"epilog": EPILOG, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser("detect-ai", description="Detect AI-generated text.", **page)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    description = "Predict whether files are AI-generated: txt and md; docx and pdf with a service."
+    check = commands.add_parser("check", parents=[source], help="predict files", description=description, **page)
+    check.add_argument("files", nargs="+", metavar="FILE", help="a file, or - for standard input")
+    check.add_argument("--target-fpr", type=float, metavar="RATE", help="one listed by `detect-ai model`, such as 0.05")
+    check.add_argument("--spans", action="store_true", help="print the probability of each sentence")
+    check.add_argument("--uncertain-ok", action="store_true", help="exit with 0 for uncertain verdicts")
+    description = "Show the model, its thresholds and limits."
+    commands.add_parser("model", parents=[source], help="show the model", description=description, **page)
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the arguments say. Returns the exit code. Raises DetectAIError."""
+    """Run the selected command. Returns the exit code. Raises DetectAIError."""
     is_check = arguments.command == "check"
     if arguments.bundle is not None:
-        return check(by_bundle(arguments), arguments) if is_check else tell(bundle_info(arguments.bundle), arguments)
+        if is_check:
+            return check_files(bundle_predictor(arguments), arguments)
+        return print_model(read_bundle_info(arguments.bundle), arguments.json)
     if not (arguments.url or os.environ.get("DETECT_AI_URL")):
         raise InputError("no detector: give --bundle PATH or --url URL, or set DETECT_AI_URL")
     from detect_ai.client import Client
 
     with Client(arguments.url) as client:
-        return check(by_service(client, arguments), arguments) if is_check else tell(client.model(), arguments)
+        if is_check:
+            return check_files(service_predictor(client, arguments), arguments)
+        return print_model(client.model(), arguments.json)
 
 
-def tell(info: ModelInfo, arguments: argparse.Namespace) -> int:
-    """Tell of a model."""
-    if arguments.json:
-        say(info.model_dump_json())
-    else:
-        show_lines(wording.description(info), indent="")
-    return DONE
-
-
-def bundle_info(folder: Path) -> ModelInfo:
-    """What a bundle says of itself; its weights are not loaded."""
+def read_bundle_info(folder: Path) -> ModelInfo:
+    """Describe a bundle without loading its weights."""
     from detect_ai.detector.bundle import read_spec
     from detect_ai.detector.model_info import model_info
 
     return model_info(read_spec(folder), {})
 
 
-def by_bundle(arguments: argparse.Namespace) -> Judge:
-    """Judge on this machine."""
+def bundle_predictor(arguments: argparse.Namespace) -> Predict:
+    """Predict with a local bundle."""
     from detect_ai.detector.detector import Detector
 
     detector = Detector.load(arguments.bundle)
-    target = detector.check_target(arguments.target_fpr)
+    target_fpr = detector.check_target(arguments.target_fpr)
 
-    def judge(name: str) -> Judged:
+    def predict(name: str) -> Result:
         if is_document(name):
-            raise InputError("docx and pdf are read by a service only: give --url, or save it as txt")
+            raise InputError("docx and pdf are supported by a service only: give --url, or save it as txt")
         text = read_text(name)
-        [verdict] = detector.detect([text], target, arguments.spans)
-        return Judged(verdict, text)
+        [verdict] = detector.detect([text], target_fpr, arguments.spans)
+        return Result(verdict, text)
 
-    return judge
-
-
-def by_service(client: Client, arguments: argparse.Namespace) -> Judge:
-    """Judge by a service."""
-
-    def judge(name: str) -> Judged:
-        if is_document(name):
-            [found] = client.detect_files([name], arguments.target_fpr, arguments.spans, return_text=arguments.spans)
-            if found.verdict is None:
-                raise InputError(found.problem.detail if found.problem else "there is no verdict")
-            return Judged(found.verdict, found.text or "")
-        text = read_text(name)
-        return Judged(client.detect(text, arguments.target_fpr, arguments.spans), text)
-
-    return judge
+    return predict
 
 
-def check(judge: Judge, arguments: argparse.Namespace) -> int:
-    """Judge every file, and show it at once. Returns the exit code."""
+def service_predictor(client: Client, arguments: argparse.Namespace) -> Predict:
+    """Predict with a service."""
+    target_fpr, spans = arguments.target_fpr, arguments.spans
+
+    def predict(name: str) -> Result:
+        if not is_document(name):
+            text = read_text(name)
+            return Result(client.detect(text, target_fpr=target_fpr, return_spans=spans), text)
+        [file] = client.detect_files([name], target_fpr=target_fpr, return_spans=spans, return_text=spans)
+        if file.verdict is None:
+            raise InputError(file.problem.detail if file.problem else "the service returned no verdict")
+        return Result(file.verdict, file.text or "")
+
+    return predict
+
+
+def check_files(predict: Predict, arguments: argparse.Namespace) -> int:
+    """Predict and print each file. Returns the exit code."""
     labels, failed = set(), False
     for name in arguments.files:
         try:
-            judged = judge(name)
+            result = predict(name)
         except InputError as error:
-            if getattr(error, "status", None) not in OF_ONE_FILE:
+            if getattr(error, "status", None) not in FILE_ERRORS:
                 raise
             failed = True
-            show_failure(name, error, arguments.json)
+            print_failure(name, error, arguments.json)
             continue
-        labels.add(judged.verdict.label)
-        show(name, judged, arguments.json)
+        labels.add(result.verdict.label)
+        print_verdict(name, result, arguments.json)
     if labels and not arguments.json:
-        show_lines([wording.WARNING], indent="")
-    return exit_code(labels, failed, arguments.uncertain_ok)
-
-
-def exit_code(labels: set[Label], failed: bool, uncertain_ok: bool) -> int:
-    """What the verdicts of all files come to."""
+        print_lines([WARNING], indent="")
     if failed:
         return BAD_INPUT
     if Label.AI in labels:
         return AI
-    return UNCERTAIN if Label.UNCERTAIN in labels and not uncertain_ok else DONE
+    return UNCERTAIN if Label.UNCERTAIN in labels and not arguments.uncertain_ok else OK
 
 
 def is_document(name: str) -> bool:
-    """Whether a file is one that a service takes apart."""
+    """Whether a file needs a service to extract its text."""
     return Path(name).suffix.lower() in DOCUMENT_SUFFIXES
 
 
 def read_text(name: str) -> str:
-    """The text of a file, or of the standard input. Raises InputError."""
+    """Read a text file, or standard input. Raises InputError."""
+    if name == STDIN and sys.stdin is None:
+        raise InputError("standard input is closed")
     if name != STDIN and Path(name).suffix.lower() not in TEXT_SUFFIXES:
-        raise InputError("expected txt or md, or docx and pdf by a service: save it as txt")
+        raise InputError("expected txt or md, or docx and pdf with a service: save it as txt")
     try:
-        data = sys.stdin.buffer.read(MAX_BYTES + 1) if name == STDIN else read_bytes(Path(name))
-    except OSError as error:
-        raise InputError(error.strerror or type(error).__name__) from None
-    if len(data) > MAX_BYTES:
-        raise InputError(f"longer than {MAX_BYTES:,} bytes: give it in pieces")
-    try:
-        text = data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 (the byte at {error.start}): save it as UTF-8 text") from None
-    if "\0" in text:
-        raise InputError("no text, but a file of another kind: save it as txt")
-    if not text.strip():
-        raise InputError("there is no text in it")
+        with sys.stdin.buffer if name == STDIN else Path(name).open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: standard input was read before
+        raise InputError(getattr(error, "strerror", None) or str(error)) from None
+    if len(content) > MAX_BYTES:
+        raise InputError(f"longer than {MAX_BYTES:,} bytes: split it")
+    if (kind := file_type(content)) != TEXT:
+        raise InputError(f"expected plain text, found {DESCRIPTIONS[kind]}: save it as txt")
+    text = decode_text(content)
+    if is_blank(text):
+        raise InputError("no text found")
     return text
 
 
-def read_bytes(path: Path) -> bytes:
-    """The beginning of a file, one byte more than is allowed at most."""
-    with path.open("rb") as file:
-        return file.read(MAX_BYTES + 1)
+def headline(verdict: Verdict) -> str:
+    """Label and reasons."""
+    reasons = ", ".join(REASONS[reason] for reason in verdict.reasons)
+    return LABELS[verdict.label] + (f": {reasons}" if reasons else "")
 
 
-def show(name: str, judged: Judged, as_json: bool) -> None:
-    """One file's verdict."""
-    verdict, text = judged
+def explanation(verdict: Verdict) -> list[str]:
+    """What a verdict means, one line per statement; without a probability for a text that is out of scope."""
+    if verdict.label is Label.AI:
+        lines = [
+            f"It may still be human: the expected false positive rate is {out_of_100(verdict.target_fpr)} human texts, "
+            f"and may be up to {out_of_100(verdict.fpr_upper_bound)} with {verdict.num_compared} calibration texts."
+        ]
+    elif verdict.label is Label.HUMAN:
+        lines = ["No evidence of AI was found. AI texts can be missed, in particular edited ones."]
+    else:
+        lines = ["The detector abstains: a wrong verdict would be worse than none."]
+    if all(reason is Reason.BETWEEN_THRESHOLDS for reason in verdict.reasons):
+        kind = f" of the same kind ({verdict.compared_with})" if verdict.compared_with else ""
+        lines += [
+            f"In calibration, {out_of_100(verdict.p_value)} human texts{kind} scored this high or higher "
+            f"(n = {verdict.num_compared}).",
+            f"Probability of AI: {percent(verdict.probability)}, if {out_of_100(verdict.prevalence)} texts are AI. "
+            f"Labelled AI at {percent(verdict.threshold)} or higher.",
+        ]
+    if verdict.tampering:
+        counts = ", ".join(f"{count} {TAMPERING.get(kind, kind)}" for kind, count in verdict.tampering.items())
+        lines.append(f"Removed or replaced before reading: {counts}. Copying can cause this, and so can manipulation.")
+    windows = "one window" if verdict.num_windows == 1 else f"{verdict.num_windows} windows"
+    return [*lines, f"Read in full: {verdict.num_tokens} tokens in {windows}. Model {verdict.model_version}."]
+
+
+def sentence_lines(text: str, verdict: Verdict) -> list[str]:
+    """Each sentence after its probability of AI."""
+    if verdict.reasons or not verdict.spans:
+        return []
+    head = (
+        f"Sentences that are more likely AI than human make up {percent(verdict.ai_fraction or 0)} of the text. "
+        "Each is scored with its neighbours; a single sentence is weak evidence:"
+    )
+    return [head, *(f"{percent(s.probability):>9}  {printable(text[s.start : s.end])}" for s in verdict.spans)]
+
+
+def model_lines(info: ModelInfo) -> list[str]:
+    """A model, its thresholds, their error rates and limits."""
+    corpus, language = info.corpus.get("name", "unknown"), info.language or "any language"
+    lines = [
+        f"Model {info.model_version}: {info.base_model}, trained on the corpus {corpus} ({language}).",
+        f"Thresholds from {info.num_human} human texts; probabilities assume that {out_of_100(info.prevalence)} texts "
+        "are AI.",
+    ]
+    for threshold in info.thresholds:
+        default = " (default)" if threshold.target_fpr == info.default_target_fpr else ""
+        lines.append(
+            f"--target-fpr {threshold.target_fpr:g}{default}: AI at a probability of {percent(threshold.probability)} "
+            f"or higher. Expected false positive rate {out_of_100(threshold.expected_fpr)} human texts, up to "
+            f"{out_of_100(threshold.fpr_upper_bound)}. {threshold.min_tokens} tokens or more."
+        )
+        lines += [f"  {_category_line(category)}" for category in threshold.categories]
+    if info.limits:
+        lines.append(f"Limits of a request: {', '.join(f'{name} {value:,}' for name, value in info.limits.items())}.")
+    return [*lines, info.guarantee]
+
+
+def _category_line(category: CategoryInfo) -> str:
+    to = " or more" if category.max_tokens is None else f" to {category.max_tokens - 1}"
+    return (
+        f"{category.compared_with or 'texts'} of {category.min_tokens}{to} tokens: AI at "
+        f"{percent(category.probability)}, from {category.num_human} human texts; expected false positive rate "
+        f"{out_of_100(category.expected_fpr)}, up to {out_of_100(category.fpr_upper_bound)}."
+    )
+
+
+def percent(fraction: float) -> str:
+    """A fraction as a percentage; close to 0 or 1 as a bound, not as certainty."""
+    value = 100 * fraction
+    if 0 < value < 1:
+        return "under 1%"
+    return "over 99%" if 99 < value < 100 else f"{value:.0f}%"
+
+
+def out_of_100(fraction: float) -> str:
+    """A fraction as a natural frequency: 3 of 100."""
+    value = 100 * fraction
+    return f"{round(value, 1) if value < 10 else round(value):g} of 100"
+
+
+def printable(text: str) -> str:
+    """A text on one line, with control and direction characters replaced, which could manipulate a terminal."""
+    line = " ".join(text.split())
+    line = "".join("\ufffd" if unicodedata.category(char) in ("Cc", "Cf") else char for char in line)
+    return line.encode(errors="replace").decode()
+
+
+def print_model(info: ModelInfo, as_json: bool) -> int:
+    """Print a model. Returns the exit code."""
     if as_json:
-        say(json.dumps({"file": name, "verdict": verdict.model_dump(mode="json"), "error": None}))
+        print_line(info.model_dump_json())
+    else:
+        print_lines(model_lines(info), indent="")
+    return OK
+
+
+def print_verdict(name: str, result: Result, as_json: bool) -> None:
+    """Print the verdict of one file."""
+    verdict, text = result
+    if as_json:
+        print_json(name, verdict.model_dump(mode="json"), None)
         return
-    say(f"{wording.printable(name)}: {wording.headline(verdict)}")
-    show_lines(wording.explanation(verdict))
-    show_lines(wording.sentences(text, verdict))
-    say("")
+    print_line(f"{printable(name)}: {headline(verdict)}")
+    print_lines([*explanation(verdict), *sentence_lines(text, verdict)])
+    print_line("")
 
 
-def show_failure(name: str, error: DetectAIError, as_json: bool) -> None:
-    """Why one file has no verdict."""
-    complain(f"{wording.printable(name)}: {error}")
+def print_failure(name: str, error: DetectAIError, as_json: bool) -> None:
+    """Print why a file has no verdict."""
+    message = str(error).removeprefix(f"{name}: ")
+    print_error(f"{printable(name)}: {message}")
     if as_json:
-        say(json.dumps({"file": name, "verdict": None, "error": str(error)}))
+        print_json(name, None, message)
 
 
-def show_lines(lines: Sequence[str], indent: str = "  ") -> None:
-    """Lines within the width of a page."""
+def print_json(name: str, verdict: dict[str, Any] | None, error: str | None) -> None:
+    """Print one file as a line of JSON."""
+    file = name.encode(errors="replace").decode()  # strict parsers refuse unpaired surrogates
+    print_line(json.dumps({"file": file, "verdict": verdict, "error": error}))
+
+
+def print_lines(lines: Sequence[str], indent: str = "  ") -> None:
+    """Print lines, wrapped."""
     for line in lines:
-        say(textwrap.fill(line, WIDTH, initial_indent=indent, subsequent_indent=indent))
+        print_line(textwrap.fill(line, WIDTH, initial_indent=indent, subsequent_indent=indent))
 
 
-def say(line: str) -> None:
-    """Write a line that is seen at once, also through a pipe."""
+def print_line(line: str) -> None:
+    """Print a line at once, also into a pipe."""
     print(line, flush=True)  # noqa: T201
 
 
-def complain(message: str) -> None:
-    """Say what went wrong, apart from the results."""
+def print_error(message: str) -> None:
+    """Print an error to standard error."""
     print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201
 
 

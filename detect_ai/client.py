@@ -1,349 +1,400 @@
-"""Clients of the service over HTTP, one that blocks and one for asyncio: texts in, verdicts out.
+"""HTTP clients of the detection service: `Client` blocks, `AsyncClient` is for asyncio.
 
     with Client("http://127.0.0.1:8000") as client:
         verdict = client.detect("The council met on Tuesday …")
 
-Requests that may succeed later are sent again (`exchange.Retry`); long lists become several requests within the limits
-that the service tells at `/v1/model`.
+Temporary failures are retried with exponential backoff. Long lists are split into several requests.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+import ipaddress
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar, overload
+from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack, overload
 
 import httpx
+import tenacity
+from pydantic import BaseModel, ValidationError
 
-from detect_ai.core.errors import InputError
-from detect_ai.exchange import (
-    Answer,
-    AnswerError,
-    ForbiddenError,
-    Plan,
-    RateLimitedError,
-    RejectedError,
-    Retry,
-    ServiceError,
-    Sleep,
-    TooLargeError,
-    UnauthorizedError,
-    UnavailableError,
-    UnreachableError,
-)
-from detect_ai.parts import Parts, split
-from detect_ai.plans import File, Plans, Text, encoded, given
-from detect_ai.schemas import FileVerdict, ModelInfo, Problem, Verdict
+from detect_ai import __version__
+from detect_ai.core.errors import DetectAIError, InputError
+from detect_ai.schemas import DetectResponse, FilesResponse, FileVerdict, ModelInfo, Problem, Verdict
+from detect_ai.text.normalize import is_blank
 
-__all__ = [
-    "AnswerError",
-    "AsyncClient",
-    "Client",
-    "ForbiddenError",
-    "RateLimitedError",
-    "RejectedError",
-    "Retry",
-    "ServiceError",
-    "TooLargeError",
-    "UnauthorizedError",
-    "UnavailableError",
-    "UnreachableError",
-]
+MAX_ATTEMPTS = 5
+RETRY_FOR_S = 60.0  # no attempt starts later than this after the first
+_BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=8)
+_PART_BYTES = 1000  # room for the headers of a file in a multipart body
 
-TIMEOUT_S = 60.0  # the service itself gives up sooner, and says so
-RETRY = Retry()
-STREAM_TEXTS = 64  # few enough that verdicts come steadily
-
-Given = TypeVar("Given")
-Returned = TypeVar("Returned")
+Item = TypeVar("Item")
+Model = TypeVar("Model", bound=BaseModel)
+Result = TypeVar("Result")
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 
-class Client:
-    """A client that blocks. Threads may share one.
+class DetectOptions(TypedDict, total=False):
+    """Options of `detect`: a target that `model()` lists, scores by sentence, the effect of removing each sentence."""
 
-    Args:
-        url: address of the service; that of the environment variable DETECT_AI_URL when None.
-        api_key: that of DETECT_AI_API_KEY when None; none is sent where that is empty, too.
-        timeout_s: to connect, to send and to wait for each part of an answer.
-        retry: when to try again.
-        http: a client of your own, for proxies or certificates; you close it.
+    target_fpr: float | None
+    return_spans: bool
+    explain: bool
 
-    Raises:
-        InputError: the address or the key cannot be one.
+
+class FileDetectOptions(DetectOptions, total=False):
+    """Options of `detect_files`: those of `detect`, and whether to return the extracted text."""
+
+    return_text: bool
+
+
+class ServiceError(DetectAIError):
+    """The request failed.
+
+    Attributes:
+        detail: the service's explanation, or the client's; never contains submitted text, the key or a password.
+        status: HTTP status code; None without a response.
+        request_id: identifies the request in the service's log; None if unknown.
+        retry_after: seconds that the service asked to wait (`Retry-After`); None if it did not.
     """
 
+    def __init__(self, detail: str, response: httpx.Response | None = None, request_id: str | None = None) -> None:
+        headers = httpx.Headers() if response is None else response.headers
+        wait = headers.get("Retry-After", "")
+        self.detail = detail
+        self.status = None if response is None else response.status_code
+        self.request_id = request_id or headers.get("X-Request-ID")
+        self.retry_after = float(wait) if wait.isascii() and wait.isdigit() else None
+        super().__init__(f"{detail} (request {self.request_id})" if self.request_id else detail)
+
+
+class RejectedError(ServiceError, InputError):
+    """The request is refused as it is (4xx): wrong key, option or input, or a text that is too long (413)."""
+
+
+class UnavailableError(ServiceError):
+    """No response, or an overloaded service or exceeded rate limit (408, 429, 502, 503, 504), retries included."""
+
+
+class AnswerError(ServiceError):
+    """The response does not match the schemas of this version."""
+
+
+def _error(response: httpx.Response) -> ServiceError:
+    """The error for a response without success. Repeats nothing of a body that is no problem document."""
+    status, origin = response.status_code, _origin(response.request.url)
+    kind = RejectedError if 400 <= status < 500 else ServiceError
+    # The proxy of Ray Serve sends a 500 when a replica dies; a 500 of the application is a problem document.
+    is_problem = response.headers.get("Content-Type", "").startswith("application/problem+json")
+    if status in (408, 429, 502, 503, 504) or (status == 500 and not is_problem):
+        kind = UnavailableError
+    try:
+        problem = Problem.model_validate_json(response.content if is_problem else b"")
+    except ValidationError:
+        if kind is UnavailableError:
+            return kind(f"{origin} is busy or not ready ({status}): try again later.", response)
+        hint = "; redirects are not followed" if response.is_redirect else ""
+        return kind(f"{origin} answered {status} without an explanation: check the address{hint}.", response)
+    return kind(problem.detail, response, problem.request_id)
+
+
+def _check(response: httpx.Response) -> httpx.Response:
+    if not response.is_success:
+        raise _error(response)
+    return response
+
+
+def _halves(chunk: list[Item], error: RejectedError) -> list[list[Item]]:
+    """A chunk that is too large (413) in two: the service also limits tokens, which the client does not know."""
+    if error.status != 413 or len(chunk) == 1:
+        raise error
+    half = len(chunk) // 2
+    return [chunk[:half], chunk[half:]]
+
+
+def _connection_error(error: httpx.RequestError, url: str) -> UnavailableError:
+    # Messages of other errors may contain a header, and therefore the API key.
+    reason = f": {error}" if isinstance(error, httpx.ConnectError) and str(error) else ""
+    name = type(error).__name__
+    return UnavailableError(f"{_origin(httpx.URL(url))} cannot be reached ({name}{reason}): check address and service.")
+
+
+def _origin(url: httpx.URL) -> str:
+    """Scheme, host and port, without credentials."""
+    return f"{url.scheme}://{url.netloc.decode()}"
+
+
+def _parse(model: type[Model], response: httpx.Response) -> Model:
+    try:
+        return model.model_validate_json(response.content)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "not JSON"
+        raise AnswerError(
+            f"the response is no {model.__name__} ({where}): check address and version", response
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Batch(Generic[Item, Result]):
+    """A list as POST requests, and the results of their responses."""
+
+    path: str
+    items: list[Item]
+    limits: tuple[str, str]  # keys of `ModelInfo.limits`: items in a request, their total size
+    size: Callable[[Item], int]
+    request: Callable[[Sequence[Item]], dict[str, Any]]
+    response: Callable[[httpx.Response], list[Result]]
+
+    def chunks(self, limits: Mapping[str, int]) -> list[list[Item]]:
+        """Group items in order within the limits. An item that exceeds the size limit forms its own chunk."""
+        max_items, max_size = (limits.get(name, 10**12) for name in self.limits)
+        chunks: list[list[Item]] = []
+        room = 0
+        for item in self.items:
+            if not chunks or len(chunks[-1]) == max_items or self.size(item) > room:
+                chunks.append([])
+                room = max_size
+            chunks[-1].append(item)
+            room -= self.size(item)
+        return chunks
+
+    def results(self, response: httpx.Response, chunk: Sequence[Item]) -> list[Result]:
+        """One result per item. Raises AnswerError."""
+        results = self.response(response)
+        if len(results) != len(chunk):
+            raise AnswerError(f"expected {len(chunk)} results from the service, found {len(results)}", response)
+        return results
+
+
+def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that differ from the defaults, numpy scalars as Python values."""
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in options.items()}
+    return {name: value for name, value in plain.items() if value is not None and value is not False}
+
+
+def _as_list(values: Iterable[Item], expected: str) -> list[Item]:
+    if isinstance(values, str | bytes | Mapping | Path):
+        raise InputError(f"expected {expected}, found {type(values).__name__}")
+    return list(values)
+
+
+def _text_batch(texts: str | Iterable[str], options: DetectOptions) -> _Batch[str, Verdict]:
+    items = [texts] if isinstance(texts, str) else _as_list(texts, "a text or a list of texts")
+    for i, text in enumerate(items):
+        if not isinstance(text, str):
+            raise InputError(f"texts[{i}]: expected a string, found {type(text).__name__}; drop missing values first")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"texts[{i}]: unpaired surrogate at character {error.start}") from None
+        if is_blank(text):
+            raise InputError(f"texts[{i}] is empty: expected at least one visible character")
+    return _Batch(
+        path="/v1/detect",
+        items=items,
+        limits=("max_texts", "max_chars"),
+        size=len,
+        request=lambda chunk: {"json": {"texts": list(chunk), **_plain_options(options)}},
+        response=lambda response: _parse(DetectResponse, response).verdicts,
+    )
+
+
+def _file_batch(paths: Iterable[str | Path], options: FileDetectOptions) -> _Batch[tuple[str, bytes], FileVerdict]:
+    files = []
+    for path in map(Path, _as_list(paths, "a list of paths")):
+        try:
+            files.append((path.name.encode(errors="replace").decode(), path.read_bytes()))
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from None
+    return _Batch(
+        path="/v1/detect/file",
+        items=files,
+        limits=("max_files", "max_upload_bytes"),
+        size=lambda file: len(file[1]) + _PART_BYTES,
+        request=lambda chunk: {"files": [("files", file) for file in chunk], "data": _plain_options(options)},
+        response=lambda response: _parse(FilesResponse, response).files,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _BaseClient(Generic[Http]):
+    """Address, key, connection pool and retry policy."""
+
+    _http_type: type[Http]
+
     def __init__(
-        self,
-        url: str | None = None,
-        api_key: str | None = None,
-        *,
-        timeout_s: float = TIMEOUT_S,
-        retry: Retry = RETRY,
-        http: httpx.Client | None = None,
+        self, url: str | None = None, api_key: str | None = None, *, timeout_s: float = 60.0, **httpx_options: Any
     ) -> None:
-        self._plans = Plans(url, api_key, timeout_s, retry)
-        self._owns_http = http is None
-        self._http = http or httpx.Client()
+        self._url = (url or os.environ.get("DETECT_AI_URL", "")).strip().rstrip("/")
+        key = (api_key or os.environ.get("DETECT_AI_API_KEY", "")).strip()
+        try:
+            parsed = httpx.URL(self._url)
+        except (httpx.InvalidURL, ValueError):
+            parsed = httpx.URL("")
+        is_address = parsed.scheme in ("http", "https") and parsed.host and (parsed.port or 0) < 65_536
+        if not is_address or parsed.query or parsed.fragment:  # not quoted: it may contain a password
+            raise InputError("expected `url` or DETECT_AI_URL to be an address such as http://127.0.0.1:8000")
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise InputError("the API key contains characters that no key has, such as spaces: was it copied whole?")
+        is_local = _is_loopback(parsed.host)
+        if key and parsed.scheme == "http" and not is_local:
+            raise InputError("the API key is not sent over http: use https for any host but this machine")
+        headers = {"User-Agent": f"detect-ai/{__version__}"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        # Proxies of the environment are for other machines.
+        options = {"trust_env": not is_local, "timeout": httpx.Timeout(timeout_s, connect=10), **httpx_options}
+        try:
+            self._http: Http = self._http_type(headers=headers, **options)
+        except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
+            raise InputError(
+                f"proxy or certificate settings cannot be used ({type(error).__name__}): check ALL_PROXY, HTTP_PROXY, "
+                "HTTPS_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
+            ) from None
+        self._limits: dict[str, int] | None = None
+        self._policy: dict[str, Any] = {
+            "retry": tenacity.retry_if_exception_type(UnavailableError),
+            "stop": tenacity.stop_after_attempt(MAX_ATTEMPTS) | tenacity.stop_before_delay(RETRY_FOR_S),
+            "wait": lambda state: (state.outcome.exception().retry_after or 0) + _BACKOFF(state),
+            "reraise": True,
+        }
+
+    def _read_model(self, response: httpx.Response) -> ModelInfo:
+        info = _parse(ModelInfo, response)
+        self._limits = info.limits
+        return info
+
+
+class Client(_BaseClient[httpx.Client]):
+    """Blocking client. Threads may share one.
+
+    Args:
+        url: address of the service; default: environment variable DETECT_AI_URL.
+        api_key: default: DETECT_AI_API_KEY. Sent over https only, except to this machine.
+        timeout_s: to send a request and to wait for its response, in one attempt.
+        httpx_options: passed to httpx, such as `proxy` or `verify`.
+
+    Raises:
+        InputError: the address, the key, or the proxy or certificate settings are invalid.
+    """
+
+    _http_type = httpx.Client
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the connections."""
-        if self._owns_http:
-            self._http.close()
+        self._http.close()
 
     @overload
-    def detect(  # type: ignore[overload-overlap]  # a string is a sequence of strings, too: it is one text here
-        self, texts: str, target_fpr: float | None = None, return_spans: bool = False, explain: bool = False
-    ) -> Verdict: ...
+    def detect(self, texts: str, **options: Unpack[DetectOptions]) -> Verdict: ...  # type: ignore[overload-overlap]
     @overload
-    def detect(
-        self, texts: Sequence[str], target_fpr: float | None = None, return_spans: bool = False, explain: bool = False
-    ) -> list[Verdict]: ...
-    def detect(
-        self,
-        texts: str | Sequence[str],
-        target_fpr: float | None = None,
-        return_spans: bool = False,
-        explain: bool = False,
-    ) -> Verdict | list[Verdict]:
-        """The verdict of one text, or those of several in their order.
-
-        Args:
-            texts: one text or several; any number.
-            target_fpr: one of the targets that `model` lists; the model's default when None.
-            return_spans: score each sentence, too.
-            explain: also say what becomes of the score without each sentence.
+    def detect(self, texts: Iterable[str], **options: Unpack[DetectOptions]) -> list[Verdict]: ...
+    def detect(self, texts: str | Iterable[str], **options: Unpack[DetectOptions]) -> Verdict | list[Verdict]:
+        """Return the verdict of a text, or the verdicts of any number of texts in order.
 
         Raises:
-            InputError: a text is empty or no Unicode; nothing was sent.
-            ServiceError: the service did not answer with verdicts; its subclasses say why.
+            InputError: a text is empty, not a string or has an unpaired surrogate; nothing was sent.
+            ServiceError: the request failed; subclasses name the cause.
         """
-        options = given(target_fpr=target_fpr, return_spans=return_spans, explain=explain)
-        verdicts = self._run(self._plans.detect(texts, options))
+        verdicts = self._run(_text_batch(texts, options))
         return verdicts[0] if isinstance(texts, str) else verdicts
 
-    def detect_files(
-        self,
-        paths: Iterable[str | Path],
-        target_fpr: float | None = None,
-        return_spans: bool = False,
-        explain: bool = False,
-        return_text: bool = False,
-    ) -> list[FileVerdict]:
-        """The verdicts of files (txt, md, docx, pdf) in their order; of one that cannot be judged the problem with it.
-
-        Args:
-            paths: of files on this machine.
-            target_fpr: one of the targets that `model` lists; the model's default when None.
-            return_spans: score each sentence, too; offsets are into the text of the file.
-            explain: also say what becomes of the score without each sentence.
-            return_text: also return the text as it was read.
+    def detect_files(self, paths: Iterable[str | Path], **options: Unpack[FileDetectOptions]) -> list[FileVerdict]:
+        """Return a verdict, or the problem with the file, for each file (txt, md, docx, pdf), in order.
 
         Raises:
             InputError: a file cannot be read; nothing was sent.
-            ServiceError: the service did not answer with verdicts; its subclasses say why.
+            ServiceError: the request failed; subclasses name the cause.
         """
-        fields = given(target_fpr=target_fpr, return_spans=return_spans, explain=explain, return_text=return_text)
-        return self._run(self._plans.files(_read_files(paths), fields))
-
-    def detect_stream(
-        self,
-        texts: Iterable[str],
-        target_fpr: float | None = None,
-        return_spans: bool = False,
-        explain: bool = False,
-        texts_per_request: int = STREAM_TEXTS,
-    ) -> Iterator[Verdict | Problem]:
-        """The verdicts of any number of texts in their order; only those of one request are in memory at once.
-
-        Args:
-            texts: read as verdicts are taken.
-            target_fpr: one of the targets that `model` lists; the model's default when None.
-            return_spans: score each sentence, too.
-            explain: also say what becomes of the score without each sentence.
-            texts_per_request: so many texts are read before their verdicts come.
-
-        Yields:
-            A Verdict, or a Problem in place of one that cannot be given: the texts after it go on.
-
-        Raises:
-            ServiceError: the service did not answer; its subclasses say why.
-        """
-        params = given(target_fpr=target_fpr, return_spans=return_spans, explain=explain)
-        bounds = self._run(self._plans.stream_bounds(texts_per_request))
-        for part in split(map(encoded, texts), bounds):
-            yield from self._run(self._plans.stream(params, part))
+        return self._run(_file_batch(paths, options))
 
     def model(self) -> ModelInfo:
-        """The model that answers, its thresholds and limits. Raises ServiceError."""
-        return self._run(self._plans.model())
+        """Return the served model, its thresholds and the limits of a request. Raises ServiceError."""
+        return self._read_model(self._send("GET", "/v1/model"))
 
-    def ready(self) -> bool:
-        """Whether the service takes work now; asked once. Raises ServiceError when something else answers."""
-        return self._run(self._plans.ready())
-
-    def _run(self, plan: Plan[Returned]) -> Returned:
-        answer: Answer = None
-        while True:
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        def attempt() -> httpx.Response:
             try:
-                step = plan.send(answer)
-            except StopIteration as end:
-                returned: Returned = end.value
-                return returned
-            if isinstance(step, Sleep):
-                time.sleep(step.seconds)
-                answer = None
-                continue
-            try:
-                answer = self._http.send(self._plans.request(self._http, step))
+                return _check(self._http.request(method, self._url + path, **request))
             except httpx.RequestError as error:
-                answer = error
+                raise _connection_error(error, self._url) from None
+
+        return tenacity.Retrying(**self._policy)(attempt)
+
+    def _run(self, batch: _Batch[Item, Result]) -> list[Result]:
+        if len(batch.items) > 1 and self._limits is None:
+            self.model()
+        results, chunks = [], batch.chunks(self._limits or {})
+        while chunks:
+            chunk = chunks.pop(0)
+            try:
+                results += batch.results(self._send("POST", batch.path, **batch.request(chunk)), chunk)
+            except RejectedError as error:
+                chunks[:0] = _halves(chunk, error)
+        return results
 
 
-class AsyncClient:
-    """A client for asyncio. Tasks of one event loop may share one.
+class AsyncClient(_BaseClient[httpx.AsyncClient]):
+    """Client for asyncio, with the arguments and methods of `Client`. Tasks of one event loop may share one."""
 
-    Args:
-        url: address of the service; that of the environment variable DETECT_AI_URL when None.
-        api_key: that of DETECT_AI_API_KEY when None; none is sent where that is empty, too.
-        timeout_s: to connect, to send and to wait for each part of an answer.
-        retry: when to try again.
-        http: a client of your own, for proxies or certificates; you close it.
-
-    Raises:
-        InputError: the address or the key cannot be one.
-    """
-
-    def __init__(
-        self,
-        url: str | None = None,
-        api_key: str | None = None,
-        *,
-        timeout_s: float = TIMEOUT_S,
-        retry: Retry = RETRY,
-        http: httpx.AsyncClient | None = None,
-    ) -> None:
-        self._plans = Plans(url, api_key, timeout_s, retry)
-        self._owns_http = http is None
-        self._http = http or httpx.AsyncClient()
+    _http_type = httpx.AsyncClient
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._owns_http:
-            await self._http.aclose()
+        await self._http.aclose()
 
     @overload
-    async def detect(  # type: ignore[overload-overlap]  # as in Client
-        self, texts: str, target_fpr: float | None = None, return_spans: bool = False, explain: bool = False
-    ) -> Verdict: ...
+    async def detect(self, texts: str, **options: Unpack[DetectOptions]) -> Verdict: ...  # type: ignore[overload-overlap]
     @overload
-    async def detect(
-        self, texts: Sequence[str], target_fpr: float | None = None, return_spans: bool = False, explain: bool = False
-    ) -> list[Verdict]: ...
-    async def detect(
-        self,
-        texts: str | Sequence[str],
-        target_fpr: float | None = None,
-        return_spans: bool = False,
-        explain: bool = False,
-    ) -> Verdict | list[Verdict]:
-        """As `Client.detect`."""
-        options = given(target_fpr=target_fpr, return_spans=return_spans, explain=explain)
-        verdicts = await self._run(self._plans.detect(texts, options))
+    async def detect(self, texts: Iterable[str], **options: Unpack[DetectOptions]) -> list[Verdict]: ...
+    async def detect(self, texts: str | Iterable[str], **options: Unpack[DetectOptions]) -> Verdict | list[Verdict]:
+        """See `Client.detect`."""
+        verdicts = await self._run(_text_batch(texts, options))
         return verdicts[0] if isinstance(texts, str) else verdicts
 
     async def detect_files(
-        self,
-        paths: Iterable[str | Path],
-        target_fpr: float | None = None,
-        return_spans: bool = False,
-        explain: bool = False,
-        return_text: bool = False,
+        self, paths: Iterable[str | Path], **options: Unpack[FileDetectOptions]
     ) -> list[FileVerdict]:
-        """As `Client.detect_files`."""
-        fields = given(target_fpr=target_fpr, return_spans=return_spans, explain=explain, return_text=return_text)
-        files = await asyncio.to_thread(_read_files, paths)
-        return await self._run(self._plans.files(files, fields))
-
-    async def detect_stream(
-        self,
-        texts: Iterable[str] | AsyncIterable[str],
-        target_fpr: float | None = None,
-        return_spans: bool = False,
-        explain: bool = False,
-        texts_per_request: int = STREAM_TEXTS,
-    ) -> AsyncIterator[Verdict | Problem]:
-        """As `Client.detect_stream`."""
-        params = given(target_fpr=target_fpr, return_spans=return_spans, explain=explain)
-        parts: Parts[Text] = Parts(await self._run(self._plans.stream_bounds(texts_per_request)))
-        async for text in _each(texts):
-            for part in parts.push(encoded(text)):
-                for answer in await self._run(self._plans.stream(params, part)):
-                    yield answer
-        if rest := parts.rest():
-            for answer in await self._run(self._plans.stream(params, rest)):
-                yield answer
+        """See `Client.detect_files`."""
+        return await self._run(_file_batch(paths, options))
 
     async def model(self) -> ModelInfo:
-        """As `Client.model`."""
-        return await self._run(self._plans.model())
+        """See `Client.model`."""
+        return self._read_model(await self._send("GET", "/v1/model"))
 
-    async def ready(self) -> bool:
-        """As `Client.ready`."""
-        return await self._run(self._plans.ready())
-
-    async def _run(self, plan: Plan[Returned]) -> Returned:
-        answer: Answer = None
-        while True:
+    async def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        async def attempt() -> httpx.Response:
             try:
-                step = plan.send(answer)
-            except StopIteration as end:
-                returned: Returned = end.value
-                return returned
-            if isinstance(step, Sleep):
-                await asyncio.sleep(step.seconds)
-                answer = None
-                continue
-            try:
-                answer = await self._http.send(self._plans.request(self._http, step))
+                return _check(await self._http.request(method, self._url + path, **request))
             except httpx.RequestError as error:
-                answer = error
+                raise _connection_error(error, self._url) from None
 
+        return await tenacity.AsyncRetrying(**self._policy)(attempt)
 
-def _read_files(paths: Iterable[str | Path]) -> list[File]:
-    return [_read_file(Path(path)) for path in paths]
-
-
-def _read_file(path: Path) -> File:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    return File(path.name.encode(errors="replace").decode(), data)
-
-
-async def _each(items: Iterable[Given] | AsyncIterable[Given]) -> AsyncIterator[Given]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item
+    async def _run(self, batch: _Batch[Item, Result]) -> list[Result]:
+        if len(batch.items) > 1 and self._limits is None:
+            await self.model()
+        results, chunks = [], batch.chunks(self._limits or {})
+        while chunks:
+            chunk = chunks.pop(0)
+            try:
+                results += batch.results(await self._send("POST", batch.path, **batch.request(chunk)), chunk)
+            except RejectedError as error:
+                chunks[:0] = _halves(chunk, error)
+        return results

@@ -1,4 +1,4 @@
-"""The words of an answer: verdicts, and the requests and replies of the HTTP API. Shared by library and service."""
+"""Schemas of verdicts, and of the requests and responses of the HTTP API."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from detect_ai.text.normalize import is_blank
+
+_EMPTY = "a text is empty: expected at least one visible character"
+TargetFpr = Annotated[float, Field(gt=0, lt=1)]
+_TARGET = Field(default=None, description="One of the targets of /v1/model; default: that of the model")
+_SPANS = Field(default=False, description="Return the score of each sentence")
+
 
 class Label(StrEnum):
-    """What the detector says of a text."""
+    """Label of a text."""
 
     HUMAN = "human"
     AI = "ai"
@@ -22,64 +29,72 @@ class Reason(StrEnum):
     TOO_SHORT = "too_short"
     OTHER_SCRIPT = "other_script"
     OTHER_LANGUAGE = "other_language"
+    NOT_LANGUAGE = "not_language"
     MOSTLY_CODE = "mostly_code"
     MOSTLY_TABLES = "mostly_tables"
     MOSTLY_QUOTATIONS = "mostly_quotations"
+    NOT_PROSE = "not_prose"
     BETWEEN_THRESHOLDS = "between_thresholds"
 
 
 class Span(BaseModel):
-    """One sentence and its score."""
+    """A sentence and its score."""
 
-    start: int = Field(description="Offset of the first character in the text as sent (Unicode code points)")
+    start: int = Field(description="Offset of the first character in the submitted text, in code points")
     end: int = Field(description="Offset after the last character")
-    probability: float = Field(description="Calibrated probability that the sentence, read with its neighbours, is AI")
+    probability: float = Field(description="Calibrated probability of AI of the sentence with its neighbours")
     effect: float | None = Field(
-        default=None, description="How far the log-odds of the whole text fall without the sentence, when asked for"
+        default=None, description="By how much the log-odds of the text fall without the sentence, if `explain` is set"
     )
 
 
 class Verdict(BaseModel):
-    """What the detector says of one text, and on what ground."""
+    """Prediction for one text, with its evidence."""
 
     label: Label
     probability: float = Field(description="Calibrated probability of AI at the stated prevalence")
-    prevalence: float = Field(description="Share of AI texts that `probability` assumes")
-    target_fpr: float = Field(description="Share of human texts that may be called `ai`")
-    threshold: float = Field(description="Probability from which a text is called `ai` at this target")
-    p_value: float = Field(description="Conformal p-value: how many human texts score at least as high")
+    prevalence: float = Field(description="Fraction of AI texts that `probability` assumes")
+    target_fpr: float = Field(description="Accepted false positive rate")
+    threshold: float = Field(description="Texts with at least this probability are labelled `ai`")
+    p_value: float = Field(
+        description="Conformal p-value: fraction of human calibration texts with at least this score"
+    )
     compared_with: str = Field(
         default="",
-        description="Register whose human texts it was compared with; empty where registers are not told apart, and "
-        "for a text of none of them, which meets the strictest thresholds of its length",
+        description="Domain (text type) of the calibration texts that it was compared with; empty without domains, and "
+        "for a text of no known domain, which gets the strictest threshold of its length",
     )
     num_compared: int = Field(default=0, description="Human calibration texts behind `p_value` and `threshold`")
     fpr_upper_bound: float = Field(
         default=1.0, description="95% upper bound of the false positive rate of `threshold`, given those texts"
     )
     reasons: list[Reason] = Field(description="Why the label is `uncertain`; empty otherwise")
-    tampering: dict[str, int] = Field(description="Characters undone before reading, such as `invisible`, `homoglyph`")
-    spans: list[Span] | None = Field(default=None, description="Scores by sentence, when asked for")
-    ai_fraction: float | None = Field(
-        default=None, description="Share of the text in sentences more likely AI than not, when spans are asked for"
+    tampering: dict[str, int] = Field(
+        description="Number of characters removed or replaced before reading, by kind, such as `invisible`, `homoglyph`"
     )
-    num_tokens: int = Field(description="Length of the normalised text in tokens; all of them were read")
-    num_windows: int = Field(description="Overlapping windows the text was read in")
+    spans: list[Span] | None = Field(default=None, description="Scores by sentence, if requested")
+    ai_fraction: float | None = Field(
+        default=None, description="Fraction of the text in sentences more likely AI than human, if spans are requested"
+    )
+    num_tokens: int = Field(description="Length of the normalised text in tokens; all are read")
+    num_windows: int = Field(description="Number of overlapping windows")
     model_version: str
 
 
 class Problem(BaseModel):
-    """An error in the form of RFC 9457 (`application/problem+json`)."""
+    """An error as `application/problem+json` (RFC 9457)."""
 
     type: str = "about:blank"
     title: str
     status: int
-    detail: str = Field(description="What was expected, what was found, and how to mend it; never a part of a text")
+    detail: str = Field(
+        description="What was expected, what was found and how to fix it; never contains submitted text"
+    )
     request_id: str
 
 
 class DetectRequest(BaseModel):
-    """One text or many."""
+    """One text, or several."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -89,30 +104,28 @@ class DetectRequest(BaseModel):
 
     text: str | None = Field(default=None, description="One text")
     texts: Annotated[list[str], Field(fail_fast=True)] | None = Field(
-        default=None, description="Several texts, at most `max_texts` of /v1/model; verdicts come in their order"
+        default=None,
+        description="Several texts, at most `max_texts` of /v1/model; verdicts are returned in the same order",
     )
-    target_fpr: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None, description="One of the targets that /v1/model lists; the model's default when left out"
-    )
-    return_spans: bool = Field(default=False, description="Score each sentence too")
+    target_fpr: TargetFpr | None = _TARGET
+    return_spans: bool = _SPANS
     explain: bool = Field(
         default=False,
-        description="Say of each sentence what becomes of the text's score without it (`effect` of a span). Spans come "
-        "with it. The text is read once more for every sentence",
+        description="Return spans with the `effect` of removing each sentence; reads the text once per sentence",
     )
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> DetectRequest:
+    def _check(self) -> DetectRequest:
         if (self.text is None) == (self.texts is None):
             raise ValueError("expected exactly one of `text` (a string) and `texts` (a list of strings)")
         if self.texts is not None and not self.texts:
             raise ValueError("`texts` is empty: expected at least one text")
-        if any(not text.strip() for text in self.all_texts()):
-            raise ValueError("a text is empty: expected at least one character that is not white space")
+        if any(map(is_blank, self.all_texts())):
+            raise ValueError(_EMPTY)
         return self
 
     def all_texts(self) -> list[str]:
-        """The texts in their order."""
+        """The texts in order."""
         return [self.text] if self.text is not None else list(self.texts or [])
 
 
@@ -122,7 +135,7 @@ class DetectResponse(BaseModel):
     request_id: str
     model_version: str
     verdicts: list[Verdict]
-    seconds: float = Field(description="Time spent on this request in the replica")
+    seconds: float = Field(description="Processing time of the request in the replica")
 
 
 class StreamOptions(BaseModel):
@@ -130,38 +143,38 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    target_fpr: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None, description="One of the targets that /v1/model lists; the model's default when left out"
-    )
-    return_spans: bool = Field(default=False, description="Score each sentence too")
+    target_fpr: TargetFpr | None = _TARGET
+    return_spans: bool = _SPANS
     explain: bool = Field(default=False, description="Say of each sentence what becomes of the text's score without it")
 
 
 class FileOptions(StreamOptions):
-    """What `/v1/detect/file` takes as form fields beside `files`."""
+    """Form fields of `/v1/detect/file` in addition to `files`."""
 
-    return_text: bool = Field(default=False, description="Return the text found in each file, which spans point into")
+    return_text: bool = Field(
+        default=False, description="Return the extracted text, which the offsets of spans refer to"
+    )
 
 
 class FileVerdict(BaseModel):
-    """What became of one file: a verdict, or a problem with this file alone."""
+    """Verdict of one file, or the problem with it."""
 
-    name: str = Field(description="The file's name as sent, without folders; empty where none was sent")
-    num_chars: int = Field(description="Characters of the text found in the file; 0 where it could not be read")
+    name: str = Field(description="File name without directories; empty if none was sent")
+    num_chars: int = Field(description="Characters of the extracted text; 0 if it could not be extracted")
     text: str | None = Field(
-        default=None, description="The text found in the file, when asked for; the offsets of `spans` point into it"
+        default=None, description="Extracted text, if requested; the offsets of `spans` refer to it"
     )
-    verdict: Verdict | None = Field(default=None, description="Null where there is a `problem`")
-    problem: Problem | None = Field(default=None, description="Why there is no verdict; null where there is one")
+    verdict: Verdict | None = Field(default=None, description="Null if there is a `problem`")
+    problem: Problem | None = Field(default=None, description="Why there is no verdict; null if there is one")
 
 
 class FilesResponse(BaseModel):
-    """Files in the order in which they were sent."""
+    """Files in the order of the request."""
 
     request_id: str
     model_version: str
     files: list[FileVerdict]
-    seconds: float = Field(description="Time spent on this request in the replica")
+    seconds: float = Field(description="Processing time of the request in the replica")
 
 
 class StreamText(BaseModel):
@@ -176,8 +189,8 @@ class StreamText(BaseModel):
 
     @model_validator(mode="after")
     def _not_empty(self) -> StreamText:
-        if not self.text.strip():
-            raise ValueError("`text` is empty: expected at least one character that is not white space")
+        if is_blank(self.text):
+            raise ValueError(_EMPTY)
         return self
 
 
@@ -191,19 +204,21 @@ class StreamLine(BaseModel):
 
 
 class PredictParameters(BaseModel):
-    """Parameters of Hugging Face's text classification."""
+    """Parameters of a Hugging Face text classification request."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    top_k: Annotated[int, Field(ge=1)] | None = Field(default=None, description="How many labels; both when left out")
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Number of labels to return; default: both"
+    )
     function_to_apply: Literal["sigmoid", "softmax"] | None = Field(
         default=None,
-        description="With two labels both give the calibrated probability, which is what there is without it, too",
+        description="Accepted for compatibility: the scores are calibrated probabilities in any case",
     )
 
 
 class PredictRequest(BaseModel):
-    """A request in the form of Hugging Face's text classification."""
+    """A Hugging Face text classification request."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -214,55 +229,49 @@ class PredictRequest(BaseModel):
     def _not_empty(self) -> PredictRequest:
         if not self.inputs:
             raise ValueError("`inputs` is empty: expected at least one text")
-        if any(not text.strip() for text in self.all_texts()):
-            raise ValueError("a text is empty: expected at least one character that is not white space")
+        if any(map(is_blank, self.all_texts())):
+            raise ValueError(_EMPTY)
         return self
 
     def all_texts(self) -> list[str]:
-        """The texts in their order."""
+        """The texts in order."""
         return [self.inputs] if isinstance(self.inputs, str) else self.inputs
 
 
 class LabelScore(BaseModel):
-    """A label and its probability, in the form of Hugging Face's text classification."""
+    """A label and its probability, as in Hugging Face text classification."""
 
     label: Literal["ai", "human"]
-    score: float = Field(description="Calibrated probability at the prevalence that `/v1/model` states")
+    score: float = Field(description="Calibrated probability at the prevalence of `/v1/model`")
 
 
 class CategoryInfo(BaseModel):
-    """What holds at one target for texts of one register and of like length."""
+    """Threshold and error rates at one target for one domain and range of lengths."""
 
-    compared_with: str = Field(description="Name of the register; empty where registers are not told apart")
-    min_tokens: int = Field(description="Tokens of its shortest texts")
-    max_tokens: int | None = Field(description="All its texts are shorter than this")
-    num_human: int = Field(description="Human texts that its threshold is made from")
-    probability: float = Field(description="Probability from which a text is called `ai`")
-    expected_fpr: float = Field(description="Expected false positive rate on texts exchangeable with those")
+    compared_with: str = Field(description="Name of the domain; empty without domains")
+    min_tokens: int = Field(description="Shortest texts, in tokens")
+    max_tokens: int | None = Field(description="Exclusive upper bound of the length, in tokens")
+    num_human: int = Field(description="Human calibration texts behind the threshold")
+    probability: float = Field(description="Texts with at least this probability are labelled `ai`")
+    expected_fpr: float = Field(description="Expected false positive rate on exchangeable texts")
     fpr_lower_bound: float = Field(description="95% lower bound of the false positive rate, given those texts")
-    fpr_upper_bound: float = Field(description="95% upper bound of the same")
+    fpr_upper_bound: float = Field(description="95% upper bound of the false positive rate, given those texts")
 
 
 class ThresholdInfo(BaseModel):
-    """What holds at one target; where texts are judged by categories, of the one with the highest figure."""
+    """Threshold and error rates at one target; with categories, the highest value among them."""
 
     target_fpr: float
-    probability: float = Field(description="Probability from which a text is called `ai`")
-    expected_fpr: float = Field(
-        description="Expected false positive rate on texts exchangeable with the calibration set"
-    )
-    fpr_lower_bound: float = Field(
-        default=0.0, description="95% lower bound of the false positive rate, given this calibration set"
-    )
-    fpr_upper_bound: float = Field(description="95% upper bound of the same: 90% of calibration sets lie between both")
-    min_tokens: int = Field(description="Shorter texts get no verdict at this target")
-    categories: list[CategoryInfo] = Field(
-        default=[], description="What texts are compared with, where that is not all human texts alike"
-    )
+    probability: float = Field(description="Texts with at least this probability are labelled `ai`")
+    expected_fpr: float = Field(description="Expected false positive rate on exchangeable texts")
+    fpr_lower_bound: float = Field(default=0.0, description="95% lower bound of it, given the calibration set")
+    fpr_upper_bound: float = Field(description="95% upper bound of it, given the calibration set")
+    min_tokens: int = Field(description="Shorter texts are `uncertain` at this target")
+    categories: list[CategoryInfo] = Field(default=[], description="Thresholds by domain and length, if there are any")
 
 
 class ModelInfo(BaseModel):
-    """The model that answers, and its limits."""
+    """The served model and the limits of a request."""
 
     model_version: str
     base_model: str
@@ -271,9 +280,9 @@ class ModelInfo(BaseModel):
     prevalence: float
     default_target_fpr: float
     thresholds: list[ThresholdInfo]
-    num_human: int = Field(description="Human texts of the calibration set, which p-values compare with")
+    num_human: int = Field(description="Human texts of the calibration set")
     min_tokens: int
     window: int
     normaliser_version: int
-    limits: dict[str, int] = Field(description="Of a request: texts, characters, tokens, bytes, files, lines")
+    limits: dict[str, int] = Field(description="Limits of a request: texts, characters, tokens, bytes, files")
     guarantee: str

@@ -36,6 +36,7 @@ _TYPOGRAPHY = (
     | dict.fromkeys("“”„‟″‶«»❝❞〝〞〟\u02ba\u02ee", '"')
     | dict.fromkeys("\u2010\u2012\u2013\u2014\u2015\u2043\u2212\u02d7\u2e3a\u2e3b", "-")
 )
+_BLANK = re.compile(rf"[\s{_INVISIBLE}{_FILLERS}]*+")
 _SPECIAL = re.compile(f"(?P<invisible>[{_INVISIBLE}]+)|(?P<filler>[{_FILLERS}]+)|[{''.join(_TYPOGRAPHY)}\ud800-\udfff]")
 # Joiners, direction marks, emoji selectors and tags are spelling, not tampering, after a character beyond ASCII
 # (Persian, Hebrew, emoji) or in a keycap; so is a byte order mark.
@@ -104,6 +105,11 @@ class _Draft:
         span_ends[first] = self.ends[np.array(stop) - 1]
         self.text = "".join(chain.from_iterable(zip(kept, (*new, ""), strict=True)))
         self.starts, self.ends = np.repeat(self.starts, copies), np.repeat(span_ends, copies)
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text is left after normalising: it has white space, invisible characters or fillers only."""
+    return _BLANK.fullmatch(text) is not None
 
 
 def normalise(text: str) -> Normalised:

@@ -13,6 +13,7 @@ import pytest
 from detect_ai import metrics
 from detect_ai.calibration.calibration import Category
 from detect_ai.calibration.conformal import threshold_of
+from detect_ai.cli import model_lines
 from detect_ai.core.config import Config
 from detect_ai.core.errors import BundleError, ConfigError, GateError, RegistryError
 from detect_ai.core.storage import Storage
@@ -22,7 +23,6 @@ from detect_ai.detector.registry import Registry
 from detect_ai.evaluation import summary
 from detect_ai.release.publish import publish, rollback
 from detect_ai.reports.model_card import model_card
-from detect_ai.wording import description
 
 TARGETS = {0.05: 1.0, 0.1: 0.5}
 
@@ -256,9 +256,11 @@ def test_what_is_said_of_a_target_is_what_holds_where_texts_are_judged(tiny_bund
     assert f"| 5% | prose, 64 to 127 tokens | 21 | {bounds} |" in text
     highest = max(each.thresholds[0.05].expected_fpr for each in categories)
     assert f"| 5% | {100 * highest:.1f}% | {100 * held.fpr_bound:.1f}% |" in text
-    lines = description(model_info(judged, {}))
-    assert any(line.startswith("  prose of 64 to 127 tokens: from ") and "by 21 human texts" in line for line in lines)
-    assert any(line.startswith("  essays of 0 or more tokens: from ") for line in lines)
+    lines = model_lines(model_info(judged, {}))
+    assert any(
+        line.startswith("  prose of 64 to 127 tokens: AI at ") and "from 21 human texts" in line for line in lines
+    )
+    assert any(line.startswith("  essays of 0 or more tokens: AI at ") for line in lines)
     assert not model_info(spec, {}).thresholds[0].categories
 
 
