@@ -1,4 +1,4 @@
-"""Make Ray Serve answer with a published version."""
+"""Deploy a published version to Ray Serve, and roll back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detect_ai.core.config import Config, ServeConfig
-from detect_ai.core.errors import ConfigError, ResourceError
+from detect_ai.core.errors import ConfigError, ConflictError, ResourceError
 from detect_ai.core.ray_runtime import connect, require_free_port, require_resources
 from detect_ai.core.storage import Storage
 from detect_ai.detector import bundle
@@ -20,55 +20,81 @@ from detect_ai.detector.registry import Registry
 from detect_ai.release.publish import rollback
 from serve_app.auth.api_keys import ENVIRONMENT, KeyStore
 from serve_app.auth.rate_limit import ACTOR_NAME, stop_limiters
+from serve_app.desired_state import DesiredState, State
 
 logger = logging.getLogger(__name__)
 
 DEPLOY_TIMEOUT_S = 300
-ARGUMENTS_TIMEOUT_S = 30
+POLL_S = 0.5
 CHECKOUT = Path(__file__).resolve().parents[1]
+# Variables of a job that its replicas get: access to storage and settings of libraries; not tokens of W&B or the hub.
+ALLOWED_VARIABLES = (
+    *("AWS_", "AZURE_", "GOOGLE_", "DETECT_AI_STORAGE_ROOT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
+    *("LD_LIBRARY_PATH", "OMP_", "PYTHON", "RAY_", "TOKENIZERS_PARALLELISM"),
+)
 
 
-def deploy(config: Config, storage: Storage) -> dict[str, Any]:
+def deploy(config: Config, storage: Storage, keys: str | None = None) -> dict[str, Any]:
     """Serve a published version, the champion unless one is named, and wait until it answers.
 
-    A version that is served already keeps answering until the new one is ready. When that fails the old one stays;
-    without an old one nothing stays.
+    Replicas of the version before answer until those of the new one are ready. A deployment that fails returns to the
+    last one that succeeded, unless another deployment has begun meanwhile.
+
+    Args:
+        config: the section `serve` is what the service gets.
+        storage: the registry's.
+        keys: hashed API keys besides those under the storage root; None: those of the environment.
 
     Raises:
         RegistryError: no such version, or no champion.
         BundleError: the bundle is damaged.
         ResourceError: a port in use, too few CPUs, or replicas that did not start.
+        ConflictError: a newer deployment has replaced this one.
     """
-    version, keys = checked_version(config.serve, storage), checked_keys(config.serve, storage)
+    version, keys = checked_version(config.serve, storage), checked_keys(config.serve, storage, keys)
     connect()
     needed = max(1, config.serve.min_replicas)
     gpus = needed * int(config.serve.use_gpu)
     require_resources(f"serve.min_replicas={needed}", needed * config.serve.cpus_per_replica, gpus)
     started_serve = start_serve(config.serve)
-    replaced = None if started_serve else served_version(config.serve)
     is_new = not is_deployed()
-    before = arguments_of_replica() if replaced else None
+    replaced = None if is_new else served_version(config.serve)
+    desired = desired_state(storage)
+    number = desired.start(config.serve, version, keys)
     try:
-        run(config.serve, storage.root, version, keys)
+        hand_over(desired, storage.root)
+        wait_until_served(desired, number, config.serve, version)
+        desired.confirm(number)
     except BaseException:
-        stop(app=is_new, serve_too=started_serve)
-        if before is not None:
-            # Serve goes on to answer by the replicas that there are, but starts no further ones for them.
-            logger.warning("The service goes back to version %s", before[2])
-            hand_over(*before)
+        with suppress(ConflictError):  # a newer deployment goes on
+            if is_new:
+                desired.require(number)
+                stop(app=True, serve_too=started_serve)
+            elif state := desired.revert(number):
+                logger.warning("Version %s was not deployed: the service returns to %s", version, state.version)
+                hand_over(desired, storage.root)
         raise
     stop_limiters(keep=ACTOR_NAME)
     return {
         "url": url(config.serve),
         "model_version": version,
         "replaced": replaced,
-        "replicas": running_replicas(),
         "started_serve": started_serve,
     }
 
 
+def desired_state(storage: Storage) -> DesiredState:
+    """The states of the service on the connected cluster; those of a private Ray end with it."""
+    if os.environ.get("RAY_ADDRESS"):
+        return DesiredState(storage)
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    return DesiredState(Storage(node.get_session_dir_path()))
+
+
 def cluster_stays() -> bool:
-    """Whether a cluster is named that outlives this process, and a service on it."""
+    """Whether RAY_ADDRESS names a cluster that outlives this process, and so does a service on it."""
     if not os.environ.get("RAY_ADDRESS"):
         logger.info("RAY_ADDRESS is not set: nothing is deployed, for the service would end with this job")
         return False
@@ -90,18 +116,26 @@ def deploy_to_cluster(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def rollback_service(config: Config, storage: Storage) -> dict[str, Any]:
-    """Make the version before the champion champion again; a service on the cluster that is named answers with it.
+    """Return to the champion before; a service on the cluster of RAY_ADDRESS follows, with the settings it has.
 
     Raises:
-        RegistryError: there is no version before.
-        ResourceError: it did not start; the service goes on as it was, the champion is moved.
+        RegistryError: there is no champion before, or its bundle cannot be loaded: nothing has changed.
+        ConfigError: the service was deployed by another release: nothing has changed.
+        ConflictError: a newer publication or deployment has replaced this one.
+        ResourceError: the replicas did not start; the service is as before, the champion has moved.
     """
-    result = rollback(config, storage)
+    state = None
     if cluster_stays():
         connect()
         if is_serving():
-            config.serve.version = ""
-            result["deploy"] = deploy(config, storage)
+            state = desired_state(storage).last_live()
+            if state is None:
+                raise ConfigError(f"no settings of the service under {storage.root}: run jobs/deploy.py once")
+            config.serve = state.config
+    result = rollback(config, storage)
+    if state is not None:
+        config.serve.version = result["champion"]
+        result["deploy"] = deploy(config, storage, state.keys)
     return result
 
 
@@ -121,32 +155,30 @@ def require_place(config: ServeConfig) -> None:
 
 
 def checked_version(config: ServeConfig, storage: Storage) -> str:
-    """The version to serve; every byte of it, and of those beside it, is checked before the service is touched."""
+    """The version to serve; every byte of it, and of canary and shadow, is checked before the service changes."""
     registry = Registry(storage)
     version = config.version or registry.require_champion()
-    for each in filter(None, (version, config.canary, config.shadow)):
-        with registry.folder(each) as folder:
+    for name in filter(None, (version, config.canary, config.shadow)):
+        with registry.folder(name) as folder:
             bundle.read_spec(folder)
     return version
 
 
-def checked_keys(config: ServeConfig, storage: Storage) -> str | None:
-    """Hashed API keys of the environment, to go with those of the file; None where everybody on this machine may ask.
+def checked_keys(config: ServeConfig, storage: Storage, keys: str | None = None) -> str | None:
+    """Hashed API keys besides those under the storage root, as JSON; None: everybody on this machine is admitted.
 
     Raises:
-        ConfigError: keys that cannot be read, or none at all where others than this machine can ask.
+        ConfigError: keys that cannot be read, or none for a service that other machines can reach.
     """
-    environment = os.environ.get(ENVIRONMENT, "")
+    environment = os.environ.get(ENVIRONMENT, "") if keys is None else keys
     if KeyStore(storage, environment).read().keys:
         return environment
     if not config.is_local:
         raise ConfigError(
-            f"serve.host={config.host} lets other machines ask, and there are no API keys: make one with `python -m "
-            f"serve_app.auth.api_keys --root {storage.root} create NAME`, or give serve.host=127.0.0.1"
+            f"serve.host={config.host} lets other machines use the service, and there are no API keys: create one with "
+            f"`python -m serve_app.auth.api_keys --root {storage.root} create NAME`, or give serve.host=127.0.0.1"
         )
-    logger.info(
-        "No API keys: everybody on this machine may ask (`python -m serve_app.auth.api_keys create NAME` makes one)"
-    )
+    logger.info("No API keys: everybody on this machine may use the service (`python -m serve_app.auth.api_keys`)")
     return None
 
 
@@ -161,90 +193,92 @@ def start_serve(config: ServeConfig) -> bool:
 
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is not None:
-        found = client.http_config
-        if (found.host, found.port) != (config.host, config.port):
+        running = client.http_config
+        if (running.host, running.port) != (config.host, config.port):
             raise ResourceError(
-                f"Ray Serve already runs on {found.host}:{found.port}, not on {config.host}:{config.port}: "
-                f"give serve.host={found.host} serve.port={found.port}, or stop it with `serve shutdown`"
+                f"Ray Serve already runs on {running.host}:{running.port}, not on {config.host}:{config.port}: "
+                f"give serve.host={running.host} serve.port={running.port}, or stop it with `serve shutdown`"
             )
         return False
     require_free_port(config.host, config.port)
     serve.start(
         proxy_location="HeadOnly" if config.is_local else "EveryNode",
-        # Waiting for a replica comes on top of what a replica allows itself.
+        # The wait for a replica comes on top of the time that a replica allows itself.
         http_options={"host": config.host, "port": config.port, "request_timeout_s": 2 * config.request_timeout_s},
     )
     return True
 
 
-Arguments = tuple[ServeConfig, str, str, str | None]
+def hand_over(desired: DesiredState, storage_root: str) -> None:
+    """Make Serve follow the current state, also when that changes meanwhile. Does not wait for replicas."""
+    number, state = desired.read()
+    while state is not None:
+        apply(state, storage_root)
+        applied, (number, state) = number, desired.read()
+        if number == applied:
+            return
 
 
-def arguments_of_replica() -> Arguments | None:
-    """What the replicas that answer were made of; None where they do not say, such as those of an older release."""
-    from ray import serve
-
-    from serve_app.deployment import APP
-
-    try:
-        found: Arguments = serve.get_app_handle(APP).arguments.remote().result(timeout_s=ARGUMENTS_TIMEOUT_S)
-    except Exception as error:  # of Ray, of Serve, of the replica: nothing that a deployment should fail for
-        logger.warning("A replica did not say what it was made of: %s", type(error).__qualname__)
-        return None
-    return found
-
-
-def hand_over(config: ServeConfig, storage_root: str, version: str, keys: str | None) -> None:
-    """Tell Serve what to answer with. Does not wait for it."""
+def apply(state: State, storage_root: str) -> None:
+    """Tell Serve which version to run, and how."""
     from ray import serve
 
     from serve_app.deployment import APP, build
 
-    target = serve.RunTarget(build(config, storage_root, version, runtime_env(), keys), name=APP, route_prefix="/")
+    app = build(state.config, storage_root, state.version, runtime_env(), state.keys)
+    target = serve.RunTarget(app, name=APP, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
-def run(config: ServeConfig, storage_root: str, version: str, keys: str | None) -> None:
-    """Hand the application to Serve and wait until that version answers. Raises ResourceError."""
+def wait_until_served(desired: DesiredState, number: int, config: ServeConfig, version: str) -> None:
+    """Wait until a deployment answers. Raises ResourceError, or ConflictError when a newer one has begun."""
+    deadline = time.monotonic() + DEPLOY_TIMEOUT_S
+    while not is_answering(config, version):
+        desired.require(number)
+        if time.monotonic() > deadline:
+            raise ResourceError(
+                f"version {version} did not answer within {DEPLOY_TIMEOUT_S} s: see `serve status`; a replica needs "
+                f"{config.cpus_per_replica:g} free CPUs"
+            )
+        time.sleep(POLL_S)
+
+
+def is_answering(config: ServeConfig, version: str) -> bool:
+    """Whether all replicas run a version. Raises ResourceError when it failed to start."""
     from ray import serve
 
     from serve_app.deployment import APP
 
-    hand_over(config, storage_root, version, keys)
-    deadline = time.monotonic() + DEPLOY_TIMEOUT_S
-    while time.monotonic() < deadline:
-        app = serve.status().applications.get(APP)
-        if app is not None and app.status == "DEPLOY_FAILED":
-            raise ResourceError(f"version {version} did not start: {reason(app)}")
-        if app is not None and app.status == "RUNNING" and served_version(config) == version:
-            return
-        time.sleep(0.2)
-    raise ResourceError(
-        f"version {version} did not answer within {DEPLOY_TIMEOUT_S} s: see `serve status`; a replica needs "
-        f"{config.cpus_per_replica:g} free CPUs"
-    )
+    app = serve.status().applications.get(APP)
+    if app is not None and app.status == "DEPLOY_FAILED":
+        raise ResourceError(f"version {version} did not start: {reason(app)}")
+    return app is not None and app.status == "RUNNING" and served_version(config) == version
 
 
 def reason(app: Any) -> str:
-    """The last line of what Serve says of a failed application: the error, after its traceback."""
+    """The last line of Serve's messages about a failed application: the error, after its traceback."""
     messages = [app.message, *(deployment.message for deployment in app.deployments.values())]
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no reason given")
 
 
-def runtime_env() -> dict[str, Any] | None:
-    """Where replicas find `serve_app`: in the working directory of the job, else in this checkout."""
+def runtime_env() -> dict[str, Any]:
+    """Runtime environment of replicas: the job's, with `serve_app` importable and without the job's secrets.
+
+    Ray merges a job's variables into those of its actors, so others than the allowed ones are emptied, not left out.
+    """
     import ray
 
     inherited = dict(ray.get_runtime_context().runtime_env)
-    if inherited.get("working_dir"):
-        return None
-    path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
-    return {**inherited, "env_vars": {**inherited.get("env_vars", {}), "PYTHONPATH": path}}
+    given = inherited.get("env_vars", {})
+    variables = {name: value if name.startswith(ALLOWED_VARIABLES) else "" for name, value in given.items()}
+    if not inherited.get("working_dir"):
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
+    return {**inherited, "env_vars": variables}
 
 
 def url(config: ServeConfig) -> str:
-    """Where the service answers on this machine."""
+    """URL of the service on this machine."""
     return f"http://{_reachable(config.host)}:{config.port}"
 
 
@@ -262,7 +296,7 @@ def served_version(config: ServeConfig) -> str | None:
 
 
 def is_deployed() -> bool:
-    """Whether Serve knows the application."""
+    """Whether Serve has the application."""
     from ray import serve
 
     from serve_app.deployment import APP
@@ -270,19 +304,8 @@ def is_deployed() -> bool:
     return APP in serve.status().applications
 
 
-def running_replicas() -> int:
-    """How many replicas answer."""
-    from ray import serve
-    from ray.serve._private.common import ReplicaState
-
-    from serve_app.deployment import APP, DEPLOYMENT
-
-    states = serve.status().applications[APP].deployments[DEPLOYMENT].replica_states
-    return states.get(ReplicaState.RUNNING, 0)
-
-
 def stop(app: bool, serve_too: bool) -> None:
-    """Take down the application and Serve; what is in flight is answered first."""
+    """Delete the application and shut down Serve; requests in progress are answered first."""
     from ray import serve
 
     from serve_app.deployment import APP

@@ -65,7 +65,6 @@ class Replica:
             other(config.shadow, Telemetry()),  # it answers nobody
             self.telemetry,
         )
-        self._arguments = (config, storage_root, version, keys)
         self.access = AccessControl(
             connect_limiter(),
             config.rate_per_minute,
@@ -77,10 +76,6 @@ class Replica:
         from serve_app.api.app import create_app
 
         return create_app(self.traffic, self.access, self.telemetry)
-
-    def arguments(self) -> tuple[ServeConfig, str, str, str | None]:
-        """What this replica was made of: to go back to it where another version does not start."""
-        return self._arguments
 
     def check_health(self) -> None:
         """Ask Serve for another replica when this one's batches have stopped."""

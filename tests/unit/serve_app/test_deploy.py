@@ -1,0 +1,264 @@
+"""Deployments that overlap or fail: the live version is the one whose command succeeded."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from detect_ai.core.config import Config, ServeConfig
+from detect_ai.core.errors import ConfigError, ConflictError, DetectAIError, RegistryError, ResourceError
+from detect_ai.core.storage import Storage
+from serve_app import deploy as module
+from serve_app.auth.api_keys import ENVIRONMENT, KeyStore, create_key
+from serve_app.deploy import checked_keys, deploy, rollback_service, runtime_env
+from serve_app.desired_state import KEY, DesiredState, State
+
+
+class FakeServe:
+    """Serve's contract: it follows the last target, whose replicas answer once they are released, or are broken."""
+
+    def __init__(self) -> None:
+        self.targets: list[State] = []
+        self.live: str | None = None
+        self.released: set[str] = set()
+        self.broken: set[str] = set()
+        self.lock = threading.Lock()
+
+    def apply(self, state: State, root: str) -> None:
+        with self.lock:
+            self.targets.append(state)
+
+    def is_answering(self, config: ServeConfig, version: str) -> bool:
+        with self.lock:
+            target = self.targets[-1].version
+            if target in self.broken:
+                raise ResourceError(f"version {version} did not start: OSError")
+            if target in self.released:
+                self.live = target
+            return self.live == version
+
+    def settle(self) -> str | None:
+        """The live version when Serve has caught up with its target."""
+        self.released.add(self.targets[-1].version)
+        self.is_answering(ServeConfig(), "")
+        return self.live
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path))
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
+    serve = FakeServe()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    values: dict[str, Any] = {
+        "connect": lambda: None,
+        "require_resources": lambda *_: None,
+        "start_serve": lambda _: False,
+        "is_deployed": lambda: serve.live is not None,
+        "is_serving": lambda: serve.live is not None,
+        "served_version": lambda _: serve.live,
+        "checked_version": lambda config, _: config.version,
+        "stop": lambda app, serve_too: setattr(serve, "live", None),
+        "stop_limiters": lambda keep: None,
+        "apply": serve.apply,
+        "is_answering": serve.is_answering,
+        "POLL_S": 0.005,
+    }
+    for name, value in values.items():
+        monkeypatch.setattr(module, name, value)
+    return serve
+
+
+@pytest.fixture
+def roll_back_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """The champion that a rollback returns to."""
+
+    def choose(version: str) -> None:
+        monkeypatch.setattr(module, "rollback", lambda *_: {"champion": version, "before": "vX"})
+
+    return choose
+
+
+def config(version: str, **settings: Any) -> Config:
+    return Config(serve=replace(ServeConfig(), version=version, **settings))
+
+
+def wait_for(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def started(fake: FakeServe, run: Callable[[], Any], pool: ThreadPoolExecutor) -> Future[Any]:
+    """A command that has told Serve its version."""
+    targets = len(fake.targets)
+    future = pool.submit(run)
+    wait_for(lambda: len(fake.targets) > targets or future.done())
+    return future
+
+
+def test_a_failed_deployment_returns_to_the_last_one(fake: FakeServe, storage: Storage) -> None:
+    fake.released, fake.broken = {"v1"}, {"v2"}
+    deploy(config("v1", max_texts=7), storage)
+    with pytest.raises(ResourceError, match="version v2 did not start"):
+        deploy(config("v2"), storage)
+    assert (fake.settle(), fake.targets[-1].config.max_texts) == ("v1", 7)
+    assert DesiredState(storage).read()[1] == fake.targets[-1]
+
+
+def test_a_failed_first_deployment_leaves_nothing(fake: FakeServe, storage: Storage) -> None:
+    fake.broken = {"v1"}
+    with pytest.raises(ResourceError):
+        deploy(config("v1"), storage)
+    assert fake.live is None
+
+
+def test_a_failed_deployment_never_undoes_a_newer_one(
+    fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deploys v2, whose replicas are slow; B deploys the hotfix v3; then A runs into its time limit."""
+    fake.released = {"v1", "v3"}
+    deploy(config("v1"), storage)
+    with ThreadPoolExecutor(2) as pool:
+        slow = started(fake, lambda: deploy(config("v2"), storage), pool)
+        assert deploy(config("v3"), storage)["model_version"] == "v3"
+        with pytest.raises(ConflictError, match=r"^version v3 was deployed meanwhile, by .* at "):
+            slow.result(20)
+    assert (fake.settle(), DesiredState(storage).read()[1].version) == ("v3", "v3")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["a", "b", "rollback"])))
+@pytest.mark.parametrize("finish", ["first", "last"])
+def test_the_live_version_is_that_of_the_successful_command(
+    order: tuple[str, ...], finish: str, fake: FakeServe, storage: Storage, roll_back_to: Callable[[str], None]
+) -> None:
+    """Two deployments and a rollback overlap, in all orders; replicas start from the first version on or the last."""
+    roll_back_to("v0")
+    fake.released = {"v1"}
+    deploy(config("v1", max_texts=7), storage)
+    commands: dict[str, Callable[[], Any]] = {
+        "a": lambda: deploy(config("va"), storage),
+        "b": lambda: deploy(config("vb"), storage),
+        "rollback": lambda: rollback_service(config(""), storage)["deploy"],
+    }
+    versions = {"a": "va", "b": "vb", "rollback": "v0"}
+    with ThreadPoolExecutor(3) as pool:
+        futures = {name: started(fake, commands[name], pool) for name in order}
+        for name in order if finish == "first" else reversed(order):
+            fake.released.add(versions[name])
+            time.sleep(0.02)
+        errors = {name: future.exception(20) for name, future in futures.items()}
+    succeeded = [name for name, error in errors.items() if error is None]
+    assert succeeded == [order[-1]]
+    winner = versions[order[-1]]
+    assert (fake.settle(), fake.targets[-1].version) == (winner, winner)
+    for error in filter(None, errors.values()):
+        assert isinstance(error, ConflictError)
+        assert re.fullmatch(r"version v\S+ was deployed meanwhile, by .+", str(error))
+
+
+def test_a_late_hand_over_does_not_displace_a_newer_deployment(
+    fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.released = {"v1", "v2", "v3"}
+    deploy(config("v1"), storage)
+
+    def overtaken(state: State, root: str) -> None:
+        if state.version == "v2":
+            monkeypatch.setattr(module, "apply", fake.apply)
+            deploy(config("v3"), storage)
+        fake.apply(state, root)
+
+    monkeypatch.setattr(module, "apply", overtaken)
+    with pytest.raises(ConflictError, match="version v3"):
+        deploy(config("v2"), storage)
+    assert fake.settle() == "v3"
+
+
+def test_rollback_keeps_the_settings_of_the_service(
+    fake: FakeServe, storage: Storage, roll_back_to: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.released = {"v1", "v2"}
+    key = json.dumps({"keys": [create_key("one")[1].model_dump(mode="json", exclude_none=True)]})
+    monkeypatch.setenv(ENVIRONMENT, key)
+    deploy(config("v2", host="0.0.0.0", port=8080, max_texts=7, max_replicas=3), storage)
+    monkeypatch.delenv(ENVIRONMENT)
+    roll_back_to("v1")
+    result = rollback_service(config(""), storage)
+    state = fake.targets[-1]
+    assert (result["champion"], result["deploy"]["model_version"]) == ("v1", "v1")
+    assert (state.version, state.keys) == ("v1", key)
+    assert state.config == replace(ServeConfig(), version="v1", host="0.0.0.0", port=8080, max_texts=7, max_replicas=3)
+
+
+def test_rollback_without_stored_settings_changes_nothing(fake: FakeServe, storage: Storage) -> None:
+    fake.live = "v1"  # deployed by a release that stored none
+    with pytest.raises(ConfigError, match=r"run jobs/deploy\.py once"):
+        rollback_service(config(""), storage)
+    assert fake.targets == []
+
+
+def test_rollback_to_a_damaged_bundle_changes_nothing(
+    fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RegistryError("version v0 cannot become champion: weights differ")
+
+    monkeypatch.setattr(module, "rollback", refuse)
+    fake.released = {"v1"}
+    deploy(config("v1"), storage)
+    with pytest.raises(RegistryError):
+        rollback_service(config(""), storage)
+    assert [state.version for state in fake.targets] == ["v1"]
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"foo": 1}'])
+def test_a_malformed_record_is_one_clear_error(fake: FakeServe, storage: Storage, content: bytes) -> None:
+    storage.write_bytes(f"{KEY}/000001.json", content)
+    with pytest.raises(DetectAIError, match="000001") as error:
+        deploy(config("v1"), storage)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_of_another_release_are_refused() -> None:
+    state = State(status="live", version="v1", settings={"no_such_key": 1}, keys=None)
+    with pytest.raises(ConfigError, match="of another release"):
+        _ = state.config
+
+
+def test_other_machines_need_keys(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    public = replace(ServeConfig(), host="0.0.0.0")
+    assert checked_keys(ServeConfig(), storage) is None
+    with pytest.raises(ConfigError, match=r"serve\.host=0\.0\.0\.0"):
+        checked_keys(public, storage)
+    KeyStore(storage).put(create_key("one")[1])
+    assert checked_keys(public, storage) == ""
+
+
+def test_replicas_get_no_secret_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"WANDB_API_KEY": "s", "HF_TOKEN": "s", "AWS_REGION": "eu", "DETECT_AI_API_KEYS": "{}"}
+
+    context = SimpleNamespace(runtime_env={"working_dir": "gcs://package.zip", "env_vars": given})
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    assert runtime_env() == {
+        "working_dir": "gcs://package.zip",
+        "env_vars": {"WANDB_API_KEY": "", "HF_TOKEN": "", "AWS_REGION": "eu", "DETECT_AI_API_KEYS": ""},
+    }
