@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from detect_ai.core.config import Config, SourceConfig, load_config
 from detect_ai.core.local_cluster import LocalCluster
 from detect_ai.corpus.shards import Plan, write_shards
-from detect_ai.corpus.sources import pieces, read_piece
+from detect_ai.corpus.sources import list_pieces, read_piece
 from detect_ai.models.encoder import load_tokenizer
 from detect_ai.text.normalize import normalise
 from detect_ai.text.sentences import sentences
@@ -76,7 +76,7 @@ def main() -> int:
 def sentence_pool(path: str | None) -> list[str]:
     """Sentences of real texts."""
     source = SourceConfig(kind="parquet", path=path) if path else SourceConfig(kind="sample")
-    tables = [table for piece in pieces(source, unlabelled=True)[:4] for table in read_piece(piece)]
+    tables = [table for piece in list_pieces(source, unlabelled=True)[:4] for table in read_piece(piece)]
     texts = [normalise(text).text for table in tables for text in table["text"].to_pylist()[:2000]]
     return [text[start:end] for text in texts for start, end in sentences(text)]
 

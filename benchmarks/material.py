@@ -65,10 +65,10 @@ def texts(path: str | None, count: int) -> Any:
         rows = pd.read_parquet(path, columns=["text", "label"])
     else:
         from detect_ai.core.config import SourceConfig
-        from detect_ai.corpus.sources import pieces, read_piece
+        from detect_ai.corpus.sources import list_pieces, read_piece
 
         source = SourceConfig(kind="sample", name="sample")
-        tables = [table for piece in pieces(source) for table in read_piece(piece)]
+        tables = [table for piece in list_pieces(source) for table in read_piece(piece)]
         rows = pd.concat([table.select(["text", "label"]).to_pandas() for table in tables])
     each = [part.sample(min(len(part), count // 2), random_state=0) for _, part in rows.groupby("label")]
     return pd.concat(each).sample(frac=1, random_state=0)

@@ -27,7 +27,7 @@ from detect_ai.core.errors import CorpusError, DetectAIError, ours
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.cleaning import clean
 from detect_ai.corpus.dedup import NUM_PERM
-from detect_ai.corpus.sources import Piece, pieces, read_piece
+from detect_ai.corpus.sources import Piece, list_pieces, read_piece
 from detect_ai.corpus.splits import shuffle_key
 
 ROW_GROUP = 128  # rows: the unit that the second pass reads
@@ -149,8 +149,8 @@ def _gathered(pieces_at_once: list[tuple[Piece, bool]], enough: int) -> Iterator
 
 def _work(corpus: CorpusConfig) -> tuple[list[list[tuple[Piece, bool]]], int]:
     """What one task reads: a large file, or many small ones. And the bytes of all."""
-    found = [(piece, False) for source in corpus.sources for piece in pieces(source)]
-    found += [(piece, True) for source in corpus.against for piece in pieces(source, unlabelled=True)]
+    found = [(piece, False) for source in corpus.sources for piece in list_pieces(source)]
+    found += [(piece, True) for source in corpus.against for piece in list_pieces(source, unlabelled=True)]
     work: list[list[tuple[Piece, bool]]] = []
     room = 0
     for piece, against in found:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from detect_ai.corpus.standardise import ROW_SCHEMA
+from detect_ai.corpus.columns import ROW_SCHEMA
 
 if TYPE_CHECKING:
     from detect_ai.models.tokenizer import Tokenizer

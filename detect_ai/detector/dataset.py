@@ -1,59 +1,37 @@
-"""Texts that a detector is run on: files of Parquet, CSV or JSON lines, labelled or not, local or in a bucket.
+"""Texts to evaluate or score: files of Parquet, CSV or JSON lines, labelled or not, local or in a bucket. Pure of Ray.
 
-Unlike a source of a corpus nothing is dropped or repaired: what a user sends is what is judged. Pure of Ray.
+Read by `corpus/sources.py` as training sources are, but nothing is cleaned: a text is scored as it is in its file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from detect_ai.core.config import ScoreConfig, SourceConfig
 from detect_ai.core.errors import CorpusError
-from detect_ai.core.storage import open_uri
-from detect_ai.corpus import formats
-from detect_ai.corpus.formats import Row, UnreadableError
-from detect_ai.corpus.sources import Piece, pieces, readable, suffixes
-from detect_ai.corpus.standardise import spelling
+from detect_ai.corpus.columns import SURROGATE, label_map, label_text, plain_text, shown_names, unknown_label
+from detect_ai.corpus.formats import Row
+from detect_ai.corpus.sources import SUFFIXES, Piece, list_files, list_pieces, raw_rows
 
-if TYPE_CHECKING:
-    import pyarrow.parquet as pq
-
-LABELS = {"0": 0, "1": 1, "human": 0, "ai": 1}
-# Columns that are kept beside the text: by these a report is sliced. A name of another column is mapped to ours by
-# `score.columns`; without that, these are looked for.
-NAMES = {
-    "text": ("text",),
-    "label": ("label",),
-    "id": ("id",),
-    "source": ("source",),
-    "domain": ("domain",),
-    "generator": ("generator",),
-    "group": ("group", "topic"),
-    "language": ("language",),
-    "attack": ("attack",),
-    "subset": ("subset",),
-}
-SLICES = ("source", "domain", "generator", "language", "attack", "subset")
+SLICES = ("source", "domain", "generator", "language", "attack", "subset")  # columns to report metrics by
+# Our columns, and the names to look for in a file; `score.columns` maps others.
+NAMES = {name: (name,) for name in ("text", "label", "id", *SLICES)} | {"group": ("group", "topic")}
 BATCH_ROWS, BATCH_CHARS = 256, 4 << 20
-_LOOKED_AT = 100  # rows of JSON, for the names of its columns
-_SURROGATE = re.compile("[\ud800-\udfff]")  # Arrow holds none
+_JSON_ROWS_FOR_NAMES = 100
 
 
 @dataclass(frozen=True)
 class Text:
-    """One text to judge.
+    """One text.
 
     Attributes:
-        row: number of its file and of its row: names it among the others, whatever its id.
+        row: number of its file and of its row; unique in the data, unlike `id`.
         id: its own, else `row`.
-        label: 0 human, 1 ai, None where none is given.
-        values: of the columns of `SLICES` and `group`, "" where there is none.
+        label: 0 human, 1 AI, None if there is none.
+        values: of the columns of `SLICES` and `group`, "" if there is none.
     """
 
     row: str
@@ -64,19 +42,19 @@ class Text:
 
     @property
     def digest(self) -> str:
-        """Names the text by its content."""
+        """A name by content."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A share of the rows of a file, read apart from the others: every `shares`-th batch from `share` on.
+    """A fraction of the rows of a file: every `shares`-th batch, starting with batch `share`.
 
     Attributes:
         piece: the file.
-        number: of the piece among those of the data.
+        number: of the piece in the data.
         columns: our names to those of the file.
-        labels: value of the label column, in small letters, to 0 or 1.
+        labels: label in normal form to 0 or 1.
     """
 
     piece: Piece
@@ -88,99 +66,99 @@ class Part:
 
 
 def parts(data: str, config: ScoreConfig, shares: int = 1) -> list[Part]:
-    """What can be read apart of a file or a folder.
+    """The parts of a file, or of all files of a folder, that workers can read independently.
 
     Args:
-        data: a path or a URI of a file or a folder; of a folder all files of the commonest kind are read.
-        config: `columns` and `labels` say what is called otherwise.
-        shares: of each file, for workers beside each other.
+        data: path or URI.
+        config: `columns` and `labels` map other names.
+        shares: parts of each file.
 
     Raises:
-        CorpusError: nothing to read there, or no column of texts.
+        CorpusError: there is nothing to read, files of several kinds, or no column of texts.
     """
-    found = pieces(SourceConfig(kind=kind_of(data), path=data), unlabelled=True)
-    # A file without a byte has no names; `pieces` refuses data of such files only.
-    names = next(filter(None, map(column_names, found)), [])
-    columns = _mapped(data, config.columns, names)
-    labels = {_lower(value): label for value, label in (config.labels or LABELS).items()}
-    whole = [Part(piece, number, columns, labels) for number, piece in enumerate(found)]
+    pieces = list_pieces(SourceConfig(kind=file_kind(data), path=data), unlabelled=True)
+    # An empty file has no columns; `list_pieces` refuses data of empty files only.
+    names = next(filter(None, map(column_names, pieces)), [])
+    columns, labels = _column_map(data, config.columns, names), label_map(config.labels)
+    pieces = [replace(piece, source=replace(piece.source, text=columns["text"])) for piece in pieces]
+    whole = [Part(piece, number, columns, labels) for number, piece in enumerate(pieces)]
     return [replace(part, share=share, shares=shares) for part in whole for share in range(shares)]
 
 
-def kind_of(data: str) -> str:
-    """`parquet`, `csv` or `jsonl`, by the names of the files. Raises CorpusError."""
-    from pyarrow import fs as pafs
-
-    filesystem, path = open_uri(data)
-    path = path.rstrip("/")
-    with readable(SourceConfig(path=data), ""):
-        info = filesystem.get_file_info(path)
-        if info.type == pafs.FileType.File:
-            names = [path]
-        else:
-            selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-            names = [f.path for f in filesystem.get_file_info(selector) if f.type == pafs.FileType.File]
-    ends = suffixes()
-    counts = {kind: sum(name.lower().endswith(ends[kind]) for name in names) for kind in ("parquet", "csv", "jsonl")}
-    kind = max(counts, key=lambda name: counts[name])  # the first of equals: a .json beside a .parquet describes it
-    if not counts[kind]:
-        state = f"{len(names)} files of other kinds" if names else "no such file or folder"
-        raise CorpusError(
-            f"data={data}: {state}; expected Parquet, CSV or JSON lines (.parquet, .csv, .jsonl, .json; .gz and .zst). "
-            f"Under `ray job submit` give an absolute path or a gs:// URI that every node can read"
-        )
-    return kind
+def file_kind(data: str) -> str:
+    """`parquet`, `csv` or `jsonl`, by the names of the files. Raises CorpusError if there are none or several kinds."""
+    names = [name for name, _ in list_files(data).files]
+    kinds = {
+        kind: named
+        for kind in ("parquet", "csv", "jsonl")
+        if (named := [name for name in names if name.lower().endswith(SUFFIXES[kind])])
+    }
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    if kinds:
+        (first, *_), (second, *_) = list(kinds.values())[:2]
+        raise CorpusError(f"data={data}: files of several kinds, such as {first} and {second}: expected one kind")
+    state = f"{len(names)} files of other kinds" if names else "no such file or folder"
+    raise CorpusError(
+        f"data={data}: {state}; expected Parquet, CSV or JSON lines (.parquet, .csv, .jsonl, .json; .gz and .zst). "
+        f"Under `ray job submit` give an absolute path or a gs:// URI that every node can read"
+    )
 
 
 def column_names(piece: Piece) -> list[str]:
-    """Names of the columns of a file: of Parquet from its schema, of CSV from its header, else those of first rows."""
+    """Columns of a file: of its schema or header, for JSON those of the first rows."""
     names: list[str] = []
-    rows = _rows(piece, {}, names.extend)
-    if piece.source.kind == "jsonl":
-        return list(dict.fromkeys(name for row in islice(rows, _LOOKED_AT) for name in row.values))
-    next(rows, None)
-    return names
+
+    def select(header: Sequence[str], _: str) -> list[str]:
+        names.extend(header)
+        return []
+
+    is_json = piece.source.kind == "jsonl"
+    for _, row in islice(raw_rows(piece, select), _JSON_ROWS_FOR_NAMES if is_json else 1):
+        names.extend(row.values if is_json else [])
+    return list(dict.fromkeys(names))
 
 
-def _mapped(data: str, given: Mapping[str, str], names: list[str]) -> dict[str, str]:
+def _column_map(data: str, given: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
     if unknown := sorted(set(given) - set(NAMES)):
         raise CorpusError(f"score.columns.{unknown[0]}: expected one of {', '.join(NAMES)}")
     for ours, theirs in given.items():
         if theirs and theirs not in names:
-            raise CorpusError(f"data={data}: no column {theirs!r} (score.columns.{ours}); found {_listed(names)}")
-    # JSON leaves out what is empty: a column may come later than its first rows.
+            raise CorpusError(f"data={data}: no column {theirs!r} (score.columns.{ours}); found {shown_names(names)}")
+    # JSON leaves out what is empty: a column may appear after the first rows.
     columns = {ours: next((name for name in usual if name in names), usual[0]) for ours, usual in NAMES.items()}
     columns |= given
     if columns["text"] not in names:
         raise CorpusError(
-            f"data={data}: no column 'text'; found {_listed(names)}. Name yours with +score.columns.text=…"
+            f"data={data}: no column 'text'; found {shown_names(names)}. Name yours with +score.columns.text=…"
         )
     return {ours: theirs for ours, theirs in columns.items() if theirs}
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(repr(name[:40]) for name in names[:30]) or "no columns"
-
-
 def read(part: Part) -> Iterator[tuple[list[Text], int]]:
-    """The texts of a part in batches of at most `BATCH_ROWS` rows, and how many rows of each batch have no text.
+    """The texts of a part in batches of at most `BATCH_ROWS` rows, and how many rows of each batch were skipped.
+
+    Rows without a text, and those that cannot be parsed or are not UTF-8, are skipped.
 
     Raises:
-        CorpusError: the file is broken or has no column of texts, or a label is none of `labels`.
+        CorpusError: the file is unreadable, too many rows are broken, there is no column of texts, or a label is
+            unknown.
     """
+    text_column = part.columns["text"]
 
-    def check(names: list[str]) -> None:
-        if part.columns["text"] not in names:
-            raise UnreadableError(f"no column {part.columns['text']!r}; found {_listed(names)}")
+    def select(names: Sequence[str], where: str) -> list[str]:
+        if text_column not in names:
+            raise CorpusError(f"{where}: no column {text_column!r}; found {shown_names(names)}")
+        return [name for name in names if name in part.columns.values()]
 
-    for number, batch in enumerate(_batches(_rows(part.piece, part.columns, check))):
+    for number, batch in enumerate(_batches(row for _, row in raw_rows(part.piece, select))):
         if number % part.shares == part.share:
-            texts = [text for place, row, torn in batch if (text := _text(part, place, row, torn))]
+            texts = [text for place, row, after_bad in batch if (text := _text(part, place, row, after_bad))]
             yield texts, len(batch) - len(texts)
 
 
 def texts_of(data: str, config: ScoreConfig) -> Iterator[Text]:
-    """Every text of a file or folder that has one."""
+    """All texts of a file or folder."""
     for part in parts(data, config):
         for texts, _ in read(part):
             yield from texts
@@ -193,7 +171,7 @@ def texts_at(data: str, config: ScoreConfig, rows: Iterable[str]) -> dict[str, s
 
 
 def require_labels(data: str, config: ScoreConfig) -> None:
-    """Raise CorpusError when no text has a label: before all of them are judged for nothing."""
+    """Raise CorpusError if no text has a label."""
     if all(text.label is None for text in texts_of(data, config)):
         raise CorpusError(
             f"data={data}: no text has a label; expected a column 'label' of 0 (human) and 1 (ai). Name yours with "
@@ -202,12 +180,12 @@ def require_labels(data: str, config: ScoreConfig) -> None:
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[list[tuple[int, Row, bool]]]:
-    """Rows with their numbers, and whether the one before could not be parsed: such a row may be a part of it."""
+    """Rows with their numbers, and whether each follows a broken row, of which it may be a part."""
     batch: list[tuple[int, Row, bool]] = []
-    chars, torn = 0, False
+    chars, after_bad = 0, False
     for place, row in enumerate(rows):
-        batch.append((place, row, torn))
-        torn = row.problem == "bad_row"
+        batch.append((place, row, after_bad))
+        after_bad = row.problem == "bad_row"
         chars += sum(len(value) for value in row.values.values() if isinstance(value, str))
         if len(batch) == BATCH_ROWS or chars >= BATCH_CHARS:
             yield batch
@@ -216,80 +194,20 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[tuple[int, Row, bool]]]:
         yield batch
 
 
-def _text(part: Part, place: int, row: Row, torn: bool) -> Text | None:
+def _text(part: Part, place: int, row: Row, after_bad: bool) -> Text | None:
     def value(name: str) -> str:
-        return _plain(row.values.get(part.columns.get(name, "")))
+        return plain_text(row.values.get(part.columns.get(name, "")))
 
     text = row.values.get(part.columns["text"])
-    if not isinstance(text, str) or not text.strip():
+    if row.problem or not isinstance(text, str) or not text.strip():
         return None
-    label = _spelled(part, row)
-    if label and label not in part.labels:
-        if torn:
+    label = row.values.get(part.columns.get("label", ""))
+    spelling = label_text(label)
+    if spelling and spelling not in part.labels:
+        if after_bad:
             return None
-        raise _unknown_label(part, label)
+        where, column = f"data={part.piece.source.path}", part.columns["label"]
+        raise unknown_label(where, column, label, part.labels, "+score.labels={value: 0 or 1}")
     name = f"{part.number}-{place}"
     values = {column: value(column) for column in (*SLICES, "group")}
-    return Text(name, value("id") or name, _SURROGATE.sub("\ufffd", text), part.labels.get(label), values)
-
-
-def _plain(value: object) -> str:
-    """A value as text, "" for none. A whole number stays whole where a column of floats holds it."""
-    if value is None or value != value:  # NaN
-        return ""
-    text = str(int(value) if isinstance(value, float) and value.is_integer() else value)
-    return _SURROGATE.sub("\ufffd", text.strip())
-
-
-def _spelled(part: Part, row: Row) -> str:
-    """The label of a row as `part.labels` spells it, "" for none."""
-    name = part.columns.get("label")
-    return _lower(row.values.get(name)) if name else ""
-
-
-def _lower(value: object) -> str:
-    return spelling(value).lower()
-
-
-def _unknown_label(part: Part, found: str) -> CorpusError:
-    shown = repr(found) if len(found) <= 20 else f"a value of {len(found)} characters"
-    known = ", ".join(f"{value} ({'ai' if label else 'human'})" for value, label in part.labels.items())
-    return CorpusError(
-        f"data={part.piece.source.path}: column {part.columns['label']!r} holds {shown}; expected one of {known}. "
-        f"Map others with +score.labels={{value: 0 or 1}}"
-    )
-
-
-def _rows(piece: Piece, columns: Mapping[str, str], check: Callable[[list[str]], None]) -> Iterator[Row]:
-    """Rows of a piece with some of its columns; `check` is given all names of a file that says them."""
-    filesystem, _ = open_uri(piece.source.path)
-    for file in piece.files:
-        path = f"{piece.root}/{file}"
-        with readable(piece.source, file):
-            if piece.source.kind == "parquet":
-                yield from _parquet_rows(formats.parquet_file(filesystem, path), columns, check)
-                continue
-            with filesystem.open_input_stream(path) as stream:
-                if piece.source.kind == "csv":
-                    yield from formats.csv_rows(stream, partial(_checked, check))
-                else:
-                    yield from formats.json_rows(stream, file)
-
-
-def _parquet_rows(
-    file: pq.ParquetFile, columns: Mapping[str, str], check: Callable[[list[str]], None]
-) -> Iterator[Row]:
-    schema = file.schema_arrow
-    _checked(check, schema.names)
-    text = columns.get("text")
-    if text and not formats.is_text(kind := schema.field(text).type):
-        raise UnreadableError(f"column {text!r} is of type {kind}; expected string")
-    wanted = [name for name in schema.names if name in columns.values()]
-    if wanted:
-        yield from formats.table_rows(formats.parquet_tables(file, wanted), wanted)
-
-
-def _checked(check: Callable[[list[str]], None], names: list[str]) -> None:
-    if len(set(names)) < len(names):
-        raise UnreadableError("expected columns of different names")
-    check(names)
+    return Text(name, value("id") or name, SURROGATE.sub("\ufffd", text), part.labels.get(spelling), values)

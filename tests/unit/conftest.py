@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from detect_ai.core.config import ModelConfig, SourceConfig
 from detect_ai.core.errors import CorpusError
-from detect_ai.corpus.sources import pieces, read_piece
+from detect_ai.corpus.sources import list_pieces, read_piece
 
 any_text = st.text(st.characters(exclude_categories=()))
 
@@ -28,7 +28,7 @@ def _one_thread() -> None:
 
 def tables(path, unlabelled=False, **given):
     kind = given.pop("kind", "jsonl")
-    found = pieces(SourceConfig(kind=kind, path=str(path), **given), unlabelled)
+    found = list_pieces(SourceConfig(kind=kind, path=str(path), **given), unlabelled)
     return [table for piece in found for table in read_piece(piece)]
 
 
@@ -58,7 +58,7 @@ def zstd(data):
 
 
 def preset_rows(path, preset, unlabelled=False, **given):
-    found = pieces(SourceConfig(path=str(path), preset=preset, **given), unlabelled)
+    found = list_pieces(SourceConfig(path=str(path), preset=preset, **given), unlabelled)
     return [row for piece in found for table in read_piece(piece) for row in table.to_pylist()]
 
 
