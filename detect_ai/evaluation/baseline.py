@@ -21,6 +21,9 @@ from detect_ai.calibration.domains import Spans, with_categories
 from detect_ai.core.errors import CalibrationError
 from detect_ai.corpus.baseline import HASHED_FEATURES
 from detect_ai.corpus.manifest import ORIGINAL, Corpus
+from detect_ai.detector.bundle import DetectorSpec
+from detect_ai.detector.verdict_table import Verdicts
+from detect_ai.evaluation.summary import compute_metrics
 from detect_ai.text.normalize import normalise
 
 logger = logging.getLogger(__name__)
@@ -71,6 +74,33 @@ class Baseline:
         """The texts of each register, as a mask, and what they are compared with."""
         for register in np.unique(registers).tolist():
             yield registers == register, self.calibration.reference(register, 0, target)
+
+
+def baseline_for(corpus: Corpus | None, spec: DetectorSpec, seed: int) -> Baseline | None:
+    """What the detector must beat, with thresholds by register where it has them; None without its corpus."""
+    if corpus is None:
+        logger.warning(
+            "no baseline: the corpus that %s was trained on is not in this storage, run jobs/evaluate.py where it is",
+            spec.version,
+        )
+        return None
+    asked = spec.provenance["config"]["calibration"]["registers"] if spec.registers else {}
+    registers = {source: name for name, sources in asked.items() for source in sources}
+    return baseline_of(corpus, sorted(spec.calibration.thresholds), seed, registers)
+
+
+def baseline_metrics(verdicts: Verdicts, spec: DetectorSpec, baseline: Baseline, scores: Floats) -> dict[str, Any]:
+    """Metrics of the baseline on the same texts; each text has the register that the detector predicted."""
+    registers = verdicts.columns["compared_with"]
+    return compute_metrics(
+        verdicts.labels,
+        scores,
+        baseline.probabilities(scores, registers),
+        {target: baseline.calls(scores, registers, target) for target in spec.calibration.thresholds},
+        default_target=spec.default_target_fpr,
+        prevalence=spec.calibration.prevalence,
+        groups=verdicts.columns["group"],
+    )
 
 
 def baseline_of(

@@ -1,6 +1,6 @@
-"""The stage `evaluate`: what a bundle makes of labelled texts, with intervals, by slice and under attack.
+"""The stage `evaluate`: metrics of a bundle on labelled texts, with intervals, by slice and under attack.
 
-Thresholds are those of the bundle, fixed on its calibration split: the texts judged here decide nothing.
+Thresholds are those of the bundle, set on its calibration split; the evaluated texts decide nothing.
 """
 
 from __future__ import annotations
@@ -25,28 +25,34 @@ from detect_ai.detector.dataset import require_labels
 from detect_ai.detector.registry import Registry, spec_of
 from detect_ai.detector.score import judge
 from detect_ai.detector.verdict_table import Verdicts
-from detect_ai.evaluation import raid_format, robustness, slices, summary
-from detect_ai.evaluation.contamination import baseline_figures, baseline_for, corpus_of, count_contaminated, read_again
+from detect_ai.evaluation import raid_format, slices, summary
+from detect_ai.evaluation.baseline import baseline_for, baseline_metrics
+from detect_ai.evaluation.contamination import corpus_of, count_contaminated, score_baseline_and_hash
+from detect_ai.evaluation.errors import top_false_positives
+from detect_ai.evaluation.intervals import MIN_GROUPS
+from detect_ai.evaluation.mixed_documents import sentence_score_metrics
+from detect_ai.evaluation.robustness import attacked_metrics
+from detect_ai.metrics import key_of_target
 
 logger = logging.getLogger(__name__)
 
-REPORTED_TARGETS = ("1", "5")  # percent: their figures are always there, null where the bundle has no such target
+REPORTED_TARGETS = ("1", "5")  # percent: these keys are always present, null if the bundle has no such target
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is judged on what.
+class EvalTask:
+    """A bundle and the texts that it is evaluated on.
 
     Attributes:
-        where: storage and key of the bundle.
+        bundle: storage and key.
         spec: of the bundle.
         data: a path or a URI.
         name: of the data, for results.
-        corpus: that the bundle learnt from, when storage has it.
+        corpus: that the bundle was trained on, if storage has it.
         is_test: the data is the test split of that corpus.
     """
 
-    where: tuple[Storage, str]
+    bundle: tuple[Storage, str]
     spec: DetectorSpec
     data: str
     name: str
@@ -55,133 +61,143 @@ class Subject:
 
 
 def result_name(config: Config) -> str:
-    """Under which name the result is kept: figures of other data than the test split never stand for its."""
+    """Name of the stored result: results on other data never replace that of the test split."""
     return f"evaluate-{data_name(config)}" if config.data else "evaluate"
 
 
 def data_name(config: Config) -> str:
-    """The name of `data` in results: given, or of the file or folder."""
+    """The name of `data` in results: `evaluation.name`, or that of the file or folder."""
     last = config.data.partition("?")[0].rstrip("/").rpartition("/")[2].partition(".")[0]
     safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in config.evaluation.name or last)
     return safe[:48].strip("-._") or "data"
 
 
 def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
-    """Judge a bundle on labelled texts.
+    """Evaluate a bundle on labelled texts.
 
     The bundle is `bundle`, else the candidate of this run; the texts are `data`, else the test split of this run.
 
+    Returns:
+        The metrics of `summary.compute_metrics` over all texts (`fpr_at_target` and the like are at the default target
+        of the bundle), the main metrics by slice and attack, and `test_fingerprint`, which identifies texts and labels.
+
     Raises:
-        ConfigError: no such bundle, or the test split is of another corpus than the bundle's.
+        ConfigError: no such bundle, or the test split belongs to another corpus than the bundle's.
         CorpusError: the data cannot be read, or has no labels.
     """
     started = time.perf_counter()
-    subject = _subject(config, storage)
-    kept = f"runs/{config.run}/{result_name(config)}"
-    key = f"{kept}/{attempt('evaluation')}"
+    task = _task(config, storage)
+    folder = f"runs/{config.run}/{result_name(config)}"
+    key = f"{folder}/{attempt('evaluation')}"
     with storage.whole(key):
-        require_labels(subject.data, config.score)
-        plain = replace(config.score, format="parquet")
-        judged = judge(subject.data, subject.where, plain, (storage, f"{key}/verdicts"))
+        require_labels(task.data, config.score)
+        scoring = replace(config.score, format="parquet")
+        scored = judge(task.data, task.bundle, scoring, (storage, f"{key}/verdicts"))
         verdicts = Verdicts.read(storage, f"{key}/verdicts")
-        skipped = {"no_text": judged.skipped, "no_label": int((~verdicts.labelled).sum())}
+        skipped = {"no_text": scored.skipped, "no_label": int((~verdicts.labelled).sum())}
         verdicts = verdicts[verdicts.labelled]
-        report = _report(config, storage, key, subject, verdicts, {k: v for k, v in skipped.items() if v})
+        report = _report(config, storage, key, task, verdicts)
+        report["data"]["skipped"] = {reason: count for reason, count in skipped.items() if count}
         report["seconds"] = round(time.perf_counter() - started, 1)
         written = _write(storage, key, report, verdicts)
-    storage.prune(kept, "evaluation-", config.storage.keep)
+    storage.prune(folder, "evaluation-", config.storage.keep)
     overall = report["overall"]
-    logger.info("%s on %s: %s", subject.spec.version, subject.name, describe(overall))
-    _track(config, subject, report)
+    logger.info("%s on %s: %s", task.spec.version, task.name, describe(overall))
+    _track(config, task, report)
     return {
-        **{f"{figure}_at_target_{percent}": None for figure in ("fpr", "tpr") for percent in REPORTED_TARGETS},
+        **{f"{name}_at_target_{percent}": None for name in ("fpr", "tpr") for percent in REPORTED_TARGETS},
         **overall,
+        "default_target": task.spec.default_target_fpr,
         "baseline": report["baseline"] and summary.without_intervals(report["baseline"]),
-        "slices": [_main(row) for row in report["slices"]],
+        "slices": [_main_metrics(row) for row in report["slices"]],
         "attacks": report["attacks"],
-        "exchangeability": report["exchangeability"],
-        "explanation": report["explanation"],
+        "notes": report["notes"],
+        "sentence_scores": report["sentence_scores"],
         "contaminated": report["data"]["contaminated"],
-        "data": subject.data,
-        "bundle": subject.where[1] if subject.where[0] is storage else subject.where[0].uri(subject.where[1]),
-        "version": subject.spec.version,
+        "data": task.data,
+        "bundle": task.bundle[1] if task.bundle[0] is storage else task.bundle[0].uri(task.bundle[1]),
+        "version": task.spec.version,
         "test_fingerprint": report["data"]["fingerprint"],
         **written,
     }
 
 
-def _track(config: Config, subject: Subject, report: dict[str, Any]) -> None:
-    """Figures, ROC and calibration in W&B."""
-    name = f"{result_name(config)}-{subject.spec.version}"
+def describe(metrics: dict[str, Any]) -> str:
+    """The main metrics in one line."""
+    names = (
+        "auroc",
+        "tpr_at_fpr_1",
+        "fpr_at_target",
+        "tpr_at_target",
+        "cleared_ai_fraction",
+        "abstained_fraction",
+        "ece",
+    )
+    shown = [f"{name} {metrics[name]:.3f}" for name in names if metrics.get(name) is not None]
+    return f"{', '.join(shown)} ({metrics['n_human']} human, {metrics['n_ai']} AI texts)"
+
+
+def _main_metrics(row: dict[str, Any]) -> dict[str, Any]:
+    """The main metrics of a slice: a published bundle carries them, and there may be hundreds of slices."""
+    names = (
+        "column",
+        "value",
+        "n_human",
+        "n_ai",
+        "auroc",
+        "tpr_",
+        "fpr_at",
+        "cleared_ai_fraction",
+        "abstained_fraction",
+    )
+    return {name: value for name, value in row.items() if value is not None and name.startswith(names)}
+
+
+def _track(config: Config, task: EvalTask, report: dict[str, Any]) -> None:
+    """Log metrics, ROC and reliability curve to W&B."""
+    name = f"{result_name(config)}-{task.spec.version}"
     with open_run(config, name=name, group=config.run, job_type="evaluate") as tracker:
-        figures = {f"evaluation/{k}": v for k, v in report["overall"].items() if isinstance(v, int | float)}
-        tracker.log({**figures, "evaluation/version": subject.spec.version, "evaluation/data": subject.name})
-        roc, bins = report["curves"]["roc"], report["curves"]["reliability"]
+        metrics = {f"evaluation/{k}": v for k, v in report["overall"].items() if isinstance(v, int | float)}
+        tracker.log({**metrics, "evaluation/version": task.spec.version, "evaluation/data": task.name})
+        roc = report["curves"]["roc"]
         if roc:
             points = zip(roc["fpr"], roc["tpr"], strict=True)
             tracker.curve("evaluation/roc", "ROC", ("false positive rate", "true positive rate"), points)
-        calibration = [(row["mean_probability"], row["share_ai"]) for row in bins]
-        tracker.curve("evaluation/calibration", "Calibration", ("probability of AI", "share of AI texts"), calibration)
+        bins = [(row["mean_probability"], row["fraction_ai"]) for row in report["curves"]["reliability"]]
+        tracker.curve("evaluation/calibration", "Calibration", ("probability of AI", "fraction of AI texts"), bins)
 
 
-def _main(row: dict[str, Any]) -> dict[str, Any]:
-    """The main figures of a slice: a published bundle carries them, and there may be hundreds of slices."""
-    kept = ("column", "value", "n_human", "n_ai", "auroc", "tpr_", "fpr_", "uncertain_share")
-    return {name: value for name, value in row.items() if value is not None and name.startswith(kept)}
-
-
-def describe(figures: dict[str, Any]) -> str:
-    """The main figures in one line."""
-    names = ("auroc", "tpr_at_fpr_1", "tpr_at_fpr_5", "fpr_at_target_1", "fpr_at_target_5", "ece", "uncertain_share")
-    shown = [f"{name} {figures[name]:.3f}" for name in names if figures.get(name) is not None]
-    return f"{', '.join(shown)} ({figures['n_human']} human, {figures['n_ai']} AI texts)"
-
-
-# What is judged
-
-
-def _subject(config: Config, storage: Storage) -> Subject:
+def _task(config: Config, storage: Storage) -> EvalTask:
     if config.bundle:
-        where = Registry(storage).locate(config.bundle)
+        bundle = Registry(storage).locate(config.bundle)
     else:
-        where = storage, str(read_result(storage, config.run, "calibrate")["bundle"])
-    spec = spec_of(*where)
-    corpus = corpus_of(storage, spec)
+        bundle = storage, str(read_result(storage, config.run, "calibrate")["bundle"])
+    spec = spec_of(*bundle)
     if config.data:
-        return Subject(where, spec, config.data, data_name(config), corpus, is_test=False)
-    prepared = Corpus.of_run(storage, config.run)
-    if prepared.manifest.fingerprint != spec.corpus["fingerprint"]:
+        return EvalTask(bundle, spec, config.data, data_name(config), corpus_of(storage, spec), is_test=False)
+    corpus = Corpus.of_run(storage, config.run)
+    if corpus.manifest.fingerprint != spec.corpus["fingerprint"]:
         raise ConfigError(
-            f"bundle {spec.version} learnt from corpus {spec.corpus['fingerprint'][:12]}, run={config.run} has "
-            f"{prepared.manifest.fingerprint[:12]}, whose test split it may have seen. Name the texts with data=…: "
-            f"they are searched for what it learnt from"
+            f"bundle {spec.version} was trained on corpus {spec.corpus['fingerprint'][:12]}, but run={config.run} has "
+            f"{corpus.manifest.fingerprint[:12]}, whose test split may be in its training data. Name the texts with "
+            f"data=…: they are searched for near duplicates of the training data"
         )
-    return Subject(where, spec, storage.uri(f"{prepared.key}/test"), "test", prepared, is_test=True)
+    return EvalTask(bundle, spec, storage.uri(f"{corpus.key}/test"), "test", corpus, is_test=True)
 
 
-def fingerprint_of_test(corpus: Corpus) -> str:
-    """What names the test data: figures with another name cannot be compared."""
-    return ",".join(shard.sha256 for shard in corpus.shards("test"))
-
-
-# The report
-
-
-def _report(
-    config: Config, storage: Storage, key: str, subject: Subject, verdicts: Verdicts, skipped: dict[str, int]
-) -> dict[str, Any]:
-    """Everything that the page shows, as plain values (see `reports.evaluation`)."""
-    e, spec, corpus = config.evaluation, subject.spec, subject.corpus
-    targets = sorted(spec.calibration.thresholds)
-    overall = slices.figures_of(verdicts, spec, e.bootstrap, config.seed)
+def _report(config: Config, storage: Storage, key: str, task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
+    """Everything that the page shows, as plain values; see `detect_ai.reports.evaluation`."""
+    e, spec, corpus, default = config.evaluation, task.spec, task.corpus, task.spec.default_target_fpr
+    overall = slices.overall_metrics(verdicts, spec)
     baseline = baseline_for(corpus, spec, config.seed) if e.baseline else None
-    # Of the test split it is known: prepare parts near duplicates from each other.
-    sketch = e.contamination and corpus is not None and not subject.is_test
-    baseline_scores, sketches = read_again(config, subject.data, verdicts, baseline, sketch)
-    contaminated = 0 if subject.is_test else None
-    if sketches is not None and corpus is not None:
-        contaminated = count_contaminated(corpus, sketches, config.corpus.similarity)
-    attacks = robustness.attacked(config, subject.where, subject.data, (storage, key), verdicts, targets[0])
+    # The test split needs no check: `prepare` keeps near duplicates in one split.
+    check = e.contamination and corpus is not None and not task.is_test
+    baseline_scores, signatures = score_baseline_and_hash(config, task.data, verdicts, baseline, check)
+    contaminated = 0 if task.is_test else None
+    if signatures is not None and corpus is not None:
+        contaminated = count_contaminated(corpus, signatures, config.corpus.similarity)
+    scratch = storage, key
+    targets = sorted(spec.calibration.thresholds)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "bundle": {
@@ -189,73 +205,69 @@ def _report(
             "base_model": spec.base_model,
             "corpus": spec.corpus,
             "targets": targets,
-            "default_target": spec.default_target_fpr,
+            "default_target": default,
+            "prevalence": spec.calibration.prevalence,
             "min_tokens_by_target": {repr(target): spec.min_tokens_at(target) for target in targets},
         },
         "data": {
-            "name": subject.name,
+            "name": task.name,
             "rows": len(verdicts),
-            "skipped": skipped,
             "one_class": not 0 < verdicts.labels.sum() < len(verdicts),
             "contaminated": contaminated,
             "contamination_checked": contaminated is not None,
-            "other_corpus": not subject.is_test,
-            "fingerprint": fingerprint_of_test(corpus) if subject.is_test and corpus else verdicts.fingerprint,
+            "other_corpus": not task.is_test,
+            "fingerprint": test_fingerprint(corpus) if task.is_test and corpus else verdicts.fingerprint,
         },
         "overall": overall,
         "baseline": None
         if baseline is None or baseline_scores is None
-        else baseline_figures(verdicts, spec, baseline, baseline_scores, e.bootstrap, config.seed),
+        else baseline_metrics(verdicts, spec, baseline, baseline_scores),
         "slices": slices.slices(verdicts, spec),
         "lengths": slices.lengths(verdicts, spec),
-        "attacks": attacks,
-        "curves": slices.curves(verdicts, baseline_scores),
-        "uncertain": dict(Counter(reason for reasons in verdicts.reasons for reason in reasons).most_common()),
-        "worst": robustness.worst(
-            config, subject.where, subject.data, (storage, key), verdicts, spec.default_target_fpr
-        ),
-        "explanation": robustness.explained(
-            config, subject.where, subject.data, (storage, key), verdicts, spec.default_target_fpr
-        ),
-        "exchangeability": _exchangeability(subject, verdicts, overall, targets),
+        "attacks": attacked_metrics(config, task.bundle, spec, task.data, scratch, verdicts),
+        "curves": slices.curves(verdicts, baseline_scores, spec.calibration.prevalence),
+        "abstentions": dict(Counter(reason for reasons in verdicts.reasons for reason in reasons).most_common()),
+        "worst": top_false_positives(config, task.bundle, task.data, scratch, verdicts, default),
+        "sentence_scores": sentence_score_metrics(config, task.bundle, task.data, scratch, verdicts, default),
+        "notes": _notes(task, verdicts, overall, targets),
     }
 
 
-def _exchangeability(subject: Subject, verdicts: Verdicts, overall: dict[str, Any], targets: list[float]) -> list[str]:
-    """What breaks, or may break, the guarantee of the thresholds on these texts."""
-    said = [
-        "The guarantee holds on average for human texts exchangeable with the calibration texts: the same sources, "
-        "topics, writers and lengths."
-    ]
-    if subject.corpus is not None and not subject.is_test:
-        known = {row["domain"] for row in subject.corpus.manifest.counts if row["split"] == "calibration"}
+def test_fingerprint(corpus: Corpus) -> str:
+    """Identifies the test split: metrics of different test data are not compared."""
+    return ",".join(shard.sha256 for shard in corpus.shards("test"))
+
+
+def _notes(task: EvalTask, verdicts: Verdicts, overall: dict[str, Any], targets: list[float]) -> list[str]:
+    """What limits the guarantee of the thresholds or the intervals on these texts."""
+    notes = []
+    if task.corpus is not None and not task.is_test:
+        known = {row["domain"] for row in task.corpus.manifest.counts if row["split"] == "calibration"}
         domains = verdicts.columns["domain"][verdicts.labels == 0]
-        strange = [name for name in np.unique(domains).tolist() if name and name not in known]
-        if strange:
-            share = float(np.isin(domains, strange).mean())
-            shown = ", ".join(strange[:8]) + (" …" if len(strange) > 8 else "")
-            said.append(f"{100 * share:.0f}% of the human texts are of domains that calibration never saw ({shown}).")
-    groups = len(set(verdicts.columns["group"].tolist()) - {""})
-    if groups and slices.groups_of(verdicts) is None:
-        said.append(
-            f"All texts are of {groups} groups: too few to tell how figures vary from one to another. Intervals take "
-            f"texts for independent and are too narrow."
+        unseen = [name for name in np.unique(domains).tolist() if name and name not in known]
+        if unseen:
+            fraction = float(np.isin(domains, unseen).mean())
+            listed = ", ".join(unseen[:8]) + (" …" if len(unseen) > 8 else "")
+            notes.append(f"{100 * fraction:.0f}% of the human texts are of domains not seen in calibration ({listed}).")
+    if overall["n_groups"] < MIN_GROUPS:
+        notes.append(
+            f"The texts come from {overall['n_groups']} groups; fewer than {MIN_GROUPS} do not show how metrics vary "
+            f"between groups, so there are no intervals."
         )
     for target in targets:
-        percent = summary.key_of_target(target)
-        low, rate = overall[f"fpr_at_target_{percent}_low"], overall[f"fpr_at_target_{percent}"]
-        if rate is not None and low > target:
-            said.append(
-                f"At the target of {100 * target:g}% it called {100 * rate:.1f}% of these human texts AI, more than "
-                f"chance allows: they are not like the calibration texts."
+        name = f"fpr_at_target_{key_of_target(target)}"
+        if overall[f"{name}_low"] is not None and overall[f"{name}_low"] > target:
+            notes.append(
+                f"At the {100 * target:g}% target {100 * overall[name]:.1f}% of the human texts were called AI, more "
+                f"than chance explains: they are unlike the calibration texts."
             )
-    unsure = float((verdicts.columns["compared_with"] == "").mean())
-    if subject.spec.registers and unsure > 0:
-        said.append(
-            f"{100 * unsure:.0f}% of the texts are of no register that the detector knows "
-            f"({', '.join(subject.spec.registers)}); they are judged by the strictest thresholds, without a guarantee."
+    unknown = float((verdicts.columns["compared_with"] == "").mean())
+    if task.spec.registers and unknown > 0:
+        notes.append(
+            f"{100 * unknown:.0f}% of the texts belong to no domain that calibration knows "
+            f"({', '.join(task.spec.registers)}); the strictest thresholds apply to them, without a guarantee."
         )
-    return said
+    return notes
 
 
 def _write(storage: Storage, key: str, report: dict[str, Any], verdicts: Verdicts) -> dict[str, str]:
@@ -265,10 +277,9 @@ def _write(storage: Storage, key: str, report: dict[str, Any], verdicts: Verdict
     storage.write_bytes(f"{key}/report.html", evaluation_report(report).encode())
     predictions = raid_format.predictions(verdicts.ids.tolist(), verdicts.probabilities.tolist())
     storage.write_json(f"{key}/predictions.json", predictions)
-    attacks = verdicts.columns["attack"].copy()
-    attacks[attacks == ""] = "none"
-    found = raid_format.results(
+    attacks = np.where(verdicts.columns["attack"] == "", "none", verdicts.columns["attack"])
+    results = raid_format.results(
         verdicts.labels, verdicts.probabilities, verdicts.columns["domain"], verdicts.columns["generator"], attacks
     )
-    storage.write_json(f"{key}/results.json", found)
-    return {name: f"{key}/{file}" for name, file in (("report", "report.html"), ("report_json", "report.json"))}
+    storage.write_json(f"{key}/results.json", results)
+    return {"report": f"{key}/report.html", "report_json": f"{key}/report.json"}

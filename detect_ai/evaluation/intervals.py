@@ -1,173 +1,195 @@
-"""Confidence intervals of figures: exact ones of rates, bootstrap ones of everything else.
+"""95% confidence intervals for texts that come in groups: one cluster bootstrap for rates, areas and differences.
 
-The bootstrap draws groups, not texts: texts that share a prompt, a source document or an author are no independent
-evidence, and an interval that takes them for such is too narrow (Field and Welsh 2007, "Bootstrapping clustered data").
+Texts that share a prompt, a source document or an author are not independent. The bootstrap therefore resamples
+groups, not texts (Field and Welsh 2007, "Bootstrapping clustered data"). Fewer than `MIN_GROUPS` groups do not show how
+a metric varies between them: there is no interval then.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv
 
-from detect_ai.core.errors import InputError
+from detect_ai.metrics import Floats, Labels, rate_interval
 
-Counts = NDArray[np.int64]
-
-# A set with both classes gives a resample without one of them with probability 1/2 at most (two groups).
-MAX_DRAWS = 100
-
-
-def rate_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact two-sided interval of a binomial rate (Clopper and Pearson 1934).
-
-    Args:
-        successes: how often it happened, in [0, trials].
-        trials: how often it could have happened; 0 says nothing, so the interval is (0.0, 1.0).
-        confidence: the coverage that is at least held, in (0, 1).
-
-    Returns:
-        The lower and the upper bound.
-
-    Raises:
-        InputError: `successes` is outside [0, trials], or `confidence` outside (0, 1).
-    """
-    if not 0 <= successes <= trials:
-        raise InputError(f"successes must be in [0, {trials}], found {successes}")
-    check_confidence(confidence)
-    tail = (1 - confidence) / 2
-    failures = trials - successes
-    low = float(betaincinv(successes, failures + 1, tail)) if successes else 0.0
-    high = float(betaincinv(successes + 1, failures, 1 - tail)) if failures else 1.0
-    return low, high
+ROUNDS = 1000
+MIN_GROUPS = 10
+Interval = tuple[float | None, float | None]
+NONE: Interval = (None, None)
+_CHUNK = 400_000  # weights in memory at once
 
 
-def check_confidence(confidence: float) -> None:
-    """Raises InputError when a confidence is outside (0, 1)."""
-    if not 0.0 < confidence < 1.0:
-        raise InputError(f"confidence must be in (0, 1), found {confidence}")
-
-
-def group_numbers(groups: ArrayLike | None, texts: int) -> Counts:
-    """Numbers the groups of texts 0, 1, ... in the order of their first text.
+def group_ids(groups: ArrayLike | None, texts: int) -> Labels:
+    """Number the groups of texts; "" marks a text that is a group of its own.
 
     Args:
-        groups: the group of each text, of any hashable kind, shape (texts,). A text whose group is None is a group of
-            its own; None instead of the array says so of every text.
+        groups: the group of each text, shape (texts,); None: every text is a group of its own.
         texts: number of texts.
 
     Returns:
-        The number of the group of each text, shape (texts,).
-
-    Raises:
-        InputError: `groups` has another shape.
+        0, 1, 2, …, shape (texts,).
     """
     if groups is None:
-        return np.arange(texts, dtype=np.int64)
-    found = np.asarray(groups, dtype=object)
-    if found.shape != (texts,):
-        raise InputError(f"groups must have the shape of the labels, ({texts},), found {found.shape}")
-    names = [object() if group is None else group for group in found.tolist()]
-    numbers: dict[Any, int] = {}
-    return np.asarray([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
+        return np.arange(texts)
+    names, numbers = np.unique(np.asarray(groups, str), return_inverse=True)
+    alone = numbers == np.searchsorted(names, "") if "" in names else np.zeros(texts, bool)
+    numbers = np.where(alone, len(names) + np.arange(texts), numbers)
+    return np.asarray(np.unique(numbers, return_inverse=True)[1], np.int64)
+
+
+def enough_groups(ids: Labels, *classes: NDArray[np.bool_]) -> bool:
+    """Whether each of these sets of texts, given as masks, is spread over at least `MIN_GROUPS` groups."""
+    return all(len(np.unique(ids[mask])) >= MIN_GROUPS for mask in classes)
 
 
 def bootstrap(
-    figures: Callable[[Counts], Mapping[str, float]],
-    labels: ArrayLike,
-    groups: ArrayLike | None = None,
-    rounds: int = 200,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of several figures from the same resamples (Efron 1979), groups drawn with replacement.
-
-    A resample is given as the number of times that each text is in it, so a figure can sort its texts once for all
-    rounds (see `summary.weighted_figures`). Where the texts have both classes, so has every resample: others are drawn
-    again.
+    statistics: Callable[[Floats], dict[str, Floats]], ids: Labels, seed: int = 0, rounds: int = ROUNDS
+) -> dict[str, Interval]:
+    """Percentile intervals of several statistics from the same resamples of groups (Efron 1979).
 
     Args:
-        figures: the figures by name, of the multiplicity of each text (int64, shape (n,)); in every round the same
-            names.
-        labels: 0 human, 1 AI, shape (n,).
-        groups: see `group_numbers`.
-        rounds: number of resamples, at least 1.
-        seed: of the resamples; the same one draws the same resamples.
-        confidence: the share of the resamples inside the interval, in (0, 1).
-
-    Returns:
-        The lower and the upper bound by name.
-
-    Raises:
-        InputError: fewer than two groups, which leave nothing to resample; groups of another shape; no round; a
-            confidence outside (0, 1); a figure is not finite in some rounds; or 100 draws in a row lacked a class.
-    """
-    check_confidence(confidence)
-    if rounds < 1:
-        raise InputError(f"rounds must be at least 1, found {rounds}")
-    is_ai = np.asarray(labels) == 1
-    number = group_numbers(groups, is_ai.size)
-    if number.size == 0 or number.max() < 1:
-        raise InputError(f"a bootstrap needs texts of at least 2 groups, found {int(np.unique(number).size)}")
-    rng = np.random.default_rng(seed)
-    found: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for name, value in figures(_resample(rng, number, is_ai)).items():
-            found.setdefault(name, []).append(value)
-    return {name: _percentiles(name, values, confidence) for name, values in found.items()}
-
-
-def bootstrap_interval(
-    figure: Callable[..., float],
-    arrays: Sequence[ArrayLike],
-    groups: ArrayLike | None = None,
-    rounds: int = 200,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> tuple[float, float]:
-    """The percentile interval of any figure of labelled texts; the resamples are those of `bootstrap`.
-
-    Args:
-        figure: called with the resampled arrays, in their order.
-        arrays: the labels (0 human, 1 AI) and whatever else the figure takes, each of shape (n, ...).
-        groups: see `group_numbers`.
-        rounds: number of resamples, at least 1.
+        statistics: maps the number of times that each text is in each resample, float64 of shape (resamples, texts), to
+            values by name, each of shape (resamples,); NaN where a resample lacks a class.
+        ids: see `group_ids`.
         seed: of the resamples.
-        confidence: the share of the resamples inside the interval, in (0, 1).
+        rounds: number of resamples.
 
     Returns:
-        The lower and the upper bound.
-
-    Raises:
-        InputError: as `bootstrap`, or the arrays have different lengths.
+        The bounds by name; None where the resamples do not vary, since a bootstrap says nothing then.
     """
-    values = [np.asarray(array) for array in arrays]
-    if len({array.shape[:1] for array in values}) != 1:
-        raise InputError(f"arrays must have one length, found {[array.shape for array in values]}")
-
-    def resampled(counts: Counts) -> dict[str, float]:
-        return {"the figure": figure(*(np.repeat(array, counts, axis=0) for array in values))}
-
-    return bootstrap(resampled, values[0], groups, rounds, seed, confidence)["the figure"]
-
-
-def _resample(rng: np.random.Generator, number: Counts, is_ai: NDArray[np.bool_]) -> Counts:
-    """How often each text is in one resample of as many groups as there are."""
-    groups = int(number.max()) + 1
-    needs_both = 0 < is_ai.sum() < is_ai.size
-    for _ in range(MAX_DRAWS):
-        counts: Counts = np.bincount(rng.integers(groups, size=groups), minlength=groups)[number]
-        if not needs_both or 0 < counts[is_ai].sum() < counts.sum():
-            return counts
-    raise InputError(f"{MAX_DRAWS} resamples of {groups} groups in a row had texts of one class only")
+    rng, groups = np.random.default_rng(seed), int(ids.max()) + 1
+    values: dict[str, list[Floats]] = {}
+    size = max(1, _CHUNK // len(ids))
+    for start in range(0, rounds, size):
+        drawn = rng.multinomial(groups, np.full(groups, 1 / groups), size=min(size, rounds - start))
+        for name, part in statistics(drawn[:, ids].astype(np.float64)).items():
+            values.setdefault(name, []).append(part)
+    return {name: _percentiles(np.concatenate(parts)) for name, parts in values.items()}
 
 
-def _percentiles(name: str, values: Sequence[float], confidence: float) -> tuple[float, float]:
-    found = np.asarray(values, dtype=np.float64)
-    not_finite = int((~np.isfinite(found)).sum())
-    if not_finite:
-        raise InputError(f"{name} must be finite in every resample, found {not_finite} of {found.size} that are not")
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(found, [tail, 1 - tail])
+def clustered_rate_interval(events: NDArray[np.bool_], ids: Labels) -> Interval:
+    """The interval of the fraction of texts with an event.
+
+    Exact (Clopper and Pearson) where every text is a group of its own, else the bootstrap. With few events the
+    bootstrap is too narrow: the result is never narrower than the exact interval, and where all or none of the texts
+    have the event, the groups count as the trials of the exact interval.
+
+    Args:
+        events: shape (n,).
+        ids: the group of each text, shape (n,).
+    """
+    groups, own = np.unique(ids, return_inverse=True)
+    exact = rate_interval(int(events.sum()), len(events))
+    if len(groups) == len(events):
+        return exact
+    if len(groups) < MIN_GROUPS:
+        return NONE
+    if events.all() or not events.any():
+        return rate_interval(len(groups) if events.all() else 0, len(groups))
+    count, texts = (np.bincount(own, weights=values) for values in (events, np.ones(len(events))))
+    low, high = bootstrap(lambda drawn: {"rate": (drawn @ count) / (drawn @ texts)}, np.arange(len(groups)))["rate"]
+    return (exact[0] if low is None else min(low, exact[0])), (exact[1] if high is None else max(high, exact[1]))
+
+
+def group_spread(events: NDArray[np.bool_], ids: Labels, min_texts: int = 20) -> dict[str, Any]:
+    """Number of groups with at least `min_texts` texts, and the least, median and largest rate among them."""
+    texts = np.bincount(ids)
+    large = texts >= min_texts
+    rates = np.bincount(ids, weights=events)[large] / texts[large]
+    if len(rates) < 2:
+        return {"groups": len(rates), "min": None, "median": None, "max": None}
+    return {
+        "groups": len(rates),
+        "min": float(rates.min()),
+        "median": float(np.median(rates)),
+        "max": float(rates.max()),
+    }
+
+
+def paired_differences(
+    labels: Labels, scores: Sequence[Floats], predictions: Sequence[Labels], ids: Labels, seed: int = 0
+) -> dict[str, float | None]:
+    """Differences of AUROC, FPR and TPR of two detectors on the same texts, the first minus the second.
+
+    Each resample holds the same texts for both, so that what makes a text hard cancels.
+
+    Args:
+        labels: shape (n,).
+        scores: of the two detectors, each of shape (n,).
+        predictions: of the two detectors: 0, 1 or -1, each of shape (n,).
+        ids: see `group_ids`.
+        seed: of the resamples.
+
+    Returns:
+        `auroc_difference`, `fpr_difference` and `tpr_difference` with bounds `_low` and `_high`; None where a class is
+        missing, bounds also where there are too few groups.
+    """
+    human, ai = labels == 0, labels == 1
+    areas = [weighted_auroc(labels, values) for values in scores]
+    positive = [np.asarray(values == 1, np.float64) for values in predictions]
+
+    def differences(drawn: Floats) -> dict[str, Floats]:
+        found = {}
+        for name, mask in (("fpr_difference", human), ("tpr_difference", ai)):
+            if mask.any():
+                chosen = drawn[:, mask]
+                found[name] = _ratio(chosen @ (positive[0] - positive[1])[mask], chosen.sum(axis=1))
+        if human.any() and ai.any():
+            found["auroc_difference"] = areas[0](drawn) - areas[1](drawn)
+        return found
+
+    values = differences(np.ones((1, len(labels))))
+    needed = {"auroc_difference": (human, ai), "fpr_difference": (human,), "tpr_difference": (ai,)}
+    bounds = bootstrap(differences, ids, seed)
+    made: dict[str, float | None] = {}
+    for name, masks in needed.items():
+        low, high = bounds.get(name, NONE) if enough_groups(ids, *masks) else NONE
+        made |= {name: float(values[name][0]) if name in values else None, f"{name}_low": low, f"{name}_high": high}
+    return made
+
+
+def weighted_roc(labels: Labels, scores: Floats) -> Callable[[Floats], tuple[Floats, Floats]]:
+    """ROC curves of resamples, in texts; the scores are sorted once.
+
+    Returns:
+        A function of weights, shape (resamples, n), that gives the false and the true positives at each distinct score
+        as threshold, highest first, each of shape (resamples, thresholds + 1) with a leading 0.
+    """
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    ai = labels[order] == 1
+
+    def curves(weights: Floats) -> tuple[Floats, Floats]:
+        ordered = weights[:, order]
+        true, false = (np.cumsum(ordered * mask, axis=1)[:, last] for mask in (ai, ~ai))
+        return np.pad(false, ((0, 0), (1, 0))), np.pad(true, ((0, 0), (1, 0)))
+
+    return curves
+
+
+def weighted_auroc(labels: Labels, scores: Floats) -> Callable[[Floats], Floats]:
+    """AUROCs of resamples as a function of weights, shape (resamples, n); NaN where a resample lacks a class."""
+    curves = weighted_roc(labels, scores)
+    return lambda weights: area(*curves(weights))
+
+
+def area(false: Floats, true: Floats) -> Floats:
+    """Areas under curves of `weighted_roc`, shape (resamples,)."""
+    twice = (np.diff(false) * (true[:, 1:] + true[:, :-1])).sum(axis=1)
+    return _ratio(twice, 2 * false[:, -1] * true[:, -1])
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """The quotient; NaN where the denominator is zero."""
+    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator != 0)
+
+
+def _percentiles(values: Floats) -> Interval:
+    known = values[~np.isnan(values)]
+    if not known.size or known.min() == known.max():
+        return NONE
+    low, high = np.quantile(known, [0.025, 0.975])
     return float(low), float(high)

@@ -1,22 +1,27 @@
-"""Mixed documents: AI sentences inside a human text, with the truth about every character.
-
-They judge the scores of sentences and windows. `detect_ai.text.normalize.sentences` cuts normalised texts: mix those.
-"""
+"""Sentence scores measured on mixed documents: AI sentences inserted into human texts, with known positions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from detect_ai import metrics
+from detect_ai.core.config import Config
 from detect_ai.core.errors import InputError
+from detect_ai.detector.dataset import texts_at
+from detect_ai.detector.verdict_table import CALLS, Verdicts
+from detect_ai.evaluation.generated_texts import Place, score_generated
+from detect_ai.text.normalize import normalise
 from detect_ai.text.sentences import sentences
 
 Span = tuple[int, int]
-SHORTEST_RUN = 2  # sentences
+MIN_RUN = 2  # sentences
+MIN_TOKENS = 100  # of a text that a mixed document is made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,50 +29,119 @@ class Mixed:
     """A text of two authors.
 
     Attributes:
-        text: begins and ends with what the human wrote.
-        ai_spans: `[start, end)` of the AI's parts in characters, ascending and disjoint.
+        text: begins and ends with human text.
+        ai_spans: `[start, end)` of the AI parts in characters, ascending and disjoint.
     """
 
     text: str
     ai_spans: tuple[Span, ...]
 
 
-def mix(human: str, ai: str, rng: np.random.Generator, share: float = 0.3, runs: int = 1) -> Mixed:
-    """Put successive sentences of an AI text between the sentences of a human one, which stays whole.
+def sentence_score_metrics(
+    config: Config, bundle: Place, data: str, scratch: Place, verdicts: Verdicts, target: float
+) -> dict[str, Any] | None:
+    """How well sentence scores separate AI from human sentences in mixed documents.
+
+    `evaluation.mixed_documents` human texts receive sentences of AI texts of the same domain, 20 to 60% of all.
 
     Args:
-        human: a text of at least two sentences.
-        ai: a text of at least two sentences.
-        rng: draws which sentences, how they part into runs, and where those stand.
-        share: of the mixed text's sentences that are the AI's, in (0, 1); less where the AI text is too short.
-        runs: parts in which the AI's sentences stand, two or more sentences each; fewer where there is no room.
+        config: `evaluation`, `score` and `seed` are read.
+        bundle: storage and key.
+        data: the texts.
+        scratch: storage and key of a folder that does not exist.
+        verdicts: of the texts.
+        target: FPR at which the predictions of the whole documents are counted.
+
+    Returns:
+        `n_documents`, `n_sentences`; AUROCs of both kinds of sentence scores; `ai_fraction_error`, the mean absolute
+        error of the AI fraction of a document; `predictions`, the fraction of documents by label. None without any.
+    """
+    documents = _mixed_documents(config, data, verdicts)
+    if not documents:
+        return None
+    rows = [(str(i), mixed.text, "") for i, mixed in enumerate(documents)]
+    scored = score_generated(config.score, bundle, (scratch[0], f"{scratch[1]}/mixed"), rows, "occlusion")
+    labels, by_window, by_occlusion, errors = [], [], [], []
+    for number, spans in zip(scored.ids.tolist(), scored.spans.tolist(), strict=True):
+        places = [(span["start"], span["end"]) for span in spans]
+        truth = sentence_labels(places, documents[int(number)].ai_spans)
+        labels.append(truth)
+        by_window += [span["probability"] for span in spans]
+        by_occlusion += [span["effect"] for span in spans]
+        sizes = np.asarray([end - start for start, end in places], np.float64)
+        predicted = np.asarray([span["probability"] >= 0.5 for span in spans])
+        errors.append(abs(float((sizes * predicted).sum() - (sizes * truth).sum()) / sizes.sum()))
+    truth = np.concatenate(labels)
+    both = 0 < truth.sum() < len(truth)
+    return {
+        "n_documents": len(documents),
+        "n_sentences": len(truth),
+        "sentence_auroc_windows": metrics.auroc(truth, by_window) if both else None,
+        "sentence_auroc_occlusion": metrics.auroc(truth, by_occlusion) if both else None,
+        "ai_fraction_error": float(np.mean(errors)),
+        "predictions": {name: float((scored.calls(target) == call).mean()) for name, call in CALLS.items()},
+    }
+
+
+def _mixed_documents(config: Config, data: str, verdicts: Verdicts) -> list[Mixed]:
+    """Up to `evaluation.mixed_documents` documents, each of a pair of texts of one domain."""
+    rng = np.random.default_rng([config.seed, 4])
+    long = verdicts.num_tokens >= MIN_TOKENS
+    pairs = []
+    for domain in np.unique(verdicts.columns["domain"]).tolist():
+        own = long & (verdicts.columns["domain"] == domain)
+        human, ai = (rng.permutation(np.flatnonzero(own & (verdicts.labels == label))) for label in (0, 1))
+        pairs += list(zip(human.tolist(), ai.tolist(), strict=False))
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))[: config.evaluation.mixed_documents]]
+    if not pairs:
+        return []
+    texts = texts_at(data, config.score, [verdicts.rows[i] for pair in pairs for i in pair])
+    documents = []
+    for pair in pairs:
+        human_text, ai_text = (normalise(texts[verdicts.rows[i]]).text for i in pair)
+        try:
+            documents.append(mix(human_text, ai_text, rng, share=float(rng.uniform(0.2, 0.6)), runs=2))
+        except InputError:  # fewer than two sentences
+            continue
+    return documents
+
+
+def mix(human: str, ai: str, rng: np.random.Generator, share: float = 0.3, runs: int = 1) -> Mixed:
+    """Insert successive sentences of an AI text between the sentences of a human text, which stays complete.
+
+    Args:
+        human: a normalised text of at least two sentences.
+        ai: a normalised text of at least two sentences.
+        rng: draws the sentences, their division into runs, and where these are inserted.
+        share: fraction of the mixed text's sentences that are AI, in (0, 1); less where the AI text is too short.
+        runs: number of AI parts, of two or more sentences each; fewer where there is no room.
 
     Raises:
-        InputError: a text of fewer than two sentences, a share or a number of runs that cannot be.
+        InputError: a text of fewer than two sentences.
     """
-    if not (0 < share < 1 and runs >= 1):
-        raise InputError(f"mix: need 0 < share < 1 and runs >= 1, got share={share}, runs={runs}")
     ours, theirs = sentences(human), sentences(ai)
-    if min(len(ours), len(theirs)) < SHORTEST_RUN:
+    if min(len(ours), len(theirs)) < MIN_RUN:
         raise InputError(f"mix: need texts of two sentences, got {len(ours)} (human) and {len(theirs)} (AI)")
     wanted = round(len(ours) * share / (1 - share))
-    count = min(len(theirs), max(SHORTEST_RUN, wanted))
-    runs = min(runs, count // SHORTEST_RUN, len(ours) - 1)
+    count = min(len(theirs), max(MIN_RUN, wanted))
+    runs = min(runs, count // MIN_RUN, len(ours) - 1)
     first = int(rng.integers(len(theirs) - count + 1))
     after = np.sort(rng.choice(len(ours) - 1, size=runs, replace=False)).tolist()
-    text, spans, kept = "", [], 0
-    for place, (start, stop) in zip(after, _runs(count, runs, rng), strict=True):
+    spare = count - MIN_RUN * runs
+    cuts = np.sort(rng.integers(spare + 1, size=runs - 1)) + MIN_RUN * np.arange(1, runs)
+    text, spans, copied = "", [], 0
+    for place, (start, stop) in zip(after, pairwise([0, *cuts.tolist(), count]), strict=True):
         end, resumes = ours[place][1], ours[place + 1][0]
-        text += human[kept:resumes]
+        text += human[copied:resumes]
         part = ai[theirs[first + start][0] : theirs[first + stop - 1][1]]
         spans.append((len(text), len(text) + len(part)))
         text += part + human[end:resumes]
-        kept = resumes
-    return Mixed(text + human[kept:], tuple(spans))
+        copied = resumes
+    return Mixed(text + human[copied:], tuple(spans))
 
 
 def sentence_labels(spans: Sequence[Span], ai_spans: Sequence[Span]) -> NDArray[np.int64]:
-    """1 for each sentence `[start, end)` of whose characters more than half lie in the AI's parts, else 0.
+    """1 for each sentence `[start, end)` with more than half of its characters in the AI parts, else 0.
 
     Args:
         spans: of the sentences, in characters.
@@ -79,11 +153,3 @@ def sentence_labels(spans: Sequence[Span], ai_spans: Sequence[Span]) -> NDArray[
     inside = shared.clip(min=0).sum(axis=1)
     lengths = (sentence[..., 1] - sentence[..., 0])[:, 0]
     return np.where(2 * inside > lengths, 1, 0)
-
-
-def _runs(count: int, runs: int, rng: np.random.Generator) -> list[Span]:
-    """Part `count` sentences at random into runs `[start, stop)` of at least `SHORTEST_RUN`."""
-    spare = count - SHORTEST_RUN * runs
-    cuts = np.sort(rng.integers(spare + 1, size=runs - 1)) + SHORTEST_RUN * np.arange(1, runs)
-    edges = [0, *cuts.tolist(), count]
-    return list(pairwise(edges))

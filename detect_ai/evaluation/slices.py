@@ -1,80 +1,68 @@
-"""Figures of verdicts: of all, by slice, by length, and as curves. Pure."""
+"""Metrics of predictions: overall, by slice, by length, and as curves for plotting. Pure."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from detect_ai import metrics
 from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.dataset import SLICES
 from detect_ai.detector.verdict_table import Verdicts
-from detect_ai.evaluation import summary
+from detect_ai.evaluation.summary import compute_metrics
+from detect_ai.metrics import Floats
 
-LENGTHS = (64, 128, 256, 512)  # tokens that part the ranges of the report
+LENGTHS = (64, 128, 256, 512)  # tokens: limits of the length ranges
 MIN_SLICE = 20  # texts
 MAX_SLICES = 40  # of a column, the largest ones
-MIN_GROUPS = 20
 
 
-def groups_of(verdicts: Verdicts) -> NDArray[Any] | None:
-    """The group of each text, None where it has none of its own, shape (texts,); None where there are too few groups.
-
-    Few groups say nothing of how figures vary with them: intervals then take texts for independent.
-    """
-    names = verdicts.columns["group"].tolist()
-    if len(set(names) - {""}) + names.count("") < MIN_GROUPS:
-        return None
-    return np.asarray([name or None for name in names], object)
-
-
-def figures_of(verdicts: Verdicts, spec: DetectorSpec, rounds: int, seed: int = 0) -> dict[str, Any]:
-    """All figures of labelled texts, by the calls at every target of the bundle."""
-    calls = {target: verdicts.calls(target) for target in spec.calibration.thresholds}
-    return summary.report(
+def overall_metrics(verdicts: Verdicts, spec: DetectorSpec, score_intervals: bool = True) -> dict[str, Any]:
+    """Metrics of labelled texts at every target of the bundle."""
+    return compute_metrics(
         verdicts.labels,
         verdicts.scores,
         verdicts.probabilities,
-        calls,
+        {target: verdicts.calls(target) for target in spec.calibration.thresholds},
         default_target=spec.default_target_fpr,
-        groups=groups_of(verdicts),
-        rounds=rounds,
-        seed=seed,
+        prevalence=spec.calibration.prevalence,
+        groups=verdicts.columns["group"],
+        score_intervals=score_intervals,
     )
 
 
 def slices(verdicts: Verdicts, spec: DetectorSpec) -> list[dict[str, Any]]:
-    """Figures of the values of each column that has two or more, largest first."""
+    """Metrics of the values of each column that has two or more, largest first."""
     few_groups = len(set(verdicts.columns["group"].tolist()) - {""}) <= MAX_SLICES
     columns = (*SLICES, *(["group"] if few_groups else []), "compared_with")
     return [
-        {"column": column, "value": value, **figures_of(verdicts[chosen], spec, rounds=0)}
+        {"column": column, "value": value, **overall_metrics(verdicts[mask], spec, score_intervals=False)}
         for column in columns
-        for value, chosen in verdicts.by_value(column, MAX_SLICES, MIN_SLICE)
+        for value, mask in verdicts.by_value(column, MAX_SLICES, MIN_SLICE)
     ]
 
 
 def lengths(verdicts: Verdicts, spec: DetectorSpec) -> list[dict[str, Any]]:
-    """Figures by ranges of tokens, those that have texts."""
-    found = []
+    """Metrics by ranges of tokens from `low` to below `high` (None: no limit), those that have texts."""
+    rows = []
     for low, high in zip((0, *LENGTHS), (*LENGTHS, None), strict=True):
         inside = (verdicts.num_tokens >= low) & (verdicts.num_tokens < (np.inf if high is None else high))
         if inside.any():
-            found.append({"low": low, "high": high, **figures_of(verdicts[inside], spec, rounds=0)})
-    return found
+            metrics_inside = overall_metrics(verdicts[inside], spec, score_intervals=False)
+            rows.append({"low": low, "high": high, **metrics_inside})
+    return rows
 
 
-def curves(verdicts: Verdicts, baseline_scores: Any) -> dict[str, Any]:
-    """ROC curves, reliability and histogram, for drawing."""
+def curves(verdicts: Verdicts, baseline_scores: Floats | None, prevalence: float) -> dict[str, Any]:
+    """ROC curves, reliability diagram at a prevalence of AI texts, and histogram of probabilities by class."""
     labels, p = verdicts.labels, verdicts.probabilities
     both = 0 < labels.sum() < len(labels)
     edges = np.linspace(0, 1, 41)
     return {
         "roc": metrics.roc(labels, verdicts.scores) if both else None,
         "baseline_roc": metrics.roc(labels, baseline_scores) if both and baseline_scores is not None else None,
-        "reliability": metrics.reliability(labels, p),
+        "reliability": metrics.reliability(labels, p, prevalence) if both else [],
         "histogram": {
             "edges": edges.tolist(),
             "human": np.histogram(p[labels == 0], edges)[0].tolist(),

@@ -1,216 +1,168 @@
-"""All figures of one set of texts with their intervals, by name, ready for JSON. Pure."""
+"""All metrics of one set of labelled texts with 95% confidence intervals, by name, ready for JSON. Pure."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from detect_ai.core.errors import InputError
-from detect_ai.evaluation.intervals import bootstrap, group_numbers, rate_interval
+from detect_ai.evaluation import intervals
+from detect_ai.evaluation.intervals import NONE, Interval
 from detect_ai.metrics import (
+    RELIABILITY_BINS,
     Floats,
     Labels,
-    area,
-    balanced_of,
-    bins_of,
-    c_at_1_of,
+    bin_numbers,
     check_binary,
-    checked_calls,
-    checked_probabilities,
-    confusion,
-    counted,
-    f05u_of,
-    f1_of,
-    losses_of,
-    roc_counts,
-    tpr_of,
+    key_of_target,
+    largest_count,
+    log_losses,
 )
 
-Figures = dict[str, float | int | None]
-
-# What `report` gives a bootstrap interval; the last three where there are calls.
-RESAMPLED = (
-    *("auroc", "tpr_at_fpr_0_1", "tpr_at_fpr_1", "tpr_at_fpr_5"),
-    *("balanced_accuracy", "f1", "ece", "brier", "brier_complement", "log_loss"),
-    *("c_at_1", "f05u", "pan_mean"),
-)
-PAN = ("auroc", "brier_complement", "c_at_1", "f1", "f05u")
-# A rate of 0.1% of fewer human texts is less than one text.
-HUMANS_FOR_0_1_PERCENT = 1000
+Metrics = dict[str, Any]
+SCORE_METRICS = ("auroc", "tpr_at_fpr_0_1", "tpr_at_fpr_1", "tpr_at_fpr_5", "ece", "brier", "log_loss")
+FIXED_FPRS = {"tpr_at_fpr_0_1": 0.001, "tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
+PPV_PREVALENCES = (0.05, 0.2)
 
 
-def key_of_target(target: float) -> str:
-    """How the names of its figures end: "1" for 0.01, "0_1" for 0.001."""
-    return f"{100 * target:g}".replace(".", "_")
+def without_intervals(metrics: Metrics) -> Metrics:
+    """The metrics without their bounds."""
+    return {name: value for name, value in metrics.items() if not name.endswith(("_low", "_high"))}
 
 
-def without_intervals(figures: Figures) -> Figures:
-    """The figures alone."""
-    return {name: value for name, value in figures.items() if not name.endswith(("_low", "_high"))}
-
-
-def weighted_figures(
-    labels: ArrayLike, scores: ArrayLike, probabilities: ArrayLike, calls: ArrayLike | None = None
-) -> Callable[[Labels], dict[str, float]]:
-    """The figures that `report` resamples, as one function of how often each text counts: sorted once for all rounds.
-
-    Args:
-        labels: 0 human, 1 AI, shape (n,).
-        scores: higher = more AI, shape (n,).
-        probabilities: P(AI), shape (n,).
-        calls: 0 human, 1 AI, -1 uncertain, shape (n,); None: no figure of calls.
-
-    Returns:
-        A function of multiplicities (int64, shape (n,)) that gives the figures by name, each as of the texts so often
-        repeated. Texts of one class have no figure that compares the classes, fewer than 1,000 human texts no
-        `tpr_at_fpr_0_1`.
-        Where the texts have both classes, so must the multiplicities.
-
-    Raises:
-        InputError: as `check_binary`, or a probability is outside [0, 1].
-    """
-    truth, s = check_binary(labels, scores)
-    _, p = checked_probabilities(labels, probabilities)
-    curve, outcome = roc_counts(truth, s), 2 * truth + (p >= 0.5)
-    bin_of_text, errors, squares = bins_of(p, 15), p - truth, (p - truth) ** 2
-    losses = losses_of(truth, p)
-    made = None if calls is None else checked_calls(truth, calls)[1]
-    targets = _fpr_targets(truth)
-
-    def figures(counts: Labels) -> dict[str, float]:
-        texts = int(counts.sum())
-        found = {
-            "ece": float(np.abs(np.bincount(bin_of_text, weights=counts * errors)).sum() / texts),
-            "brier": float(counts @ squares / texts),
-            "log_loss": float(counts @ losses / texts),
-        }
-        found["brier_complement"] = 1 - found["brier"]
-        if made is not None:
-            found["c_at_1"] = c_at_1_of(truth, made, counts)
-        if targets:
-            points, table = curve(counts), counted(outcome, counts)
-            found |= {"auroc": area(*points), "f1": f1_of(table), "balanced_accuracy": balanced_of(table)}
-            found |= {name: tpr_of(fpr, *points) for name, fpr in targets.items()}
-            if made is not None:
-                found["f05u"] = f05u_of(truth, made, counts)
-                found["pan_mean"] = sum(found[name] for name in PAN) / len(PAN)
-        return found
-
-    return figures
-
-
-def report(
+def compute_metrics(
     labels: ArrayLike,
     scores: ArrayLike,
     probabilities: ArrayLike,
-    calls_by_target: Mapping[float, ArrayLike],
+    predictions: Mapping[float, ArrayLike],
     default_target: float | None = None,
+    prevalence: float = 0.5,
     groups: ArrayLike | None = None,
-    rounds: int = 200,
-    seed: int = 0,
-) -> Figures:
-    """All figures of one set of texts, ready for JSON.
+    score_intervals: bool = True,
+) -> Metrics:
+    """Compute all metrics of one set of texts. A metric that the texts cannot support is None.
 
-    A set with one class (a slice by generator, say) is reported too: what needs the missing class is None. Accuracy,
-    balanced accuracy, precision, recall and F1 call a text AI from probability 0.5 on.
+    - `auroc`, `tpr_at_fpr_0_1`, `_1`, `_5`: of the order of the scores. A TPR at an FPR needs so many human texts that
+      one of them may be called AI: 1,000, 100 or 20.
+    - `ece`, `brier`, `log_loss`: of the probabilities, with the classes weighted to `prevalence`.
+    - For each target (`1` stands for 1%): `fpr_at_target_1` and `tpr_at_target_1`, the fractions of human and of AI
+      texts called AI; `cleared_ai_fraction_at_1`, of AI texts called human; `abstained_fraction_at_1`, of all texts.
+    - At the default target: `fpr_at_target`, `tpr_at_target`, `cleared_ai_fraction`, `abstained_fraction`, the latter
+      also by class (`abstained_human`, `abstained_ai`); `ppv_at_5` and `ppv_at_20`, the fraction of texts called AI
+      that are AI where 5% and 20% of all texts are; `fpr_by_group`, see `intervals.group_spread`.
 
-    The figures named in `RESAMPLED` have percentile bootstrap bounds `_low` and `_high` (95%; None with the figure,
-    without rounds, and for texts of one group), all rates have those of Clopper and Pearson, which take texts for
-    independent. A rate of no texts is None, within 0.0 and 1.0.
-
-    For a target of 5%, `fpr_at_target_5` is the share of all human texts called AI, `tpr_at_target_5` that of all AI
-    texts (an uncertain one is missed), `uncertain_share_at_5` the share of all texts left open; for 0.1% they end in
-    `_0_1`. `uncertain_share`, `c_at_1` and `f05u` are of the default target, None where no target is given, and
-    `pan_mean` is the mean of AUROC, `brier_complement`, `c_at_1`, F1 and `f05u`. (PAN's own F1 leaves out uncertain
-    texts; this one is of all texts.)
+    Bounds of 95% intervals end in `_low` and `_high`; see `detect_ai.evaluation.intervals`.
 
     Args:
         labels: 0 human, 1 AI, shape (n,).
         scores: higher = more AI, shape (n,).
         probabilities: P(AI), shape (n,).
-        calls_by_target: by target FPR the calls, 0 human, 1 AI, -1 uncertain, shape (n,); see `calls_at`.
+        predictions: by target FPR: 0 human, 1 AI, -1 uncertain, shape (n,).
         default_target: one of these targets; None: the largest.
-        groups: the group of each text, which go together into a resample; see `intervals.group_numbers`.
-        rounds: number of bootstrap resamples; 0: no bootstrap.
-        seed: of the resamples.
-
-    Returns:
-        Figures by name.
+        prevalence: that the probabilities assume.
+        groups: the group of each text, "" for none, shape (n,); None: texts are independent.
+        score_intervals: compute the intervals of AUROC and the like, which take most of the time.
 
     Raises:
-        InputError: as `check_binary`, a probability is outside [0, 1], a call is none of these, the default target is
-            not among the targets, or the groups have another shape.
+        InputError: as `metrics.check_binary`, or the default target is not among the targets.
     """
-    truth, s = check_binary(labels, scores)
-    _, p = checked_probabilities(labels, probabilities)
-    calls = {target: checked_calls(truth, made)[1] for target, made in calls_by_target.items()}
-    if default_target is not None and default_target not in calls:
-        raise InputError(f"the default target must be one of {sorted(calls)}, found {default_target}")
-    num_ai = int(truth.sum())
-    chosen = max(calls, default=None) if default_target is None else default_target
-    of_default = None if chosen is None else calls[chosen]
-    resampled = _resampled(truth, s, p, of_default, groups, rounds, seed)
-    figures: Figures = {"n_human": truth.size - num_ai, "n_ai": num_ai, **resampled}
-    figures |= _of_predictions(confusion(truth, (p >= 0.5).astype(np.int64)))
-    for target, made in calls.items():
-        figures |= _of_target(key_of_target(target), truth, made)
-    return figures | _of_default(of_default)
+    truth, values = check_binary(labels, scores)
+    _, p = check_binary(truth, probabilities, "probabilities")
+    made = {target: np.asarray(found, np.int64) for target, found in predictions.items()}
+    default = max(made, default=None) if default_target is None else default_target
+    if default is not None and default not in made:
+        raise InputError(f"default target: expected one of {sorted(made)}, found {default}")
+    ids = intervals.group_ids(groups, truth.size)
+    human, ai = truth == 0, truth == 1
+    metrics: Metrics = {"n_human": int(human.sum()), "n_ai": int(ai.sum()), "n_groups": int(ids.max()) + 1}
+    metrics |= _score_metrics(truth, values, p, prevalence, ids, score_intervals)
+    for target, found in made.items():
+        key = key_of_target(target)
+        rates = _decision_rates(truth, found, ids)
+        metrics |= {
+            f"{name}{end}": rates[f"{rate}{end}"]
+            for name, rate in ((f"fpr_at_target_{key}", "fpr_at_target"), (f"tpr_at_target_{key}", "tpr_at_target"))
+            for end in ("", "_low", "_high")
+        }
+        metrics |= {f"{name}_at_{key}": rates[name] for name in ("cleared_ai_fraction", "abstained_fraction")}
+        if target == default:
+            metrics |= rates
+    if default is not None:
+        fpr, tpr = metrics["fpr_at_target"], metrics["tpr_at_target"]
+        metrics |= {f"ppv_at_{100 * share:g}": _ppv(fpr, tpr, share) for share in PPV_PREVALENCES}
+        _, human_ids = np.unique(ids[human], return_inverse=True)
+        metrics["fpr_by_group"] = intervals.group_spread(made[default][human] == 1, human_ids)
+    return metrics
 
 
-def _resampled(
-    truth: Labels,
-    scores: Floats,
-    p: Floats,
-    calls: Labels | None,
-    groups: ArrayLike | None,
-    rounds: int,
-    seed: int,
-) -> Figures:
-    """The figures of `RESAMPLED` with their bounds."""
-    figures = weighted_figures(truth, scores, p, calls)
-    found = figures(np.ones_like(truth))
-    number = group_numbers(groups, truth.size)
-    intervals = bootstrap(figures, truth, number, rounds, seed) if rounds and number.max() > 0 else {}
-    made: Figures = {}
-    for name in RESAMPLED:
-        low, high = intervals.get(name, (None, None))
-        made |= {name: found.get(name), f"{name}_low": low, f"{name}_high": high}
-    return made
+def _decision_rates(truth: Labels, predictions: Labels, ids: Labels) -> Metrics:
+    """Rates of the predictions at one target with their intervals, and abstentions by class without."""
+    human, ai, every = truth == 0, truth == 1, np.ones(truth.size, bool)
+    rates: Metrics = {}
+    for name, mask, value in (
+        ("fpr_at_target", human, 1),
+        ("tpr_at_target", ai, 1),
+        ("cleared_ai_fraction", ai, 0),
+        ("abstained_fraction", every, -1),
+        ("abstained_human", human, -1),
+        ("abstained_ai", ai, -1),
+    ):
+        events = predictions[mask] == value
+        low, high = intervals.clustered_rate_interval(events, ids[mask]) if events.size else NONE
+        rates |= {name: float(events.mean()) if events.size else None, f"{name}_low": low, f"{name}_high": high}
+    return rates
 
 
-def _of_predictions(table: tuple[int, int, int, int]) -> Figures:
-    tn, fp, fn, tp = table
-    called_ai = tp + fp if (tn + fp) and (fn + tp) else 0
-    return (
-        _rate("accuracy", tn + tp, sum(table))
-        | _rate("precision", tp if called_ai else 0, called_ai)
-        | _rate("recall", tp, fn + tp)
-    )
+def _ppv(fpr: float | None, tpr: float | None, prevalence: float) -> float | None:
+    """Fraction of texts called AI that are AI (positive predictive value) at a prevalence of AI texts."""
+    if fpr is None or tpr is None or fpr + tpr == 0:
+        return None
+    return prevalence * tpr / (prevalence * tpr + (1 - prevalence) * fpr)
 
 
-def _of_target(percent: str, truth: Labels, calls: Labels) -> Figures:
-    rates: Figures = {}
-    for name, label in (("fpr", 0), ("tpr", 1)):
-        made = calls[truth == label]
-        rates |= _rate(f"{name}_at_target_{percent}", int((made == 1).sum()), made.size)
-    return rates | _rate(f"uncertain_share_at_{percent}", int((calls == -1).sum()), calls.size)
+def _score_metrics(
+    truth: Labels, scores: Floats, p: Floats, prevalence: float, ids: Labels, with_intervals: bool
+) -> Metrics:
+    """`SCORE_METRICS` with their bounds; None without both classes."""
+    human, ai = truth == 0, truth == 1
+    values: dict[str, float] = {}
+    bounds: dict[str, Interval] = {}
+    if human.any() and ai.any():
+        statistics = score_statistics(truth, scores, p, prevalence)
+        values = {name: float(found[0]) for name, found in statistics(np.ones((1, truth.size))).items()}
+        if with_intervals and intervals.enough_groups(ids, human, ai):
+            bounds = intervals.bootstrap(statistics, ids)
+    metrics: Metrics = {}
+    for name in SCORE_METRICS:
+        low, high = bounds.get(name, NONE)
+        metrics |= {name: values.get(name), f"{name}_low": low, f"{name}_high": high}
+    return metrics
 
 
-def _of_default(calls: Labels | None) -> Figures:
-    if calls is None:
-        return dict.fromkeys(("uncertain_share", "uncertain_share_low", "uncertain_share_high"))
-    return _rate("uncertain_share", int((calls == -1).sum()), calls.size)
+def score_statistics(
+    truth: Labels, scores: Floats, p: Floats, prevalence: float
+) -> Callable[[Floats], dict[str, Floats]]:
+    """`SCORE_METRICS` of resamples, see `intervals.bootstrap`: the scores are sorted once for all of them."""
+    curves = intervals.weighted_roc(truth, scores)
+    ai, bins = truth == 1, np.eye(RELIABILITY_BINS)[bin_numbers(p)]
+    # Columns: signed error in each bin for the ECE, squared error, negative log-likelihood, number of texts.
+    losses = np.column_stack([bins * (p - truth)[:, None], (p - truth) ** 2, log_losses(truth, p)])
+    per_class = [np.column_stack([losses, np.ones(truth.size)]) * mask[:, None] for mask in (~ai, ai)]
+    fprs = {name: fpr for name, fpr in FIXED_FPRS.items() if largest_count(fpr, int((~ai).sum()))}
 
+    def statistics(drawn: Floats) -> dict[str, Floats]:
+        false, true = curves(drawn)
+        of_human, of_ai = (drawn @ columns for columns in per_class)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may lack a class: NaN
+            means = (1 - prevalence) * of_human[:, :-1] / of_human[:, -1:] + prevalence * of_ai[:, :-1] / of_ai[:, -1:]
+            found = {"auroc": intervals.area(false, true)}
+            for name, fpr in fprs.items():
+                allowed = np.asarray([largest_count(fpr, max(1, int(total))) for total in false[:, -1]])
+                place = (false <= allowed[:, None]).sum(axis=1) - 1
+                found[name] = true[np.arange(len(true)), place] / true[:, -1]
+        return {**found, "ece": np.abs(means[:, :-2]).sum(axis=1), "brier": means[:, -2], "log_loss": means[:, -1]}
 
-def _rate(name: str, successes: int, trials: int) -> Figures:
-    low, high = rate_interval(successes, trials)
-    return {name: successes / trials if trials else None, f"{name}_low": low, f"{name}_high": high}
-
-
-def _fpr_targets(truth: Labels) -> dict[str, float]:
-    """What `tpr_at_fpr` is reported at: nothing without both classes, 0.1% with enough human texts only."""
-    num_human = int((truth == 0).sum())
-    if not 0 < num_human < truth.size:
-        return {}
-    few = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
-    return {"tpr_at_fpr_0_1": 0.001, **few} if num_human >= HUMANS_FOR_0_1_PERCENT else few
+    return statistics

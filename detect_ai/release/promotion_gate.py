@@ -32,7 +32,7 @@ def decide(candidate: Mapping[str, Any], champion: Mapping[str, Any] | None, gat
     Figures of different test data are not compared.
 
     Args:
-        candidate: the figures of `summary.report` and "test_fingerprint", which names the test data.
+        candidate: the figures of `summary.compute_metrics` and "test_fingerprint", which names the test data.
         champion: the same for the champion, None while there is none.
         gate: what is required.
 

@@ -15,6 +15,7 @@ from detect_ai.core.job import read_result
 from detect_ai.core.storage import Storage
 from detect_ai.core.tracking import open_run
 from detect_ai.detector import bundle
+from detect_ai.detector.model_info import model_info
 from detect_ai.detector.registry import Registry
 from detect_ai.release.promotion_gate import Gate, decide
 from detect_ai.reports.model_card import model_card
@@ -118,9 +119,31 @@ def add_version(
         folder = Path(shutil.copytree(source, Path(scratch) / "bundle"))
         shown = {name: value for name, value in figures.items() if name not in ("bundle", "version")}
         (folder / METRICS_FILE).write_text(json.dumps(shown, indent=2) + "\n")
-        (folder / bundle.CARD_FILE).write_text(model_card(spec, shown, others or {}), encoding="utf-8")
+        (folder / bundle.CARD_FILE).write_text(model_card(card_info(spec), shown, others), encoding="utf-8")
         bundle.seal(folder, spec)
         return registry.add(folder)
+
+
+def card_info(spec: bundle.DetectorSpec) -> dict[str, Any]:
+    """What the model card says about a bundle, see `reports.model_card.model_card`."""
+    return {
+        "base_model": spec.base_model,
+        "model_licence": spec.provenance["model_licence"],
+        "corpus": spec.corpus,
+        "window": spec.window,
+        "stride": spec.stride,
+        "domains": spec.registers,
+        "parent": spec.parent,
+        "backend": spec.backend,
+        "run": spec.provenance["run"],
+        "git_revision": spec.provenance["git_revision"],
+        "prevalence": spec.calibration.prevalence,
+        "num_human": spec.calibration.num_human,
+        "thresholds": [
+            {**held.model_dump(), "domains": [{"name": c.compared_with, **c.model_dump()} for c in held.categories]}
+            for held in model_info(spec, {}).thresholds
+        ],
+    }
 
 
 def _metrics_of(registry: Registry, version: str) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Templates and what fills them."""
+"""HTML reports and the model card: dictionaries in, one self-contained page or Markdown file out."""

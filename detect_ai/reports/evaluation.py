@@ -1,280 +1,168 @@
-"""The evaluation report and the comparison report: pages that stand alone, like the corpus report.
+"""HTML reports of an evaluation and of a comparison, from the dictionaries that those stages write as JSON.
 
-Both are made of plain JSON values. A figure is known by its name in `summary.report`; one that is None or absent is
-shown as "–".
+Metrics are those of `detect_ai.evaluation.summary.compute_metrics`; one that is None or absent is shown as "–".
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from detect_ai.evaluation.summary import key_of_target
-from detect_ai.reports.html import area, number, percent, range_of_tokens, render
+from detect_ai.metrics import key_of_target
+from detect_ai.reports import charts as plots
+from detect_ai.reports.html import decimal, number, percent, render, token_range
 
 MAX_ROWS = 40  # of a column in a table of slices
 MAX_SENTENCES = 40  # of a text
-MAX_TINT = 55  # percent of the colour of AI behind a sentence of probability 1: words stay readable on it
-# What it means that the data is of another corpus: for one detector, and for several.
-ELSEWHERE = "these texts come from elsewhere than those that the thresholds were set on"
-DIFFERENT = "the detectors learnt from different corpora: what differs may be those"
-FOUND_LESS, ACCUSED_MORE = 0.8, 1.5  # times the rate of the clean texts: from here on an attack is marked
-BY_CHANCE = 0.05  # below this probability what an attack makes of human texts is marked, too
 
-
-@dataclass(frozen=True)
-class Figure:
-    """A line of the tables of figures."""
-
-    name: str
-    label: str
-    note: str  # by which the page explains it
-    rate: bool = False  # shown in percent
-    better: int = 0  # 1: the higher, -1: the lower, 0: neither alone
-
-
-_BY_SCORE = (
-    Figure("auroc", "AUROC", "auroc", better=1),
-    Figure("tpr_at_fpr_0_1", "TPR at 0.1% FPR", "tpr", rate=True, better=1),
-    Figure("tpr_at_fpr_1", "TPR at 1% FPR", "tpr", rate=True, better=1),
-    Figure("tpr_at_fpr_5", "TPR at 5% FPR", "tpr", rate=True, better=1),
+# Name, label, whether it is shown in percent, and 1 (-1) if higher (lower) is better.
+Line = tuple[str, str, bool, int]
+DEFAULT_LINES: tuple[Line, ...] = (
+    ("cleared_ai_fraction", "AI texts called human (cleared)", True, -1),
+    ("abstained_fraction", "Abstained", True, 0),
+    ("abstained_human", "Abstained, human texts", True, 0),
+    ("abstained_ai", "Abstained, AI texts", True, 0),
+    ("ppv_at_5", "Precision (PPV) if 5% of texts are AI", True, 1),
+    ("ppv_at_20", "Precision (PPV) if 20% of texts are AI", True, 1),
 )
-_BY_PROBABILITY = (
-    Figure("accuracy", "Accuracy", "half", rate=True, better=1),
-    Figure("balanced_accuracy", "Balanced accuracy", "half", rate=True, better=1),
-    Figure("precision", "Precision", "half", rate=True, better=1),
-    Figure("recall", "Recall", "half", rate=True, better=1),
-    Figure("f1", "F1", "half", better=1),
-    Figure("ece", "Calibration error (ECE)", "ece", better=-1),
-    Figure("brier", "Brier score", "brier", better=-1),
-    Figure("brier_complement", "1 − Brier score", "pan", better=1),
-    Figure("c_at_1", "C@1", "pan", better=1),
-    Figure("f05u", "F0.5u", "pan", better=1),
-    Figure("pan_mean", "Mean of PAN", "pan", better=1),
+SCORE_LINES: tuple[Line, ...] = (
+    ("auroc", "AUROC", False, 1),
+    ("tpr_at_fpr_0_1", "Detection rate at 0.1% FPR", True, 1),
+    ("tpr_at_fpr_1", "Detection rate at 1% FPR", True, 1),
+    ("tpr_at_fpr_5", "Detection rate at 5% FPR", True, 1),
+    ("ece", "Calibration error (ECE)", False, -1),
+    ("brier", "Brier score", False, -1),
+    ("log_loss", "Log loss", False, -1),
 )
 
 
 def evaluation_report(report: Mapping[str, Any]) -> str:
-    """The page for the figures of one bundle on one data set, as HTML."""
-    from detect_ai.reports import evaluation_plots, plots
-
-    bundle, overall, curves = report["bundle"], report["overall"], report["curves"]
-    targets = sorted(bundle["targets"])
-    shown = _shown_targets(targets, bundle["default_target"])
-    baseline = report["baseline"]
-    uncertain = dict(sorted(report["uncertain"].items(), key=lambda item: -item[1]))
-    figures = {
-        "roc": evaluation_plots.roc(curves["roc"], curves["baseline_roc"], overall, targets),
-        "reliability": evaluation_plots.reliability(curves["reliability"]),
-        "histogram": evaluation_plots.histogram(curves["histogram"]),
-        "fpr": evaluation_plots.rates_by_slice("fpr", overall, report["slices"], shown),
-        "tpr": evaluation_plots.rates_by_slice("tpr", overall, report["slices"], shown),
-        "lengths": evaluation_plots.rates_by_length(report["lengths"], shown),
-        "uncertain": plots.count_bars("uncertain", {name.replace("_", " "): n for name, n in uncertain.items()}),
-    }
+    """Render the evaluation of one bundle as one HTML page without scripts or external files."""
+    bundle, overall, baseline = report["bundle"], report["overall"], report["baseline"]
+    default = bundle["default_target"]
+    key = key_of_target(default)
+    fpr, tpr = f"fpr_at_target_{key}", f"tpr_at_target_{key}"
+    everything = {"column": "", "value": "all texts", **overall}
+    points = [(f"{percent(target)} target", *_rates(overall, target)) for target in bundle["targets"]]
     return render(
         "evaluation.html.jinja",
         report=report,
-        figures=figures,
-        verdicts=_verdicts(overall, shown, bundle["default_target"]),
-        baseline_verdicts=_verdicts(baseline, shown, bundle["default_target"]) if baseline else [],
-        warnings=[*_about_baseline(overall, baseline), *_about_data(report, ELSEWHERE)],
-        rows=[
-            {"label": each.label, "note": each.note, "cells": [_cell(overall, each), _cell(baseline or {}, each)]}
-            for each in _lines(targets)
-        ],
-        shown=[{"percent": _target(target), "key": key_of_target(target), "target": target} for target in shown],
-        slices=list(_by_column(report["slices"])),
-        lengths=[{"name": range_of_tokens(row), **row} for row in report["lengths"]],
-        attacks=[_attack(row, targets) for row in report["attacks"]],
-        default=_target(bundle["default_target"]) if bundle["default_target"] is not None else "",
-        smallest=_target(targets[0]) if targets else "",
-        minimum=[(_target(float(target)), tokens) for target, tokens in bundle["min_tokens_by_target"].items()],
-        worst=[_accusation(text) for text in report["worst"]],
-        found_less=FOUND_LESS,
+        key=key,
+        target=percent(default),
+        warnings=[*_baseline_warnings(overall, baseline), *_data_warnings(report)],
+        rows=_rows(_lines(bundle["targets"]), [overall, baseline or {}]),
+        spread=overall.get("fpr_by_group"),
+        slices=_by_column(report["slices"]),
+        lengths=[{"name": token_range(row), **row} for row in report["lengths"]],
+        worst=[{**text, "sentences": text["sentences"][:MAX_SENTENCES]} for text in report["worst"]],
+        plots={
+            "roc": plots.roc(report["curves"], [point for point in points if None not in point]),
+            "reliability": plots.reliability(report["curves"]["reliability"]),
+            "histogram": plots.histogram(report["curves"]["histogram"]),
+            "fpr": plots.rates_by_slice(
+                [everything, *report["slices"]], fpr, "n_human", "false positive rate", target=default
+            ),
+            "tpr": plots.rates_by_slice([everything, *report["slices"]], tpr, "n_ai", "detection rate"),
+        },
     )
 
 
 def comparison_report(report: Mapping[str, Any]) -> str:
-    """The page for several detectors on the same texts, as HTML.
-
-    The figures of a bundle stand beside its `name`, `version` and `published`; the targets are those that they name.
-    """
-    from detect_ai.reports import evaluation_plots
-
+    """Render a comparison of bundles on the same texts as one HTML page without scripts or external files."""
     bundles = report["bundles"]
-    columns = [*bundles, *([{"name": "baseline", **report["baseline"]}] if report["baseline"] else [])]
-    targets = _targets_named(columns)
-    lines = _lines(targets)
+    columns = [*bundles, *([{"name": "TF-IDF baseline", **report["baseline"]}] if report["baseline"] else [])]
     return render(
         "compare.html.jinja",
         report=report,
-        verdict=_leader(bundles, report["pairs"]),
-        warnings=list(_about_data(report, DIFFERENT)),
+        target=percent(report["target"]),
+        key=key_of_target(report["target"]),
+        summary=_leader(bundles, report["pairs"]),
+        warnings=list(_data_warnings(report)),
         columns=columns,
-        rows=[{"label": each.label, "note": each.note, "cells": _compared(columns, each)} for each in lines],
-        differences=evaluation_plots.differences(report["pairs"]),
-        pairs=report["pairs"],
-        target=next((_target(pair["target"]) for pair in report["pairs"] if pair.get("target")), ""),
-        slice_tables=[
-            {"caption": each.label, "rate": each.rate, "slices": list(_by_column(report["slices"])), "name": each.name}
-            for each in (_BY_SCORE[0], *_of_target(targets[:1])[:2])
-        ],
-        texts=next((bundle for bundle in bundles if bundle.get("n_human") is not None), {}),
+        rows=_rows(_lines([report["target"]]), columns),
+        slices=_by_column(report["slices"]),
     )
 
 
-def _shown_targets(targets: Sequence[float], default: float | None) -> list[float]:
-    """The smallest target and the default one: more of them would crowd a figure."""
-    return list(dict.fromkeys([*targets[:1], *(target for target in targets if target == default)]))
-
-
-def _of_target(targets: Sequence[float]) -> list[Figure]:
-    figures = []
+def _lines(targets: Sequence[float]) -> list[Line]:
+    rates: list[Line] = []
     for target in targets:
-        key, at = key_of_target(target), f"at the {_target(target)} target"
-        figures += [
-            Figure(f"fpr_at_target_{key}", f"Human texts called AI {at}", "target", rate=True),
-            Figure(f"tpr_at_target_{key}", f"AI texts found {at}", "target", rate=True),
-            Figure(f"uncertain_share_at_{key}", f"No verdict {at}", "open", rate=True),
+        key, at = key_of_target(target), f"at the {percent(target)} target"
+        rates += [
+            (f"fpr_at_target_{key}", f"False positive rate {at}", True, 0),
+            (f"tpr_at_target_{key}", f"Detection rate {at}", True, 0),
         ]
-    return figures
+    return [*rates, *DEFAULT_LINES, *SCORE_LINES]
 
 
-def _lines(targets: Sequence[float]) -> list[Figure]:
-    return [*_of_target(targets), *_BY_SCORE, *_BY_PROBABILITY]
+def _rows(lines: Sequence[Line], columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each metric with a cell for each column; the best one is marked where higher or lower is better."""
+    rows = []
+    for name, label, in_percent, better in lines:
+        show = percent if in_percent else decimal
+        values = [better * column[name] for column in columns if column.get(name) is not None]
+        best = max(values) if better and len(set(values)) > 1 else None
+        cells = []
+        for column in columns:
+            value, low, high = (column.get(f"{name}{end}") for end in ("", "_low", "_high"))
+            interval = "" if None in (value, low, high) else f"{show(low)} to {show(high)}"
+            is_best = best is not None and value is not None and better * value == best
+            cells.append({"value": show(value), "interval": interval, "best": is_best})
+        rows.append({"label": label, "cells": cells})
+    return rows
 
 
-def _targets_named(bundles: Sequence[Mapping[str, Any]]) -> list[float]:
-    found = {re.fullmatch(r"[ft]pr_at_target_(\d+(?:_\d+)?)", name) for bundle in bundles for name in bundle}
-    return sorted({float(match[1].replace("_", ".")) / 100 for match in found if match})
+def _rates(metrics: Mapping[str, Any], target: float) -> tuple[float | None, float | None]:
+    key = key_of_target(target)
+    return metrics.get(f"fpr_at_target_{key}"), metrics.get(f"tpr_at_target_{key}")
 
 
-def _cell(figures: Mapping[str, Any], line: Figure) -> dict[str, str]:
-    value = figures.get(line.name)
-    show = percent if line.rate else area
-    low, high = figures.get(f"{line.name}_low"), figures.get(f"{line.name}_high")
-    known = None not in (value, low, high)
-    return {"value": show(value), "interval": f"{show(low).removesuffix('%')}–{show(high)}" if known else ""}
-
-
-def _compared(columns: Sequence[Mapping[str, Any]], line: Figure) -> list[dict[str, Any]]:
-    """A cell for each detector, the best one marked where better and worse are plain."""
-    cells = [_cell(column, line) for column in columns]
-    values = [line.better * column[line.name] for column in columns if column.get(line.name) is not None]
-    best = max(values) if line.better and len(set(values)) > 1 else None
-    return [
-        {**cell, "best": best is not None and column.get(line.name) == line.better * best}
-        for column, cell in zip(columns, cells, strict=True)
-    ]
-
-
-def _verdicts(figures: Mapping[str, Any], targets: Sequence[float], default: float | None) -> list[str]:
-    """A sentence for each target: who was accused, what was found, what was left open."""
-    sentences = []
-    for target in targets:
-        key = key_of_target(target)
-        called = [
-            f"{_rate(figures, f'{kind}_at_target_{key}')} of {number(figures.get(size))} {word} texts"
-            for kind, size, word in (("fpr", "n_human", "human"), ("tpr", "n_ai", "AI"))
-            if figures.get(f"{kind}_at_target_{key}") is not None
-        ]
-        unsure = figures.get(f"uncertain_share_at_{key}")
-        if unsure is None and target == default:
-            unsure = figures.get("uncertain_share")
-        said = f"it called {' AI, and '.join(called)}{' AI' if len(called) == 1 else ''}" if called else ""
-        left = f"{percent(unsure)} got no verdict" if unsure is not None else ""
-        if said or left:
-            sentences.append(f"At the {_target(target)} target {'; '.join(part for part in (said, left) if part)}.")
-    return sentences
-
-
-def _rate(figures: Mapping[str, Any], name: str) -> str:
-    cell = _cell(figures, Figure(name, "", "", rate=True))
-    interval = cell["interval"].replace("–", " to ")
-    return f"{cell['value']} (95%: {interval})" if interval else cell["value"]
-
-
-def _about_baseline(figures: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
-    ours, theirs = figures.get("auroc"), (baseline or {}).get("auroc")
+def _baseline_warnings(metrics: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> Iterator[str]:
+    ours, theirs = metrics.get("auroc"), (baseline or {}).get("auroc")
     if ours is not None and theirs is not None and theirs >= ours:
-        yield (
-            "baseline",
-            f"the baseline tells the classes apart as well or better: AUROC {area(theirs)} to {area(ours)}",
-        )
+        yield f"The TF-IDF baseline is as good or better: AUROC {decimal(theirs)} against {decimal(ours)}."
 
 
-def _about_data(report: Mapping[str, Any], other_corpus: str) -> Iterator[tuple[str, str]]:
+def _data_warnings(report: Mapping[str, Any]) -> Iterator[str]:
     data = report["data"]
     if data["one_class"]:
-        yield "one class", "these texts are all human or all AI: what compares the classes cannot be said"
+        yield "All texts are of one class: metrics that compare the classes are missing."
     if data["contaminated"]:
-        count, have = number(data["contaminated"]), "has" if data["contaminated"] == 1 else "have"
-        learnt = f"{count} of these texts {have} a near duplicate in what the detector learnt from"
-        yield "contaminated", f"{learnt}: its figures flatter it"
+        yield (
+            f"{number(data['contaminated'])} of these texts have a near duplicate in the training data: the metrics "
+            f"are too optimistic."
+        )
     if not data["contamination_checked"]:
-        yield "not checked", "whether texts of this data stand in what the detector learnt from is not known"
+        yield "Contamination was not checked: these texts may be in the training data."
     if data["other_corpus"]:
-        yield "other corpus", other_corpus
-    for sentence in report.get("exchangeability", []):
-        yield "guarantee", sentence.strip().removesuffix(".")
+        yield (
+            "The detectors were trained on different corpora, which may explain their differences."
+            if "bundles" in report
+            else "These texts are not from the corpus that the thresholds were calibrated on."
+        )
+    yield from report.get("notes", [])
 
 
-def _by_column(slices: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Slices of each column, in the order of the columns; the largest ones where there are many."""
-    for column in dict.fromkeys(each["column"] for each in slices):
-        found = [each for each in slices if each["column"] == column]
-        largest = sorted(found, key=lambda each: -((each.get("n_human") or 0) + (each.get("n_ai") or 0)))[:MAX_ROWS]
-        yield {"column": column, "rows": [each for each in found if each in largest], "more": len(found) - len(largest)}
-
-
-def _attack(row: Mapping[str, Any], targets: Sequence[float]) -> dict[str, Any]:
-    key = key_of_target(targets[0]) if targets else ""
-    clean = row["attack"] == "none"
-    return {
-        **row,
-        "name": "none: the same texts clean" if clean else row["attack"].replace("_", " "),
-        "tpr": row.get(f"tpr_at_target_{key}"),
-        "fpr": row.get(f"fpr_at_target_{key}"),
-        "tpr_ratio": None if clean else row["tpr_ratio"],
-        "fpr_ratio": None if clean else row["fpr_ratio"],
-        "accused": row.get("accused"),
-        "accuses": (row["fpr_ratio"] or 0) > ACCUSED_MORE or _accuses(row),
-    }
-
-
-def _accuses(row: Mapping[str, Any]) -> bool:
-    """Whether an attack makes more human texts called AI than chance allows."""
-    if row.get("accused") is None:
-        return False
-    return bool(row["accused"] > row["cleared"] and row["accused_p"] < BY_CHANCE)
-
-
-def _accusation(text: Mapping[str, Any]) -> dict[str, Any]:
-    sentences = [
-        {**each, "tint": round(MAX_TINT * (each["probability"] or 0))} for each in text["sentences"][:MAX_SENTENCES]
-    ]
-    return {**text, "sentences": sentences, "more": len(text["sentences"]) - len(sentences)}
+def _by_column(slices: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """The largest slices of each column, in the order of the columns."""
+    columns = dict.fromkeys(row["column"] for row in slices)
+    return [(column, [row for row in slices if row["column"] == column][:MAX_ROWS]) for column in columns]
 
 
 def _leader(bundles: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]]) -> str:
-    """Which detector leads by AUROC, and whether that may be chance."""
-    ranked = sorted((each for each in bundles if each.get("auroc") is not None), key=lambda each: -each["auroc"])
-    if not ranked:
-        return "No detector could be ranked: that needs texts of both classes."
-    first = f"{ranked[0]['name']} has the highest AUROC, {area(ranked[0]['auroc'])}"
-    if len(ranked) == 1:
-        return f"{first}; there is nothing to compare it with."
-    second = f"{first}; {ranked[1]['name']} follows with {area(ranked[1]['auroc'])}."
-    names = {ranked[0]["name"], ranked[1]["name"]}
-    pair = next((each for each in pairs if {each["a"], each["b"]} == names), None)
-    if pair is None or None in (pair["low"], pair["high"]):
-        return second
-    chance = pair["low"] <= 0 <= pair["high"]
-    return f"{second} {'That difference may be chance.' if chance else 'That difference is more than chance.'}"
-
-
-def _target(target: float) -> str:
-    return f"{100 * target:g}%"
+    """Which detector has the highest AUROC, and whether the next one is within chance of it."""
+    ranked = sorted((row for row in bundles if row.get("auroc") is not None), key=lambda row: -row["auroc"])
+    if len(ranked) < 2:
+        return "The detectors cannot be ranked: AUROC needs texts of both classes."
+    first, second = ranked[:2]
+    summary = (
+        f"{first['name']} has the highest AUROC, {decimal(first['auroc'])}; {second['name']} follows with "
+        f"{decimal(second['auroc'])}."
+    )
+    names = {first["name"], second["name"]}
+    pair = next(pair for pair in pairs if {pair["a"], pair["b"]} == names)
+    low, high = pair["auroc_difference_low"], pair["auroc_difference_high"]
+    if None in (low, high):
+        return f"{summary} There are too few texts or groups to tell whether the difference is due to chance."
+    within = low <= 0 <= high
+    return f"{summary} The 95% interval of the difference {'includes' if within else 'excludes'} zero."

@@ -161,7 +161,7 @@ def test_any_labelled_texts_are_evaluated_by_one_command(submit: Submit, jobs: d
     found = last_line(done)
     assert {
         *("auroc", "tpr_at_fpr_1", "tpr_at_fpr_5", "fpr_at_target_1", "fpr_at_target_5", "tpr_at_target_1"),
-        *("tpr_at_target_5", "ece", "uncertain_share", "n_human", "n_ai"),
+        *("tpr_at_target_5", "ece", "abstained_fraction", "n_human", "n_ai"),
     } <= set(found)
     assert (found["version"], found["n_human"], found["n_ai"]) == (version, 10, 10)
     assert found == Storage(str(root / "store")).read_json("runs/default/evaluate-mine.json")["result"]

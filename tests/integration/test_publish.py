@@ -16,8 +16,8 @@ from detect_ai.core.job import result_key, run_stage
 from detect_ai.detector.bundle import read_spec
 from detect_ai.detector.detector import Detector, Scorer
 from detect_ai.detector.registry import Registry
-from detect_ai.evaluation import summary
 from detect_ai.evaluation.evaluate import evaluate
+from detect_ai.evaluation.summary import compute_metrics
 from detect_ai.models.encoder import load, save
 from detect_ai.release.calibrate import calibrate_checkpoint
 from detect_ai.release.publish import publish
@@ -64,7 +64,7 @@ def test_the_figures_are_those_of_the_champion_on_the_texts_of_the_test_split(
     calibration = champion.spec.calibration
     calls = {target: metrics.calls_at(scores, *calibration.bounds(target)) for target in calibration.thresholds}
     default = champion.spec.default_target_fpr
-    expected = summary.report(table["label"].to_numpy(), scores, calibration.probability(scores), calls, default)
+    expected = compute_metrics(table["label"].to_numpy(), scores, calibration.probability(scores), calls, default)
     found = {name: published["evaluate"][name] for name in expected}
     assert found == pytest.approx(expected, abs=1e-5)
 

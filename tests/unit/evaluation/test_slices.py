@@ -1,24 +1,22 @@
-"""What is made of verdicts without a cluster: intervals by group, pairs of detectors, accusations, attacks."""
+"""Metrics by slice and under attack, false positives, and pairs of detectors, from verdicts made here."""
 
-from __future__ import annotations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from detect_ai.core.config import Config, ScoreConfig
-from detect_ai.core.errors import InputError
-from detect_ai.detector.dataset import SLICES, Text
-from detect_ai.detector.score import JudgePart
+from detect_ai.core.config import Config
+from detect_ai.detector.dataset import SLICES
 from detect_ai.detector.verdict_table import Verdicts
-from detect_ai.evaluation import robustness, slices
-from detect_ai.evaluation.compare import _pair
-from detect_ai.reports.evaluation import _attack
+from detect_ai.evaluation import errors, robustness, slices
 
-N = 400
 TARGET = 0.1
+SPEC = SimpleNamespace(
+    calibration=SimpleNamespace(thresholds={TARGET: None}, prevalence=0.5), default_target_fpr=TARGET
+)
 
 
-def verdicts_of(labels, scores, calls=None, groups=None, probabilities=None):
+def verdicts_of(labels, scores, calls=None, probabilities=None, **columns):
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     n = len(labels)
     empty = np.full(n, "")
@@ -31,70 +29,50 @@ def verdicts_of(labels, scores, calls=None, groups=None, probabilities=None):
         scores=scores,
         probabilities=1 / (1 + np.exp(-scores)) if probabilities is None else np.asarray(probabilities),
         p_values=np.full(n, 0.5),
-        num_tokens=np.full(n, 100),
+        num_tokens=np.arange(n) + 60,
         reasons=np.asarray([()] * n, object),
         by_target={TARGET: (scores > 1).astype(int) if calls is None else np.asarray(calls)},
-        columns={**dict.fromkeys((*SLICES, "compared_with"), empty), "group": empty if groups is None else groups},
+        columns={**dict.fromkeys((*SLICES, "compared_with", "group"), empty), **columns},
         spans=np.full(n, None),
     )
 
 
-def grouped(rng):
-    """Two detectors whose scores hang on forty groups, of ten texts each."""
-    groups = np.asarray([f"g{i % 40}" for i in range(N)])
-    labels = (np.arange(N) % 40) // 20
-    shift = rng.normal(0, 1.5, (2, 40))
-    return groups, [labels + shift[k][np.arange(N) % 40] + rng.normal(0, 0.3, N) for k in (0, 1)], labels
+def drawn(n=400, seed=0, **columns):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    return verdicts_of(labels, rng.normal(2 * labels, 1), **columns)
 
 
-def width(pair, low="low", high="high"):
-    return pair[high] - pair[low]
+def test_slices_hold_the_metrics_of_their_texts():
+    domains = np.resize(["a", "a", "b", "b", "b", "b"], 400)
+    verdicts = drawn(domain=domains)
+    rows = {row["value"]: row for row in slices.slices(verdicts, SPEC)}
+    assert list(rows) == ["b", "a"]
+    human = (domains == "a") & (verdicts.labels == 0)
+    assert rows["a"]["fpr_at_target"] == (verdicts.scores[human] > 1).mean()
+    assert rows["a"]["fpr_at_target_low"] is not None
+    assert rows["a"]["auroc_low"] is None
 
 
-def test_a_text_without_a_group_is_a_group_of_its_own_and_few_groups_are_none():
-    names = np.asarray(["a"] * 5 + [""] * 19)
-    verdicts = verdicts_of([0, 1] * 12, np.arange(24), groups=names)
-    assert slices.groups_of(verdicts).tolist() == ["a"] * 5 + [None] * 19
-    assert slices.groups_of(verdicts[np.arange(1, 5 + 18)]) is None
+def test_few_groups_are_slices_without_intervals():
+    rows = slices.slices(drawn(group=np.resize(["p", "p", "q", "q", "r", "r"], 400)), SPEC)
+    assert [row["column"] for row in rows] == ["group"] * 3
+    assert {row["fpr_at_target_low"] for row in rows} == {None}
 
 
-def test_differences_of_two_detectors_are_resampled_by_group():
-    groups, scores, labels = grouped(np.random.default_rng(0))
-    config, named = Config(), list(zip("ab", scores, strict=True))
-    by_group, by_text = (
-        _pair(config, "a", "b", {n: verdicts_of(labels, s, groups=g) for n, s in named}, TARGET) for g in (groups, None)
-    )
-    assert by_group["auroc_difference"] == by_text["auroc_difference"]
-    assert by_group["low"] < by_group["auroc_difference"] < by_group["high"]
-    assert width(by_group) > 2 * width(by_text)
-    assert width(by_group, "fpr_low", "fpr_high") > 2 * width(by_text, "fpr_low", "fpr_high")
-    assert by_group["p_value"] is None
-    assert 0 <= by_text["p_value"] <= 1
+def test_lengths_cover_all_texts():
+    rows = slices.lengths(drawn(), SPEC)
+    assert [(row["low"], row["high"]) for row in rows] == [(0, 64), (64, 128), (128, 256), (256, 512)]
+    assert sum(row["n_human"] + row["n_ai"] for row in rows) == 400
 
 
-def test_without_rounds_a_difference_has_no_interval_that_is_resampled():
-    groups, scores, labels = grouped(np.random.default_rng(0))
-    config = Config()
-    config.evaluation.bootstrap = 0
-    pair = _pair(config, "a", "b", {n: verdicts_of(labels, s) for n, s in zip("ab", scores, strict=True)}, TARGET)
-    called = [(s[labels == 0] > 1).mean() for s in scores]
-    assert pair["fpr_difference"] == pytest.approx(called[0] - called[1])
-    assert pair["fpr_low"] is pair["fpr_high"] is None
-    assert pair["low"] < pair["high"], "DeLong's needs no rounds"
-    by_group = {n: verdicts_of(labels, s, groups=groups) for n, s in zip("ab", scores, strict=True)}
-    assert _pair(config, "a", "b", by_group, TARGET)["low"] is None
+def test_curves_need_both_classes():
+    both, human = drawn(), drawn()[np.arange(0, 400, 2)]
+    assert slices.curves(both, both.scores, 0.5)["roc"] == slices.curves(both, both.scores, 0.5)["baseline_roc"]
+    assert (slices.curves(human, None, 0.5)["roc"], slices.curves(human, None, 0.5)["reliability"]) == (None, [])
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1, 1], [0, 0, 1], [0, 1, 1]])
-def test_rates_are_compared_where_a_class_has_too_few_texts_for_areas(labels):
-    verdicts = {"a": verdicts_of(labels, [0.0, 2.0, 3.0]), "b": verdicts_of(labels, [0.0, 0.5, 3.0])}
-    pair = _pair(Config(), "a", "b", verdicts, TARGET)
-    assert pair["auroc_difference"] is pair["low"] is pair["p_value"] is None
-    humans = labels.count(0)
-    assert pair["fpr_difference"] == (pytest.approx((humans > 1) / humans) if humans else None)
-
-
-def test_the_worst_accusations_are_human_texts_that_were_called_ai():
+def test_top_false_positives_are_human_texts_called_ai():
     config = Config()
     config.evaluation.show_texts, config.evaluation.worst = False, 2
     verdicts = verdicts_of(
@@ -103,48 +81,19 @@ def test_the_worst_accusations_are_human_texts_that_were_called_ai():
         calls=[-1, 1, 1, 1, 1],
         probabilities=[0.99, 0.6, 0.95, 0.9, 0.99],
     )
-    found = robustness.worst(config, (None, ""), "", (None, ""), verdicts, TARGET)
-    assert [each["id"] for each in found] == ["id2", "id3"]
+    rows = errors.top_false_positives(config, (None, ""), "", (None, ""), verdicts, TARGET)
+    assert [row["id"] for row in rows] == ["id2", "id3"]
 
 
-def test_human_texts_that_an_attack_makes_the_detector_accuse_are_counted():
+@pytest.mark.parametrize(("flipped", "significant"), [(8, True), (1, False)])
+def test_attacked_texts_are_paired_with_the_clean_ones(flipped, significant):
     labels = np.repeat([0, 1], 20)
     clean = verdicts_of(labels, np.zeros(40), calls=labels)
-    attacked = verdicts_of(labels, np.zeros(40), calls=np.where(np.arange(40) < 8, 1, labels))
+    attacked = verdicts_of(labels, np.zeros(40), calls=np.where(np.arange(40) < flipped, 1, labels))
     attacked.ids[:] = clean.rows
-    found = robustness._turned(clean, attacked[np.arange(40)[::-1]], TARGET)
-    assert found == {"accused": 8, "cleared": 0, "accused_p": pytest.approx(2 / 2**8)}
-    marked = _attack({"attack": "x", "tpr_ratio": 1.0, "fpr_ratio": None, **found}, [TARGET])
-    assert marked["accuses"], "no clean text was accused, so that there is no ratio"
-    same = {"accused": 0, "cleared": 9, "accused_p": 0.004}
-    assert not _attack({"attack": "x", "tpr_ratio": 1.0, "fpr_ratio": None, **same}, [TARGET])["accuses"]
-    nobody = robustness._turned(clean, attacked[labels == 1], TARGET)
-    assert nobody == {"accused": None, "cleared": None, "accused_p": None}
-    assert not _attack({"attack": "x", "tpr_ratio": 1.0, "fpr_ratio": None, **nobody}, [TARGET])["accuses"]
-
-
-class Broken:
-    """A detector with damaged weights."""
-
-    version, targets = "abc123", [TARGET]
-
-    def check_target(self, target):
-        return TARGET
-
-    def read(self, texts):
-        return [type("Document", (), {"input_ids": [1]}) for _ in texts]
-
-    def score(self, texts):
-        return np.asarray([0.0, np.nan, np.inf])
-
-
-def test_a_score_that_is_not_finite_names_the_bundle_the_row_and_the_way_out():
-    part = JudgePart.__new__(JudgePart)
-    part._detector, part._config = Broken(), ScoreConfig(precision="bf16")
-    texts = [Text(f"0-{i}", f"id{i}", f"secret {i}", None, {}) for i in range(3)]
-    with pytest.raises(InputError) as refused:
-        part.judge(texts)
-    assert str(refused.value) == (
-        "bundle abc123: the score of 2 of 3 texts is not finite, first of row 0-1: its weights are damaged, or "
-        "score.precision=bf16 overflows: try score.precision=fp32"
-    )
+    shuffled = robustness.aligned(attacked[np.random.default_rng(0).permutation(40)], clean)
+    assert shuffled.ids.tolist() == clean.rows.tolist()
+    found = robustness.changes(shuffled, clean, TARGET)
+    assert found["fpr_difference"] == flipped / 20
+    assert (found["fpr_difference_low"] > 0) is significant
+    assert found["tpr_difference"] == 0

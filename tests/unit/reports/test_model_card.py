@@ -1,0 +1,76 @@
+import pytest
+
+from detect_ai.reports.model_card import model_card
+
+DOMAINS = [{"name": "prose", "num_human": 300, "expected_fpr": 0.048, "fpr_upper_bound": None}]
+THRESHOLD = {"min_tokens": 40, "expected_fpr": 0.049, "fpr_upper_bound": 0.062, "domains": DOMAINS}
+RATES = {
+    f"{name}{end}": value
+    for name in ("fpr_at_target_1", "tpr_at_target_1", "fpr_at_target_5", "tpr_at_target_5", "cleared_ai_fraction")
+    for end, value in (("", 0.031), ("_low", 0.01), ("_high", 0.07))
+}
+METRICS = {
+    **RATES,
+    **dict.fromkeys(("auroc", "tpr_at_fpr_1", "tpr_at_fpr_5", "ece", "brier", "log_loss"), 0.9123),
+    **{"n_human": 500, "n_ai": 400, "abstained_human": 0.21, "abstained_ai": 0.32, "ppv_at_5": 0.44, "ppv_at_20": 0.8},
+    "fpr_by_group": {"groups": 12, "min": 0.003, "median": 0.02, "max": 0.093},
+}
+
+
+def info(**changes):
+    plain = {
+        "base_model": "tiny",
+        "model_licence": "MIT",
+        "corpus": {"name": "mine", "fingerprint": "f00d" * 16, "language": "en", "licences": ["CC0"]},
+        "window": 64,
+        "stride": 48,
+        "domains": [],
+        "parent": None,
+        "backend": "torch",
+        "run": "r",
+        "git_revision": "unknown",
+        "prevalence": 0.3,
+        "num_human": 900,
+        "thresholds": [{"target_fpr": 0.01, **THRESHOLD}, {"target_fpr": 0.05, **THRESHOLD}],
+    }
+    return {**plain, **changes}
+
+
+def test_card_states_rates_with_intervals():
+    text = model_card(info(), METRICS)
+    assert "| 5% | 4.9% | 6.2% | 3.1% (1.0–7.0%) | 3.1% (1.0–7.0%) |" in text
+    for words in ("21.0% of the human", "32.0% of the AI", "44.0%", "from 0.3% to 9.3%", "licence: MIT", "30% of the"):
+        assert words in text
+    assert text.count("Not measured") == 3
+    assert "A demonstration." not in text
+
+
+def test_card_lists_slices_attacks_and_other_data():
+    row = {**METRICS, "column": "domain", "value": "a|b *c*"}
+    few = {**row, "value": "few", "n_human": 3, "n_ai": 3}
+    other = {**METRICS, "abstained_fraction": 0.25, "baseline": {"auroc": 0.7}, "contaminated": 2}
+    made = {**METRICS, "slices": [row, few], "attacks": [{**METRICS, "attack": "synonym"}]}
+    text = model_card(info(), made, {"essays": other})
+    assert r"| domain: a\|b \*c\* | 500 | 3.1% (1.0–7.0%) |" in text
+    assert "few |" not in text
+    assert "| synonym | 3.1% (1.0–7.0%) |" in text
+    assert "| 3.1% | 25.0% | 0.9123 (0.7000) | 2 |" in text
+
+
+def test_card_shows_missing_values():
+    text = model_card(info(), {**METRICS, "fpr_at_target_5_low": None, "auroc": None, "fpr_by_group": None})
+    assert "| 5% | 4.9% | 6.2% | 3.1% | 3.1% (1.0–7.0%) |" in text
+    assert "| auroc | – | – |" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"corpus": {**info()["corpus"], "demonstration": True}}, "A demonstration."),
+        ({"domains": ["prose"]}, "| 1% | prose | 300 | 4.8% | – |"),
+        ({"parent": "abc", "backend": "onnx"}, "version `abc` for the backend `onnx`"),
+    ],
+)
+def test_card_states_what_a_bundle_has(changes, words):
+    assert words in model_card(info(**changes), METRICS)
+    assert words not in model_card(info(), METRICS)
