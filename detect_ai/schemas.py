@@ -138,19 +138,14 @@ class DetectResponse(BaseModel):
     seconds: float = Field(description="Processing time of the request in the replica")
 
 
-class StreamOptions(BaseModel):
-    """What `/v1/detect/stream` takes as query parameters."""
+class FileOptions(BaseModel):
+    """Form fields of `/v1/detect/file` in addition to `files`."""
 
     model_config = ConfigDict(extra="forbid")
 
     target_fpr: TargetFpr | None = _TARGET
     return_spans: bool = _SPANS
-    explain: bool = Field(default=False, description="Say of each sentence what becomes of the text's score without it")
-
-
-class FileOptions(StreamOptions):
-    """Form fields of `/v1/detect/file` in addition to `files`."""
-
+    explain: bool = Field(default=False, description="Return spans with the `effect` of removing each sentence")
     return_text: bool = Field(
         default=False, description="Return the extracted text, which the offsets of spans refer to"
     )
@@ -177,32 +172,6 @@ class FilesResponse(BaseModel):
     seconds: float = Field(description="Processing time of the request in the replica")
 
 
-class StreamText(BaseModel):
-    """One line of a request to `/v1/detect/stream`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    text: str = Field(description="One text")
-    id: Annotated[str, Field(max_length=256)] | int | None = Field(
-        default=None, description="Comes back with the verdict"
-    )
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> StreamText:
-        if is_blank(self.text):
-            raise ValueError(_EMPTY)
-        return self
-
-
-class StreamLine(BaseModel):
-    """One line of an answer of `/v1/detect/stream`; exactly one of `verdict` and `problem` is there."""
-
-    line: int = Field(description="Number of the line it answers, from 1; empty lines count and get no answer")
-    id: str | int | None = Field(default=None, description="As sent; null where there was none or it cannot be read")
-    verdict: Verdict | None = Field(default=None, description="Left out where there is a `problem`")
-    problem: Problem | None = Field(default=None, description="Left out where there is a `verdict`")
-
-
 class PredictParameters(BaseModel):
     """Parameters of a Hugging Face text classification request."""
 
@@ -211,19 +180,33 @@ class PredictParameters(BaseModel):
     top_k: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Number of labels to return; default: both"
     )
+    return_all_scores: bool | None = Field(
+        default=None, description="Older form of `top_k`: false returns the first label"
+    )
     function_to_apply: Literal["sigmoid", "softmax"] | None = Field(
-        default=None,
-        description="Accepted for compatibility: the scores are calibrated probabilities in any case",
+        default=None, description="Accepted for compatibility: the scores are calibrated probabilities in any case"
+    )
+    truncation: bool | str | None = Field(
+        default=None, description="Accepted for compatibility: the whole text is read in any case"
     )
 
 
 class PredictRequest(BaseModel):
     """A Hugging Face text classification request."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [{"inputs": "The council met on Tuesday to vote on the bridge.", "parameters": {"top_k": 1}}]
+        },
+    )
 
     inputs: str | Annotated[list[str], Field(fail_fast=True)] = Field(description="One text or several")
-    parameters: PredictParameters | None = None
+    parameters: PredictParameters = PredictParameters()
+    options: dict[str, Any] | None = Field(
+        default=None, description="Accepted for compatibility and ignored, such as `wait_for_model`"
+    )
 
     @model_validator(mode="after")
     def _not_empty(self) -> PredictRequest:
@@ -236,6 +219,11 @@ class PredictRequest(BaseModel):
     def all_texts(self) -> list[str]:
         """The texts in order."""
         return [self.inputs] if isinstance(self.inputs, str) else self.inputs
+
+    @property
+    def top_k(self) -> int | None:
+        """Number of labels to return; None for both."""
+        return 1 if self.parameters.return_all_scores is False else self.parameters.top_k
 
 
 class LabelScore(BaseModel):

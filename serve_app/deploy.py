@@ -155,10 +155,10 @@ def require_place(config: ServeConfig) -> None:
 
 
 def checked_version(config: ServeConfig, storage: Storage) -> str:
-    """The version to serve; every byte of it, and of canary and shadow, is checked before the service changes."""
+    """The version to serve; every byte of it, and of the canary, is checked before the service changes."""
     registry = Registry(storage)
     version = config.version or registry.require_champion()
-    for name in filter(None, (version, config.canary, config.shadow)):
+    for name in filter(None, (version, config.canary)):
         with registry.folder(name) as folder:
             bundle.read_spec(folder)
     return version

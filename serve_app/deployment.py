@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
 from detect_ai.core.config import ServeConfig
@@ -19,11 +18,11 @@ from detect_ai.detector.registry import Registry
 from serve_app.auth.access import AccessControl
 from serve_app.auth.api_keys import KeyStore
 from serve_app.auth.rate_limit import connect_limiter
+from serve_app.engine.autoscaling import DEMAND, scale_on_demand
 
 APP = "detect_ai"
 DEPLOYMENT = "Detector"
 LOOK_BACK_S = 12.0  # of the load that autoscaling goes by; Serve measures every 10 seconds
-WARM_UP_WORDS = (8, 100, 1000)
 MAX_CONCURRENT_PER_KEY = 32
 
 
@@ -39,32 +38,20 @@ class Replica:
     """
 
     def __init__(self, config: ServeConfig, storage_root: str, version: str, keys: str | None) -> None:
-        from serve_app.engine.engine import Service
-        from serve_app.engine.metrics import RayTelemetry, Telemetry
-        from serve_app.engine.versions import Traffic
-
-        def lanes(detector: Detector) -> int:
-            return config.threads if detector.backend.has_lanes else 1
-
-        main = load(config, storage_root, version)
-        model = ThreadPoolExecutor(lanes(main[0]), "model")  # of all versions: no more batches at once than that
-
-        def service(found: tuple[Detector, str], telemetry: Telemetry) -> Service:
-            detector, card = found
-            model.submit(warm_up, detector, config.threads).result()
-            return Service(detector, config, model, telemetry, card, lanes(detector))
-
-        def other(name: str, telemetry: Telemetry) -> Service | None:
-            return service(load(config, storage_root, name), telemetry) if name else None
+        from serve_app.engine.engine import Engine
+        from serve_app.engine.metrics import RayTelemetry
+        from serve_app.engine.versions import Versions
 
         self.telemetry = RayTelemetry()
-        self.traffic = Traffic(
-            service(main, self.telemetry),
-            other(config.canary, self.telemetry),
-            config.canary_share,
-            other(config.shadow, Telemetry()),  # it answers nobody
-            self.telemetry,
-        )
+
+        def engine(name: str) -> Engine:
+            detector, card = load(config, storage_root, name)
+            loaded = Engine(detector, config, self.telemetry, card)
+            loaded.warm_up()
+            return loaded
+
+        canary = engine(config.canary) if config.canary else None
+        self.versions = Versions(engine(version), canary, config.canary_share)
         self.access = AccessControl(
             connect_limiter(),
             config.rate_per_minute,
@@ -75,11 +62,15 @@ class Replica:
     def __serve_build_asgi_app__(self) -> FastAPI:
         from serve_app.api.app import create_app
 
-        return create_app(self.traffic, self.access, self.telemetry)
+        return create_app(self.versions, self.access, self.telemetry)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Metrics for the autoscaling policy; Serve calls this about twice a second."""
+        return {DEMAND: self.versions.demand()}
 
     def check_health(self) -> None:
         """Ask Serve for another replica when this one's batches have stopped."""
-        if not self.traffic.alive:
+        if not self.versions.alive:
             raise RuntimeError("the batcher has stopped")
 
 
@@ -90,15 +81,6 @@ def load(config: ServeConfig, storage_root: str, version: str) -> tuple[Detector
         card = folder / CARD_FILE
         detector = Detector.load(folder, device, config.precision, config.batch_tokens)
         return detector, card.read_text(encoding="utf-8") if card.exists() else ""
-
-
-def warm_up(detector: Detector, threads: int) -> None:
-    """Run texts of several lengths, so that the first request finds kernels and memory ready."""
-    import torch
-
-    torch.set_num_threads(threads)
-    for words in WARM_UP_WORDS:
-        detector.detect([" ".join(["word"] * words)])
 
 
 def build(
@@ -133,6 +115,7 @@ def build(
             upscale_delay_s=config.upscale_delay_s,
             downscale_delay_s=config.downscale_delay_s,
             look_back_period_s=LOOK_BACK_S,
+            policy=AutoscalingPolicy(policy_function=scale_on_demand),
         ),
         graceful_shutdown_wait_loop_s=1,
         # What is in flight has its own bound; the rest is time to answer.

@@ -1,15 +1,21 @@
-"""The HTTP API and the pages: routes to the service, and errors in one shape."""
+"""FastAPI application of a replica: detection, model information, health and status routes."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Security
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, Field, TypeAdapter
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -17,56 +23,94 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from detect_ai import __version__
 from detect_ai.core.config import LOOPBACK
-from detect_ai.schemas import DetectResponse, FilesResponse, LabelScore, ModelInfo
-from serve_app.api import openapi, stream
-from serve_app.api.admin import admin_routes
-from serve_app.api.errors import RETRY_AFTER, ProblemError, late
+from detect_ai.schemas import (
+    DetectRequest,
+    DetectResponse,
+    FileOptions,
+    FilesResponse,
+    LabelScore,
+    ModelInfo,
+    PredictRequest,
+    Problem,
+    Verdict,
+)
+from serve_app.api.errors import MEDIA_TYPE, RETRY_AFTER, ProblemError, http_problem, validation_problem
 from serve_app.api.middleware import Guard
 from serve_app.api.pages import add_pages
-from serve_app.api.stream import StreamResponse
-from serve_app.auth.access import ANYBODY, AccessControl
+from serve_app.auth.access import ADMIN, ANYBODY, AccessControl
 from serve_app.engine.batcher import ClosedError, QueueFullError
-from serve_app.engine.engine import Service
+from serve_app.engine.engine import Engine, Options
 from serve_app.engine.metrics import Telemetry
-from serve_app.engine.versions import Traffic
-from serve_app.files.uploads import judge_files, read_form
+from serve_app.engine.versions import Versions
+from serve_app.files.uploads import detect_files, read_form
 
-PATHS = "/, /docs, /card, /v1/detect, /v1/detect/file, /v1/detect/stream, /v1/model, /predict, /healthz or /readyz"
+DESCRIPTION = (
+    "Estimates whether a text was written by AI, at a stated false positive rate. Every response carries "
+    "`X-Request-ID`, `X-Model-Version` and `Server-Timing`; errors are `application/problem+json` (RFC 9457) and never "
+    "repeat a part of a text. 429 and 503 carry `Retry-After`."
+)
+PREDICTIONS = TypeAdapter(list[list[LabelScore]])
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": description, "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
+    for status, description in (("4XX", "The request cannot be answered"), ("5XX", "The service cannot answer now"))
+}
 
 
-def create_app(traffic: Traffic, access: AccessControl, telemetry: Telemetry | None = None) -> FastAPI:
+class KeyInfo(BaseModel):
+    """An API key without its secret."""
+
+    id: str
+    name: str
+    scopes: list[str]
+
+
+class Status(BaseModel):
+    """State of the replica that answers."""
+
+    pid: int
+    uptime_s: float
+    model_version: str
+    canary: str | None = Field(description="Version that answers a fraction of the callers")
+    canary_share: float
+    waiting_tokens: int = Field(description="Tokens that wait for the model")
+    keys: list[KeyInfo]
+
+
+def create_app(versions: Versions, access: AccessControl, telemetry: Telemetry | None = None) -> FastAPI:
     """The ASGI application of one replica."""
-    config = traffic.main.config
+    config = versions.main.config
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        traffic.start()
+        versions.start()
         access.start(config.keys_refresh_s)
         yield
         await access.stop()
-        await traffic.close()
+        await versions.close()
 
     app = FastAPI(
         title="detect_ai",
         version=__version__,
-        description=openapi.DESCRIPTION,
+        description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
+        responses=PROBLEMS,
+        exception_handlers={HTTPException: http_problem, RequestValidationError: validation_problem},
     )
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it complains with characters of the body
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs characters of the body
     app.add_middleware(
         Guard,
         access=access,
         telemetry=telemetry or Telemetry(),
         max_body_bytes=config.max_body_bytes,
-        other_bounds={"/v1/detect/file": config.max_upload_bytes, "/v1/detect/stream": None},
+        other_bounds={"/v1/detect/file": config.max_upload_bytes},
         hosts=LOOPBACK if config.is_local and not access.requires_keys else None,
         cors_origins=config.cors_origins,
     )
-    app.add_middleware(Stamp, model_version=traffic.main.detector.version)
-    if config.cors_origins:  # outermost: browsers ask for leave without a key
+    app.add_middleware(Stamp, model_version=versions.main.detector.version)
+    if config.cors_origins:  # outermost: preflight requests carry no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(config.cors_origins),
@@ -74,203 +118,247 @@ def create_app(traffic: Traffic, access: AccessControl, telemetry: Telemetry | N
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["Retry-After", "Server-Timing", "X-Model-Version", "X-Request-ID"],
         )
-    app.add_exception_handler(HTTPException, http_problem)
-    needs = (
-        [Security(openapi.BEARER)] if access.requires_keys else []
-    )  # for the description: the middleware has checked it
-    app.include_router(detect_routes(traffic), dependencies=needs)
-    app.include_router(state_routes(traffic, access))
-    app.include_router(model_route(traffic), dependencies=needs)
-    app.include_router(admin_routes(traffic, access), dependencies=needs)
-    add_pages(app, traffic.main.card)
+    # For the OpenAPI description only: the middleware has checked the key already.
+    needs_key = [Security(HTTPBearer(auto_error=False))] if access.requires_keys else []
+    app.include_router(json_routes(versions), dependencies=needs_key)
+    app.include_router(file_routes(versions), dependencies=needs_key)
+    app.include_router(model_routes(versions, access), dependencies=needs_key)
+    app.include_router(health_routes(versions, access))
+    add_pages(app, versions.main.card)
     return app
 
 
 class Stamp:
-    """ASGI middleware that says on every response which model answered and how long that took until then.
+    """ASGI middleware that adds `X-Model-Version` and `Server-Timing` to every response, and answers HEAD like GET.
 
     Args:
-        app: what it stamps.
-        model_version: of the model that answers where no route chose another.
+        app: the application.
+        model_version: the version reported where no route has chosen another.
     """
 
     def __init__(self, app: ASGIApp, model_version: str) -> None:
-        self.app = app
-        self.model_version = model_version
+        self.app, self.model_version = app, model_version
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stamp one response."""
-        started = time.perf_counter()
+        """Handle one request."""
+        started, is_head = time.perf_counter(), scope.get("method") == "HEAD"
+        if is_head:  # FastAPI's routes do not answer it
+            scope = {**scope, "method": "GET"}
 
         async def send_stamped(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["X-Model-Version"] = scope["state"].get("model_version", self.model_version)
                 headers["Server-Timing"] = f"replica;dur={1000 * (time.perf_counter() - started):.1f}"
+            elif is_head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
         await self.app(scope, receive, send_stamped)
 
 
-def detect_routes(traffic: Traffic) -> APIRouter:
-    """Detection: of texts, of files, of a stream, and in the form of Hugging Face."""
-    router = APIRouter()
+def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
+    """A class of routes that checks a request before its body is read, and bounds the time of the whole request.
 
-    def chosen(request: Request) -> Service:
-        """The version that answers a request."""
-        caller = request.state.caller.name
-        service = traffic.of(request.state.request_id if caller == ANYBODY else caller)
-        request.state.model_version = service.detector.version
-        return service
+    Args:
+        versions: the engines.
+        media_type: the only one accepted.
+    """
+    seconds = versions.main.config.request_timeout_s
 
-    @router.post("/v1/detect", response_model=DetectResponse, **openapi.DETECT)
-    async def detect(request: Request) -> Response:
-        """Verdicts for one text or many, in their order."""
-        expect_type(request, "application/json")
-        service, state = with_room(chosen(request), request), request.state
+    class BoundedRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
 
-        async def answer() -> bytes:
-            return await service.detect(await request.body(), state.request_id, state.caller.charge)
+            async def bounded(request: Request) -> Response:
+                check_media_type(request, media_type)
+                caller = request.state.caller.name
+                engine = versions.choose(request.state.request_id if caller == ANYBODY else caller)
+                request.state.engine, request.state.queue = engine, queue_key(request)
+                request.state.model_version = engine.detector.version
+                try:
+                    engine.require_room(announced_bytes(request), request.state.queue)
+                    async with asyncio.timeout(seconds):
+                        return await handle(request)
+                except TimeoutError:
+                    detail = f"No answer within {seconds:g} seconds: send less text at once, or try again later."
+                    raise ProblemError(503, detail, RETRY_AFTER) from None
+                except QueueFullError as error:
+                    headers = {"Retry-After": str(error.retry_after_s)}
+                    raise ProblemError(503, "The queue is full: try again later.", headers) from None
+                except ClosedError:
+                    raise ProblemError(503, "The replica is shutting down: try again.", RETRY_AFTER) from None
 
-        return Response(await in_time(service, answer()), media_type="application/json")
+            return bounded
 
-    @router.post("/v1/detect/file", response_model=FilesResponse, **openapi.FILES)
+    return BoundedRoute
+
+
+def queue_key(request: Request) -> str:
+    """Who shares a place in the turns of the queue: the key, or without keys the connection."""
+    name: str = request.state.caller.name
+    return name if name != ANYBODY or request.client is None else f"{request.client.host}:{request.client.port}"
+
+
+def check_media_type(request: Request, media_type: str) -> None:
+    """Raise ProblemError for a body of another type, or a compressed one."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != media_type:
+        raise ProblemError(415, f"Expected the header `Content-Type: {media_type}`.")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        detail = "Compressed bodies are not supported: leave out the header `Content-Encoding`."
+        raise ProblemError(415, detail, {"Accept-Encoding": "identity"})
+
+
+def announced_bytes(request: Request) -> int:
+    """Length of the body by its header; 0 without one."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdigit() else 0
+
+
+async def answer(versions: Versions, request: Request, work: Callable[[Engine], Awaitable[bytes]]) -> Response:
+    """The answer of the version that was chosen for a request."""
+    content, engine = await versions.run(request.state.engine, work)
+    request.state.model_version = engine.detector.version
+    return Response(content, media_type="application/json")
+
+
+def json_routes(versions: Versions) -> APIRouter:
+    """Detection for texts in JSON."""
+    router = APIRouter(route_class=bounded_route(versions, "application/json"))
+
+    @router.post("/v1/detect", response_model=DetectResponse)
+    async def detect(request: Request, body: DetectRequest) -> Response:
+        """Verdicts for one or several texts, in their order."""
+        started, state, texts = time.perf_counter(), request.state, body.all_texts()
+        options = Options(body.target_fpr, body.return_spans or body.explain, body.explain)
+
+        async def work(engine: Engine) -> bytes:
+            def respond(verdicts: list[Verdict]) -> bytes:
+                response = DetectResponse(
+                    request_id=state.request_id,
+                    model_version=engine.detector.version,
+                    verdicts=verdicts,
+                    seconds=round(time.perf_counter() - started, 6),
+                )
+                return response.model_dump_json().encode()
+
+            size = sum(map(len, texts))
+            return await engine.run(
+                lambda: engine.encode(texts, options), respond, size, state.queue, state.caller.charge
+            )
+
+        return await answer(versions, request, work)
+
+    @router.post("/predict", response_model=list[list[LabelScore]])
+    async def predict(request: Request, body: PredictRequest) -> Response:
+        """Probabilities in the format of Hugging Face's text classification.
+
+        For clients such as `huggingface_hub.InferenceClient("…/predict")`. The format has no label for abstaining:
+        `ai` ranks first only where the verdict is `ai`; otherwise its score is at most 0.5.
+        """
+        state, texts = request.state, body.all_texts()
+
+        async def work(engine: Engine) -> bytes:
+            size = sum(map(len, texts))
+            return await engine.run(
+                lambda: engine.encode(texts, Options()),
+                lambda verdicts: PREDICTIONS.dump_json([labels(verdict)[: body.top_k] for verdict in verdicts]),
+                size,
+                state.queue,
+                state.caller.charge,
+            )
+
+        return await answer(versions, request, work)
+
+    return router
+
+
+def labels(verdict: Verdict) -> list[LabelScore]:
+    """Both labels by score. Without the verdict `ai`, the score of `ai` is capped so that `human` ranks first."""
+    ai = verdict.probability if verdict.label == "ai" else min(verdict.probability, 0.5)
+    both = [LabelScore(label="human", score=1 - ai), LabelScore(label="ai", score=ai)]
+    return sorted(both, key=lambda label: -label.score)
+
+
+def file_routes(versions: Versions) -> APIRouter:
+    """Detection for uploaded files."""
+    router = APIRouter(route_class=bounded_route(versions, "multipart/form-data"))
+    form = FileOptions.model_json_schema()
+    form["properties"] = {
+        "files": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1},
+        **form["properties"],
+    }
+    form["required"] = ["files"]
+    body = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+
+    @router.post("/v1/detect/file", response_model=FilesResponse, openapi_extra={"requestBody": body})
     async def detect_file(request: Request) -> Response:
         """Verdicts for the texts in files, in their order.
 
-        Text and Markdown in UTF-8, Word documents (.docx) and PDFs with text in them. Of a Word document the text is
-        read, not headers, footers, notes and comments. What is wrong with one file stands in its entry, as a
-        `problem` in place of a `verdict`, and the others are judged all the same; a request that is wrong as a whole
-        is refused.
+        Text and Markdown in UTF-8, Word documents (.docx) and PDFs that contain text. Headers, footers, notes and
+        comments of Word documents are not read. A file that cannot be read has a `problem` instead of a `verdict`; the
+        other files are not affected.
         """
-        expect_type(request, "multipart/form-data")
-        service, state = with_room(chosen(request), request), request.state
-
-        async def answer() -> bytes:
-            with service.files.held(announced(request) or service.config.max_upload_bytes):
-                uploads, options = await read_form(request, service.config)
-                return await judge_files(service, uploads, options, state.request_id, state.caller.charge)
-
-        return Response(await in_time(service, answer()), media_type="application/json")
-
-    @router.post("/v1/detect/stream", response_class=StreamResponse, status_code=200, **openapi.STREAM)
-    async def detect_stream(request: Request) -> Response:
-        """Verdicts for as many texts as you like: a line of JSON for each, in their order, as soon as it is ready.
-
-        Whatever is wrong with one line is the `problem` of that line, and the stream goes on. Read answers while you
-        send: when more than `stream_backlog_bytes` came ahead of their answers, the stream ends with a problem. It
-        ends so, too, when it takes longer than a minute (by default), unless the header `X-Request-Timeout-Seconds`
-        gives it more time (0: no bound). The last line then says from which line on to send again.
-        """
-        expect_type(request, *stream.MEDIA_TYPES)
-        service, state = chosen(request), request.state
-        wanted = stream.options_of(request.query_params)
-        service.check_target(wanted.target_fpr)
-        if service.open_streams >= service.config.max_streams:
-            raise ProblemError(503, f"{service.open_streams} streams are open already: try again later.", RETRY_AFTER)
-        seconds = stream.seconds_allowed(request.headers, service.config)
-        return StreamResponse(service, wanted, state.request_id, seconds, state.caller)
-
-    @router.post("/predict", response_model=list[list[LabelScore]], **openapi.PREDICT)
-    async def predict(request: Request) -> Response:
-        """Probabilities in the form of Hugging Face's text classification.
-
-        For clients that speak that form, such as `huggingface_hub.InferenceClient("…/predict")`. It has no word for
-        `uncertain`: for a verdict ask `/v1/detect`.
-        """
-        expect_type(request, "application/json")
-        service = with_room(chosen(request), request)
-
-        async def answer() -> bytes:
-            return await service.predict(await request.body(), request.state.caller.charge)
-
-        return Response(await in_time(service, answer()), media_type="application/json")
+        state, files = request.state, versions.main.files
+        with files.held(announced_bytes(request) or versions.main.config.max_upload_bytes):
+            uploads, options = await read_form(request, versions.main.config)
+            return await answer(
+                versions,
+                request,
+                lambda engine: detect_files(
+                    engine, uploads, options, state.request_id, state.queue, state.caller.charge
+                ),
+            )
 
     return router
 
 
-def model_route(traffic: Traffic) -> APIRouter:
-    """What the model is."""
-    router = APIRouter()
+def model_routes(versions: Versions, access: AccessControl) -> APIRouter:
+    """The model, and the state of the replica for operators."""
+    router, started = APIRouter(), time.monotonic()
 
-    @router.get("/v1/model", response_model=ModelInfo, responses=openapi.MODEL)
+    @router.get("/v1/model", response_model=ModelInfo)
     async def model() -> ModelInfo:
         """The model that answers, its thresholds and limits."""
-        return traffic.main.info()
+        return versions.main.info()
+
+    @router.get(f"{ADMIN}status", response_model=Status)
+    async def status() -> Status:
+        """The replica that answers. Needs a key with the scope `admin`."""
+        return Status(
+            pid=os.getpid(),
+            uptime_s=round(time.monotonic() - started, 1),
+            model_version=versions.main.detector.version,
+            canary=versions.canary.detector.version if versions.canary else None,
+            canary_share=versions.canary_share,
+            waiting_tokens=sum(engine.batcher.waiting_tokens for engine in versions.engines),
+            keys=[
+                KeyInfo(id=key.id, name=key.name, scopes=sorted(key.scopes))
+                for key in access.ring.keys.values()
+                if key.is_valid
+            ],
+        )
 
     return router
 
 
-def state_routes(traffic: Traffic, access: AccessControl) -> APIRouter:
-    """What tells the state of the service."""
-    router, service = APIRouter(), traffic.main
+def health_routes(versions: Versions, access: AccessControl) -> APIRouter:
+    """Liveness and readiness, without a key."""
+    router = APIRouter()
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Whether the process lives."""
         return {"status": "alive"}
 
-    @router.get("/readyz", responses={503: openapi.PROBLEMS[503]})
+    @router.get("/readyz")
     async def readyz() -> dict[str, str]:
-        """Whether the model is loaded, warmed up and taking work."""
-        if not traffic.alive:
-            raise ProblemError(503, "The replica is not taking work: try again later.", RETRY_AFTER)
-        state = {"status": "ready", "model_version": service.detector.version}
+        """Whether the model is loaded, warmed up and accepts requests."""
+        if not versions.alive:
+            raise ProblemError(503, "The replica does not accept requests: try again later.", RETRY_AFTER)
+        state = {"status": "ready", "model_version": versions.main.detector.version}
         if seconds := access.seconds_stale:
             state["detail"] = f"API keys were last read {seconds:.0f} seconds ago: revoked keys may still be valid"
         return state
 
     return router
-
-
-def expect_type(request: Request, *media_types: str) -> None:
-    """Raise ProblemError for a body of another type."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() not in media_types:
-        raise ProblemError(415, f"Expected the header `Content-Type: {media_types[0]}`.")
-
-
-def with_room(service: Service, request: Request) -> Service:
-    """The service, unless so much waits that this request would come too late. Raises ProblemError."""
-    try:
-        service.require_room(announced(request))
-    except QueueFullError as error:
-        raise busy(error) from None
-    return service
-
-
-def announced(request: Request) -> int:
-    """Bytes of the body by its head, 0 where it does not say."""
-    length = request.headers.get("content-length", "")
-    return int(length) if length.isdigit() else 0
-
-
-def busy(error: QueueFullError) -> ProblemError:
-    """The refusal of what would wait too long."""
-    after = {"Retry-After": str(error.retry_after_s)}
-    return ProblemError(503, "Too many texts wait for the model: try again later.", after)
-
-
-async def in_time(service: Service, answer: Awaitable[bytes]) -> bytes:
-    """An answer, within the time that a request may take, the coming of its body included. Raises ProblemError."""
-    seconds = service.config.request_timeout_s
-    try:
-        async with asyncio.timeout(seconds):
-            return await answer
-    except TimeoutError:
-        raise late(seconds) from None
-    except QueueFullError as error:
-        raise busy(error) from None
-    except ClosedError:
-        raise ProblemError(503, "The replica is shutting down: try again.", RETRY_AFTER) from None
-
-
-async def http_problem(request: Request, error: Exception) -> Response:
-    """Routing errors in the shape of all others; what was asked for is not repeated."""
-    assert isinstance(error, HTTPException)
-    allowed = (error.headers or {}).get("Allow")
-    known = {
-        404: f"No such path: expected {PATHS}.",
-        405: f"Another method is expected here: {allowed}.",
-    }
-    detail = known.get(error.status_code, f"{error.detail}.")
-    return ProblemError(error.status_code, detail, error.headers).response(request.state.request_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import traceback
@@ -99,7 +100,10 @@ class Guard:
             scope["state"]["caller"] = caller
             await self.app(scope, receive if bound is None else _bounded(receive, bound), send_with_headers)
         except ClientDisconnect:
-            return
+            self.telemetry.refused(499)
+        except asyncio.CancelledError:  # Serve cancels a request whose client has disconnected
+            self.telemetry.refused(499)
+            raise
         except Exception as error:
             problem = error if isinstance(error, ProblemError) else internal(error, scope["state"]["request_id"])
             self.telemetry.refused(problem.status)

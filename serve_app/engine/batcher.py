@@ -1,4 +1,4 @@
-"""Batches made from the windows of all requests that wait: no timer, no starvation, every core at work."""
+"""Continuous batching of encoder windows: token budgets, fair queueing, several batches in parallel on a CPU."""
 
 from __future__ import annotations
 
@@ -6,65 +6,65 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import repeat
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detect_ai.models.batch import lane_tokens, padded_length
 
+T = TypeVar("T")
 Ids = NDArray[np.int32]
 Scores = NDArray[np.float64]
 Score = Callable[[Sequence[Ids], int], Scores]
 
-LOOK_AHEAD = 4  # batches among whose windows those of like length are found
-MOST_COMING = 256  # windows that are looked at for a batch
-HUNG_S = 300.0  # a batch that takes so long will never end: a model's first compilation takes a minute
-FULL_ENOUGH = 0.25  # share of a batch from which on its time says how long a token takes
+LOOK_AHEAD = 4  # batches from whose windows those of similar length are chosen
+MAX_CANDIDATES = 256  # windows considered for one batch
+HUNG_S = 300.0  # a batch that runs for so long will never end; a model's first compilation takes a minute
+MIN_MEASURED_FILL = 0.25  # fraction of a batch from which on its time gives the time of a token
 
 
 class QueueFullError(Exception):
-    """More waits than the bounds allow.
+    """The queue is full, or the estimated queueing delay is too long.
 
     Args:
-        retry_after_s: seconds until what waits now will have been read.
+        retry_after_s: estimated seconds until the queue has drained.
     """
 
-    def __init__(self, retry_after_s: int) -> None:
+    def __init__(self, retry_after_s: int = 1) -> None:
         super().__init__(retry_after_s)
         self.retry_after_s = retry_after_s
 
 
 class ClosedError(Exception):
-    """The batcher takes no more work: the replica is shutting down."""
+    """The batcher accepts no more work: the replica is shutting down."""
 
 
 @dataclass(eq=False)
 class _Job:
-    """The windows of one request on their way through the model."""
+    """The windows of one request."""
 
     rows: Sequence[Ids]
-    costs: list[int]
+    costs: list[int]  # padded tokens of each window
     done: asyncio.Future[Scores]
     scores: Scores
-    waiting: list[int]  # positions of windows that are in no batch yet
+    waiting: list[int]  # indices of the windows that are in no batch yet
     waiting_tokens: int
-    scored: int = 0
+    num_scored: int = 0
 
-    def take(self, position: int) -> None:
-        self.waiting.remove(position)
-        self.waiting_tokens -= self.costs[position]
+    def take(self, index: int) -> None:
+        self.waiting.remove(index)
+        self.waiting_tokens -= self.costs[index]
 
-    def tokens_before(self, windows: int) -> int:
-        """Tokens of it that come before the last window of another with so many windows: they take turns."""
-        return sum(self.costs[position] for position in self.waiting[:windows])
-
-    def put(self, position: int, score: float) -> None:
-        self.scores[position] = score
-        self.scored += 1
-        if self.scored == len(self.rows) and not self.done.done():
+    def put(self, index: int, score: float) -> None:
+        self.scores[index] = score
+        self.num_scored += 1
+        if self.num_scored == len(self.rows) and not self.done.done():
             self.done.set_result(self.scores)
 
     def fail(self, error: Exception) -> None:
@@ -74,30 +74,33 @@ class _Job:
 
 @dataclass(eq=False)
 class Batcher:
-    """Scores windows for many callers at once.
+    """Scores the windows of concurrent requests in shared batches.
 
-    While the model runs, the next batch gathers: the model never waits for a timer, and a lone request never waits
-    for company. Requests take turns, one window each, so that a long text shares the model with the short ones that
-    came after it. Of what comes next a batch takes the window that waits longest, and those of like length that go
-    with it at the least cost: padding costs as much as text.
+    While the model runs, the next batch gathers: there is no timer, and a lone request never waits for company. Callers
+    take turns, then the requests of a caller, one window each. A batch starts with the window whose turn it is and adds
+    windows of similar length that come soon, because padding costs as much as text.
 
-    Several batches may run at once, in lanes: a thread each gets more out of a CPU than all threads at one batch, where
-    they wait for each other at every layer. What comes to idle lanes gets the threads of all that it leaves idle. Where
-    enough waits for it, one batch more is made ready, so that no lane waits for the event loop.
+    On a CPU several batches run in parallel lanes, one thread each: threads that share a batch wait for each other at
+    every layer. A request that finds idle lanes gets the threads of all of them. One more batch is prepared ahead, so
+    that a lane never waits for the event loop.
 
     Args:
         score: windows and a number of threads to log-odds, shape (windows,), in one forward pass.
-        model: the threads that `score` runs in, one for each lane.
-        batch_tokens: tokens in all lanes together, padding counted. They bound how long a new request waits for its
-            turn.
-        max_waiting_tokens: more is refused, except from a request that finds nothing waiting.
-        special_tokens: that are put around each window.
-        pass_tokens: what a batch costs besides its tokens, as so many tokens more.
-        max_wait_s: so is a request that what is before it would keep from its last turn for longer than this, by the
-            speed of the last batches.
-        threads: that `score` may have in all lanes together.
-        lanes: batches that run at once.
-        on_batch: is told the tokens and seconds of every batch, and the tokens that wait.
+        model: executor with one thread for each lane.
+        batch_tokens: padded tokens in all lanes together; bounds how long a new request waits for its first turn.
+        max_waiting_tokens: bound of the queue. Each request counts with at most `batch_tokens`, so that one long
+            document does not shut out the others; a caller without waiting requests may use twice the bound. A
+            request that finds an empty queue is always accepted.
+        special_tokens: tokens added around each window.
+        pass_tokens: fixed cost of a forward pass, in tokens.
+        max_wait_s: bound of the estimated queueing delay.
+        threads: threads of all lanes together.
+        lanes: batches that run in parallel.
+        on_batch: called with the padded tokens and the seconds of every batch.
+        on_queue: called with the tokens that wait, when they change.
+
+    Attributes:
+        peers: batchers that share the processor, this one included. They share the bounds of the queue.
     """
 
     score: Score
@@ -109,182 +112,267 @@ class Batcher:
     max_wait_s: float = math.inf
     threads: int = 1
     lanes: int = 1
-    on_batch: Callable[[int, float, int], None] | None = None
-    _token_s: float = field(default=0.0, init=False)  # seconds of a thread that a token takes, lately
-    _running: int = field(default=0, init=False)  # tokens in the model
+    on_batch: Callable[[int, float], None] | None = None
+    on_queue: Callable[[int], None] | None = None
+    peers: list[Batcher] = field(default_factory=list)
+    offered_tokens: float = field(default=0.0, init=False)  # of all requests since `demand` was read, refused ones too
+    _token_s: float = field(default=0.0, init=False)  # moving average of thread-seconds for a token
+    _running_tokens: int = field(default=0, init=False)
     _busy_lanes: int = field(default=0, init=False)
     _busy_threads: int = field(default=0, init=False)
-    _began: list[float] = field(default_factory=list, init=False)  # when each batch in the model did
-    _jobs: deque[_Job] = field(default_factory=deque, init=False)
+    _batch_starts: list[float] = field(default_factory=list, init=False)
+    _queues: dict[str, list[_Job]] = field(default_factory=dict, init=False)  # by caller, in the order of turns
     _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list, init=False)
     _closing: bool = field(default=False, init=False)
+    _demand_read: float = field(default_factory=time.perf_counter, init=False)
+
+    def __post_init__(self) -> None:
+        self.peers = self.peers or [self]
 
     def start(self) -> None:
-        """Begin to work, on the running event loop."""
+        """Start the tasks that fill the lanes, on the running event loop."""
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._run()) for _ in range(self.lanes + 1)]
 
-    @property
-    def alive(self) -> bool:
-        """Whether windows handed in now will be scored."""
-        ended = not self._tasks or any(task.done() for task in self._tasks)
-        hangs = any(time.perf_counter() - began > HUNG_S for began in self._began)
-        return not ended and not hangs and not self._closing
-
     async def close(self) -> None:
-        """Take no more work, finish what was taken."""
+        """Accept no more work and finish what was accepted."""
         self._closing = True
         self._wake.set()
         await asyncio.gather(*self._tasks)
 
-    async def scores(self, rows: Sequence[Ids]) -> Scores:
-        """Log-odds of windows, shape (windows,). Cancelling the call takes its windows out of the queue.
+    def runs_within(self, seconds: float) -> bool:
+        """Whether the batcher is running, and no batch has taken longer than this."""
+        ended = self._closing or not self._tasks or any(task.done() for task in self._tasks)
+        return not ended and all(time.perf_counter() - start <= seconds for start in self._batch_starts)
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests that come now will be scored."""
+        return self.runs_within(HUNG_S)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no batch runs and nothing waits."""
+        return not self._busy_lanes and not self._queues
+
+    @property
+    def lane_tokens(self) -> int:
+        """Padded tokens of a batch in one lane."""
+        return lane_tokens(self.batch_tokens, self.lanes)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Padded tokens that wait for the model."""
+        return sum(job.waiting_tokens for job in self._jobs())
+
+    def costs(self, rows: Sequence[Ids]) -> list[int]:
+        """Padded tokens of each window."""
+        return [padded_length(max(1, len(row) + self.special_tokens)) for row in rows]
+
+    async def scores(self, rows: Sequence[Ids], caller: str = "") -> Scores:
+        """Log-odds of windows, shape (windows,). Cancelling the call removes its windows from the queue.
+
+        Args:
+            rows: token ids of the windows of one request.
+            caller: who asks; callers share the model evenly.
 
         Raises:
-            QueueFullError: too much waits already.
+            QueueFullError: the queue is full, or the estimated delay is too long.
             ClosedError: the batcher was closed, or never started.
         """
         if not self.alive:
             raise ClosedError
         if not rows:
             return np.empty(0)
-        self._check_room(costs := [padded_length(max(1, len(row) + self.special_tokens)) for row in rows])
+        costs = self.costs(rows)
+        self.offered_tokens += sum(costs)
+        self._check_room(costs, caller)
         done = asyncio.get_running_loop().create_future()
         job = _Job(rows, costs, done, np.empty(len(rows)), list(range(len(rows))), sum(costs))
-        self._jobs.append(job)
+        self._queues.setdefault(caller, []).append(job)
+        self._queue_changed()
         self._wake.set()
         try:
             return await job.done
         finally:
             self._drop(job)
 
-    @property
-    def waiting_tokens(self) -> int:
-        """Tokens that wait for the model."""
-        return sum(job.waiting_tokens for job in self._jobs)
+    def delay_s(self, windows: int = 1, caller: str = "") -> float:
+        """Estimated seconds until the last of so many new windows of a caller gets its turn."""
+        return sum(peer._seconds_ahead(windows, caller) for peer in self._live_peers())
 
-    def _check_room(self, costs: list[int]) -> None:
-        waiting, seconds = self.waiting_tokens, self.seconds_before(len(costs))
-        if waiting and (seconds > self.max_wait_s or waiting + sum(costs) > self.max_waiting_tokens):
-            raise QueueFullError(max(1, math.ceil(seconds)))
+    def demand(self) -> float:
+        """Work offered since the last call, refused requests included: processor seconds per second."""
+        now = time.perf_counter()
+        elapsed, self._demand_read = now - self._demand_read, now
+        offered, self.offered_tokens = self.offered_tokens, 0.0
+        return offered * self._token_s / self.threads / max(elapsed, 1e-3)
 
-    def seconds_before(self, windows: int) -> float:
-        """How long what is there keeps a new request with so many windows from its last one."""
-        return self._seconds(self._running + sum(job.tokens_before(windows) for job in self._jobs))
-
-    def _seconds(self, tokens: int) -> float:
-        """How long all lanes take for so many tokens, by the speed of the last batches."""
-        return tokens * self._token_s / self.threads
-
-    def _drop(self, job: _Job) -> None:
-        if job in self._jobs:
-            self._jobs.remove(job)
-
-    async def _run(self) -> None:
-        """Batch after batch, each in the lane that is free first."""
-        while batch := await self._next_batch():
-            rows = [job.rows[position] for job, position in batch]
-            tokens = sum(job.costs[position] for job, position in batch)
-            threads = self._threads_for_next()
-            self._busy_lanes, self._busy_threads = self._busy_lanes + 1, self._busy_threads + threads
-            self._running += tokens
-            self._began.append(began := time.perf_counter())
-            try:
-                work = asyncio.get_running_loop().run_in_executor(self.model, self._timed, rows, threads)
-                scores, seconds = await work
-            except Exception as error:  # it belongs to the callers of this batch; the next one may well succeed
-                for job, _ in batch:
-                    self._drop(job)
-                    job.fail(error)
-            else:
-                for (job, position), score in zip(batch, scores, strict=True):
-                    job.put(position, score)
-                self._measure(tokens, seconds, threads)
+    @contextmanager
+    def lane(self, tokens: int) -> Iterator[int]:
+        """Occupy a lane for a batch; yields its number of threads."""
+        threads = self._threads_of_next()
+        self._busy_lanes, self._busy_threads = self._busy_lanes + 1, self._busy_threads + threads
+        self._running_tokens += tokens
+        self._batch_starts.append(start := time.perf_counter())
+        try:
+            yield threads
+        finally:
             self._busy_lanes, self._busy_threads = self._busy_lanes - 1, self._busy_threads - threads
-            self._running -= tokens
-            self._began.remove(began)
+            self._running_tokens -= tokens
+            self._batch_starts.remove(start)
+            self._wake.set()
 
-    def _timed(self, rows: Sequence[Ids], threads: int) -> tuple[Scores, float]:
-        started = time.perf_counter()
-        return self.score(rows, threads), time.perf_counter() - started
-
-    def _threads_for_next(self) -> int:
-        """Threads of a batch that was just taken: its share of what is idle, for as many batches as there are."""
-        if self.lanes == 1:
-            return self.threads
-        others = min(max(0, self.lanes - self._busy_lanes - 1), math.ceil(self.waiting_tokens / self._lane_tokens))
-        return max(1, (self.threads - self._busy_threads) // (1 + others))
-
-    @property
-    def _lane_tokens(self) -> int:
-        return lane_tokens(self.batch_tokens, self.lanes)
-
-    def _measure(self, tokens: int, seconds: float, threads: int) -> None:
-        # A small batch takes hardly less time than a larger one: by itself it would say that every token is slow.
-        token_s = seconds * threads / max(tokens, self._lane_tokens * FULL_ENOUGH)
+    def measure(self, tokens: int, seconds: float, threads: int) -> None:
+        """Update the time of a token from a batch that has run."""
+        # A small batch takes hardly less time than a larger one: alone it would overestimate the time of a token.
+        token_s = seconds * threads / max(tokens, self.lane_tokens * MIN_MEASURED_FILL)
         self._token_s = 0.8 * self._token_s + 0.2 * token_s if self._token_s else token_s
         if self.on_batch is not None:
-            self.on_batch(tokens, seconds, self.waiting_tokens)
+            self.on_batch(tokens, seconds)
+
+    def _jobs(self) -> Iterator[_Job]:
+        return (job for jobs in self._queues.values() for job in jobs)
+
+    def _live_peers(self) -> list[Batcher]:
+        return [peer for peer in self.peers if peer is self or peer.alive]
+
+    def _check_room(self, costs: list[int], caller: str) -> None:
+        peers = self._live_peers()
+        counted = sum(min(job.waiting_tokens, self.batch_tokens) for peer in peers for job in peer._jobs())
+        if not counted:
+            return
+        bound = self.max_waiting_tokens * (1 if any(caller in peer._queues for peer in peers) else 2)
+        seconds = self.delay_s(len(costs), caller)
+        if seconds > self.max_wait_s or counted + min(sum(costs), self.batch_tokens) > bound:
+            raise QueueFullError(max(1, math.ceil(seconds)))
+
+    def _seconds_ahead(self, windows: int, caller: str) -> float:
+        """Seconds of work that come before the last of so many new windows: callers take turns, as do requests."""
+        own = self._queues.get(caller, [])
+        tokens = sum(job.costs[index] for job in own for index in job.waiting[:windows])
+        turns = windows + sum(min(windows, len(job.waiting)) for job in own)
+        for other, jobs in self._queues.items():
+            if other != caller:
+                waiting = sum(len(job.waiting) for job in jobs)
+                tokens += round(sum(job.waiting_tokens for job in jobs) * min(1.0, turns / max(1, waiting)))
+        return (self._running_tokens + tokens) * self._token_s / self.threads
+
+    def _queue_changed(self) -> None:
+        if self.on_queue is not None:
+            self.on_queue(self.waiting_tokens)
+
+    def _drop(self, job: _Job) -> None:
+        for caller, jobs in self._queues.items():
+            if job in jobs:
+                jobs.remove(job)
+                if not jobs:
+                    del self._queues[caller]
+                self._queue_changed()
+                return
+
+    async def _run(self) -> None:
+        """Run batch after batch, each in the first free lane."""
+        loop = asyncio.get_running_loop()
+        while batch := await self._next_batch():
+            rows = [job.rows[index] for job, index in batch]
+            tokens = sum(job.costs[index] for job, index in batch)
+            with self.lane(tokens) as threads:
+                try:
+                    scores, seconds = await loop.run_in_executor(self.model, timed, self.score, rows, threads)
+                except Exception as error:  # fails the requests of this batch; the next batch may succeed
+                    for job, _ in batch:
+                        self._drop(job)
+                        job.fail(error)
+                else:
+                    for (job, index), score in zip(batch, scores, strict=True):
+                        job.put(index, score)
+                    self.measure(tokens, seconds, threads)
+
+    def _threads_of_next(self) -> int:
+        """Threads of the next batch: an even share of the idle ones, for as many batches as wait."""
+        if self.lanes == 1:
+            return self.threads
+        others = min(max(0, self.lanes - self._busy_lanes - 1), math.ceil(self.waiting_tokens / self.lane_tokens))
+        return max(1, (self.threads - self._busy_threads) // (1 + others))
 
     async def _next_batch(self) -> list[tuple[_Job, int]]:
-        """What to score next; empty once the batcher is closed and nothing is left."""
+        """Windows to score next; empty once the batcher is closed and the queue is empty."""
         while not (batch := self._take()) and not self._closing:
             self._wake.clear()
             await self._wake.wait()
         return batch
 
     def _take(self) -> list[tuple[_Job, int]]:
-        """The next batch; empty where nothing waits."""
-        if self._busy_lanes >= self.lanes and self.waiting_tokens < self._lane_tokens:
-            return []  # more may come before a lane is free
-        if not self._jobs:
-            return []
-        coming = self._coming()
-        costs = np.asarray([job.costs[position] for job, position in coming])
-        batch = [coming[i] for i in cheapest_with_first(costs, self._lane_tokens, self.pass_tokens)]
-        for job, position in batch:
-            job.take(position)
-        # Who had a turn waits until the others had theirs.
+        """Remove the next batch from the queue; empty where nothing waits."""
+        if not self._queues or (self._busy_lanes >= self.lanes and self.waiting_tokens < self.lane_tokens):
+            return []  # with all lanes busy, a small batch may still grow
+        candidates = self._candidates()
+        costs = np.asarray([job.costs[index] for job, index in candidates])
+        batch = [candidates[i] for i in cheapest_with_first(costs, self.lane_tokens, self.pass_tokens)]
+        for job, index in batch:
+            job.take(index)
         served = {id(job) for job, _ in batch}
-        after = [job for job in self._jobs if id(job) in served and job.waiting]
-        self._jobs = deque([job for job in self._jobs if id(job) not in served] + after)
+        for caller, jobs in list(self._queues.items()):
+            if not any(id(job) in served for job in jobs):
+                continue
+            last = [job for job in jobs if id(job) in served and job.waiting]
+            del self._queues[caller]
+            if jobs := [job for job in jobs if id(job) not in served] + last:
+                self._queues[caller] = jobs  # callers and requests that had a turn go to the end
+        self._queue_changed()
         return batch
 
-    def _coming(self) -> list[tuple[_Job, int]]:
-        """Windows that come next, in the order of their turns: those of a whole turn, and a few batches of them."""
-        coming: list[tuple[_Job, int]] = []
-        tokens = turn = 0
-        while tokens < self.batch_tokens:
-            here = [(job, job.waiting[turn]) for job in self._jobs if turn < len(job.waiting)]
-            if not here:
+    def _candidates(self) -> list[tuple[_Job, int]]:
+        """The next windows in the order of their turns."""
+        turns = round_robin(
+            round_robin(zip(repeat(job), job.waiting, strict=False) for job in jobs) for jobs in self._queues.values()
+        )
+        candidates: list[tuple[_Job, int]] = []
+        tokens = 0
+        for job, index in turns:
+            candidates.append((job, index))
+            tokens += job.costs[index]
+            if tokens >= LOOK_AHEAD * self.batch_tokens or len(candidates) == MAX_CANDIDATES:
                 break
-            for job, position in here:
-                if tokens >= LOOK_AHEAD * self.batch_tokens or len(coming) == MOST_COMING:
-                    return coming
-                coming.append((job, position))
-                tokens += job.costs[position]
-            turn += 1
-        return coming
+        return candidates
+
+
+def timed(score: Score, rows: Sequence[Ids], threads: int) -> tuple[Scores, float]:
+    """Scores of windows, and the seconds they took."""
+    start = time.perf_counter()
+    return score(rows, threads), time.perf_counter() - start
+
+
+def round_robin(iterables: Iterable[Iterable[T]]) -> Iterator[T]:
+    """One item of each in turn, until all are exhausted."""
+    iterators = deque(map(iter, iterables))
+    while iterators:
+        iterator = iterators.popleft()
+        for item in iterator:
+            yield item
+            iterators.append(iterator)
+            break
 
 
 def cheapest_with_first(costs: NDArray[np.int64], budget: int, pass_tokens: int) -> list[int]:
-    """Which windows to read together with the first: those of like length that make a token cheapest.
+    """Windows to score together with the first: those of similar length that minimise the time per token.
 
     Args:
         costs: tokens of each window, shape (n,).
-        budget: of a batch, padding counted, unless it is the first window alone.
-        pass_tokens: what a batch costs besides, as so many tokens more.
+        budget: padded tokens of a batch; exceeded only by the first window alone.
+        pass_tokens: fixed cost of a forward pass, in tokens.
 
     Returns:
-        Positions in `costs`, the longest first; 0 is one of them.
+        Indices into `costs`, the longest window first; 0 is one of them.
     """
     order = np.argsort(-costs, kind="stable")
     longest_first, first = costs[order], int(np.flatnonzero(order == 0)[0])
     before = np.concatenate(([0], np.cumsum(longest_first)))
     starts, stops = np.arange(first + 1)[:, None], np.arange(first + 1, len(costs) + 1)[None, :]
     padded = longest_first[starts] * (stops - starts)
-    worth = (before[stops] - before[starts]) / (padded + pass_tokens)
+    efficiency = (before[stops] - before[starts]) / (padded + pass_tokens)
     allowed = (padded <= budget) | ((starts == first) & (stops == first + 1))
-    start, stop = np.unravel_index(np.argmax(np.where(allowed, worth, -1.0)), worth.shape)
+    start, stop = np.unravel_index(np.argmax(np.where(allowed, efficiency, -1.0)), efficiency.shape)
     return [int(i) for i in order[start : first + 1 + stop]]

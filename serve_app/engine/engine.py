@@ -1,302 +1,301 @@
-"""From the body of a request to the body of its answer. Knows nothing of HTTP and of Ray."""
+"""Inference engine of one model version: texts of a request to verdicts. Independent of HTTP and Ray."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from detect_ai.core.config import ServeConfig
 from detect_ai.core.errors import InputError
 from detect_ai.detector.detector import Detector, Document, Sentence, with_effects
 from detect_ai.detector.model_info import model_info
-from detect_ai.schemas import (
-    DetectRequest,
-    DetectResponse,
-    LabelScore,
-    ModelInfo,
-    PredictParameters,
-    PredictRequest,
-    Verdict,
-)
+from detect_ai.schemas import ModelInfo, Verdict
 from detect_ai.text.normalize import Normalised, normalise
 from detect_ai.text.windows import aggregate_windows
-from serve_app.api.backlog import Budget
-from serve_app.api.errors import ProblemError, invalid_body
-from serve_app.engine.batcher import Batcher, ClosedError, Ids, QueueFullError, Scores
-from serve_app.engine.cache import ScoreCache
+from serve_app.api.errors import ProblemError
+from serve_app.engine.batcher import Batcher, ClosedError, Ids, QueueFullError, Scores, timed
 from serve_app.engine.metrics import Telemetry
-from serve_app.engine.waiting import WorkQueue
 from serve_app.files.reader import SLACK, FileReader
 
 T = TypeVar("T")
-Model = TypeVar("Model", bound=BaseModel)
-Score = Callable[[Sequence[Ids]], Awaitable[Scores]]
 Charge = Callable[[int], None]
 
-PASS_TOKENS = 64  # what a forward pass on a CPU costs besides its tokens, as so many more (docs/SERVING.md)
+PASS_TOKENS = 64  # fixed cost of a forward pass on a CPU, in tokens (docs/SERVING.md)
 READERS = 2  # threads that normalise and tokenise
-MANY_BYTES = 2000  # of a request from which on its time says how long a byte takes
-WAITING_BATCHES = 64  # batches that may wait for the model before requests are refused
-STREAM_SHARE = 0.25  # of them for streams, which wait for their turn and leave the rest to those who cannot
+CHARS_PER_TOKEN = 4
+MIN_MEASURED_CHARS = 2000  # shorter requests say little about the time of a character
+MAX_WAITING_BATCHES = 64
+WARM_UP_WORDS = (8, 100, 1000)
 LIMITS = (
     "max_texts",
     "max_chars",
     "max_tokens",
-    "max_explain_tokens",
     "max_body_bytes",
     "max_files",
     "max_file_bytes",
     "max_upload_bytes",
     "max_pages",
-    "stream_lines",
-    "stream_backlog_bytes",
 )
-PREDICTIONS = TypeAdapter(list[list[LabelScore]])
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to say of texts.
+class Options:
+    """Options of a request.
 
     Attributes:
         target_fpr: the model's default when None.
-        spans: score each sentence, too.
-        effects: say what becomes of the text's score without each sentence; needs `spans`.
+        spans: score each sentence.
+        explain: score the text without each sentence; needs `spans`.
     """
 
     target_fpr: float | None = None
     spans: bool = False
-    effects: bool = False
+    explain: bool = False
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A request as it was read, ready for the model.
+class EncodedRequest:
+    """A request, normalised and tokenised.
 
     Attributes:
-        target_fpr: one that the model has a threshold for.
-        wanted: what to say.
-        sentences: of each document; none unless spans were asked for.
+        target_fpr: one of the model's targets.
+        options: as requested.
+        documents: its texts.
+        sentences: of each document; empty unless spans were requested.
         rows: windows of all documents, then of all sentences, then of the documents without each sentence.
-        owners: the position of the document or sentence that each window belongs to, shape (windows,).
+        owners: index of the document or sentence that each window belongs to, shape (windows,).
     """
 
     target_fpr: float
-    wanted: Wanted
+    options: Options
     documents: list[Document]
     sentences: list[list[Sentence]]
     rows: list[Ids]
     owners: NDArray[np.int64]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the model reads for it."""
+        return sum(map(len, self.rows))
 
-class Service:
-    """A detector that answers many requests at once.
+
+class Engine:
+    """Answers concurrent requests with one detector.
+
+    A lone request is normalised, scored and answered in one job of a model thread: two thread switches. Otherwise
+    reader threads encode requests and build answers, and the batcher runs their windows in the model threads.
 
     Args:
-        detector: loaded and warmed up.
-        config: limits and the size of a batch.
-        model: the threads that the encoder runs in, one for each lane.
-        telemetry: counts what is done.
-        card: the model card as Markdown, if there is one.
-        lanes: batches that run at once.
-
-    Attributes:
-        on_answer: is told what was read and answered, on the event loop.
+        detector: a loaded bundle.
+        config: limits and batch size.
+        telemetry: metrics.
+        card: the model card as Markdown; empty without one.
     """
 
     def __init__(
-        self,
-        detector: Detector,
-        config: ServeConfig,
-        model: Executor,
-        telemetry: Telemetry | None = None,
-        card: str = "",
-        lanes: int = 1,
+        self, detector: Detector, config: ServeConfig, telemetry: Telemetry | None = None, card: str = ""
     ) -> None:
-        telemetry = telemetry or Telemetry()
-        self.detector = detector
-        self.config = config
-        self.card = card
+        self.detector, self.config, self.card = detector, config, card
+        self.telemetry = telemetry or Telemetry()
+        lanes = config.threads if detector.backend.has_lanes else 1
+        self.model = ThreadPoolExecutor(lanes, "model")
+        self.readers = ThreadPoolExecutor(READERS, "reader")
+        self.files = FileReader(config)
         self.batcher = Batcher(
             self._score,
-            model,
+            self.model,
             config.batch_tokens,
-            WAITING_BATCHES * config.batch_tokens,
+            MAX_WAITING_BATCHES * config.batch_tokens,
             detector.tokenizer.num_special,
-            # A GPU is not full before a good part of a batch: there many short windows take no longer than few.
+            # A GPU needs a good part of a batch to be busy: many short windows take no longer than a few.
             config.batch_tokens // 4 if config.use_gpu else PASS_TOKENS,
             config.max_wait_s,
             config.threads,
             lanes,
-            telemetry.ran,
+            self.telemetry.batch,
+            partial(self.telemetry.waiting, detector.version),
         )
-        self.telemetry = telemetry
-        self.on_answer: Callable[[Reading, list[Verdict]], None] | None = None
-        self._cache = ScoreCache(config.cache_texts)
-        self.files = FileReader(config)
-        self.stream_budget = Budget(int(STREAM_SHARE * WAITING_BATCHES * config.batch_tokens))
-        self.open_streams = 0
-        self._queue = WorkQueue(config.max_wait_s, READERS, MANY_BYTES)
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        self._unread_chars = 0
+        self._char_s = 0.0  # moving average of the seconds a reader takes for a character
 
-    async def detect(self, body: bytes, request_id: str, charge: Charge) -> bytes:
-        """The JSON of a DetectResponse for the JSON of a DetectRequest. Raises ProblemError for a bad one."""
-        started = time.perf_counter()
+    def warm_up(self) -> None:
+        """Score texts of several lengths, so that the first request finds kernels and memory ready."""
 
-        def read() -> Reading:
-            request = parse(body, DetectRequest)
-            wanted = Wanted(request.target_fpr, request.return_spans or request.explain, request.explain)
-            return self.read(request.all_texts(), wanted)
+        def detect() -> None:
+            import torch
 
-        def say(verdicts: list[Verdict]) -> bytes:
-            seconds = round(time.perf_counter() - started, 6)
-            response = DetectResponse(
-                request_id=request_id, model_version=self.detector.version, verdicts=verdicts, seconds=seconds
-            )
-            return response.model_dump_json().encode()
+            torch.set_num_threads(self.config.threads)
+            for words in WARM_UP_WORDS:
+                self.detector.detect([" ".join(["word"] * words)])
 
-        return await self.judge(read, say, charge, size=len(body))
+        self.model.submit(detect).result()
 
-    async def predict(self, body: bytes, charge: Charge) -> bytes:
-        """The answer to a PredictRequest: for each text its labels, the likelier first. Raises ProblemError."""
-        parameters = PredictParameters()
+    def require_room(self, size: int, caller: str) -> None:
+        """Refuse a request by its size in characters before it is read. Raises QueueFullError."""
+        seconds = self._unread_chars * self._char_s / READERS
+        if self.batcher.waiting_tokens:
+            seconds += self.batcher.delay_s(1, caller)
+        if seconds > self.config.max_wait_s:
+            self.batcher.offered_tokens += size / CHARS_PER_TOKEN  # the autoscaler counts refused work too
+            raise QueueFullError(max(1, math.ceil(seconds)))
 
-        def read() -> Reading:
-            nonlocal parameters
-            request = parse(body, PredictRequest)
-            parameters = request.parameters or parameters
-            return self.read(request.all_texts(), Wanted(), "inputs")
-
-        return await self.judge(read, lambda verdicts: predictions(verdicts, parameters.top_k), charge, size=len(body))
-
-    async def judge(
+    async def run(
         self,
-        read: Callable[[], Reading],
-        say: Callable[[list[Verdict]], T],
+        encode: Callable[[], EncodedRequest],
+        respond: Callable[[list[Verdict]], T],
+        size: int,
+        caller: str = "",
         charge: Charge | None = None,
-        score: Score | None = None,
-        size: int = 0,
     ) -> T:
-        """Read texts, score them, say what came of it. All but the scoring happens in threads for reading.
+        """Encode a request, score it and build its answer, off the event loop.
 
         Args:
-            read: texts as the model sees them.
-            say: makes an answer of their verdicts.
-            charge: counts the tokens that the model reads against the caller's rate limit; refunded where the model
-                has no room for them.
-            score: windows to log-odds; at once or not at all unless given.
-            size: bytes that `read` reads, where the request is refused rather than kept waiting for that.
+            encode: normalises and tokenises the texts.
+            respond: builds the answer from the verdicts.
+            size: characters to read.
+            caller: who asks; callers share the model evenly.
+            charge: takes the tokens from the caller's rate; they are returned where the queue is full.
 
         Raises:
-            ProblemError: from `read` or `say`.
-            QueueFullError: too much waits to be read, or for the model.
+            ProblemError: from `encode` or `respond`.
+            QueueFullError: the estimated delay is too long.
             ClosedError: the replica is shutting down.
         """
-        with self._queue.place(size, self._seconds_after()):
-            reading = await self.off_loop(partial(self._queue.measure, read, size))
-        tokens = sum(map(len, reading.rows))
-        if charge:
-            charge(tokens)
+        self.require_room(size, caller)
+        if not self.batcher.alive:
+            raise ClosedError
+        loop = asyncio.get_running_loop()
+
+        def encode_and_charge() -> EncodedRequest:
+            encoded = encode()
+            if charge is not None:
+                loop.call_soon_threadsafe(charge, encoded.num_tokens)  # also where the caller has left meanwhile
+            return encoded
+
+        if self.batcher.is_idle and not self._unread_chars:
+            result = await self._run_alone(encode_and_charge, respond, size)
+        else:
+            result = await self._encode(encode_and_charge, size)
+        if isinstance(result, EncodedRequest):
+            result = await self._run_batched(result, respond, caller, charge)
+        verdicts, answer = result
+        self.telemetry.answered(verdicts)
+        return answer
+
+    async def _run_alone(
+        self, encode: Callable[[], EncodedRequest], respond: Callable[[list[Verdict]], T], size: int
+    ) -> EncodedRequest | tuple[list[Verdict], T]:
+        """All steps in one job of a model thread. A request longer than a batch is only encoded: it takes turns."""
+        tokens, seconds = 0, 0.0
+
+        def answer(threads: int) -> EncodedRequest | tuple[list[Verdict], T]:
+            nonlocal tokens, seconds
+            encoded = encode()
+            tokens = sum(self.batcher.costs(encoded.rows))
+            if not 0 < tokens <= self.batcher.lane_tokens:
+                return encoded
+            scores, seconds = timed(self._score, encoded.rows, threads)
+            verdicts = self.verdicts(encoded, scores)
+            return verdicts, respond(verdicts)
+
+        occupied = ExitStack()
+        threads = occupied.enter_context(self.batcher.lane(size // CHARS_PER_TOKEN))
+        future = asyncio.get_running_loop().run_in_executor(self.model, answer, threads)
+
+        def finish(done: asyncio.Future[Any]) -> None:
+            occupied.close()
+            if not done.cancelled() and done.exception() is None and seconds:
+                self.batcher.offered_tokens += tokens
+                self.batcher.measure(tokens, seconds, threads)
+
+        future.add_done_callback(finish)
+        return await asyncio.shield(future)  # a caller that leaves does not free the lane: the thread does
+
+    async def _encode(self, encode: Callable[[], EncodedRequest], size: int) -> EncodedRequest:
+        def measured() -> EncodedRequest:
+            start = time.perf_counter()
+            encoded = encode()
+            char_s = (time.perf_counter() - start) / max(size, MIN_MEASURED_CHARS)
+            self._char_s = 0.8 * self._char_s + 0.2 * char_s if self._char_s else char_s
+            return encoded
+
+        self._unread_chars += size
         try:
-            scores = await self._scored(reading.rows, score or self.batcher.scores)
+            return await asyncio.get_running_loop().run_in_executor(self.readers, measured)
+        finally:
+            self._unread_chars -= size
+
+    async def _run_batched(
+        self,
+        encoded: EncodedRequest,
+        respond: Callable[[list[Verdict]], T],
+        caller: str,
+        charge: Charge | None,
+    ) -> tuple[list[Verdict], T]:
+        try:
+            scores = await self.batcher.scores(encoded.rows, caller)
         except (QueueFullError, ClosedError):
-            if charge:
-                charge(-tokens)
+            if charge is not None:
+                charge(-encoded.num_tokens)
             raise
 
         def conclude() -> tuple[list[Verdict], T]:
-            verdicts = self.verdicts(reading, scores)
-            return verdicts, say(verdicts)
+            verdicts = self.verdicts(encoded, scores)
+            return verdicts, respond(verdicts)
 
-        verdicts, answer = await self.off_loop(conclude)
-        self.telemetry.answered(verdicts)
-        if self.on_answer is not None:
-            self.on_answer(reading, verdicts)
-        return answer
-
-    def require_room(self, size: int) -> None:
-        """Refuse a request by its announced size in bytes, before its body is read. Raises QueueFullError."""
-        with self._queue.place(size, self._seconds_after()):
-            pass
-
-    def _seconds_after(self) -> float:
-        """How long a request that has been read waits for the model."""
-        return self.batcher.seconds_before(1) if self.batcher.waiting_tokens else 0.0
+        return await asyncio.get_running_loop().run_in_executor(self.readers, conclude)
 
     def _score(self, rows: Sequence[Ids], threads: int) -> Scores:
-        """Log-odds of windows, by so many threads: in torch the number belongs to the thread that this runs in."""
+        """Log-odds of windows. In torch, the number of threads belongs to the calling thread."""
         import torch
 
         torch.set_num_threads(threads)
         return self.detector.window_scores(rows)
 
-    async def _scored(self, rows: Sequence[Ids], score: Score) -> Scores:
-        """Log-odds of windows, those that the cache knows taken from there."""
-        known = self._cache.find(rows)
-        missing = np.flatnonzero(np.isnan(known))
-        asked = [rows[int(i)] for i in missing]
-        known[missing] = await score(asked)
-        self._cache.keep(asked, known[missing])
-        return known
-
-    async def off_loop(self, work: Callable[[], T]) -> T:
-        """Run what takes its time in a thread for reading."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, work)
-
-    def read(self, texts: Sequence[str], wanted: Wanted, field: str = "texts") -> Reading:
-        """Texts as the model will see them.
-
-        Args:
-            texts: of one request.
-            wanted: what to say of them.
-            field: of the request that they stand in.
-
-        Raises:
-            ProblemError: an unknown target, too many texts, too many characters.
-        """
-        self.check_target(wanted.target_fpr)
+    def encode(self, texts: Sequence[str], options: Options) -> EncodedRequest:
+        """Normalise and tokenise texts. Raises ProblemError: an unknown target, or too much text."""
+        self.check_target(options.target_fpr)
         if len(texts) > self.config.max_texts:
             raise ProblemError(
-                413, f"`{field}` has {len(texts)}, at most {self.config.max_texts} are read: send several requests."
+                413, f"The request has {len(texts)} texts, at most {self.config.max_texts}: send several requests."
             )
-        return self.read_normalised(texts, self._normalise(texts), wanted)
+        return self.encode_normalised(texts, self._normalise(texts), options)
 
-    def read_normalised(self, texts: Sequence[str], normalised: Sequence[Normalised], wanted: Wanted) -> Reading:
-        """As `read`, for texts that are normalised already and not too long."""
-        target = self.check_target(wanted.target_fpr)
+    def encode_normalised(
+        self, texts: Sequence[str], normalised: Sequence[Normalised], options: Options
+    ) -> EncodedRequest:
+        """Tokenise normalised texts. Raises ProblemError: an unknown target, or too many tokens."""
+        target = self.check_target(options.target_fpr)
         documents = self.detector.encode(texts, normalised)
-        self._check_tokens(documents)
-        sentences = [self.detector.sentences(d) if wanted.spans else [] for d in documents]
-        scored = [d.input_ids for d in documents] + [s.input_ids for each in sentences for s in each]
-        if wanted.effects:
-            self._check_explained(documents, sentences)
-            scored += [ids for d in documents for ids in self.detector.without_each_sentence(d)]
-        rows, owners = self.detector.windows(scored)
-        return Reading(target, wanted, documents, sentences, rows, owners)
+        sentences = [self.detector.sentences(document) if options.spans else [] for document in documents]
+        sequences = [document.input_ids for document in documents]
+        sequences += [sentence.input_ids for of_document in sentences for sentence in of_document]
+        tokens = sum(map(len, sequences))
+        if options.explain:
+            tokens += sum(len(d.input_ids) * len(s) for d, s in zip(documents, sentences, strict=True))
+        self._check_tokens(tokens, options)
+        if options.explain:
+            sequences += [ids for document in documents for ids in self.detector.without_each_sentence(document)]
+        rows, owners = self.detector.windows(sequences)
+        return EncodedRequest(target, options, documents, sentences, rows, owners)
 
-    def _check_tokens(self, documents: Sequence[Document]) -> None:
-        tokens = sum(len(document.input_ids) for document in documents)
+    def _check_tokens(self, tokens: int, options: Options) -> None:
         if tokens > self.config.max_tokens:
-            raise ProblemError(
-                413, f"{tokens} tokens, at most {self.config.max_tokens} are read: send several requests."
-            )
-
-    def _check_explained(self, documents: Sequence[Document], sentences: Sequence[Sequence[Sentence]]) -> None:
-        tokens = sum(len(d.input_ids) * len(each) for d, each in zip(documents, sentences, strict=True))
-        if tokens > self.config.max_explain_tokens:
+            without = "`explain`" if options.explain else "`return_spans`" if options.spans else ""
             raise ProblemError(
                 413,
-                f"`explain` reads a text once more for each of its sentences: {tokens} tokens, at most "
-                f"{self.config.max_explain_tokens} are read: send shorter texts, or leave `explain` out.",
+                f"The request takes {tokens} tokens, at most {self.config.max_tokens}: send several requests"
+                + (f", or leave out {without}, which reads each text again." if without else "."),
             )
 
     def check_target(self, target_fpr: float | None) -> float:
@@ -307,58 +306,37 @@ class Service:
             raise ProblemError(422, f"{error}.") from None
 
     def _normalise(self, texts: Sequence[str]) -> list[Normalised]:
-        most = self.config.max_chars
-        chars = sum(map(len, texts))
+        bound, chars = self.config.max_chars, sum(map(len, texts))
         normalised: list[Normalised] = []
-        if chars <= SLACK * most:
+        if chars <= SLACK * bound:
             normalised = [normalise(text) for text in texts]
             chars = sum(len(each.text) for each in normalised)
-        if chars > most:
-            raise ProblemError(413, f"{chars} characters, at most {most} are read: send several requests.")
+        if chars > bound:
+            raise ProblemError(413, f"The request has {chars} characters, at most {bound}: send several requests.")
         return normalised
 
-    def verdicts(self, reading: Reading, window_scores: Scores) -> list[Verdict]:
-        """What the scores say of each text."""
-        lengths = [len(each) for each in reading.sentences]
-        counts = [len(reading.documents), *lengths, *(lengths if reading.wanted.effects else [])]
-        scores = aggregate_windows(window_scores, reading.owners, sum(counts))
+    def verdicts(self, encoded: EncodedRequest, window_scores: Scores) -> list[Verdict]:
+        """The verdict of each text."""
+        lengths = [len(sentences) for sentences in encoded.sentences]
+        counts = [len(encoded.documents), *lengths, *(lengths if encoded.options.explain else [])]
+        scores = aggregate_windows(window_scores, encoded.owners, sum(counts))
         texts, *spans = np.split(scores, np.cumsum(counts)[:-1])
         spans, without = spans[: len(texts)], spans[len(texts) :]
         return [
-            self._verdict(reading, i, float(texts[i]), spans[i], without[i] if without else None)
+            self._verdict(encoded, i, float(texts[i]), spans[i], without[i] if without else None)
             for i in range(len(texts))
         ]
 
-    def _verdict(self, reading: Reading, i: int, score: float, sentences: Scores, without: Scores | None) -> Verdict:
-        document, spans = reading.documents[i], None
-        if reading.wanted.spans:
-            spans = self.detector.score_spans(document, reading.sentences[i], sentences)
+    def _verdict(
+        self, encoded: EncodedRequest, i: int, score: float, sentences: Scores, without: Scores | None
+    ) -> Verdict:
+        document, spans = encoded.documents[i], None
+        if encoded.options.spans:
+            spans = self.detector.score_spans(document, encoded.sentences[i], sentences)
         if spans is not None and without is not None:
             spans = with_effects(spans, score, without)
-        return self.detector.verdict(document, score, spans, reading.target_fpr)
+        return self.detector.verdict(document, score, spans, encoded.target_fpr)
 
     def info(self) -> ModelInfo:
         """The model and its limits."""
         return model_info(self.detector.spec, {name: getattr(self.config, name) for name in LIMITS})
-
-
-def parse(body: bytes, model: type[Model], what: str = "body") -> Model:
-    """Read a request. Raises ProblemError: 400 for what is no JSON in UTF-8, 422 for another shape."""
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ProblemError(400, f"The {what} is not UTF-8: invalid byte at position {error.start}.") from None
-    try:
-        return model.model_validate_json(text)
-    except ValidationError as error:
-        raise invalid_body(error, list(model.model_fields), what) from None
-
-
-def predictions(verdicts: Sequence[Verdict], top_k: int | None) -> bytes:
-    """Labels and probabilities, the likelier first, as JSON in the form of Hugging Face's text classification."""
-    both = [
-        [LabelScore(label="ai", score=each.probability), LabelScore(label="human", score=1 - each.probability)]
-        for each in verdicts
-    ]
-    ordered = [sorted(labels, key=lambda label: label.score, reverse=True)[:top_k] for labels in both]
-    return PREDICTIONS.dump_json(ordered)

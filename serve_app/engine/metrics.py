@@ -1,75 +1,65 @@
-"""Counters and histograms of a replica, exported by Ray to Prometheus. Numbers and fixed names only, never a text.
+"""Prometheus metrics of a replica, exported by Ray. Numbers and fixed names only, never text.
 
-Ray's metrics endpoint of each node (`/metrics` on its metrics export port) has them as `ray_detect_ai_…`, with the
-labels that Serve adds (application, deployment, replica), beside Serve's own of requests and latencies.
+Ray's metrics endpoint of each node (`/metrics` on its metrics export port) serves them as `ray_detect_ai_…`, with the
+labels that Serve adds (application, deployment, replica).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from detect_ai.schemas import Verdict
 
-TOKENS = [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384]
-SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
-GAPS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3]
+TOKENS = [64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0]
+SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
 
 
 class Telemetry:
-    """Keeps nothing: what a service has outside Ray."""
+    """Metrics outside Ray: none."""
 
     def answered(self, verdicts: Iterable[Verdict]) -> None:
-        """Verdicts were given."""
+        """Count verdicts."""
 
-    def ran(self, tokens: int, seconds: float, waiting: int) -> None:
-        """The model read a batch of so many tokens, and so many wait."""
+    def batch(self, tokens: int, seconds: float) -> None:
+        """Record a batch of the model."""
+
+    def waiting(self, model_version: str, tokens: int) -> None:
+        """Record the tokens that wait for a version."""
 
     def refused(self, status: int) -> None:
-        """A request was answered with a problem."""
-
-    def compared(self, mine: Verdict, other: Verdict) -> None:
-        """A version in the shadow judged a text that was answered by another."""
+        """Count a request that was answered with a problem; 499: the client disconnected."""
 
 
 class RayTelemetry(Telemetry):
-    """Counts in the metrics of Ray Serve; made inside a replica."""
+    """Metrics of Ray Serve; created inside a replica."""
 
     def __init__(self) -> None:
-        from ray.serve import metrics
+        from ray.serve.metrics import Counter, Gauge, Histogram
 
-        def counter(name: str, description: str, *tags: str) -> metrics.Counter:
-            return metrics.Counter(f"detect_ai_{name}", description, tags)  # type: ignore[arg-type]
-
-        def histogram(name: str, description: str, edges: list[float], *tags: str) -> metrics.Histogram:
-            return metrics.Histogram(f"detect_ai_{name}", description, list(edges), tags)  # type: ignore[arg-type]
-
-        self._texts = counter("texts", "Texts judged, by label and version.", "label", "model_version")
-        self._refused = counter("refused", "Requests answered with a problem, by status.", "status")
-        self._tokens = histogram("batch_tokens", "Padded tokens of a batch of the model.", [float(n) for n in TOKENS])
-        self._seconds = histogram("batch_seconds", "Seconds of a batch of the model.", SECONDS)
-        self._waiting = metrics.Gauge("detect_ai_waiting_tokens", description="Tokens that wait for the model.")
-        self._compared = counter(
-            "shadow_texts", "Texts judged in the shadow, by whether both said the same.", "model_version", "agree"
+        labels: Any = ("label", "model_version")  # Ray annotates a tuple of one
+        self._texts = Counter("detect_ai_texts", "Verdicts by label and version.", labels)
+        self._refused = Counter(
+            "detect_ai_refused", "Requests without a verdict, by status; 499: disconnected.", ("status",)
         )
-        self._gap = histogram("shadow_gap", "Difference of the two probabilities.", GAPS, "model_version")
+        self._tokens = Histogram("detect_ai_batch_tokens", "Padded tokens of a batch.", TOKENS)
+        self._seconds = Histogram("detect_ai_batch_seconds", "Seconds of a batch in the model.", SECONDS)
+        self._waiting = Gauge("detect_ai_waiting_tokens", "Tokens that wait for the model.", ("model_version",))
 
     def answered(self, verdicts: Iterable[Verdict]) -> None:
-        """Count the verdicts by label."""
+        """Count verdicts by label."""
         for verdict in verdicts:
             self._texts.inc(tags={"label": verdict.label.value, "model_version": verdict.model_version})
 
-    def ran(self, tokens: int, seconds: float, waiting: int) -> None:
-        """Count a batch."""
+    def batch(self, tokens: int, seconds: float) -> None:
+        """Record a batch of the model."""
         self._tokens.observe(tokens)
         self._seconds.observe(seconds)
-        self._waiting.set(waiting)
+
+    def waiting(self, model_version: str, tokens: int) -> None:
+        """Record the tokens that wait for a version."""
+        self._waiting.set(tokens, tags={"model_version": model_version})
 
     def refused(self, status: int) -> None:
-        """Count a problem."""
+        """Count a request that was answered with a problem."""
         self._refused.inc(tags={"status": str(status)})
-
-    def compared(self, mine: Verdict, other: Verdict) -> None:
-        """Count whether two versions agree."""
-        agree = str(mine.label == other.label).lower()
-        self._compared.inc(tags={"model_version": other.model_version, "agree": agree})
-        self._gap.observe(abs(mine.probability - other.probability), tags={"model_version": other.model_version})

@@ -1,95 +1,73 @@
-"""Which version answers: the one deployed, a canary for a share of the callers, and one in the shadow for nobody."""
+"""Route callers to the deployed version or to a canary, and isolate the canary's failures."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
-from detect_ai.schemas import Verdict
+from serve_app.api.errors import ProblemError
 from serve_app.engine.batcher import ClosedError, QueueFullError
-from serve_app.engine.engine import Reading, Service, Wanted
-from serve_app.engine.metrics import Telemetry
+from serve_app.engine.engine import Engine
 
+T = TypeVar("T")
 logger = logging.getLogger("ray.serve")
 
-MAX_SHADOWED = 4  # requests that wait for the shadow; more are left out
 
+class Versions:
+    """The engines of a replica: the deployed version, and a canary that answers a fraction of the callers.
 
-class Traffic:
-    """The versions of a replica. They share the thread of the model, and each has a queue of its own.
+    Each has threads of its own, so a canary that hangs does not block the deployed version; both share the bounds of
+    the queue. The health of a replica depends on the deployed version alone.
 
     Args:
-        main: answers, unless the canary does.
-        canary: answers a share of the callers: always the same ones, where they have keys.
-        canary_share: of the callers, or of the requests of callers without a key.
-        shadow: judges what the main version answered, afterwards, begun only while nobody waits for the model; what
-            it says goes to the telemetry alone.
-        telemetry: is told how often the shadow agrees.
+        main: the deployed version.
+        canary: another version, if any.
+        canary_share: fraction of the callers that the canary answers, always the same ones.
     """
 
-    def __init__(
-        self,
-        main: Service,
-        canary: Service | None = None,
-        canary_share: float = 0.0,
-        shadow: Service | None = None,
-        telemetry: Telemetry | None = None,
-    ) -> None:
-        self.main, self.canary, self.canary_share, self.shadow = main, canary, canary_share, shadow
-        self._telemetry = telemetry or Telemetry()
-        self._comparing: set[asyncio.Task[None]] = set()
-        if shadow is not None:
-            main.on_answer = self._shadowed
+    def __init__(self, main: Engine, canary: Engine | None = None, canary_share: float = 0.0) -> None:
+        self.main, self.canary, self.canary_share = main, canary, canary_share
+        self.engines = [main, canary] if canary else [main]
+        for engine in self.engines:
+            engine.batcher.peers = [each.batcher for each in self.engines]
 
-    def of(self, caller: str) -> Service:
-        """The version that answers a caller (the id of a key, or of a request without one)."""
-        if self.canary is None:
+    def choose(self, caller: str) -> Engine:
+        """The version that answers a caller (a key id, or a request id without keys)."""
+        if self.canary is None or not self.canary.batcher.runs_within(self.main.config.request_timeout_s):
             return self.main
-        drawn = int.from_bytes(hashlib.blake2b(caller.encode(), digest_size=8).digest()) / 2**64
-        return self.canary if drawn < self.canary_share else self.main
+        position = int.from_bytes(hashlib.blake2b(caller.encode(), digest_size=8).digest()) / 2**64
+        return self.canary if position < self.canary_share else self.main
 
-    @property
-    def services(self) -> list[Service]:
-        """All versions."""
-        return [service for service in (self.main, self.canary, self.shadow) if service is not None]
+    async def run(self, engine: Engine, work: Callable[[Engine], Awaitable[T]]) -> tuple[T, Engine]:
+        """The answer of an engine, and the engine that gave it: the main one where the canary fails."""
+        if engine is self.main:
+            return await work(engine), engine
+        try:
+            return await work(engine), engine
+        except (ProblemError, QueueFullError, ClosedError):
+            raise
+        except Exception as error:  # its message may contain a part of a text
+            logger.error("Canary %s failed: %s", engine.detector.version, type(error).__qualname__)
+            return await work(self.main), self.main
+
+    def demand(self) -> float:
+        """Work offered to all versions since the last call, in processor seconds per second."""
+        return sum(engine.batcher.demand() for engine in self.engines)
 
     @property
     def alive(self) -> bool:
-        """Whether texts handed in now will be judged, by whichever version."""
-        return all(service.batcher.alive for service in self.services)
+        """Whether the deployed version answers."""
+        return self.main.batcher.alive
 
     def start(self) -> None:
-        """Begin to work, on the running event loop."""
-        for service in self.services:
-            service.batcher.start()
+        """Start the batchers, on the running event loop."""
+        for engine in self.engines:
+            engine.batcher.start()
 
     async def close(self) -> None:
-        """Take no more work, finish what was taken."""
-        for task in self._comparing:
-            task.cancel()
-        await asyncio.gather(*(service.batcher.close() for service in self.services))
-
-    def _shadowed(self, reading: Reading, verdicts: list[Verdict]) -> None:
-        busy = any(service.batcher.waiting_tokens for service in self.services)
-        if busy or len(self._comparing) >= MAX_SHADOWED:
-            return
-        task = asyncio.get_running_loop().create_task(
-            self._compare([document.text for document in reading.documents], verdicts)
-        )
-        self._comparing.add(task)
-        task.add_done_callback(self._comparing.discard)
-
-    async def _compare(self, texts: list[str], verdicts: list[Verdict]) -> None:
-        shadow = self.shadow
-        assert shadow is not None
-        target = verdicts[0].target_fpr if verdicts and verdicts[0].target_fpr in shadow.detector.targets else None
-        try:
-            others = await shadow.judge(lambda: shadow.read(texts, Wanted(target)), list)
-        except (QueueFullError, ClosedError):
-            return
-        except Exception as error:  # the shadow fails alone; its message may hold a part of a text
-            logger.error("The version in the shadow failed: %s", type(error).__qualname__)
-            return
-        for mine, other in zip(verdicts, others, strict=True):
-            self._telemetry.compared(mine, other)
+        """Accept no more requests and finish those accepted."""
+        for engine in self.engines:
+            if engine is self.main or engine.batcher.alive:
+                await engine.batcher.close()

@@ -12,19 +12,18 @@ from collections.abc import Awaitable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detect_ai.core.config import ServeConfig
 from serve_app.api.errors import ProblemError
 from serve_app.engine.batcher import QueueFullError
-from serve_app.engine.waiting import WorkQueue
 from serve_app.files.parsers import MAX_ENTRIES, Limits
 
 logger = logging.getLogger("ray.serve")
 
 PROCESSES = 2  # that read Word and PDF files at once
+MAX_WAITING_FILES = 32  # for a process; more are refused
 UPLOADS = 8  # of the largest size that a replica holds at once
 MEMORY_BYTES = 512 * 1024 * 1024  # of each
 SLACK = 4  # characters before normalising for one after it, at most
@@ -74,7 +73,7 @@ class FileReader:
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
         self._threads = ThreadPoolExecutor(PROCESSES, thread_name_prefix="files")
-        self._queue = WorkQueue(config.max_wait_s, PROCESSES)  # of files for the processes
+        self._waiting_files = 0
         self._held_bytes = 0
 
     @contextmanager
@@ -84,8 +83,7 @@ class FileReader:
         Raises:
             QueueFullError: too many are held already, or files that came before take too long.
         """
-        with self._queue.place(1):
-            pass
+        self._check_queue()
         if self._held_bytes and self._held_bytes + num_bytes > UPLOADS * self.config.max_upload_bytes:
             raise QueueFullError(1)
         self._held_bytes += num_bytes
@@ -101,10 +99,20 @@ class FileReader:
         def begin(upload: Upload) -> Awaitable[str | ProblemError]:
             if is_plain(upload):
                 return loop.run_in_executor(None, self._text, upload)
-            return loop.run_in_executor(self._threads, self._queue.measure, partial(self._text, upload), 1)
+            return loop.run_in_executor(self._threads, self._text, upload)
 
-        with self._queue.place(sum(not is_plain(upload) for upload in uploads)):
+        num_files = sum(not is_plain(upload) for upload in uploads)
+        if num_files:
+            self._check_queue()
+        self._waiting_files += num_files
+        try:
             return await asyncio.gather(*map(begin, uploads))
+        finally:
+            self._waiting_files -= num_files
+
+    def _check_queue(self) -> None:
+        if self._waiting_files >= MAX_WAITING_FILES:
+            raise QueueFullError
 
     def _text(self, upload: Upload) -> str | ProblemError:
         try:

@@ -16,8 +16,8 @@ from starlette.requests import Request
 from detect_ai.core.config import ServeConfig
 from detect_ai.schemas import FileOptions, FilesResponse, FileVerdict, Verdict
 from detect_ai.text.normalize import Normalised, normalise
-from serve_app.api.errors import ProblemError, invalid_body
-from serve_app.engine.engine import Charge, Reading, Service, Wanted
+from serve_app.api.errors import ProblemError, invalid_request
+from serve_app.engine.engine import Charge, EncodedRequest, Engine, Options
 from serve_app.files.reader import SLACK, Upload
 
 MAX_FIELDS = 16  # beside files
@@ -77,7 +77,7 @@ def options_of(form: FormData) -> FileOptions:
     try:
         return FileOptions.model_validate(fields)
     except ValidationError as error:
-        raise invalid_body(error, ["files", *FileOptions.model_fields]) from None
+        raise invalid_request(error.errors(include_url=False, include_input=False)) from None
 
 
 def file_name(sent: str) -> str:
@@ -85,33 +85,34 @@ def file_name(sent: str) -> str:
     return PurePosixPath(PureWindowsPath(sent).name).name[:MAX_NAME_CHARS]
 
 
-async def judge_files(
-    service: Service, uploads: Sequence[Upload], options: FileOptions, request_id: str, charge: Charge
+async def detect_files(
+    engine: Engine, uploads: Sequence[Upload], options: FileOptions, request_id: str, caller: str, charge: Charge
 ) -> bytes:
     """The JSON of a FilesResponse. Raises ProblemError when the request as a whole is wrong."""
     started = time.perf_counter()
-    wanted = Wanted(options.target_fpr, options.return_spans or options.explain, options.explain)
-    service.check_target(wanted.target_fpr)
-    found = await service.files.texts(uploads)
+    engine.check_target(options.target_fpr)
+    texts = await engine.files.texts(uploads)
 
-    def read() -> Reading:
-        nonlocal found
-        normalised, found = fit(found, service.config.max_chars)
-        return service.read_normalised([text for text in found if isinstance(text, str)], normalised, wanted)
-
-    def say(verdicts: list[Verdict]) -> bytes:
-        return (
-            FilesResponse(
-                request_id=request_id,
-                model_version=service.detector.version,
-                files=_entries(uploads, found, verdicts, options.return_text, request_id),
-                seconds=round(time.perf_counter() - started, 6),
-            )
-            .model_dump_json()
-            .encode()
+    def encode() -> EncodedRequest:
+        nonlocal texts
+        normalised, texts = fit(texts, engine.config.max_chars)
+        return engine.encode_normalised(
+            [text for text in texts if isinstance(text, str)],
+            normalised,
+            Options(options.target_fpr, options.return_spans or options.explain, options.explain),
         )
 
-    return await service.judge(read, say, charge, size=sum(len(text) for text in found if isinstance(text, str)))
+    def respond(verdicts: list[Verdict]) -> bytes:
+        response = FilesResponse(
+            request_id=request_id,
+            model_version=engine.detector.version,
+            files=_entries(uploads, texts, verdicts, options.return_text, request_id),
+            seconds=round(time.perf_counter() - started, 6),
+        )
+        return response.model_dump_json().encode()
+
+    size = sum(len(text) for text in texts if isinstance(text, str))
+    return await engine.run(encode, respond, size, caller, charge)
 
 
 def fit(found: Sequence[str | ProblemError], max_chars: int) -> tuple[list[Normalised], list[str | ProblemError]]:

@@ -1,37 +1,42 @@
-"""What HTTP cannot be made to show at will: failures inside, time-outs, a full queue. In process, with a fake model."""
+"""The HTTP API in process: errors, limits, routes and the OpenAPI description."""
 
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
+from detect_ai import schemas
 from detect_ai.core.config import ServeConfig
 from detect_ai.detector.detector import Detector
 from detect_ai.models.batch import Batch
-from detect_ai.schemas import DetectRequest, FileOptions
-from detect_ai.text.normalize import normalise
-from serve_app.api.app import create_app
-from serve_app.api.errors import ProblemError
+from detect_ai.schemas import FileOptions
+from serve_app.api.app import create_app, labels
 from serve_app.auth.access import AccessControl
+from serve_app.auth.api_keys import KeyRing, Scope, create_key
 from serve_app.auth.rate_limit import Limiter, Reservation
 from serve_app.engine.batcher import ClosedError
-from serve_app.engine.engine import Service, parse
-from serve_app.engine.versions import Traffic
+from serve_app.engine.engine import Engine, Options
+from serve_app.engine.metrics import Telemetry
+from serve_app.engine.versions import Versions
 from serve_app.files.reader import Upload
-from serve_app.files.uploads import fit, judge_files
+from serve_app.files.uploads import detect_files
 
-Scenario = Callable[[httpx.AsyncClient, Service], Awaitable[Any]]
+Scenario = Callable[[httpx.AsyncClient, Engine], Awaitable[Any]]
 CANARY = "canary-4f1d the council met"
 JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 
 
 class Broken:
@@ -44,8 +49,6 @@ class Broken:
 
 
 class Slow:
-    """A backend that takes its time."""
-
     has_lanes = False
 
     def log_odds(self, batch: Batch) -> Any:
@@ -53,214 +56,299 @@ class Slow:
         return np.zeros(len(batch.lengths))
 
 
+class Counted(Telemetry):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+        self.statuses: list[int] = []
+        self.batches: list[int] = []
+
+    def answered(self, verdicts: Any) -> None:
+        self.labels += [verdict.label for verdict in verdicts]
+
+    def refused(self, status: int) -> None:
+        self.statuses.append(status)
+
+    def batch(self, tokens: int, seconds: float) -> None:
+        self.batches.append(tokens)
+
+
 @pytest.fixture
 def detector(tiny_bundle: Path) -> Detector:
     return Detector.load(tiny_bundle)
+
+
+@pytest.fixture
+def serve_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    logger = logging.getLogger("ray.serve")  # it does not propagate to the root
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 async def unlimited(method: str, *arguments: Any) -> Reservation:
     return Reservation(0)
 
 
+def access(read_keys: Callable[[], KeyRing] | None = None) -> AccessControl:
+    return AccessControl(Limiter(unlimited), read_keys=read_keys)
+
+
 def ask(
     detector: Detector,
-    scenario: Callable[[httpx.AsyncClient, Service], Awaitable[Any]],
-    config: ServeConfig | None = None,
+    scenario: Scenario,
+    control: AccessControl | None = None,
+    telemetry: Telemetry | None = None,
+    **options: Any,
 ) -> Any:
     async def main() -> Any:
-        with ThreadPoolExecutor(1) as model:
-            service = Service(detector, config or ServeConfig(), model)
-            transport = httpx.ASGITransport(create_app(Traffic(service), AccessControl(Limiter(unlimited))))
-            service.batcher.start()
-            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-                try:
-                    return await scenario(client, service)
-                finally:
-                    await service.batcher.close()
+        engine = Engine(detector, ServeConfig(**options), telemetry)
+        app = create_app(Versions(engine), control or access(), telemetry)
+        engine.batcher.start()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            try:
+                return await scenario(client, engine)
+            finally:
+                await engine.batcher.close()
 
-    return asyncio.run(main())
-
-
-def post(**body: Any) -> Scenario:
-    return lambda client, _: client.post("/v1/detect", json=body)
+    return asyncio.run(asyncio.wait_for(main(), 60))
 
 
-def check_problem(response: httpx.Response, status: int, detail: str) -> None:
+def post(path: str = "/v1/detect", **body: Any) -> Scenario:
+    return lambda client, _: client.post(path, json=body)
+
+
+def get(path: str, **options: Any) -> Scenario:
+    return lambda client, _: client.get(path, **options)
+
+
+def check_problem(response: httpx.Response, status: int, *named: str) -> None:
     assert response.headers["content-type"] == "application/problem+json"
     problem = response.json()
-    assert (response.status_code, problem["status"]) == (status, status)
-    assert problem["detail"] == detail
+    assert (response.status_code, problem["status"]) == (status, status), problem
+    assert set(problem) == {"type", "title", "status", "detail", "request_id"}
+    assert all(name in problem["detail"] for name in named), problem["detail"]
     assert CANARY not in response.text
 
 
-def test_a_failure_inside_is_a_500_that_names_no_internals(detector: Detector) -> None:
-    detector.backend = Broken()
-    detail = "The detector failed on this request; its log names the cause under this request_id."
-    check_problem(ask(detector, post(text=CANARY)), 500, detail)
+# name: (body, status, what the detail names)
+BAD = {
+    "no text": ({}, 422, ["text", "texts"]),
+    "white space": ({"texts": ["a", " \n\t"]}, 422, ["empty"]),
+    "no texts": ({"texts": []}, 422, ["`texts`"]),
+    "both": ({"text": CANARY, "texts": [CANARY]}, 422, ["exactly one"]),
+    "a number": ({"text": 5}, 422, ["`text`", "string"]),
+    "an object": ({"text": {CANARY: 1}}, 422, ["`text`", "string"]),
+    "no list": ({"texts": CANARY}, 422, ["`texts`", "list"]),
+    "mixed list": ({"texts": [CANARY, 5]}, 422, ["`texts.1`", "string"]),
+    "no object": ([CANARY], 422, ["the body"]),
+    "unknown field": ({"text": "a", "threshold": 1}, 422, ["`threshold`"]),
+    "a text as field": ({CANARY: "a"}, 422, ["unknown name"]),
+    "wrong flag": ({"text": CANARY, "return_spans": "yes"}, 422, ["`return_spans`", "boolean"]),
+    "unknown target": ({"text": CANARY, "target_fpr": 0.3}, 422, ["0.05, 0.1"]),
+    "impossible target": ({"text": CANARY, "target_fpr": 2}, 422, ["`target_fpr`"]),
+    "NaN": (b'{"text":"a","target_fpr":NaN}', 422, ["`target_fpr`"]),
+    "no body": (b"", 422, ["the body"]),
+    "bad JSON": (f'{{"text": "{CANARY}'.encode(), 400, ["not valid JSON"]),
+    "deep JSON": (b"[" * 100_000, 400, ["JSON"]),
+    "invalid UTF-8": (b'{"text": "ab\xff"}', 400, ["UTF-8"]),
+    "too many texts": ({"texts": [CANARY] * 257}, 413, ["257", "256"]),
+    "too many characters": ({"text": CANARY * 10_000}, 413, ["200000"]),
+    "too many bytes": (b" " * 1_000_001, 413, ["1000000"]),
+}
 
 
-@pytest.fixture
-def serve_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    logger = logging.getLogger("ray.serve")  # it does not hand its records on to the root
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
+@pytest.mark.parametrize("name", BAD)
+def test_bad_bodies_are_problems_without_the_text(detector: Detector, name: str) -> None:
+    body, status, named = BAD[name]
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    check_problem(
+        ask(detector, lambda client, _: client.post("/v1/detect", content=content, headers=JSON)), status, *named
+    )
 
 
-def test_a_failure_inside_is_logged_without_the_text(detector: Detector, serve_log: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("headers", "content"),
+    [
+        ({"Content-Type": "text/plain"}, b"{}"),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, b"text=a"),
+        ({**JSON, "Content-Encoding": "gzip"}, gzip.compress(b'{"text": "a"}')),
+    ],
+)
+def test_other_types_and_encodings_are_415(detector: Detector, headers: dict[str, str], content: bytes) -> None:
+    response = ask(detector, lambda client, _: client.post("/v1/detect", content=content, headers=headers))
+    check_problem(response, 415, "Content-")
+
+
+@pytest.mark.parametrize("body", [b'\xef\xbb\xbf{"text": "a"}', rb'{"text": "\ud83d\ude00 \u0000 \ufffe \ud800"}'])
+def test_a_byte_order_mark_and_odd_escapes_are_read(detector: Detector, body: bytes) -> None:
+    response = ask(detector, lambda client, _: client.post("/v1/detect", content=body, headers=JSON))
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", f"/v2/{CANARY}", 404), ("GET", f"/v1/detect?text={CANARY}", 405), ("GET", "/static/..%2fapp.py", 404)],
+)
+def test_routing_errors_are_problems(detector: Detector, method: str, path: str, status: int) -> None:
+    check_problem(ask(detector, lambda client, _: client.request(method, path)), status)
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/card", "/healthz", "/readyz", "/v1/model", "/openapi.json"])
+def test_head_is_answered_like_get(detector: Detector, path: str) -> None:
+    response = ask(detector, lambda client, _: client.head(path))
+    assert response.status_code == ask(detector, get(path)).status_code
+
+
+def test_internal_errors_name_no_internals(detector: Detector, serve_log: pytest.LogCaptureFixture) -> None:
     detector.backend = Broken()
     response = ask(detector, post(text=CANARY))
+    check_problem(response, 500)
     logged = serve_log.handler.format(serve_log.records[-1])
     assert response.json()["request_id"] in logged
-    assert "RuntimeError" in logged
     assert "log_odds" in logged
     assert CANARY not in serve_log.text
 
 
 def test_a_request_over_its_time_is_a_503(detector: Detector) -> None:
     detector.backend = Slow()
-    response = ask(detector, post(text=CANARY), ServeConfig(request_timeout_s=0.05))
-    check_problem(response, 503, "No answer within 0.05 seconds: send less text at once, or try again later.")
+    response = ask(detector, post(text=CANARY), request_timeout_s=0.05)
+    check_problem(response, 503, "0.05 seconds")
     assert response.headers["retry-after"] == "1"
 
 
-def test_a_full_queue_is_a_503(detector: Detector) -> None:
-    detector.backend = Slow()
+def test_a_body_that_never_comes_is_a_503(detector: Detector) -> None:
+    async def body(start: bytes) -> AsyncIterator[bytes]:
+        yield start
+        await asyncio.sleep(10)
 
-    async def scenario(client: httpx.AsyncClient, service: Service) -> httpx.Response:
-        service.batcher.max_waiting_tokens = 100
-        texts = ["the council went near the bridge " * 100] * 3
-        return max(
-            await asyncio.gather(*(client.post("/v1/detect", json={"text": text}) for text in texts)),
-            key=lambda response: response.status_code,
-        )
+    for path, headers in (("/v1/detect", JSON), ("/predict", JSON), ("/v1/detect/file", FORM)):
+        send = {"content": body(b"--b" if headers is FORM else b'{"text": "'), "headers": headers}
+        response = ask(detector, lambda client, _, p=path, s=send: client.post(p, **s), request_timeout_s=0.1)
+        check_problem(response, 503, "0.1 seconds")
 
-    check_problem(ask(detector, scenario), 503, "Too many texts wait for the model: try again later.")
+
+def test_a_full_queue_is_a_503_before_the_body_is_read(detector: Detector) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    async def scenario(client: httpx.AsyncClient, engine: Engine) -> tuple[httpx.Response, float]:
+        engine._unread_chars, engine._char_s = 10**6, 1e-3
+        headers = {**JSON, "Content-Length": "4000"}
+        engine.batcher.measure(1000, 1.0, 1)
+        return await client.post("/v1/detect", content=body(), headers=headers), engine.batcher.demand()
+
+    response, demand = ask(detector, scenario)
+    check_problem(response, 503)
+    assert int(response.headers["Retry-After"]) > 5
+    assert demand > 0  # the autoscaler sees it
 
 
 def test_a_closed_replica_is_not_ready(detector: Detector) -> None:
-    async def scenario(client: httpx.AsyncClient, service: Service) -> tuple[int, int]:
+    async def scenario(client: httpx.AsyncClient, engine: Engine) -> list[int]:
         before = await client.get("/readyz")
-        await service.batcher.close()
-        return before.status_code, (await client.get("/readyz")).status_code
+        await engine.batcher.close()
+        after = [await client.get("/readyz"), await client.post("/v1/detect", json={"text": "a"})]
+        return [before.status_code, *(response.status_code for response in after)]
 
-    assert ask(detector, scenario) == (200, 503)
-
-
-def test_the_model_endpoint_tells_thresholds_limits_and_guarantee(detector: Detector) -> None:
-    info = ask(detector, lambda client, _: client.get("/v1/model")).json()
-    assert info["model_version"] == detector.version
-    assert [threshold["target_fpr"] for threshold in info["thresholds"]] == [0.05, 0.1]
-    assert [threshold["min_tokens"] for threshold in info["thresholds"]] == [10, 10]
-    for each in info["thresholds"]:
-        assert 0 < each["fpr_lower_bound"] < each["expected_fpr"] < each["fpr_upper_bound"] < 1
-    limits = {"max_texts": 256, "max_chars": 200_000, "max_body_bytes": 1_000_000}
-    assert limits.items() <= info["limits"].items()
-    assert {"max_explain_tokens", "max_files", "max_file_bytes", "max_upload_bytes", "max_pages"} <= set(info["limits"])
-    assert "exchangeable with the calibration set" in info["guarantee"]
+    assert ask(detector, scenario) == [200, 503, 503]
 
 
-def test_the_verdict_states_the_threshold_that_the_model_endpoint_lists(detector: Detector) -> None:
-    async def scenario(client: httpx.AsyncClient, _: Service) -> tuple[float, float]:
-        answer = await client.post("/v1/detect", json={"text": "the council met", "target_fpr": 0.1})
-        info = await client.get("/v1/model")
-        return answer.json()["verdicts"][0]["threshold"], info.json()["thresholds"][1]["probability"]
-
-    verdict, listed = ask(detector, scenario)
-    assert verdict == listed
-
-
-@pytest.mark.parametrize("spans", [False, True])
-def test_the_service_says_what_the_detector_says(detector: Detector, spans: bool) -> None:
+@pytest.mark.parametrize("options", [{}, {"return_spans": True}, {"explain": True}])
+def test_the_service_agrees_with_the_detector(detector: Detector, options: dict[str, bool]) -> None:
     texts = ["The coun\u200bcil met. It was Tuesday! " * 9, "moreover delve", "Ω ω. " * 40, "a" * 3000]
-    answer = ask(detector, post(texts=texts, target_fpr=0.1, return_spans=spans)).json()
-    for found, expected in zip(answer["verdicts"], detector.detect(texts, 0.1, spans), strict=True):
-        assert found["probability"] == pytest.approx(expected.probability, abs=1e-5)
-        assert (found["label"], found["num_windows"]) == (expected.label, expected.num_windows)
-        assert len(found["spans"] or []) == len(expected.spans or [])
+    answer = ask(detector, post(texts=texts, target_fpr=0.1, **options)).json()
+    for verdict, expected in zip(answer["verdicts"], detector.detect(texts, 0.1, bool(options)), strict=True):
+        assert verdict["probability"] == pytest.approx(expected.probability, abs=1e-5)
+        assert (verdict["label"], verdict["num_windows"]) == (expected.label, expected.num_windows)
+        assert len(verdict["spans"] or []) == len(expected.spans or [])
+    document = detector.read(texts[:1])[0]
+    if options.get("explain"):
+        expected_effects = [span.effect for span in detector.spans(document, "occlusion")]
+        effects = [span["effect"] for span in answer["verdicts"][0]["spans"]]
+        assert effects == pytest.approx(expected_effects, abs=1e-4)
 
 
-def test_openapi_shows_an_example_that_is_answered(detector: Detector) -> None:
-    async def scenario(client: httpx.AsyncClient, _: Service) -> int:
-        spec = (await client.get("/openapi.json")).json()
-        body = spec["paths"]["/v1/detect"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        return (await client.post("/v1/detect", json=body["examples"][0])).status_code
+def test_a_lone_request_switches_threads_twice(detector: Detector) -> None:
+    async def scenario(client: httpx.AsyncClient, engine: Engine) -> tuple[int, int]:
+        jobs = 0
 
-    assert ask(detector, scenario) == 200
+        def counted(submit: Callable[..., Future[Any]]) -> Callable[..., Future[Any]]:
+            def count(*arguments: Any) -> Future[Any]:
+                nonlocal jobs
+                jobs += 1
+                return submit(*arguments)
+
+            return count
+
+        for executor in (engine.model, engine.readers):
+            executor.submit = counted(executor.submit)  # type: ignore[method-assign]
+        asyncio.get_running_loop().set_default_executor(engine.readers)  # nothing may go elsewhere
+        await client.post("/v1/detect", json={"text": "the council met near the bridge " * 20})
+        alone, jobs = jobs, 0
+        bodies = [{"text": "the council met near the bridge " * 20}] * 3
+        await asyncio.gather(*(client.post("/v1/detect", json=body) for body in bodies))
+        return alone, jobs
+
+    alone, together = ask(detector, scenario, batch_tokens=4096)
+    assert alone == 1  # to the model thread and back
+    assert together > 3
+
+
+@pytest.mark.parametrize(
+    ("options", "max_tokens", "status"),
+    [
+        ({}, 120, 200),
+        ({}, 119, 413),
+        ({"return_spans": True}, 460, 200),  # each sentence is read with its neighbours: three times the text
+        ({"return_spans": True}, 459, 413),
+        ({"explain": True}, 1900, 200),  # and once more for each sentence
+        ({"explain": True}, 1899, 413),
+    ],
+)
+def test_the_token_limit_counts_spans_and_explanations(
+    detector: Detector, options: dict[str, bool], max_tokens: int, status: int
+) -> None:
+    text = "The council met near the bridge on Tuesday. " * 12
+    assert len(detector.read([text])[0].input_ids) == 120
+    assert ask(detector, post(text=text, **options), max_tokens=max_tokens).status_code == status
 
 
 @pytest.mark.parametrize(("text", "status"), [("a" * 101, 413), ("a" * 100, 200), ("a\u200b" * 100, 200)])
-def test_the_limit_of_characters_counts_the_normalised_text(detector: Detector, text: str, status: int) -> None:
-    assert ask(detector, post(text=text), ServeConfig(max_chars=100)).status_code == status
+def test_the_character_limit_counts_normalised_text(detector: Detector, text: str, status: int) -> None:
+    assert ask(detector, post(text=text), max_chars=100).status_code == status
 
 
-def test_a_torn_form_leaves_nothing_of_itself_in_the_log(detector: Detector, caplog: pytest.LogCaptureFixture) -> None:
-    body = '--b\r\nContent-Disposition: form-data; name="a"\r\nZoë\r\n\r\n--b--\r\n'.encode()
-    headers = {"Content-Type": "multipart/form-data; boundary=b"}
-    answer = ask(detector, lambda client, _: client.post("/v1/detect/file", content=body, headers=headers))
-    assert answer.status_code == 400
-    assert [record for record in caplog.records if record.name.startswith("python_multipart")] == []
+def test_far_too_long_text_is_not_normalised(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.engine.engine.normalise", lambda text: pytest.fail("it was normalised"))
+    check_problem(ask(detector, post(text="a" * 401), max_chars=100), 413)
 
 
-def test_files_that_cannot_be_read_give_nothing_back_to_a_rate(detector: Detector) -> None:
+def test_refused_tokens_are_returned_to_the_rate(detector: Detector) -> None:
     spent: list[int] = []
     files = [Upload("a.exe", b"MZ"), Upload("b.txt", b"the council"), Upload("c.txt", b"the bridge")]
 
-    async def scenario(_: httpx.AsyncClient, service: Service) -> None:
+    async def scenario(_: httpx.AsyncClient, engine: Engine) -> None:
         for some in (files[:1], files[:2], files):
-            await judge_files(service, some, FileOptions(), "request-1", spent.append)
-
-    ask(detector, scenario)
-    assert spent == [1]
-
-
-def test_a_body_is_not_read_for_a_request_that_would_wait_too_long(detector: Detector) -> None:
-    async def scenario(client: httpx.AsyncClient, service: Service) -> httpx.Response:
-        async def body() -> AsyncIterator[bytes]:
-            raise AssertionError("it was read")
-            yield b""
-
-        service._queue.measure(lambda: time.sleep(0.05), 5000)
-        with service._queue.place(10**7, 0.0):
-            headers = {"Content-Type": "application/json", "Content-Length": "1000"}
-            return await client.post("/v1/detect", content=body(), headers=headers)
-
-    response = ask(detector, scenario)
-    check_problem(response, 503, "Too many texts wait for the model: try again later.")
-    assert int(response.headers["Retry-After"]) > 5
-
-
-def test_texts_that_the_model_has_no_room_for_are_given_back(detector: Detector) -> None:
-    spent: list[int] = []
-
-    async def scenario(_: httpx.AsyncClient, service: Service) -> None:
-        await service.batcher.close()
+            await detect_files(engine, some, FileOptions(), "request-1", "", spent.append)
+        engine.batcher._check_room = refuse  # type: ignore[method-assign]
         with pytest.raises(ClosedError):
-            await service.detect(b'{"texts": ["a", "b", "c"]}', "request-1", spent.append)
+            await engine.run(lambda: engine.encode(["a " * 3000] * 3, Options()), list, 9000, "", spent.append)
+
+    def refuse(*_: Any) -> None:
+        raise ClosedError
 
     ask(detector, scenario)
-    assert spent == [2, -2]
+    assert spent[:3] == [0, 2, 4]
+    assert spent[3] == -spent[4] >= 9000
 
 
-def test_a_body_that_never_comes_is_a_503(detector: Detector) -> None:
-    async def scenario(client: httpx.AsyncClient, _: Service) -> list[httpx.Response]:
-        async def body(start: bytes) -> AsyncIterator[bytes]:
-            yield start
-            await asyncio.sleep(10)
+def test_a_client_that_disconnects_is_no_error(detector: Detector, serve_log: pytest.LogCaptureFixture) -> None:
+    telemetry = Counted()
 
-        form = {"Content-Type": "multipart/form-data; boundary=b"}
-        return [
-            await client.post("/v1/detect", content=body(b'{"text": "'), headers=JSON),
-            await client.post("/predict", content=body(b'{"inputs": "'), headers=JSON),
-            await client.post("/v1/detect/file", content=body(b"--b"), headers=form),
-        ]
-
-    for response in ask(detector, scenario, ServeConfig(request_timeout_s=0.1)):
-        check_problem(response, 503, "No answer within 0.1 seconds: send less text at once, or try again later.")
-
-
-def test_a_client_that_leaves_is_no_failure(detector: Detector, serve_log: pytest.LogCaptureFixture) -> None:
-    async def scenario(_: httpx.AsyncClient, service: Service) -> None:
+    async def scenario(_: httpx.AsyncClient, engine: Engine) -> None:
         async def gone() -> dict[str, str]:
             return {"type": "http.disconnect"}
 
@@ -268,67 +356,180 @@ def test_a_client_that_leaves_is_no_failure(detector: Detector, serve_log: pytes
             raise AssertionError("it was answered")
 
         head = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-        app = create_app(Traffic(service), AccessControl(Limiter(unlimited)))
+        app = create_app(Versions(engine), access(), telemetry)
         await app(
             {"type": "http", "method": "POST", "path": "/v1/detect", "headers": head, "query_string": b""}, gone, send
         )
 
     ask(detector, scenario)
     assert serve_log.records == []
+    assert telemetry.statuses == [499]
 
 
-@pytest.mark.parametrize("charset", ["undefined", "utf-7", "unicode_escape"])
-def test_a_form_in_another_encoding_is_refused(detector: Detector, charset: str) -> None:
+def test_verdicts_problems_and_batches_are_counted(detector: Detector) -> None:
+    telemetry = Counted()
+
+    async def scenario(client: httpx.AsyncClient, engine: Engine) -> None:
+        for body in ({"text": 5}, {"text": "the council met near the bridge " * 20}):
+            await client.post("/v1/detect", json=body)
+        await client.get("/nothing")
+
+    ask(detector, scenario, telemetry=telemetry)
+    assert telemetry.statuses == [422]  # wrong paths do not count
+    assert len(telemetry.labels) == 1
+    assert telemetry.batches[0] >= 60
+
+
+def test_predict_ranks_ai_first_only_for_the_verdict_ai(detector: Detector) -> None:
+    verdict = detector.detect(["the council met near the bridge " * 9])[0]
+    for label, probability, ranked in (
+        ("ai", 0.9, [("ai", 0.9), ("human", 0.1)]),
+        ("uncertain", 0.9, [("human", 0.5), ("ai", 0.5)]),
+        ("human", 0.6, [("human", 0.5), ("ai", 0.5)]),
+        ("uncertain", 0.2, [("human", 0.8), ("ai", 0.2)]),
+    ):
+        both = labels(verdict.model_copy(update={"label": label, "probability": probability}))
+        assert [each.label for each in both] == [name for name, _ in ranked]
+        assert [each.score for each in both] == pytest.approx([score for _, score in ranked])
+
+
+@pytest.mark.parametrize(
+    ("body", "num_labels"),
+    [
+        ({"inputs": "a", "options": {"wait_for_model": True}}, 2),
+        ({"inputs": ["a", "b"], "parameters": {"truncation": True, "function_to_apply": "softmax"}}, 2),
+        ({"inputs": "a", "parameters": {"return_all_scores": True}}, 2),
+        ({"inputs": "a", "parameters": {"return_all_scores": False}}, 1),
+        ({"inputs": "a", "parameters": {"top_k": 1}}, 1),
+    ],
+)
+def test_predict_accepts_what_hugging_face_sends(detector: Detector, body: dict[str, Any], num_labels: int) -> None:
+    answer = ask(detector, post("/predict", **body)).json()
+    assert [len(labels) for labels in answer] == [num_labels] * len(answer)
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({}, "`inputs`"),
+        ({"inputs": [CANARY, 5]}, "`inputs.1`"),
+        ({"inputs": []}, "`inputs`"),
+        ({"inputs": "a", "parameters": {"top_k": 0}}, "`parameters.top_k`"),
+        ({"inputs": "a", "parameters": {"function_to_apply": "none"}}, "`parameters.function_to_apply`"),
+        ({"inputs": "a", "parameters": {"temperature": 1}}, "`temperature`"),
+        ({"text": CANARY}, "`inputs`"),
+    ],
+)
+def test_predict_refuses_other_bodies(detector: Detector, body: dict[str, Any], named: str) -> None:
+    check_problem(ask(detector, post("/predict", **body)), 422, named)
+
+
+def test_a_form_in_another_charset_is_refused(detector: Detector, caplog: pytest.LogCaptureFixture) -> None:
     body = b'--b\r\nContent-Disposition: form-data; name="files"; filename="+2AA-.txt"\r\n\r\nThe council\r\n--b--\r\n'
 
-    def post_as(content_type: str) -> Scenario:
-        headers = {"Content-Type": content_type}
-        return lambda client, _: client.post("/v1/detect/file", content=body, headers=headers)
+    def send(content: bytes, charset: str = "") -> httpx.Response:
+        headers = {"Content-Type": FORM["Content-Type"] + charset}
+        response: httpx.Response = ask(
+            detector, lambda client, _: client.post("/v1/detect/file", content=content, headers=headers)
+        )
+        return response
 
-    detail = "Expected a form in UTF-8: leave `charset` out of the header `Content-Type`."
-    check_problem(ask(detector, post_as(f"multipart/form-data; boundary=b; charset={charset}")), 415, detail)
-    assert ask(detector, post_as("multipart/form-data; boundary=b; charset=UTF-8")).status_code == 200
-
-
-def test_the_first_wrong_text_of_many_is_enough() -> None:
-    with pytest.raises(ProblemError) as refused:
-        parse(b'{"texts": [' + b"1," * 100_000 + b"1]}", DetectRequest)
-    assert refused.value.detail == "`texts`[0]: expected a string, found a number."
+    check_problem(send(body, "; charset=utf-7"), 415, "charset")
+    assert send(body, "; charset=UTF-8").status_code == 200
+    check_problem(send('--b\r\nContent-Disposition: form-data; name="a"\r\nZoë\r\n\r\n--b--\r\n'.encode()), 400)
+    assert [record for record in caplog.records if record.name.startswith("python_multipart")] == []
 
 
-def test_no_more_is_normalised_than_a_few_times_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    monkeypatch.setattr("serve_app.files.uploads.normalise", lambda text: seen.append(len(text)) or normalise(text))
-    texts = ["a" * 150, "a" * 90, "a" * 150, "a" * 20, "a" * 5]
-    normalised, fitting = fit(texts, 100)  # 400 are normalised at most
-    assert seen == [150, 90, 150, 5]
-    assert [len(each.text) for each in normalised] == [90, 5]
-    assert [each if isinstance(each, str) else each.status for each in fitting] == [413, "a" * 90, 413, 413, "a" * 5]
-
-
-def test_far_too_long_a_text_is_refused_without_normalising_it(
-    detector: Detector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("serve_app.engine.engine.normalise", lambda text: pytest.fail("it was normalised"))
-    response = ask(detector, post(text="a" * 401), ServeConfig(max_chars=100))
-    check_problem(response, 413, "401 characters, at most 100 are read: send several requests.")
+def test_the_model_route_reports_thresholds_and_limits(detector: Detector) -> None:
+    info = ask(detector, get("/v1/model")).json()
+    assert info["model_version"] == detector.version
+    assert [threshold["target_fpr"] for threshold in info["thresholds"]] == [0.05, 0.1]
+    for threshold in info["thresholds"]:
+        assert 0 < threshold["fpr_lower_bound"] < threshold["expected_fpr"] < threshold["fpr_upper_bound"] < 1
+    assert {"max_texts": 256, "max_chars": 200_000, "max_body_bytes": 1_000_000}.items() <= info["limits"].items()
+    verdict = ask(detector, post(text="the council met", target_fpr=0.1)).json()["verdicts"][0]
+    assert verdict["threshold"] == info["thresholds"][1]["probability"]
 
 
 @pytest.mark.parametrize(
     ("host", "status"),
     [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:8000", 200), ("rebound.example:8000", 421), ("", 421)],
 )
-def test_without_keys_only_the_names_of_this_machine_are_answered(detector: Detector, host: str, status: int) -> None:
-    def get(client: httpx.AsyncClient, _: Service) -> Awaitable[httpx.Response]:
-        return client.get("/v1/model", headers={"Host": host})
-
-    assert ask(detector, get).status_code == status
-    assert ask(detector, get, ServeConfig(host="0.0.0.0")).status_code == 200
+def test_without_keys_only_loopback_hosts_are_answered(detector: Detector, host: str, status: int) -> None:
+    request = get("/v1/model", headers={"Host": host})
+    assert ask(detector, request).status_code == status
+    assert ask(detector, request, host="0.0.0.0").status_code == 200
 
 
-def test_streams_beyond_the_bound_are_refused(detector: Detector) -> None:
-    async def scenario(client: httpx.AsyncClient, service: Service) -> httpx.Response:
-        service.open_streams = 16
-        return await client.post("/v1/detect/stream", content=b"", headers={"Content-Type": "application/x-ndjson"})
+def test_cors_admits_only_configured_origins(detector: Detector) -> None:
+    def allowed(origin: str, **options: Any) -> str | None:
+        headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        control = access(KeyRing)
+        response = ask(detector, lambda client, _: client.options("/v1/detect", headers=headers), control, **options)
+        value: str | None = response.headers.get("access-control-allow-origin")
+        return value
 
-    check_problem(ask(detector, scenario), 503, "16 streams are open already: try again later.")
+    school = "https://school.example"
+    assert allowed(school) is None
+    assert allowed(school, cors_origins=[school]) == school
+    assert allowed("https://other.example", cors_origins=[school]) is None
+
+
+def test_the_status_route_needs_an_admin_key_and_shows_no_hash(detector: Detector) -> None:
+    token, key = create_key("chief", [Scope.ADMIN])
+    control = access(lambda: KeyRing([key]))
+    headers = {"Authorization": f"Bearer {token}"}
+    response = ask(detector, get("/v1/admin/status", headers=headers), control)
+    assert response.json()["keys"] == [{"id": key.id, "name": "chief", "scopes": ["admin"]}]
+    assert key.sha256 not in response.text
+    assert ask(detector, get("/v1/admin/status"), control).status_code == 401
+
+
+# Fields that clients rely on. Adding one is compatible; removing or changing one is not.
+FIELDS = {
+    "DetectRequest": {"text": "string?", "texts": "array?", "target_fpr": "number?", "return_spans": "boolean"}
+    | {"explain": "boolean"},
+    "FileOptions": {"target_fpr": "number?", "return_spans": "boolean", "explain": "boolean", "return_text": "boolean"},
+    "Span": {"start": "integer!", "end": "integer!", "probability": "number!", "effect": "number?"},
+    "DetectResponse": {"request_id": "string!", "model_version": "string!", "verdicts": "array!", "seconds": "number!"},
+    "FilesResponse": {"request_id": "string!", "model_version": "string!", "files": "array!", "seconds": "number!"},
+    "FileVerdict": {"name": "string!", "num_chars": "integer!", "text": "string?", "verdict": "Verdict?"}
+    | {"problem": "Problem?"},
+    "LabelScore": {"label": "string!", "score": "number!"},
+    "Problem": {"type": "string", "title": "string!", "status": "integer!", "detail": "string!"}
+    | {"request_id": "string!"},
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_schemas_keep_their_fields(name: str) -> None:
+    def kind(field: dict[str, Any]) -> str:
+        kinds = [part.get("type") or part["$ref"].split("/")[-1] for part in field.get("anyOf", [field])]
+        return "|".join(each for each in kinds if each != "null") + "?" * ("null" in kinds)
+
+    model: type[BaseModel] = getattr(schemas, name)
+    schema = model.model_json_schema()
+    required = schema.get("required", [])
+    found = {name: kind(field) + "!" * (name in required) for name, field in schema["properties"].items()}
+    assert FIELDS[name].items() <= found.items()
+
+
+def test_the_description_covers_routes_and_its_examples_work(detector: Detector) -> None:
+    spec = ask(detector, get("/openapi.json")).json()
+    posts = {path: methods["post"] for path, methods in spec["paths"].items() if "post" in methods}
+    assert set(posts) == {"/v1/detect", "/v1/detect/file", "/predict"}
+    for path, operation in posts.items():
+        assert {"200", "4XX", "5XX"} <= set(operation["responses"])
+        assert set(operation["responses"]["4XX"]["content"]) == {"application/problem+json"}
+        [(media_type, body)] = operation["requestBody"]["content"].items()
+        if media_type == "application/json":
+            schema = spec["components"]["schemas"][body["schema"]["$ref"].split("/")[-1]]
+            for example in schema["examples"]:
+                assert ask(detector, post(path, **example)).status_code == 200
+
+
+@pytest.mark.parametrize("with_keys", [True, False])
+def test_the_description_states_whether_a_key_is_needed(detector: Detector, with_keys: bool) -> None:
+    spec = create_app(Versions(Engine(detector, ServeConfig())), access(KeyRing if with_keys else None)).openapi()
+    secured = {path for path, methods in spec["paths"].items() if any("security" in each for each in methods.values())}
+    assert ("/v1/detect" in secured, "/readyz" in secured) == (with_keys, False)

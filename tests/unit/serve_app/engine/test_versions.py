@@ -1,200 +1,175 @@
-"""Which version answers, and what the shadow is told: in process, with tiny detectors."""
+"""Version routing: the canary's share, its isolation, and the health of the deployed version."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import numpy as np
 import pytest
 
 from detect_ai.core.config import ServeConfig
 from detect_ai.detector.detector import Detector
 from detect_ai.schemas import Verdict
-from serve_app.api.app import create_app
-from serve_app.auth.access import AccessControl
-from serve_app.auth.api_keys import KeyRing, Scope, create_key
-from serve_app.auth.rate_limit import Limiter, Reservation
-from serve_app.engine.engine import Service
-from serve_app.engine.metrics import Telemetry
-from serve_app.engine.versions import Traffic
+from serve_app.engine.batcher import QueueFullError
+from serve_app.engine.engine import Engine, Options
+from serve_app.engine.versions import Versions
 from tests.fixtures import tiny_models
 
-TEXTS = [tiny_models.text(kind, random.Random(i), 60) for i, kind in enumerate(["human", "ai"] * 4)]
+TEXT = "The council met near the bridge on Tuesday."
 
 
-class Counted(Telemetry):
-    """Keeps what it is told."""
+class Held:
+    """A backend that waits for a gate, as long as a batch of it is in the model."""
+
+    has_lanes = False
 
     def __init__(self) -> None:
-        self.verdicts: list[Verdict] = []
-        self.pairs: list[tuple[Verdict, Verdict]] = []
-        self.statuses: list[int] = []
-        self.batches: list[int] = []
+        self.gate = threading.Event()
 
-    def answered(self, verdicts: Any) -> None:
-        self.verdicts += verdicts
-
-    def compared(self, mine: Verdict, other: Verdict) -> None:
-        self.pairs.append((mine, other))
-
-    def refused(self, status: int) -> None:
-        self.statuses.append(status)
-
-    def ran(self, tokens: int, seconds: float, waiting: int) -> None:
-        self.batches.append(tokens)
+    def log_odds(self, batch: Any) -> Any:
+        assert self.gate.wait(20)
+        return np.zeros(len(batch.lengths))
 
 
-@pytest.fixture(scope="module")
-def detectors(tiny_bundle: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Detector, Detector]:
-    folder = tmp_path_factory.mktemp("other") / "bundle"
-    tiny_models.make_bundle(folder, encoder, seed=1)
-    return Detector.load(tiny_bundle), Detector.load(folder)
+class Broken:
+    has_lanes = False
+
+    def log_odds(self, batch: Any) -> Any:
+        raise RuntimeError(TEXT)
 
 
-async def unlimited(method: str, *arguments: Any) -> Reservation:
-    return Reservation(0)
+@pytest.fixture
+def detectors(tiny_bundle: Path, encoder: Path, tmp_path: Path) -> tuple[Detector, Detector]:
+    tiny_models.make_bundle(tmp_path / "bundle", encoder, seed=1)
+    return Detector.load(tiny_bundle), Detector.load(tmp_path / "bundle")
 
 
-def ask(
-    main: Detector,
-    *,
-    canary: Detector | None = None,
-    share: float = 0.0,
-    shadow: Detector | None = None,
-    config: ServeConfig | None = None,
-    access: AccessControl | None = None,
-    requests: list[dict[str, Any]],
-) -> tuple[list[httpx.Response], Counted]:
-    """The answers to requests one after another, and what was counted."""
-    config, counted = config or ServeConfig(), Counted()
+def run(
+    detectors: tuple[Detector, Detector], share: float, scenario: Callable[[Versions], Awaitable[Any]], **options: Any
+) -> Any:
+    async def main() -> Any:
+        config = ServeConfig(**options)
+        versions = Versions(Engine(detectors[0], config), Engine(detectors[1], config), share)
+        versions.start()
+        try:
+            return await asyncio.wait_for(scenario(versions), 30)
+        finally:
+            for engine in versions.engines:
+                getattr(getattr(engine.detector.backend, "gate", None), "set", lambda: None)()
+            await versions.close()
 
-    async def scenario() -> list[httpx.Response]:
-        with ThreadPoolExecutor(1) as model:
-
-            def service(detector: Detector | None, telemetry: Telemetry) -> Service | None:
-                return Service(detector, config, model, telemetry) if detector else None
-
-            first = service(main, counted)
-            assert first is not None
-            traffic = Traffic(first, service(canary, counted), share, service(shadow, Telemetry()), counted)
-            app = create_app(traffic, access or AccessControl(Limiter(unlimited)), counted)
-            traffic.start()
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
-                found = []
-                for request in requests:
-                    found.append(await client.request(**{"method": "POST", "url": "/v1/detect", **request}))
-                    while traffic._comparing:
-                        await asyncio.sleep(0.01)
-            await traffic.close()
-            return found
-
-    return asyncio.run(asyncio.wait_for(scenario(), 60)), counted
+    return asyncio.run(main())
 
 
-def test_a_canary_answers_its_share_and_every_answer_says_which(detectors: tuple[Detector, Detector]) -> None:
-    main, other = detectors
-    requests = [{"json": {"text": TEXTS[i % 8]}, "headers": {"X-Request-ID": f"r{i}"}} for i in range(60)]
-    found, _ = ask(main, canary=other, share=0.3, requests=requests)
-    versions = [response.json()["model_version"] for response in found]
-    assert versions == [response.headers["x-model-version"] for response in found]
-    assert set(versions) == {main.version, other.version}
-    assert 8 <= versions.count(other.version) <= 30
-    again, _ = ask(main, canary=other, share=0.3, requests=requests)
-    assert [response.json()["model_version"] for response in again] == versions
-    for response, request in zip(found, requests, strict=True):
-        by = main if response.json()["model_version"] == main.version else other
-        expected = by.detect([request["json"]["text"]])[0].probability
-        assert response.json()["verdicts"][0]["probability"] == pytest.approx(expected, abs=1e-5)
+async def detect(versions: Versions, caller: str = "") -> tuple[Verdict, Engine]:
+    async def work(engine: Engine) -> Verdict:
+        return await engine.run(
+            lambda: engine.encode([TEXT], Options()), lambda verdicts: verdicts[0], len(TEXT), caller
+        )
+
+    return await versions.run(versions.choose(caller), work)
 
 
-def test_a_caller_with_a_key_meets_one_version(detectors: tuple[Detector, Detector]) -> None:
-    main, other = detectors
-    keys = [create_key(f"k{i}") for i in range(30)]
-    access = AccessControl(Limiter(unlimited), read_keys=lambda: KeyRing(key for _, key in keys))
-    requests = [
-        {"json": {"text": TEXTS[0]}, "headers": {"Authorization": f"Bearer {token}"}} for token, _ in keys for _ in "ab"
-    ]
-    found, _ = ask(main, canary=other, share=0.5, access=access, requests=requests)
-    versions = [response.json()["model_version"] for response in found]
-    assert versions[::2] == versions[1::2]
-    assert set(versions) == {main.version, other.version}
+def test_a_canary_answers_its_share_of_the_callers(detectors: tuple[Detector, Detector]) -> None:
+    async def scenario(versions: Versions) -> list[str]:
+        return [(await detect(versions, f"r{i}"))[0].model_version for i in range(60)]
+
+    answers = run(detectors, 0.3, scenario)
+    assert 8 <= answers.count(detectors[1].version) <= 30
+    assert set(answers) == {each.version for each in detectors}
+    assert run(detectors, 0.3, scenario) == answers  # the same callers
 
 
-def test_the_shadow_judges_what_was_answered_and_answers_nobody(detectors: tuple[Detector, Detector]) -> None:
-    main, other = detectors
-    found, counted = ask(main, shadow=other, requests=[{"json": {"texts": TEXTS}}])
-    assert found[0].json()["model_version"] == main.version
-    mine, others = zip(*counted.pairs, strict=True)
-    assert [v.probability for v in mine] == pytest.approx([v.probability for v in main.detect(TEXTS)], abs=1e-5)
-    assert [v.probability for v in others] == pytest.approx([v.probability for v in other.detect(TEXTS)], abs=1e-5)
-    assert {v.model_version for v in counted.verdicts} == {main.version}
+def test_the_main_version_answers_for_a_broken_canary(
+    detectors: tuple[Detector, Detector], caplog: pytest.LogCaptureFixture
+) -> None:
+    detectors[1].backend = Broken()
+    verdict, engine = run(detectors, 1.0, detect)
+    assert verdict.model_version == engine.detector.version == detectors[0].version
+    assert TEXT not in caplog.text
 
 
-def test_a_shadow_that_fails_fails_alone(detectors: tuple[Detector, Detector], tiny_bundle: Path) -> None:
-    broken = Detector.load(tiny_bundle)
+def test_a_hung_canary_leaves_the_main_version_healthy(
+    detectors: tuple[Detector, Detector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.engine.batcher.HUNG_S", 0.2)
+    detectors[1].backend = Held()
 
-    class Broken:
+    async def scenario(versions: Versions) -> None:
+        hung = asyncio.create_task(detect(versions))
+        await asyncio.sleep(0.3)
+        assert not versions.canary.batcher.alive  # type: ignore[union-attr]
+        assert versions.alive
+        assert (await detect(versions))[0].model_version == detectors[0].version
+        hung.cancel()
+
+    run(detectors, 1.0, scenario, request_timeout_s=0.1)
+
+
+def test_versions_share_one_queue_bound(detectors: tuple[Detector, Detector]) -> None:
+    detectors[0].backend, detectors[1].backend = Held(), Held()
+
+    async def scenario(versions: Versions) -> None:
+        main, canary = (engine.batcher for engine in versions.engines)
+        for batcher in (main, canary):
+            batcher.measure(1000, 100.0, 1)
+        tasks = [asyncio.create_task(main.scores([np.zeros(40, np.int32)])) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(QueueFullError):
+            await canary.scores([np.zeros(40, np.int32)])
+        detectors[0].backend.gate.set()  # type: ignore[attr-defined]
+        await asyncio.gather(*tasks)
+
+    run(detectors, 1.0, scenario, max_wait_s=15, batch_tokens=64)
+
+
+@pytest.mark.slow
+def test_an_admitted_request_waits_no_longer_with_a_canary(detectors: tuple[Detector, Detector]) -> None:
+    """Both versions are slow; what is admitted is answered within the bound and the batches that run."""
+
+    class Slow:
         has_lanes = False
+        lock = threading.Lock()  # both share the processor
 
         def log_odds(self, batch: Any) -> Any:
-            raise RuntimeError(TEXTS[0])
+            with self.lock:
+                time.sleep(0.02)
+            return np.zeros(len(batch.lengths))
 
-    broken.backend = Broken()
-    found, counted = ask(detectors[0], shadow=broken, requests=[{"json": {"text": TEXTS[0]}}] * 2)
-    assert [response.status_code for response in found] == [200, 200]
-    assert counted.pairs == []
+    detectors[0].backend, detectors[1].backend = Slow(), Slow()
 
+    async def scenario(versions: Versions) -> tuple[int, float]:
+        waits: list[float] = []
 
-def test_what_is_refused_and_what_is_read_is_counted(detectors: tuple[Detector, Detector]) -> None:
-    _, counted = ask(
-        detectors[0],
-        requests=[{"json": {"text": 5}}, {"url": "/nothing"}, {"json": {"text": TEXTS[0]}}],
-    )
-    assert counted.statuses == [422]  # addresses that are none are no refusal of the detector
-    assert len(counted.verdicts) == 1
-    assert counted.batches[0] >= 60
+        async def one(i: int) -> None:
+            start = time.perf_counter()
+            try:
+                await versions.engines[i % 2].batcher.scores([np.zeros(60, np.int32)], str(i))
+            except QueueFullError:
+                return
+            waits.append(time.perf_counter() - start)
 
+        tasks = []
+        for i in range(150):
+            tasks.append(asyncio.create_task(one(i)))
+            await asyncio.sleep(0.005)
+        await asyncio.gather(*tasks)
+        return len(waits), max(waits)
 
-def test_more_tokens_than_the_bound_are_refused(detectors: tuple[Detector, Detector]) -> None:
-    found, _ = ask(detectors[0], config=ServeConfig(max_tokens=100), requests=[{"json": {"texts": TEXTS}}])
-    assert found[0].status_code == 413
-    assert "tokens, at most 100 are read" in found[0].json()["detail"]
-
-
-def test_the_cache_answers_the_same_without_the_model(detectors: tuple[Detector, Detector]) -> None:
-    request = {"json": {"texts": TEXTS, "return_spans": True}}
-    found, counted = ask(detectors[0], config=ServeConfig(cache_texts=1000), requests=[request, request])
-    first, second = (response.json()["verdicts"] for response in found)
-    assert first == second
-    _, without = ask(detectors[0], requests=[request, request])
-    assert len(without.batches) == 2 * len(counted.batches)
+    answered, longest = run(detectors, 0.5, scenario, max_wait_s=0.3, batch_tokens=64)
+    assert answered < 150
+    assert longest < 2 * 0.3
 
 
-def test_other_pages_may_ask_only_when_they_are_named(detectors: tuple[Detector, Detector]) -> None:
-    asked = {"Origin": "https://school.example", "Access-Control-Request-Method": "POST"}
-    wanted = {"Access-Control-Request-Headers": "authorization,content-type"}
-    preflight = {"method": "OPTIONS", "headers": {**asked, **wanted}}
-    closed, _ = ask(detectors[0], requests=[preflight])
-    assert "access-control-allow-origin" not in closed[0].headers
-    open_to_one = ServeConfig(cors_origins=["https://school.example"])
-    access = AccessControl(Limiter(unlimited), read_keys=KeyRing)
-    found, _ = ask(detectors[0], config=open_to_one, access=access, requests=[preflight])
-    assert found[0].headers["access-control-allow-origin"] == "https://school.example"
-    preflight["headers"] = {**preflight["headers"], "Origin": "https://other.example"}
-    found, _ = ask(detectors[0], config=open_to_one, access=access, requests=[preflight])
-    assert "access-control-allow-origin" not in found[0].headers
+def test_demand_is_that_of_all_versions(detectors: tuple[Detector, Detector]) -> None:
+    async def scenario(versions: Versions) -> float:
+        await detect(versions)
+        await detect(versions)
+        return versions.demand()
 
-
-def test_an_operator_sees_the_replica_and_no_hash(detectors: tuple[Detector, Detector]) -> None:
-    token, key = create_key("chief", [Scope.ADMIN])
-    access = AccessControl(Limiter(unlimited), read_keys=lambda: KeyRing([key]))
-    request = {"method": "GET", "url": "/v1/admin/status", "headers": {"Authorization": f"Bearer {token}"}}
-    found, _ = ask(detectors[0], canary=detectors[1], share=0.1, access=access, requests=[request])
-    status = found[0].json()
-    assert status["canary"] == detectors[1].version
-    assert status["keys"] == [{"id": key.id, "name": "chief", "scopes": ["admin"]}]
-    assert key.sha256 not in found[0].text
+    assert run(detectors, 0.5, scenario) > 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
@@ -172,30 +171,15 @@ def test_of_a_name_no_folder_is_kept(sent: str, name: str) -> None:
     assert file_name(sent) == name
 
 
-def held_for(seconds: float, upload: Upload, config: ServeConfig) -> str:
-    time.sleep(seconds)
-    return upload.name
-
-
-def test_files_are_refused_at_once_where_those_before_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "text_of", partial(held_for, 0.2))
-
+def test_a_full_queue_refuses_parsed_files_only() -> None:
     async def scenario() -> None:
-        reader = FileReader(ServeConfig(max_wait_s=0.5))
-        slow, plain = [Upload("a.pdf", b"")] * 6, [Upload("a.txt", b""), Upload("b.md", b"")]
-        assert len(await reader.texts(slow)) == 6  # nothing is before them
-        reading = asyncio.create_task(reader.texts(slow))
-        await asyncio.sleep(0)
+        reader = FileReader(ServeConfig())
+        reader._waiting_files = files.MAX_WAITING_FILES
         with pytest.raises(QueueFullError), reader.held(1):
             pass
         with pytest.raises(QueueFullError):
-            await reader.texts(slow[:1])
-        started = time.monotonic()
-        assert await reader.texts(plain) == ["a.txt", "b.md"]  # they need no process
-        assert time.monotonic() - started < 0.5
-        await reading
-        with reader.held(1):
-            pass
+            await reader.texts([Upload("a.pdf", b"")])
+        assert await reader.texts([Upload("a.txt", b"a"), Upload("b.md", b"b")]) == ["a", "b"]
 
     asyncio.run(scenario())
 
