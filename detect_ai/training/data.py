@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from detect_ai.core.config import ModelConfig
 from detect_ai.core.storage import Storage
-from detect_ai.corpus.manifest import Corpus
+from detect_ai.corpus.manifest import ORIGINAL, Corpus
 from detect_ai.models import batch as batches
 from detect_ai.models.tokenizer import Ids, Tokenizer
 from detect_ai.text import windows
@@ -187,7 +187,7 @@ def _training_rows(table: pa.Table, pool: dict[str, Any], frame: Frame, plan: Tr
         ids = windows.sample_window(documents, frame.content, frame.stride, rng)
     labels = table["label"].to_numpy().astype(np.int64)
     weights = table["weight"].to_numpy() * np.asarray(plan.class_weights, np.float32)[labels]
-    weights[pc.not_equal(table["attack"], "").to_numpy()] *= np.float32(plan.attack_weight)
+    weights[pc.not_equal(table["attack"], ORIGINAL).to_numpy()] *= np.float32(plan.attack_weight)
     lengths = np.asarray([len(frame.prefix) + len(row) + len(frame.suffix) for row in ids])
     sizes = plan.batch_size, plan.microbatch_size
     for step in batches.plan_steps(lengths, labels, *sizes, rng, plan.multiple)[pool["skip"] :]:

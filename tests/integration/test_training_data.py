@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from detect_ai.core.config import Config
-from detect_ai.corpus.manifest import Corpus
+from detect_ai.core.storage import Storage
+from detect_ai.corpus.manifest import ORIGINAL, Corpus
+from detect_ai.corpus.prepare import prepare
 from detect_ai.text.windows import split_windows
 from detect_ai.training import data, train
 from detect_ai.training.data import Microbatch, TrainingPlan
-from tests.integration.runs import EPOCHS, Steps, consume, frame_of, training_ranks
+from tests.integration.runs import EPOCHS, Steps, consume, frame_of, small_config, training_ranks
 
 
 def documents(parts: list[Microbatch]) -> list[int]:
@@ -100,3 +103,17 @@ def test_evaluation_reads_every_window_once(many: tuple[Config, Corpus]) -> None
     assert len(owners) > len(ids), "no document has two windows"
     ranks = consume(data.scoring_stream(corpus, "test", frame, 3, batch_tokens=512), 3)
     assert Counter(documents([part for rank in ranks for part in rank])) == Counter(owners.tolist())
+
+
+def test_attack_weight_scales_augmented_copies_only(encoder: Path, source: Path, tmp_path: Path) -> None:
+    config = small_config(encoder, tmp_path, source)
+    config.corpus.augment, config.corpus.augment_share = ["homoglyph"], 0.5
+    config.train.attack_weight, config.train.num_workers, config.train.epochs = 0.25, 1, 1
+    storage = Storage(config.storage.root)
+    corpus = Corpus.open(storage, prepare(config, storage)["corpus"])
+    attacks = np.asarray(corpus.read("train", ["attack"])["attack"].to_pylist())
+    assert set(attacks) == {ORIGINAL, "homoglyph"}
+    stream = data.training_stream(corpus, frame_of(config), train.training_plan(config))
+    (parts,) = consume(stream, 1)
+    weights = {int(d): float(w) for part in parts for d, w in zip(part.documents, part.weights, strict=True) if d >= 0}
+    assert weights == {i: 1.0 if attack == ORIGINAL else 0.25 for i, attack in enumerate(attacks)}

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detect_ai.corpus.manifest import ORIGINAL
 from detect_ai.models.batch import (
     LENGTH_MULTIPLE,
     attention_mask,
@@ -139,7 +140,7 @@ def test_a_pool_is_planned_by_lengths_with_special_tokens():
             "input_ids": pa.array([[9] * n for n in lengths], pa.list_(pa.int32())),
             "label": pa.array([0, 1] * 8, pa.int8()),
             "weight": pa.array([1.0] * 16, pa.float32()),
-            "attack": [""] * 16,
+            "attack": [ORIGINAL] * 16,
         }
     )
     widths = sorted(row.batch.input_ids.shape for row in training_rows(table, 1, sizes=(8, 8)))
@@ -214,7 +215,7 @@ def corpus_table(num_rows, seed=0):
             "input_ids": pa.array([rng.integers(5, 99, n).astype(np.int32) for n in lengths], pa.list_(pa.int32())),
             "label": pa.array(np.arange(num_rows) % 2, pa.int8()),
             "weight": pa.array(rng.choice([0.5, 1.0, 2.0], num_rows), pa.float32()),
-            "attack": rng.choice(["", "homoglyph"], num_rows),
+            "attack": rng.choice([ORIGINAL, "homoglyph"], num_rows),
         }
     )
 
@@ -263,7 +264,7 @@ def test_class_weights_count_in_the_rows_and_in_their_step():
 
 def test_changed_copies_weigh_what_they_are_given():
     table = corpus_table(16)
-    changed = np.asarray(table["attack"].to_pylist()) != ""
+    changed = np.asarray(table["attack"].to_pylist()) != ORIGINAL
     assert 0 < changed.sum() < 16
     for before, after in zip(training_rows(table, 1), training_rows(table, 1, attack_weight=0.25), strict=True):
         np.testing.assert_allclose(after.weights, before.weights * np.where(changed[before.documents], 0.25, 1.0))

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from detect_ai.core.config import Config
+from detect_ai.corpus.manifest import ORIGINAL
 from detect_ai.training import data
 from detect_ai.training.data import Frame
 from detect_ai.training.train import training_plan
@@ -29,7 +30,7 @@ def read(shortest_span, epoch=0):
             "input_ids": pa.array([ids.tolist() for ids in documents], pa.list_(pa.int32())),
             "label": [0] * len(LENGTHS),
             "weight": pa.array([1.0] * len(LENGTHS), pa.float32()),
-            "attack": [""] * len(LENGTHS),
+            "attack": [ORIGINAL] * len(LENGTHS),
         }
     )
     pool = {"epoch": epoch, "number": 0, "first": 0, "skip": 0}
