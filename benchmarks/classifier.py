@@ -51,7 +51,7 @@ def prepared(scratch: Path, path: str | None, count: int) -> dict[str, str]:
     folder = scratch / "bundle"
     folder.mkdir()
     encoder.save(network, folder)
-    tokenizer.save(folder)
+    tokenizer.save(folder, WINDOW)
     half = len(rows) // 2
     spec = bundle.DetectorSpec(
         base_model=config.name,

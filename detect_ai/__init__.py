@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,3 +28,8 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'detect_ai' has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+if "transformers" in sys.modules:
+    # Its Auto classes then load mean-pooled bundles. Otherwise importing `detect_ai.models.pooling` does this.
+    importlib.import_module("detect_ai.models.pooling")

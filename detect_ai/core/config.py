@@ -248,7 +248,7 @@ class ExportConfig:
     # encoder. What is not installed is left out.
     candidates: list[str] = field(
         default_factory=lambda: [
-            *("torch-bf16", "torch-compile", "torch-int8", "onnx", "onnx-int8"),
+            *("torch-bf16", "torch-compile", "onnx", "onnx-int8"),
             *("torch+layers-5", "torch+layers-4", "torch+ffn-75", "torch+ffn-50"),
         ]
     )

@@ -68,14 +68,16 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
     """The pretrained encoder with a new head of two classes, drawn from the seed.
 
     Raises:
-        ConfigError: as `resolve`; the encoder is of a kind that transformers does not know, or has too few positions or
+        ConfigError: as `resolve`; transformers does not know the architecture, or the encoder has too few positions or
             layers.
     """
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
+    from detect_ai.models.pooling import MeanPooledClassifier, MeanPooledConfig
+
     path, revision = resolve(config)
-    with _in_hub_format(config):
+    with _as_config_errors(config):
         hf_config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     for names, value in ((_DROPOUT, config.dropout), (_ATTENTION_DROPOUT, config.attention_dropout)):
         for name in names:
@@ -83,13 +85,14 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
                 setattr(hf_config, name, value)
     if config.layers:
         _keep_layers(hf_config, config)
-    hf_config.num_labels = len(ID2LABEL)
-    hf_config.id2label, hf_config.label2id = ID2LABEL, {label: i for i, label in ID2LABEL.items()}
-    kind: Any = AutoModelForSequenceClassification
-    if config.pooling == "mean":
-        kind, hf_config.pooling = AutoModel, "mean"
+    labels: Any = {"id2label": ID2LABEL, "label2id": {label: i for i, label in ID2LABEL.items()}}
+    mean = config.pooling == "mean"
+    if not mean:
+        hf_config.num_labels = len(ID2LABEL)
+        hf_config.id2label, hf_config.label2id = labels["id2label"], labels["label2id"]
     torch.manual_seed(seed)
-    with _quiet(), _in_hub_format(config):
+    kind: Any = AutoModel if mean else AutoModelForSequenceClassification
+    with _quiet(), _as_config_errors(config):
         model: PreTrainedModel = kind.from_pretrained(
             path,
             config=hf_config,
@@ -98,48 +101,44 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
             trust_remote_code=False,
             dtype=torch.float32,
         )
-    if config.pooling == "mean":
-        from detect_ai.models.pooling import MeanPooledClassifier
-
-        model = MeanPooledClassifier(hf_config, model)
-    _make_fast(model)
+    if mean:
+        hf_config.name_or_path = ""  # a local path, which would be saved
+        model = MeanPooledClassifier(MeanPooledConfig(encoder=hf_config, **labels), model)
+    _expand_masks(model)
     _check_window(config, model)
     return model
 
 
 def _keep_layers(hf_config: Any, config: ModelConfig) -> None:
-    found = getattr(hf_config, "num_hidden_layers", 0)
-    if config.layers > found:
-        raise ConfigError(f"model.layers={config.layers}: expected at most {found}, the layers of {config.path}")
+    available = getattr(hf_config, "num_hidden_layers", 0)
+    if config.layers > available:
+        raise ConfigError(f"model.layers={config.layers}: expected at most {available}, the layers of {config.path}")
     hf_config.num_hidden_layers = config.layers
     if getattr(hf_config, "layer_types", None):  # of encoders whose layers differ
         hf_config.layer_types = hf_config.layer_types[: config.layers]
 
 
-def _make_fast(model: PreTrainedModel) -> None:
-    """Leave out what an encoder does for nothing. Its logits stay the same."""
-    from detect_ai.models.first_token import read_first_token
-    from detect_ai.models.masking import keep_mask
+def _expand_masks(model: PreTrainedModel) -> None:
+    """Expand attention masks to 4-D before the encoder: transformers' own check of a mask forces a GPU sync.
 
-    if getattr(model.config, "pooling", "encoder") == "encoder":
-        read_first_token(model)
-    keep_mask(model)
-
-
-def freeze(model: PreTrainedModel, what: str) -> None:
-    """Keep pretrained weights as they are: of `nothing`, of the `embeddings`, or of the whole `encoder`."""
+    Only for BERT and DistilBERT, where every layer attends by the same mask.
+    """
     encoder: Any = model.base_model
-    frozen = {"nothing": None, "embeddings": encoder.get_input_embeddings(), "encoder": encoder}[what]
-    if frozen is not None:
-        frozen.requires_grad_(False)
+    if encoder.config.model_type in ("bert", "distilbert") and encoder.config._attn_implementation == "sdpa":
+        encoder.register_forward_pre_hook(_expand_mask, with_kwargs=True)
+
+
+def _expand_mask(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    mask = kwargs.get("attention_mask")
+    return args, kwargs if mask is None or mask.ndim != 2 else kwargs | {"attention_mask": mask[:, None, None].bool()}
 
 
 def _check_window(config: ModelConfig, model: PreTrainedModel) -> None:
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = getattr(model.base_model.config, "max_position_embeddings", None)
     if positions is None:
         return
     tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
-    # RoBERTa and its kin count from after the position of padding: 514 of them hold 512 tokens.
+    # RoBERTa and its relatives count from after the position of padding: 514 of them hold 512 tokens.
     unused = max(
         (table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None), default=0
     )
@@ -153,7 +152,7 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
     from detect_ai.models.tokenizer import Tokenizer
 
     path, revision = resolve(config)
-    with _in_hub_format(config):
+    with _as_config_errors(config):
         return Tokenizer.from_pretrained(path, revision)
 
 
@@ -170,19 +169,16 @@ def load(folder: Path) -> PreTrainedModel:
         BundleError: the weights lack a tensor, or hold one that the architecture does not have.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
-    from detect_ai.models.pooling import MeanPooledClassifier
+    import detect_ai.models.pooling  # noqa: F401  # registers its architecture
 
     try:
         with _quiet():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            mean = getattr(config, "pooling", "encoder") == "mean"
-            kind: Any = MeanPooledClassifier if mean else AutoModelForSequenceClassification
-            model, info = kind.from_pretrained(
+            model, info = AutoModelForSequenceClassification.from_pretrained(
                 folder,
-                config=config,
                 use_safetensors=True,
+                trust_remote_code=False,
                 local_files_only=True,
                 dtype=torch.float32,
                 output_loading_info=True,
@@ -192,32 +188,14 @@ def load(folder: Path) -> PreTrainedModel:
     problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if problems:
         raise BundleError(f"{folder}: the weights do not fit the architecture: {problems}")
-    _make_fast(model)
+    _expand_masks(model)
     loaded: PreTrainedModel = model.eval()
     return loaded
 
 
-def empty(folder: Path) -> PreTrainedModel:
-    """A model as `config.json` of a folder describes it, with weights that mean nothing. Raises BundleError."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    from detect_ai.models.pooling import MeanPooledClassifier
-
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        mean = getattr(config, "pooling", "encoder") == "mean"
-        make: Any = MeanPooledClassifier if mean else AutoModelForSequenceClassification.from_config
-        made: PreTrainedModel = make(config)
-    except Exception as error:
-        raise BundleError(f"{folder}: expected a readable config.json: {error}") from error
-    _make_fast(made)
-    made.eval()
-    return made
-
-
 @contextmanager
-def _in_hub_format(config: ModelConfig) -> Iterator[None]:
-    """Tell a user what transformers says of an encoder that it cannot load, without its advice to run strange code."""
+def _as_config_errors(config: ModelConfig) -> Iterator[None]:
+    """Turn transformers' errors about an encoder into ConfigError, without its advice to run remote code."""
     try:
         yield
     except (OSError, ValueError) as error:

@@ -157,7 +157,7 @@ def _write_candidate(
         folder = Path(scratch)
         for name in ("config.json", "model.safetensors"):
             shutil.copy(source / name, folder)
-        tokenizer.save(folder)
+        tokenizer.save(folder, config.model.window)
         if registers:
             registers.save(folder)
         made = _spec(config, corpus, checkpoint, calibration, tokenizer.pad_id)

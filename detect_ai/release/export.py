@@ -124,7 +124,7 @@ def _make_all(job: Job, parent: Path) -> dict[str, str]:
     """Make a bundle of every candidate and of the base. Returns those that could not be made, with the reason."""
     left_out = {}
     for name in dict.fromkeys([BASE, *job.config.export.candidates]):
-        reason = backends.lacking(name.split("+")[0], job.device)
+        reason = backends.get(name.split("+")[0]).unavailable_reason(job.device)
         if reason is None:
             try:
                 make(name, parent, job.scratch / name)
@@ -160,7 +160,7 @@ def make(name: str, parent: Path, folder: Path) -> DetectorSpec:
         {"layers": keep_layers, "ffn": keep_neurons}[kind](network, int(number))
     folder.mkdir()
     backends.save(network, folder, backend)
-    for kept in ("tokenizer.json", *([REGISTERS_FILE] if spec.registers else [])):
+    for kept in ("tokenizer.json", "tokenizer_config.json", *([REGISTERS_FILE] if spec.registers else [])):
         shutil.copy(parent / kept, folder)
     provenance = {**spec.provenance, "export": name}
     return bundle.seal(folder, replace(spec, parent=spec.version, backend=backend, provenance=provenance, files={}))

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from detect_ai.core.errors import InputError
-from detect_ai.models.first_token import encoder_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,3 +73,9 @@ def _keep(linear: nn.Linear, chosen: torch.Tensor, dim: int) -> None:
     if dim == 0 and linear.bias is not None:
         linear.bias = nn.Parameter(linear.bias.detach()[chosen])
     linear.out_features, linear.in_features = linear.weight.shape
+
+
+def encoder_layers(model: PreTrainedModel) -> Any:
+    """The list of layers of an encoder, or None where it has none that we know."""
+    encoder: Any = model.base_model
+    return getattr(getattr(encoder, "encoder", None) or getattr(encoder, "transformer", None), "layer", None)

@@ -50,7 +50,14 @@ def test_the_champion_carries_its_figures_and_its_card(run: Run, published: dict
     registry = Registry(run.storage)
     with registry.folder(registry.require_champion()) as folder:
         assert set(read_spec(folder).files) == {
-            *("config.json", "model.safetensors", "tokenizer.json", "metrics.json", "MODEL_CARD.md")
+            *(
+                "config.json",
+                "model.safetensors",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "metrics.json",
+                "MODEL_CARD.md",
+            )
         }
         assert f"{published['evaluate']['auroc']:.3f}" in (folder / "MODEL_CARD.md").read_text()
 

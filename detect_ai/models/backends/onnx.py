@@ -1,14 +1,15 @@
-"""The encoder in ONNX Runtime, on CPU or GPU: `pip install 'detect-ai[onnx]'`.
+"""The encoder in ONNX Runtime, on CPU or GPU, in fp32 or with 8-bit weights: `pip install 'detect-ai[onnx]'`.
 
-The session is made by the first batch, for as many threads as torch has then: whoever loads a detector sets those, in
+The session is made at the first batch, for as many threads as torch has then: whoever loads a detector sets those in
 the thread that runs it. Its threads sleep while there is nothing to do.
 """
 
 from __future__ import annotations
 
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -41,19 +42,50 @@ class OnnxBackend:
         self._session: Any = None
 
     @classmethod
-    def load(cls, folder: Path, device: str) -> OnnxBackend:
-        """The backend of an exported bundle. Raises BundleError when ONNX Runtime lacks, or the device."""
+    def load(cls, folder: Path, device: str, precision: str) -> Self:
+        """Load an exported bundle. Raises BundleError when ONNX Runtime or its provider for the device is missing."""
         try:
             import onnxruntime
         except ImportError as error:
             raise BundleError(f"{folder}: it runs in ONNX Runtime: pip install 'detect-ai[onnx]'") from error
         provider = _PROVIDERS.get(device, device)
-        if provider not in (found := onnxruntime.get_available_providers()):
+        if provider not in (available := onnxruntime.get_available_providers()):
             raise BundleError(
-                f"{folder}: ONNX Runtime has no {provider} here, only {', '.join(found)}: install onnxruntime-gpu, "
-                f"or set use_gpu=false"
+                f"{folder}: ONNX Runtime has no {provider} here, only {', '.join(available)}: install "
+                f"onnxruntime-gpu, or set use_gpu=false"
             )
         return cls((folder / FILE).read_bytes(), provider)
+
+    @classmethod
+    def save(cls, network: PreTrainedModel, folder: Path) -> None:
+        """Write a classifier as `model.onnx`, for batches of any number of rows and any length.
+
+        Raises:
+            ImportError: onnx or onnxscript is not installed.
+        """
+        mask = torch.ones(2, 16, dtype=torch.int64)
+        mask[1, 12:] = 0
+        rows, length = torch.export.Dim("rows"), torch.export.Dim("length")
+        shape = {0: rows, 1: length}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter about its own parts
+            torch.onnx.export(
+                _Logits(network.cpu()).eval(),
+                (torch.ones_like(mask), mask),
+                folder / FILE,
+                input_names=list(_INPUTS),
+                output_names=["logits"],
+                dynamic_shapes=(shape, shape),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+
+    @classmethod
+    def unavailable_reason(cls, device: str) -> str | None:
+        """The packages that are not installed."""
+        missing = [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]
+        return f"no {', '.join(missing)}: pip install 'detect-ai[onnx]'" if missing else None
 
     def log_odds(self, batch: Batch) -> NDArray[np.float64]:
         """Log-odds of AI for each row, shape (rows,)."""
@@ -63,6 +95,24 @@ class OnnxBackend:
         given = dict(zip(_INPUTS, (batch.input_ids.astype(np.int64), mask), strict=True))
         logits: NDArray[np.float64] = self._session.run(None, given)[0].astype(np.float64)
         return logits[:, 1] - logits[:, 0]
+
+
+class OnnxInt8Backend(OnnxBackend):
+    """An ONNX file with weights in 8 bits and activations quantised as they come."""
+
+    @classmethod
+    def save(cls, network: PreTrainedModel, folder: Path) -> None:
+        """Write `model.onnx` and quantise its weights with a scale for each column.
+
+        They take 7 of the 8 bits: on a CPU without VNNI the sums of 8 bits could overflow and change the scores.
+        """
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        super().save(network, folder)
+        exact = folder / f"exact-{FILE}"
+        (folder / FILE).rename(exact)
+        quantize_dynamic(exact, folder / FILE, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+        exact.unlink()
 
 
 def _session(file: bytes, provider: str, threads: int) -> Any:
@@ -84,41 +134,3 @@ class _Logits(torch.nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.network(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits
-
-
-def export(network: PreTrainedModel, folder: Path) -> None:
-    """Write a classifier as `model.onnx`, for batches of any number of rows and any length.
-
-    Raises:
-        ImportError: onnx or onnxscript is not installed.
-    """
-    mask = torch.ones(2, 16, dtype=torch.int64)
-    mask[1, 12:] = 0
-    rows, length = torch.export.Dim("rows"), torch.export.Dim("length")
-    shape = {0: rows, 1: length}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about its own parts
-        torch.onnx.export(
-            _Logits(network.cpu()).eval(),
-            (torch.ones_like(mask), mask),
-            folder / FILE,
-            input_names=list(_INPUTS),
-            output_names=["logits"],
-            dynamic_shapes=(shape, shape),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-
-
-def quantise(folder: Path) -> None:
-    """Round the weights of `model.onnx` to 8 bits, with a scale for each column.
-
-    They take 7 of them, so that a CPU without VNNI gives the same scores, where the sums of 8 bits could overflow.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    exact = folder / f"exact-{FILE}"
-    (folder / FILE).rename(exact)
-    quantize_dynamic(exact, folder / FILE, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
-    exact.unlink()

@@ -1,18 +1,20 @@
-"""The encoder in PyTorch, on CPU or GPU."""
+"""The encoder in PyTorch, on CPU or GPU: in fp32, in bf16, or compiled."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from detect_ai.models import encoder
 from detect_ai.models.batch import Batch, attention_mask
-from detect_ai.models.compiling import compiled
-from detect_ai.models.encoder import autocast_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,41 +26,86 @@ class TorchBackend:
     Args:
         model: encoder with a head of two classes.
         device: where to run it.
-        precision: `fp32`, `bf16`, or `auto` (bf16 where the hardware has it). In bf16 the score of a text moves
-            with the batch it is in: by up to 0.05 in log-odds for MiniLM; in fp32 by 1e-5.
-        compile: compile it for batches of any shape when it is first used, for the threads that torch has then: a
-            minute's work. Needs a C++ compiler, or a GPU.
+        precision: `fp32`, `bf16`, or `auto` (bf16 where the hardware has it). In bf16 the score of a text depends on
+            the batch that it is in: by up to 0.05 in log-odds for MiniLM; in fp32 by 1e-5.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, device: torch.device, precision: str = "fp32", compile: bool = False
-    ) -> None:
-        self.model = model.to(device).eval()  # type: ignore[arg-type]
-        self._network = compiled(self.model, lengths=0) if compile else self.model
+    def __init__(self, model: PreTrainedModel, device: torch.device, precision: str = "fp32") -> None:
+        self.model: Any = model.to(device).eval()  # type: ignore[arg-type]
         self.device = device
-        self.has_lanes = device.type == "cpu" and not compile  # what is compiled has its threads built in
-        self.dtype = autocast_dtype(precision, device)
-        self._to_compile = compile
+        self.has_lanes = device.type == "cpu"
+        self.dtype = encoder.autocast_dtype(precision, device)
+
+    @classmethod
+    def load(cls, folder: Path, device: str, precision: str) -> Self:
+        """Load a bundle. Raises BundleError when its weights are damaged."""
+        return cls(encoder.load(folder), torch.device(device), precision)
+
+    @classmethod
+    def save(cls, network: PreTrainedModel, folder: Path) -> None:
+        """Write the weights of a classifier into a folder."""
+        encoder.save(network, folder)
+
+    @classmethod
+    def unavailable_reason(cls, device: str) -> str | None:
+        """PyTorch in fp32 runs everywhere."""
+        return None
 
     def log_odds(self, batch: Batch) -> NDArray[np.float64]:
         """Log-odds of AI for each row, shape (rows,)."""
-        if self._to_compile:
-            self._to_compile = False
-            self._compile()
         with torch.inference_mode(), autocast(self.device, self.dtype):
-            logits = self._network(**model_inputs(batch, self.device)).logits
+            logits = self.model(**model_inputs(batch, self.device)).logits
         return log_odds(logits).cpu().numpy()
 
-    def _compile(self) -> None:
-        """Make every program there will be, for no text should wait for one: of a single row, and without a mask."""
-        for rows, hidden in product((1, 2), (0, 1)):
-            self.log_odds(Batch(np.zeros((rows, 16), np.int32), np.full(rows, 16 - hidden, np.int32)))
+
+class Bf16Backend(TorchBackend):
+    """PyTorch in bf16, whatever precision is asked for."""
+
+    @classmethod
+    def load(cls, folder: Path, device: str, precision: str) -> Self:
+        """Load a bundle. Raises BundleError when its weights are damaged."""
+        return super().load(folder, device, "bf16")
+
+    @classmethod
+    def unavailable_reason(cls, device: str) -> str | None:
+        """Hardware without bf16 emulates it, which is slower than fp32."""
+        return None if encoder.has_bf16(torch.device(device)) else "no bf16 in this hardware"
+
+
+class CompiledBackend(TorchBackend):
+    """PyTorch in fp32, compiled for any shape at the first batch, for the threads that torch has then: a minute."""
+
+    def __init__(self, model: PreTrainedModel, device: torch.device, precision: str = "fp32") -> None:
+        super().__init__(model, device, precision)
+        self.model = torch.compile(self.model, dynamic=True)
+        self.has_lanes = False  # the number of threads is compiled in
+        self._is_compiled = False
+
+    @classmethod
+    def load(cls, folder: Path, device: str, precision: str) -> Self:
+        """Load a bundle. Raises BundleError when its weights are damaged."""
+        return super().load(folder, device, "fp32")
+
+    @classmethod
+    def unavailable_reason(cls, device: str) -> str | None:
+        """On a CPU a C++ compiler is needed."""
+        compilers = (os.environ.get("CXX", "g++"), "clang++")
+        return None if device != "cpu" or any(map(shutil.which, compilers)) else "no C++ compiler: install g++"
+
+    def log_odds(self, batch: Batch) -> NDArray[np.float64]:
+        """Log-odds of AI for each row, shape (rows,)."""
+        if not self._is_compiled:
+            self._is_compiled = True
+            # Every program there will be, so that no text waits for one: of a single row, and without a mask.
+            for rows, padding in product((1, 2), (0, 1)):
+                self.log_odds(Batch(np.zeros((rows, 16), np.int32), np.full(rows, 16 - padding, np.int32)))
+        return super().log_odds(batch)
 
 
 def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     """A batch as the arguments of the model, each of shape (rows, length).
 
-    A mask that would hide nothing is left out: attention has its fastest path without one.
+    A mask that would hide nothing is left out: attention is fastest without one.
     """
     arrays = {"input_ids": batch.input_ids.astype(np.int64)}
     if (batch.lengths < batch.input_ids.shape[1]).any():
@@ -67,7 +114,7 @@ def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def upload(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """An array on a device. A GPU gets it from pinned memory, so that nobody waits for the copy."""
+    """An array on a device. A GPU gets it from pinned memory, so that nothing waits for the copy."""
     tensor = torch.tensor(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
@@ -79,5 +126,5 @@ def log_odds(logits: torch.Tensor) -> torch.Tensor:
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Run what is inside in a lower precision, or as it is."""
+    """Autocast to a dtype; None leaves the precision as it is."""
     return torch.autocast(device.type, dtype=dtype) if dtype is not None else nullcontext()

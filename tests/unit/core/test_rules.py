@@ -98,7 +98,7 @@ CLOSED = [
     "export.max_tpr_drop",
 ]
 CANDIDATES = (
-    "torch, torch-bf16, torch-compile, torch-int8, onnx, onnx-int8, each also with +layers-N or +ffn-P such as "
+    "torch, torch-bf16, torch-compile, onnx, onnx-int8, each also with +layers-N or +ffn-P such as "
     "torch+layers-4"
 )
 
@@ -291,7 +291,7 @@ IMPOSSIBLE = [
         "values of corpus.holdout.column, and none without a column",
     ),
     *(
-        ({"export.candidates": ["torch-int8", odd]}, f"export.candidates={odd}", CANDIDATES)
+        ({"export.candidates": ["onnx-int8", odd]}, f"export.candidates={odd}", CANDIDATES)
         for odd in ("", "tensorrt", "torch+layers", "torch+layers-0", "torch+heads-4", "+ffn-50", "torch+ffn-100")
     ),
     ({"export.candidates": []}, "export.candidates=[]", "at least one"),

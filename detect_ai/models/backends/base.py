@@ -1,0 +1,54 @@
+"""The interface of an inference backend: token ids in, log-odds out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detect_ai.models.batch import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Backend(Protocol):
+    """What runs the encoder of a detector.
+
+    Attributes:
+        has_lanes: whether batches may run at the same time in several threads, each with as many threads of its own as
+            `torch.set_num_threads` gave it.
+    """
+
+    has_lanes: bool
+
+    def log_odds(self, batch: Batch) -> NDArray[np.float64]:
+        """Log-odds of AI for each row, shape (rows,)."""
+        ...
+
+
+class BundleBackend(Backend, Protocol):
+    """A backend that a bundle can name: it also saves and loads the weights."""
+
+    @classmethod
+    def load(cls, folder: Path, device: str, precision: str) -> Self:
+        """Load a bundle. Raises BundleError when the weights are damaged or it does not run here.
+
+        Args:
+            folder: of the bundle.
+            device: `cpu` or `cuda`.
+            precision: of PyTorch; a backend with a precision of its own ignores it.
+        """
+        ...
+
+    @classmethod
+    def save(cls, network: PreTrainedModel, folder: Path) -> None:
+        """Write the weights of a classifier into a folder."""
+        ...
+
+    @classmethod
+    def unavailable_reason(cls, device: str) -> str | None:
+        """Why the backend cannot run, or would not be faster, on this machine; None if it can."""
+        ...
