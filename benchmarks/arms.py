@@ -50,7 +50,7 @@ def ours(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     """The project's own training."""
     from detect_ai.core import ray_runtime
     from detect_ai.core.job import attempt
-    from detect_ai.training import runlog
+    from detect_ai.training.telemetry import read_metrics
     from detect_ai.training.train import run_training
 
     config.train.num_workers = 2 if arm == "ours_2" else 1
@@ -61,15 +61,14 @@ def ours(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     started = time.perf_counter()
     result = run_training(config, corpus, name)
     seconds = time.perf_counter() - started
-    asked = Path(corpus.storage.path(f"runs/{config.run}/{name}/start.json")).stat().st_mtime
-    lines = [line for line in runlog.read(corpus.storage, f"runs/{config.run}/{name}") if line["kind"] == "training"]
-    measured = [line for line in lines if line["step"] > warm(job)]
+    lines = read_metrics(corpus.storage, f"runs/{config.run}/{name}")
+    measured = [line for line in lines if line["kind"] == "training" and line["step"] > warm(job)]
     clock = sum(line["seconds"] for line in measured)
     last = result.history[-1]
     return {
         "tokens_per_second": round(sum(line["tokens_per_second"] * line["seconds"] for line in measured) / clock),
         "padding": last["padding"],
-        "start_up": asked - BEGAN,
+        "start_up": lines[0]["time"] - BEGAN,
         "besides": seconds - sum(epoch["seconds"] for epoch in result.history),
         "val_loss": last["val_loss"],
         **({"mfu": sum(line["mfu"] * line["seconds"] for line in measured) / clock} if "mfu" in last else {}),

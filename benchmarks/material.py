@@ -121,14 +121,14 @@ def token_ids(config: Any, corpus: Any, split: str) -> list[Any]:
 def our_steps(config: Any, corpus: Any) -> list[Any]:
     """The steps that our training makes on one rank, each a list of microbatches, read without Ray."""
     from detect_ai.training import data
-    from detect_ai.training.train import checked_tokenizer, training_plan
-    from detect_ai.training.worker import steps
+    from detect_ai.training.train import checked_tokenizer
+    from detect_ai.training.worker import group_steps
 
-    frame, plan = data.Frame.of(checked_tokenizer(config, corpus), config.model), training_plan(config)
-    plan = replace(plan, num_workers=1)
+    form = data.WindowFormat.of(checked_tokenizer(config, corpus), config.model)
+    plan = replace(data.TrainingPlan.from_config(config), num_workers=1)
     rows = (
         row
-        for pool in data._training_pools(corpus, plan, 0)
-        for row in data._training_rows(data._read(corpus.storage.root, pool), pool, frame, plan)
+        for pool in data.training_pools(corpus, plan, 0)
+        for row in data.training_rows(data.read_pool(corpus.storage.root, pool), pool, form, plan)
     )
-    return list(islice(steps(map(data.microbatch, rows), 0, 1), config.train.max_steps or None))
+    return list(islice(group_steps(map(data.read_microbatch, rows), 0, 1), config.train.max_steps or None))

@@ -27,7 +27,7 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.evaluation.evaluate import describe
 from detect_ai.release.calibrate import git_revision
 from detect_ai.schemas import DetectResponse, Label, Verdict
-from detect_ai.training.trials import table
+from detect_ai.training.sweep import table
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 # The gate compares with the champion of an earlier demo; whatever changed since, the loop must end.

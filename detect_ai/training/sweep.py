@@ -1,27 +1,30 @@
 """The stage `sweep`: Ray Tune over `run_training`, to find the best values of a search space.
 
-A sweep that was cut off goes on when the stage runs again under the same run name with the same configuration: finished
-trials stay, unfinished ones go on from their last checkpoint.
+An interrupted sweep resumes when the stage runs again under the same run name with the same configuration: finished
+trials stay, unfinished ones continue from their last checkpoint.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import sys
+import re
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from detect_ai.core import ray_runtime, resume
+import yaml
+
+from detect_ai.core import ray_runtime, resume, rules
 from detect_ai.core.config import Config
-from detect_ai.core.errors import ConfigError, TrainingError
+from detect_ai.core.errors import ConfigError, InputError, TrainingError, ours
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.reports.sweep import write_reports
-from detect_ai.training import search_space, trials
+from detect_ai.training import checkpoint, search_space
 from detect_ai.training import train as training
+from detect_ai.training.checkpoint import NOT_EVALUATED
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid, Tuner
@@ -29,18 +32,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Trial = dict[str, Any]
 TRIAL_CPUS = 0.1  # a trial's own actor only waits; its workers reserve what they need
-_REDUCTION = 2  # asha: the share of trials that a rung ends is one half
+_ASHA_REDUCTION = 2  # every rung stops half of its trials
+_DONE = "done"  # in the last report of a trial: it came to its end
+# Keys of `train` that belong to a machine or a stage, not to what is trained.
+_NOT_IN_BEST_CONFIG = ("num_workers", "cpus_per_worker", "threads_per_worker", "use_gpu", "from_sweep", "profile")
 
 
 def sweep(config: Config, storage: Storage) -> dict[str, Any]:
-    """Train once for each trial and name the best: a table, a report, and the best trial's checkpoint by its key.
+    """Train once for each trial and name the best one.
 
-    A trial that fails stands in the table with its error and does not end the sweep.
+    A trial that fails is listed with its error and does not end the sweep.
+
+    Returns:
+        `best` and `trials` as `trial_results` returns them, `best_config` (the key of a Hydra `experiment` with the
+        best values), `concurrent` and `corpus`.
 
     Raises:
-        ConfigError: nothing is to be searched, or Optuna is not installed.
-        ResourceError: the cluster cannot place a single trial, or another job makes this sweep.
+        ConfigError: the search space is empty, or Optuna is not installed.
+        ResourceError: the cluster cannot place a single trial, or another job runs this sweep.
         TrainingError: every trial failed.
     """
     if not config.sweep.space:
@@ -53,32 +64,39 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     training.require_training_resources(config, "a trial of the sweep", training.DATA_CPUS + TRIAL_CPUS)
     searched = {name: value for name, value in asdict(config.sweep).items() if name != "max_concurrent"}
     digest = resume.digest(config, corpus.manifest.fingerprint, searched)
-    with resume.attempted(storage, config.run, "sweep", digest) as (name, goes_on):
-        if goes_on:
-            logger.info("sweep: %s was cut off and goes on; its finished trials stay", name)
+    with resume.attempted(storage, config.run, "sweep", digest) as (name, resumed):
+        if resumed:
+            logger.info("sweep: resuming the interrupted sweep %s; its finished trials stay", name)
         free = _free_cpus()
-        found = trials.records(_run(config, corpus, name), storage, f"runs/{config.run}/{name}")
+        folder = f"runs/{config.run}/{name}"
+        trials = trial_results(_tune(config, corpus, name), storage, folder)
         _wait_until_free(free)
-        logger.info("trials of %s:\n%s", name, trials.table(found))
-        best = trials.best(found)
+        logger.info("trials of %s:\n%s", name, table(trials))
+        best = best_trial(trials)
         if best is not None:
-            result = {"best": best, "trials": found, "concurrent": concurrency(config), "corpus": corpus.key}
-            result |= write_reports(config, storage, f"runs/{config.run}/{name}", result)
+            key = f"{folder}/configs/experiment/best.yaml"
+            storage.write_bytes(key, best_config(config, folder, best).encode())
     storage.prune(f"runs/{config.run}", "sweep-", config.storage.keep)
     if best is None:
-        raise TrainingError(f"all {len(found)} trials failed; the first said: {found[0]['error']}")
-    return result
+        raise TrainingError(f"all {len(trials)} trials failed; the first error: {trials[0]['error']}")
+    return {
+        "best": best,
+        "trials": trials,
+        "best_config": key,
+        "concurrent": concurrency(config),
+        "corpus": corpus.key,
+    }
 
 
-def _run(config: Config, corpus: Corpus, name: str) -> ResultGrid:
+def _tune(config: Config, corpus: Corpus, name: str) -> ResultGrid:
     import ray
     from ray import tune
 
     storage, folder = corpus.storage, f"runs/{config.run}/{name}/tune"
-    trainable = tune.with_resources(trials.trainable(ray.put((config, corpus)), name), {"CPU": TRIAL_CPUS})
+    trainable = tune.with_resources(trial_function(ray.put((config, corpus)), name), {"CPU": TRIAL_CPUS})
     path = storage.path(folder)
     if tune.Tuner.can_restore(path, storage_filesystem=storage.filesystem):
-        # Trials that failed for their values have ended; those that an error of another kind ended are made again.
+        # Trials that failed because of their values have ended; those that another error ended run again.
         tuner: Tuner = tune.Tuner.restore(path, trainable, storage_filesystem=storage.filesystem, resume_errored=True)
         return tuner.fit()
     tuner = tune.Tuner(
@@ -88,7 +106,7 @@ def _run(config: Config, corpus: Corpus, name: str) -> ResultGrid:
             metric="auroc",
             mode="max",
             num_samples=1 if config.sweep.search == "grid" else config.sweep.trials,
-            search_alg=_algorithm(config),
+            search_alg=_search_algorithm(config),
             scheduler=_scheduler(config),
         ),
         run_config=tune.RunConfig(
@@ -102,8 +120,8 @@ def _run(config: Config, corpus: Corpus, name: str) -> ResultGrid:
     return tuner.fit()
 
 
-def _algorithm(config: Config) -> Any:
-    """What draws the values of trials, so many at once. Ray Tune's own limit is none for the variant generator."""
+def _search_algorithm(config: Config) -> Any:
+    """The search algorithm with its limit of concurrent trials: the variant generator has none of Ray Tune's own."""
     from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
     if config.sweep.search != "optuna":
@@ -114,32 +132,26 @@ def _algorithm(config: Config) -> Any:
 
 
 def _scheduler(config: Config) -> TrialScheduler | None:
-    from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
+    from ray.tune.schedulers import AsyncHyperBandScheduler
 
-    sweep = config.sweep
-    if sweep.stop == "asha":
-        # Above the last epoch: a trial that gets there ends by itself, and says what it has found.
-        return AsyncHyperBandScheduler(
-            "epoch", max_t=sweep.epochs + 1, grace_period=sweep.grace, reduction_factor=_REDUCTION
-        )
-    if sweep.stop == "median":
-        # Else trials are paused at every epoch until others have come as far, each time with a start of its own.
-        never = sys.maxsize
-        return MedianStoppingRule("epoch", grace_period=sweep.grace, min_samples_required=2, min_time_slice=never)
-    return None
+    if config.sweep.stop != "asha":
+        return None
+    # max_t is above the last epoch: a trial that gets there ends by itself, with a last report.
+    epochs, grace = config.sweep.epochs, config.sweep.grace
+    return AsyncHyperBandScheduler("epoch", max_t=epochs + 1, grace_period=grace, reduction_factor=_ASHA_REDUCTION)
 
 
 def concurrency(config: Config) -> int:
-    """Trials that fit what the cluster has free, at most `sweep.max_concurrent` when that is given; at least one.
+    """Trials that fit the free resources, at most `sweep.max_concurrent` when that is given; at least one.
 
-    A cluster that can grow makes room for as many as are asked for.
+    On a cluster that can grow `sweep.max_concurrent` is taken as it is.
     """
     import ray
 
     free = ray.available_resources()  # a service may hold the rest
     train = config.train
-    each = train.worker_range[0] * train.cpus_per_worker + training.DATA_CPUS + TRIAL_CPUS
-    fits = int(free.get("CPU", 0) // each)
+    cpus = train.worker_range[0] * train.cpus_per_worker + training.DATA_CPUS + TRIAL_CPUS
+    fits = int(free.get("CPU", 0) // cpus)
     if train.use_gpu:
         fits = min(fits, int(free.get("GPU", 0) // train.worker_range[0]))
     if ray_runtime.can_grow() and config.sweep.max_concurrent:
@@ -155,10 +167,162 @@ def _free_cpus() -> float:
 
 
 def _wait_until_free(cpus: float, seconds: float = 30) -> None:
-    """Wait until the trials' actors have gone: after a sweep as many CPUs are free as before it."""
+    """Wait until the trials' actors have ended: after a sweep as many CPUs are free as before it."""
     until = time.monotonic() + seconds
     while _free_cpus() < cpus:
         if time.monotonic() > until:
-            logger.warning("after the sweep %g CPUs are free, before it %g were", _free_cpus(), cpus)
+            logger.warning("%g CPUs are free after the sweep, %g were before it", _free_cpus(), cpus)
             return
         time.sleep(0.2)
+
+
+def trial_function(reference: Any, sweep_name: str) -> Callable[[dict[str, Any]], None]:
+    """The function that Ray Tune runs for each trial.
+
+    A training that fails because of its values is the trial's result; whatever else ends a trial, such as workers that
+    die too often or a cluster without room, is left to Ray Tune to repeat.
+
+    Args:
+        reference: Ray's reference to the configuration and the corpus.
+        sweep_name: of the sweep.
+    """
+
+    def trial(values: dict[str, Any]) -> None:
+        import ray
+        from ray import tune
+        from ray.exceptions import RayActorError
+        from ray.train import ControllerError, TrainingFailedError
+
+        base, corpus = ray.get(reference)
+        base.train.epochs = base.sweep.epochs
+        base.train.num_workers = base.train.worker_range[0]  # which `concurrency` assumes
+        name = f"{sweep_name}/{tune.get_context().get_trial_id()}"
+        callbacks = [_report_evaluations(base.sweep.epochs)]
+        try:
+            config = search_space.apply(base, values)
+            rules.check(config)  # each value alone is valid; together they need not be
+            result = training.run_training(config, corpus, name, callbacks, group=sweep_name)
+        except (TrainingError, InputError, TrainingFailedError) as error:
+            causes = getattr(error, "worker_failures", {}).values()
+            if isinstance(error, ControllerError) or (causes and all(isinstance(e, RayActorError) for e in causes)):
+                raise  # machines or storage failed, not these values
+            reason = str(ours(error)).strip().splitlines()[-1]
+            tune.report({"auroc": NOT_EVALUATED, "epoch": 0, _DONE: True, "error": reason})
+            return
+        # Ray Tune knows the last epoch; the last report has the best one.
+        last = result.history[-1]
+        tune.report({"auroc": result.metrics["auroc"], "epoch": last["epoch"], "step": last["step"], _DONE: True})
+
+    return trial
+
+
+def _report_evaluations(epochs: int) -> Any:
+    """Report evaluations to Ray Tune, not the checkpoints between them, which have no AUROC.
+
+    The last epoch is left to the trial's own last report: asha would stop the trial before it.
+    """
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    class ReportEvaluations(TuneReportCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            if metrics[0]["auroc"] != NOT_EVALUATED and metrics[0]["epoch"] < epochs:
+                values = {name: value for name, value in metrics[0].items() if name not in ("history", "score")}
+                super().after_report(run_context, [values], checkpoint)
+
+    return ReportEvaluations()
+
+
+def trial_results(results: ResultGrid, storage: Storage, folder: str) -> list[Trial]:
+    """The results of all trials, in the order in which they began.
+
+    Returns:
+        For each trial its `values`, `status` (finished, stopped by the scheduler, or failed), the metrics and the
+        `checkpoint` of its best evaluation, and its `error`.
+    """
+    return [_trial_result(results[i], storage, folder) for i in range(len(results))]
+
+
+def _trial_result(result: Any, storage: Storage, folder: str) -> Trial:
+    reported = result.metrics or {}
+    # The id of a trial is also its folder; of one that never reported anything only the path is known.
+    trial = reported.get("trial_id") or re.sub(r".*trial_([0-9a-f]+(_\d{5})?).*", r"\1", str(result.path))
+    # A trial may be stopped while it writes: what it reported to Ray Tune is complete.
+    evaluations = [
+        (key, metrics)
+        for key, metrics in evaluated_checkpoints(storage, f"{folder}/{trial}")
+        if metrics["step"] <= reported.get("step", -1)
+    ]
+    error = reported.get("error")
+    if result.error is not None:
+        error = error or str(result.error).strip().splitlines()[-1]
+    if not error and not evaluations:
+        error = "no evaluated checkpoint"
+    key, metrics = max(evaluations, key=lambda pair: _score(pair[1]), default=("", {}))
+    names = ("auroc", "val_loss", "accuracy", "epoch", "step")
+    return {
+        "trial": trial,
+        "values": result.config or {},
+        "status": "failed" if error else "finished" if reported.get(_DONE) else "stopped",
+        **{name: None if error else metrics[name] for name in names},
+        "checkpoint": None if error else key,
+        "error": error,
+    }
+
+
+def evaluated_checkpoints(storage: Storage, folder: str) -> list[tuple[str, dict[str, Any]]]:
+    """The registered checkpoints of a run that have an evaluation: their keys and metrics."""
+    keys = [f"{folder}/{result['checkpoint_dir_name']}" for result in checkpoint.registered(storage, folder)]
+    return [(key, storage.read_json(f"{key}/figures.json")) for key in keys if storage.exists(f"{key}/figures.json")]
+
+
+def _score(metrics: Mapping[str, Any]) -> tuple[float, float]:
+    return metrics["auroc"], -metrics["val_loss"]
+
+
+def ranked(trials: list[Trial]) -> list[Trial]:
+    """Finished trials, best first; then those that were stopped; then those that failed."""
+    order = ("finished", "stopped", "failed")
+
+    def key(trial: Trial) -> tuple[Any, ...]:
+        score = (0.0, 0.0) if trial["status"] == "failed" else _score(trial)
+        return order.index(trial["status"]), *(-value for value in score)
+
+    return sorted(trials, key=key)
+
+
+def best_trial(trials: list[Trial]) -> Trial | None:
+    """The trial with the best AUROC, ties broken by loss; None when all failed."""
+    first = ranked(trials)[0] if trials else None
+    return None if first is None or first["status"] == "failed" else first
+
+
+def best_config(config: Config, folder: str, best: Trial) -> str:
+    """The model and training settings of the best trial as a Hydra option of the group `experiment`."""
+    chosen = search_space.apply(config, best["values"])
+    train = {name: value for name, value in asdict(chosen.train).items() if name not in _NOT_IN_BEST_CONFIG}
+    head = (
+        "# @package _global_\n"
+        f"# Trial {best['trial']} of {folder}: validation AUROC {best['auroc']:.4f} after at most "
+        f"{config.sweep.epochs} epochs.\n"
+        "# python jobs/train.py --config-dir <the folder `configs` above this file> experiment=best\n"
+    )
+    return head + yaml.safe_dump({"model": asdict(chosen.model), "train": train}, sort_keys=False)
+
+
+def table(trials: list[Trial]) -> str:
+    """The trials as lines of text, best first."""
+    names = list(dict.fromkeys(name for trial in trials for name in trial["values"]))
+    rows = [[*names, "auroc", "val_loss", "accuracy", "epoch", "status"]]
+    for trial in ranked(trials):
+        values = [trial["values"].get(name) for name in names]
+        cells = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
+        if trial["status"] == "failed":
+            rows.append([*cells, "", "", "", "", f"failed: {trial['error']}"])
+        else:
+            metrics = [f"{trial[name]:.4f}" for name in ("auroc", "val_loss", "accuracy")]
+            rows.append([*cells, *metrics, str(trial["epoch"]), trial["status"]])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    lines = [
+        "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    ]
+    return "\n".join(lines)

@@ -1,7 +1,8 @@
-"""The stage `train`: build the TorchTrainer, run it, name the best checkpoint. The loop is `training.worker`.
+"""The stage `train`: run Ray Train's TorchTrainer over a prepared corpus and name the best checkpoint.
 
-A training that was cut off goes on when the stage runs again under the same run name with the same model, training,
-seed and corpus; what only says where and how safely it runs may differ.
+The training loop is in `detect_ai.training.worker`. An interrupted training resumes when the stage runs again under the
+same run name with the same model, training settings, seed and corpus; settings that do not affect the result, such as
+the number of workers, may differ.
 """
 
 from __future__ import annotations
@@ -19,40 +20,64 @@ from detect_ai.core.errors import CorpusError, TrainingError
 from detect_ai.core.job import read_result
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.models import batch, encoder
+from detect_ai.models import encoder
 from detect_ai.models.tokenizer import Tokenizer
-from detect_ai.training import checkpoint_list, runlog, search_space
-from detect_ai.training.data import Frame, TrainingPlan
-from detect_ai.training.runlog import UNKNOWN
+from detect_ai.training import checkpoint, search_space
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
 logger = logging.getLogger(__name__)
 
-# Ray Data needs CPUs beside those that the workers hold: with none it makes no progress, and no error says so.
+# Ray Data needs CPUs that the workers do not hold: with none it makes no progress, and no error says so.
 DATA_CPUS = 1
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The best checkpoint of a run and the figures of its epoch."""
+    """The best checkpoint of a run (its key in the storage), the metrics of its epoch, and those of all epochs."""
 
-    checkpoint: str  # key in storage
+    checkpoint: str
     metrics: dict[str, Any]
     history: list[dict[str, Any]]
+
+
+def train(config: Config, storage: Storage) -> dict[str, Any]:
+    """Train on the prepared corpus, or resume an interrupted training. Returns the checkpoint of the best epoch."""
+    values = read_result(storage, config.run, "sweep")["best"]["values"] if config.train.from_sweep else {}
+    if values:
+        config = search_space.apply(config, values)
+        rules.check(config)  # the sweep's best values need not be valid together with the rest
+    ray_runtime.connect()
+    corpus = Corpus.of_run(storage, config.run)
+    checked_tokenizer(config, corpus)
+    require_training_resources(config, "a training")  # before anything of the attempt is written
+    digest = resume.digest(config, corpus.manifest.fingerprint)
+    with resume.attempted(storage, config.run, "train", digest) as (name, goes_on):
+        if goes_on:
+            logger.info("train: resuming the interrupted run %s from its last checkpoint", name)
+        result = run_training(config, corpus, name)
+    storage.prune(f"runs/{config.run}", "train-", config.storage.keep)
+    return {
+        "checkpoint": result.checkpoint,
+        "lr": config.train.lr,
+        "from_sweep": values,
+        "validation": result.metrics,
+        "history": result.history,
+        "corpus": corpus.key,
+    }
 
 
 def run_training(
     config: Config, corpus: Corpus, name: str, callbacks: Sequence[UserCallback] = (), group: str | None = None
 ) -> TrainingResult:
-    """Train on the `train` split, choose the epoch with the best AUROC on `validation`.
+    """Train on the `train` split and choose the epoch with the best AUROC on `validation`.
 
     Args:
         config: model, train, seed, tracking and storage are read.
         corpus: a finished corpus, tokenised by the tokenizer of the model.
-        name: of this attempt; results and checkpoints lie under `runs/<run>/<name>`.
-        callbacks: of Ray Train, such as the one that reports to Tune.
+        name: of this attempt; results and checkpoints are under `runs/<run>/<name>`.
+        callbacks: of Ray Train, such as the one that reports to Ray Tune.
         group: of runs that belong together in W&B.
 
     Raises:
@@ -64,13 +89,14 @@ def run_training(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from detect_ai.training.ingest import Streams, later
+    from detect_ai.training.data import StreamDataConfig, TrainingPlan, WindowFormat, stream_placeholder
+    from detect_ai.training.telemetry import read_metrics
 
-    frame = Frame.of(checked_tokenizer(config, corpus), config.model)
+    form = WindowFormat.of(checked_tokenizer(config, corpus), config.model)
     require_training_resources(config, f"run {name}")
-    plan = training_plan(config)
+    plan = TrainingPlan.from_config(config)
     storage, folder = corpus.storage, f"runs/{config.run}/{name}"
-    checkpoint_list.mend(storage, folder)
+    checkpoint.repair_snapshot(storage, folder)
     fewest, most = worker_range(config)
     trainer = TorchTrainer(
         _train_loop,
@@ -94,64 +120,37 @@ def run_training(
             storage_path=storage.path(f"runs/{config.run}"),
             storage_filesystem=storage.filesystem,
             checkpoint_config=CheckpointConfig(
-                num_to_keep=config.train.keep_checkpoints, checkpoint_score_attribute="rank"
+                num_to_keep=config.train.keep_checkpoints, checkpoint_score_attribute="score"
             ),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
-            callbacks=[checkpoint_list.keeper(storage.root, folder), *callbacks],  # type: ignore[list-item]  # RunConfig is typed for the callbacks of V1
+            callbacks=[checkpoint.snapshot_backup(storage.root, folder), *callbacks],  # type: ignore[list-item]  # typed for V1
         ),
-        datasets={"train": later, "validation": later},
-        dataset_config=Streams(corpus, frame, plan, folder),
+        datasets={"train": stream_placeholder, "validation": stream_placeholder},
+        dataset_config=StreamDataConfig(corpus, form, plan, folder),
     )
     result = trainer.fit()
-    for line in runlog.read(storage, folder):
+    for line in read_metrics(storage, folder):
         if line["kind"] == "error":
             raise TrainingError(line["error"])
-    kept = result.best_checkpoints or []
-    # On an easy corpus many epochs have the same AUROC; the surest of them is taken, not the first.
-    evaluated = [pair for pair in kept if pair[1]["auroc"] != UNKNOWN]
+    # On an easy corpus many epochs have the same AUROC: the one with the lowest loss is taken, not the first.
+    evaluated = [pair for pair in result.best_checkpoints or [] if pair[1]["auroc"] != checkpoint.NOT_EVALUATED]
     best, best_metrics = max(evaluated, key=lambda pair: (pair[1]["auroc"], -pair[1]["val_loss"]))
     return TrainingResult(
         checkpoint=f"{folder}/{Path(best.path).name}",
-        metrics={name: value for name, value in best_metrics.items() if name not in ("history", "rank")},
-        history=(result.metrics or {})["history"],  # of the last report, which need not be among the kept
+        metrics={key: value for key, value in best_metrics.items() if key not in ("history", "score")},
+        history=(result.metrics or {})["history"],  # of the last report, whose checkpoint need not be among the kept
     )
 
 
 def _train_loop(arguments: dict[str, Any]) -> None:
-    """The loop, loaded where it runs: Ray Train's controller and the trials of a sweep hold it, and need no model."""
+    """The training loop, imported where it runs: Ray Train's controller and sweep trials need no torch."""
     from detect_ai.training.worker import train_loop
 
     train_loop(arguments)
 
 
-def train(config: Config, storage: Storage) -> dict[str, Any]:
-    """Train on the prepared corpus, or go on where a training was cut off; name the checkpoint of the best epoch."""
-    values = read_result(storage, config.run, "sweep")["best"]["values"] if config.train.from_sweep else {}
-    if values:
-        config = search_space.apply(config, values)
-        rules.check(config)  # what a sweep found best need not go with the rest
-    ray_runtime.connect()
-    corpus = Corpus.of_run(storage, config.run)
-    checked_tokenizer(config, corpus)
-    require_training_resources(config, "a training")  # before anything of the attempt is written
-    digest = resume.digest(config, corpus.manifest.fingerprint)
-    with resume.attempted(storage, config.run, "train", digest) as (name, goes_on):
-        if goes_on:
-            logger.info("train: %s was cut off and goes on from its last checkpoint", name)
-        result = run_training(config, corpus, name)
-    storage.prune(f"runs/{config.run}", "train-", config.storage.keep)
-    return {
-        "checkpoint": result.checkpoint,
-        "lr": config.train.lr,
-        "from_sweep": values,
-        "validation": result.metrics,
-        "history": result.history,
-        "corpus": corpus.key,
-    }
-
-
 def worker_range(config: Config) -> tuple[int, int]:
-    """The fewest and the most workers of a training, of a range no more than leave Ray Data its CPUs."""
+    """The fewest and the most workers of a training; of a range no more than leave Ray Data its CPUs."""
     fewest, most = config.train.worker_range
     if fewest == most or ray_runtime.can_grow():
         return fewest, most
@@ -159,22 +158,6 @@ def worker_range(config: Config) -> tuple[int, int]:
 
     fit = int((ray.cluster_resources().get("CPU", 0) - DATA_CPUS) // config.train.cpus_per_worker)
     return fewest, max(fewest, min(most, fit))
-
-
-def training_plan(config: Config) -> TrainingPlan:
-    """The plan that a configuration asks for."""
-    t = config.train
-    return TrainingPlan(
-        t.batch_size,
-        t.microbatch_size,
-        t.epochs,
-        config.seed,
-        t.worker_range[1],
-        t.shortest_span,
-        (t.class_weights[0], t.class_weights[1]),
-        t.attack_weight,
-        batch.length_multiple(t.compiled_lengths, config.model.window),
-    )
 
 
 def checked_tokenizer(config: Config, corpus: Corpus) -> Tokenizer:
@@ -188,12 +171,12 @@ def checked_tokenizer(config: Config, corpus: Corpus) -> Tokenizer:
     return tokenizer
 
 
-def require_training_resources(config: Config, what: str, others: float = DATA_CPUS) -> None:
-    """Raise ResourceError when the fewest workers, and what needs CPUs beside them, cannot be placed together."""
-    workers, each = config.train.worker_range[0], config.train.cpus_per_worker
+def require_training_resources(config: Config, what: str, other_cpus: float = DATA_CPUS) -> None:
+    """Raise ResourceError when the fewest workers, and what else needs CPUs, cannot be placed together."""
+    workers, cpus = config.train.worker_range[0], config.train.cpus_per_worker
     gpus = workers if config.train.use_gpu else 0
-    needs = f"{what} ({workers} workers x {each:g} CPUs + {others:g} beside them)"
-    ray_runtime.require_resources(needs, workers * each + others, gpus)
+    needs = f"{what} ({workers} workers x {cpus:g} CPUs + {other_cpus:g} for Ray Data)"
+    ray_runtime.require_resources(needs, workers * cpus + other_cpus, gpus)
 
 
 def _worker_resources(config: Config) -> dict[str, float]:

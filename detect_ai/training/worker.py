@@ -1,123 +1,132 @@
-"""What every rank of a training run does: steps over the stream, evaluations, checkpoints, and going on from one."""
+"""The training loop that Ray Train runs on every worker: step, evaluate, checkpoint, log.
+
+Optimizer, schedule and evaluation are in `detect_ai.training.trainer`, the input streams in `detect_ai.training.data`.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from detect_ai.core.config import Config, TrainConfig
 from detect_ai.core.errors import TrainingError
-from detect_ai.core.storage import Storage
 from detect_ai.models import encoder
-from detect_ai.training import checkpoint, runlog
-from detect_ai.training.data import Microbatch, microbatch
-from detect_ai.training.telemetry import Observer
-from detect_ai.training.trainer import Learner
+from detect_ai.training import checkpoint
+from detect_ai.training.adversarial import perturbed_embeddings
+from detect_ai.training.data import Microbatch, read_microbatch
+from detect_ai.training.telemetry import open_telemetry
+from detect_ai.training.trainer import Trainer
 
 
 def train_loop(arguments: dict[str, Any]) -> None:
-    """The function that Ray Train runs on every worker; after a failure, again on new ones.
+    """Train from the run's last checkpoint, or from the pretrained encoder, to the end.
 
-    A run whose loss is not finite would fail again in the same way: the run's log tells it, and every rank ends
-    orderly, whereas what is raised here makes Ray Train start the workers anew.
+    Ray Train calls this on every worker; after a failure, again on new ones. A loss that is not finite would recur:
+    it is logged and every rank returns, since an exception would make Ray Train restart the workers.
 
     Args:
         arguments: `config`, `steps_per_epoch`, `validation_labels` (one for each document, in order), `corpus` (its
-            fingerprint), `name`, `group` and `bar`.
+            fingerprint), `name` and `group` of the run, and `bar` (whether to draw a progress bar).
     """
+    import ray.train
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config: Config = arguments["config"]
-    learner = _learner(config, arguments["steps_per_epoch"])
-    history = checkpoint.restore(learner)
-    storage, folder = Storage(config.storage.root), f"runs/{config.run}/{arguments['name']}"
-    with Observer(arguments, learner, storage, folder) as observer:
-        if is_over(learner, history, config.train):
+    trainer = _build_trainer(config, arguments["steps_per_epoch"])
+    history = checkpoint.restore(trainer)
+    with suppress(TrainingError), open_telemetry(arguments, trainer) as telemetry:
+        if is_finished(trainer, history, config.train):  # resumed from the last checkpoint of all
             return
-        if learner.rank == 0:
-            # Read where the stream is made, a moment later.
-            runlog.write_start(storage, folder, learner.steps, learner.world_size)
-        try:
-            _run(learner, history, config.train, arguments["validation_labels"], observer)
-        except TrainingError as error:
-            observer.failed(error)
+        training, validation = (ray.train.get_dataset_shard(split) for split in ("train", "validation"))
+        steps = group_steps(read(training), trainer.rank, trainer.world_size)
+        for microbatches in telemetry.time_data_wait(steps):
+            train_step(trainer, microbatches)
+            telemetry.log_step()
+            if trainer.at_epoch_end:
+                trainer.synchronize()
+                metrics = trainer.epoch.metrics()
+                metrics |= trainer.evaluate(read(validation), arguments["validation_labels"])
+                metrics |= {"epoch": -(-trainer.steps // trainer.steps_per_epoch), "step": trainer.steps}
+                history.append(metrics | {"lr": trainer.lr})
+                telemetry.log_evaluation(history[-1])
+            every = config.train.checkpoint_every
+            if trainer.at_epoch_end or (every and trainer.steps % every == 0):
+                telemetry.flush()
+                checkpoint.report(trainer, history)
+            if is_finished(trainer, history, config.train):
+                return
 
 
-def _learner(config: Config, steps_per_epoch: int) -> Learner:
+def train_step(trainer: Trainer, microbatches: list[Microbatch]) -> None:
+    """One optimizer step: accumulate the gradients of this rank's microbatches, then update.
+
+    Raises:
+        TrainingError: on every rank alike, when the gradients of the step before are not finite.
+    """
+    trainer.begin_step()
+    losses = [trainer.backward(part, sync=part is microbatches[-1]) for part in microbatches]
+    if trainer.config.adversarial:
+        with perturbed_embeddings(trainer.module, trainer.config.adversarial):
+            losses += [trainer.backward(part, sync=part is microbatches[-1]) for part in microbatches]
+    trainer.update(microbatches, losses)
+
+
+def is_finished(trainer: Trainer, history: list[dict[str, Any]], config: TrainConfig) -> bool:
+    """Whether all steps are made, or AUROC has not improved for `train.patience` evaluations.
+
+    Every rank decides alike: the metrics are those of all ranks' scores.
+    """
+    if trainer.steps >= trainer.total_steps:
+        return True
+    return bool(config.patience) and evaluations_since_best(history) >= config.patience
+
+
+def evaluations_since_best(history: list[dict[str, Any]]) -> int:
+    """Number of evaluations after the first one that reached the best AUROC."""
+    values = [epoch["auroc"] for epoch in history]
+    return len(values) - 1 - values.index(max(values)) if values else 0
+
+
+def read(shard: Any) -> Iterator[Microbatch]:
+    """The microbatches that Ray Data deals to this rank, the next one fetched while the model runs."""
+    rows = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    return map(read_microbatch, rows)
+
+
+def group_steps(stream: Iterable[Microbatch], rank: int, world_size: int) -> Iterator[list[Microbatch]]:
+    """Group the microbatches of a rank into steps. Ranks that were dealt anything else would wait for one another."""
+    step: list[Microbatch] = []
+    for part in stream:
+        expected = len(step) * world_size + rank
+        assert part.slot == expected, f"rank {rank} of {world_size} got microbatch {part.slot} of a step"
+        step.append(part)
+        if part.last:
+            yield step
+            step = []
+    assert not step, "the stream ended within a step"
+
+
+def _build_trainer(config: Config, steps_per_epoch: int) -> Trainer:
     import ray.train
     import ray.train.torch
 
     context = ray.train.get_context()
     torch.set_num_threads(config.train.threads_per_worker)
     module = encoder.build(config.model, config.seed)
-    encoder.freeze(module, config.train.frozen)
     if config.train.gradient_checkpointing:
         module.gradient_checkpointing_enable()
-    return Learner(
+    # No buffer of an encoder changes, so none is broadcast before a step.
+    ddp = {"forward_sync_buffers": False, "gradient_as_bucket_view": True}
+    return Trainer(
         config.train,
-        # No buffer of an encoder changes: nothing is to be sent before every step.
-        ray.train.torch.prepare_model(
-            module, parallel_strategy_kwargs={"forward_sync_buffers": False, "gradient_as_bucket_view": True}
-        ),
+        ray.train.torch.prepare_model(module, parallel_strategy_kwargs=ddp),
         ray.train.torch.get_device(),
         context.get_world_size(),
         steps_per_epoch,
         config.seed,
         context.get_world_rank(),
     )
-
-
-def _run(learner: Learner, history: list[dict[str, Any]], config: TrainConfig, labels: Any, observer: Observer) -> None:
-    import ray.train
-
-    validation = ray.train.get_dataset_shard("validation")
-    training = ray.train.get_dataset_shard("train")
-    for step in observer.watched(steps(read(training), learner.rank, learner.world_size), training.stats):
-        learner.step(step)
-        observer.step()
-        if learner.at_epoch_end:
-            learner.settle()
-            epoch = {"epoch": -(-learner.steps // learner.steps_per_epoch), "step": learner.steps, "lr": learner.lr}
-            history.append(learner.epoch.figures() | learner.evaluate(read(validation), labels) | epoch)
-            observer.evaluated(history[-1])
-        if learner.at_epoch_end or (config.checkpoint_every and learner.steps % config.checkpoint_every == 0):
-            observer.checkpointing()
-            checkpoint.report(learner, history)
-        if is_over(learner, history, config):
-            return
-
-
-def is_over(learner: Learner, history: list[dict[str, Any]], config: TrainConfig) -> bool:
-    """Whether all steps are made, or evaluations have not become better for too long.
-
-    Every rank decides from the same figures, which are those of all ranks' scores joined.
-    """
-    if learner.steps >= learner.total_steps:
-        return True
-    return bool(config.patience) and evaluations_since_best(history, config.stop_on) >= config.patience
-
-
-def evaluations_since_best(history: list[dict[str, Any]], figure: str) -> int:
-    """Evaluations after the first that reached the best `auroc` or `val_loss`."""
-    values = [-epoch[figure] if figure == "val_loss" else epoch[figure] for epoch in history]
-    return len(values) - 1 - values.index(max(values)) if values else 0
-
-
-def read(shard: Any) -> Iterator[Microbatch]:
-    """The microbatches that Ray Data hands to this rank, the next one fetched while the model runs."""
-    rows = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-    return map(microbatch, rows)
-
-
-def steps(stream: Iterable[Microbatch], rank: int, ranks: int) -> Iterator[list[Microbatch]]:
-    """The microbatches of a rank, step by step. Dealt otherwise than in turn, ranks would wait for one another."""
-    step: list[Microbatch] = []
-    for part in stream:
-        assert part.slot == len(step) * ranks + rank, f"rank {rank} of {ranks} got microbatch {part.slot} of a step"
-        step.append(part)
-        if part.last:
-            yield step
-            step = []
-    assert not step, "the stream ended within a step"

@@ -17,7 +17,8 @@ from detect_ai.models.backends.torch import TorchBackend
 from detect_ai.models.batch import Batch
 from detect_ai.training import checkpoint
 from detect_ai.training.data import Microbatch
-from detect_ai.training.trainer import Learner
+from detect_ai.training.trainer import Trainer
+from detect_ai.training.worker import train_step
 
 ROWS, LENGTH = 16, 64
 
@@ -33,9 +34,9 @@ def network(encoder: Path, **changes: Any) -> Any:
     return model.build(ModelConfig(path=str(encoder), window=LENGTH, stride=48, **changes), seed=0)
 
 
-def learner(module: Any, device: torch.device, **changes: Any) -> Learner:
+def trainer_of(module: Any, device: torch.device, **changes: Any) -> Trainer:
     config = TrainConfig(**{"lr": 1e-3, "epochs": 1, "warmup": 0.0, **changes})
-    return Learner(config, module.to(device), device, world_size=1, steps_per_epoch=20)
+    return Trainer(config, module.to(device), device, world_size=1, steps_per_epoch=20)
 
 
 def part(seed: int = 0, rows: int = ROWS) -> Microbatch:
@@ -49,111 +50,109 @@ def part(seed: int = 0, rows: int = ROWS) -> Microbatch:
     )
 
 
-def losses(learning: Learner, count: int) -> list[float]:
-    found = []
+def losses(trainer: Trainer, count: int) -> list[float]:
+    values = []
     for seed in range(count):
-        learning.step([part(seed)])
-        learning.settle()
-        found.append(learning.last_loss)
-    return found
+        train_step(trainer, [part(seed)])
+        trainer.synchronize()
+        values.append(trainer.last_loss)
+    return values
 
 
 @pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-4), ("bf16", 0.02), ("fp16", 0.02), ("auto", 0.02)])
-def test_the_losses_of_a_gpu_are_those_of_a_cpu(
-    encoder: Path, device: torch.device, precision: str, within: float
-) -> None:
-    expected = losses(learner(network(encoder), torch.device("cpu"), precision="fp32"), 6)
-    learning = learner(network(encoder), device, precision=precision)
-    assert losses(learning, 6) == pytest.approx(expected, abs=within)
-    assert learning.dtype == {"fp32": None, "fp16": torch.float16}.get(precision, torch.bfloat16)
-    assert learning.scaler.is_enabled() == (precision == "fp16")
+def test_losses_match_the_cpu(encoder: Path, device: torch.device, precision: str, within: float) -> None:
+    expected = losses(trainer_of(network(encoder), torch.device("cpu"), precision="fp32"), 6)
+    trainer = trainer_of(network(encoder), device, precision=precision)
+    assert losses(trainer, 6) == pytest.approx(expected, abs=within)
+    assert trainer.dtype == {"fp32": None, "fp16": torch.float16}.get(precision, torch.bfloat16)
+    assert trainer.scaler.is_enabled() == (precision == "fp16")
 
 
-def test_a_step_returns_before_the_gpu_is_done_and_settling_waits(encoder: Path, device: torch.device) -> None:
-    learning = learner(network(encoder), device)
-    losses(learning, 2)
-    learning.step([part()])  # is settled while the next one is in the queue
+def test_step_returns_before_the_gpu_is_done(encoder: Path, device: torch.device) -> None:
+    trainer = trainer_of(network(encoder), device)
+    losses(trainer, 2)
+    train_step(trainer, [part()])  # is settled while the next one is in the queue
     torch.cuda.synchronize()
     torch.cuda._sleep(2_000_000_000)  # about a second
-    learning.step([part()])
+    train_step(trainer, [part()])
     assert not torch.cuda.current_stream().query(), "the step waited"
-    learning.settle()
+    trainer.synchronize()
     assert torch.cuda.current_stream().query()
 
 
-def test_fp16_skips_a_step_whose_gradients_overflow_and_lowers_its_scale(encoder: Path, device: torch.device) -> None:
+def test_fp16_skips_overflowing_steps(encoder: Path, device: torch.device) -> None:
     module = network(encoder)
-    learning = learner(module, device, precision="fp16")
-    scale = learning.scaler.get_scale()
+    trainer = trainer_of(module, device, precision="fp16")
+    scale = trainer.scaler.get_scale()
     before = [p.detach().clone() for p in module.parameters()]
     hook = module.classifier.weight.register_hook(lambda gradient: gradient * torch.inf)
-    losses(learning, 1)
+    losses(trainer, 1)
     hook.remove()
-    assert learning.scaler.get_scale() == scale / 2
+    assert trainer.scaler.get_scale() == scale / 2
     assert all(torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
-    losses(learning, 1)
+    losses(trainer, 1)
     assert not all(torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_run_that_goes_on_ends_with_the_same_parameters(
+def test_resumed_run_ends_with_equal_parameters(
     encoder: Path, device: torch.device, precision: str, tmp_path: Path
 ) -> None:
     """With dropout, whose draws depend on the step alone."""
 
-    def fresh() -> Learner:
-        return learner(network(encoder, dropout=0.2), device, precision=precision)
+    def fresh() -> Trainer:
+        return trainer_of(network(encoder, dropout=0.2), device, precision=precision)
 
     whole, half, other = fresh(), fresh(), fresh()
     for seed in range(6):
-        whole.step([part(seed)])
+        train_step(whole, [part(seed)])
     for seed in range(3):
-        half.step([part(seed)])
+        train_step(half, [part(seed)])
     checkpoint.write_state(half.state(), tmp_path)
     other.module.load_state_dict(half.module.state_dict())
-    other.restore(checkpoint.read_state(tmp_path))
+    other.load_state(checkpoint.read_state(tmp_path))
     for seed in range(3, 6):
-        other.step([part(seed)])
+        train_step(other, [part(seed)])
     for found, expected in zip(other.module.parameters(), whole.module.parameters(), strict=True):
         assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_no_memory_left_names_the_batch_and_what_to_change(encoder: Path, device: torch.device) -> None:
-    learning = learner(network(encoder), device)
+def test_out_of_memory_names_batch_and_remedy(encoder: Path, device: torch.device) -> None:
+    trainer = trainer_of(network(encoder), device)
     torch.cuda.empty_cache()
     used = torch.cuda.memory_reserved() + 32 * 2**20
     torch.cuda.set_per_process_memory_fraction(used / torch.cuda.get_device_properties(device).total_memory)
     try:
         with pytest.raises(ResourceError, match=r"step 1: no memory left on cuda for 60000 rows of 64 tokens") as told:
-            learning.step([part(rows=60_000)])
+            train_step(trainer, [part(rows=60_000)])
         assert "documents 0, 1, 2" in str(told.value)
         assert "lower train.microbatch_size" in str(told.value)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_utilisation_and_memory_are_told(encoder: Path, device: torch.device) -> None:
-    learning = learner(network(encoder), device)
-    losses(learning, 3)
-    figures = learning.lately.figures()
+def test_metrics_have_mfu(encoder: Path, device: torch.device) -> None:
+    trainer = trainer_of(network(encoder), device)
+    losses(trainer, 3)
+    metrics = trainer.since_log.metrics()
     assert torch.cuda.max_memory_allocated() > 0
-    if learning.lately._peak is not None:  # of a card that is not listed no peak is known
-        assert 0 < figures["mfu"] < 1
+    if trainer.since_log._peak is not None:  # of a card that is not listed no peak is known
+        assert 0 < metrics["mfu"] < 1
 
 
 @pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-3), ("auto", 0.1)])
-def test_scores_of_a_gpu_are_those_of_a_cpu(encoder: Path, device: torch.device, precision: str, within: float) -> None:
+def test_scores_match_the_cpu(encoder: Path, device: torch.device, precision: str, within: float) -> None:
     batch = part().batch
     expected = TorchBackend(network(encoder), torch.device("cpu")).log_odds(batch)
     found = TorchBackend(network(encoder), device, precision).log_odds(batch)
     np.testing.assert_allclose(found, expected, atol=within)
 
 
-def test_a_compiled_model_learns_the_same_at_every_shape(encoder: Path, device: torch.device) -> None:
-    plain = learner(network(encoder), device, precision="fp32")
-    compiled = learner(network(encoder), device, precision="fp32", compile=True)
+def test_compiled_model_trains_alike_at_every_shape(encoder: Path, device: torch.device) -> None:
+    plain = trainer_of(network(encoder), device, precision="fp32")
+    compiled = trainer_of(network(encoder), device, precision="fp32", compile=True)
     for seed, rows in enumerate((16, 8, 3, 16)):
-        for learning in (plain, compiled):
-            learning.step([part(seed, rows)])
-            learning.settle()
+        for trainer in (plain, compiled):
+            train_step(trainer, [part(seed, rows)])
+            trainer.synchronize()
         assert compiled.last_loss == pytest.approx(plain.last_loss, abs=1e-4)

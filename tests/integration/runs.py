@@ -23,7 +23,8 @@ from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.models import encoder as model
 from detect_ai.training import data, worker
-from detect_ai.training.data import Frame, Microbatch, TrainingPlan
+from detect_ai.training.data import Microbatch, TrainingPlan, WindowFormat
+from detect_ai.training.telemetry import read_metrics
 from tests.fixtures import tiny_models
 
 EPOCHS = 2
@@ -68,8 +69,8 @@ def config_for(encoder: Path, root: Path, path: Path, kind: str) -> Config:
     return config
 
 
-def frame_of(config: Config) -> Frame:
-    return Frame.of(model.load_tokenizer(config.model), config.model)
+def window_format(config: Config) -> WindowFormat:
+    return WindowFormat.of(model.load_tokenizer(config.model), config.model)
 
 
 def consume(dataset: Any, workers: int) -> list[list[Microbatch]]:
@@ -83,8 +84,8 @@ def consume(dataset: Any, workers: int) -> list[list[Microbatch]]:
 def training_ranks(corpus: Corpus, config: Config, workers: int, seed: int = 0) -> list[Steps]:
     """The steps that each rank makes in `EPOCHS` epochs."""
     plan = TrainingPlan(batch_size=8, microbatch_size=3, epochs=EPOCHS, seed=seed, num_workers=workers)
-    parts = consume(data.training_stream(corpus, frame_of(config), plan), workers)
-    return [list(worker.steps(part, rank, workers)) for rank, part in enumerate(parts)]
+    parts = consume(data.training_stream(corpus, window_format(config), plan), workers)
+    return [list(worker.group_steps(part, rank, workers)) for rank, part in enumerate(parts)]
 
 
 # --- what dies -------------------------------------------------------------------------------------------------------
@@ -98,6 +99,11 @@ def registered(storage: Storage, folder: str) -> int:
         return int(storage.read_json(f"{folder}/checkpoint_manager_snapshot.json")["current_report_index"])
     except (FileNotFoundError, InputError):  # not there yet, or being written
         return 0
+
+
+def last_start(storage: Storage, folder: str) -> dict[str, Any]:
+    """The step from which the last workers of a run started, and how many there are."""
+    return [line for line in read_metrics(storage, folder) if line["kind"] == "start"][-1]
 
 
 def until(condition: Callable[[], Any]) -> Any:

@@ -22,7 +22,7 @@ from detect_ai.core.config import Config
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.training.train import run_training
-from tests.integration.runs import registered, until
+from tests.integration.runs import last_start, registered, until
 
 CHECKPOINTS = 5  # after which the node goes
 
@@ -49,7 +49,7 @@ def main() -> None:
     checkpoints(CHECKPOINTS)
     machines.remove_node(spot, allow_graceful=False)
     if then == "later":
-        until(lambda: storage.read_json(f"{folder}/start.json")["workers"] == 1 or not training.is_alive())
+        until(lambda: last_start(storage, folder)["workers"] == 1 or not training.is_alive())
         checkpoints(registered(storage, folder) + 2)
     if then != "gone":
         machines.add_node(num_cpus=cpus)

@@ -26,9 +26,9 @@ from detect_ai.core.job import run_stage
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
-from detect_ai.training import runlog
+from detect_ai.training.telemetry import read_metrics
 from detect_ai.training.train import TrainingResult, run_training, train
-from detect_ai.training.trainer import lr_share
+from detect_ai.training.trainer import lr_factor
 from tests.fixtures import tiny_models
 from tests.fixtures.wandb_reader import finished, history
 from tests.integration.conftest import Run
@@ -37,6 +37,7 @@ from tests.integration.runs import (
     a_worker_killed,
     driver,
     hard_rows,
+    last_start,
     own_copy,
     registered,
     small_config,
@@ -96,7 +97,7 @@ def test_a_run_whose_worker_is_killed_ends_as_one_that_was_left_alone(long: Run)
     folder = f"runs/{long.config.run}/killed-worker"
     with a_worker_killed(long.storage, folder, after=5):
         found = run_training(long.config, long.corpus, "killed-worker")
-    assert long.storage.read_json(f"{folder}/start.json")["step"] >= 8, "no worker was killed: this shows nothing"
+    assert last_start(long.storage, folder)["step"] >= 8, "no worker was killed: this shows nothing"
     same_end(long, found)
 
 
@@ -152,7 +153,7 @@ def test_a_killed_job_that_is_submitted_again_goes_on(
     long: Run, cut_off: tuple[Config, str], gone_on: dict[str, Any]
 ) -> None:
     assert attempts(long, "cut-off") == [cut_off[1]]
-    start = long.storage.read_json(f"runs/cut-off/{cut_off[1]}/start.json")
+    start = last_start(long.storage, f"runs/cut-off/{cut_off[1]}")
     assert start["step"] >= 8
 
 
@@ -168,13 +169,13 @@ def test_it_goes_on_with_another_number_of_workers(long: Run, cut_off: tuple[Con
     alone = replace(config, run="cut-off-too", train=replace(config.train, num_workers=1))
     found = run_stage("train", train, alone, long.storage)
     assert attempts(long, "cut-off-too") == [name]
-    assert long.storage.read_json(f"runs/cut-off-too/{name}/start.json")["step"] >= 8
+    assert last_start(long.storage, f"runs/cut-off-too/{name}")["step"] >= 8
     near(found, long.trained)
 
 
 @pytest.mark.slow
 def test_its_log_holds_every_step_once(long: Run, cut_off: tuple[Config, str], gone_on: dict[str, Any]) -> None:
-    lines = runlog.read(long.storage, f"runs/cut-off/{cut_off[1]}")
+    lines = read_metrics(long.storage, f"runs/cut-off/{cut_off[1]}")
     assert [line["epoch"] for line in lines if line["kind"] == "evaluation"] == [1, 2, 3]
     steps = [line["step"] for line in lines if line["kind"] == "training"]
     assert steps == [10], "the line from before the kill was lost"
@@ -208,7 +209,7 @@ def on_a_spot_node(
             check=False,
         )
     assert done.returncode == 0, done.stderr[-3000:]
-    start = run.storage.read_json(f"runs/{config.run}/{name}/start.json")
+    start = last_start(run.storage, f"runs/{config.run}/{name}")
     assert start["step"] >= 8, "the node was not missed"
     return json.loads(done.stdout.strip().splitlines()[-1]), start
 
@@ -240,7 +241,7 @@ def test_a_run_takes_a_node_that_comes_later_and_its_steps_and_schedule_stay(lon
     assert start["step"] < 12 * steps
     assert [(line["epoch"], line["step"]) for line in history] == [(n, n * steps) for n in range(1, 13)]
     total, train = 12 * steps, long.config.train
-    expected = [train.lr * lr_share(line["step"], total, train.warmup, train.decay) for line in history]
+    expected = [train.lr * lr_factor(line["step"], total, train.warmup) for line in history]
     np.testing.assert_allclose([line["lr"] for line in history], expected)
     assert history[-1]["train_loss"] < history[0]["train_loss"]
 
@@ -268,7 +269,7 @@ def test_a_loss_that_is_not_finite_is_not_tried_again(long: Run) -> None:
     config = replace(long.config, train=replace(long.config.train, lr=1e30, max_failures=3))
     with pytest.raises(TrainingError, match=r"at step \d+ \(learning rate .*documents [\d, ]+ of the split train\): "):
         run_training(config, long.corpus, "not-finite")
-    lines = runlog.read(long.storage, f"runs/{config.run}/not-finite")
+    lines = read_metrics(long.storage, f"runs/{config.run}/not-finite")
     assert [line["kind"] for line in lines if line["kind"] != "training"][-1] == "error"
 
 

@@ -21,7 +21,16 @@ from detect_ai.release.calibrate import calibrate_checkpoint
 from detect_ai.release.publish import publish
 from detect_ai.training.train import run_training, train
 from tests.fixtures import gcs, tiny_models
-from tests.integration.runs import a_worker_killed, driver, own_copy, registered, small_config, train_workers, until
+from tests.integration.runs import (
+    a_worker_killed,
+    driver,
+    last_start,
+    own_copy,
+    registered,
+    small_config,
+    train_workers,
+    until,
+)
 
 pytestmark = pytest.mark.slow
 STAGES = {
@@ -85,7 +94,7 @@ def test_a_run_in_the_bucket_whose_worker_is_killed_goes_on(
     storage, results = loop
     with a_worker_killed(storage, "runs/default/killed", after=3):
         found = run_training(settings, Corpus.open(storage, results["prepare"]["corpus"]), "killed")
-    assert storage.read_json("runs/default/killed/start.json")["step"] > 0, "no worker was killed: this shows nothing"
+    assert last_start(storage, "runs/default/killed")["step"] > 0, "no worker was killed: this shows nothing"
     same_losses(found.history, results["train"]["history"])
 
 
@@ -113,5 +122,5 @@ def test_a_job_on_the_bucket_that_is_killed_and_submitted_again_goes_on(
     until(lambda: not train_workers())
     found = run_stage("train", train, config, storage)
     assert attempts() == [name]
-    assert storage.read_json(f"runs/cut-off/{name}/start.json")["step"] > 0
+    assert last_start(storage, f"runs/cut-off/{name}")["step"] > 0
     same_losses(found["history"], results["train"]["history"])

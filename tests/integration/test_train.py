@@ -24,27 +24,27 @@ from detect_ai.detector.scoring import checkpoint_loader, score_split
 from detect_ai.models import encoder
 from detect_ai.models.backends.torch import TorchBackend
 from detect_ai.training import data, worker
-from detect_ai.training import train as training
+from detect_ai.training.data import TrainingPlan
 from detect_ai.training.train import run_training, train
-from detect_ai.training.trainer import Learner
+from detect_ai.training.trainer import Trainer
 from tests.fixtures import tiny_models
 from tests.integration.conftest import Run
-from tests.integration.runs import Steps, frame_of
+from tests.integration.runs import Steps, window_format
 
 # --- gradients -------------------------------------------------------------------------------------------------------
 
 GRADIENT_STEPS = 4
 
 
-def watch(learner: Learner) -> list[dict[str, NDArray[np.float32]]]:
+def watch(trainer: Trainer) -> list[dict[str, NDArray[np.float32]]]:
     """Fills with the gradients that each of the next steps applies."""
     seen: list[dict[str, NDArray[np.float32]]] = []
 
     def keep(*_: object) -> None:
-        gradients = {name: p.grad for name, p in learner.module.named_parameters() if p.grad is not None}
+        gradients = {name: p.grad for name, p in trainer.module.named_parameters() if p.grad is not None}
         seen.append({name: gradient.numpy().copy() for name, gradient in gradients.items()})
 
-    learner.optimizer.register_step_pre_hook(keep)
+    trainer.optimizer.register_step_pre_hook(keep)
     return seen
 
 
@@ -57,14 +57,14 @@ def gradients_of_a_rank(arguments: dict[str, Any]) -> None:
     network = ray.train.torch.prepare_model(encoder.build(config.model, config.seed))
     assert isinstance(network, DistributedDataParallel)
     context = ray.train.get_context()
-    learner = Learner(
+    trainer = Trainer(
         replace(config.train, adversarial=0.5), network, torch.device("cpu"), context.get_world_size(), 20
     )
-    seen = watch(learner)
+    seen = watch(trainer)
     stream = worker.read(ray.train.get_dataset_shard("train"))
-    steps = list(worker.steps(stream, context.get_world_rank(), context.get_world_size()))
+    steps = list(worker.group_steps(stream, context.get_world_rank(), context.get_world_size()))
     for step in steps[:GRADIENT_STEPS]:
-        learner.step(step)
+        worker.train_step(trainer, step)
     torch.save(seen, Path(arguments["folder"]) / f"{context.get_world_rank()}.pt")
 
 
@@ -77,13 +77,13 @@ def gradients(many: tuple[Config, Corpus], tmp_path_factory: pytest.TempPathFact
 
     config, corpus = many
     folder = tmp_path_factory.mktemp("gradients")
-    plan = replace(training.training_plan(config), epochs=1, microbatch_size=3)
+    plan = replace(TrainingPlan.from_config(config), epochs=1, microbatch_size=3)
     TorchTrainer(
         gradients_of_a_rank,
         train_loop_config={"config": config, "folder": str(folder)},
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(name="gradients", storage_path=str(folder)),
-        datasets={"train": data.training_stream(corpus, frame_of(config), plan)},
+        datasets={"train": data.training_stream(corpus, window_format(config), plan)},
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
     ).fit()
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
@@ -96,10 +96,10 @@ def test_ddp_with_two_workers_gives_the_gradients_of_one_process(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     train = replace(config.train, adversarial=0.5)
-    learner = Learner(train, encoder.build(config.model, config.seed), torch.device("cpu"), 1, 20)
-    expected = watch(learner)
+    trainer = Trainer(train, encoder.build(config.model, config.seed), torch.device("cpu"), 1, 20)
+    expected = watch(trainer)
     for step in streamed["many", 1][0][:GRADIENT_STEPS]:
-        learner.step(step)
+        worker.train_step(trainer, step)
     torch.set_num_threads(threads)
     for rank in gradients:
         for found, single in zip(rank, expected, strict=True):

@@ -15,9 +15,9 @@ from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import ORIGINAL, Corpus
 from detect_ai.corpus.prepare import prepare
 from detect_ai.text.windows import split_windows
-from detect_ai.training import data, train
+from detect_ai.training import data
 from detect_ai.training.data import Microbatch, TrainingPlan
-from tests.integration.runs import EPOCHS, Steps, consume, frame_of, small_config, training_ranks
+from tests.integration.runs import EPOCHS, Steps, consume, small_config, training_ranks, window_format
 
 
 def documents(parts: list[Microbatch]) -> list[int]:
@@ -92,12 +92,12 @@ def test_another_seed_makes_other_batches(many: tuple[Config, Corpus], streamed:
 
 
 def test_the_plan_of_a_run_follows_its_seed(many: tuple[Config, Corpus]) -> None:
-    assert [train.training_plan(replace(many[0], seed=seed)).seed for seed in (0, 7)] == [0, 7]
+    assert [TrainingPlan.from_config(replace(many[0], seed=seed)).seed for seed in (0, 7)] == [0, 7]
 
 
 def test_evaluation_reads_every_window_once(many: tuple[Config, Corpus]) -> None:
     config, corpus = many
-    frame = frame_of(config)
+    frame = window_format(config)
     ids = [np.asarray(row, np.int32) for row in corpus.read("test", ["input_ids"])["input_ids"].to_pylist()]
     _, owners = split_windows(ids, frame.content, frame.stride)
     assert len(owners) > len(ids), "no document has two windows"
@@ -113,7 +113,7 @@ def test_attack_weight_scales_augmented_copies_only(encoder: Path, source: Path,
     corpus = Corpus.open(storage, prepare(config, storage)["corpus"])
     attacks = np.asarray(corpus.read("train", ["attack"])["attack"].to_pylist())
     assert set(attacks) == {ORIGINAL, "homoglyph"}
-    stream = data.training_stream(corpus, frame_of(config), train.training_plan(config))
+    stream = data.training_stream(corpus, window_format(config), TrainingPlan.from_config(config))
     (parts,) = consume(stream, 1)
     weights = {int(d): float(w) for part in parts for d, w in zip(part.documents, part.weights, strict=True) if d >= 0}
     assert weights == {i: 1.0 if attack == ORIGINAL else 0.25 for i, attack in enumerate(attacks)}

@@ -98,8 +98,7 @@ CLOSED = [
     "export.max_tpr_drop",
 ]
 CANDIDATES = (
-    "torch, torch-bf16, torch-compile, onnx, onnx-int8, each also with +layers-N or +ffn-P such as "
-    "torch+layers-4"
+    "torch, torch-bf16, torch-compile, onnx, onnx-int8, each also with +layers-N or +ffn-P such as torch+layers-4"
 )
 
 

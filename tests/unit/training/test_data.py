@@ -1,66 +1,246 @@
-"""What a training run reads of a shard. How it is dealt to ranks: tests/integration/test_training_data.py."""
+"""What ranks read of a shard. Ray Data deals row i to rank i mod W; on a real cluster: test_training_data.py."""
 
 from __future__ import annotations
+
+import json
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from detect_ai.core.config import Config
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import ORIGINAL
+from detect_ai.text.windows import split_windows
 from detect_ai.training import data
-from detect_ai.training.data import Frame
-from detect_ai.training.train import training_plan
+from detect_ai.training.batch_plan import num_steps
+from detect_ai.training.checkpoint import SNAPSHOT
+from detect_ai.training.data import StreamDataConfig, TrainingPlan, WindowFormat, read_microbatch
 
-CONTENT, LENGTHS = 62, [5, 30, 62, 200, 500, 61] * 8
-FRAME = Frame(np.asarray([1], np.int32), np.asarray([2], np.int32), 0, CONTENT, 48)
-
-
-def plan_of(shortest_span):
-    config = Config()
-    config.train.shortest_span, config.train.microbatch_size = shortest_span, 4
-    return training_plan(config)
+FORM = WindowFormat(np.asarray([101], np.int32), np.asarray([102], np.int32), pad_id=0, content=62, stride=48)
+ROWS = [40, 39, 41, 2, 1, 17]  # among them fewer rows than ranks, and one row short of a full step
 
 
-def read(shortest_span, epoch=0):
-    """The tokens that an epoch reads of each document, by its position."""
-    documents = [np.arange(100, 100 + length, dtype=np.int32) for length in LENGTHS]
-    table = pa.table(
+def corpus_table(num_rows, seed=0, lengths=None):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 200, num_rows) if lengths is None else lengths
+    return pa.table(
         {
-            "input_ids": pa.array([ids.tolist() for ids in documents], pa.list_(pa.int32())),
-            "label": [0] * len(LENGTHS),
-            "weight": pa.array([1.0] * len(LENGTHS), pa.float32()),
-            "attack": [ORIGINAL] * len(LENGTHS),
+            "input_ids": pa.array([rng.integers(5, 99, n).astype(np.int32) for n in lengths], pa.list_(pa.int32())),
+            "label": pa.array(np.arange(num_rows) % 2, pa.int8()),
+            "weight": pa.array(rng.choice([0.5, 1.0, 2.0], num_rows), pa.float32()),
+            "attack": rng.choice([ORIGINAL, "homoglyph"], num_rows),
         }
     )
-    pool = {"epoch": epoch, "number": 0, "first": 0, "skip": 0}
-    found = {}
-    for row in data._training_rows(table, pool, FRAME, plan_of(shortest_span)):
-        found |= rows_of(row)
-    return [found[i] for i in range(len(LENGTHS))]
 
 
-def rows_of(row):
-    part = data.microbatch(row)
-    rows = zip(part.documents.tolist(), part.batch.input_ids, part.batch.lengths, strict=True)
-    return {number: ids[:length][1:-1].tolist() for number, ids, length in rows if number >= 0}
+def training_parts(table, num_workers=1, first=0, epoch=0, sizes=(8, 3), skip=0, **changes):
+    plan = TrainingPlan(*sizes, epochs=2, seed=3, num_workers=num_workers, **changes)
+    pool = {"number": 0, "first": first, "rows": len(table), "epoch": epoch, "skip": skip}
+    return [read_microbatch(row) for row in data.training_rows(table, pool, FORM, plan)]
 
 
-def test_spans_of_many_lengths_are_read_where_a_shortest_is_given():
-    parts = read(10)
-    for length, part in zip(LENGTHS, parts, strict=True):
-        assert min(10, length) <= len(part) <= min(CONTENT, length)
-        assert part == list(range(part[0], part[0] + len(part)))
-    assert len({len(part) for length, part in zip(LENGTHS, parts, strict=True) if length >= CONTENT}) > 5
-    assert any((part[0] - 100) % FRAME.stride for part in parts)
+def steps_of_rank(parts, rank, num_workers):
+    steps, step = [], []
+    for part in parts[rank::num_workers]:
+        step.append(part)
+        if part.last:
+            steps.append(step)
+            step = []
+    assert not step
+    return steps
 
 
-def test_whole_windows_are_read_where_none_is_given():
-    for length, part in zip(LENGTHS, read(0), strict=True):
-        assert len(part) == min(CONTENT, length)
+def documents(step):
+    return [int(i) for part in step for i in part.documents if i >= 0]
+
+
+def contents(parts):
+    """The tokens that are read of each document, by its position."""
+    return {
+        int(document): ids[1 : length - 1].tolist()
+        for part in parts
+        for document, ids, length in zip(part.documents, part.batch.input_ids, part.batch.lengths, strict=True)
+        if document >= 0
+    }
+
+
+@pytest.mark.parametrize("num_rows", ROWS)
+def test_steps_hold_the_same_documents_at_any_world_size(num_rows):
+    by_workers = {}
+    for workers in (1, 2, 3):
+        parts = training_parts(corpus_table(num_rows), workers)
+        ranks = [steps_of_rank(parts, rank, workers) for rank in range(workers)]
+        by_workers[workers] = [sorted(chain.from_iterable(map(documents, step))) for step in zip(*ranks, strict=True)]
+    assert by_workers[1] == by_workers[2] == by_workers[3]
+    assert sorted(chain.from_iterable(by_workers[1])) == list(range(num_rows))
+
+
+@pytest.mark.parametrize("num_rows", ROWS)
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_all_ranks_make_equal_steps(num_rows, workers):
+    parts = training_parts(corpus_table(num_rows), workers)
+    last = [[part.last for part in parts[rank::workers]] for rank in range(workers)]
+    assert all(flags == last[0] for flags in last)
+    assert sum(last[0]) == num_steps(num_rows, 8)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_step_weight_is_the_sum_over_all_ranks(workers):
+    table = corpus_table(39)
+    weights = np.where(np.asarray(table["attack"]) == ORIGINAL, 1, 0.25) * table["weight"].to_numpy()
+    parts = training_parts(table, workers, attack_weight=0.25)
+    for step in zip(*(steps_of_rank(parts, rank, workers) for rank in range(workers)), strict=True):
+        of_step = list(chain.from_iterable(step))
+        held = [i for part in step for i in documents(part)]
+        assert {part.step_weight for part in of_step} == {float(weights[held].sum())}
+        assert sum(float(part.weights.sum()) for part in of_step) == float(weights[held].sum())
+
+
+def test_attack_weight_scales_augmented_copies_only():
+    table = corpus_table(16)
+    copies = np.asarray(table["attack"].to_pylist()) != ORIGINAL
+    assert 0 < copies.sum() < 16
+    for before, after in zip(training_parts(table), training_parts(table, attack_weight=0.25), strict=True):
+        np.testing.assert_allclose(after.weights, before.weights * np.where(copies[before.documents], 0.25, 1.0))
+
+
+def test_skipped_steps_leave_the_rest_unchanged():
+    table = corpus_table(40)
+    whole, rest = (steps_of_rank(training_parts(table, 2, skip=skip), 0, 2) for skip in (0, 3))
+    assert [documents(step) for step in rest] == [documents(step) for step in whole[3:]]
+    for left, right in zip(chain.from_iterable(rest), chain.from_iterable(whole[3:]), strict=True):
+        assert np.array_equal(left.batch.input_ids, right.batch.input_ids)
+
+
+def test_empty_microbatches_weigh_nothing():
+    empty = [part for part in training_parts(corpus_table(1), 3) if part.documents[0] < 0]
+    assert len(empty) == 2
+    for part in empty:
+        assert part.batch.input_ids.tolist() == [[101, 102, 0, 0, 0, 0, 0, 0]]
+        assert (part.batch.lengths.tolist(), part.labels.tolist(), part.weights.tolist()) == ([2], [0], [0.0])
+
+
+def test_microbatches_carry_tokens_labels_and_weights():
+    table = corpus_table(23)
+    ids, labels, weights = (table[name].to_pylist() for name in ("input_ids", "label", "weight"))
+    for part in training_parts(table, 2, first=100, epoch=1):
+        assert part.epoch == 1
+        real = part.documents >= 0
+        assert part.labels[real].tolist() == [labels[i] for i in part.documents[real] - 100]
+        assert part.weights[real].tolist() == [weights[i] for i in part.documents[real] - 100]
+        for document, content in contents([part]).items():
+            whole = ids[document - 100]
+            assert len(content) == min(FORM.content, len(whole))
+            assert any(whole[i : i + len(content)] == content for i in range(len(whole) - len(content) + 1))
+
+
+def test_batches_are_planned_by_lengths_with_special_tokens():
+    """Rows of 6 and 7 tokens are padded to 8 and 16 with two special tokens."""
+    parts = training_parts(corpus_table(16, lengths=[6] * 8 + [7] * 8), sizes=(8, 8))
+    assert sorted(part.batch.input_ids.shape for part in parts) == [(8, 8), (8, 16)]
 
 
 @pytest.mark.parametrize("shortest_span", [0, 10])
-def test_another_epoch_reads_other_parts_and_the_same_epoch_the_same(shortest_span):
-    assert read(shortest_span) == read(shortest_span)
-    assert read(shortest_span) != read(shortest_span, epoch=1)
+def test_epochs_read_different_parts_reproducibly(shortest_span):
+    table = corpus_table(40)
+    first, again, other = (
+        contents(training_parts(table, epoch=epoch, shortest_span=shortest_span)) for epoch in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+def test_shortest_span_samples_spans_of_many_lengths():
+    lengths = [5, 30, 62, 200, 500, 61] * 8
+    parts = contents(training_parts(corpus_table(48, lengths=lengths), shortest_span=10))
+    for document, length in enumerate(lengths):
+        assert min(10, length) <= len(parts[document]) <= min(FORM.content, length)
+    assert len({len(parts[i]) for i, length in enumerate(lengths) if length >= FORM.content}) > 5
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("num_rows", ROWS)
+def test_scoring_reads_every_window_once(num_rows, workers):
+    table = corpus_table(num_rows)
+    pool = {"number": 0, "first": 0, "rows": num_rows}
+    parts = [read_microbatch(row) for row in data.scoring_rows(table, pool, FORM, workers, 512)]
+    assert len(parts) % workers == 0
+    read = sorted(
+        (int(document), tokens[1 : length - 1].tolist())
+        for part in parts
+        for tokens, length, document in zip(part.batch.input_ids, part.batch.lengths, part.documents, strict=True)
+        if document >= 0
+    )
+    ids = [np.asarray(row, np.int32) for row in table["input_ids"].to_pylist()]
+    rows, owners = split_windows(ids, FORM.content, FORM.stride)
+    assert read == sorted((int(owner), row.tolist()) for row, owner in zip(rows, owners, strict=True))
+    assert all(part.batch.input_ids.size <= 512 for part in parts)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_chunked_and_sliced_tables_keep_their_rows(sizes):
+    joined = pa.concat_tables([corpus_table(size, seed) for seed, size in enumerate(sizes)])
+    for table in (joined, joined.slice(1)):
+        assert [ids.tolist() for ids in data._token_ids(table)] == table["input_ids"].to_pylist()
+
+
+class FakeCorpus:
+    """A corpus of three shards; like a real one it knows their keys and rows."""
+
+    def __init__(self, storage):
+        self.storage = storage
+
+    def shards(self, split):
+        return [type("Shard", (), {"rows": rows})() for rows in (3, 5, 2)]
+
+    def shard_key(self, shard):
+        return str(shard.rows)
+
+
+def test_pools_after_a_step_cover_the_remaining_steps():
+    plan = TrainingPlan(batch_size=2, microbatch_size=1, epochs=2, seed=0, num_workers=1)
+    corpus = FakeCorpus(None)
+    total = sum(num_steps(rows, 2) for rows in (3, 5, 2))
+    for start in range(2 * total + 1):
+        pools = data.training_pools(corpus, plan, start)
+        assert sum(num_steps(pool["rows"], 2) - pool["skip"] for pool in pools) == 2 * total - start
+    whole = data.training_pools(corpus, plan, 0)
+    assert sorted((pool["key"], pool["number"], pool["first"]) for pool in whole[:3]) == [
+        ("2", 2, 8),
+        ("3", 0, 0),
+        ("5", 1, 3),
+    ]
+
+
+def test_stream_starts_at_the_last_registered_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    storage, starts = Storage(str(tmp_path)), []
+    monkeypatch.setattr(data, "training_stream", lambda *arguments: starts.append(arguments[2:]))
+    plan = TrainingPlan(8, 3, 2, 0, 4)
+    config = StreamDataConfig(FakeCorpus(storage), FORM, plan, "runs/a/train-1")
+    config._stream("train", 2)
+    latest = {"checkpoint_dir_name": "checkpoint_1", "metrics": {"step": 6, "auroc": -1.0}}
+    snapshot = {"checkpoint_results": [latest], "latest_checkpoint_result": latest}
+    storage.write_bytes(f"runs/a/train-1/{SNAPSHOT}", json.dumps(snapshot).encode())
+    config._stream("train", 2)
+    assert [(used.num_workers, start) for used, start in starts] == [(2, 0), (2, 6)]
+
+
+def test_plan_has_every_key_that_a_stream_reads():
+    config = Config()
+    config.seed, t = 11, config.train
+    t.batch_size, t.microbatch_size, t.epochs, t.num_workers, t.shortest_span, t.attack_weight = (
+        24,
+        6,
+        7,
+        [2, 5],
+        9,
+        0.5,
+    )
+    assert TrainingPlan.from_config(config) == TrainingPlan(
+        batch_size=24, microbatch_size=6, epochs=7, seed=11, num_workers=5, shortest_span=9, attack_weight=0.5
+    )

@@ -1,0 +1,116 @@
+from itertools import chain, pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detect_ai.models.batch import padded_length
+from detect_ai.text import windows
+from detect_ai.training.batch_plan import num_steps, pad_to_world_size, plan_steps
+
+LENGTHS = st.lists(st.integers(0, 600), max_size=120)
+SIZES = st.tuples(st.integers(1, 20), st.integers(1, 20))
+
+
+def plan(lengths, sizes, seed=0, labels=None):
+    lengths = np.asarray(lengths, dtype=np.int64)
+    labels = np.arange(len(lengths)) % 2 if labels is None else labels
+    return plan_steps(lengths, labels, *sizes, np.random.default_rng(seed))
+
+
+def realistic_labels(n=2000, ai=0.5):
+    return (np.random.default_rng(2).random(n) < ai).astype(int)
+
+
+def realistic_lengths(labels):
+    """Lengths of news stories and essays cut to a window of 510: lognormal; AI texts vary less."""
+    rng = np.random.default_rng(1)
+    lengths = np.where(labels, rng.lognormal(5.5, 0.35, len(labels)), rng.lognormal(5.2, 0.6, len(labels)))
+    return np.minimum(lengths.astype(int) + 20, 510)
+
+
+@given(LENGTHS, SIZES, st.integers(0, 5))
+def test_every_document_is_in_exactly_one_microbatch(lengths, sizes, seed):
+    planned = chain.from_iterable(chain.from_iterable(plan(lengths, sizes, seed)))
+    assert sorted(planned) == list(range(len(lengths)))
+
+
+@given(LENGTHS, SIZES)
+def test_step_sizes_differ_by_at_most_one(lengths, sizes):
+    rows = [sum(map(len, step)) for step in plan(lengths, sizes)]
+    assert len(rows) == num_steps(len(lengths), sizes[0])
+    assert max(rows, default=0) <= sizes[0]
+    assert max(rows, default=0) - min(rows, default=0) <= 1
+
+
+@given(LENGTHS, SIZES)
+def test_microbatches_of_a_step_are_even_and_ordered_by_length(lengths, sizes):
+    padded = padded_length(np.asarray(lengths, dtype=np.int64))
+    for step in plan(lengths, sizes):
+        rows = list(map(len, step))
+        assert 1 <= min(rows) <= max(rows) <= sizes[1]
+        assert max(rows) - min(rows) <= 1
+        assert all(padded[left].max() <= padded[right].min() for left, right in pairwise(step))
+
+
+@given(LENGTHS, SIZES, st.integers(0, 5))
+def test_plan_is_a_function_of_lengths_and_seed(lengths, sizes, seed):
+    first, second = (plan(lengths, sizes, seed) for _ in range(2))
+    assert [[part.tolist() for part in step] for step in first] == [[part.tolist() for part in step] for step in second]
+
+
+def test_another_seed_makes_other_steps():
+    lengths = realistic_lengths(realistic_labels(200))
+    first, second = ({frozenset(np.concatenate(step)) for step in plan(lengths, (16, 8), seed)} for seed in (0, 1))
+    assert first != second
+
+
+def test_steps_come_in_random_order():
+    lengths = realistic_lengths(realistic_labels())
+    means = [lengths[np.concatenate(step)].mean() for step in plan(lengths, (16, 8))]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+
+
+@given(LENGTHS, SIZES)
+def test_lengths_of_a_class_do_not_interleave_between_steps(lengths, sizes):
+    padded, labels = padded_length(np.asarray(lengths, dtype=np.int64)), np.arange(len(lengths)) % 2
+    for label in (0, 1):
+        chosen = [positions[labels[positions] == label] for positions in map(np.concatenate, plan(lengths, sizes))]
+        ranges = sorted((padded[part].min(), padded[part].max()) for part in chosen if len(part))
+        assert all(left[1] <= right[0] for left, right in pairwise(ranges))
+
+
+@pytest.mark.parametrize("ai", [0.5, 0.1])
+def test_every_step_has_the_class_proportions_of_its_pool(ai):
+    labels = realistic_labels(ai=ai)
+    counts = [labels[np.concatenate(step)].sum() for step in plan(realistic_lengths(labels), (16, 8), labels=labels)]
+    assert max(counts) - min(counts) <= 2
+
+
+def spans_of_random_length():
+    documents = [np.zeros(300, np.int32)] * 4096
+    return np.asarray([len(row) + 2 for row in windows.sample_span(documents, 126, 32, np.random.default_rng(0))])
+
+
+@pytest.mark.parametrize("sizes", [(16, 4), (16, 8), (64, 16)])
+@pytest.mark.parametrize("kind", ["documents", "spans"])
+def test_padding_is_at_most_five_percent(kind, sizes):
+    lengths = realistic_lengths(realistic_labels()) if kind == "documents" else spans_of_random_length()
+    parts = list(chain.from_iterable(plan(lengths, sizes, labels=realistic_labels(len(lengths)))))
+    padded = sum(len(part) * padded_length(int(lengths[part].max())) for part in parts)
+    assert 1 - lengths.sum() / padded <= 0.05
+
+
+def test_ranks_of_a_step_get_similar_lengths():
+    """Ranks that wait for each other lose at most 3% where a step has two microbatches or more for each."""
+    labels = realistic_labels()
+    lengths = realistic_lengths(labels)
+    planned = plan(lengths, (16, 4), labels=labels)
+    sizes = np.asarray([[len(part) * padded_length(lengths[part].max()) for part in step] for step in planned])
+    assert sizes.reshape(-1, 2).max(axis=1).sum() * 2 <= 1.03 * sizes.sum()
+
+
+def test_steps_are_padded_with_empty_microbatches():
+    assert [len(part) for part in pad_to_world_size([np.arange(3)] * 4, 3)] == [3, 3, 3, 3, 0, 0]
+    assert len(pad_to_world_size([np.arange(3)] * 4, 2)) == 4

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from detect_ai.core.config import TrainConfig
+from detect_ai.training.worker import evaluations_since_best, group_steps, is_finished
+
+
+def parts(*slots: int, ends: tuple[int, ...]) -> Any:
+    """Microbatches by their place in a step; those at the positions of `ends` are the last of one."""
+    return [SimpleNamespace(slot=slot, last=i in ends) for i, slot in enumerate(slots)]
+
+
+def grouped(stream: Any, rank: int, world_size: int) -> list[list[int]]:
+    return [[part.slot for part in step] for step in group_steps(stream, rank, world_size)]
+
+
+def test_microbatches_are_grouped_at_the_last_one() -> None:
+    assert grouped(parts(0, 1, 2, 0, 0, 1, ends=(2, 3, 5)), 0, 1) == [[0, 1, 2], [0], [0, 1]]
+    assert grouped(parts(1, 4, 1, ends=(1, 2)), 1, 3) == [[1, 4], [1]]
+
+
+def test_step_is_yielded_before_the_next_is_fetched() -> None:
+    fetched = []
+    stream = (fetched.append(part.slot) or part for part in parts(0, 0, ends=(0, 1)))
+    next(group_steps(stream, 0, 1))
+    assert fetched == [0]
+
+
+@pytest.mark.parametrize("wrong", [(0,), (1, 2), (1, 4, 4), (4,)])
+def test_microbatches_of_another_rank_fail(wrong: tuple[int, ...]) -> None:
+    with pytest.raises(AssertionError, match=rf"rank 1 of 3 got microbatch {wrong[-1]}"):
+        grouped(parts(*wrong, ends=()), 1, 3)
+
+
+def test_stream_that_ends_within_a_step_fails() -> None:
+    with pytest.raises(AssertionError):
+        grouped(parts(0, 0, ends=(0,)), 0, 1)
+
+
+@pytest.mark.parametrize(("values", "since"), [([], 0), ([0.9], 0), ([0.9, 0.8, 0.9], 2), ([0.8, 0.9, 0.7], 1)])
+def test_evaluations_are_counted_from_the_first_best(values: list[float], since: int) -> None:
+    assert evaluations_since_best([{"auroc": value} for value in values]) == since
+
+
+@pytest.mark.parametrize(("steps", "patience", "finished"), [(10, 0, True), (5, 0, False), (5, 1, True), (5, 2, False)])
+def test_run_ends_after_its_steps_or_without_improvement(steps: int, patience: int, finished: bool) -> None:
+    trainer: Any = SimpleNamespace(steps=steps, total_steps=10)
+    history = [{"auroc": 0.9}, {"auroc": 0.8}]
+    assert is_finished(trainer, history, TrainConfig(patience=patience)) == finished
