@@ -1,7 +1,8 @@
-"""The README says what there is: every command, file and override in it exists."""
+"""README and docs/JOBS.md: every command, file and override in them exists."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,52 +10,68 @@ from pathlib import Path
 import pytest
 
 from detect_ai.core.config import load_config
-from detect_ai.schemas import DetectRequest, DetectResponse
+from detect_ai.schemas import DetectRequest, Verdict
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+PAGES = {path: path.read_text(encoding="utf-8") for path in [CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")]}
 LINES = [
     line.split("  #")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for text in PAGES.values()
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     for line in block.replace("\\\n", " ").splitlines()
     if line.strip()
 ]
-JOBS = sorted({line[line.index("python jobs/") :] for line in LINES if "python jobs/" in line})
+# Lines with `…` or a shell variable are patterns, not commands.
+JOBS = sorted(
+    {line[line.index("python jobs/") :] for line in LINES if "python jobs/" in line and not re.search("[…$]", line)}
+)
 TARGETS = sorted(set(re.findall(r"(?:^|[`;] ?|[A-Z]=1 )make ([a-z-]+)", README, re.MULTILINE)))
-LINKS = sorted({link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link})
+LINKS = sorted(
+    {
+        (path, link)
+        for path, text in PAGES.items()
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
+        if "://" not in link
+    }
+)
 
 
-def test_the_readme_has_commands_to_check() -> None:
+def test_the_docs_have_commands_to_check() -> None:
     assert len(JOBS) >= 10
     assert {"demo", "test", "serve"} <= set(TARGETS)
 
 
 @pytest.mark.parametrize("command", JOBS)
-def test_a_job_of_the_readme_exists_and_its_overrides_compose(command: str) -> None:
+def test_job_commands_compose(command: str) -> None:
     _, script, *overrides = shlex.split(command)
     assert (CHECKOUT / script).is_file()
     load_config(overrides)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_make_target_of_the_readme_exists(target: str) -> None:
+def test_make_targets_exist(target: str) -> None:
     assert re.search(rf"^{target}:", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("link", LINKS)
-def test_a_file_that_the_readme_links_exists(link: str) -> None:
-    assert (CHECKOUT / link).exists()
+@pytest.mark.parametrize(("page", "link"), LINKS, ids=lambda value: getattr(value, "name", value))
+def test_linked_files_exist(page: Path, link: str) -> None:
+    assert (page.parent / link).exists()
 
 
-def test_the_request_and_the_answer_shown_fit_the_api() -> None:
+def test_request_and_verdict_of_the_readme_fit_the_api() -> None:
     [body] = re.findall(r"curl .*?-d '(\{.*?\})'", README, re.DOTALL)
-    [answer] = re.findall(r"```json\n(\{\n.*?\n\})\n```", README, re.DOTALL)
-    request = DetectRequest.model_validate_json(body)
-    assert len(DetectResponse.model_validate_json(answer).verdicts) == len(request.all_texts())
+    [verdict] = re.findall(r"```json\n(\{\"label.*?\})\n```", README, re.DOTALL)
+    assert DetectRequest.model_validate_json(body).all_texts()
+    assert set(json.loads(verdict)) <= set(Verdict.model_fields)
+
+
+def test_readme_has_at_most_150_lines() -> None:
+    assert len(README.splitlines()) <= 150
 
 
 @pytest.mark.parametrize("command", sorted({line.split()[1] for line in LINES if line.startswith("ray ")}))
-def test_a_command_of_ray_in_the_readme_exists(command: str) -> None:
+def test_ray_commands_exist(command: str) -> None:
     from ray.scripts.scripts import cli
 
     assert command in cli.commands
