@@ -183,6 +183,21 @@ def test_replicas_come_with_load_and_go_without_it(encoder: Path, store: Storage
         assert load.seen.wrong == []
 
 
+def test_refused_requests_add_replicas(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
+    # Far fewer requests than the target are ongoing, because most are refused.
+    settings = {"max_replicas": 3, "target_ongoing_requests": 100, "max_wait_s": 0.1, "batch_tokens": 2048}
+    with serving(encoder, store, **settings, upscale_delay_s=1) as (url, _):
+        load = Load(url, Detector.load(tiny_bundle), words=(3000, 4000))
+
+        async def scenario() -> None:
+            async with load.during(clients=16):
+                await wait_for(lambda: running() == 3, 120)
+
+        asyncio.run(scenario())
+        assert set(load.seen.statuses) == {200, 503}
+        assert load.seen.wrong == []
+
+
 def test_a_long_run_takes_no_more_memory(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
     with serving(encoder, store, max_replicas=1) as (url, _):
         load = Load(url, Detector.load(tiny_bundle), words=(20, 600))
