@@ -134,6 +134,7 @@ class Batcher:
         """Start the tasks that fill the lanes, on the running event loop."""
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._run()) for _ in range(self.lanes + 1)]
+        self._queue_changed()
 
     async def close(self) -> None:
         """Accept no more work and finish what was accepted."""
