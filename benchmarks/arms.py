@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def trainer(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     """transformers.Trainer over the same token ids."""
     corpus = corpus_of(config)
     if arm != "trainer_matched":
-        config.model = replace(config.model, dropout=0.1, attention_dropout=0.1)
+        config.model = config.model.model_copy(update={"dropout": 0.1, "attention_dropout": 0.1})
     train, validation = (rows_of(config, corpus, split) for split in ("train", "validation"))
     started = time.perf_counter()
     first = None

@@ -6,7 +6,6 @@ compare-and-swap: a deployment that is no longer the last one fails instead of c
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -67,7 +66,7 @@ class DesiredState:
 
     def start(self, config: ServeConfig, version: str, keys: str | None) -> int:
         """Record a deployment that begins, and return its number. Raises ConflictError."""
-        settings = asdict(config) | {"version": version}
+        settings = config.model_dump() | {"version": version}
         return self._advance(State(status="starting", version=version, settings=settings, keys=keys), self.read()[0])
 
     def confirm(self, number: int) -> None:

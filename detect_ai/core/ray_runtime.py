@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from detect_ai.core.cores import cores
 from detect_ai.core.errors import ConfigError, ResourceError
 
 logger = logging.getLogger(__name__)
@@ -29,6 +28,13 @@ ONE_MACHINE = {
 ROUNDING = 1e-3  # Ray counts in ten-thousandths
 WAIT_SECONDS = 300  # for CPUs that something else holds
 _GCS_PORT = "RAY_GCS_SERVER_PORT"  # where ray.init starts the head of a new cluster
+
+
+def cores() -> int:
+    """CPU cores that this process may use: CPU affinity and a container's quota count."""
+    import joblib
+
+    return int(joblib.cpu_count())
 
 
 def connect() -> None:

@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from detect_ai.core import ray_runtime
@@ -26,8 +25,8 @@ _FREE |= {"resize_every_s", "max_failures", "checkpoint_every", "from_sweep"}
 
 def digest(config: Config, *more: Any) -> str:
     """What decides the parameters that a training ends with as one name; so does what else is given, as the corpus."""
-    settings = {name: value for name, value in asdict(config.train).items() if name not in _FREE}
-    all_ = [settings, asdict(config.model), config.seed, *more]
+    settings = {name: value for name, value in config.train.model_dump().items() if name not in _FREE}
+    all_ = [settings, config.model.model_dump(), config.seed, *more]
     return hashlib.sha256(json.dumps(all_, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from detect_ai.core import ray_runtime
-from detect_ai.core.config import SPLITS, Config, CorpusConfig
+from detect_ai.core.config import SPLITS, Config, CorpusConfig, check_names
 from detect_ai.core.errors import ConfigError, CorpusError
 from detect_ai.core.storage import Storage
 from detect_ai.corpus import decide, dedup, splits
 from detect_ai.corpus.manifest import CONTAMINATION, QUARANTINE, Corpus, Manifest, content_fingerprint
+from detect_ai.corpus.presets import PRESETS
 from detect_ai.corpus.scan import Scan, scanned
 from detect_ai.corpus.shards import Plan, plans, write_shards
 from detect_ai.corpus.sources import source_digest, source_name
 from detect_ai.models.encoder import load_tokenizer
 from detect_ai.models.tokenizer import Tokenizer
+from detect_ai.text.attacks import ATTACKS
 from detect_ai.text.normalize import NORMALISER_VERSION
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,8 @@ def prepare(config: Config, storage: Storage) -> dict[str, Any]:
     Raises:
         CorpusError: the sources are missing, malformed or empty, or a split would lack a class.
     """
-    config = replace(config, corpus=_named(config.corpus))
+    _check(config.corpus)
+    config = config.model_copy(update={"corpus": _named(config.corpus)})
     tokenizer = load_tokenizer(config.model)
     digests = [source_digest(source) for source in [*config.corpus.sources, *config.corpus.against]]
     key = f"corpora/{config.corpus.name}-{_input_fingerprint(config, tokenizer.fingerprint, digests)[:12]}"
@@ -58,15 +61,28 @@ def prepare(config: Config, storage: Storage) -> dict[str, Any]:
     return _result(Corpus.open(storage, key), fresh=True)
 
 
+def _check(corpus: CorpusConfig) -> None:
+    """Refuse sources without a path, and names that the registries of this package do not know."""
+    if not corpus.sources:
+        raise ConfigError("config: corpus.sources is empty: name at least one, see configs/corpus/csv.yaml")
+    for place in ("sources", "against"):
+        for i, source in enumerate(getattr(corpus, place)):
+            check_names(f"corpus.{place}.{i}.preset", [source.preset], ("", *PRESETS))
+            if not source.path and source.kind != "sample":
+                raise ConfigError(f"config: corpus.{place}.{i}.path is empty: expected a file or a folder")
+    check_names("corpus.augment", corpus.augment, ATTACKS)
+
+
 def _named(corpus: CorpusConfig) -> CorpusConfig:
     """Every source with the name that its rows will carry. Raises ConfigError when two have the same."""
     sources, against = (
-        [replace(source, name=source_name(source)) for source in each] for each in (corpus.sources, corpus.against)
+        [source.model_copy(update={"name": source_name(source)}) for source in each]
+        for each in (corpus.sources, corpus.against)
     )
     names = [source.name for source in [*sources, *against]]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"corpus.sources: two have the name {twice[0]!r}: give each a name of its own")
-    return replace(corpus, sources=sources, against=against)
+    return corpus.model_copy(update={"sources": sources, "against": against})
 
 
 def _make(config: Config, storage: Storage, key: str, tokenizer: Tokenizer, digests: list[str]) -> Manifest:
@@ -89,7 +105,7 @@ def _make(config: Config, storage: Storage, key: str, tokenizer: Tokenizer, dige
     return Manifest(
         name=corpus.name,
         fingerprint=content_fingerprint(shards, tokenizer.fingerprint, NORMALISER_VERSION),
-        sources=[{**asdict(s), "sha256": d} for s, d in zip(corpus.sources, digests, strict=False)],
+        sources=[{**s.model_dump(), "sha256": d} for s, d in zip(corpus.sources, digests, strict=False)],
         language=corpus.language,
         seed=config.seed,
         tokenizer=tokenizer.fingerprint,
@@ -180,7 +196,7 @@ def _slices(rows: decide.Rows, made: list[Plan]) -> list[dict[str, Any]]:
 
 def _input_fingerprint(config: Config, tokenizer: str, digests: list[str]) -> str:
     # The number of tasks at work changes nothing of what comes out.
-    corpus = asdict(replace(config.corpus, workers=1))
+    corpus = config.corpus.model_copy(update={"workers": 1}).model_dump()
     made_of = [corpus, config.seed, tokenizer, NORMALISER_VERSION, digests]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from detect_ai.core.config import SourceConfig
@@ -42,7 +42,7 @@ def with_preset(source: SourceConfig) -> SourceConfig:
     """A source with the values of its preset for every field that has its default."""
     default = SourceConfig()
     fixed = {k: v for k, v in preset_of(source).sets.items() if getattr(source, k) == getattr(default, k)}
-    return replace(source, **fixed)
+    return source.model_copy(update=fixed)
 
 
 def _key(text: Any) -> str:

@@ -100,7 +100,7 @@ def list_pieces(source: SourceConfig, unlabelled: bool = False) -> list[Piece]:
         return [Piece(source, unlabelled=unlabelled, alone=True)]
     if source.kind == "hub":
         if hub.is_local(source.path):  # workers have another working directory
-            source = replace(source, path=str(Path(source.path).expanduser().absolute()))
+            source = source.model_copy(update={"path": str(Path(source.path).expanduser().absolute())})
         parts, size = hub.count_parts(source)
         part = Piece(source, size=size, parts=parts, unlabelled=unlabelled, alone=parts == 1)
         return [replace(part, part=i) for i in range(parts)]
@@ -234,7 +234,7 @@ def list_files(uri: str) -> Listing:
     """All files of a path or URI except hidden ones (`.name`, `__MACOSX`). Raises CorpusError."""
     filesystem, path = open_uri(uri)
     path = path.rstrip("/")
-    with _wrap_read_errors(SourceConfig(path=uri, kind="a file or folder"), ""):
+    with _wrap_read_errors(SourceConfig.model_construct(path=uri, kind="a file or folder"), ""):
         info = filesystem.get_file_info(path)
         is_file = info.type == pafs.FileType.File
         selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)

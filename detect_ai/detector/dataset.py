@@ -76,7 +76,7 @@ def parts(data: str, config: ScoreConfig, shares: int = 1) -> list[Part]:
     Raises:
         CorpusError: there is nothing to read, files of several kinds, or no column of texts.
     """
-    pieces = list_pieces(SourceConfig(kind=file_kind(data), path=data), unlabelled=True)
+    pieces = list_pieces(SourceConfig.model_validate({"kind": file_kind(data), "path": data}), unlabelled=True)
     # An empty file has no columns; `list_pieces` refuses data of empty files only.
     names = next(filter(None, map(column_names, pieces)), [])
     columns, labels = _column_map(data, config.columns, names), label_map(config.labels)

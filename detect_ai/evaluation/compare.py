@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -79,7 +78,7 @@ def _common_target(specs: dict[str, DetectorSpec]) -> float:
 
 def _score(config: Config, bundle: tuple[Storage, str], out: tuple[Storage, str]) -> Verdicts:
     """Verdicts of the labelled texts in the order of the data."""
-    judge(config.data, bundle, replace(config.score, format="parquet", target_fpr=0.0), out)
+    judge(config.data, bundle, config.score.model_copy(update={"format": "parquet", "target_fpr": 0.0}), out)
     verdicts = Verdicts.read(*out)
     verdicts = verdicts[verdicts.labelled]
     return verdicts[np.argsort(verdicts.rows, kind="stable")]

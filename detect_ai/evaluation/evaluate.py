@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from detect_ai.core.config import Config
+from detect_ai.core.config import Config, check_names
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt, read_result
 from detect_ai.core.storage import Storage
@@ -33,6 +33,7 @@ from detect_ai.evaluation.intervals import MIN_GROUPS
 from detect_ai.evaluation.mixed_documents import sentence_score_metrics
 from detect_ai.evaluation.robustness import attacked_metrics
 from detect_ai.metrics import key_of_target
+from detect_ai.text.attacks import ATTACKS
 
 logger = logging.getLogger(__name__)
 
@@ -85,13 +86,14 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
         ConfigError: no such bundle, or the test split belongs to another corpus than the bundle's.
         CorpusError: the data cannot be read, or has no labels.
     """
+    check_names("evaluation.attacks", config.evaluation.attacks, ATTACKS)
     started = time.perf_counter()
     task = _task(config, storage)
     folder = f"runs/{config.run}/{result_name(config)}"
     key = f"{folder}/{attempt('evaluation')}"
     with storage.whole(key):
         require_labels(task.data, config.score)
-        scoring = replace(config.score, format="parquet")
+        scoring = config.score.model_copy(update={"format": "parquet"})
         scored = judge(task.data, task.bundle, scoring, (storage, f"{key}/verdicts"))
         verdicts = Verdicts.read(storage, f"{key}/verdicts")
         skipped = {"no_text": scored.skipped, "no_label": int((~verdicts.labelled).sum())}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pyarrow as pa
 
 from detect_ai.core.config import ScoreConfig
@@ -32,7 +30,9 @@ def score_generated(
         columns = zip(*rows, strict=True)
         table = pa.table(dict(zip(("id", "text", "attack"), map(list, columns), strict=True)))
         storage.write_bytes(f"{key}/texts/texts.parquet", parquet(table, table.schema))
-        plain = replace(config, columns={}, labels={}, spans=spans, keep_text=False, format="parquet")
+        plain = config.model_copy(
+            update={"columns": {}, "labels": {}, "spans": spans, "keep_text": False, "format": "parquet"}
+        )
         judge(storage.uri(f"{key}/texts"), bundle, plain, (storage, f"{key}/verdicts"))
         return Verdicts.read(storage, f"{key}/verdicts")
     finally:

@@ -7,11 +7,12 @@ its own. The fastest that is as good as the parent goes into the registry; `publ
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ import numpy as np
 
 from detect_ai import metrics
 from detect_ai.calibration.domain_classifier import FILE as REGISTERS_FILE
-from detect_ai.core.config import CalibrationConfig, Config
+from detect_ai.core.config import CalibrationConfig, Config, check_names
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt
 from detect_ai.core.storage import Storage
@@ -81,10 +82,14 @@ def export(config: Config, storage: Storage) -> dict[str, Any]:
         ConfigError: the bundle is an export itself, or learnt from another corpus.
         RegistryError: no such bundle.
     """
+    shapes = [re.sub(r"\+(layers|ffn)-[1-9]\d?(?=\+|$)", "", name) for name in config.export.candidates]
+    check_names("export.candidates, less +layers-N and +ffn-P,", shapes, backends.BACKENDS)
     where = Registry(storage).locate(config.bundle)
     spec, corpus = spec_of(*where), Corpus.of_run(storage, config.run)
     _require_fit(config, spec, corpus)
-    config = replace(config, score=replace(config.score, use_gpu=config.serve.use_gpu, precision="fp32"))
+    config = config.model_copy(
+        update={"score": config.score.model_copy(update={"use_gpu": config.serve.use_gpu, "precision": "fp32"})}
+    )
     key = f"runs/{config.run}/{attempt('export')}"
     with storage.whole(key), tempfile.TemporaryDirectory() as scratch, where[0].local_folder(where[1]) as parent:
         job = Job(config, corpus, spec, key, Path(scratch))
@@ -284,7 +289,7 @@ def _keep(job: Job, name: str) -> dict[str, Any]:
     calibration = calibration_of(scored, settings, registers)
     spec = bundle.seal(folder, replace(bundle.read_spec(folder), calibration=calibration))
     storage.upload(folder, key)
-    figures = evaluate(replace(job.config, bundle=key, data=""), storage)
+    figures = evaluate(job.config.model_copy(update={"bundle": key, "data": ""}), storage)
     return {
         "version": add_version(storage, Registry(storage), key, figures),
         "backend": spec.backend,
@@ -295,9 +300,8 @@ def _keep(job: Job, name: str) -> dict[str, Any]:
 def settings_of(spec: DetectorSpec, default: CalibrationConfig) -> CalibrationConfig:
     """How a bundle was calibrated; what it does not say is taken from the default."""
     told = spec.provenance.get("config", {}).get("calibration", {})
-    known = {field.name for field in fields(CalibrationConfig)}
-    given = {name: value for name, value in told.items() if name in known}
-    return replace(default, **{**given, "target_fprs": sorted(spec.calibration.thresholds)})
+    given = {name: value for name, value in told.items() if name in CalibrationConfig.model_fields}
+    return default.model_copy(update={**given, "target_fprs": sorted(spec.calibration.thresholds)})
 
 
 def _tell(job: Job, result: dict[str, Any]) -> None:

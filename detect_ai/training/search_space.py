@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from detect_ai.core.config import Config, ModelConfig, SweepConfig, TrainConfig
+from detect_ai.core.config import Config, SweepConfig, check_names, parse_config
 from detect_ai.core.errors import ConfigError
 
 _TRAIN = ("lr", "batch_size", "warmup", "decay", "weight_decay", "max_grad_norm", "label_smoothing", "frozen")
@@ -41,24 +41,34 @@ def apply(config: Config, values: Mapping[str, Any]) -> Config:
     """The configuration with values of a trial in it; a microbatch is never larger than the batch.
 
     Raises:
-        ConfigError: a value is of the wrong type.
+        ConfigError: a value is impossible, alone or together with the rest.
     """
-    by_place: dict[str, dict[str, Any]] = {"train": {}, "model": {}}
+    plain = config.to_dict()
     for name, value in values.items():
-        by_place[PLACES[name]][name] = value
-    train, model = (_with(getattr(config, place), place, found) for place, found in by_place.items())
-    train.microbatch_size = min(train.microbatch_size, train.batch_size)
-    return replace(config, train=train, model=model)
+        plain[PLACES[name]][name] = value
+    plain["train"]["microbatch_size"] = min(plain["train"]["microbatch_size"], plain["train"]["batch_size"])
+    return parse_config(plain)
 
 
-def _with(part: TrainConfig | ModelConfig, place: str, values: dict[str, Any]) -> Any:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(part), values))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"config: sweep.space: {place}: {str(error).splitlines()[0]}") from error
+def check(config: Config) -> None:
+    """Refuse a space with unknown keys, malformed dimensions or values that a key cannot have. Raises ConfigError."""
+    check_names("sweep.space", config.sweep.space, PLACES)
+    for name, given in config.sweep.space.items():
+        found = Dimension.of(given)
+        if found is None:
+            allowed = "a list of values, or a range {low: …, high: …, log: …}"
+        elif found.values:
+            allowed = ""
+        elif config.sweep.search == "grid":
+            allowed = "a list of values for sweep.search=grid"
+        elif not found.low < found.high:
+            allowed = "low < high"
+        else:
+            allowed = "low above 0, or log: false" if found.log and found.low <= 0 else ""
+        if allowed:
+            raise ConfigError(f"config: sweep.space.{name}={given}: expected {allowed}")
+        for value in ends(config, name):
+            apply(config, {name: value})
 
 
 def count(sweep: SweepConfig) -> int:

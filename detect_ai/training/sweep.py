@@ -11,13 +11,12 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from detect_ai.core import ray_runtime, resume, rules
+from detect_ai.core import ray_runtime, resume
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError, InputError, TrainingError, ours
 from detect_ai.core.storage import Storage
@@ -56,13 +55,14 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     """
     if not config.sweep.space:
         raise ConfigError("config: sweep.space is empty: name what to try, such as sweep=grid or sweep=random")
+    search_space.check(config)
     if config.sweep.search == "optuna" and find_spec("optuna") is None:
         raise ConfigError("config: sweep.search=optuna: expected Optuna: pip install 'detect-ai[sweep]'")
     ray_runtime.connect()
     corpus = Corpus.of_run(storage, config.run)
     training.checked_tokenizer(config, corpus)
     training.require_training_resources(config, "a trial of the sweep", training.DATA_CPUS + TRIAL_CPUS)
-    searched = {name: value for name, value in asdict(config.sweep).items() if name != "max_concurrent"}
+    searched = {name: value for name, value in config.sweep.model_dump().items() if name != "max_concurrent"}
     digest = resume.digest(config, corpus.manifest.fingerprint, searched)
     with resume.attempted(storage, config.run, "sweep", digest) as (name, resumed):
         if resumed:
@@ -200,7 +200,6 @@ def trial_function(reference: Any, sweep_name: str) -> Callable[[dict[str, Any]]
         callbacks = [_report_evaluations(base.sweep.epochs)]
         try:
             config = search_space.apply(base, values)
-            rules.check(config)  # each value alone is valid; together they need not be
             result = training.run_training(config, corpus, name, callbacks, group=sweep_name)
         except (TrainingError, InputError, TrainingFailedError) as error:
             causes = getattr(error, "worker_failures", {}).values()
@@ -299,14 +298,14 @@ def best_trial(trials: list[Trial]) -> Trial | None:
 def best_config(config: Config, folder: str, best: Trial) -> str:
     """The model and training settings of the best trial as a Hydra option of the group `experiment`."""
     chosen = search_space.apply(config, best["values"])
-    train = {name: value for name, value in asdict(chosen.train).items() if name not in _NOT_IN_BEST_CONFIG}
+    train = {name: value for name, value in chosen.train.model_dump().items() if name not in _NOT_IN_BEST_CONFIG}
     head = (
         "# @package _global_\n"
         f"# Trial {best['trial']} of {folder}: validation AUROC {best['auroc']:.4f} after at most "
         f"{config.sweep.epochs} epochs.\n"
         "# python jobs/train.py --config-dir <the folder `configs` above this file> experiment=best\n"
     )
-    return head + yaml.safe_dump({"model": asdict(chosen.model), "train": train}, sort_keys=False)
+    return head + yaml.safe_dump({"model": chosen.model.model_dump(), "train": train}, sort_keys=False)
 
 
 def table(trials: list[Trial]) -> str:

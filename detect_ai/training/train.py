@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detect_ai.core import ray_runtime, resume, rules
+from detect_ai.core import ray_runtime, resume
 from detect_ai.core.config import Config
 from detect_ai.core.errors import CorpusError, TrainingError
 from detect_ai.core.job import read_result
@@ -47,7 +47,6 @@ def train(config: Config, storage: Storage) -> dict[str, Any]:
     values = read_result(storage, config.run, "sweep")["best"]["values"] if config.train.from_sweep else {}
     if values:
         config = search_space.apply(config, values)
-        rules.check(config)  # the sweep's best values need not be valid together with the rest
     ray_runtime.connect()
     corpus = Corpus.of_run(storage, config.run)
     checked_tokenizer(config, corpus)

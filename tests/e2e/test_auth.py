@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -122,7 +121,7 @@ def test_no_log_holds_a_key(url: str, tokens: dict[str, str], store: Storage) ->
 
 
 def test_a_service_that_others_can_reach_wants_keys(config: Config, store: Storage) -> None:
-    open_to_all = replace(config.serve, host="0.0.0.0", keys_file="auth/none.json")
+    open_to_all = config.serve.model_copy(update={"host": "0.0.0.0", "keys_file": "auth/none.json"})
     with pytest.raises(
         ConfigError, match=r"serve.host=0.0.0.0 lets other machines ask, .* serve_app.auth.api_keys --root"
     ):
@@ -132,4 +131,4 @@ def test_a_service_that_others_can_reach_wants_keys(config: Config, store: Stora
 def test_keys_that_cannot_be_read_end_a_deployment(config: Config, store: Storage) -> None:
     store.write_bytes("auth/broken.json", json.dumps({"keys": 1}).encode())
     with pytest.raises(ConfigError, match=r"auth/broken.json: expected \{"):
-        deploy(Config(serve=replace(config.serve, keys_file="auth/broken.json")), store)
+        deploy(Config(serve=config.serve.model_copy(update={"keys_file": "auth/broken.json"})), store)

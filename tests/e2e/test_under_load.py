@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
@@ -43,7 +42,7 @@ def cluster() -> Iterator[None]:
 def serving(encoder: Path, store: Storage, **settings: object) -> Iterator[tuple[str, Config]]:
     """The service, as a test wants it."""
     config = tiny_models.config(encoder, Path(store.root))
-    config.serve = replace(ServeConfig(port=free_port(), cpus_per_replica=1, threads_per_replica=1), **settings)
+    config.serve = ServeConfig(port=free_port(), cpus_per_replica=1, threads_per_replica=1).model_copy(update=settings)
     try:
         yield str(deploy(config, store)["url"]), config
     finally:

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +132,7 @@ def train_workers() -> list[psutil.Process]:
 def own_copy(config: Config, storage: Storage, name: str) -> Config:
     """A configuration under a run name of its own, with the corpus already prepared."""
     storage.write_json(f"runs/{name}/prepare.json", storage.read_json(f"runs/{config.run}/prepare.json"))
-    return replace(config, run=name)
+    return config.model_copy(update={"run": name})
 
 
 def driver(stage: str, config: Config, folder: Path) -> subprocess.Popen[bytes]:
@@ -143,10 +142,9 @@ def driver(stage: str, config: Config, folder: Path) -> subprocess.Popen[bytes]:
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     module, _, function = stage.partition(":")
     code = (
-        "import json, sys; from omegaconf import OmegaConf; from detect_ai.core.config import Config\n"
+        "import sys; from detect_ai.core.config import Config\n"
         f"from detect_ai.core.storage import Storage; from {module} import {function}\n"
-        "settings = OmegaConf.merge(OmegaConf.structured(Config), json.load(open(sys.argv[1])))\n"
-        "config = OmegaConf.to_object(settings)\n"
+        "config = Config.model_validate_json(open(sys.argv[1]).read())\n"
         f"{function}(config, Storage(config.storage.root))\n"
     )
     address = ray.get_runtime_context().gcs_address

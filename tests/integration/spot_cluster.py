@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from omegaconf import OmegaConf
 from ray.cluster_utils import Cluster
 
 from detect_ai.core import ray_runtime
@@ -30,7 +29,7 @@ CHECKPOINTS = 5  # after which the node goes
 def main() -> None:
     """Train, and take the node away meanwhile."""
     path, key, name, then = sys.argv[1:]  # replaced: another node comes at once; later: once a worker is at work alone
-    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), json.loads(Path(path).read_text())))
+    config = Config.model_validate_json(Path(path).read_text())
     cpus = config.train.cpus_per_worker
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus + 1})
     spot = machines.add_node(num_cpus=cpus)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,14 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Calib
         for seed, name in enumerate(WORDS)
     ]
     config.corpus.split = {"train": 0.3, "validation": 0.1, "calibration": 0.5, "test": 0.1}
-    config.calibration = replace(
-        config.calibration,
-        target_fprs=[TARGET],
-        default_target_fpr=TARGET,
-        registers={name: [f"source-of-{name}"] for name in WORDS},
-        length_edges=[EDGE],
-        checkpoint="untrained",
+    config.calibration = config.calibration.model_copy(
+        update={
+            "target_fprs": [TARGET],
+            "default_target_fpr": TARGET,
+            "registers": {name: [f"source-of-{name}"] for name in WORDS},
+            "length_edges": [EDGE],
+            "checkpoint": "untrained",
+        }
     )
     storage = Storage(config.storage.root)
     corpus = Corpus.open(storage, run_stage("prepare", prepare, config, storage)["corpus"])
@@ -138,7 +139,9 @@ def test_a_text_of_both_registers_is_compared_with_the_strictest(detector: Detec
 
 def test_a_register_without_training_texts_is_refused_with_the_sources_that_there_are(calibrated: Calibrated) -> None:
     registers = {"essays": ["source-of-essays"], "letters": ["letters"]}
-    config = replace(calibrated.config, calibration=replace(calibrated.config.calibration, registers=registers))
+    config = calibrated.config.model_copy(
+        update={"calibration": calibrated.config.calibration.model_copy(update={"registers": registers})}
+    )
     with pytest.raises(ConfigError) as caught:
         learn_registers(config, calibrated.corpus)
     assert str(caught.value) == (
@@ -149,7 +152,7 @@ def test_a_register_without_training_texts_is_refused_with_the_sources_that_ther
 
 @pytest.mark.slow
 def test_a_target_that_a_register_has_too_few_texts_for_is_refused_with_its_name(calibrated: Calibrated) -> None:
-    calibration = replace(calibrated.config.calibration, target_fprs=[0.02], default_target_fpr=0.02)
-    config = replace(calibrated.config, calibration=calibration)
+    calibration = calibrated.config.calibration.model_copy(update={"target_fprs": [0.02], "default_target_fpr": 0.02})
+    config = calibrated.config.model_copy(update={"calibration": calibration})
     with pytest.raises(CalibrationError, match=r"register 'essays': target FPR 0.02 needs at least 49 human .* of any"):
         calibrate_checkpoint(config, calibrated.storage)

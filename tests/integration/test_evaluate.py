@@ -7,7 +7,6 @@ import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ Rows = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def judged(run: Run) -> Config:
     """A run name of its own with a calibrated candidate."""
-    config = replace(run.config, run="judged", evaluation=PLAIN)
+    config = run.config.model_copy(update={"run": "judged", "evaluation": PLAIN})
     for stage in ("prepare", "train"):
         record = run.storage.read_json(result_key(run.config.run, stage))
         run.storage.write_json(result_key(config.run, stage), record)
@@ -68,7 +67,7 @@ def detector(run: Run, version: str) -> Detector:
 @pytest.fixture(scope="module")
 def on_test(run: Run, judged: Config) -> dict[str, Any]:
     """The test split with all further looks."""
-    return run_stage("evaluate", evaluate, replace(judged, evaluation=LOOKED_AT), run.storage)
+    return run_stage("evaluate", evaluate, judged.model_copy(update={"evaluation": LOOKED_AT}), run.storage)
 
 
 @contextmanager
@@ -89,7 +88,9 @@ def write_csv(path: Path, rows: Rows) -> Path:
 
 
 def of_data(judged: Config, data: Path | str, bundle: str, **evaluation: Any) -> Config:
-    return replace(judged, data=str(data), bundle=bundle, evaluation=replace(PLAIN, **evaluation))
+    return judged.model_copy(
+        update={"data": str(data), "bundle": bundle, "evaluation": PLAIN.model_copy(update=evaluation)}
+    )
 
 
 # The test split
@@ -150,7 +151,7 @@ def test_the_report_lies_beside_the_figures_and_no_text_that_was_made(run: Run, 
 
 def test_a_bundle_of_another_corpus_is_refused_on_the_test_split(run: Run, judged: Config, tiny_bundle: Path) -> None:
     with unchanged(run.storage), pytest.raises(ConfigError) as refused:
-        evaluate(replace(judged, bundle=str(tiny_bundle)), run.storage)
+        evaluate(judged.model_copy(update={"bundle": str(tiny_bundle)}), run.storage)
     assert str(refused.value).endswith("they are searched for near duplicates of the training data")
 
 
@@ -197,7 +198,7 @@ def test_bundles_that_are_compared_are_asked_what_they_have_learnt_from(
     run: Run, judged: Config, mine: tuple[Path, Rows], version: str, tiny_bundle: Path, on_mine: dict[str, Any]
 ) -> None:
     config = of_data(judged, mine[0], "", baseline=True, contamination=True)
-    config = replace(config, compare=CompareConfig(bundles=[version, str(tiny_bundle)]))
+    config = config.model_copy(update={"compare": CompareConfig(bundles=[version, str(tiny_bundle)])})
     found = compare(config, run.storage)
     assert [bundle["contaminated"] for bundle in found["bundles"]] == [3, None]
     assert found["contaminated"] == 3
@@ -266,7 +267,7 @@ def test_only_the_last_evaluations_of_the_same_texts_are_kept(
 ) -> None:
     data = write_csv(tmp_path / "test.csv", [{"text": tiny_models.text("ai", random.Random(0)), "label": 1}])
     config = of_data(judged, data, version)
-    config.storage = replace(config.storage, keep=1)
+    config.storage = config.storage.model_copy(update={"keep": 1})
     results = [evaluate(config, run.storage) for _ in range(2)]
     assert [run.storage.exists(result["report"]) for result in (*results, on_test, on_mine)] == [
         False,
@@ -301,7 +302,7 @@ def test_what_cannot_be_judged_is_refused_in_one_line_and_leaves_nothing(
 ) -> None:
     content, changes, kind, said = BAD[what]
     (tmp_path / "x.csv").write_text(content)
-    config = replace(of_data(judged, tmp_path / "x.csv", version), **changes)
+    config = of_data(judged, tmp_path / "x.csv", version).model_copy(update=changes)
     with unchanged(run.storage), pytest.raises(kind) as refused:
         evaluate(config, run.storage)
     assert said in str(refused.value)
@@ -351,8 +352,8 @@ def test_every_text_of_a_folder_gets_its_verdict_once_in_any_form(
 ) -> None:
     path, texts = folder
     options: dict[str, Any] = {"keep_text": True, "spans": "windows"} if form == "jsonl" else {}
-    scoring = replace(judged.score, workers=2, format=form, out=str(tmp_path / "out"), **options)
-    result = score(replace(judged, data=str(path), bundle=version, score=scoring), run.storage)
+    scoring = judged.score.model_copy(update={"workers": 2, "format": form, "out": str(tmp_path / "out"), **options})
+    result = score(judged.model_copy(update={"data": str(path), "bundle": version, "score": scoring}), run.storage)
     assert (result["texts"], result["skipped"], result["out"]) == (len(texts), 0, str(tmp_path / "out"))
     assert result["texts_per_second"] > 0
     assert {file.suffix for file in (tmp_path / "out").iterdir()} == {f".{form}"}
@@ -385,8 +386,8 @@ def test_verdicts_are_written_under_the_run_where_no_folder_is_named(
     run: Run, judged: Config, version: str, tmp_path: Path
 ) -> None:
     data = write_csv(tmp_path / "x.csv", [{"text": tiny_models.text("ai", random.Random(0))}])
-    scoring = replace(judged.score, target_fpr=0.1)
-    result = score(replace(judged, data=str(data), bundle=version, score=scoring), run.storage)
+    scoring = judged.score.model_copy(update={"target_fpr": 0.1})
+    result = score(judged.model_copy(update={"data": str(data), "bundle": version, "score": scoring}), run.storage)
     assert Path(result["out"]).parent == Path(run.storage.path("runs/judged"))
     (row,) = read_verdicts(Path(result["out"]))
     assert row["target_fpr"] == 0.1
@@ -401,9 +402,9 @@ def test_texts_and_verdicts_may_lie_in_a_bucket(
     bucket.write_bytes("in/x.csv", write_csv(tmp_path / "x.csv", rows).read_bytes())
     with Registry(run.storage).folder(version) as bundle:
         bucket.upload(bundle, "bundles/mine")
-    config = replace(judged, data=bucket.uri("in/x.csv"), bundle=bucket.uri("bundles/mine"))
-    scoring = replace(judged.score, out=bucket.uri("out/mine"))
-    assert score(replace(config, score=scoring), run.storage)["out"] == bucket.uri("out/mine")
+    config = judged.model_copy(update={"data": bucket.uri("in/x.csv"), "bundle": bucket.uri("bundles/mine")})
+    scoring = judged.score.model_copy(update={"out": bucket.uri("out/mine")})
+    assert score(config.model_copy(update={"score": scoring}), run.storage)["out"] == bucket.uri("out/mine")
     assert bucket.list("out/mine") == ["00000-000-00000.parquet"]
     table = pq.read_table(bucket.path("out/mine/00000-000-00000.parquet"), filesystem=bucket.filesystem)
     assert table["id"].to_pylist() == [row["id"] for row in rows]
@@ -418,10 +419,10 @@ def test_a_folder_that_holds_something_is_not_written_into(
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine").write_text("keep me")
-    config = replace(judged, data=str(data), bundle=version)
+    config = judged.model_copy(update={"data": str(data), "bundle": version})
     for place, said in ((out, "it holds files already: name another folder, or delete it"), (data, "found a file")):
         with pytest.raises(ConfigError) as refused:
-            score(replace(config, score=replace(config.score, out=str(place))), run.storage)
+            score(config.model_copy(update={"score": config.score.model_copy(update={"out": str(place)})}), run.storage)
         assert said in str(refused.value)
     assert (out / "mine").read_text() == "keep me"
 
@@ -431,13 +432,13 @@ def test_a_failure_half_way_leaves_no_verdicts(run: Run, judged: Config, version
     data = write_csv(
         tmp_path / "in/x.csv", [*rows, {"text": "A secret text.", "label": "no label at all, but a sentence"}]
     )
-    config = replace(judged, data=str(data), bundle=version)
-    scoring = replace(judged.score, out=str(tmp_path / "out"), workers=2)
+    config = judged.model_copy(update={"data": str(data), "bundle": version})
+    scoring = judged.score.model_copy(update={"out": str(tmp_path / "out"), "workers": 2})
     with (
         unchanged(run.storage),
         pytest.raises(CorpusError, match="holds a value of 31 characters; expected") as refused,
     ):
-        score(replace(config, score=scoring), run.storage)
+        score(config.model_copy(update={"score": scoring}), run.storage)
     assert "secret" not in str(refused.value)
     assert not (tmp_path / "out").exists()
 
@@ -446,17 +447,20 @@ def test_what_a_bundle_cannot_do_is_refused_before_any_work(
     run: Run, judged: Config, version: str, tmp_path: Path, tiny_bundle: Path
 ) -> None:
     data = write_csv(tmp_path / "x.csv", [{"text": "One."}])
-    config = replace(judged, data=str(data), bundle=version)
+    config = judged.model_copy(update={"data": str(data), "bundle": version})
     with unchanged(run.storage):
         with pytest.raises(ConfigError, match=r"score\.target_fpr=0\.2: this bundle has thresholds for 0\.05, 0\.1"):
-            score(replace(config, score=replace(config.score, target_fpr=0.2)), run.storage)
+            score(config.model_copy(update={"score": config.score.model_copy(update={"target_fpr": 0.2})}), run.storage)
         with pytest.raises(ConfigError, match=r"data=: expected a file or folder of Parquet, CSV or JSON lines"):
-            score(replace(config, data=""), run.storage)
+            score(config.model_copy(update={"data": ""}), run.storage)
         damaged = tmp_path / "damaged"
         damaged.mkdir()
         for path in tiny_bundle.iterdir():
             (damaged / path.name).write_bytes(path.read_bytes() + (b" " if path.name == "config.json" else b""))
         with pytest.raises(BundleError, match=r"config\.json has sha256 \w+, expected"):
-            score(replace(config, bundle=str(damaged)), run.storage)
+            score(config.model_copy(update={"bundle": str(damaged)}), run.storage)
         with pytest.raises(InputError, match="no column 'text'; found 'content'"):
-            score(replace(config, data=str(write_csv(tmp_path / "y.csv", [{"content": "One."}]))), run.storage)
+            score(
+                config.model_copy(update={"data": str(write_csv(tmp_path / "y.csv", [{"content": "One."}]))}),
+                run.storage,
+            )

@@ -34,14 +34,16 @@ def run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A store of its own: other tests count the versions of the shared one."""
     root = shutil.copytree(run.storage.root, tmp_path_factory.mktemp("exported") / "store")
     storage = Storage(str(root))
-    config = replace(run.config, storage=replace(run.config.storage, root=str(root)))
+    config = run.config.model_copy(update={"storage": run.config.storage.model_copy(update={"root": str(root)})})
     return replace(run, config=config, storage=storage, corpus=Corpus.open(storage, run.prepared["corpus"]))
 
 
 def config_of(run: Run, bundle: str = "", **settings: Any) -> Config:
     told = {"rounds": 2, "texts": 16, "candidates": ["onnx-int8"], **settings}
-    serve = replace(run.config.serve, threads_per_replica=1)
-    return replace(run.config, bundle=bundle, serve=serve, export=replace(run.config.export, **told))
+    serve = run.config.serve.model_copy(update={"threads_per_replica": 1})
+    return run.config.model_copy(
+        update={"bundle": bundle, "serve": serve, "export": run.config.export.model_copy(update=told)}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +141,8 @@ def test_what_is_faster_and_worse_makes_nothing_and_what_cannot_be_made_is_said(
 def test_a_published_export_is_champion_until_it_is_rolled_back(
     run: Run, champion: str, exported: dict[str, Any]
 ) -> None:
-    open_gate = replace(run.config.gate, min_auroc=0.0, max_auroc_drop=1.0)
-    config = replace(run.config, bundle=exported["version"], gate=open_gate)
+    open_gate = run.config.gate.model_copy(update={"min_auroc": 0.0, "max_auroc_drop": 1.0})
+    config = run.config.model_copy(update={"bundle": exported["version"], "gate": open_gate})
     assert publish(config, run.storage)["before"] == champion
     registry = Registry(run.storage)
     assert registry.champion() == exported["version"]

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def long(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Run:
     source = tiny_models.write_jsonl(folder / "texts.jsonl", hard_rows(60))
     config = small_config(encoder, folder / "store", source)
     config.model.dropout = 0.1
-    config.train = replace(config.train, epochs=3, checkpoint_every=2, shortest_span=8)
+    config.train = config.train.model_copy(update={"epochs": 3, "checkpoint_every": 2, "shortest_span": 8})
     storage = Storage(config.storage.root)
     prepared = run_stage("prepare", prepare, config, storage)
     return Run(
@@ -108,7 +107,7 @@ def test_a_run_goes_on_where_the_checkpoint_is_not_where_the_epoch_began(long: R
 
 @pytest.mark.slow
 def test_a_worker_that_is_lost_too_often_ends_the_run(long: Run) -> None:
-    config = replace(long.config, train=replace(long.config.train, max_failures=0))
+    config = long.config.model_copy(update={"train": long.config.train.model_copy(update={"max_failures": 0})})
     with (
         a_worker_killed(long.storage, f"runs/{config.run}/given-up", after=2),
         pytest.raises(TrainingFailedError, match=r"(?i)worker"),
@@ -166,7 +165,9 @@ def test_it_ends_as_one_that_was_left_alone(long: Run, gone_on: dict[str, Any]) 
 def test_it_goes_on_with_another_number_of_workers(long: Run, cut_off: tuple[Config, str]) -> None:
     """Dropout draws by rank: the losses are near, not the same."""
     config, name = cut_off
-    alone = replace(config, run="cut-off-too", train=replace(config.train, num_workers=1))
+    alone = config.model_copy(
+        update={"run": "cut-off-too", "train": config.train.model_copy(update={"num_workers": 1})}
+    )
     found = run_stage("train", train, alone, long.storage)
     assert attempts(long, "cut-off-too") == [name]
     assert last_start(long.storage, f"runs/cut-off-too/{name}")["step"] >= 8
@@ -185,7 +186,11 @@ def on_a_spot_node(
     run: Run, folder: Path, name: str, num_workers: Any, then: str, **changes: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a training on two nodes came to, one of which was taken away, and where its last workers began."""
-    config = replace(run.config, train=replace(run.config.train, num_workers=num_workers, cpus_per_worker=2, **changes))
+    config = run.config.model_copy(
+        update={
+            "train": run.config.train.model_copy(update={"num_workers": num_workers, "cpus_per_worker": 2, **changes})
+        }
+    )
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     inherited = {
         key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", *ray_runtime.ONE_MACHINE)
@@ -266,7 +271,9 @@ def test_a_name_is_free_again_when_its_holder_ends() -> None:
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_not_tried_again(long: Run) -> None:
-    config = replace(long.config, train=replace(long.config.train, lr=1e30, max_failures=3))
+    config = long.config.model_copy(
+        update={"train": long.config.train.model_copy(update={"lr": 1e30, "max_failures": 3})}
+    )
     with pytest.raises(TrainingError, match=r"at step \d+ \(learning rate .*documents [\d, ]+ of the split train\): "):
         run_training(config, long.corpus, "not-finite")
     lines = read_metrics(long.storage, f"runs/{config.run}/not-finite")
@@ -278,8 +285,8 @@ def stopped(long: Run) -> tuple[Config, dict[str, Any]]:
     """A run that stops early, at a learning rate at which its epochs differ; earlier runs lie there already."""
     config = own_copy(long.config, long.storage, "stopped")
     changed = {"epochs": 12, "lr": 2e-2, "patience": 1, "stop_on": "val_loss", "keep_checkpoints": 1}
-    config.train = replace(config.train, **changed)
-    config.storage = replace(config.storage, keep=2)
+    config.train = config.train.model_copy(update=changed)
+    config.storage = config.storage.model_copy(update={"keep": 2})
     for day in (1, 2, 3):
         long.storage.write_bytes(f"runs/stopped/train-2020010{day}T000000000/checkpoint", b"old")
     return config, run_stage("train", train, config, long.storage)
@@ -320,10 +327,14 @@ def test_training_prunes_the_oldest_runs(long: Run, stopped: tuple[Config, dict[
 def bounded(long: Run) -> TrainingResult:
     """Two steps longer than an epoch, under the profiler, told to W&B, with frozen embeddings and little memory."""
     steps = long.trained["history"][0]["step"] + 2
-    train = replace(long.config.train, profile=True, max_steps=steps, checkpoint_every=0, log_every=1)
-    train = replace(train, frozen="embeddings", gradient_checkpointing=True)
+    train = long.config.train.model_copy(
+        update={"profile": True, "max_steps": steps, "checkpoint_every": 0, "log_every": 1}
+    )
+    train = train.model_copy(update={"frozen": "embeddings", "gradient_checkpointing": True})
     return run_training(
-        replace(long.config, train=train, tracking=replace(long.config.tracking, mode="offline")),
+        long.config.model_copy(
+            update={"train": train, "tracking": long.config.tracking.model_copy(update={"mode": "offline"})}
+        ),
         long.corpus,
         "bounded",
     )

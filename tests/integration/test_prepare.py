@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,12 +203,12 @@ def test_another_seed_or_byte_makes_another_corpus(
 ) -> None:
     config, corpus, first = prepared["parquet"]
     if change == "seed":
-        config = replace(config, seed=1)
+        config = config.model_copy(update={"seed": 1})
     else:
         path = tmp_path / "texts.parquet"
         write_parquet(path, [*dirty_rows[:-1], {**dirty_rows[-1], "text": "Q"}])
-        sources = [replace(config.corpus.sources[0], path=str(path))]
-        config = replace(config, corpus=replace(config.corpus, sources=sources))
+        sources = [config.corpus.sources[0].model_copy(update={"path": str(path)})]
+        config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"sources": sources})})
     found = prepare(config, Storage(str(tmp_path)))
     assert found["fingerprint"] != corpus.manifest.fingerprint
     assert found["corpus"] != first["corpus"]
@@ -289,7 +288,7 @@ def test_prepare_killed_at_any_time_makes_the_same_corpus_the_next_time(
 
 def test_the_corpus_does_not_hang_on_the_number_of_workers(prepared: dict[str, Any], tmp_path: Path) -> None:
     config, corpus, first = prepared["jsonl"]
-    config = replace(config, corpus=replace(config.corpus, workers=1))
+    config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"workers": 1})})
     assert prepare(config, Storage(str(tmp_path))) == first
     assert Corpus.open(Storage(str(tmp_path)), first["corpus"]).manifest == corpus.manifest
 

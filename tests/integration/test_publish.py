@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +104,8 @@ def test_the_configuration_lies_beside_every_result(run: Run, published: dict[st
 
 
 def test_a_target_of_1_percent_is_refused_with_the_number_of_texts_it_needs(run: Run) -> None:
-    calibration = replace(run.config.calibration, target_fprs=[0.01], default_target_fpr=0.01)
-    config = replace(run.config, run="strict", calibration=calibration)
+    calibration = run.config.calibration.model_copy(update={"target_fprs": [0.01], "default_target_fpr": 0.01})
+    config = run.config.model_copy(update={"run": "strict", "calibration": calibration})
     humans = int((run.corpus.labels("calibration") == 0).sum())
     write_results(run, config, "prepare", "train")
     with pytest.raises(CalibrationError) as caught:
@@ -135,7 +134,9 @@ def worse(run: Run, published: dict[str, Any]) -> Config:
     target = Path(run.storage.path(key))
     target.mkdir()
     save(network, target)
-    config = replace(run.config, run="worse", calibration=replace(run.config.calibration, checkpoint=key))
+    config = run.config.model_copy(
+        update={"run": "worse", "calibration": run.config.calibration.model_copy(update={"checkpoint": key})}
+    )
     write_results(run, config, "prepare")
     for name in ("calibrate", "evaluate"):
         run_stage(name, STAGES[name], config, run.storage)
@@ -154,13 +155,13 @@ def test_the_gate_refuses_a_candidate_below_min_auroc(run: Run, worse: Config) -
 def test_the_gate_refuses_a_candidate_far_below_the_champion(run: Run, worse: Config) -> None:
     before = Registry(run.storage).champion()
     with pytest.raises(GateError, match=r"AUROC fell by \d\.\d+, from the champion's"):
-        publish(replace(worse, gate=replace(worse.gate, min_auroc=0.0)), run.storage)
+        publish(worse.model_copy(update={"gate": worse.gate.model_copy(update={"min_auroc": 0.0})}), run.storage)
     assert Registry(run.storage).versions() == [before]
 
 
 @pytest.mark.slow
 def test_figures_of_another_candidate_are_refused(run: Run, worse: Config) -> None:
-    config = replace(run.config, run="mixed")
+    config = run.config.model_copy(update={"run": "mixed"})
     write_results(run, config, "calibrate")
     run.storage.write_json(result_key("mixed", "evaluate"), run.storage.read_json(result_key("worse", "evaluate")))
     with pytest.raises(ConfigError, match=r"run=mixed: the figures are of \w+, the candidate is \w+: run `python jobs"):
@@ -170,7 +171,9 @@ def test_figures_of_another_candidate_are_refused(run: Run, worse: Config) -> No
 @pytest.mark.slow
 def test_a_better_candidate_moves_the_champion_and_the_old_one_stays(run: Run, worse: Config) -> None:
     before = Registry(run.storage).champion()
-    open_gate = replace(worse, gate=replace(worse.gate, min_auroc=0.0, max_auroc_drop=1.0))
+    open_gate = worse.model_copy(
+        update={"gate": worse.gate.model_copy(update={"min_auroc": 0.0, "max_auroc_drop": 1.0})}
+    )
     result = publish(open_gate, run.storage)
     registry = Registry(run.storage)
     assert (result["before"], registry.champion()) == (before, result["champion"])

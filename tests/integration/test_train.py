@@ -58,7 +58,7 @@ def gradients_of_a_rank(arguments: dict[str, Any]) -> None:
     assert isinstance(network, DistributedDataParallel)
     context = ray.train.get_context()
     trainer = Trainer(
-        replace(config.train, adversarial=0.5), network, torch.device("cpu"), context.get_world_size(), 20
+        config.train.model_copy(update={"adversarial": 0.5}), network, torch.device("cpu"), context.get_world_size(), 20
     )
     seen = watch(trainer)
     stream = worker.read(ray.train.get_dataset_shard("train"))
@@ -95,7 +95,7 @@ def test_ddp_with_two_workers_gives_the_gradients_of_one_process(
     config = many[0]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    train = replace(config.train, adversarial=0.5)
+    train = config.train.model_copy(update={"adversarial": 0.5})
     trainer = Trainer(train, encoder.build(config.model, config.seed), torch.device("cpu"), 1, 20)
     expected = watch(trainer)
     for step in streamed["many", 1][0][:GRADIENT_STEPS]:
@@ -119,7 +119,7 @@ def curve(history: list[dict[str, Any]]) -> list[tuple[float, ...]]:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_one_worker_and_three_have_the_loss_curve_of_two(run: Run, workers: int) -> None:
     """Without dropout, which differs between the ranks."""
-    config = replace(run.config, train=replace(run.config.train, num_workers=workers))
+    config = run.config.model_copy(update={"train": run.config.train.model_copy(update={"num_workers": workers})})
     found = run_training(config, run.corpus, f"workers-{workers}")
     np.testing.assert_allclose(curve(found.history), curve(run.trained["history"]), atol=1e-4)
 
@@ -168,7 +168,7 @@ def test_the_figures_of_training_are_those_of_one_process_with_its_checkpoint(ru
     ("precision", "tolerance"), [("fp32", 1e-4), pytest.param("bf16", 0.05, marks=pytest.mark.slow)]
 )
 def test_a_text_alone_gets_the_score_that_it_gets_in_a_corpus(run: Run, precision: str, tolerance: float) -> None:
-    config = replace(run.config.score, precision=precision)
+    config = run.config.score.model_copy(update={"precision": precision})
     loader = checkpoint_loader(config, run.config.model)
     scored = score_split(run.corpus, "test", run.trained["checkpoint"], loader, config)
     scorer = scorer_of(run, precision)
@@ -196,14 +196,14 @@ def test_a_corpus_of_another_tokenizer_is_refused(run: Run, tmp_path: Path) -> N
     (other / "tokenizer.json").write_text(changed)
     settings = (other / "tokenizer_config.json").read_text()
     (other / "tokenizer_config.json").write_text(settings.replace('"[UNK]"', '"[unknown]"'))
-    config = replace(run.config, model=replace(run.config.model, path=str(other)))
+    config = run.config.model_copy(update={"model": run.config.model.model_copy(update={"path": str(other)})})
     with pytest.raises(CorpusError, match=r"was tokenised by \w{12}, model=tiny has \w{12}: run jobs/prepare\.py with"):
         run_training(config, run.corpus, "other-tokenizer")
     assert not run.storage.exists(f"runs/{config.run}/other-tokenizer")
 
 
 def test_too_few_cpus_are_named_at_once(run: Run) -> None:
-    config = replace(run.config, train=replace(run.config.train, num_workers=50))
+    config = run.config.model_copy(update={"train": run.config.train.model_copy(update={"num_workers": 50})})
     started = time.monotonic()
     with pytest.raises(ResourceError) as caught:
         run_training(config, run.corpus, "too-big")
@@ -219,5 +219,8 @@ def test_too_few_cpus_are_named_at_once(run: Run) -> None:
 def test_a_stage_that_cannot_run_leaves_no_attempt_behind(run: Run) -> None:
     before = run.storage.list(f"runs/{run.config.run}")
     with pytest.raises(ResourceError, match=r"needs 51 CPUs"):
-        train(replace(run.config, train=replace(run.config.train, num_workers=50)), run.storage)
+        train(
+            run.config.model_copy(update={"train": run.config.train.model_copy(update={"num_workers": 50})}),
+            run.storage,
+        )
     assert run.storage.list(f"runs/{run.config.run}") == before

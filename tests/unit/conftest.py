@@ -6,7 +6,6 @@ Unit tests share two cores with each other's threads: a tiny model is faster on 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -63,4 +62,4 @@ def preset_rows(path, preset, unlabelled=False, **given):
 
 
 def config_of(folder, **changes):
-    return replace(ModelConfig(name="tiny", path=str(folder), window=64, stride=48), **changes)
+    return ModelConfig(name="tiny", path=str(folder), window=64, stride=48).model_copy(update=changes)

@@ -104,7 +104,7 @@ def test_bad_input_exits_with_2_and_everything_else_with_1_in_one_error_line(roo
 def test_a_configuration_that_is_wrong_stops_the_job_before_the_stage_and_writes_nothing(root, capsys):
     status, out, err = job(raising(AssertionError("the stage ran")), "train.lr=0", capsys=capsys)
     assert (status, out) == (2, "")
-    assert errors(err) == ["error: config: train.lr=0.0: expected a finite number above 0"]
+    assert errors(err) == ["error: config: train.lr=0: expected greater than 0"]
     assert list(root.iterdir()) == []
 
 

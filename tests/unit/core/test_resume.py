@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,9 +61,9 @@ def test_a_run_without_attempts_has_none(storage: Storage) -> None:
 def test_what_changes_the_outcome_changes_the_digest() -> None:
     config = load_config([])
     others = [
-        replace(config, seed=config.seed + 1),
-        replace(config, train=replace(config.train, epochs=config.train.epochs + 1)),
-        replace(config, model=replace(config.model, dropout=0.3)),
+        config.model_copy(update={"seed": config.seed + 1}),
+        config.model_copy(update={"train": config.train.model_copy(update={"epochs": config.train.epochs + 1})}),
+        config.model_copy(update={"model": config.model.model_copy(update={"dropout": 0.3})}),
     ]
     found = [resume.digest(each, "a corpus") for each in [config, *others]] + [resume.digest(config, "another")]
     assert len(set(found)) == len(found)
@@ -72,5 +71,9 @@ def test_what_changes_the_outcome_changes_the_digest() -> None:
 
 def test_where_and_how_safely_it_runs_does_not() -> None:
     config = load_config([])
-    moved = replace(config.train, num_workers=7, max_failures=9, checkpoint_every=5, log_every=3, profile=True)
-    assert resume.digest(replace(config, train=moved, run="other"), "a corpus") == resume.digest(config, "a corpus")
+    moved = config.train.model_copy(
+        update={"num_workers": 7, "max_failures": 9, "checkpoint_every": 5, "log_every": 3, "profile": True}
+    )
+    assert resume.digest(config.model_copy(update={"train": moved, "run": "other"}), "a corpus") == resume.digest(
+        config, "a corpus"
+    )

@@ -200,7 +200,7 @@ def test_nothing_stands_in_two_splits_whatever_groups_and_near_duplicates_there_
 @pytest.mark.parametrize("column", ["domain", "group"])
 def test_what_is_left_out_stands_in_the_test_split_alone(column):
     given = [{column: "x" if i % 4 < 2 else f"y{i % 3}"} for i in range(40)]
-    rows = rows_of(given, holdout=HoldoutConfig(column, ["x"]))
+    rows = rows_of(given, holdout=HoldoutConfig(column=column, values=["x"]))
     decide.split(rows, near(rows), 0)
     is_left_out = np.asarray([row[column] == "x" for row in given])
     assert ((rows.split == TEST) == is_left_out).all()
@@ -210,7 +210,7 @@ def test_a_generator_left_out_is_tested_against_the_human_texts_of_the_test_spli
     given = [
         {"group": f"g{i // 3}", "label": int(i % 3 > 0), "generator": ("", "old", "new")[i % 3]} for i in range(120)
     ]
-    rows = rows_of(given, holdout=HoldoutConfig("generator", ["new"]))
+    rows = rows_of(given, holdout=HoldoutConfig(column="generator", values=["new"]))
     decide.split(rows, near(rows), 0)
     names = rows.index["generator"].astype(str).to_numpy()
     assert set(names[rows.stays & (rows.split == TEST)]) == {"", "new"}
@@ -222,7 +222,7 @@ def test_a_row_that_its_source_fixes_to_training_and_that_is_left_out_is_dropped
     rows = rows_of(
         [{"split": "train", "domain": "x"}, {"split": "train"}],
         sources=fixed(train=["train"]),
-        holdout=HoldoutConfig("domain", ["x"]),
+        holdout=HoldoutConfig(column="domain", values=["x"]),
     )
     decide.split(rows, near(rows), 0)
     assert reasons(rows) == ["held_out", ""]
@@ -230,7 +230,7 @@ def test_a_row_that_its_source_fixes_to_training_and_that_is_left_out_is_dropped
 
 def test_a_value_to_leave_out_that_is_not_there_is_refused():
     with pytest.raises(CorpusError) as refused:
-        rows_of([{"domain": "a"}, {"domain": "b"}], holdout=HoldoutConfig("domain", ["c"]))
+        rows_of([{"domain": "a"}, {"domain": "b"}], holdout=HoldoutConfig(column="domain", values=["c"]))
     assert str(refused.value) == "corpus.holdout.values: no domain 'c' in the sources; found 'a', 'b'"
 
 

@@ -62,7 +62,7 @@ def test_a_candidate_that_passes_becomes_champion(candidate: tuple[Config, Stora
 def test_a_candidate_below_the_gate_is_refused_with_the_figures(candidate: tuple[Config, Storage, str]) -> None:
     config, storage, version = candidate
     with pytest.raises(GateError) as error:
-        publish(replace(config, gate=replace(config.gate, min_auroc=0.95)), storage)
+        publish(config.model_copy(update={"gate": config.gate.model_copy(update={"min_auroc": 0.95})}), storage)
     assert str(error.value) == (
         f"{version} was not published, the champion stays None: AUROC is 0.9; at least 0.95 is required. "
         "The bounds are gate.min_auroc and gate.max_auroc_drop"
@@ -166,8 +166,10 @@ def test_a_version_of_the_registry_becomes_champion_by_its_name_through_the_gate
     storage.write_json("runs/default/evaluate.json", {"result": {**evaluated["result"], "auroc": 0.95}})
     second = publish(config, storage)["champion"]
     with pytest.raises(GateError, match=f"{first} was not published, the champion stays {second}: AUROC fell by 0.05"):
-        publish(replace(config, bundle=first[:8]), storage)
-    allowed = replace(config, bundle=first[:8], gate=replace(config.gate, max_auroc_drop=0.05))
+        publish(config.model_copy(update={"bundle": first[:8]}), storage)
+    allowed = config.model_copy(
+        update={"bundle": first[:8], "gate": config.gate.model_copy(update={"max_auroc_drop": 0.05})}
+    )
     assert publish(allowed, storage) == {"champion": first, "before": second, "auroc": 0.9}
     assert Registry(storage).champion() == first
 
@@ -177,11 +179,11 @@ def test_a_version_that_there_is_not_or_that_nobody_judged_is_refused(
 ) -> None:
     config, storage, _ = candidate
     with pytest.raises(RegistryError) as error:
-        publish(replace(config, bundle="4f2a"), storage)
+        publish(config.model_copy(update={"bundle": "4f2a"}), storage)
     assert str(error.value) == "bundle=4f2a: expected a version of the registry (it is empty)"
     version = Registry(storage).add(tiny_bundle)
     with pytest.raises(RegistryError, match=rf"version {version} has no metrics.json: publish it by its run"):
-        publish(replace(config, bundle=version), storage)
+        publish(config.model_copy(update={"bundle": version}), storage)
 
 
 def test_rollback_returns_to_the_version_before(candidate: tuple[Config, Storage, str]) -> None:

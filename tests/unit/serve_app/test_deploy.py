@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,7 +95,7 @@ def roll_back_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 def config(version: str, **settings: Any) -> Config:
-    return Config(serve=replace(ServeConfig(), version=version, **settings))
+    return Config(serve=ServeConfig().model_copy(update={"version": version, **settings}))
 
 
 def wait_for(reached: Callable[[], bool]) -> None:
@@ -205,7 +204,9 @@ def test_rollback_keeps_the_settings_of_the_service(
     state = fake.targets[-1]
     assert (result["champion"], result["deploy"]["model_version"]) == ("v1", "v1")
     assert (state.version, state.keys) == ("v1", key)
-    assert state.config == replace(ServeConfig(), version="v1", host="0.0.0.0", port=8080, max_texts=7, max_replicas=3)
+    assert state.config == ServeConfig().model_copy(
+        update={"version": "v1", "host": "0.0.0.0", "port": 8080, "max_texts": 7, "max_replicas": 3}
+    )
 
 
 def test_rollback_without_stored_settings_changes_nothing(fake: FakeServe, storage: Storage) -> None:
@@ -245,7 +246,7 @@ def test_settings_of_another_release_are_refused() -> None:
 
 def test_other_machines_need_keys(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
-    public = replace(ServeConfig(), host="0.0.0.0")
+    public = ServeConfig().model_copy(update={"host": "0.0.0.0"})
     assert checked_keys(ServeConfig(), storage) is None
     with pytest.raises(ConfigError, match=r"serve\.host=0\.0\.0\.0"):
         checked_keys(public, storage)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -122,7 +121,7 @@ def test_a_bad_file_is_refused_with_the_way_to_mend_it(name: str) -> None:
 
 def test_a_file_over_its_bytes_is_refused_unread() -> None:
     with pytest.raises(ProblemError, match="has 11 bytes, at most 10 are read"):
-        text("a.pdf", b"%PDF-1.7 ab", replace(CONFIG, max_file_bytes=10))
+        text("a.pdf", b"%PDF-1.7 ab", CONFIG.model_copy(update={"max_file_bytes": 10}))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +129,7 @@ def test_a_file_over_its_bytes_is_refused_unread() -> None:
 )
 def test_more_characters_than_could_ever_be_judged_are_refused(content: tuple[str, bytes]) -> None:
     with pytest.raises(ProblemError, match="more than 400 characters") as refused:
-        text(*content, replace(CONFIG, max_chars=100))
+        text(*content, CONFIG.model_copy(update={"max_chars": 100}))
     assert refused.value.status == 413
 
 
@@ -139,7 +138,7 @@ def test_a_pdf_that_takes_for_ever_is_ended() -> None:
     assert len(endless) < 1_000_000
     started = time.monotonic()
     with pytest.raises(ProblemError, match="not read within 2 seconds"):
-        text("a.pdf", endless, replace(CONFIG, file_timeout_s=2, max_chars=10**9))
+        text("a.pdf", endless, CONFIG.model_copy(update={"file_timeout_s": 2, "max_chars": 10**9}))
     assert time.monotonic() - started < 6
 
 
