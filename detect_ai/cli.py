@@ -65,7 +65,6 @@ TAMPERING = {
     "homoglyph": "look-alike letters of another alphabet",
     "lookalike_form": "full-width or decorated letters",
     "filler": "blank filler characters",
-    "replacement": "characters lost by a wrong encoding",
     "hidden": "characters of hidden text",
 }
 # Without a status (local), or with one of these, the error is about one file and the next one can be read.

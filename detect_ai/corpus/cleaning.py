@@ -15,7 +15,7 @@ from detect_ai.core.config import CorpusConfig
 from detect_ai.corpus import boilerplate
 from detect_ai.corpus.dedup import NUM_PERM, signatures
 from detect_ai.text.language import code as _code
-from detect_ai.text.language import detector as _detector
+from detect_ai.text.language import detect_language
 from detect_ai.text.normalize import normalise
 
 if TYPE_CHECKING:
@@ -27,11 +27,6 @@ CLEAN_FIELDS = [
     pa.field("num_words", pa.int32()),
     pa.field("signature", pa.list_(pa.uint32(), NUM_PERM)),
 ]
-
-_LANGUAGE_FROM_WORDS = 20
-_LANGUAGE_CHARS = 500  # from the middle; enough to know the wanted language again
-_LANGUAGE_MAX_CHARS = 5000  # from the beginning; what a text is judged by that looks like another one
-_LANGUAGE_SURE = 0.65
 
 
 def clean(table: pa.Table, corpus: CorpusConfig) -> pa.Table:
@@ -118,22 +113,6 @@ def normalised_text(text: str) -> str:
 def num_words(normalised: str) -> int:
     """Words of a normalised text: what stands between single spaces."""
     return normalised.count(" ") + 1 if normalised else 0
-
-
-def detect_language(normalised: str, wanted: str) -> str:
-    """The language of a text as an ISO 639 code; "" where it is short or the answer is unsure.
-
-    A text is taken to be in the wanted language when its middle is; for another answer the model must be sure of a
-    longer stretch.
-    """
-    if num_words(normalised) < _LANGUAGE_FROM_WORDS:
-        return ""
-    start = max(0, (len(normalised) - _LANGUAGE_CHARS) // 2)
-    best = _detector().detect(normalised[start : start + _LANGUAGE_CHARS])[0]
-    if best["lang"] == _code(wanted):
-        return str(best["lang"])
-    best = _detector().detect(normalised[:_LANGUAGE_MAX_CHARS])[0]
-    return str(best["lang"]) if best["score"] >= _LANGUAGE_SURE else ""
 
 
 def _replace(table: pa.Table, name: str, values: list[str]) -> pa.Table:

@@ -17,8 +17,8 @@ from detect_ai.detector import bundle
 from detect_ai.models import backends
 from detect_ai.models.batch import Batch, collate, lane_tokens, plan_scoring
 from detect_ai.schemas import Label, Reason, Span, Verdict
-from detect_ai.text.content_type import not_prose
-from detect_ai.text.language import other_language
+from detect_ai.text.content_type import dominant_non_prose
+from detect_ai.text.language import language_problem
 from detect_ai.text.normalize import NORMALISER_VERSION, Normalised, latin_share, normalise
 from detect_ai.text.sentences import sentences
 from detect_ai.text.windows import aggregate_windows, split_windows
@@ -333,14 +333,20 @@ class Detector(Scorer):
         )
 
     def _unfit(self, document: Document) -> list[Reason]:
-        """Why a text is none that this detector can judge."""
-        found = []
+        """Why the text is out of scope for this detector."""
+        reasons = []
+        problem = None
         if latin_share(document.normalised.text) < MIN_LATIN_SHARE:
-            found.append(Reason.OTHER_SCRIPT)
-        elif other_language(document.normalised.text, str(self.spec.corpus.get("language", ""))):
-            found.append(Reason.OTHER_LANGUAGE)
-        kind = not_prose(document.text)
-        return [*found, Reason(kind)] if kind else found
+            reasons.append(Reason.OTHER_SCRIPT)
+        else:
+            problem = language_problem(document.normalised.text, str(self.spec.corpus.get("language", "")))
+        if problem == "other_language":
+            reasons.append(Reason.OTHER_LANGUAGE)
+        if kind := dominant_non_prose(document.text):
+            reasons.append(Reason(kind))
+        elif problem == "not_language":  # code and tables are no running text, either
+            reasons.append(Reason.NOT_LANGUAGE)
+        return reasons
 
 
 def with_effects(spans: Sequence[Span], whole: float, others: Iterable[float]) -> list[Span]:

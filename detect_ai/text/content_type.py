@@ -1,6 +1,6 @@
-"""What of a text is prose that the detector can judge: neither code nor tables nor the words of others.
+"""Content type of a text: fractions of code, tables, quotations, links and references, as opposed to prose.
 
-Everything here takes time linear in the length of a text and is on the side of the text: what is unclear is prose.
+Linear time. Unclear lines count as prose.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import numpy.typing as npt
 _Mask = npt.NDArray[np.bool_]
 _Ints = npt.NDArray[np.int64]
 
-# A share above this makes a text one of these; fiction lives on dialogue, so quotations may take more.
+# Above these fractions a text is out of scope. Fiction has much dialogue, so the limit of quotations is higher.
 LIMITS = {"code": 0.5, "tables": 0.5, "quotations": 0.6}
+MAX_NON_PROSE = 0.5  # of code, tables, links and references together
+MAX_WITH_QUOTATIONS = 0.6
 
 _LETTER, _LOWER, _DIGIT, _SYMBOL, _OPERATOR, _WORD, _SPACE = 1, 2, 4, 8, 16, 32, 64
 _BEYOND = 128  # stands for every character beyond ASCII
@@ -116,7 +118,7 @@ class _Lines:
     words: _Ints
 
     @classmethod
-    def of(cls, text: str) -> _Lines:
+    def from_text(cls, text: str) -> _Lines:
         text = text.replace("\r\n", "\n").replace("\r", "\n") + "\n"
         code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         bits = _CLASSES[np.minimum(code_points, _BEYOND)]
@@ -168,19 +170,19 @@ class _Lines:
         return hits[self.kept]
 
 
-def kinds(text: str) -> dict[str, float]:
-    """Shares of the characters of a text, as sent, that are something else than its author's prose.
+def content_shares(text: str) -> dict[str, float]:
+    """Fractions of the characters of a text that are not its author's prose.
 
     Args:
-        text: As sent: line breaks matter. White space is not counted.
+        text: as submitted: line breaks matter. White space is not counted.
 
     Returns:
-        Shares between 0 and 1 of `code`, `tables`, `quotations` (lines behind `>`, and more than six words between
-        double quotes) and `other` (links and lists of references). No character counts twice.
+        Fractions of `code`, `tables`, `quotations` (lines after `>`, and more than six words in double quotes) and
+        `other` (links and lists of references). No character counts twice.
     """
     if not text or text.isspace():
         return dict.fromkeys(("code", "tables", "quotations", "other"), 0.0)
-    lines = _Lines.of(text)
+    lines = _Lines.from_text(text)
     quoted = lines.begin_with(">")
     code = _code(lines)
     quoted &= ~code
@@ -199,14 +201,23 @@ def kinds(text: str) -> dict[str, float]:
     return {kind: float(count) / total for kind, count in counts.items()}
 
 
-def not_prose(text: str) -> str | None:
-    """What a text, as sent, mostly is instead of prose.
+def dominant_non_prose(text: str) -> str | None:
+    """What most of a text is instead of prose.
+
+    Args:
+        text: as submitted.
 
     Returns:
-        `mostly_code`, `mostly_tables` or `mostly_quotations`; None for prose and for an empty text.
+        `mostly_code`, `mostly_tables` or `mostly_quotations`; `not_prose` for links and references, or for several
+        kinds together; None for prose and for an empty text.
     """
-    shares = kinds(text)
-    return next((f"mostly_{kind}" for kind, limit in LIMITS.items() if shares[kind] > limit), None)
+    shares = content_shares(text)
+    for kind, limit in LIMITS.items():
+        if shares[kind] > limit:
+            return f"mostly_{kind}"
+    total = sum(shares.values())
+    is_other = total - shares["quotations"] > MAX_NON_PROSE or total > MAX_WITH_QUOTATIONS
+    return "not_prose" if is_other else None
 
 
 def _code(lines: _Lines) -> _Mask:

@@ -112,6 +112,19 @@ def is_blank(text: str) -> bool:
     return _BLANK.fullmatch(text) is not None
 
 
+def expanded_length(text: str) -> int:
+    """Upper bound of the length of a text after NFKC, which turns one character into up to 18.
+
+    One pass in C, whatever the text: check it before `normalise` where the text is not trusted.
+    """
+    return sum(count * _nfkc_length(char) for char, count in Counter(text).items())
+
+
+@lru_cache(maxsize=4096)
+def _nfkc_length(char: str) -> int:
+    return len(unicodedata.normalize("NFKC", char))
+
+
 def normalise(text: str) -> Normalised:
     """Undo what a reader cannot see, without changing case or repairing anything else.
 
