@@ -199,7 +199,7 @@ def _text(part: Part, place: int, row: Row, after_bad: bool) -> Text | None:
         return plain_text(row.values.get(part.columns.get(name, "")))
 
     text = row.values.get(part.columns["text"])
-    if row.problem or not isinstance(text, str) or not text.strip():
+    if row.problem or not isinstance(text, str) or is_blank(text):
         return None
     label = row.values.get(part.columns.get("label", ""))
     spelling = label_text(label)
