@@ -1,134 +1,169 @@
-"""API keys and rates over HTTP: a real Ray Serve with two replicas."""
+"""API keys, rate limits and overlapping deployments on a real Ray Serve with two replicas."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 
 import httpx
 import pytest
-import ray
+from ray import serve
 
 from detect_ai.core.config import Config
-from detect_ai.core.errors import ConfigError
-from detect_ai.core.ray_runtime import free_port
+from detect_ai.core.errors import ConfigError, ConflictError
 from detect_ai.core.storage import Storage
+from detect_ai.detector.registry import Registry
+from serve_app import deploy as deployment
 from serve_app.auth import api_keys
-from serve_app.auth.api_keys import Scope
-from serve_app.deploy import deploy, stop
+from serve_app.auth.api_keys import ENVIRONMENT, KeyStore, Scope
+from serve_app.deploy import deploy, is_serving, rollback_service, stop
+from serve_app.deployment import APP
 from tests.fixtures import tiny_models
 
-RATE = 120
+RATE = 2000  # tokens per minute
+CONNECTIONS = 16
 BODY = {"text": "The council met near the bridge on Tuesday."}
 
 
 @pytest.fixture(scope="module")
-def config(encoder: Path, store: Storage) -> Config:
-    made = tiny_models.config(encoder, Path(store.root))
-    made.serve.port = free_port()
-    made.serve.min_replicas = made.serve.max_replicas = 2
-    made.serve.keys_file, made.serve.keys_refresh_s = "auth/test_keys.json", 0.2
-    return made
+def keyed_store(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path, encoder: Path) -> Storage:
+    """A storage root with two champions, and no keys yet."""
+    folder = tmp_path_factory.mktemp("keyed")
+    storage = Storage(str(folder / "store"))
+    tiny_models.make_bundle(folder / "next", encoder, seed=1)
+    for bundle in (tiny_bundle, folder / "next"):
+        Registry(storage).set_champion(Registry(storage).add(bundle))
+    return storage
 
 
 @pytest.fixture(scope="module")
-def tokens(config: Config, store: Storage) -> dict[str, str]:
-    """Keys in the file of the service, by name."""
-    made = {
-        "user": api_keys.made("user"),
-        "slow": api_keys.made("slow", rate_per_minute=RATE),
-        "chief": api_keys.made("chief", [Scope.ADMIN]),
-        "gone": api_keys.made("gone"),
+def keyed_config(config: Config) -> Config:
+    keyed = deepcopy(config)
+    keyed.serve.min_replicas = keyed.serve.max_replicas = 2
+    keyed.serve.keys_refresh_s = 0.2
+    return keyed
+
+
+@pytest.fixture(scope="module")
+def tokens(keyed_store: Storage) -> dict[str, str]:
+    """Keys in the store of the service, by name."""
+    keys = {
+        "user": api_keys.create_key("user"),
+        "slow": api_keys.create_key("slow", tokens_per_minute=RATE),
+        "chief": api_keys.create_key("chief", [Scope.ADMIN]),
+        "gone": api_keys.create_key("gone"),
     }
-    kept = [key.model_dump(mode="json", exclude_none=True) for _, key in made.values()]
-    store.write_json(config.serve.keys_file, {"keys": kept})
-    return {name: token for name, (token, _) in made.items()}
+    for _, key in keys.values():
+        KeyStore(keyed_store).put(key)
+    return {name: token for name, (token, _) in keys.items()}
 
 
 @pytest.fixture(scope="module")
-def url(config: Config, store: Storage, tokens: dict[str, str]) -> Iterator[str]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield str(deploy(config, store)["url"])
-    stop(app=True, serve_too=True)
-    ray.shutdown()
+def keyed_url(
+    cluster: Path, config: Config, store: Storage, keyed_config: Config, keyed_store: Storage, tokens: dict[str, str]
+) -> Iterator[str]:
+    """A service with keys, in place of the shared one."""
+    is_shared = is_serving()
+    yield str(deploy(keyed_config, keyed_store)["url"])
+    if is_shared:
+        deploy(config, store)
+    else:
+        stop(app=True, serve_too=True)
 
 
-def ask(url: str, token: str | None) -> httpx.Response:
+def detect(url: str, token: str | None) -> httpx.Response:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return httpx.post(f"{url}/v1/detect", json=BODY, headers=headers, timeout=30)
+    return httpx.post(f"{url}/v1/detect", json=BODY, headers=headers, timeout=60)
 
 
-def test_a_key_opens_what_its_scope_says(url: str, tokens: dict[str, str]) -> None:
-    assert ask(url, tokens["user"]).status_code == 200
-    nobody = ask(url, None)
-    assert (nobody.status_code, nobody.headers["www-authenticate"]) == (401, 'Bearer realm="detect_ai"')
-    assert nobody.json()["detail"].startswith("Expected the header `Authorization: Bearer <key>`")
-    assert ask(url, tokens["chief"]).status_code == 403
-    assert httpx.get(f"{url}/v1/model").status_code == 401
+def test_a_key_permits_what_its_scope_says(keyed_url: str, tokens: dict[str, str]) -> None:
+    callers = (tokens["user"], None, tokens["chief"])
+    assert [detect(keyed_url, token).status_code for token in callers] == [200, 401, 403]
+    assert httpx.get(f"{keyed_url}/v1/model").status_code == 401
+    paths = ("/", "/docs", "/static/app.js", "/openapi.json", "/healthz", "/readyz")
+    assert {httpx.get(keyed_url + path).status_code for path in paths} == {200}
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/static/app.js", "/openapi.json", "/healthz", "/readyz"])
-def test_pages_and_health_need_no_key(url: str, path: str) -> None:
-    assert httpx.get(url + path).status_code == 200
-
-
-def test_a_body_is_not_read_for_somebody_without_a_key(url: str) -> None:
-    response = httpx.post(f"{url}/v1/detect", content=b"no json", headers={"Content-Type": "application/json"})
+def test_no_body_is_read_without_a_key(keyed_url: str) -> None:
+    response = httpx.post(f"{keyed_url}/v1/detect", content=b"no json", headers={"Content-Type": "application/json"})
     assert response.status_code == 401
 
 
-def test_two_replicas_together_hold_a_rate(url: str, tokens: dict[str, str]) -> None:
+def test_pages_elsewhere_cannot_use_the_service(keyed_url: str, tokens: dict[str, str]) -> None:
+    headers = {"Authorization": f"Bearer {tokens['user']}", "Origin": "https://evil.example"}
+    response = httpx.post(f"{keyed_url}/v1/detect/file", files={"files": b"a text"}, headers=headers)
+    assert (response.status_code, response.headers["content-type"]) == (403, "application/problem+json")
+
+
+def test_two_replicas_together_keep_a_rate(keyed_url: str, tokens: dict[str, str]) -> None:
     started = time.monotonic()
-    with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda _: ask(url, tokens["slow"]), range(2 * RATE)))
-    filled = RATE * (time.monotonic() - started) / 60
-    counted = Counter(response.status_code for response in found)
-    assert set(counted) == {200, 429}
-    assert 0.9 * RATE <= counted[200] <= RATE + filled + 1
-    refused = next(response for response in found if response.status_code == 429)
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        responses = list(pool.map(lambda _: detect(keyed_url, tokens["slow"]), range(RATE // 5)))
+    refilled = RATE * (time.monotonic() - started) / 60
+    counts = Counter(response.status_code for response in responses)
+    cost = 1 + next(r for r in responses if r.status_code == 200).json()["verdicts"][0]["num_tokens"]
+    assert set(counts) == {200, 429}
+    assert RATE - cost <= counts[200] * cost <= RATE + refilled + CONNECTIONS * cost
+    refused = next(response for response in responses if response.status_code == 429)
     assert 1 <= int(refused.headers["retry-after"]) <= 60
-    assert refused.json()["detail"].startswith(f"At most {RATE} texts a minute")
-    assert ask(url, tokens["user"]).status_code == 200  # keys do not share
+    assert detect(keyed_url, tokens["user"]).status_code == 200
 
 
 def test_a_revoked_key_is_refused_without_a_restart(
-    url: str, tokens: dict[str, str], config: Config, store: Storage
+    keyed_url: str, tokens: dict[str, str], keyed_store: Storage
 ) -> None:
-    assert ask(url, tokens["gone"]).status_code == 200
-    gone = tokens["gone"].split("_")[1]
-    assert api_keys.main(["--root", store.root, "--file", config.serve.keys_file, "revoke", gone]) == 0
+    assert detect(keyed_url, tokens["gone"]).status_code == 200
+    assert api_keys.main(["--root", keyed_store.root, "revoke", tokens["gone"].split("_")[1]]) == 0
     deadline = time.monotonic() + 20
-    while ask(url, tokens["gone"]).status_code == 200:
+    while {detect(keyed_url, tokens["gone"]).status_code for _ in range(10)} != {401}:
         assert time.monotonic() < deadline
-        time.sleep(0.1)
-    time.sleep(1)  # the other replica reads the file too
-    assert {ask(url, tokens["gone"]).status_code for _ in range(20)} == {401}
-    assert ask(url, tokens["user"]).status_code == 200
+    assert detect(keyed_url, tokens["user"]).status_code == 200
 
 
-def test_no_log_holds_a_key(url: str, tokens: dict[str, str], store: Storage) -> None:
-    ask(url, tokens["user"])
-    session = Path(ray._private.worker._global_node.get_session_dir_path())
+def test_no_log_contains_a_key(keyed_url: str, tokens: dict[str, str], keyed_store: Storage, cluster: Path) -> None:
+    detect(keyed_url, tokens["user"])
     time.sleep(1)
-    written = b"".join(f.read_bytes() for root in (session, Path(store.root)) for f in root.rglob("*") if f.is_file())
+    files = [file for root in (cluster, Path(keyed_store.root)) for file in root.rglob("*") if file.is_file()]
+    written = b"".join(file.read_bytes() for file in files)
     assert b"POST /v1/detect 401" in written
-    for token in tokens.values():
-        assert token.split("_", 2)[2].encode() not in written
+    assert not [name for name, token in tokens.items() if token.split("_", 2)[2].encode() in written]
 
 
-def test_a_service_that_others_can_reach_wants_keys(config: Config, store: Storage) -> None:
-    open_to_all = config.serve.model_copy(update={"host": "0.0.0.0", "keys_file": "auth/none.json"})
-    with pytest.raises(
-        ConfigError, match=r"serve.host=0.0.0.0 lets other machines ask, .* serve_app.auth.api_keys --root"
-    ):
-        deploy(Config(serve=open_to_all), store)
+def test_invalid_keys_end_a_deployment(
+    keyed_config: Config, keyed_store: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, '{"keys": 1}')
+    with pytest.raises(ConfigError, match=ENVIRONMENT):
+        deploy(keyed_config, keyed_store)
 
 
-def test_keys_that_cannot_be_read_end_a_deployment(config: Config, store: Storage) -> None:
-    store.write_bytes("auth/broken.json", json.dumps({"keys": 1}).encode())
-    with pytest.raises(ConfigError, match=r"auth/broken.json: expected \{"):
-        deploy(Config(serve=config.serve.model_copy(update={"keys_file": "auth/broken.json"})), store)
+def test_a_deployment_that_hangs_gives_way_and_rollback_keeps_settings(
+    keyed_url: str,
+    tokens: dict[str, str],
+    keyed_config: Config,
+    keyed_store: Storage,
+    cluster: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A deploys with more CPUs than there are, so that its replicas never start; B deploys; then a rollback."""
+    monkeypatch.setattr(deployment, "require_resources", lambda *_: None)
+    monkeypatch.setattr(deployment, "cluster_stays", lambda: True)
+    hanging, limited = deepcopy(keyed_config), deepcopy(keyed_config)
+    hanging.serve.cpus_per_replica, limited.serve.max_texts = 1000, 1
+    champion = Registry(keyed_store).require_champion()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(deploy, hanging, keyed_store)
+        while serve.status().applications[APP].status != "DEPLOYING":
+            time.sleep(0.1)
+        assert deploy(limited, keyed_store)["model_version"] == champion
+        with pytest.raises(ConflictError, match=f"version {champion} was deployed meanwhile"):
+            first.result(60)
+    result = rollback_service(Config(), keyed_store)
+    assert result["before"] == champion != result["champion"] == result["deploy"]["model_version"]
+    headers = {"Authorization": f"Bearer {tokens['user']}"}
+    model = httpx.get(f"{keyed_url}/v1/model", headers=headers).json()
+    assert (model["model_version"], model["limits"]["max_texts"]) == (result["champion"], 1)
