@@ -41,8 +41,8 @@ def deploy(config: Config, storage: Storage, keys: str | None = None) -> dict[st
     last one that succeeded, unless another deployment has begun meanwhile.
 
     Args:
-        config: the section `serve` is what the service gets.
-        storage: the registry's.
+        config: its section `serve` has the settings.
+        storage: root of the registry.
         keys: hashed API keys besides those under the storage root; None: those of the environment.
 
     Raises:
@@ -95,10 +95,10 @@ def desired_state(storage: Storage) -> DesiredState:
 
 def cluster_stays() -> bool:
     """Whether RAY_ADDRESS names a cluster that outlives this process, and so does a service on it."""
-    if not os.environ.get("RAY_ADDRESS"):
-        logger.info("RAY_ADDRESS is not set: nothing is deployed, for the service would end with this job")
-        return False
-    return True
+    is_named = bool(os.environ.get("RAY_ADDRESS"))
+    if not is_named:
+        logger.info("RAY_ADDRESS is not set: nothing is deployed, because the service would end with this job")
+    return is_named
 
 
 def deploy_to_cluster(config: Config, storage: Storage) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def rollback_service(config: Config, storage: Storage) -> dict[str, Any]:
     state = None
     if cluster_stays():
         connect()
-        if is_serving():
+        if is_deployed():
             state = desired_state(storage).last_live()
             if state is None:
                 raise ConfigError(f"no settings of the service under {storage.root}: run jobs/deploy.py once")
@@ -139,15 +139,8 @@ def rollback_service(config: Config, storage: Storage) -> dict[str, Any]:
     return result
 
 
-def is_serving() -> bool:
-    """Whether the application runs on this cluster; starts nothing."""
-    from ray.serve.context import _get_global_client
-
-    return _get_global_client(raise_if_no_controller_running=False) is not None and is_deployed()
-
-
 def require_place(config: ServeConfig) -> None:
-    """Raise ResourceError when the port is taken by something else than Ray Serve."""
+    """Raise ResourceError when something other than Ray Serve uses the port."""
     from ray.serve.context import _get_global_client
 
     if _get_global_client(raise_if_no_controller_running=False) is None:
@@ -233,8 +226,10 @@ def apply(state: State, storage_root: str) -> None:
 def wait_until_served(desired: DesiredState, number: int, config: ServeConfig, version: str) -> None:
     """Wait until a deployment answers. Raises ResourceError, or ConflictError when a newer one has begun."""
     deadline = time.monotonic() + DEPLOY_TIMEOUT_S
-    while not is_answering(config, version):
-        desired.require(number)
+    while True:
+        desired.require(number)  # first: the state of Serve may be that of the newer one
+        if is_answering(config, version):
+            return
         if time.monotonic() > deadline:
             raise ResourceError(
                 f"version {version} did not answer within {DEPLOY_TIMEOUT_S} s: see `serve status`; a replica needs "
@@ -279,16 +274,13 @@ def runtime_env() -> dict[str, Any]:
 
 def url(config: ServeConfig) -> str:
     """URL of the service on this machine."""
-    return f"http://{_reachable(config.host)}:{config.port}"
-
-
-def _reachable(host: str) -> str:
-    return "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared, not bound
+    host = "127.0.0.1" if config.host == "0.0.0.0" else config.host  # noqa: S104 - compared, not bound
+    return f"http://{host}:{config.port}"
 
 
 def served_version(config: ServeConfig) -> str | None:
     """The version that answers now, or None."""
-    connection = http.client.HTTPConnection(_reachable(config.host), config.port, timeout=5)
+    connection = http.client.HTTPConnection(url(config).removeprefix("http://"), timeout=5)
     with suppress(OSError, http.client.HTTPException, ValueError, KeyError):
         connection.request("GET", "/readyz")
         return str(json.loads(connection.getresponse().read())["model_version"])
@@ -296,7 +288,7 @@ def served_version(config: ServeConfig) -> str | None:
 
 
 def is_deployed() -> bool:
-    """Whether Serve has the application."""
+    """Whether Serve has the application; starts nothing."""
     from ray import serve
 
     from serve_app.deployment import APP

@@ -47,7 +47,7 @@ class Guard:
         access: admits requests, before a body is read.
         telemetry: counts refusals.
         max_body_bytes: a longer body is refused: by its announced length before it is read, else while it streams.
-        other_bounds: bounds of single paths; None for a route that bounds its body itself.
+        other_bounds: bounds of single paths.
         hosts: host names that the service answers to; None: any. Protects a service without keys from DNS rebinding.
         cors_origins: foreign origins whose pages may use the service; `*`: any.
     """
@@ -58,17 +58,13 @@ class Guard:
         access: AccessControl,
         telemetry: Telemetry,
         max_body_bytes: int,
-        other_bounds: Mapping[str, int | None] | None = None,
-        hosts: Sequence[str] | None = None,
-        cors_origins: Sequence[str] = (),
+        other_bounds: Mapping[str, int],
+        hosts: Sequence[str] | None,
+        cors_origins: Sequence[str],
     ) -> None:
-        self.app = app
-        self.access = access
-        self.telemetry = telemetry
-        self.max_body_bytes = max_body_bytes
-        self.other_bounds = other_bounds or {}
-        self.hosts = hosts
-        self.cors_origins = cors_origins
+        self.app, self.access, self.telemetry = app, access, telemetry
+        self.max_body_bytes, self.other_bounds = max_body_bytes, other_bounds
+        self.hosts, self.cors_origins = hosts, cors_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -88,27 +84,26 @@ class Guard:
 
         headers, caller = Headers(scope=scope), Caller(ANYBODY)
         request_id = headers.get("x-request-id", "")
-        is_valid = _REQUEST_ID.fullmatch(request_id) is not None
-        scope.setdefault("state", {})["request_id"] = request_id if is_valid else uuid.uuid4().hex
+        request_id = request_id if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
         try:
             bound = self.other_bounds.get(scope["path"], self.max_body_bytes)
             check_head(headers, bound)
             check_host(headers, self.hosts)
-            if scope["method"] == "POST":
-                check_origin(headers, self.cors_origins)
+            check_origin(scope["method"], headers, self.cors_origins)
             caller = await self.access.authorize(scope["method"], scope["path"], headers)
             scope["state"]["caller"] = caller
-            await self.app(scope, receive if bound is None else _bounded(receive, bound), send_with_headers)
+            await self.app(scope, _bounded(receive, bound), send_with_headers)
         except ClientDisconnect:
             self.telemetry.refused(499)
         except asyncio.CancelledError:  # Serve cancels a request whose client has disconnected
             self.telemetry.refused(499)
             raise
         except Exception as error:
-            problem = error if isinstance(error, ProblemError) else internal(error, scope["state"]["request_id"])
+            problem = error if isinstance(error, ProblemError) else internal(error, request_id)
             self.telemetry.refused(problem.status)
             if not started:
-                await problem.response(scope["state"]["request_id"])(scope, receive, send_with_headers)
+                await problem.response(request_id)(scope, receive, send_with_headers)
         finally:
             caller.release()
 
@@ -127,12 +122,12 @@ def _bounded(receive: Receive, max_body_bytes: int) -> Receive:
     return receive_within_bound
 
 
-def check_head(headers: Headers, max_body_bytes: int | None) -> None:
-    """Refuse a request by its headers. Raises ProblemError."""
+def check_head(headers: Headers, max_body_bytes: int) -> None:
+    """Refuse an invalid request id, or a body that is announced as too long. Raises ProblemError."""
     request_id, length = headers.get("x-request-id", "-"), headers.get("content-length", "0")
     if not _REQUEST_ID.fullmatch(request_id):
         raise ProblemError(400, "X-Request-ID: expected 1 to 128 printable ASCII characters without spaces.")
-    if max_body_bytes is not None and length.isdigit() and int(length) > max_body_bytes:
+    if length.isdigit() and int(length) > max_body_bytes:
         raise too_large(f"{length} bytes", max_body_bytes)
 
 
@@ -140,31 +135,25 @@ def check_host(headers: Headers, hosts: Sequence[str] | None) -> None:
     """Refuse a request for another host name. Raises ProblemError."""
     name = _PORT.sub("", headers.get("host", "")).strip("[]").lower()
     if hosts is not None and name not in hosts:
-        raise ProblemError(
-            421,
-            f"Host: expected {' or '.join(hosts)}: without API keys only this machine may use the service. Under "
-            f"another name it needs keys.",
-        )
+        names = " or ".join(hosts)
+        raise ProblemError(421, f"Host: expected {names}: under other names the service needs API keys.")
 
 
-def check_origin(headers: Headers, cors_origins: Sequence[str]) -> None:
-    """Refuse a request that a page of another origin sends (CSRF). Raises ProblemError.
+def check_origin(method: str, headers: Headers, cors_origins: Sequence[str]) -> None:
+    """Refuse a POST that a page of another origin sends (CSRF). Raises ProblemError.
 
     A form or a `no-cors` fetch needs no CORS preflight: the page cannot read the answer, but its request would be
     processed. Pages of the same site are foreign too, because all ports of localhost are one site. Clients that are no
     browsers send neither header.
     """
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-    if "*" in cors_origins or origin in cors_origins:
+    if method != "POST" or "*" in cors_origins or origin in cors_origins:
         return
     # A proxy may change `Host`, so what the browser itself compared comes first; it sends that to secure URLs only.
-    is_own = site in ("same-origin", "none") if site else origin is None or _host(origin) == headers.get("host")
+    own = (None, f"http://{headers.get('host')}", f"https://{headers.get('host')}")
+    is_own = site in ("same-origin", "none") if site else origin in own
     if not is_own:
         raise ProblemError(403, "Origin: pages of other origins may not use this service: see serve.cors_origins.")
-
-
-def _host(origin: str) -> str:
-    return origin.partition("://")[2].lower()
 
 
 def too_large(found: str, max_body_bytes: int) -> ProblemError:

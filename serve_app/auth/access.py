@@ -41,15 +41,6 @@ class Caller:
         if self.limiter and self.tokens_per_minute:
             self.limiter.charge(self.name, tokens)
 
-    async def throttle(self) -> None:
-        """Wait until the rate limit admits more of this request."""
-        while self.limiter and self.tokens_per_minute:
-            reservation = await self.limiter.reserve(self.name, self.tokens_per_minute, 0)
-            self.limiter.release(self.name, reservation.slot)
-            if not reservation.refused_by:
-                return
-            await asyncio.sleep(reservation.retry_after_s)
-
     def release(self) -> None:
         """End the request."""
         if self.limiter:

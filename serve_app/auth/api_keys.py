@@ -137,26 +137,22 @@ def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def create_key(
-    name: str,
-    scopes: Iterable[Scope] = (Scope.DETECT,),
-    tokens_per_minute: int | None = None,
-    expires: datetime | None = None,
-) -> tuple[str, ApiKey]:
-    """A new key: its token for the owner, and its record. Raises ConfigError."""
+def create_key(name: str, scopes: Iterable[Scope] = (Scope.DETECT,), **limits: Any) -> tuple[str, ApiKey]:
+    """A new key: its token for the owner, and its record.
+
+    Args:
+        name: owner.
+        scopes: what the key permits.
+        limits: `tokens_per_minute` and `expires`.
+
+    Raises:
+        ConfigError: a value that a key cannot have.
+    """
     number = secrets.token_hex(4)
     token = f"dai_{number}_{secrets.token_urlsafe(32)}"
-    now = datetime.now(UTC).replace(microsecond=0)
+    known = {"id": number, "sha256": digest(token), "created": _now()}
     try:
-        return token, ApiKey(
-            id=number,
-            name=name,
-            sha256=digest(token),
-            scopes=frozenset(scopes),
-            tokens_per_minute=tokens_per_minute,
-            created=now,
-            expires=expires,
-        )
+        return token, ApiKey.model_validate({"name": name, "scopes": scopes, **known, **limits})
     except ValidationError as error:
         raise ConfigError(f"key: {_reason(error)}") from None
 
@@ -202,17 +198,21 @@ def _utc(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
 def _run(store: KeyStore, arguments: argparse.Namespace) -> str:
-    keys = store.read().keys  # refuses an old file
+    keys = store.read().keys
     if arguments.command == "list":
         return "\n".join(_line(key) for key in keys.values()) or f"no keys in {FOLDER}/"
     if arguments.command == "revoke":
         if arguments.id not in keys:
             raise ConfigError(f"no key {arguments.id!r} in {FOLDER}/; found {', '.join(keys) or 'none'}")
-        now = datetime.now(UTC).replace(microsecond=0)
-        store.put(keys[arguments.id].model_copy(update={"revoked": now}))
+        store.put(keys[arguments.id].model_copy(update={"revoked": _now()}))
         return f"revoked {arguments.id}: running replicas refuse it within serve.keys_refresh_s"
-    token, key = create_key(arguments.name, arguments.scope, arguments.tokens_per_minute, arguments.expires)
+    limits = {"tokens_per_minute": arguments.tokens_per_minute, "expires": arguments.expires}
+    token, key = create_key(arguments.name, arguments.scope, **limits)
     store.put(key)
     return token
 

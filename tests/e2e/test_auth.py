@@ -20,7 +20,7 @@ from detect_ai.detector.registry import Registry
 from serve_app import deploy as deployment
 from serve_app.auth import api_keys
 from serve_app.auth.api_keys import ENVIRONMENT, KeyStore, Scope
-from serve_app.deploy import deploy, is_serving, rollback_service, stop
+from serve_app.deploy import deploy, is_deployed, rollback_service, stop
 from serve_app.deployment import APP
 from tests.fixtures import tiny_models
 
@@ -67,7 +67,7 @@ def keyed_url(
     cluster: Path, config: Config, store: Storage, keyed_config: Config, keyed_store: Storage, tokens: dict[str, str]
 ) -> Iterator[str]:
     """A service with keys, in place of the shared one."""
-    is_shared = is_serving()
+    is_shared = is_deployed()
     yield str(deploy(keyed_config, keyed_store)["url"])
     if is_shared:
         deploy(config, store)

@@ -70,7 +70,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
         "require_resources": lambda *_: None,
         "start_serve": lambda _: False,
         "is_deployed": lambda: serve.live is not None,
-        "is_serving": lambda: serve.live is not None,
         "served_version": lambda _: serve.live,
         "checked_version": lambda config, _: config.version,
         "stop": lambda app, serve_too: setattr(serve, "live", None),

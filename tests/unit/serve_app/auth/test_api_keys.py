@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,9 +76,9 @@ def test_creating_a_key_never_restores_a_revoked_one(storage: Storage, monkeypat
     KeyStore(storage).put(key)
     original = create_key
 
-    def revoke_first(*arguments: object) -> tuple[str, ApiKey]:
+    def revoke_first(*arguments: Any, **limits: Any) -> tuple[str, ApiKey]:
         assert api_keys.main(["--root", storage.root, "revoke", key.id]) == 0
-        return original(*arguments)  # type: ignore[arg-type]
+        return original(*arguments, **limits)
 
     monkeypatch.setattr(api_keys, "create_key", revoke_first)
     assert api_keys.main(["--root", storage.root, "create", "newcomer"]) == 0
