@@ -23,7 +23,6 @@ from serve_app.engine.autoscaling import DEMAND, scale_on_demand
 APP = "detect_ai"
 DEPLOYMENT = "Detector"
 LOOK_BACK_S = 12.0  # of the load that autoscaling goes by; Serve measures every 10 seconds
-MAX_CONCURRENT_PER_KEY = 32
 
 
 @serve.ingress()
@@ -34,7 +33,7 @@ class Replica:
         config: of the service.
         storage_root: where the registry lies.
         version: of the bundle, pinned: a move of the champion changes nothing here.
-        keys: hashed API keys of the environment, as JSON, beside those of the file; None: everybody may ask.
+        keys: hashed API keys besides those under the storage root, as JSON; None: no key is required.
     """
 
     def __init__(self, config: ServeConfig, storage_root: str, version: str, keys: str | None) -> None:
@@ -54,8 +53,8 @@ class Replica:
         self.versions = Versions(engine(version), canary, config.canary_share)
         self.access = AccessControl(
             connect_limiter(),
-            config.rate_per_minute,
-            MAX_CONCURRENT_PER_KEY,
+            config.tokens_per_minute,
+            config.max_concurrent_per_key,
             None if keys is None else KeyStore(Storage(storage_root), keys).read,
         )
 
@@ -97,7 +96,7 @@ def build(
         storage_root: an absolute path or a URI: replicas run in another folder.
         version: of the bundle in the registry.
         runtime_env: of the replicas; that of the job when None.
-        keys: hashed API keys of the environment, as JSON; None: everybody may ask.
+        keys: hashed API keys of the environment, as JSON; None: no key is required.
     """
     actor: dict[str, Any] = {"num_cpus": config.cpus_per_replica, "num_gpus": int(config.use_gpu)}
     if runtime_env is not None:

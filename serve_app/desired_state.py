@@ -40,7 +40,7 @@ class State(BaseModel):
         """The settings. Raises ConfigError when another release wrote them."""
         try:
             return ServeConfig(**self.settings)
-        except (TypeError, ValueError) as error:
+        except ValidationError as error:
             raise ConfigError(f"{KEY}: the settings of {self.version} are of another release: deploy again") from error
 
 

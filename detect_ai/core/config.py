@@ -357,9 +357,10 @@ class ServeConfig(Section):
     max_tokens: Count = 100_000  # of a request, all texts together
     cache_texts: Natural = 0  # cached scores, by hash of the normalised text; 0: no cache
     cors_origins: list[str] = []  # other origins that may call the API from a browser
-    keys_file: str = "auth/keys.json"  # under storage.root; `python -m serve_app.auth.api_keys` writes it
     keys_refresh_s: Positive = 5  # delay until a revoked key is refused
-    rate_per_minute: Natural = 0  # of a key without a rate of its own, or in total without keys; 0: no limit
+    # Tokens that the model reads for a key without a rate of its own, or for everybody without keys; 0: no limit.
+    tokens_per_minute: Natural = 0
+    max_concurrent_per_key: Natural = 32  # requests in progress, over all replicas; 0: no limit
     max_explain_tokens: Count = 400_000  # bound on tokens x sentences of `explain`
     max_body_bytes: Count = 1_000_000  # of a request; of a line in a stream
     max_streams: int = 16  # concurrent, per replica
