@@ -132,7 +132,12 @@ def train_workers() -> list[psutil.Process]:
 def own_copy(config: Config, storage: Storage, name: str) -> Config:
     """A configuration under a run name of its own, with the corpus already prepared."""
     storage.write_json(f"runs/{name}/prepare.json", storage.read_json(f"runs/{config.run}/prepare.json"))
-    return config.model_copy(update={"run": name})
+    return config.model_copy(update={"run": name}, deep=True)
+
+
+def with_train(config: Config, **changes: Any) -> Config:
+    """A configuration with other training settings."""
+    return config.model_copy(update={"train": config.train.model_copy(update=changes)})
 
 
 def driver(stage: str, config: Config, folder: Path) -> subprocess.Popen[bytes]:
