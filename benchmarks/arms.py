@@ -1,9 +1,9 @@
 """One arm of `benchmarks/train.py` in a process of its own: `python benchmarks/arms.py ARM JOB`, JOB being JSON.
 
-Every arm makes some steps to warm up and then the `steps` of the job, which are measured, or two whole epochs
-(`steps` 0); once for each of its `seeds`. Prints figures as JSON: real tokens a second (padding, warm-up and start-up
-not counted), share of padding, `start_up` (seconds until the first batch is read, of ours asked for), `besides`
-(seconds for all but the training), validation loss.
+Every arm makes some warm-up steps and then the `steps` of the job, which are measured, or two whole epochs (`steps` 0),
+once for each of its `seeds`. Prints metrics as JSON: tokens a second (without padding, warm-up and start-up), fraction
+of padding, `start_up` (seconds until the first batch is read, of ours requested), `overhead` (seconds of everything but
+the training), validation loss.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def ours(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
         "tokens_per_second": round(sum(line["tokens_per_second"] * line["seconds"] for line in measured) / clock),
         "padding": last["padding"],
         "start_up": lines[0]["time"] - BEGAN,
-        "besides": seconds - sum(epoch["seconds"] for epoch in result.history),
+        "overhead": seconds - sum(epoch["seconds"] for epoch in result.history),
         "val_loss": last["val_loss"],
         **({"mfu": sum(line["mfu"] * line["seconds"] for line in measured) / clock} if "mfu" in last else {}),
     }
@@ -78,7 +78,7 @@ def trainer(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     """transformers.Trainer over the same token ids."""
     corpus = corpus_of(config)
     if arm != "trainer_matched":
-        config.model = config.model.model_copy(update={"dropout": 0.1, "attention_dropout": 0.1})
+        config.model.dropout = 0.1
     train, validation = (rows_of(config, corpus, split) for split in ("train", "validation"))
     started = time.perf_counter()
     first = None
@@ -89,12 +89,12 @@ def trainer(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
         warming.train()
     loop, counted = hugging_face(arm, job, config, train, job["steps"])
     runtime = loop.train().metrics["train_runtime"]
-    besides = time.perf_counter() - started - runtime
+    overhead = time.perf_counter() - started - runtime
     return {
         "tokens_per_second": round(counted.tokens / runtime),
         "padding": 1 - counted.tokens / counted.padded,
         "start_up": (first or counted).began - BEGAN,
-        "besides": besides,
+        "overhead": overhead,
         **({} if job["steps"] else {"val_loss": loop.evaluate(validation)["eval_loss"]}),
     }
 
@@ -129,10 +129,22 @@ def hugging_face(arm: str, job: dict[str, Any], config: Any, rows: Any, steps: i
         # By length for speed; where quality is compared, at random, which learns better (docs/TRAINING.md).
         train_sampling_strategy="group_by_length" if tuned and steps else "random",
     )
-    network = plain(encoder.build(config.model, config.seed))
+    network = encoder.build(config.model, config.seed)
+    if config.model.dropout:
+        network = with_attention_dropout(network, config.model.dropout)
     collator = transformers.DataCollatorWithPadding(pad)
     loop = transformers.Trainer(model=network, args=arguments, train_dataset=rows, data_collator=collator)
     return loop, Counter(network)
+
+
+def with_attention_dropout(network: Any, rate: float) -> Any:
+    """The same model with dropout in attention, which ours never has."""
+    for name in ("attention_probs_dropout_prob", "attention_dropout"):
+        if hasattr(network.config, name):
+            setattr(network.config, name, rate)
+    copy = type(network)(network.config)
+    copy.load_state_dict(network.state_dict())
+    return copy
 
 
 class Counter:
@@ -167,7 +179,7 @@ def rows_of(config: Any, corpus: Any, split: str) -> Any:
 
 
 def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
-    """A bare loop: our batches, made beforehand; the model as transformers has it, or ours."""
+    """A bare loop over our batches, made in advance."""
     import torch
 
     from detect_ai.models import encoder
@@ -175,8 +187,7 @@ def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
 
     device = torch.device("cuda" if job["gpu"] else "cpu")
     dtype = encoder.autocast_dtype("auto", device)
-    network = encoder.build(config.model, config.seed)
-    network = (network if arm == "bare_ours" else plain(network)).to(device).train()
+    network: Any = encoder.build(config.model, config.seed).to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.train.lr, weight_decay=0.01, fused=True)
     steps = our_steps(config, corpus_of(config))
     began = time.time()
@@ -198,13 +209,6 @@ def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     parts = [part.batch for step in steps[warm(job) :] for part in step]
     tokens, padded = sum(int(part.lengths.sum()) for part in parts), sum(part.input_ids.size for part in parts)
     return {"tokens_per_second": round(tokens / seconds), "padding": 1 - tokens / padded, "start_up": began - BEGAN}
-
-
-def plain(network: Any) -> Any:
-    """The same model as transformers has it, without our last layer (`detect_ai.models.first_token`)."""
-    made = type(network)(network.config)
-    made.load_state_dict(network.state_dict())
-    return made
 
 
 def wait_for(device: Any) -> None:

@@ -39,7 +39,7 @@ def prepared(scratch: Path, path: str | None, count: int) -> dict[str, str]:
     import torch
 
     torch.manual_seed(0)
-    config = load_config([f"model.window={WINDOW}", f"model.stride={STRIDE}"]).model
+    config = load_config([f"model.window={WINDOW}", f"model.stride={STRIDE}", "model.pooling=encoder"]).model
     tokenizer = encoder.load_tokenizer(config)
     rows = texts(path, 2 * count)
     rows = rows[rows["text"].str.split().str.len().between(*WORDS)]

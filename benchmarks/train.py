@@ -1,6 +1,6 @@
-"""How fast training is against the Hugging Face Trainer and a bare loop: `make bench-train`.
+"""Training throughput against the Hugging Face Trainer and a bare PyTorch loop: `make bench-train`.
 
-Arms, each in a process of its own, in turn and in reversed turn, on one corpus; slow arms make fewer steps:
+Arms, each in a process of its own, in order and in reversed order, on one corpus; slow arms make fewer steps:
 
     ours_1           the project's training (Ray Data, Ray Train), one worker with two threads
     ours_2           the same, two workers with one thread each
@@ -8,13 +8,12 @@ Arms, each in a process of its own, in turn and in reversed turn, on one corpus;
     trainer_tuned    the same, grouped by length, bf16 autocast where the hardware has it, fused AdamW
     trainer_matched  tuned, and with our dropout of 0
     bare             a bare PyTorch loop over our batches held in memory, two threads
-    bare_ours        with --ray, the same on our model: what is missing there is what Ray costs
     ours_compiled    on a GPU: ours_1 with train.compile=true
 
-for `minilm` and for a DistilBERT of full size with random weights. Real tokens a second after the first steps (padding
-not counted), seconds of start-up (`besides`: for all else but the training), medians over the rounds with their spread.
-For `minilm` also the validation loss after two epochs over three seeds, on the first 40 words of each text, ours minus
-that of `trainer_matched`, paired.
+for `minilm` and for a DistilBERT of full size with random weights. Reported are tokens a second after the first steps
+(without padding), seconds of start-up (`overhead`: of everything but the training) as medians over the rounds with
+their range. For `minilm` also the validation loss after two epochs over three seeds, on the first 40 words of each
+text, ours minus that of `trainer_matched`, paired.
 The last line is JSON; its ratios are those of `ours_1` and of the model where they are worse, `two_workers` those of
 `ours_2`.
 """
@@ -37,24 +36,8 @@ from material import MODELS, prepared
 # Steps of 16 documents, after those that warm up. Grouped by length, the Trainer reads 48 of 240 documents from the
 # longest to the shortest, then the next: of such three steps none may be left out.
 STEPS = {
-    "minilm": {
-        "trainer": 2,
-        "trainer_tuned": 6,
-        "trainer_matched": 9,
-        "ours_1": 6,
-        "ours_2": 6,
-        "bare": 6,
-        "bare_ours": 6,
-    },
-    "distilbert": {
-        "trainer": 1,
-        "trainer_tuned": 3,
-        "trainer_matched": 3,
-        "ours_1": 3,
-        "ours_2": 3,
-        "bare": 3,
-        "bare_ours": 3,
-    },
+    "minilm": {"trainer": 2, "trainer_tuned": 6, "trainer_matched": 9, "ours_1": 6, "ours_2": 6, "bare": 6},
+    "distilbert": {"trainer": 1, "trainer_tuned": 3, "trainer_matched": 3, "ours_1": 3, "ours_2": 3, "bare": 3},
 }
 # On a GPU, of 64 documents.
 GPU_STEPS = {
@@ -64,7 +47,6 @@ GPU_STEPS = {
     "ours_1": 160,
     "ours_compiled": 160,
     "bare": 160,
-    "bare_ours": 160,
 }
 DOCUMENTS = 240  # of training
 GPU_DOCUMENTS = 12_800
@@ -81,7 +63,6 @@ def main() -> int:
     parser.add_argument(
         "--gpu", action=argparse.BooleanOptionalAction, help="on one GPU; the default where there is one"
     )
-    parser.add_argument("--ray", action="store_true", help="the arm bare_ours too")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     options = parser.parse_args()
     options.gpu = torch.cuda.is_available() if options.gpu is None else options.gpu
@@ -99,9 +80,9 @@ def main() -> int:
 
 
 def measured(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Medians over rounds of every figure of every arm."""
+    """Medians over rounds of every metric of every arm."""
     planned = GPU_STEPS if options.gpu else STEPS[job["name"]]
-    steps = {arm: round(n * options.scale) for arm, n in planned.items() if options.ray or arm != "bare_ours"}
+    steps = {arm: round(n * options.scale) for arm, n in planned.items()}
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in steps}
     for number in range(options.rounds):
         for arm in steps if number % 2 == 0 else reversed(steps):
@@ -111,17 +92,17 @@ def measured(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The median of each figure, and the lowest and highest speed."""
+    """The median of each metric, and the lowest and highest speed."""
     speeds = [run["tokens_per_second"] for run in runs]
-    figures = {name: statistics.median(run[name] for run in runs) for name in runs[0] if name != "val_loss"}
-    return {**{name: round(value, 4) for name, value in figures.items()}, "spread": [min(speeds), max(speeds)]}
+    medians = {name: statistics.median(run[name] for run in runs) for name in runs[0] if name != "val_loss"}
+    return {**{name: round(value, 4) for name, value in medians.items()}, "spread": [min(speeds), max(speeds)]}
 
 
 def call(arm: str, job: dict[str, Any], steps: int, seeds: list[int]) -> list[dict[str, Any]]:
     """Run an arm in a process of its own, once for each seed; 0 steps: all of two epochs."""
     folder = Path(__file__).parent
-    told = json.dumps({**job, "steps": steps, "seeds": seeds})
-    command = [sys.executable, str(folder / "arms.py"), arm, told]
+    given = json.dumps({**job, "steps": steps, "seeds": seeds})
+    command = [sys.executable, str(folder / "arms.py"), arm, given]
     done = subprocess.run(command, cwd=folder.parent, check=False, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
@@ -142,17 +123,16 @@ def nll_gap(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def ratios(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Ours against each peer, of the model where it is worse; and the highest share of padding."""
+    """Ours against each peer, of the model where it is worse; and the highest fraction of padding."""
 
     def worst(over: str, under: str) -> float | None:
         pairs = [(arms[over], arms[under]) for arms in found.values() if over in arms and under in arms]
-        shares = [top["tokens_per_second"] / bottom["tokens_per_second"] for top, bottom in pairs]
-        return round(min(shares), 3) if shares else None
+        ratios = [top["tokens_per_second"] / bottom["tokens_per_second"] for top, bottom in pairs]
+        return round(min(ratios), 3) if ratios else None
 
     def against(ours: str) -> dict[str, float | None]:
-        peers = ("trainer", "trainer_tuned", "trainer_matched", "bare_loop", "bare_loop_of_our_model")
-        arms = {"bare_loop": "bare", "bare_loop_of_our_model": "bare_ours"}
-        return {f"vs_{peer}": worst(ours, arms.get(peer, peer)) for peer in peers}
+        peers = {"trainer": "trainer", "trainer_tuned": "trainer_tuned", "trainer_matched": "trainer_matched"}
+        return {f"vs_{name}": worst(ours, arm) for name, arm in {**peers, "bare_loop": "bare"}.items()}
 
     return {
         **against("ours_1"),
