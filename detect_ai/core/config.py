@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -143,7 +144,6 @@ class ModelConfig(Section):
     window: Annotated[int, Field(ge=16)] = 256  # tokens, special tokens included
     stride: Count = 192  # tokens between the starts of neighbouring windows
     dropout: FractionBelow1 = 0.0  # hidden and classifier dropout
-    attention_dropout: FractionBelow1 = 0.0  # above 0 attention leaves its fast path
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -162,25 +162,19 @@ class TrainConfig(Section):
     microbatch_size: Count = 4  # documents in one forward pass
     shortest_span: Natural = 0  # tokens; train on spans of random length from this to a window; 0: whole windows
     warmup: FractionBelow1 = 0.1  # fraction of the steps
-    decay: Literal["linear", "cosine"] = "linear"
     weight_decay: NonNegative = 0.01
     max_grad_norm: Positive = 1.0
-    label_smoothing: FractionBelow1 = 0.0
-    adversarial: NonNegative = 0.0  # length of the adversarial step on word embeddings; 0: no adversarial training
-    class_weights: list[Positive] = [1.0, 1.0]  # human, ai
+    adversarial: NonNegative = 0.0  # length of the SAM-like step on the word embeddings; 0: none
     attack_weight: Positive = 1.0  # of attacked copies (corpus.augment)
-    frozen: Literal["nothing", "embeddings", "encoder"] = "nothing"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # fp16: on a GPU only
     compile: bool = False  # torch.compile: pays on a GPU in long runs
-    compiled_lengths: Annotated[int, Field(ge=0, le=64)] = 0  # padded lengths, one program each; 0: one for all lengths
     gradient_checkpointing: bool = False  # less memory, more compute
     num_workers: int | list[int] = 2  # or [min, max]: elastic, Ray Train takes what the cluster has
     resize_every_s: Positive = 60  # with [min, max]: how often free resources are checked
     cpus_per_worker: Positive = 1
     threads_per_worker: Count = 1
     use_gpu: bool = False
-    patience: Natural = 0  # evaluations without improvement before early stopping; 0: never
-    stop_on: Literal["auroc", "val_loss"] = "auroc"
+    patience: Natural = 0  # evaluations without a better AUROC before early stopping; 0: never
     checkpoint_every: Natural = 0  # steps between checkpoints besides those of evaluations; 0: only those
     max_failures: Natural = 3  # times that lost workers are replaced; training resumes from the last checkpoint
     log_every: Count = 10  # steps
@@ -195,14 +189,7 @@ class TrainConfig(Section):
         _require(
             self.microbatch_size <= batch, "microbatch_size", self.microbatch_size, f"at most batch_size ({batch})"
         )
-        _require(
-            len(self.class_weights) == 2, "class_weights", self.class_weights, "two numbers: of human and AI texts"
-        )
         _require(self.precision != "fp16" or self.use_gpu, "precision", "fp16", "bf16 or fp32 without use_gpu")
-        trains_embeddings = self.frozen == "nothing" or not self.adversarial
-        _require(trains_embeddings, "adversarial", self.adversarial, "0 unless frozen=nothing")
-        lengths = self.compiled_lengths
-        _require(self.compile or not lengths, "compiled_lengths", lengths, "0 without compile=true")
         return self
 
     @property
@@ -221,7 +208,7 @@ class SweepConfig(Section):
     space: dict[str, Any] = {}
     trials: Count = 4  # of random and optuna
     epochs: Count = 2  # of each trial
-    stop: Literal["none", "asha", "median"] = "none"  # scheduler that stops trials which fall behind
+    stop: Literal["none", "asha"] = "none"  # asha stops trials that fall behind
     grace: Count = 1  # least epochs of a trial
     max_concurrent: Natural = 0  # 0: as many as fit the cluster
 
@@ -229,6 +216,11 @@ class SweepConfig(Section):
     def _check(self) -> Self:
         _require(self.grace <= self.epochs, "grace", self.grace, f"at most epochs ({self.epochs})")
         return self
+
+    @property
+    def num_trials(self) -> int:
+        """Number of trials: every combination of a grid, else `trials`."""
+        return math.prod(map(len, self.space.values())) if self.search == "grid" else self.trials
 
 
 class CalibrationConfig(Section):

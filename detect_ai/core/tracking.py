@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Literal, Self, cast
 
 from detect_ai.core.config import Config
-from detect_ai.training import search_space
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ def open_run(config: Config, told: bool = True, facts: Mapping[str, Any] | None 
     local = "://" not in config.storage.root
     # No stage may delete what another one of the same loop wrote: trials, a training, an evaluation, a publication.
     # A stage need not be told of the sweep before it.
-    runs = max(_RUNS, search_space.count(config.sweep)) + 3
+    runs = max(_RUNS, config.sweep.num_trials) + 3
     return Tracker(
         resolve_mode(config.tracking.mode) if told else "disabled",
         folder=Path(config.storage.root if local else "~/.cache/detect_ai").expanduser(),

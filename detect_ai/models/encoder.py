@@ -79,10 +79,9 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
     path, revision = resolve(config)
     with _as_config_errors(config):
         hf_config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    for names, value in ((_DROPOUT, config.dropout), (_ATTENTION_DROPOUT, config.attention_dropout)):
-        for name in names:
-            if hasattr(hf_config, name):
-                setattr(hf_config, name, value)
+    for name in (*_DROPOUT, *_ATTENTION_DROPOUT):
+        if hasattr(hf_config, name):
+            setattr(hf_config, name, config.dropout if name in _DROPOUT else 0.0)  # attention is slower with dropout
     if config.layers:
         _keep_layers(hf_config, config)
     labels: Any = {"id2label": ID2LABEL, "label2id": {label: i for i, label in ID2LABEL.items()}}
