@@ -1,4 +1,4 @@
-"""The Ray Serve application: one deployment that takes HTTP and runs the model, without a hop between them."""
+"""Ray Serve application: one deployment that accepts HTTP and runs the model in the same process."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from serve_app.engine.autoscaling import DEMAND, scale_on_demand
 
 APP = "detect_ai"
 DEPLOYMENT = "Detector"
-LOOK_BACK_S = 12.0  # of the load that autoscaling goes by; Serve measures every 10 seconds
+LOOK_BACK_S = 12.0  # of autoscaling; replicas report every 10 seconds
 
 
 @serve.ingress()
 class Replica:
-    """One process that answers requests with one version of the model.
+    """One process that answers requests with one version of the model, and optionally a canary.
 
     Args:
-        config: of the service.
-        storage_root: where the registry lies.
-        version: of the bundle, pinned: a move of the champion changes nothing here.
-        keys: hashed API keys besides those under the storage root, as JSON; None: no key is required.
+        config: the service.
+        storage_root: of the registry and the API keys.
+        version: of the bundle; pinned, whatever the champion becomes.
+        keys: hashed API keys of the environment, as JSON; None: no keys are required.
     """
 
     def __init__(self, config: ServeConfig, storage_root: str, version: str, keys: str | None) -> None:
@@ -68,13 +68,13 @@ class Replica:
         return {DEMAND: self.versions.demand()}
 
     def check_health(self) -> None:
-        """Ask Serve for another replica when this one's batches have stopped."""
+        """Raise if the deployed version hangs, so that Serve replaces this replica."""
         if not self.versions.alive:
             raise RuntimeError("the batcher has stopped")
 
 
 def load(config: ServeConfig, storage_root: str, version: str) -> tuple[Detector, str]:
-    """The detector of a version, every byte of it checked, and its model card, empty where there is none."""
+    """The detector of a version, verified, and its model card; empty without one."""
     device = "cuda" if config.use_gpu else "cpu"
     with Registry(Storage(storage_root)).folder(version) as folder:
         card = folder / CARD_FILE
@@ -89,14 +89,14 @@ def build(
     runtime_env: dict[str, Any] | None = None,
     keys: str | None = None,
 ) -> serve.Application:
-    """The application that serves one version.
+    """The application for one version.
 
     Args:
-        config: of the service.
-        storage_root: an absolute path or a URI: replicas run in another folder.
+        config: the service.
+        storage_root: an absolute path or a URI, because replicas run in another directory.
         version: of the bundle in the registry.
-        runtime_env: of the replicas; that of the job when None.
-        keys: hashed API keys of the environment, as JSON; None: no key is required.
+        runtime_env: of the replicas; None: that of the job.
+        keys: hashed API keys of the environment, as JSON; None: no keys are required.
     """
     actor: dict[str, Any] = {"num_cpus": config.cpus_per_replica, "num_gpus": int(config.use_gpu)}
     if runtime_env is not None:
@@ -117,11 +117,11 @@ def build(
             policy=AutoscalingPolicy(policy_function=scale_on_demand),
         ),
         graceful_shutdown_wait_loop_s=1,
-        # What is in flight has its own bound; the rest is time to answer.
+        # The bound of requests in flight, and time to send their answers.
         graceful_shutdown_timeout_s=config.request_timeout_s + 10,
         max_surge_percent=100,  # the old version answers until the new one is ready, also with one replica
         max_constructor_retry_count=2,
-        # Serve's own proxy writes one line a request already.
+        # Serve's own proxy logs requests already.
         logging_config=LoggingConfig(enable_access_log=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"),
     )
     return deployment(Replica).bind(config, storage_root, version, keys)

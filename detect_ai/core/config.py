@@ -328,7 +328,6 @@ class ServeConfig(Section):
     version: str = ""  # empty: the champion
     canary: str = ""  # version that answers a fraction of the callers
     canary_share: Fraction = 0.05
-    shadow: str = ""  # version that scores the same requests, for metrics only
     min_replicas: Natural = 1
     max_replicas: Count = 2
     target_ongoing_requests: Count = 16
@@ -346,19 +345,13 @@ class ServeConfig(Section):
     batch_tokens: Count = 8192  # padded tokens in one forward pass
     max_texts: Count = 256  # in a request
     max_chars: Count = 200_000  # of a request, all texts together
-    max_tokens: Count = 100_000  # of a request, all texts together
-    cache_texts: Natural = 0  # cached scores, by hash of the normalised text; 0: no cache
+    max_tokens: Count = 400_000  # read for a request: texts, spans and explanations together
     cors_origins: list[str] = []  # other origins that may call the API from a browser
     keys_refresh_s: Positive = 5  # delay until a revoked key is refused
     # Tokens that the model reads for a key without a rate of its own, or for everybody without keys; 0: no limit.
     tokens_per_minute: Natural = 0
     max_concurrent_per_key: Natural = 32  # requests in progress, over all replicas; 0: no limit
-    max_explain_tokens: Count = 400_000  # bound on tokens x sentences of `explain`
-    max_body_bytes: Count = 1_000_000  # of a request; of a line in a stream
-    max_streams: int = 16  # concurrent, per replica
-    stream_idle_s: float = 60  # idle streams are closed after this time
-    stream_lines: Count = 128  # lines of one stream in progress
-    stream_backlog_bytes: Count = 16_000_000  # bytes of one stream received and not answered
+    max_body_bytes: Count = 1_000_000  # of a request
     max_files: Count = 16  # in a request
     max_file_bytes: Count = 10_000_000
     max_upload_bytes: Count = 20_000_000  # of a request with files
