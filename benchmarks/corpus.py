@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from detect_ai.core.config import Config, SourceConfig, load_config
 from detect_ai.core.local_cluster import LocalCluster
-from detect_ai.corpus.shards import Plan, write_shards
+from detect_ai.corpus.shards import ShardPlan, write_shards
 from detect_ai.corpus.sources import list_pieces, read_piece
 from detect_ai.models.encoder import load_tokenizer
 from detect_ai.text.normalize import normalise
@@ -138,7 +138,7 @@ def timed_shards(folder: Path, files: list[str], rows: int, config: Config, numb
     columns = [{"weight": [1.0] * len(part), "copy": [""] * len(part)} for part in parts]
     places = [(part // SCRATCH_FILE_ROWS, part % SCRATCH_FILE_ROWS) for part in parts]
     made = [
-        Plan("train", i, file.astype(np.int32), row.astype(np.int32), columns[i])
+        ShardPlan("train", i, file.astype(np.int32), row.astype(np.int32), columns[i])
         for i, (file, row) in enumerate(places)
     ]
     tokenizer = load_tokenizer(config.model)

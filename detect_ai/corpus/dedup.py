@@ -1,12 +1,13 @@
-"""Near duplicates: MinHash signatures, the pairs they tell of, and what hangs together by pairs. Pure.
+"""Exact and near duplicates: MinHash signatures, LSH bands, and clusters of near duplicates. Pure.
 
 MinHash (Broder 1997) with locality-sensitive hashing by bands (Leskovec, Rajaraman & Ullman, Mining of Massive
-Datasets, chapter 3): texts become candidates when a whole band of their signatures is equal.
+Datasets, chapter 3): texts become candidates if a whole band of their signatures is equal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,20 +19,60 @@ Signatures = NDArray[np.uint32]
 NUM_PERM = 128
 _SEED = 1
 _SHINGLE = 5  # words
-_RECALL = 0.975  # of the bands, and of the check behind them, each at the threshold
+_RECALL = 0.975  # of the bands, and of the check after them, each at the threshold
 _NEIGHBOURS = 32
-_PAIRS_PER_ROW = 16  # enough for every pair of clusters of up to 33
 _BLOCK = 1 << 14  # rows of signatures in memory at once: 8 MB
 _EMPTY = np.iinfo(np.uint32).max
 # Powers of an odd number (2**64 / golden ratio), for hashes of rows.
 _WEIGHTS: Hashes = np.cumprod(np.full(NUM_PERM, 0x9E3779B97F4A7C15, np.uint64), dtype=np.uint64)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ExactDuplicates:
+    """Rows that have the text of another one, all of shape (rows,).
+
+    Attributes:
+        both_labels: the text occurs with both labels: none of its rows can stay.
+        duplicate: the row is not the one that stays of its text.
+        duplicate_of: position of the row that stays of a duplicate, of the first row with the other label of a text
+            with both, else -1.
+    """
+
+    both_labels: NDArray[np.bool_]
+    duplicate: NDArray[np.bool_]
+    duplicate_of: Ints
+
+
+def exact_duplicates(digests: Hashes, labels: NDArray[np.int8], keys: NDArray[np.uint64 | np.str_]) -> ExactDuplicates:
+    """Find exact duplicates. Of the rows of a text the one with the smallest key stays, whatever their order.
+
+    Args:
+        digests: of the texts, shape (rows,).
+        labels: 0 or 1, shape (rows,).
+        keys: unique among the rows of a text, shape (rows,).
+    """
+    order = np.argsort(keys, kind="stable")
+    order = order[np.argsort(digests[order], kind="stable")]
+    digests, labels = digests[order], labels[order]
+    starts = np.ones(len(order), np.bool_)
+    starts[1:] = digests[1:] != digests[:-1]
+    text = np.cumsum(starts) - 1
+    first = np.full((2, int(starts.sum())), -1, np.int64)  # of each label and text
+    for label in (0, 1):
+        own = np.flatnonzero(labels == label)[::-1]  # of repeated places the last one written stays
+        first[label, text[own]] = order[own]
+    both = np.all(first >= 0, axis=0)[text]
+    duplicate = ~both & ~starts
+    duplicate_of = np.where(both, first[1 - labels, text], np.where(duplicate, first[labels, text], -1))
+    back = np.argsort(order)
+    return ExactDuplicates(both[back], duplicate[back], duplicate_of[back])
+
+
 def signatures(texts: Sequence[str]) -> Signatures:
     """MinHash signatures of normalised texts over their case-folded word 5-grams, shape (texts, 128).
 
     A text of fewer than five words is one shingle. One without a word has no shingles: its signature is the largest
-    number throughout, and it is like no other text.
+    number throughout, and it resembles no other text.
     """
     from rensa import RMinHash
 
@@ -51,21 +92,21 @@ def _shingles(text: str) -> list[str]:
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """How many bands of how many rows: the longest rows that still find a pair at the threshold 39 times in 40.
+    """Number of bands and rows a band: the longest rows that find a pair at the threshold with probability 0.975.
 
     A pair of Jaccard similarity s becomes a candidate with probability 1 - (1 - s^rows)^bands. At a threshold of 0.8
     these are 18 bands of 7 rows: 0.985 at 0.8, 0.79 at 0.7, 0.13 at 0.5, 0.004 at 0.3.
     """
-    plans = ((NUM_PERM // rows, rows) for rows in range(NUM_PERM, 0, -1))
-    return next((plan for plan in plans if 1 - (1 - threshold ** plan[1]) ** plan[0] >= _RECALL), (NUM_PERM, 1))
+    choices = ((NUM_PERM // rows, rows) for rows in range(NUM_PERM, 0, -1))
+    return next((c for c in choices if 1 - (1 - threshold ** c[1]) ** c[0] >= _RECALL), (NUM_PERM, 1))
 
 
-def least_agreement(threshold: float) -> int:
+def min_agreement(threshold: float) -> int:
     """How many of the 128 numbers must be equal for a pair to count.
 
     Signatures of a pair at the threshold agree in a binomial number of places; 39 in 40 reach this one. Together with
-    `bands` at least 95 in 100 pairs at the threshold are found (and more above it). The price are pairs just below:
-    at a threshold of 0.8 half of the pairs at 0.72 count, 1 in 100 at 0.63, none in practice below 0.55.
+    `bands`, 95% of the pairs at the threshold are found (and more above it). The price is pairs just below: at a
+    threshold of 0.8 half of the pairs at 0.72 count, 1% at 0.63, none in practice below 0.55.
     """
     from scipy.special import bdtr
 
@@ -73,64 +114,45 @@ def least_agreement(threshold: float) -> int:
     return int((below <= 1 - _RECALL).sum())
 
 
-def similar_pairs(signatures: Signatures, threshold: float) -> Ints:
-    """Pairs of near duplicates: every one, but in crowds only enough to connect them.
+def near_duplicate_clusters(signatures: Signatures, threshold: float) -> Ints:
+    """Clusters of near duplicates: for each row the position of the first row of its cluster, shape (rows,).
 
-    Crowds are the largest clusters, those that would make it more than 16 pairs a row; clusters of up to 33 never are.
-    Where every text alike another must be found, act on whole `clusters`. Which texts hang together does not depend on
-    the order of the rows.
+    Band by band, so that memory beside the signatures stays below 100 bytes a row. Equal signatures are compared once.
+    Of texts that agree in a band, each is compared with the 32 after it in an order of their content, unless the two
+    are connected already: a hundred thousand variants of one text cost no more than a hundred thousand texts. Which
+    texts are in one cluster does not depend on the order of the rows.
 
     Args:
-        signatures: shape (rows, 128); a `np.memmap` will do, see `_connecting`.
-        threshold: Jaccard similarity from which texts are near duplicates, in (0, 1]; see `least_agreement`.
-
-    Returns:
-        Positions, the smaller one first, sorted, each pair once, shape (pairs, 2).
+        signatures: shape (rows, 128); a `np.memmap` is read in blocks.
+        threshold: Jaccard similarity from which texts are near duplicates, in (0, 1]; see `min_agreement`.
     """
-    floor = least_agreement(threshold)
-    connecting = _connecting(signatures, *bands(threshold), floor)
-    inside = _inside(clusters(len(signatures), connecting))
-    pairs = np.concatenate([connecting, *(found[_agreement(signatures, found) >= floor] for found in inside)])
-    pairs = np.unique(np.sort(pairs, axis=1) @ np.array([len(signatures), 1]))
-    return np.stack(np.divmod(pairs, max(1, len(signatures))), axis=1)
-
-
-def _connecting(signatures: Signatures, num_bands: int, num_rows: int, floor: int) -> Ints:
-    """Pairs that connect all that hangs together, shape (pairs, 2).
-
-    Band by band, so that beside the signatures memory stays below 100 bytes a row. Equal signatures are compared once.
-    Of texts that agree in a band, each is compared with the 32 behind it in an order of their content, unless the two
-    are connected already. So a hundred thousand variants of one text cost no more than a hundred thousand texts.
-    """
+    num_bands, num_rows = bands(threshold)
+    required = min_agreement(threshold)
     distinct, copies = _distinct(signatures)
-    found = [copies]
     labels = np.arange(len(distinct), dtype=np.int64)
     for start in range(0, num_bands * num_rows, num_rows):
         keys = _hashes(signatures, start, start + num_rows)[distinct]
         order = np.argsort(keys, kind="stable")
-        for near in _neighbours(keys[order]):
-            pairs = order[near]
+        for neighbours in _neighbours(keys[order]):
+            pairs = order[neighbours]
             pairs = pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
-            pairs = pairs[_agreement(signatures, distinct[pairs]) >= floor]
+            pairs = pairs[_agreement(signatures, distinct[pairs]) >= required]
             if len(pairs):
-                joins = labels[pairs]
-                _, first = np.unique(np.sort(joins, axis=1), axis=0, return_index=True)
-                found.append(distinct[pairs[first]])
-                labels = clusters(len(labels), joins[first])[labels]
-    return np.concatenate(found)
+                labels = _connected(len(labels), labels[pairs])[labels]
+    clusters = np.arange(len(signatures), len(signatures) + len(signatures), dtype=np.int64)  # empty texts: alone
+    clusters[distinct] = labels
+    clusters[copies[:, 1]] = clusters[copies[:, 0]]
+    _, first, inverse = np.unique(clusters, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse], np.int64)
 
 
-def _inside(labels: Ints) -> Iterator[Ints]:
-    """All pairs of members of one cluster, for clusters of three and more from the smallest on, within the budget."""
-    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    sizes = np.bincount(counts)
-    cost = np.cumsum(sizes * np.arange(len(sizes)) * (np.arange(len(sizes)) - 1) // 2)
-    order = np.argsort(labels, kind="stable")
-    size_of_row = counts[codes][order]
-    for size in np.flatnonzero((sizes > 0) & (cost <= _PAIRS_PER_ROW * len(labels))).tolist():
-        if size > 2:
-            members = order[size_of_row == size].reshape(-1, size)
-            yield np.stack([members[:, side] for side in np.triu_indices(size, 1)], axis=-1).reshape(-1, 2)
+def _connected(n: int, pairs: Ints) -> Ints:
+    """Labels of the connected components of a graph of `n` nodes, shape (n,)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs), np.bool_), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
 def _hashes(signatures: Signatures, start: int, stop: int) -> Hashes:
@@ -155,7 +177,7 @@ def _distinct(signatures: Signatures) -> tuple[Ints, Ints]:
 
 
 def _neighbours(keys: Hashes) -> Iterator[Ints]:
-    """Positions of equal keys in sorted ones, shape (pairs, 2): neighbours first, then those two apart, and so on."""
+    """Positions of equal keys in sorted ones, shape (pairs, 2): adjacent ones first, then those two apart, ..."""
     first: Ints = np.arange(len(keys), dtype=np.int64)
     for distance in range(1, _NEIGHBOURS + 1):
         first = first[first < len(keys) - distance]
@@ -172,16 +194,3 @@ def _agreement(signatures: Signatures, pairs: Ints) -> Ints:
         first, second = pairs[at : at + _BLOCK].T
         equal[at : at + _BLOCK] = (signatures[first] == signatures[second]).sum(axis=1)
     return equal
-
-
-def clusters(n: int, pairs: Ints) -> Ints:
-    """What hangs together by pairs: for each of `n` positions the smallest member of its cluster, shape (n,)."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_array((np.ones(len(pairs), np.bool_), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    count, found = connected_components(graph, directed=False)
-    smallest = np.empty(count, np.int64)
-    smallest[found[::-1]] = np.arange(n - 1, -1, -1)  # of repeated places the last one written stays
-    labels: Ints = smallest[found]
-    return labels

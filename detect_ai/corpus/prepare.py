@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 
 from detect_ai.core import ray_runtime
 from detect_ai.core.config import SPLITS, Config, CorpusConfig, check_names
-from detect_ai.core.errors import ConfigError, CorpusError
+from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
-from detect_ai.corpus import decide, dedup, splits
+from detect_ai.corpus import splits
+from detect_ai.corpus.dedup import near_duplicate_clusters
 from detect_ai.corpus.manifest import CONTAMINATION, QUARANTINE, Corpus, Manifest, content_fingerprint
 from detect_ai.corpus.presets import PRESETS
-from detect_ai.corpus.scan import Scan, scanned
-from detect_ai.corpus.shards import Plan, plans, write_shards
+from detect_ai.corpus.shards import Scan, ShardPlan, plan_shards, scan_sources, write_shards
 from detect_ai.corpus.sources import source_digest, source_name
+from detect_ai.corpus.splits import Rows
 from detect_ai.models.encoder import load_tokenizer
 from detect_ai.models.tokenizer import Tokenizer
 from detect_ai.text.attacks import ATTACKS
@@ -39,7 +40,7 @@ _SLICES = ["split", "label", "source", "domain", "generator", "attack"]
 def prepare(config: Config, storage: Storage) -> dict[str, Any]:
     """Read the sources, clean, split by group, tokenise and write a corpus with its manifest.
 
-    A corpus is named by what it is made of: the same sources and configuration find it finished and do nothing.
+    A corpus is named by a hash of its inputs: a second run with the same sources and configuration does nothing.
 
     Raises:
         CorpusError: the sources are missing, malformed or empty, or a split would lack a class.
@@ -50,13 +51,13 @@ def prepare(config: Config, storage: Storage) -> dict[str, Any]:
     digests = [source_digest(source) for source in [*config.corpus.sources, *config.corpus.against]]
     key = f"corpora/{config.corpus.name}-{_input_fingerprint(config, tokenizer.fingerprint, digests)[:12]}"
     if storage.exists(f"{key}/manifest.json"):
-        logger.info("corpus %s is finished already: nothing to do", key)
+        logger.info("corpus %s exists already", key)
         corpus = Corpus.open(storage, key)
         corpus.verify()
         return _result(corpus, fresh=False)
     storage.delete(key)  # what a killed run left behind
     with storage.whole(key):
-        manifest = _make(config, storage, key, tokenizer, digests)
+        manifest = _write_corpus(config, storage, key, tokenizer, digests)
         storage.write_json(f"{key}/manifest.json", asdict(manifest))
     return _result(Corpus.open(storage, key), fresh=True)
 
@@ -74,33 +75,33 @@ def _check(corpus: CorpusConfig) -> None:
 
 
 def _named(corpus: CorpusConfig) -> CorpusConfig:
-    """Every source with the name that its rows will carry. Raises ConfigError when two have the same."""
+    """Every source with the name of its rows. Raises ConfigError if two have the same."""
     sources, against = (
         [source.model_copy(update={"name": source_name(source)}) for source in each]
         for each in (corpus.sources, corpus.against)
     )
     names = [source.name for source in [*sources, *against]]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"corpus.sources: two have the name {twice[0]!r}: give each a name of its own")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"corpus.sources: two have the name {repeated[0]!r}: give each a name of its own")
     return corpus.model_copy(update={"sources": sources, "against": against})
 
 
-def _make(config: Config, storage: Storage, key: str, tokenizer: Tokenizer, digests: list[str]) -> Manifest:
+def _write_corpus(config: Config, storage: Storage, key: str, tokenizer: Tokenizer, digests: list[str]) -> Manifest:
     corpus = config.corpus
     ray_runtime.connect()
-    # One beside the tasks that work: reading goes on while they do.
+    # One more than the tasks at work: reading continues meanwhile.
     ray_runtime.require_resources(f"prepare (corpus.workers={corpus.workers} + 1)", corpus.workers + 1)
     with (
         tempfile.TemporaryDirectory() as folder,
-        scanned(corpus, config.seed, storage, f"{key}/{SCRATCH}", Path(folder)) as scan,
+        scan_sources(corpus, config.seed, storage, f"{key}/{SCRATCH}", Path(folder)) as scan,
     ):
         logger.info("%d rows read", len(scan.index))
-        rows = decide.Rows(scan.index, corpus)
+        rows = Rows(scan.index, corpus)
         clusters = _decide(rows, scan, config.seed, Path(folder))
-        made = plans(rows, config)
-        shards = write_shards(made, scan.files, tokenizer, corpus.workers, storage.root, key)
-    assert sum(shard.rows for shard in shards) == sum(len(plan.row) for plan in made), "a row was lost"
-    counted, contamination = decide.Counts.of(rows), _contamination(rows)
+        plans = plan_shards(rows, config)
+        shards = write_shards(plans, scan.files, tokenizer, corpus.workers, storage.root, key)
+    assert sum(shard.rows for shard in shards) == sum(len(plan.row) for plan in plans), "a row was lost"
+    contamination = _contamination(rows)
     storage.write_json(f"{key}/{CONTAMINATION}", contamination)
     return Manifest(
         name=corpus.name,
@@ -110,54 +111,43 @@ def _make(config: Config, storage: Storage, key: str, tokenizer: Tokenizer, dige
         seed=config.seed,
         tokenizer=tokenizer.fingerprint,
         normaliser_version=NORMALISER_VERSION,
-        rows_read=counted.rows_read,
-        dropped=counted.dropped,
-        counts=_slices(rows, made),
+        rows_read=int((~rows.against).sum()),
+        dropped=rows.dropped,
+        counts=_counts(rows, plans),
         shards=shards,
         near_duplicates=_cluster_sizes(clusters[rows.stays]),
         contamination={name: len({ours for ours, _ in pairs}) for name, pairs in contamination.items()},
     )
 
 
-def _decide(rows: decide.Rows, scan: Scan, seed: int, folder: Path) -> Ints:
-    """Drop, split and weigh. Returns the cluster of each row's near duplicates."""
-    decide.drop_exact(rows)
+def _decide(rows: Rows, scan: Scan, seed: int, folder: Path) -> Ints:
+    """Select, split and weigh the rows. Returns the cluster of near duplicates of each."""
+    splits.drop_exact_duplicates(rows)
     clusters = _clusters(rows, scan, folder)
-    decide.drop_near(rows, clusters)
-    decide.drop_over_limit(rows)
-    decide.split(rows, clusters, seed)
-    if not rows.stays.any():
-        counted = decide.Counts.of(rows)
-        raise CorpusError(
-            f"the sources hold no rows that stay: expected texts with labels; read {counted.rows_read}, dropped "
-            f"{counted.dropped or 'none'}"
-        )
-    decide.require_unique_ids(rows)
-    decide.weigh(rows)
-    splits.require_both_classes(rows.labels[rows.stays], rows.split[rows.stays])
+    splits.drop_contaminated(rows, clusters)
+    splits.drop_over_limit(rows)
+    splits.split_rows(rows, clusters, seed)
+    splits.require_both_classes(rows)
+    splits.require_unique_ids(rows)
+    splits.weigh(rows)
     return clusters
 
 
-def _clusters(rows: decide.Rows, scan: Scan, folder: Path) -> Ints:
-    """Which rows that stand, or are of evaluation sets, are near duplicates: a code for each cluster, shape (rows,).
-
-    By clusters, not by pairs: of a text in thousands of versions not every pair is found.
-    """
-    found = np.arange(len(rows.reason))
-    looked_at = np.flatnonzero(rows.stays | (rows.against & (rows.reason == "")))
-    needless = rows.corpus.near_duplicates == "keep" and not rows.against.any()
-    if needless or not len(looked_at):
-        return found
-    arrivals = scan.index["arrival"].to_numpy()[looked_at]
-    path = folder / "compared"
+def _clusters(rows: Rows, scan: Scan, folder: Path) -> Ints:
+    """Near-duplicate clusters of the rows that stay and of evaluation sets, shape (rows,); other rows are alone."""
+    clusters = np.arange(len(rows.reason))
+    compared = np.flatnonzero(rows.stays | (rows.against & (rows.reason == "")))
+    if not len(compared):
+        return clusters
+    arrivals = scan.index["arrival"].to_numpy()[compared]
+    path = folder / "compared"  # signatures in the order of the index, on disk
     signatures = scan.signatures()
     with path.open("wb") as file:
         for start in range(0, len(arrivals), 65_536):
             file.write(signatures[arrivals[start : start + 65_536]].tobytes())
-    shape = (len(arrivals), signatures.shape[1])
-    pairs = dedup.similar_pairs(np.memmap(path, np.uint32, "r", shape=shape), rows.corpus.similarity)
-    found[looked_at] = looked_at[dedup.clusters(len(looked_at), pairs)]
-    return found
+    ordered = np.memmap(path, np.uint32, "r", shape=(len(arrivals), signatures.shape[1]))
+    clusters[compared] = compared[near_duplicate_clusters(ordered, rows.corpus.similarity)]
+    return clusters
 
 
 def _cluster_sizes(clusters: Ints) -> dict[str, int]:
@@ -166,39 +156,38 @@ def _cluster_sizes(clusters: Ints) -> dict[str, int]:
     return {"clusters": len(sizes), "texts": int(sizes.sum()), "largest": int(sizes.max(initial=0))}
 
 
-def _contamination(rows: decide.Rows) -> dict[str, list[list[str]]]:
-    """For each evaluation set the texts of the corpus that it holds too, as pairs of ids: ours, theirs."""
+def _contamination(rows: Rows) -> dict[str, list[list[str]]]:
+    """For each evaluation set the texts of the corpus that it contains, as pairs of ids: ours, theirs."""
     ids, names = (rows.index[column].astype(str).to_numpy() for column in ("id", "source"))
-    found: dict[str, list[list[str]]] = {source.name: [] for source in rows.corpus.against}
+    pairs: dict[str, list[list[str]]] = {source.name: [] for source in rows.corpus.against}
     for ours, theirs in rows.contaminated.tolist():
-        found[names[theirs]].append([ids[ours], ids[theirs]])
-    return {name: sorted(pairs) for name, pairs in found.items()}
+        pairs[names[theirs]].append([ids[ours], ids[theirs]])
+    return {name: sorted(of_set) for name, of_set in pairs.items()}
 
 
-def _slices(rows: decide.Rows, made: list[Plan]) -> list[dict[str, Any]]:
+def _counts(rows: Rows, plans: list[ShardPlan]) -> list[dict[str, Any]]:
     """Rows of the shards by split, label, source, domain, generator and attack."""
-    columns = ["file", "row", "label", "source", "domain", "generator", "attack"]
-    index = rows.index.loc[rows.stays, columns].astype(dict.fromkeys(columns[3:], str)).set_index(["file", "row"])
+    columns = ["file", "row", *_SLICES[1:]]
+    index = rows.index.loc[rows.stays, columns].astype(dict.fromkeys(_SLICES[2:], str)).set_index(["file", "row"])
     parts = []
-    for plan in made:
-        if plan.split == QUARANTINE:
-            continue
-        part = index.loc[pd.MultiIndex.from_arrays([plan.file, plan.row])].assign(split=plan.split)
-        copy = np.asarray(plan.columns["copy"], dtype=object)
-        part["attack"] = np.where(copy == "", part["attack"], copy)
-        parts.append(part.groupby(_SLICES).size())
+    for plan in plans:
+        if plan.split != QUARANTINE:
+            part = index.loc[pd.MultiIndex.from_arrays([plan.file, plan.row])].assign(split=plan.split)
+            copy = np.asarray(plan.columns["copy"], dtype=object)
+            part["attack"] = np.where(copy == "", part["attack"], copy)
+            parts.append(part.groupby(_SLICES).size())
     counts = pd.concat(parts).groupby(level=_SLICES).sum().rename("rows").reset_index()
     order = counts["split"].map(SPLITS.index)
     counts = counts.assign(order=order).sort_values(["order", *_SLICES[1:]]).drop(columns="order")
-    found: list[dict[str, Any]] = json.loads(counts.to_json(orient="records"))
-    return found
+    records: list[dict[str, Any]] = json.loads(counts.to_json(orient="records"))
+    return records
 
 
 def _input_fingerprint(config: Config, tokenizer: str, digests: list[str]) -> str:
-    # The number of tasks at work changes nothing of what comes out.
+    # The number of workers does not change the result.
     corpus = config.corpus.model_copy(update={"workers": 1}).model_dump()
-    made_of = [corpus, config.seed, tokenizer, NORMALISER_VERSION, digests]
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    inputs = [corpus, config.seed, tokenizer, NORMALISER_VERSION, digests]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def _result(corpus: Corpus, fresh: bool) -> dict[str, Any]:

@@ -1,33 +1,221 @@
-"""The second pass: read the rows of each shard from the scratch files, tokenise them, write the shard."""
+"""The two passes of `prepare` over its texts with Ray Data: scan sources to scratch files, then write shards.
+
+The first pass reads, cleans and sketches the rows and writes them to scratch files in the corpus's order, in small row
+groups; the driver keeps an index of numbers and names. The second pass reads the rows of each shard from them and
+tokenises. Texts never gather in memory.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import pickle
-from collections.abc import Sequence
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from detect_ai.core.config import SPLITS, Config
+from detect_ai.core.config import SPLITS, Config, CorpusConfig
+from detect_ai.core.errors import CorpusError, DetectAIError, ours
 from detect_ai.core.storage import Storage
 from detect_ai.corpus import augment
-from detect_ai.corpus.decide import OVER_LIMIT, Rows
+from detect_ai.corpus.cleaning import clean
+from detect_ai.corpus.columns import ROW_SCHEMA
+from detect_ai.corpus.dedup import NUM_PERM
 from detect_ai.corpus.manifest import QUARANTINE, Shard
-from detect_ai.corpus.scan import ROW_GROUP, give_memory_back, plainly
-from detect_ai.corpus.tokenise import QUARANTINE_SCHEMA, SCHEMA, tokenise
+from detect_ai.corpus.sources import Piece, list_pieces, read_piece
+from detect_ai.corpus.splits import OVER_LIMIT, Rows, shuffle_key
 from detect_ai.models.tokenizer import Tokenizer
 
-Ints = NDArray[np.int64]
+ROW_GROUP = 128  # rows: the unit that the second pass reads
+TASK_BYTES = 8 << 20  # small files are read by one task up to this size
+MIN_SCRATCH_ROWS, MAX_SCRATCH_ROWS = 4_096, 131_072
+SCRATCH_FILES = 64  # aimed at: the more there are, the less of each row group a shard needs
+TOKENIZE_ROWS = 512  # texts that the tokenizer gets at once: their encodings weigh ten times their token ids
+_ROW_BYTES = 2_000
+_CATEGORIES = ("source", "domain", "generator", "group", "language", "split", "attack", "problem")
+_DESCRIBED = ("id", "text", "label", "source", "domain", "generator", "group")
+_SCRATCH = (*_DESCRIBED, "normalised", "language", "attack", "num_words")
+SCHEMA = pa.schema(
+    [
+        *(ROW_SCHEMA.field(name) for name in (*_DESCRIBED, "language", "attack", "weight")),
+        ("input_ids", pa.list_(pa.int32())),
+        ("num_tokens", pa.int32()),
+    ]
+)
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        *map(ROW_SCHEMA.field, _DESCRIBED),
+        ("reason", pa.string()),
+        ("twin", pa.string()),  # id of the row that it duplicates
+    ]
+)
+
+
+@contextmanager
+def reraise_own_errors() -> Iterator[None]:
+    """Raise a worker's DetectAIError without the wrappers of Ray and the advice that it appends."""
+    try:
+        yield
+    except Exception as error:
+        cause = ours(error)
+        if isinstance(cause, DetectAIError):
+            raise type(cause)(str(cause).split("\n")[0]) from error
+        raise
+
+
+# The first pass
 
 
 @dataclass(frozen=True)
-class Plan:
+class Scan:
+    """Every row of the sources, in the corpus's order.
+
+    Attributes:
+        files: keys of the scratch files.
+        index: one row for each row read: `file` and `row` (its place), `order` (uint64, drawn from the seed), `id`,
+            `digest`, `label` (-1: none), `num_words`, `weight`, `against` (it belongs to an evaluation set, not to the
+            corpus), `arrival` (its place in the signatures), and names as categories.
+        path: file of the signatures.
+    """
+
+    files: list[str]
+    index: pd.DataFrame
+    path: Path
+
+    def signatures(self) -> NDArray[np.uint32]:
+        """MinHash signatures by arrival, shape (rows, NUM_PERM), mapped from the file."""
+        shape = (len(self.index), NUM_PERM)
+        return np.memmap(self.path, np.uint32, "r", shape=shape) if len(self.index) else np.empty(shape, np.uint32)
+
+
+@contextmanager
+def scan_sources(corpus: CorpusConfig, seed: int, storage: Storage, key: str, folder: Path) -> Iterator[Scan]:
+    """Scan the sources of a corpus. The scratch files are under `key` and deleted when the context ends.
+
+    Args:
+        corpus: sources and rules.
+        seed: of the order.
+        storage: of the scratch files: every node must reach it.
+        key: of the scratch folder.
+        folder: local, for the signatures.
+
+    Raises:
+        CorpusError: a source is missing, cannot be parsed, lacks a column or has an unknown label.
+    """
+    tables, path = [], folder / "signatures"
+    try:
+        with path.open("wb") as signatures, reraise_own_errors():
+            for table in _scanned_rows(corpus, seed, storage, key):
+                _append_signatures(signatures, table)
+                tables.append(_copied(table.drop(["signature"])))
+        index, files = _indexed(tables)
+        yield Scan(files, index, path)
+    finally:
+        storage.delete(key)
+
+
+def _scanned_rows(corpus: CorpusConfig, seed: int, storage: Storage, key: str) -> Iterator[pa.Table]:
+    import ray
+
+    tasks, size = _tasks(corpus)
+    file_rows = int(np.clip(size // (SCRATCH_FILES * _ROW_BYTES), MIN_SCRATCH_ROWS, MAX_SCRATCH_ROWS))
+
+    def scan(batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for table in _gathered(pickle.loads(batch["item"][0]), file_rows):  # noqa: S301 - pickled by `_scanned_rows`
+            yield _write_scratch_file(table, corpus, seed, storage.root, key)
+
+    # One step from file to file: between two, reading would fill the object store faster than cleaning empties it.
+    rows = ray.data.from_items([pickle.dumps(task) for task in tasks], override_num_blocks=len(tasks)).map_batches(
+        scan, batch_size=1, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=corpus.workers)
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")  # small corpora need fewer
+        yield from rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+def _tasks(corpus: CorpusConfig) -> tuple[list[list[tuple[Piece, bool]]], int]:
+    """What each task reads, a large file or many small ones, as (piece, is evaluation set); and the bytes of all."""
+    pieces = [(piece, False) for source in corpus.sources for piece in list_pieces(source)]
+    pieces += [(piece, True) for source in corpus.against for piece in list_pieces(source, unlabelled=True)]
+    tasks: list[list[tuple[Piece, bool]]] = []
+    room = 0
+    for piece, against in pieces:
+        if not tasks or piece.size > room:
+            tasks.append([])
+            room = TASK_BYTES
+        tasks[-1].append((piece, against))
+        room -= piece.size
+    return tasks, sum(piece.size for piece, _ in pieces)
+
+
+def _gathered(task: list[tuple[Piece, bool]], num_rows: int) -> Iterator[pa.Table]:
+    """The rows of some pieces as tables of about `num_rows` rows, with the column `against`."""
+    waiting: list[pa.Table] = []
+    for piece, against in task:
+        for table in read_piece(piece):
+            waiting.append(table.append_column("against", pa.array([against] * len(table))))
+            if sum(map(len, waiting)) >= num_rows:
+                yield pa.concat_tables(waiting)
+                waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _write_scratch_file(table: pa.Table, corpus: CorpusConfig, seed: int, root: str, key: str) -> pa.Table:
+    """Clean rows and write them to a scratch file in their order. Returns the columns of the index."""
+    against = table["against"]
+    table = clean(table.drop(["against"]), corpus).append_column("against", against)
+    names = zip(table["id"].to_pylist(), table["digest"].to_pylist(), strict=True)
+    order = np.asarray([shuffle_key(seed, f"{name}\0{digest}") for name, digest in names], np.uint64)
+    table = table.append_column("order", pa.array(order)).take(pa.array(np.argsort(order, kind="stable")))
+    name, storage = f"{key}/{uuid.uuid4().hex}.parquet", Storage(root)
+    storage.filesystem.create_dir(storage.path(key), recursive=True)
+    options = {"row_group_size": ROW_GROUP, "compression": "zstd", "compression_level": 1, "write_statistics": False}
+    pq.write_table(table.select(_SCRATCH), storage.path(name), filesystem=storage.filesystem, **options)
+    table = table.drop(["text", "normalised"]).append_column("row", pa.array(np.arange(len(table), dtype=np.int32)))
+    return table.append_column("file", pa.array([name] * len(table), pa.string()))
+
+
+def _copied(table: pa.Table) -> pa.Table:
+    """A table in memory of its own: as it came, it keeps its whole block in Ray's object store."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return pa.ipc.open_stream(sink.getvalue()).read_all()
+
+
+def _append_signatures(file: IO[bytes], table: pa.Table) -> None:
+    for chunk in table["signature"].chunks:
+        file.write(chunk.flatten().to_numpy().astype(np.uint32, copy=False).tobytes())
+
+
+def _indexed(tables: Sequence[pa.Table]) -> tuple[pd.DataFrame, list[str]]:
+    """The index over all rows, in the corpus's order, and the keys of the scratch files."""
+    if not tables:
+        raise CorpusError("the sources hold no rows: expected texts with labels")
+    frame: pd.DataFrame = pa.concat_tables(tables).to_pandas(categories=[*_CATEGORIES, "file"])
+    frame["label"] = frame["label"].fillna(-1).astype(np.int8)
+    frame["arrival"] = np.arange(len(frame))
+    files = [str(name) for name in frame["file"].cat.categories]
+    frame["file"] = frame["file"].cat.codes.astype(np.int32)
+    return frame.sort_values(["order", "id"], kind="stable", ignore_index=True), files
+
+
+# The second pass
+
+
+@dataclass(frozen=True)
+class ShardPlan:
     """One shard before it is written. Every array has one entry a row, in the shard's order.
 
     Attributes:
@@ -35,7 +223,7 @@ class Plan:
         number: counted from 0 within the split.
         file: position of each row's scratch file.
         row: its place in that file.
-        columns: what was decided of it: `weight` and `copy` (the attack on it, or ""), else `reason` and `twin`.
+        columns: what was decided: `weight` and `copy` (the attack on a copy, or ""), else `reason` and `twin`.
     """
 
     split: str
@@ -45,41 +233,38 @@ class Plan:
     columns: dict[str, list[Any]]
 
 
-def plans(rows: Rows, config: Config) -> list[Plan]:
+def plan_shards(rows: Rows, config: Config) -> list[ShardPlan]:
     """The shards of all splits and of the quarantine."""
-    made = []
+    plans, size = [], config.corpus.shard_rows
+
+    def add(split: str, number: int, part: NDArray[np.int64], columns: dict[str, list[Any]]) -> None:
+        file, row = (rows.index[name].to_numpy()[part].astype(np.int32) for name in ("file", "row"))
+        plans.append(ShardPlan(split, number, file, row, columns))
+
     for position, name in enumerate(SPLITS):
         members = np.flatnonzero(rows.stays & (rows.split == position))
-        for number, part in enumerate(_cut(members, config.corpus.shard_rows)):
+        for number, start in enumerate(range(0, len(members), size)):
+            part = members[start : start + size]
             attacks = [""] * len(part)
             if name == "train":
                 part, attacks = augment.with_copies(part, rows.index, config.corpus, config.seed)
-            columns: dict[str, list[Any]] = {"weight": rows.weight[part].tolist(), "copy": attacks}
-            made.append(_plan(rows, name, number, part, columns))
+            add(name, number, part, {"weight": rows.weight[part].tolist(), "copy": attacks})
     bad = np.flatnonzero(~rows.stays & ~rows.against & (rows.reason != OVER_LIMIT))
     ids = rows.index["id"].to_numpy()
-    for number, part in enumerate(_cut(bad, config.corpus.shard_rows)):
-        twins = [str(ids[twin]) if twin >= 0 else "" for twin in rows.twin[part]]
-        made.append(_plan(rows, QUARANTINE, number, part, {"reason": rows.reason[part].tolist(), "twin": twins}))
-    return made
-
-
-def _cut(members: Ints, size: int) -> list[Ints]:
-    return [members[start : start + size] for start in range(0, len(members), size)]
-
-
-def _plan(rows: Rows, split: str, number: int, part: Ints, columns: dict[str, list[Any]]) -> Plan:
-    file, row = (rows.index[name].to_numpy()[part].astype(np.int32) for name in ("file", "row"))
-    return Plan(split, number, file, row, columns)
+    for number, start in enumerate(range(0, len(bad), size)):
+        part = bad[start : start + size]
+        originals = [str(ids[position]) if position >= 0 else "" for position in rows.duplicate_of[part]]
+        add(QUARANTINE, number, part, {"reason": rows.reason[part].tolist(), "twin": originals})
+    return plans
 
 
 def write_shards(
-    made: Sequence[Plan], files: Sequence[str], tokenizer: Tokenizer, workers: int, root: str, key: str
+    plans: Sequence[ShardPlan], files: Sequence[str], tokenizer: Tokenizer, workers: int, root: str, key: str
 ) -> list[Shard]:
-    """Write every shard, several at a time, and say what was written.
+    """Write every shard, several at a time.
 
     Args:
-        made: the shards.
+        plans: of the shards.
         files: keys of the scratch files.
         tokenizer: of the model.
         workers: actors, at most.
@@ -88,27 +273,26 @@ def write_shards(
     """
     import ray
 
-    with plainly():
+    with reraise_own_errors():
         written = (
-            ray.data.from_items([pickle.dumps(plan) for plan in made], override_num_blocks=len(made))
+            ray.data.from_items([pickle.dumps(plan) for plan in plans], override_num_blocks=len(plans))
             .map_batches(
                 ShardWriter,
                 batch_size=1,
                 num_cpus=1,
-                compute=ray.data.ActorPoolStrategy(size=min(workers, len(made))),
+                compute=ray.data.ActorPoolStrategy(size=min(workers, len(plans))),
                 fn_constructor_args=(tokenizer, list(files), root, key),
             )
             .take_all()
         )
-    shards = [Shard(**row) for row in written]
-    return sorted(shards, key=lambda shard: (shard.split, shard.name))
+    return sorted((Shard(**row) for row in written), key=lambda shard: (shard.split, shard.name))
 
 
 class ShardWriter:
     """An actor that holds the tokenizer and writes shards.
 
     Args:
-        tokenizer: of the model. It comes ready made: to load it would take torch, and seconds, in every actor.
+        tokenizer: of the model, loaded by the driver: loading it imports torch, which takes seconds in every actor.
         files: keys of the scratch files.
         root: of the storage.
         key: of the corpus.
@@ -120,39 +304,48 @@ class ShardWriter:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Write the shard of a plan."""
-        plan: Plan = pickle.loads(batch["item"][0])  # noqa: S301 - our own
+        plan: ShardPlan = pickle.loads(batch["item"][0])  # noqa: S301 - pickled by `write_shards`
         table = read_rows(self._storage, self._files, plan)
         for name, values in plan.columns.items():
             table = table.append_column(name, pa.array(values))
         if plan.split == QUARANTINE:
             data = parquet(table, QUARANTINE_SCHEMA)
         else:
-            data = parquet(tokenise(augment.apply(table), self._tokenizer), SCHEMA)
+            data = parquet(tokenize(augment.apply(table), self._tokenizer), SCHEMA)
         name = f"{plan.number:05d}.parquet"
         self._storage.write_bytes(f"{self._key}/{plan.split}/{name}", data)
         digest = hashlib.sha256(data).hexdigest()
-        give_memory_back()
         return {"split": [plan.split], "name": [name], "rows": [len(table)], "sha256": [digest]}
 
 
-def read_rows(storage: Storage, files: Sequence[str], plan: Plan) -> pa.Table:
-    """The rows of a plan, in its order."""
+def read_rows(storage: Storage, files: Sequence[str], plan: ShardPlan) -> pa.Table:
+    """The rows of a plan, in its order. Only the row groups that hold them are read."""
     tables, places = [], []
     for file in np.unique(plan.file):
         wanted = np.flatnonzero(plan.file == file)
-        tables.append(_pick(storage, files[file], plan.row[wanted]))
+        rows = plan.row[wanted]
+        groups = np.unique(rows // ROW_GROUP)
+        with storage.filesystem.open_input_file(storage.path(files[file])) as opened:
+            table = pq.ParquetFile(opened).read_row_groups(groups.tolist())
+        place = np.searchsorted(groups, rows // ROW_GROUP) * ROW_GROUP + rows % ROW_GROUP
+        tables.append(table.take(pa.array(place)))
         places.append(wanted)
-    back = np.argsort(np.concatenate(places), kind="stable")
-    return pa.concat_tables(tables).take(pa.array(back))
+    return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(places), kind="stable")))
 
 
-def _pick(storage: Storage, name: str, rows: NDArray[np.int32]) -> pa.Table:
-    """Rows of one scratch file by their numbers; only the row groups that hold them are read."""
-    groups = np.unique(rows // ROW_GROUP)
-    with storage.filesystem.open_input_file(storage.path(name)) as opened:
-        table = pq.ParquetFile(opened).read_row_groups(groups.tolist())
-    place = np.searchsorted(groups, rows // ROW_GROUP) * ROW_GROUP + rows % ROW_GROUP
-    return table.take(pa.array(place))
+def tokenize(table: pa.Table, tokenizer: Tokenizer) -> pa.Table:
+    """Add `input_ids` (whole text, no special tokens) and `num_tokens` to rows with `normalised`."""
+    parts = []
+    for batch in table.select(["normalised"]).to_batches(max_chunksize=TOKENIZE_ROWS):
+        ids = tokenizer.encode(batch.column(0).to_pylist())
+        lengths = np.asarray([len(each) for each in ids], dtype=np.int32)
+        offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+        values = np.concatenate(ids) if ids else np.empty(0, np.int32)
+        parts.append((pa.ListArray.from_arrays(offsets, values), lengths))
+    lists = pa.chunked_array([lists for lists, _ in parts], pa.list_(pa.int32()))
+    table = table.append_column("input_ids", lists)
+    counts = pa.chunked_array([pa.array(lengths) for _, lengths in parts], pa.int32())
+    return table.append_column("num_tokens", counts)
 
 
 def parquet(table: pa.Table, schema: pa.Schema) -> bytes:

@@ -20,8 +20,7 @@ from detect_ai.core.config import Config, ScoreConfig
 from detect_ai.core.errors import ConfigError, CorpusError, InputError
 from detect_ai.core.job import attempt
 from detect_ai.core.storage import Storage
-from detect_ai.corpus.scan import plainly
-from detect_ai.corpus.shards import parquet
+from detect_ai.corpus.shards import parquet, reraise_own_errors
 from detect_ai.detector.dataset import SLICES, Part, Text, parts, read
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry, spec_of
@@ -255,7 +254,7 @@ def _counted(work: list[Part], where: tuple[Storage, str], config: ScoreConfig, 
     rows.context.enable_progress_bars = False
     judged = skipped = 0
     started = told = time.perf_counter()
-    with plainly():
+    with reraise_own_errors():
         for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
             judged += int(pc.sum(batch["judged"]).as_py() or 0)
             skipped += int(pc.sum(batch["skipped"]).as_py() or 0)

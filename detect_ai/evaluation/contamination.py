@@ -9,7 +9,7 @@ import numpy as np
 from detect_ai.core.config import Config
 from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage
-from detect_ai.corpus.dedup import NUM_PERM, Signatures, clusters, signatures, similar_pairs
+from detect_ai.corpus.dedup import NUM_PERM, Signatures, near_duplicate_clusters, signatures
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.dataset import texts_of
@@ -60,6 +60,6 @@ def count_contaminated(corpus: Corpus, evaluated: Signatures, similarity: float)
         for table in corpus.tables(split, ["text"])
     ]
     rows = np.concatenate([*known, evaluated])
-    cluster = clusters(len(rows), similar_pairs(rows, similarity))
+    cluster = near_duplicate_clusters(rows, similarity)
     first = len(rows) - len(evaluated)
     return int(np.isin(cluster[first:], cluster[:first]).sum())

@@ -15,7 +15,7 @@ from detect_ai.core.config import load_config
 from detect_ai.core.errors import ConfigError, CorpusError, GateError, ResourceError, TrainingError, ours
 from detect_ai.core.job import read_result, result_key, run_job, run_stage
 from detect_ai.core.storage import Storage
-from detect_ai.corpus.scan import plainly
+from detect_ai.corpus.shards import reraise_own_errors
 
 SECRET = "the midnight text that nobody may read"
 
@@ -270,13 +270,13 @@ def test_no_text_of_a_document_stands_in_an_error_line(root, capsys, leaky, wrap
 
 
 def test_what_we_said_in_a_worker_is_raised_without_the_wrappers_of_ray():
-    with pytest.raises(CorpusError) as refused, plainly():
+    with pytest.raises(CorpusError) as refused, reraise_own_errors():
         raise wrapped(CAUSE)
     assert (type(refused.value), str(refused.value)) == (CorpusError, str(CAUSE))
 
 
 def test_what_we_did_not_say_is_raised_as_it_is():
     error = wrapped(OSError("no space left"))
-    with pytest.raises(type(error)) as raised, plainly():
+    with pytest.raises(type(error)) as raised, reraise_own_errors():
         raise error
     assert raised.value is error

@@ -1,3 +1,5 @@
+"""Manifest: opening, reading and verifying a corpus."""
+
 import hashlib
 import json
 from dataclasses import asdict, replace
@@ -10,11 +12,7 @@ import pytest
 from detect_ai.core.errors import CorpusError
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import FORMAT, Corpus, Manifest, Shard, content_fingerprint
-from detect_ai.corpus.shards import parquet
-from detect_ai.corpus.tokenise import BATCH_ROWS, SCHEMA, tokenise
-from detect_ai.models.encoder import load_tokenizer
-from detect_ai.text.normalize import normalise
-from tests.fixtures import tiny_models
+from detect_ai.corpus.shards import SCHEMA, parquet
 
 KEY = "corpora/made-0123"
 
@@ -77,66 +75,50 @@ def refusal(call, *arguments):
 # Shards
 
 
-def test_a_shard_has_the_columns_of_the_contract_and_no_other(corpus):
+def test_shard_has_the_contract_columns(corpus):
     table = pq.read_table(corpus.storage.path(f"{KEY}/train/00000.parquet"))
     assert table.schema.equals(SCHEMA)
     assert table["id"].to_pylist() == ["train-0", "train-1", "train-2", "train-3"]
     assert table["input_ids"].to_pylist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
 
 
-def test_token_ids_are_those_of_the_whole_normalised_text(encoder, tmp_path):
-    tokenizer = load_tokenizer(tiny_models.config(encoder, tmp_path).model)
-    texts = [str(row["text"]) for row in tiny_models.rows(BATCH_ROWS)] + ["the “council”\u200b " * 200]
-    normalised = [normalise(text).text for text in texts]
-    table = tokenise(pa.table({"text": texts, "normalised": normalised}), tokenizer)
-    expected = [ids.tolist() for ids in tokenizer.encode(normalised)]
-    assert table["input_ids"].to_pylist() == expected
-    assert table["num_tokens"].to_pylist() == list(map(len, expected))
-    assert table["input_ids"].type == pa.list_(pa.int32())
-    assert max(map(len, expected)) >= 600
-
-
 # Opening
 
 
-def test_a_finished_corpus_opens_as_it_was_described(corpus):
+def test_open(corpus):
     assert corpus.key == KEY
     assert (corpus.num_rows("train"), corpus.num_rows("test"), corpus.num_rows("none")) == (5, 2, 0)
     assert [shard.name for shard in corpus.shards("train")] == ["00000.parquet", "00001.parquet"]
     assert corpus.shard_key(corpus.shards("test")[0]) == f"{KEY}/test/00000.parquet"
 
 
-def test_a_split_is_read_in_the_order_of_its_shards(corpus):
+def test_splits_are_read_in_shard_order(corpus):
     assert corpus.read("train", ["id"])["id"].to_pylist() == [f"train-{i}" for i in range(5)]
     labels = corpus.labels("train")
     assert (labels.dtype, labels.tolist()) == (np.int64, [0, 1, 1, 0, 1])
 
 
-def test_a_folder_without_manifest_is_no_corpus(corpus):
+def test_missing_manifest_is_refused(corpus):
     corpus.storage.delete(f"{KEY}/manifest.json")
-    assert refusal(Corpus.open, corpus.storage, KEY) == (
-        f"corpus {KEY} under {corpus.storage.root}: no manifest.json, so it is no finished corpus: run jobs/prepare.py"
-    )
+    assert "manifest.json" in refusal(Corpus.open, corpus.storage, KEY)
 
 
 @pytest.mark.parametrize("found", [FORMAT + 1, None])
-def test_a_manifest_of_another_format_is_refused(corpus, found):
+def test_manifest_of_another_format_is_refused(corpus, found):
     path = f"{KEY}/manifest.json"
     corpus.storage.write_json(path, {**json.loads(corpus.storage.read_bytes(path)), "format": found})
-    assert refusal(Corpus.open, corpus.storage, KEY) == (
-        f"corpus {KEY} under {corpus.storage.root}: manifest format {found}, expected {FORMAT}: prepare it again"
-    )
+    assert f"format {found}, expected {FORMAT}" in refusal(Corpus.open, corpus.storage, KEY)
 
 
 # Verifying
 
 
-def test_a_corpus_that_nobody_touched_passes(corpus):
+def test_unaltered_corpus_verifies(corpus):
     corpus.verify()
 
 
 @pytest.mark.parametrize("shard", ["test/00000.parquet", "train/00001.parquet"])
-def test_an_altered_shard_is_found_with_the_checksums(corpus, shard):
+def test_altered_shard_is_refused(corpus, shard):
     key = f"{KEY}/{shard}"
     expected = next(s.sha256 for s in corpus.manifest.shards if f"{s.split}/{s.name}" == shard)
     data = bytearray(corpus.storage.read_bytes(key))
@@ -147,12 +129,12 @@ def test_an_altered_shard_is_found_with_the_checksums(corpus, shard):
     assert text.endswith(f", expected {expected}")
 
 
-def test_a_missing_shard_is_found(corpus):
+def test_missing_shard_is_refused(corpus):
     corpus.storage.delete(f"{KEY}/train/00001.parquet")
-    assert refusal(corpus.verify) == (f"corpus {KEY}: shard {KEY}/train/00001.parquet is missing: prepare it again")
+    assert f"{KEY}/train/00001.parquet is missing" in refusal(corpus.verify)
 
 
-def test_the_fingerprint_changes_with_every_shard_the_tokenizer_and_the_normaliser(corpus):
+def test_fingerprint_covers_all_content(corpus):
     shards = corpus.manifest.shards
     found = {
         content_fingerprint(shards, "t", 1),

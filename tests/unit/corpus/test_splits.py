@@ -1,183 +1,328 @@
+"""Row selection, splits by group, and balancing weights."""
+
 import random
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detect_ai.core.config import SPLITS
+from detect_ai.core.config import SPLITS, CorpusConfig, HoldoutConfig, SourceConfig
 from detect_ai.core.errors import CorpusError
-from detect_ai.corpus.dedup import clusters
 from detect_ai.corpus.splits import (
     ANY,
-    MAX_JOINED_SHARE,
+    MAX_JOINED_FRACTION,
+    MAX_WEIGHT,
+    MIN_WEIGHT,
     TEST,
+    Rows,
     assign_splits,
-    crossing,
+    balancing_weights,
+    cross_split_duplicates,
+    drop_contaminated,
+    drop_exact_duplicates,
+    drop_over_limit,
     join_groups,
-    mask_of,
     require_both_classes,
+    require_unique_ids,
     shuffle_key,
+    split_rows,
+    weigh,
 )
 
+NAMES = ("source", "domain", "generator", "group", "language", "split", "attack", "problem")
 SHARES = {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}
-VALIDATION_OR_CALIBRATION = mask_of(["validation", "calibration"])
+TRAIN_ONLY, EVALUATION = 1, 0b0110  # masks: the training split; validation and calibration
 
 
-def names(count):
-    return [f"g{i}" for i in range(count)]
+def rows_of(changes, **corpus):
+    """Rows as a scan leaves them, each like the one before but for what is given."""
+    rows = [
+        {
+            **{"id": f"r{i}", "digest": 1000 + i, "label": i % 2, "group": f"g{i}", "source": "mine", "domain": "news"},
+            **{"generator": "gpt" if i % 2 else "", "language": "en", "split": "", "attack": "none", "problem": ""},
+            **{"num_words": 100, "weight": 1.0, "against": False, "file": 0, "row": i, "arrival": i, **row},
+        }
+        for i, row in enumerate(changes)
+    ]
+    index = pd.DataFrame(rows).astype(dict.fromkeys(NAMES, "category"))
+    return Rows(index, CorpusConfig(**{"sources": [SourceConfig(name="mine")], **corpus}))
 
 
-def assign(groups, strata=None, masks=None, seed=0, shares=SHARES):
+def clusters_of(count, pairs):
+    """The smallest member of what can be reached by pairs from each row."""
+    labels = list(range(count))
+    for _ in range(count):
+        for a, b in pairs:
+            labels[a] = labels[b] = min(labels[a], labels[b])
+    return np.asarray(labels)
+
+
+def near(rows, *pairs):
+    return clusters_of(len(rows.reason), pairs)
+
+
+def fixed(**splits):
+    return [SourceConfig(name="mine", splits=splits)]
+
+
+# Selection
+
+
+def test_exact_duplicates_are_dropped():
+    rows = rows_of(
+        [
+            {"label": 0, "digest": 7, "problem": "language"},
+            {"label": 0, "digest": 7, "against": True},
+            {"label": 0, "digest": 7},
+            {"label": 0, "digest": 7},
+            {"label": 0, "digest": 8},
+            {"label": 1, "digest": 8},
+        ]
+    )
+    drop_exact_duplicates(rows)
+    assert rows.reason.tolist() == ["language", "", "", "duplicate", "both_labels", "both_labels"]
+    assert rows.duplicate_of.tolist() == [-1, -1, -1, 2, 5, 4]
+    assert rows.dropped == {"both_labels": 2, "duplicate": 1, "language": 1}
+
+
+def test_duplicate_in_the_test_split_stays():
+    changes = [{"label": 0, "digest": 7, "split": "train"}, {"label": 0, "digest": 7, "split": "test"}]
+    rows = rows_of(changes, sources=fixed(train=["train"], test=["test"]))
+    drop_exact_duplicates(rows)
+    assert rows.reason.tolist() == ["duplicate", ""]
+
+
+def test_contaminated_rows_are_dropped():
+    rows = rows_of([{"against": True, "label": -1}, {}, {}])
+    drop_contaminated(rows, near(rows, (1, 0)))
+    assert rows.reason.tolist() == ["", "contaminated", ""]
+    assert rows.contaminated.tolist() == [[1, 0]]
+    assert rows.duplicate_of.tolist() == [-1, 0, -1]
+
+
+def test_limit_keeps_whole_groups_of_its_source():
+    changes = [{"group": group} for group in "aabbbcc"] + [{"source": "other"}] * 2
+    rows = rows_of(changes, sources=[SourceConfig(name="mine", limit=3), SourceConfig(name="other")])
+    drop_over_limit(rows)
+    assert rows.reason.tolist() == [""] * 5 + ["over_limit"] * 2 + [""] * 2
+
+
+def test_repeated_ids_are_refused():
+    require_unique_ids(rows_of([{}, {"problem": "empty"}, {"id": "r1"}]))
+    with pytest.raises(CorpusError, match="'r1'"):
+        require_unique_ids(rows_of([{}, {}, {"id": "r1"}]))
+
+
+def test_split_without_a_class_is_refused_with_what_was_dropped():
+    rows = rows_of([{}] * 8 + [{"problem": "bad_row"}] * 3)
+    rows.split[:8] = np.repeat(np.arange(4), 2)
+    require_both_classes(rows)
+    rows.drop(np.asarray([3]), "duplicate")
+    with pytest.raises(CorpusError, match=r"'validation' has 1 human and 0 AI .*'bad_row': 3, 'duplicate': 1"):
+        require_both_classes(rows)
+
+
+# Splits
+
+
+def test_fixed_splits_are_kept():
+    names = ["train", "val", "val", "test", "train", "val"] * 10
+    sources = fixed(train=["train"], val=["validation", "calibration"], test=["test"])
+    rows = rows_of([{"split": name} for name in names], sources=sources)
+    split_rows(rows, near(rows), 0)
+    found = {name: {SPLITS[i] for i, own in zip(rows.split, names, strict=True) if own == name} for name in set(names)}
+    assert found == {"train": {"train"}, "val": {"validation", "calibration"}, "test": {"test"}}
+    rows = rows_of([{}] * 8, sources=fixed(**{"*": ["test"]}))
+    split_rows(rows, near(rows), 0)
+    assert set(rows.split) == {SPLITS.index("test")}
+
+
+def test_training_rows_that_leak_into_the_test_are_dropped():
+    sources = fixed(train=["train"], test=["test"])
+    rows = rows_of([{"group": "a", "split": "train"}, {"group": "a", "split": "test"}], sources=sources)
+    split_rows(rows, near(rows), 0)
+    assert rows.reason.tolist() == ["leak", ""]
+    rows = rows_of([{"split": "train"}, {"split": "test"}], sources=sources)
+    split_rows(rows, near(rows, (0, 1)), 0)
+    assert rows.reason.tolist() == ["leak", ""]
+    assert rows.duplicate_of.tolist() == [1, -1]
+
+
+def test_near_duplicates_share_a_split():
+    rows = rows_of([{}] * 200)
+    split_rows(rows, clusters_of(200, [])[np.arange(200) // 2 * 2], 0)
+    assert rows.reason.tolist() == [""] * 200
+    assert (rows.split[0::2] == rows.split[1::2]).all()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["", "train", "test"])), min_size=2, max_size=60),
+    st.lists(st.tuples(st.integers(0, 59), st.integers(0, 59)), max_size=60),
+)
+def test_no_group_or_cluster_is_in_two_splits(members, pairs):
+    count = len(members)
+    changes = [{"group": f"g{group}", "split": name} for group, name in members]
+    rows = rows_of(changes, sources=fixed(train=["train"], test=["test"]))
+    clusters = near(rows, *((a % count, b % count) for a, b in pairs))
+    split_rows(rows, clusters, 0)
+    stays = rows.stays
+    for group in range(6):
+        assert len({rows.split[i] for i, (g, _) in enumerate(members) if g == group and stays[i]}) <= 1
+    assert all(len(set(rows.split[stays & (clusters == code)])) <= 1 for code in clusters)
+    assert all(SPLITS[rows.split[i]] == name for i, (_, name) in enumerate(members) if name and stays[i])
+
+
+@pytest.mark.parametrize("column", ["domain", "group"])
+def test_holdout_is_the_test_split(column):
+    changes = [{column: "x" if i % 4 < 2 else f"y{i % 3}"} for i in range(40)]
+    rows = rows_of(changes, holdout=HoldoutConfig(column=column, values=["x"]))
+    split_rows(rows, near(rows), 0)
+    assert ((rows.split == SPLITS.index("test")) == np.asarray([row[column] == "x" for row in changes])).all()
+    with pytest.raises(CorpusError, match="'z'"):
+        rows_of(changes, holdout=HoldoutConfig(column=column, values=["z"]))
+
+
+def test_held_out_generator_is_tested_against_humans():
+    changes = [
+        {"group": f"g{i // 3}", "label": int(i % 3 > 0), "generator": ("", "old", "new")[i % 3]} for i in range(120)
+    ]
+    rows = rows_of(changes, holdout=HoldoutConfig(column="generator", values=["new"]))
+    split_rows(rows, near(rows), 0)
+    names, is_test = rows.index["generator"].astype(str).to_numpy(), rows.split == SPLITS.index("test")
+    assert set(names[rows.stays & is_test]) == {"", "new"}
+    assert set(names[rows.stays & ~is_test]) == {"", "old"}
+    assert set(rows.dropped) == {"held_out"}
+
+
+def test_held_out_training_row_is_dropped():
+    changes = [{"split": "train", "domain": "x"}, {"split": "train"}]
+    holdout = HoldoutConfig(column="domain", values=["x"])
+    rows = rows_of(changes, sources=fixed(train=["train"]), holdout=holdout)
+    split_rows(rows, near(rows), 0)
+    assert rows.reason.tolist() == ["held_out", ""]
+
+
+# Assignment of groups
+
+
+def assign(groups, strata=None, masks=None, seed=0):
     groups = np.asarray(groups, np.int64)
     strata = np.zeros_like(groups) if strata is None else np.asarray(strata, np.int64)
     masks = np.full_like(groups, ANY) if masks is None else np.asarray(masks, np.int64)
-    return assign_splits(groups, names(int(groups.max()) + 1), strata, masks, shares, seed)
+    names = [f"g{i}" for i in range(int(groups.max()) + 1)]
+    return assign_splits(groups, names, strata, masks, SHARES, seed)
 
 
 def sizes(splits):
     return np.bincount(splits, minlength=4).tolist()
 
 
-# Assigning
-
-
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=200), st.integers(0, 3))
-def test_a_group_is_never_in_two_splits(groups, seed):
+def test_groups_are_never_split(groups, seed):
     splits = assign(groups, seed=seed)
     assert all(len(set(splits[np.asarray(groups) == group])) == 1 for group in set(groups))
 
 
 @pytest.mark.parametrize("pairs", [20, 293, 1000])
-def test_pairs_are_shared_out_by_the_shares(pairs):
-    wanted = [2 * pairs * share for share in SHARES.values()]
-    assert np.abs(np.subtract(sizes(assign(np.repeat(np.arange(pairs), 2))), wanted)).max() <= 4
+def test_splits_have_their_fractions(pairs):
+    target = [2 * pairs * share for share in SHARES.values()]
+    assert np.abs(np.subtract(sizes(assign(np.repeat(np.arange(pairs), 2))), target)).max() <= 4
 
 
-def test_every_stratum_gets_its_share_in_every_split():
-    rng = np.random.default_rng(0)
-    strata = rng.choice(4, 2000, p=[0.7, 0.2, 0.08, 0.02])
+def test_strata_have_their_fractions():
+    strata = np.random.default_rng(0).choice(4, 2000, p=[0.7, 0.2, 0.08, 0.02])
     splits = assign(np.arange(2000), strata)
     for stratum in range(4):
         total = (strata == stratum).sum()
-        found = np.bincount(splits[strata == stratum], minlength=4) / total
-        assert np.abs(found - list(SHARES.values())).max() <= 2 / total
+        fractions = np.bincount(splits[strata == stratum], minlength=4) / total
+        assert np.abs(fractions - list(SHARES.values())).max() <= 2 / total
 
 
-def test_a_large_group_goes_where_it_fits():
-    groups = [0] * 500 + list(range(1, 501))
-    splits = assign(groups)
+def test_large_group_goes_where_it_fits():
+    splits = assign([0] * 500 + list(range(1, 501)))
     assert splits[0] == SPLITS.index("train")
     assert np.abs(np.subtract(sizes(splits), [600, 100, 150, 150])).max() <= 2
 
 
-def test_the_order_of_the_rows_changes_nothing():
+def test_assignment_depends_on_the_seed_and_not_on_row_order():
     groups = np.asarray([random.Random(1).randrange(60) for _ in range(300)])
-    strata = groups % 3
     order = np.random.default_rng(0).permutation(300)
-    assert (assign(groups[order], strata[order]) == assign(groups, strata)[order]).all()
-
-
-def test_another_seed_gives_another_split():
+    assert (assign(groups[order], groups[order] % 3) == assign(groups, groups % 3)[order]).all()
     groups = np.repeat(np.arange(50), 2)
     assert (assign(groups, seed=0) != assign(groups, seed=1)).any()
+    assert len({shuffle_key(seed, name) for seed in (0, 1) for name in ("a", "b", "\ud800")}) == 6
 
 
-def test_a_group_only_goes_where_its_source_says():
-    groups = np.arange(300)
-    masks = np.where(groups < 100, TEST, np.where(groups < 200, VALIDATION_OR_CALIBRATION, mask_of(["train"])))
+def test_masks_are_respected():
+    groups = np.arange(400)
+    masks = np.select([groups < 100, groups < 200, groups < 300], [TEST, EVALUATION, TRAIN_ONLY], ANY)
     splits = assign(groups, masks=masks)
-    assert set(splits[:100]) == {SPLITS.index("test")}
+    assert sizes(splits[:100]) == [0, 0, 0, 100]
     assert sizes(splits[100:200]) == [0, 40, 60, 0]  # 0.1 to 0.15
-    assert set(splits[200:]) == {SPLITS.index("train")}
+    assert sizes(splits[200:300]) == [100, 0, 0, 0]
+    assert sizes(splits[300:]) == [60, 10, 15, 15]
+    assert assign([0, 0, 1], masks=[TRAIN_ONLY, TEST, ANY])[:2].tolist() == [3, 3]
 
 
-def test_a_group_torn_between_training_and_test_goes_to_the_test():
-    splits = assign([0, 0, 1], masks=[mask_of(["train"]), TEST, ANY])
-    assert splits[:2].tolist() == [SPLITS.index("test")] * 2
+def joined(count, pairs, masks=None):
+    masks = np.full(count, ANY) if masks is None else np.asarray(masks)
+    return join_groups(np.arange(count), masks, clusters_of(count, pairs)).tolist()
 
 
-def test_free_groups_are_shared_out_by_themselves():
-    groups = np.arange(200)
-    masks = np.where(groups < 100, TEST, ANY)
-    assert sizes(assign(groups, masks=masks)[100:]) == [60, 10, 15, 15]
+def test_groups_of_near_duplicates_are_joined():
+    codes = joined(400, [(0, 1), (1, 2), (7, 9)])
+    assert (codes[:3], codes[7], codes[9], len(set(codes))) == ([0, 0, 0], 7, 7, 397)
+    chain = np.zeros(1000, np.int64)
+    codes = join_groups(np.arange(1000), np.full(1000, ANY), chain)
+    assert np.unique(codes, return_counts=True)[1].max() <= MAX_JOINED_FRACTION * 1000
 
 
-# Near duplicates
-
-
-def joined(groups, pairs, masks=None):
-    groups = np.asarray(groups, np.int64)
-    masks = np.full_like(groups, ANY) if masks is None else np.asarray(masks, np.int64)
-    return join_groups(groups, masks, clusters_of(len(groups), pairs)).tolist()
-
-
-def clusters_of(count, pairs):
-    return clusters(count, np.asarray(pairs, np.int64).reshape(-1, 2))
-
-
-def test_groups_with_near_duplicates_become_one():
-    groups = list(range(400))
-    found = joined(groups, [(0, 1), (1, 2), (7, 9)])
-    assert found[:3] == [0, 0, 0]
-    assert (found[7], found[9]) == (7, 7)
-    assert len(set(found)) == 400 - 3
-
-
-def test_a_crowd_does_not_swallow_the_corpus():
-    found = joined(range(1000), [(i, i + 1) for i in range(999)])
-    assert np.unique(found, return_counts=True)[1].max() <= MAX_JOINED_SHARE * 1000
-
-
-def test_groups_that_no_split_may_hold_together_are_not_joined():
-    masks = [mask_of(["train"]), TEST, *[ANY] * 98]
-    assert joined(range(100), [(0, 1)], masks)[:2] == [0, 1]
-
-
-def test_a_joined_group_may_go_where_all_of_its_rows_may():
-    masks = np.full(400, ANY)
-    masks[1], masks[2] = mask_of(["train"]), TEST
-    found = joined(range(400), [(0, 1), (0, 2)], masks)
-    assert (found[0], found[1]) == (0, 0)
-    assert found[2] == 2
+def test_groups_without_a_common_split_are_not_joined():
+    assert joined(400, [(0, 1), (0, 2)], [ANY, TRAIN_ONLY, TEST, *[ANY] * 397])[:3] == [0, 0, 2]
 
 
 @given(st.lists(st.tuples(st.integers(0, 49), st.integers(0, 49)), max_size=80), st.integers(0, 5))
-def test_no_near_duplicate_stays_in_two_splits(pairs, seed):
-    found = clusters_of(50, pairs)
-    groups = np.arange(50) // 2
-    masks = np.full(50, ANY)
-    codes = join_groups(groups, masks, found)
-    splits = assign_splits(codes, names(25), np.zeros(50, np.int64), masks, SHARES, seed)
-    gone, stay = crossing(splits, found)
+def test_no_cluster_crosses_splits(pairs, seed):
+    clusters, groups, masks = clusters_of(50, pairs), np.arange(50) // 2, np.full(50, ANY)
+    splits = assign(join_groups(groups, masks, clusters), seed=seed)
+    gone, kept = cross_split_duplicates(splits, clusters)
     stays = ~np.isin(np.arange(50), gone)
-    assert stays[stay].all()
-    assert all(len(set(splits[stays & (found == code)])) <= 1 for code in found)
+    assert stays[kept].all()
+    assert all(len(set(splits[stays & (clusters == code)])) <= 1 for code in clusters)
+    assert (splits[gone] < splits[kept]).all()
 
 
-def test_of_two_that_cross_the_one_nearest_to_the_test_stays():
-    splits = np.asarray([0, 3, 1, 1, 2, 3])
-    gone, stay = crossing(splits, clusters_of(6, [(0, 1), (2, 3), (4, 2)]))
-    assert dict(zip(gone.tolist(), stay.tolist(), strict=True)) == {0: 1, 2: 4, 3: 4}
+# Weights
 
 
-# Classes and order
+def test_classes_of_a_cell_weigh_the_same():
+    labels = np.asarray([0] * 7 + [1] * 3 + [0] * 4, np.int8)
+    domains = np.asarray([0] * 10 + [1] * 4)
+    weights = balancing_weights(domains, np.full(14, 100), labels)
+    assert np.isclose(weights[:7].sum(), weights[7:10].sum())
+    assert np.isclose(weights.mean(), 1)
+    assert len(set(weights[10:].tolist())) == 1  # nothing to balance with
 
 
-def test_a_split_without_a_class_is_named_with_its_counts():
-    with pytest.raises(CorpusError) as refused:
-        require_both_classes(np.asarray([0, 1, 0, 0], np.int8), np.asarray([0, 0, 1, 1]))
-    assert str(refused.value) == (
-        "split 'validation' has 2 human and 0 AI texts: expected both classes in every split. "
-        "Add texts or groups of the missing class, or give the split a larger share in corpus.split"
-    )
+def test_balancing_weights_are_bounded():
+    weights = balancing_weights(np.zeros(1001, np.int64), np.full(1001, 100), np.asarray([0] * 1000 + [1], np.int8))
+    assert weights.max() / weights.min() <= MAX_WEIGHT / MIN_WEIGHT
 
 
-def test_both_classes_in_every_split_pass():
-    require_both_classes(np.tile(np.asarray([0, 1], np.int8), 4), np.repeat(np.arange(4), 2))
+def test_lengths_are_balanced_separately():
+    labels = np.asarray([0, 1, 0, 0, 1], np.int8)
+    weights = balancing_weights(np.zeros(5, np.int64), np.asarray([100, 105, 300, 310, 305]), labels)
+    assert np.isclose(weights[0], weights[1])
+    assert np.isclose(weights[2] + weights[3], weights[4])
 
 
-def test_the_order_is_drawn_from_the_seed_and_the_name():
-    keys = {shuffle_key(seed, name) for seed in (0, 1) for name in ("a", "b", "\ud800")}
-    assert len(keys) == 6
-    assert all(0 <= key < 2**64 for key in keys)
+def test_only_the_training_split_is_balanced():
+    changes = [{"split": "train" if i < 40 else "test", "label": int(i % 4 == 0), "weight": 2.0} for i in range(80)]
+    rows = rows_of(changes, sources=fixed(train=["train"], test=["test"]), balance="weight")
+    split_rows(rows, near(rows), 0)
+    weigh(rows)
+    train = rows.split == 0
+    assert rows.weight[~train].tolist() == [2.0] * 40
+    assert np.isclose(rows.weight[train & (rows.labels == 1)].sum(), rows.weight[train & (rows.labels == 0)].sum())
