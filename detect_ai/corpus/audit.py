@@ -1,4 +1,4 @@
-"""The stage `inspect`: what a corpus holds, and what a detector could learn from it by mistake."""
+"""The stage `audit`: describe a corpus and what a detector could learn from it by mistake."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from detect_ai.core.config import SPLITS, Config
 from detect_ai.core.storage import Storage
-from detect_ai.corpus.findings import Finding, all_findings
+from detect_ai.corpus.findings import Finding, corpus_findings
 from detect_ai.corpus.manifest import QUARANTINE, Corpus
-from detect_ai.corpus.shortcuts import Audit, audit
+from detect_ai.corpus.shortcuts import Audit, audit_texts
 
 logger = logging.getLogger(__name__)
 
-# What the audit reads of each split: the leading rows, which are random ones. Characters are shared out alike.
+# What the audit reads of each split: the leading rows, which are in random order. Characters in proportion.
 MAX_ROWS = {"train": 10_000, "validation": 3_000, "calibration": 3_500, "test": 3_500}
 MAX_CHARACTERS = 100_000_000
 LENGTH_BINS = 40
@@ -30,27 +30,27 @@ _SLICES = ("group", "domain", "generator", "source")
 
 
 def inspect(config: Config, storage: Storage) -> dict[str, Any]:
-    """Describe the corpus of this run and audit it for shortcuts, as a page and as JSON.
+    """Describe the corpus of this run and audit it for shortcuts; writes a report in HTML and JSON.
 
     Raises:
         ConfigError: `prepare` has not run yet under this run name.
-        CorpusError: the corpus is gone, or lacks a class.
+        CorpusError: the corpus is missing, or lacks a class.
     """
     corpus = Corpus.of_run(storage, config.run)
-    found = audit_corpus(corpus)
+    result = audit_corpus(corpus)
     manifest = corpus.manifest
-    findings = all_findings(found, manifest.counts, manifest.dropped, manifest.rows_read)
+    findings = corpus_findings(result, manifest.counts, manifest.dropped, manifest.rows_read)
     for finding in findings:
         logger.warning("%s: %s", finding.about, finding.text)
-    report = describe(corpus, found, findings)
+    report = describe(corpus, result, findings)
     keys = _write(storage, f"runs/{config.run}/inspect", report)
     return {
         **keys,
         "corpus": corpus.key,
         "fingerprint": manifest.fingerprint,
-        "texts_audited": found.n_human + found.n_ai,
-        "baseline": asdict(found.baseline),
-        "strongest_features": {f.name: f.auroc for f in found.features[:5]},
+        "texts_audited": result.n_human + result.n_ai,
+        "baseline": asdict(result.baseline),
+        "strongest_features": {f.name: f.auroc for f in result.features[:5]},
         "warnings": [finding.text for finding in findings],
     }
 
@@ -60,11 +60,11 @@ def audit_corpus(corpus: Corpus) -> Audit:
     rows = pa.concat_tables(_leading_rows(corpus))
     logger.info("auditing %d of %d texts", len(rows), sum(corpus.num_rows(split) for split in SPLITS))
     slices = {name: rows[name].to_pylist() for name in ("split", *_SLICES)}
-    return audit(rows["text"].to_pylist(), rows["label"].to_numpy(), slices, rows["weight"].to_numpy())
+    return audit_texts(rows["text"].to_pylist(), rows["label"].to_numpy(), slices, rows["weight"].to_numpy())
 
 
-def describe(corpus: Corpus, found: Audit, findings: list[Finding]) -> dict[str, Any]:
-    """Everything that the report shows, as plain values.
+def describe(corpus: Corpus, audit: Audit, findings: list[Finding]) -> dict[str, Any]:
+    """The content of the report, as plain values.
 
     Keys: `corpus` (what it is), `findings`, `counts` (rows of the whole corpus by split, label, source, domain,
     generator and attack), `lengths` (tokens, by class), `quarantine` (rows by reason and source), `audit`.
@@ -91,24 +91,24 @@ def describe(corpus: Corpus, found: Audit, findings: list[Finding]) -> dict[str,
         "counts": manifest.counts,
         "lengths": _lengths(corpus),
         "quarantine": _quarantine(corpus),
-        "audit": asdict(found),
+        "audit": asdict(audit),
     }
 
 
 def _leading_rows(corpus: Corpus) -> Iterator[pa.Table]:
-    for split, most in MAX_ROWS.items():
-        characters = MAX_CHARACTERS * most // sum(MAX_ROWS.values())
+    for split, rows in MAX_ROWS.items():
+        characters = MAX_CHARACTERS * rows // sum(MAX_ROWS.values())
         for batch in corpus.tables(split, ["text", "label", "weight", *_SLICES]):
-            taken = batch.slice(0, most)
+            taken = batch.slice(0, rows)
             yield taken.append_column("split", pa.array([split] * len(taken), pa.string()))
-            most -= len(taken)
+            rows -= len(taken)
             characters -= taken["text"].nbytes
-            if most <= 0 or characters <= 0:
+            if rows <= 0 or characters <= 0:
                 break
 
 
 def _lengths(corpus: Corpus) -> dict[str, Any]:
-    """Tokens of every text by class: edges of the bins (in even steps of the logarithm), counts and quantiles."""
+    """Tokens of the texts by class: edges of the bins (logarithmic), counts and quantiles."""
     tables = [corpus.read(split, ["label", "num_tokens"]) for split in SPLITS]
     labels, tokens = (np.concatenate([table[name].to_numpy() for table in tables]) for name in ("label", "num_tokens"))
     tokens = np.maximum(tokens, 1)

@@ -1,13 +1,10 @@
-"""The shortcut audit: what features can do alone, the baseline, and the warnings about both."""
-
-from __future__ import annotations
+"""Shortcut audit: single features, baseline by slice, and warnings."""
 
 import json
 import random
 import subprocess
 import sys
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -16,301 +13,273 @@ from hypothesis import strategies as st
 
 from detect_ai.core.errors import CorpusError
 from detect_ai.corpus import findings
-from detect_ai.corpus.shortcuts import Audit, FeatureScore, audit, weighted_auroc
-from detect_ai.metrics import auroc, rate_interval
+from detect_ai.corpus.baseline import TfidfModel
+from detect_ai.corpus.shortcuts import FEATURES, Audit, SliceScore, audit_texts
 
-SENTENCE = "the old bridge near a market where rain fell on quiet boats and bread was sold at dawn by one tall farmer"
+SENTENCE = "the old bridge near a market where rain fell on quiet boats and bread was sold at dawn by one tall man"
 WORDS = SENTENCE.split()
 SECRET = "Zebulon"
 
 
-def sentence_text(rng: random.Random, words: int, pool: list[str] = WORDS) -> str:
-    """Sentences of ten words drawn from a pool that both classes share."""
-    drawn = [rng.choice(pool) for _ in range(words)]
+def sentence_text(draw, words):
+    drawn = [draw.choice(WORDS) for _ in range(words)]
     return " ".join(" ".join(drawn[i : i + 10]).capitalize() + "." for i in range(0, words, 10))
 
 
-class Made:
-    """Labelled texts that nothing tells apart: 30 human and 30 AI ones in each of four splits, two to a group."""
+class Texts:
+    """Labelled texts that nothing separates, half of them in the training split, two to a group."""
 
-    def __init__(self, seed: int = 0, per_class: int = 30) -> None:
-        rng = random.Random(seed)
-        self.labels = [label for _ in range(4 * per_class) for label in (0, 1)]
-        self.texts = [sentence_text(rng, rng.randint(20, 60)) for _ in self.labels]
-        count = len(self.labels)
+    def __init__(self, per_class=30):
+        draw = random.Random(0)
+        count = 8 * per_class
+        self.labels = [i % 2 for i in range(count)]
+        self.texts = [sentence_text(draw, draw.randint(20, 60)) for _ in self.labels]
         names = ("train", "train", "calibration", "test")
-        self.slices: dict[str, list[str]] = {
+        self.slices = {
             "split": [names[i * 4 // count] for i in range(count)],
             "group": [f"g{i // 2}" for i in range(count)],
             "domain": [("news", "letters")[i // 2 % 2] for i in range(count)],
             "generator": ["" if label == 0 else ("m1", "m2")[i // 4 % 2] for i, label in enumerate(self.labels)],
-            "source": ["made"] * count,
+            "source": ["mine"] * count,
         }
 
-    def ai(self, change: Any) -> Made:
-        """Change the AI texts."""
+    def change_ai(self, change):
         self.texts = [change(text) if label else text for text, label in zip(self.texts, self.labels, strict=True)]
         return self
 
-    def audit(self, weights: Any = None) -> Audit:
-        return audit(self.texts, self.labels, self.slices, weights)
+    def audit(self, weights=None) -> Audit:
+        return audit_texts(self.texts, self.labels, self.slices, weights or [1.0] * len(self.labels))
 
 
-def feature(found: Audit, name: str) -> FeatureScore:
-    return next(each for each in found.features if each.name == name)
+def feature(audit, name):
+    return next(each for each in audit.features if each.name == name)
 
 
-labelled = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5), st.integers(1, 3)), min_size=2).filter(
-    lambda rows: {label for label, _, _ in rows} == {0, 1}
-)
+def about(audit, subject):
+    return [each.text for each in findings.corpus_findings(audit, [], {}, 1) if each.about == subject]
 
 
-@given(labelled)
-def test_the_weighted_auroc_counts_a_text_of_weight_n_n_times_with_ties_as_halves(
-    rows: list[tuple[int, int, int]],
-) -> None:
-    labels, scores, weights = np.asarray(rows).T
-    area, low, high = weighted_auroc(labels, scores.astype(float), weights.astype(float))
-    assert area == pytest.approx(auroc(np.repeat(labels, weights), np.repeat(scores, weights)))
-    assert 0 <= low <= area + 1e-12
-    assert area <= high + 1e-12 <= 1 + 2e-12
+# Features
+
+SEPARATED = {  # the text with the higher value first
+    "words": ("a b c", "abc ab"),
+    "mean word length": ("magnificent bridges", "a big old red bus"),
+    "distinct words of the first 100": ("one two three four", "one one one two"),
+    "words per sentence": ("One two three four five six.", "One two. Three four."),
+    "commas": ("one, two", "one two"),
+    "curly quotes": ("“yes”", '"yes"'),
+    "non-ASCII characters": ("café", "cafe"),
+    "Markdown": ("# One\n- **two**", "One\ntwo"),
+    "line breaks": ("one\ntwo", "one two"),
+    "capital letters": ("One Two", "one two"),
+    "digits": ("in 1999", "in May"),
+    "phrases of assistants": ("As an AI language model, I cannot assist. [Your Name]", "As a model railway, I run."),
+}
 
 
-@given(labelled)
-def test_turning_the_scores_round_mirrors_the_auroc_and_its_interval(rows: list[tuple[int, int, int]]) -> None:
-    labels, scores, weights = np.asarray(rows).T
-    area, low, high = weighted_auroc(labels, scores.astype(float), weights.astype(float))
-    assert weighted_auroc(labels, -scores.astype(float), weights.astype(float)) == pytest.approx(
-        (1 - area, 1 - high, 1 - low), abs=1e-9
-    )
+@pytest.mark.parametrize("name", FEATURES)
+def test_feature_measures_what_its_name_says(name):
+    high, low = map(FEATURES[name][0], SEPARATED[name])
+    assert high > low
 
 
-def test_the_interval_covers_the_true_auroc_in_95_of_100_samples() -> None:
-    rng = np.random.default_rng(0)
-    labels = np.repeat([0, 1], (60, 90))
-    truth = 0.76025  # of two normal distributions one standard deviation apart
-    covered = 0
-    for _ in range(400):
-        _, low, high = weighted_auroc(labels, rng.normal(labels, 1), np.ones(150))
-        covered += low <= truth <= high
-    assert 0.93 <= covered / 400 <= 0.98
+@given(st.text())
+def test_features_are_finite(text):
+    assert np.isfinite([measure(text) for measure, _ in FEATURES.values()]).all()
 
 
-def test_the_interval_of_separated_classes_is_that_of_the_smaller_class() -> None:
-    labels = np.repeat([0, 1], (20, 90))
-    assert weighted_auroc(labels, labels.astype(float), np.ones(110)) == (1.0, rate_interval(20, 20)[0], 1.0)
+# Audit
 
 
-def test_texts_that_nothing_tells_apart_bring_no_warning_about_shortcuts() -> None:
-    found = Made().audit()
-    assert list(findings.of_shortcuts(found)) == []
-    assert found.baseline.auroc == pytest.approx(0.5, abs=0.15)
+def test_equal_classes_have_no_shortcut():
+    audit = Texts().audit()
+    assert about(audit, "shortcut") == []
+    assert audit.baseline.auroc == pytest.approx(0.5, abs=0.15)
+    assert audit == Texts().audit()
 
 
-def test_a_difference_in_length_alone_is_found_named_and_advised_on() -> None:
-    made = Made()
-    made.texts = [
-        f"{text} {text} {text} {text} {text}" for text in made.texts
-    ]  # over 100 words, as the type-token ratio
-    found = made.ai(lambda text: f"{text} {text} {text}").audit()
-    words = feature(found, "words")
-    assert (words.higher_in, words.family) == ("ai", "length")
-    assert 0.9 < words.low < words.auroc <= words.high
-    said = [finding.text for finding in findings.of_shortcuts(found)]
-    assert len(said) == 1
-    assert said[0].startswith("length alone (")
-    assert said[0].endswith("): balance lengths (corpus.balance=weight) or the detector will learn them")
-    assert f"AUROC {found.features[0].auroc:.2f}, higher in AI texts" in said[0]
+def test_length_is_found():
+    audit = Texts().change_ai(lambda text: f"{text} {text} {text}").audit()
+    words = feature(audit, "words")
+    assert words.higher_in == "ai"
+    assert words.auroc > 0.9 < words.held_out
+    assert any("corpus.balance=weight" in text for text in about(audit, "shortcut"))
 
 
-def test_weights_that_balance_a_feature_take_its_auroc_away() -> None:
-    made = Made()
-    halves = [i // 2 % 4 for i in range(len(made.labels))]
+def test_weights_can_balance_a_feature():
+    texts = Texts()
     # Three of four AI texts are long, one of four human ones.
-    is_long = [(half < 3) == bool(label) for half, label in zip(halves, made.labels, strict=True)]
-    made.texts = [text * 4 if long else text for text, long in zip(made.texts, is_long, strict=True)]
-    weights = [1.0 if long == bool(label) else 3.0 for long, label in zip(is_long, made.labels, strict=True)]
-    assert feature(made.audit(), "words").auroc > 0.7
-    assert feature(made.audit(weights), "words").auroc < 0.6
+    is_long = [(i // 2 % 4 < 3) == bool(label) for i, label in enumerate(texts.labels)]
+    texts.texts = [text * 4 if long else text for text, long in zip(texts.texts, is_long, strict=True)]
+    weights = [1.0 if long == bool(label) else 3.0 for long, label in zip(is_long, texts.labels, strict=True)]
+    assert feature(texts.audit(), "words").auroc > 0.7
+    assert feature(texts.audit(weights), "words").auroc < 0.6
 
 
-def test_a_feature_lower_in_ai_texts_is_told_by_its_distance_from_one_half() -> None:
-    found = feature(Made().ai(lambda text: text.replace(".", "")).audit(), "full stops")
+def test_feature_lower_in_ai_texts():
+    commas = feature(Texts().change_ai(lambda text: text).audit(), "commas")
+    assert commas.auroc == 0.5
+    texts = Texts()
+    texts.texts = [text.replace(" ", ", ") for text in texts.texts]
+    found = feature(texts.change_ai(lambda text: text.replace(",", "")).audit(), "commas")
     assert (found.auroc, found.held_out, found.higher_in) == (1.0, 1.0, "human")
 
 
-def test_typography_is_measured_as_read_and_noted_as_undone_by_the_normaliser() -> None:
-    found = Made().ai(lambda text: text.replace("the", "“the”").replace(" by ", " — ")).audit()
-    curly = feature(found, "curly quotes")
+def test_typography_is_undone_by_the_normaliser():
+    audit = Texts().change_ai(lambda text: text.replace("the", "“the”")).audit()
+    curly = feature(audit, "curly quotes")
     assert curly.auroc > 0.75
     assert curly.normalised == pytest.approx(0.5)
-    said = [finding for finding in findings.of_shortcuts(found) if finding.text.startswith("typography")]
-    assert [finding.about for finding in said] == [findings.NOTE]
-    assert said[0].text.endswith(
-        "the normaliser takes it away before the detector reads (AUROC 0.50 after it): nothing to do"
-    )
+    assert any(text.startswith("curly quotes") for text in about(audit, "note"))
 
 
-def test_a_feature_that_points_the_other_way_outside_the_training_split_shows_it() -> None:
-    made = Made()
-    turned = [bool(label) == (split == "train") for label, split in zip(made.labels, made.slices["split"], strict=True)]
-    made.texts = [text * 3 if longer else text for text, longer in zip(made.texts, turned, strict=True)]
-    words = feature(made.audit(), "words")
+def test_feature_that_reverses_outside_the_training_split():
+    texts = Texts()
+    longer = [bool(y) == (split == "train") for y, split in zip(texts.labels, texts.slices["split"], strict=True)]
+    texts.texts = [text * 3 if long else text for text, long in zip(texts.texts, longer, strict=True)]
+    words = feature(texts.audit(), "words")
     assert words.auroc > 0.95
-    assert words.held_out is not None
     assert words.held_out < 0.05
 
 
-def test_a_first_word_that_one_class_likes_is_found_out_of_fold() -> None:
-    found = Made().ai(lambda text: f"Certainly, {text}").audit()
-    first = feature(found, "first word")
-    assert first.auroc > 0.95
-    assert first.held_out is not None
-    assert first.held_out > 0.95
-    assert [opening.word for opening in found.openings][:1] == ["Certainly,"]
-    assert (found.openings[0].human, found.openings[0].ai) == (0, 120 // 2)
+def test_openings_are_found_out_of_fold():
+    audit = Texts().change_ai(lambda text: f"Certainly, {text}").audit()
+    assert feature(audit, "first word").auroc > 0.95 < feature(audit, "first word").held_out
+    assert audit.openings[0] == {"word": "Certainly,", "human": 0, "ai": 60}
+    texts = Texts()
+    heads = [f"W{group}{label}" for group, label in zip(texts.slices["group"], texts.labels, strict=True)]
+    texts.texts = [f"{head} {text}" for head, text in zip(heads, texts.texts, strict=True)]
+    assert feature(texts.audit(), "first word").auroc == pytest.approx(0.5, abs=0.01)
 
 
-def test_first_words_that_a_group_alone_has_tell_nothing() -> None:
-    made = Made()
-    heads = [f"W{group}{label}" for group, label in zip(made.slices["group"], made.labels, strict=True)]
-    made.texts = [f"{head} {text}" for head, text in zip(heads, made.texts, strict=True)]
-    assert feature(made.audit(), "first word").auroc == pytest.approx(0.5, abs=0.01)
+def test_source_that_gives_the_label_away():
+    texts = Texts()
+    texts.slices["source"] = [("web", "api")[label] for label in texts.labels]
+    audit = texts.audit()
+    assert (feature(audit, "source").auroc, feature(audit, "source").normalised) == (1.0, None)
+    assert feature(audit, "domain").auroc < 0.6
 
 
-def test_features_that_are_weak_alone_are_found_together() -> None:
-    rng = random.Random(1)
-    made = Made(per_class=60)
-    marks = list(";:?!")
-
-    def punctuate(text: str, label: int) -> str:
-        # An even number of kinds of marks in AI texts, an odd one in human ones: no kind alone tells anything.
-        kinds = rng.sample(marks[:2], rng.choice([0, 2]) if label else 1)
-        return text + " " + "".join(kind * 9 for kind in kinds)
-
-    made.texts = [punctuate(text, label) for text, label in zip(made.texts, made.labels, strict=True)]
-    found = made.audit()
-    assert max(each.auroc for each in found.features if each.family == "punctuation") < 0.7
-    assert next(each for each in found.families if each.family == "punctuation").normalised > 0.9
-    assert any("features of punctuation together give AUROC" in each.text for each in findings.of_shortcuts(found))
+def test_baseline_by_slice():
+    texts = Texts(per_class=60)
+    own = [generator == "m1" for generator in texts.slices["generator"]]
+    texts.texts = [text.replace("the", "moreover") if m1 else text for text, m1 in zip(texts.texts, own, strict=True)]
+    audit = texts.audit()
+    slices = {each.value: each for each in audit.slices}
+    assert set(slices) == {"m1", "m2", "news", "letters", "mine"}
+    assert slices["m1"].auroc > 0.85 > 0.65 > slices["m2"].auroc
+    assert (slices["m1"].n_human, slices["m1"].own_humans, slices["news"].own_humans) == (0, False, True)
+    assert audit.baseline.n_human == 120
+    assert audit.baseline.called_ai <= 0.05
 
 
-def test_a_source_that_gives_the_label_away_is_found() -> None:
-    made = Made()
-    made.slices["source"] = [("web", "api")[label] for label in made.labels]
-    found = made.audit()
-    assert feature(found, "source").auroc == 1.0
-    assert feature(found, "domain").auroc < 0.6
-    counts = [
-        {"split": "train", "label": i, "source": s, "domain": "", "generator": "", "rows": 9}
-        for i, s in enumerate(("web", "api"))
-    ]
-    assert [finding.text for finding in findings.of_provenance(found, counts)] == [
-        "source alone gives AUROC 1.00, so the label can be read off where a text comes from: add sources that hold "
-        "both classes",
-        "2 of 2 sources hold one class only: web only human texts; api only AI texts. A detector may learn the source "
-        "instead of the class",
-    ]
-
-
-def test_the_baseline_finds_words_of_one_class_and_scores_slices() -> None:
-    made = Made(per_class=60)
-    # The AI texts of one generator only, so that the other is missed.
-    own = [generator == "m1" for generator in made.slices["generator"]]
-    made.texts = [text.replace("the", "moreover") if mine else text for text, mine in zip(made.texts, own, strict=True)]
-    found = made.audit()
-    by_value = {each.value: each for each in found.slices}
-    assert by_value["m1"].auroc is not None
-    assert by_value["m1"].auroc > 0.85
-    assert by_value["m2"].auroc is not None
-    assert by_value["m2"].auroc < 0.65
-    assert "" not in by_value
-    assert (by_value["m1"].n_human, by_value["m1"].own_humans) == (0, False)
-    assert by_value["news"].own_humans
-    assert {each.column for each in found.slices} == {"generator", "domain", "source"}
-
-
-def test_a_rate_that_so_few_human_texts_cannot_show_is_left_out() -> None:
-    baseline = Made().audit().baseline
+def test_rate_below_resolution_is_omitted():
+    baseline = Texts().audit().baseline
     assert baseline.n_human == 60
     assert baseline.tpr_at_fpr_1 is None
     assert baseline.tpr_at_fpr_5 is not None
-    assert baseline.called_ai is not None
-    assert baseline.called_ai <= 0.05
 
 
-def test_human_texts_that_read_like_the_ai_ones_are_called_ai_more_often() -> None:
-    made = Made(per_class=400)
-    labels, domains = made.labels, made.slices["domain"]
-    rng = random.Random(2)
-
-    def odd(label: int, domain: str, split: str) -> bool:
-        return bool(label) or (domain == "letters" and split != "train" and rng.random() < 0.06)
-
-    made.texts = [
-        f"{text} moreover" if odd(label, domain, split) else text
-        for text, label, domain, split in zip(made.texts, labels, domains, made.slices["split"], strict=True)
-    ]
-    by_value = {each.value: each for each in made.audit().slices}
-    assert by_value["news"].called_ai is not None
-    assert by_value["letters"].called_ai is not None
-    assert by_value["news"].called_ai < 0.04 < by_value["letters"].called_ai
+def test_largest_groups():
+    texts = Texts()
+    splits, groups = texts.slices["split"], texts.slices["group"]
+    texts.slices["group"] = ["one" if s == "test" else g for s, g in zip(splits, groups, strict=True)]
+    assert texts.audit().largest_groups == {"train": (60, 1 / 60), "calibration": (30, 1 / 30), "test": (1, 1.0)}
 
 
-def test_without_splits_the_baseline_is_judged_out_of_fold_by_group() -> None:
-    made = Made()
-    del made.slices["split"]
-    # Each group has a word of its own for each class: in sample it tells everything, out of its group nothing.
-    keys = [f"x{group}{label}" for group, label in zip(made.slices["group"], made.labels, strict=True)]
-    made.texts = [f"{text} {key}" for text, key in zip(made.texts, keys, strict=True)]
-    found = made.audit()
-    assert found.baseline.n_human == 120
-    assert found.baseline.auroc == pytest.approx(0.5, abs=0.12)
-    assert feature(found, "words").held_out is None
+@pytest.mark.parametrize("training", [True, False])
+def test_missing_class_is_refused(training):
+    texts = Texts()
+    is_train = [(name == "train") == training for name in texts.slices["split"]]
+    texts.labels = [0 if here else label for here, label in zip(is_train, texts.labels, strict=True)]
+    with pytest.raises(CorpusError, match="found 120 human, 0 AI"):
+        texts.audit()
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_texts_of_one_class_are_refused(split: str) -> None:
-    made = Made()
-    is_split = [(name == "train") == (split == "train") for name in made.slices["split"]]
-    made.labels = [0 if here else label for here, label in zip(is_split, made.labels, strict=True)]
-    where = "to learn from" if split == "train" else "held out"
-    with pytest.raises(CorpusError, match=f"audit: expected both classes in the texts {where}, found 120 human, 0 ai"):
-        made.audit()
+def test_audit_contains_no_text():
+    texts = Texts().change_ai(lambda text: f"{text} {SECRET}.")
+    texts.texts[1:38:2] = [f"{SECRET} {text}" for text in texts.texts[1:38:2]]  # the first word of 19 texts
+    audit = texts.audit()
+    assert SECRET not in json.dumps(asdict(audit)) + str(findings.corpus_findings(audit, [], {}, 1))
 
 
-def test_an_audit_repeats_no_text() -> None:
-    made = Made().ai(lambda text: f"{text} {SECRET}.")
-    # As the first word of 19 texts it would be the most telling one; from 20 on a word is no longer anyone's own.
-    made.texts[1:38:2] = [f"{SECRET} {text}" for text in made.texts[1:38:2]]
-    found = made.audit()
-    said = json.dumps(asdict(found)) + str(list(findings.all_findings(found, [], {}, 1)))
-    assert SECRET not in said
-
-
-def test_the_audit_loads_neither_ray_nor_torch() -> None:
+def test_audit_imports_neither_ray_nor_torch():
     code = (
-        "import sys, detect_ai.corpus.findings; from detect_ai.corpus.shortcuts import audit;"
-        "audit(['a b. C', 'd e. F'] * 4, [0, 1] * 4, {});"
-        "print({'ray', 'torch', 'transformers', 'matplotlib'} & set(sys.modules))"
+        "import sys, detect_ai.corpus.findings; print({'ray', 'torch', 'transformers', 'sklearn'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
-def test_the_same_texts_have_the_same_audit() -> None:
-    assert Made().audit() == Made().audit()
+# Baseline
 
 
-def test_the_share_of_the_largest_group_is_that_of_its_split() -> None:
-    made = Made()
-    made.slices["group"] = [
-        "one" if split == "test" else group
-        for split, group in zip(made.slices["split"], made.slices["group"], strict=True)
+def test_baseline_scores_equal_scikit_learn():
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+    from sklearn.linear_model import LogisticRegression
+
+    texts, labels, weights = Texts().texts, np.asarray(Texts().labels), np.linspace(0.5, 2, 240)
+    counts = HashingVectorizer(ngram_range=(1, 2), n_features=2**18, alternate_sign=False, norm=None).transform(texts)
+    tfidf = TfidfTransformer(sublinear_tf=True).fit(counts)
+    model = LogisticRegression(C=10.0, solver="liblinear", random_state=0)
+    model.fit(tfidf.transform(counts), labels, sample_weight=weights)
+    scores = TfidfModel.fit(iter(texts), labels, weights).score([*texts, "", "unseen words"])
+    expected = model.decision_function(tfidf.transform(counts))
+    assert scores[:-2] == pytest.approx(expected, abs=1e-9)
+    assert scores[-2] == pytest.approx(float(model.intercept_[0]))
+    assert TfidfModel.fit(texts, labels, weights).score([]).shape == (0,)
+
+
+# Warnings
+
+CALM = SliceScore("domain", "news", 80, 80, True, 0.9, None, 0.5, 0.02)
+QUIET = Audit(80, 80, [], replace(CALM, column="all"), [CALM], [], {"train": (40, 0.19)})
+ENOUGH = {("calibration", 0, "", "web"): 99, ("test", 0, "", "web"): 99, ("test", 1, "", "web"): 99}
+
+
+def warnings(audit=QUIET, counts=ENOUGH, dropped=None):
+    rows = [
+        {"split": split, "label": label, "source": source, "domain": "", "generator": generator, "rows": number}
+        for (split, label, generator, source), number in counts.items()
     ]
-    assert made.audit().largest_groups == {"train": (60, 1 / 60), "calibration": (30, 1 / 30), "test": (1, 1.0)}
+    return [each.text for each in findings.corpus_findings(audit, rows, dropped or {}, 1000)]
 
 
-def test_every_family_has_its_advice() -> None:
-    families = {each.family for each in Made().audit().features} - {"provenance"}
-    assert families == set(findings._ADVICE)
+def test_nothing_to_warn_about():
+    assert warnings(dropped={"duplicate": 50, "held_out": 400, "over_limit": 400}) == []
+
+
+@pytest.mark.parametrize(("humans", "needed"), [(18, ["99", "19"]), (19, ["99"]), (98, ["99"])])
+def test_too_few_humans_to_calibrate(humans, needed):
+    (text,) = warnings(counts={**ENOUGH, ("calibration", 0, "", "web"): humans})
+    assert f"{humans} human texts" in text
+    assert all(f"{number} to set" in text for number in needed)
+    assert text.count(" to set") == len(needed)
+
+
+def test_small_generators():
+    generators = {"m1": 60, "m2": 100, "m3": 7}
+    (text,) = warnings(counts=ENOUGH | {("train", 1, name, "web"): rows for name, rows in generators.items()})
+    assert "2 of 3" in text
+    assert "m3 (7), m1 (60)" in text
+
+
+def test_sources_of_one_class():
+    (text,) = warnings(counts={**ENOUGH, ("train", 1, "", "api"): 5})
+    assert "1 of 2 sources" in text
+    assert "api (AI)" in text
+
+
+def test_large_groups_and_reasons():
+    large, dropped = warnings(replace(QUIET, largest_groups={"test": (2, 0.54)}), dropped={"duplicate": 51})
+    assert "54% of the test split" in large
+    assert "51 of 1,000 rows (5%)" in dropped
+
+
+def test_easy_corpus_and_accused_slice():
+    audit = replace(
+        QUIET, baseline=replace(CALM, auroc=0.985), slices=[CALM, replace(CALM, value="law", called_ai=0.31)]
+    )
+    easy, accused = warnings(audit)
+    assert "0.985" in easy
+    assert "31% on the 80 of domain 'law'" in accused
