@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 HASHED_FEATURES = 2**18  # hashed, so that memory is bounded whatever the vocabulary
-TEXTS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
 class TfidfModel:
-    """A fitted baseline.
+    """Logistic regression over TF-IDF (sublinear counts, L2) of hashed words and pairs of words.
 
     Attributes:
-        idf: shape (HASHED_FEATURES,).
-        weights: shape (HASHED_FEATURES,).
+        idf: float64, shape (HASHED_FEATURES,).
+        weights: float64, shape (HASHED_FEATURES,).
         bias: log-odds of a text without words.
     """
 
@@ -30,44 +30,27 @@ class TfidfModel:
     bias: float
 
     @classmethod
-    def fit(cls, texts: Iterable[str], labels: ArrayLike, weights: ArrayLike, seed: int = 0) -> TfidfModel:
-        """Fit to normalised texts with labels (0 human, 1 AI) and weights in the loss, both of shape (texts,)."""
-        from scipy.sparse import vstack
+    def fit(cls, counts: Any, labels: Ints, sample_weights: Floats, seed: int = 0) -> Self:
+        """Fit on the `word_counts` of texts with labels (0 human, 1 AI) and weights in the loss, shape (texts,)."""
         from sklearn.feature_extraction.text import TfidfTransformer
         from sklearn.linear_model import LogisticRegression
 
-        counts = vstack([_hashed(batch) for batch in _batches(texts)]).tocsr()
         tfidf = TfidfTransformer(sublinear_tf=True).fit(counts)
         model = LogisticRegression(C=10.0, solver="liblinear", random_state=seed)
-        model.fit(tfidf.transform(counts), np.asarray(labels), sample_weight=np.asarray(weights))
+        model.fit(tfidf.transform(counts), labels, sample_weight=sample_weights)
         return cls(np.asarray(tfidf.idf_), np.asarray(model.coef_[0]), float(model.intercept_[0]))
 
-    def score(self, texts: Iterable[str]) -> Floats:
-        """Log-odds of AI of normalised texts, shape (texts,)."""
-        scores = [self._score(batch) for batch in _batches(texts)]
-        return np.concatenate(scores) if scores else np.empty(0)
-
-    def _score(self, texts: list[str]) -> Floats:
-        # TfidfTransformer (sublinear, L2) and LogisticRegression of scikit-learn; a test compares them.
-        counts = _hashed(texts).astype(np.float64)
-        counts.data = (1 + np.log(counts.data)) * self.idf[counts.indices]
-        norms = np.sqrt(np.asarray(counts.multiply(counts).sum(axis=1)).ravel())
-        scores: Floats = np.asarray(counts @ self.weights, np.float64).ravel() / np.maximum(norms, 1e-12) + self.bias
-        return scores
+    def score(self, counts: Any) -> Floats:
+        """Log-odds of AI of texts, shape (texts,), from their `word_counts`."""
+        weighted = counts.astype(np.float64)
+        weighted.data = (1 + np.log(weighted.data)) * self.idf[weighted.indices]
+        norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
+        projected = np.asarray(weighted @ self.weights, np.float64).ravel()
+        return np.asarray(projected / np.maximum(norms, 1e-12) + self.bias, np.float64)
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == TEXTS_AT_ONCE:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _hashed(texts: list[str]) -> Any:
+def word_counts(texts: Sequence[str]) -> Any:
+    """Counts of hashed words and pairs of words in normalised texts: sparse, shape (texts, HASHED_FEATURES)."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     words = HashingVectorizer(ngram_range=(1, 2), n_features=HASHED_FEATURES, alternate_sign=False, norm=None)

@@ -16,13 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from detect_ai.core.errors import CorpusError
-from detect_ai.corpus.baseline import TfidfModel
+from detect_ai.corpus.baseline import Floats, Ints, TfidfModel, word_counts
 from detect_ai.metrics import auroc, largest_count, tpr_at_fpr
 from detect_ai.text.normalize import normalise
 from detect_ai.text.sentences import sentences
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 MIN_TEXTS = 20  # of one class, to measure a slice
 MAX_SLICES = 40  # of a column, the largest ones
@@ -218,8 +215,8 @@ def audit_texts(
     for name in ("source", "domain"):  # folds by row: groups are within sources
         advice = f"add {name}s that hold both classes"
         features.append(_score_category(rows, name, [columns[name]], np.arange(len(truth)), advice))
-    model = TfidfModel.fit((clean[i] for i in train), truth[train], rows.weights[train])
-    scores, labels_held = model.score(clean[i] for i in held), truth[held]
+    word_count, labels_held = word_counts(clean), truth[held]
+    scores = TfidfModel.fit(word_count[train], truth[train], rows.weights[train]).score(word_count[held])
     return Audit(
         n_human=int((truth == 0).sum()),
         n_ai=int(truth.sum()),

@@ -1,14 +1,11 @@
-"""The stage `inspect`, its page and its job, on a small corpus made by hand."""
+"""The stage `audit` and its report, on a small corpus."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -24,11 +21,10 @@ from detect_ai.core.storage import Storage
 from detect_ai.corpus import audit, manifest
 from detect_ai.corpus.audit import audit_corpus, inspect
 from detect_ai.corpus.manifest import QUARANTINE, Corpus, Manifest, Shard
-from detect_ai.corpus.tokenise import QUARANTINE_SCHEMA, SCHEMA
+from detect_ai.corpus.shards import QUARANTINE_SCHEMA, SCHEMA
 from detect_ai.reports.corpus import corpus_report
 from tests.fixtures import tiny_models
 
-CHECKOUT = Path(__file__).resolve().parents[3]
 KEY = "corpora/made-000000000000"
 SECRET = "Zebulon"
 EVIL = "$x$ <script>alert(1)</script> & so on"
@@ -127,7 +123,7 @@ def page(storage: Storage, result: dict[str, Any]) -> str:
     return storage.read_bytes(result["report"]).decode()
 
 
-def test_the_result_names_both_files_the_main_figures_and_the_warnings(result: dict[str, Any]) -> None:
+def test_result(result: dict[str, Any]) -> None:
     assert (result["report"], result["report_json"]) == (
         "runs/default/inspect/report.html",
         "runs/default/inspect/report.json",
@@ -135,17 +131,17 @@ def test_the_result_names_both_files_the_main_figures_and_the_warnings(result: d
     assert (result["corpus"], result["fingerprint"], result["texts_audited"]) == (KEY, "f00d" * 16, 240)
     assert result["baseline"]["auroc"] > 0.9
     assert result["strongest_features"]["words"] > 0.95
-    assert any(warning.startswith("length alone (") for warning in result["warnings"])
+    assert any("words alone gives AUROC" in warning for warning in result["warnings"])
     assert json.loads(json.dumps(result)) == result
 
 
-def test_the_counts_are_those_of_the_whole_corpus(report: dict[str, Any]) -> None:
+def test_counts_cover_the_whole_corpus(report: dict[str, Any]) -> None:
     assert report["corpus"]["rows"] == ROWS
     assert sum(count["rows"] for count in report["counts"]) == sum(ROWS.values())
     assert sum(report["lengths"]["human"]["counts"]) == sum(report["lengths"]["ai"]["counts"]) == sum(ROWS.values()) / 2
 
 
-def test_lengths_are_in_tokens_by_class(report: dict[str, Any]) -> None:
+def test_lengths_in_tokens(report: dict[str, Any]) -> None:
     tokens = {0: [], 1: []}
     for split in SPLITS:
         for row in made_rows(split):
@@ -155,24 +151,24 @@ def test_lengths_are_in_tokens_by_class(report: dict[str, Any]) -> None:
         assert min(tokens[label]) < report["lengths"][name]["p50"] < max(tokens[label])
 
 
-def test_the_quarantine_is_counted_by_reason_and_source(report: dict[str, Any]) -> None:
+def test_quarantine_by_reason_and_source(report: dict[str, Any]) -> None:
     assert report["quarantine"] == [
         {"reason": "duplicate", "source": EVIL, "rows": 30},
         {"reason": "too_short", "source": EVIL, "rows": 2},
     ]
 
 
-def test_the_page_is_made_of_the_json_alone(report: dict[str, Any], page: str) -> None:
+def test_page_is_rendered_from_the_json(report: dict[str, Any], page: str) -> None:
     assert corpus_report(report) == page
 
 
-def test_no_text_of_the_corpus_and_no_path_stands_in_the_report(page: str, report: dict[str, Any]) -> None:
+def test_report_contains_no_text_or_path(page: str, report: dict[str, Any]) -> None:
     for said in (page, json.dumps(report)):
         assert SECRET not in said
         assert "private.csv" not in said
 
 
-def test_the_audit_reads_no_further_than_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit_reads_leading_rows_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = make_corpus(tmp_path)
     storage.delete(f"{KEY}/train/00001.parquet")
     storage.delete(f"{KEY}/train/00002.parquet")
@@ -181,46 +177,13 @@ def test_the_audit_reads_no_further_than_it_needs(tmp_path: Path, monkeypatch: p
     assert found.n_human + found.n_ai == 49 + 10 + 20 + 30
 
 
-def test_the_audit_stops_at_its_share_of_characters(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit_bounds_characters(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "READ_AT_ONCE", 10)
     monkeypatch.setattr(audit, "MAX_CHARACTERS", 10)
     found = audit_corpus(Corpus.open(storage, KEY))
     assert found.n_human + found.n_ai == 40
 
 
-def test_inspecting_before_preparing_says_what_to_run(tmp_path: Path) -> None:
+def test_missing_corpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run `python jobs/prepare\.py run=default` first"):
         inspect(Config(), Storage(str(tmp_path)))
-
-
-def run_job(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-B", str(CHECKOUT / "jobs" / name), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-
-
-def test_the_standard_inspect_is_handed_over_to_whoever_finds_the_job_first() -> None:
-    code = (
-        "import sys; import inspect, dataclasses\n"
-        "assert sys.modules['inspect'] is inspect is dataclasses.inspect\n"
-        "print(inspect.getsourcefile(inspect), inspect.signature(print) is not None, sys.path[0])"
-    )
-    environment = os.environ | {"PYTHONPATH": str(CHECKOUT / "jobs")}
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", code], env=environment, capture_output=True, text=True, check=True, cwd="/"
-    )
-    assert str(CHECKOUT / "jobs") not in done.stdout
-
-
-def test_the_job_runs_the_stage(tmp_path: Path) -> None:
-    storage = make_corpus(tmp_path)
-    done = run_job("inspect.py", f"storage.root={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert storage.exists(said["report"])
-    assert storage.read_json("runs/default/inspect.json")["result"] == said
-
-
-def test_the_job_refuses_a_run_without_a_corpus(tmp_path: Path) -> None:
-    done = run_job("inspect.py", f"storage.root={tmp_path}")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: run=default: no result of 'prepare'")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from detect_ai.core.errors import CorpusError
 from detect_ai.corpus import findings
-from detect_ai.corpus.baseline import TfidfModel
+from detect_ai.corpus.baseline import TfidfModel, word_counts
 from detect_ai.corpus.shortcuts import FEATURES, Audit, SliceScore, audit_texts
 
 SENTENCE = "the old bridge near a market where rain fell on quiet boats and bread was sold at dawn by one tall man"
@@ -223,11 +223,10 @@ def test_baseline_scores_equal_scikit_learn():
     tfidf = TfidfTransformer(sublinear_tf=True).fit(counts)
     model = LogisticRegression(C=10.0, solver="liblinear", random_state=0)
     model.fit(tfidf.transform(counts), labels, sample_weight=weights)
-    scores = TfidfModel.fit(iter(texts), labels, weights).score([*texts, "", "unseen words"])
+    scores = TfidfModel.fit(word_counts(texts), labels, weights).score(word_counts([*texts, "", "zzz"]))
     expected = model.decision_function(tfidf.transform(counts))
     assert scores[:-2] == pytest.approx(expected, abs=1e-9)
     assert scores[-2] == pytest.approx(float(model.intercept_[0]))
-    assert TfidfModel.fit(texts, labels, weights).score([]).shape == (0,)
 
 
 # Warnings
