@@ -78,7 +78,7 @@ class SourceConfig(Section):
     split: str = ""
     attack: str = ""  # attack that changed the text; "none" or empty: an original
     # Values
-    labels: dict[str, Label] = {"0": 0, "1": 1}  # value of the label column: 0 human, 1 ai
+    labels: dict[str, Label] = {}  # value of the label column: 0 human, 1 ai; empty: 0, 1, human, ai
     # Value of the split column ("*": every row): the splits that its groups are distributed over. Others: any split.
     splits: dict[str, Annotated[list[Split], Field(min_length=1)]] = {}
     weight: Positive = 1.0  # of each of its rows in the loss
@@ -87,7 +87,6 @@ class SourceConfig(Section):
     subset: str = ""
     hub_split: str = "train"
     revision: str = ""  # a commit, never a branch
-    streaming: bool = False
 
 
 class HoldoutConfig(Section):
@@ -112,13 +111,10 @@ class CorpusConfig(Section):
     language: Annotated[str, Field(pattern="^([a-z]{2,3})?$")] = "en"  # other languages are dropped; empty: all stay
     min_words: Natural = 5
     max_chars: Count = 100_000
-    repair: bool = True  # fix wrongly decoded characters
     boilerplate: Literal["keep", "remove", "drop"] = "remove"  # an assistant's phrases around the requested text
-    near_duplicates: Literal["keep", "group", "drop"] = "group"  # group: never in two splits; drop: all but one
     similarity: Annotated[float, Field(ge=0.5, le=1)] = 0.8  # least Jaccard index of word 5-grams of near duplicates
-    against: list[SourceConfig] = []  # evaluation sets, labelled or not
-    contamination: Literal["keep", "drop"] = "drop"  # texts with a near duplicate in `against`
-    balance: Literal["none", "weight", "drop"] = "none"  # label x length x domain
+    against: list[SourceConfig] = []  # evaluation sets, labelled or not: texts with a near duplicate there are dropped
+    balance: Literal["none", "weight"] = "none"  # weight: equal classes in each domain and length
     augment: list[str] = []  # attacks (detect_ai/text/attacks.py) on rows of the training split
     augment_share: FractionBelow1 = 0.3  # fraction of the training rows that get an attacked copy
     shard_rows: Count = 4096

@@ -1,7 +1,7 @@
-"""What an assistant says around the text it was asked for: openers, closers, refusals. English only. Pure.
+"""Boilerplate of assistants around the requested text: openers, closers and refusals. English only. Pure.
 
-Only the ends of a text are looked at, and only so many characters of them: a phrase quoted in the middle stays, and the
-work is bounded whatever the text. Works on the text before it is normalised, since line breaks are evidence.
+Only a bounded number of characters at both ends is searched: a phrase quoted in the middle stays, and the time does not
+grow with the text. Works on the text before it is normalised, since line breaks are evidence.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-_LOOK = 600  # characters of either end
-_MAX_REFUSAL = 1000  # characters; a longer text that begins with a refusal goes on to do what was asked
+_LOOK = 600  # characters of each end
+_MAX_REFUSAL = 1000  # characters; a longer text that begins with a refusal then does what was asked
 _MAX_CLOSERS = 8  # sentences
 
 # Quotes, markdown and rules around a phrase.
@@ -35,7 +35,7 @@ _SURE = "(?:sure(?: thing)?|certainly|of course|absolutely|got it|understood)[!,
 _YES = rf"(?:{_SURE}|(?:definitely|no problem|okay|ok|all ?right|great|gladly)[!,.: ]{{1,3}} ?)"
 _GLAD = r"i(?:(?:'d|'ll| would| will) be (?:happy|glad) to|'ll (?:do|try|write)| can (?:help|do))\b[^.!?:\n]{0,100}[.!]"
 _HERE = "(?:here(?:'s| is| are)|below is) "
-# What tells a text that was ordered from one that a human is about to tell.
+# Distinguishes a requested text from one that a human is about to tell.
 _ORDERED = (
     r"(?:\b(?:\d{1,4}|two|three|four|five|six|seven|eight|nine|ten|twelve|fifteen|twenty)"
     r"[ -](?:word|sentence|paragraph|line|page)|\bre(?:writ|phras|word|vis)|paraphras|polish|refined|modified|improved"
@@ -81,11 +81,11 @@ _MADE = (
     r"(?:(?:creat|generat|writ|provid|produc|continu|engag|rewrit|paraphras|polish|discuss)\w* [^.!?\n]{0,120}?"
     rf"\b(?:{_KIND}|continuation|information|version)s?\b)"
 )
-# Not in quotes: there a figure of a story speaks.
+# Not in quotes: there a character of a story speaks.
 _REFUSED = re.compile(
     rf"[\s*_#>=-]{{0,12}}(?:{_SORRY}{_CANNOT}(?:{_ASKED}|{_MADE})|{_CANNOT}(?P<plain>{_ASKED}|{_MADE}))", re.IGNORECASE
 )
-# What a human who says that some text cannot be written does not speak of.
+# Words that a human who says that a text cannot be written does not use.
 _BY_RULE = re.compile(
     rf"\b(?:{_AI}\b|guidelines|ethical|inappropriate|harmful|offensive|(?:your|this|that) (?:request|prompt))",
     re.IGNORECASE,
@@ -126,12 +126,12 @@ _BOUNDARY = re.compile(r"(?:[.!?][\"”')\]*]{0,4}\s{1,4}|\n\s{0,4})(?=\S)")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where the text itself is.
+    """Position of the text without its boilerplate.
 
     Attributes:
-        start: its first character.
-        stop: behind its last one. `text[start:stop]` is what stays.
-        kind: "" nothing was found; "around" something before or behind the text; "whole" a refusal, or nothing else.
+        start: of the text that stays, `text[start:stop]`.
+        stop: its end.
+        kind: "": nothing found; "around": before or after the text; "whole": a refusal, or boilerplate only.
     """
 
     start: int
@@ -140,7 +140,7 @@ class Found:
 
 
 def find(text: str) -> Found:
-    """Find what an assistant says before and behind a text, or instead of it."""
+    """Find boilerplate before and after a text, or instead of it."""
     lead, size = len(text) - len(text.lstrip()), len(text.rstrip())
     head = _straight(text[lead : lead + _LOOK])
     refused = _refusal(head)
@@ -156,12 +156,12 @@ def find(text: str) -> Found:
 
 
 def _straight(text: str) -> str:
-    """Curly apostrophes as straight ones, so that patterns need only one; the length stays."""
+    """Replace curly apostrophes by straight ones, without changing the length."""
     return text.replace("’", "'").replace("‘", "'").replace("´", "'").replace("ʼ", "'")
 
 
 def _refusal(head: str) -> int:
-    """Where a refusal at the beginning has been said; 0 where there is none."""
+    """The end of a refusal at the beginning; 0 if there is none."""
     if unable := _AI_UNABLE.match(head):
         return unable.end()
     refused = _REFUSED.match(head)
@@ -169,7 +169,7 @@ def _refusal(head: str) -> int:
 
 
 def _opener(head: str, stop: int) -> int:
-    """How many characters of the beginning are openers, one behind the other; the first `stop` are a refusal."""
+    """The end of consecutive openers at the beginning; the first `stop` characters are a refusal."""
     for pattern in (_SENTENCE_END if stop else _DISCLAIMED, _HOWEVER, _ANNOUNCED):
         if (match := pattern.match(head, stop)) and (stop or pattern is not _HOWEVER):
             stop = match.end()
@@ -178,7 +178,7 @@ def _opener(head: str, stop: int) -> int:
 
 
 def _closer(text: str, size: int) -> int:
-    """Where the closers begin, sentence by sentence from the end; `size` when there is none."""
+    """The start of the closers, sentence by sentence from the end; `size` if there are none."""
     stop = size
     for _ in range(_MAX_CLOSERS):
         start = max(0, stop - _LOOK)

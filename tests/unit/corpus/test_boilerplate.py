@@ -1,3 +1,5 @@
+"""Boilerplate of assistants: openers, closers and refusals."""
+
 import time
 
 import pytest
@@ -79,72 +81,62 @@ HUMAN = [
 ]
 
 
-PARAGRAPHS = st.lists(st.sampled_from(CLOSERS), max_size=3).map(lambda closers: "".join("\n" + c for c in closers))
-
-
-@given(st.sampled_from(OPENERS), PARAGRAPHS, st.sampled_from(["", "\n "]))
-def test_openers_and_closers_fall_and_the_text_between_them_stays(opener, closers, space):
+@given(
+    st.sampled_from(OPENERS),
+    st.lists(st.sampled_from(CLOSERS), max_size=3).map(lambda closers: "".join("\n" + c for c in closers)),
+    st.sampled_from(["", "\n "]),
+)
+def test_openers_and_closers_are_cut(opener, closers, space):
     text = space + opener + BODY + closers + space
     found = find(text)
     assert (text[found.start : found.stop].strip(), found.kind) == (BODY, "around")
 
 
-@pytest.mark.parametrize("closer", CLOSERS)
-def test_closers_fall_from_a_text_without_an_opener(closer):
-    text = BODY + closer
-    found = find(text)
-    assert (found.start, text[: found.stop], found.kind) == (0, BODY, "around")
+def test_closers_are_cut_without_an_opener():
+    for closer in CLOSERS:
+        found = find(BODY + closer)
+        assert (found.start, (BODY + closer)[: found.stop], found.kind) == (0, BODY, "around"), closer
 
 
 @pytest.mark.parametrize("text", REFUSALS)
-def test_a_refusal_or_nothing_but_phrases_cannot_be_cut_away(text):
+def test_refusal_is_the_whole_text(text):
     found = find(text)
     assert (found.kind, text[found.start : found.stop]) == ("whole", "")
 
 
-def test_a_text_behind_a_refusal_stays_when_it_is_long():
+def test_long_text_after_a_refusal_stays():
     text = "I cannot fulfil this request as asked. However, I can write in general terms. " + "Cars are loud. " * 100
     found = find(text)
     assert (text[found.start : found.start + 14], found.kind) == ("Cars are loud.", "around")
 
 
 @pytest.mark.parametrize("text", HUMAN)
-def test_what_humans_write_stays_whole(text):
+def test_human_text_stays(text):
     found = find(text)
     assert (found.start, found.stop, found.kind) == (0, len(text), "")
 
 
-@pytest.mark.parametrize("phrase", OPENERS + CLOSERS + REFUSALS)
-def test_a_phrase_in_the_middle_stays(phrase):
-    text = f"{BODY} It began like this: {phrase.strip()} So it went on for a while, and then everyone left.\n\n{BODY}"
-    assert find(text).kind == ""
+def test_phrase_in_the_middle_stays():
+    for phrase in OPENERS + CLOSERS + REFUSALS:
+        text = f"{BODY} It began like this: {phrase.strip()} So it went on for a while, and then all left.\n\n{BODY}"
+        assert find(text).kind == "", phrase
 
 
 @given(st.text(), st.sampled_from(["", *OPENERS]), st.sampled_from(["", *CLOSERS]))
-def test_what_stays_is_a_part_of_the_text(body, opener, closer):
+def test_result_is_a_part_of_the_text(body, opener, closer):
     text = opener + body + closer
     found = find(text)
     assert 0 <= found.start <= found.stop <= len(text)
     assert (found.kind == "") == ((found.start, found.stop) == (0, len(text)) and found.kind != "whole")
 
 
-REPEATED = [
-    "Sure, here is ",
-    "essay ",
-    "as an AI language model, I ",
-    "I'm sorry, but I cannot write ",
-    "let me know if you ",
-    "note: this essay is ",
-    "Word count = 1",
-    "I hope this helps!\n",
-    *"(*\n .’x",
-]
-
-
-@pytest.mark.parametrize("first", REPEATED)
-def test_time_does_not_grow_with_the_text(first):
-    texts = [first * (3_000_000 // len(first)), *((first + second) * 30_000 for second in REPEATED)]
-    start = time.process_time()
-    for text in texts:
-        find(text)
-    assert time.process_time() - start < 2
+@pytest.mark.slow
+def test_time_does_not_grow_with_the_text():
+    repeated = ["Sure, here is ", "essay ", "as an AI language model, I ", "I'm sorry, but I cannot write ", "(", "\n"]
+    repeated += ["let me know if you ", "note: this essay is ", "Word count = 1", "I hope this helps!\n", "*", " ", "’"]
+    for first in repeated:
+        texts = [first * (3_000_000 // len(first)), *((first + second) * 30_000 for second in repeated)]
+        start = time.process_time()
+        for text in texts:
+            find(text)
+        assert time.process_time() - start < 2, first

@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -201,14 +199,6 @@ def test_audit_contains_no_text():
     texts.texts[1:38:2] = [f"{SECRET} {text}" for text in texts.texts[1:38:2]]  # the first word of 19 texts
     audit = texts.audit()
     assert SECRET not in json.dumps(asdict(audit)) + str(findings.corpus_findings(audit, [], {}, 1))
-
-
-def test_audit_imports_neither_ray_nor_torch():
-    code = (
-        "import sys, detect_ai.corpus.findings; print({'ray', 'torch', 'transformers', 'sklearn'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
 
 
 # Baseline

@@ -8,7 +8,6 @@ import json
 import pickle
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -553,7 +552,7 @@ def test_digest_depends_on_bytes_and_names(tmp_path):
     seen.add(source_digest(source))
     pinned = SourceConfig(kind="hub", path="org/essays", revision="a" * 40)
     changes = ({}, {"revision": "b" * 40}, {"subset": "x"}, {"hub_split": "test"}, {"path": "org/other"})
-    assert len(seen | {source_digest(replace(pinned, **change)) for change in changes}) == 8
+    assert len(seen | {source_digest(pinned.model_copy(update=change)) for change in changes}) == 8
 
 
 # The sample
