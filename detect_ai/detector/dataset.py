@@ -81,7 +81,7 @@ def parts(data: str, config: ScoreConfig, shares: int = 1) -> list[Part]:
     # An empty file has no columns; `list_pieces` refuses data of empty files only.
     names = next(filter(None, map(column_names, pieces)), [])
     columns, labels = _column_map(data, config.columns, names), label_map(config.labels)
-    pieces = [replace(piece, source=replace(piece.source, text=columns["text"])) for piece in pieces]
+    pieces = [replace(p, source=p.source.model_copy(update={"text": columns["text"]})) for p in pieces]
     whole = [Part(piece, number, columns, labels) for number, piece in enumerate(pieces)]
     return [replace(part, share=share, shares=shares) for part in whole for share in range(shares)]
 

@@ -182,7 +182,6 @@ def test_refusals(boilerplate, problem):
         (FRENCH, "en", "en", "en", ""),
         (ENGLISH, "fr", "en", "fr", "language"),
         (ENGLISH, "EN_us", "en", "EN_us", ""),
-        (ENGLISH, "", "en-GB", "en", ""),
         (FRENCH, "", "", "", ""),
         (ENGLISH, "de", "", "de", ""),
     ],
