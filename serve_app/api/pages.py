@@ -1,4 +1,4 @@
-"""The page at `/`, those beside it, and all that they load: nothing comes from elsewhere."""
+"""Static pages and assets of the web interface; nothing is loaded from other hosts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ WEB = Path(__file__).resolve().parents[1] / "web"
 
 
 def add_pages(app: FastAPI, card: str) -> None:
-    """Add the pages to the application.
+    """Add the pages to an application.
 
     Args:
-        app: that answers at `/`.
-        card: the model card as Markdown; empty: there is none.
+        app: the application.
+        card: the model card as Markdown; empty without one.
     """
     card_page = render_card(card)
 
@@ -42,7 +42,7 @@ def add_pages(app: FastAPI, card: str) -> None:
 
 
 def render_card(card: str) -> str:
-    """A model card as a page. Markup in it is shown as text."""
+    """A model card as an HTML page. HTML in it is escaped."""
     from markdown_it import MarkdownIt
 
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")

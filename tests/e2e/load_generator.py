@@ -1,4 +1,4 @@
-"""Load on a service, with a check of every answer: asynchronous clients that ask without a pause."""
+"""Load generator for tests: asynchronous clients that check every answer."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.fixtures import tiny_models
 
 @dataclass
 class Seen:
-    """What came back.
+    """Observed answers.
 
     Attributes:
-        statuses: of every request, after the retries its client made.
-        seconds: of each answer with status 200.
-        refused: seconds that the replica took for each 503, by its `Server-Timing`; the proxy's own has none.
-        wrong: answers that no version gives to that text.
-        versions: of the models that answered, as often as they did.
+        statuses: of every request, after the retries of its client.
+        seconds: latency of each answer with status 200.
+        refused: seconds of each 503 in the replica, by its `Server-Timing`; a 503 of the proxy has none.
+        wrong: answers that differ from the model's.
+        versions: the version of each answer.
     """
 
     statuses: list[int] = field(default_factory=list)
@@ -38,23 +38,23 @@ class Seen:
 
     @property
     def succeeded(self) -> float:
-        """Share of all requests."""
+        """Fraction of the requests that succeeded."""
         return self.statuses.count(200) / len(self.statuses)
 
 
 def quantile(seconds: list[float], share: float) -> float:
-    """A quantile of durations."""
+    """Quantile of durations."""
     return sorted(seconds)[int(share * (len(seconds) - 1))]
 
 
 class Load:
-    """Clients that ask for texts whose probability is known.
+    """Clients that send texts whose probabilities are known.
 
     Args:
         url: of the service.
-        detectors: that may answer.
-        words: of the shortest and the longest text.
-        retries: of a request that failed.
+        detectors: versions that may answer.
+        words: number of words of the shortest and the longest text.
+        retries: of a failed request.
     """
 
     def __init__(self, url: str, *detectors: Detector, words: tuple[int, int] = (20, 120), retries: int = 0) -> None:
@@ -64,27 +64,27 @@ class Load:
         self._expected = {d.version: [v.probability for v in d.detect(self.texts)] for d in detectors}
 
     async def run(self, clients: int, until: Callable[[], bool]) -> Seen:
-        """Ask until it is over."""
+        """Send requests until a condition holds."""
         limits = httpx.Limits(max_connections=clients)
         async with httpx.AsyncClient(base_url=self.url, timeout=60, limits=limits) as client:
             await asyncio.gather(*(self._one(client, number, until) for number in range(clients)))
         return self.seen
 
     async def offer(self, per_second: float, seconds: float) -> Seen:
-        """Ask at a rate of its own, whether answers come or not."""
+        """Send requests at a fixed rate, whether or not answers come."""
         async with httpx.AsyncClient(
             base_url=self.url, timeout=60, limits=httpx.Limits(max_connections=None)
         ) as client:
-            asked = []
+            requests = []
             for number in range(int(per_second * seconds)):
-                asked.append(asyncio.create_task(self._ask(client, number % len(self.texts))))
+                requests.append(asyncio.create_task(self._ask(client, number % len(self.texts))))
                 await asyncio.sleep(1 / per_second)
-            self.seen.statuses += await asyncio.gather(*asked)
+            self.seen.statuses += await asyncio.gather(*requests)
         return self.seen
 
     @asynccontextmanager
     async def during(self, clients: int) -> AsyncIterator[Seen]:
-        """Ask as long as the block runs."""
+        """Send requests while the block runs."""
         ending = asyncio.Event()
         asking = asyncio.create_task(self.run(clients, ending.is_set))
         try:
@@ -128,9 +128,6 @@ REPLICA = "ray::ServeReplica:detect_ai:Detector"
 
 
 def actors(name: str = REPLICA) -> list[psutil.Process]:
-    """Processes of this machine that Ray gave a name that begins so."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if " ".join(process.info["cmdline"] or []).startswith(name):
-            found.append(process)
-    return found
+    """Processes of this machine whose Ray name has this prefix."""
+    processes = psutil.process_iter(["cmdline"])
+    return [each for each in processes if " ".join(each.info["cmdline"] or []).startswith(name)]

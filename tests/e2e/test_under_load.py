@@ -1,4 +1,4 @@
-"""Operation without surprises, under load: replicas killed, versions replaced, overload, soak, autoscaling."""
+"""The service under load: killed replicas, updates, overload, autoscaling, memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cluster() -> Iterator[None]:
 
 @contextmanager
 def serving(encoder: Path, store: Storage, **settings: object) -> Iterator[tuple[str, Config]]:
-    """The service, as a test wants it."""
+    """The service with given settings."""
     config = tiny_models.config(encoder, Path(store.root))
     config.serve = ServeConfig(port=free_port(), cpus_per_replica=1, threads_per_replica=1).model_copy(update=settings)
     try:
@@ -50,7 +50,7 @@ def serving(encoder: Path, store: Storage, **settings: object) -> Iterator[tuple
 
 
 def running() -> int:
-    """Replicas that answer."""
+    """Number of running replicas."""
     states = serve.status().applications[APP].deployments[DEPLOYMENT].replica_states
     return states.get(ReplicaState.RUNNING, 0)
 
@@ -62,7 +62,7 @@ async def wait_for(reached: Callable[[], bool], seconds: float) -> None:
         await asyncio.sleep(0.2)
 
 
-def test_a_killed_replica_costs_no_answer_but_for_one_retry(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
+def test_a_killed_replica_costs_one_retry(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
     with serving(encoder, store, min_replicas=2, max_replicas=2) as (url, _):
         load = Load(url, Detector.load(tiny_bundle), retries=1)
 
@@ -105,7 +105,7 @@ def test_a_rolling_update_fails_no_request(encoder: Path, store: Storage, tiny_b
         assert set(load.seen.versions[-50:]) == {after}
 
 
-def test_one_replica_shares_with_a_canary_moves_to_it_and_back(
+def test_a_canary_is_promoted_and_rolled_back(
     encoder: Path, store: Storage, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = Registry(store)
@@ -139,8 +139,8 @@ def test_one_replica_shares_with_a_canary_moves_to_it_and_back(
         assert load.seen.wrong == []
 
 
-def test_overload_is_refused_quickly_and_the_rest_answered_in_time(tmp_path: Path) -> None:
-    # As large as MiniLM: with the tiny encoder HTTP is what takes the time.
+def test_overload_is_refused_quickly(tmp_path: Path) -> None:
+    # As large as MiniLM: with the tiny encoder, HTTP takes most of the time.
     sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
     encoder, storage = tiny_models.make_encoder(tmp_path / "encoder", **sizes), Storage(str(tmp_path / "store"))
     tiny_models.make_bundle(tmp_path / "bundle", encoder)
@@ -164,7 +164,7 @@ def test_overload_is_refused_quickly_and_the_rest_answered_in_time(tmp_path: Pat
     assert refused < 0.05
 
 
-def test_replicas_come_with_load_and_go_without_it(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
+def test_replicas_follow_the_load(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
     settings = {"min_replicas": 0, "max_replicas": 3, "target_ongoing_requests": 2, "downscale_delay_s": 5}
     with serving(encoder, store, **settings, upscale_delay_s=1) as (url, _):
         load = Load(url, Detector.load(tiny_bundle))
@@ -197,14 +197,13 @@ def test_refused_requests_add_replicas(encoder: Path, store: Storage, tiny_bundl
         assert load.seen.wrong == []
 
 
-def test_a_long_run_takes_no_more_memory(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
+def test_memory_stays_constant(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
     with serving(encoder, store, max_replicas=1) as (url, _):
         load = Load(url, Detector.load(tiny_bundle), words=(20, 600))
         names = (REPLICA, "ray::ProxyActor", "ray::ServeController")
         found: dict[str, list[int]] = {name: [] for name in names}
 
         async def ask_for_odd_texts() -> None:
-            """Texts that were never seen before, of words that were not, some of them long."""
             async with httpx.AsyncClient(base_url=url, timeout=60) as client:
                 while True:
                     text = " ".join(uuid4().hex * random.randint(1, 20) for _ in range(10))
