@@ -187,7 +187,19 @@ class Engine:
         else:
             result = await self._encode(encode_and_charge, size)
         if isinstance(result, EncodedRequest):
-            result = await self._run_batched(result, respond, caller, charge)
+            encoded = result
+            try:
+                scores = await self.batcher.scores(encoded.rows, caller)
+            except (QueueFullError, ClosedError):
+                if charge is not None:
+                    charge(-encoded.num_tokens)
+                raise
+
+            def conclude() -> tuple[list[Verdict], T]:
+                verdicts = self.verdicts(encoded, scores)
+                return verdicts, respond(verdicts)
+
+            result = await loop.run_in_executor(self.readers, conclude)
         verdicts, answer = result
         self.telemetry.answered(verdicts)
         return answer
@@ -235,26 +247,6 @@ class Engine:
         finally:
             self._unread_chars -= size
 
-    async def _run_batched(
-        self,
-        encoded: EncodedRequest,
-        respond: Callable[[list[Verdict]], T],
-        caller: str,
-        charge: Charge | None,
-    ) -> tuple[list[Verdict], T]:
-        try:
-            scores = await self.batcher.scores(encoded.rows, caller)
-        except (QueueFullError, ClosedError):
-            if charge is not None:
-                charge(-encoded.num_tokens)
-            raise
-
-        def conclude() -> tuple[list[Verdict], T]:
-            verdicts = self.verdicts(encoded, scores)
-            return verdicts, respond(verdicts)
-
-        return await asyncio.get_running_loop().run_in_executor(self.readers, conclude)
-
     def _score(self, rows: Sequence[Ids], threads: int) -> Scores:
         """Log-odds of windows. In torch, the number of threads belongs to the calling thread."""
         import torch
@@ -269,7 +261,14 @@ class Engine:
             raise ProblemError(
                 413, f"The request has {len(texts)} texts, at most {self.config.max_texts}: send several requests."
             )
-        return self.encode_normalised(texts, self._normalise(texts), options)
+        bound, chars = self.config.max_chars, sum(map(len, texts))
+        normalised: list[Normalised] = []
+        if chars <= SLACK * bound:
+            normalised = [normalise(text) for text in texts]
+            chars = sum(len(each.text) for each in normalised)
+        if chars > bound:
+            raise ProblemError(413, f"The request has {chars} characters, at most {bound}: send several requests.")
+        return self.encode_normalised(texts, normalised, options)
 
     def encode_normalised(
         self, texts: Sequence[str], normalised: Sequence[Normalised], options: Options
@@ -283,20 +282,17 @@ class Engine:
         tokens = sum(map(len, sequences))
         if options.explain:
             tokens += sum(len(d.input_ids) * len(s) for d, s in zip(documents, sentences, strict=True))
-        self._check_tokens(tokens, options)
+        if tokens > self.config.max_tokens:
+            option = "`explain`" if options.explain else "`return_spans`" if options.spans else ""
+            advice = f", or leave out {option}, which reads each text again." if option else "."
+            raise ProblemError(
+                413,
+                f"The request takes {tokens} tokens, at most {self.config.max_tokens}: send several requests{advice}",
+            )
         if options.explain:
             sequences += [ids for document in documents for ids in self.detector.without_each_sentence(document)]
         rows, owners = self.detector.windows(sequences)
         return EncodedRequest(target, options, documents, sentences, rows, owners)
-
-    def _check_tokens(self, tokens: int, options: Options) -> None:
-        if tokens > self.config.max_tokens:
-            without = "`explain`" if options.explain else "`return_spans`" if options.spans else ""
-            raise ProblemError(
-                413,
-                f"The request takes {tokens} tokens, at most {self.config.max_tokens}: send several requests"
-                + (f", or leave out {without}, which reads each text again." if without else "."),
-            )
 
     def check_target(self, target_fpr: float | None) -> float:
         """The target, or the model's default for None. Raises ProblemError for one without a threshold."""
@@ -305,37 +301,21 @@ class Engine:
         except InputError as error:
             raise ProblemError(422, f"{error}.") from None
 
-    def _normalise(self, texts: Sequence[str]) -> list[Normalised]:
-        bound, chars = self.config.max_chars, sum(map(len, texts))
-        normalised: list[Normalised] = []
-        if chars <= SLACK * bound:
-            normalised = [normalise(text) for text in texts]
-            chars = sum(len(each.text) for each in normalised)
-        if chars > bound:
-            raise ProblemError(413, f"The request has {chars} characters, at most {bound}: send several requests.")
-        return normalised
-
     def verdicts(self, encoded: EncodedRequest, window_scores: Scores) -> list[Verdict]:
         """The verdict of each text."""
         lengths = [len(sentences) for sentences in encoded.sentences]
         counts = [len(encoded.documents), *lengths, *(lengths if encoded.options.explain else [])]
         scores = aggregate_windows(window_scores, encoded.owners, sum(counts))
-        texts, *spans = np.split(scores, np.cumsum(counts)[:-1])
-        spans, without = spans[: len(texts)], spans[len(texts) :]
-        return [
-            self._verdict(encoded, i, float(texts[i]), spans[i], without[i] if without else None)
-            for i in range(len(texts))
-        ]
-
-    def _verdict(
-        self, encoded: EncodedRequest, i: int, score: float, sentences: Scores, without: Scores | None
-    ) -> Verdict:
-        document, spans = encoded.documents[i], None
-        if encoded.options.spans:
-            spans = self.detector.score_spans(document, encoded.sentences[i], sentences)
-        if spans is not None and without is not None:
-            spans = with_effects(spans, score, without)
-        return self.detector.verdict(document, score, spans, encoded.target_fpr)
+        texts, *parts = np.split(scores, np.cumsum(counts)[:-1])
+        verdicts = []
+        for i, (document, score) in enumerate(zip(encoded.documents, texts.tolist(), strict=True)):
+            spans = None
+            if encoded.options.spans:
+                spans = self.detector.score_spans(document, encoded.sentences[i], parts[i])
+                if encoded.options.explain:
+                    spans = with_effects(spans, score, parts[len(texts) + i])
+            verdicts.append(self.detector.verdict(document, score, spans, encoded.target_fpr))
+        return verdicts
 
     def info(self) -> ModelInfo:
         """The model and its limits."""
