@@ -83,7 +83,14 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
         if hasattr(hf_config, name):
             setattr(hf_config, name, config.dropout if name in _DROPOUT else 0.0)  # attention is slower with dropout
     if config.layers:
-        _keep_layers(hf_config, config)
+        available = getattr(hf_config, "num_hidden_layers", 0)
+        if config.layers > available:
+            raise ConfigError(
+                f"model.layers={config.layers}: expected at most {available}, the layers of {config.path}"
+            )
+        hf_config.num_hidden_layers = config.layers
+        if getattr(hf_config, "layer_types", None):  # of encoders whose layers differ
+            hf_config.layer_types = hf_config.layer_types[: config.layers]
     labels: Any = {"id2label": ID2LABEL, "label2id": {label: i for i, label in ID2LABEL.items()}}
     mean = config.pooling == "mean"
     if not mean:
@@ -106,15 +113,6 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
     _expand_masks(model)
     _check_window(config, model)
     return model
-
-
-def _keep_layers(hf_config: Any, config: ModelConfig) -> None:
-    available = getattr(hf_config, "num_hidden_layers", 0)
-    if config.layers > available:
-        raise ConfigError(f"model.layers={config.layers}: expected at most {available}, the layers of {config.path}")
-    hf_config.num_hidden_layers = config.layers
-    if getattr(hf_config, "layer_types", None):  # of encoders whose layers differ
-        hf_config.layer_types = hf_config.layer_types[: config.layers]
 
 
 def _expand_masks(model: PreTrainedModel) -> None:

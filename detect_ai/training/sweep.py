@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,6 @@ from detect_ai.training.checkpoint import NOT_EVALUATED
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid, Tuner
-    from ray.tune.schedulers import TrialScheduler
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     A trial that fails is listed with its error and does not end the sweep.
 
     Returns:
-        `best` and `trials` as `trial_results` returns them, `best_config` (the key of a Hydra `experiment` with the
+        `best` and `trials` as `_trial_result` returns them, `best_config` (the key of a Hydra `experiment` with the
         best values), `concurrent` and `corpus`.
 
     Raises:
@@ -67,17 +65,16 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     with resume.attempted(storage, config.run, "sweep", digest) as (name, resumed):
         if resumed:
             logger.info("sweep: resuming the interrupted sweep %s; its finished trials stay", name)
-        free = _free_cpus()
         folder = f"runs/{config.run}/{name}"
-        trials = trial_results(_tune(config, corpus, name), storage, folder)
-        _wait_until_free(free)
+        results = _tune(config, corpus, name)
+        trials = [_trial_result(results[i], storage, folder) for i in range(len(results))]
         logger.info("trials of %s:\n%s", name, table(trials))
-        best = best_trial(trials)
-        if best is not None:
-            key = f"{folder}/configs/experiment/best.yaml"
+        best = ranked(trials)[0]
+        key = f"{folder}/configs/experiment/best.yaml"
+        if best["status"] != "failed":
             storage.write_bytes(key, best_config(config, folder, best).encode())
     storage.prune(f"runs/{config.run}", "sweep-", config.storage.keep)
-    if best is None:
+    if best["status"] == "failed":
         raise TrainingError(f"all {len(trials)} trials failed; the first error: {trials[0]['error']}")
     return {
         "best": best,
@@ -89,25 +86,39 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def _tune(config: Config, corpus: Corpus, name: str) -> ResultGrid:
+    """Run the trials, or those that an interrupted sweep has left."""
     import ray
     from ray import tune
+    from ray.tune.schedulers import AsyncHyperBandScheduler
+    from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
-    storage, folder = corpus.storage, f"runs/{config.run}/{name}/tune"
+    storage, settings = corpus.storage, config.sweep
+    path = storage.path(f"runs/{config.run}/{name}/tune")
     trainable = tune.with_resources(trial_function(ray.put((config, corpus)), name), {"CPU": TRIAL_CPUS})
-    path = storage.path(folder)
     if tune.Tuner.can_restore(path, storage_filesystem=storage.filesystem):
         # Trials that failed because of their values have ended; those that another error ended run again.
         tuner: Tuner = tune.Tuner.restore(path, trainable, storage_filesystem=storage.filesystem, resume_errored=True)
         return tuner.fit()
+    search: Any = BasicVariantGenerator(random_state=config.seed, max_concurrent=concurrency(config))
+    if settings.search == "optuna":
+        from ray.tune.search.optuna import OptunaSearch
+
+        search = ConcurrencyLimiter(OptunaSearch(metric="auroc", mode="max", seed=config.seed), concurrency(config))
+    scheduler = None
+    if settings.stop == "asha":
+        # max_t is above the last epoch: a trial that gets there ends by itself, with a last report.
+        scheduler = AsyncHyperBandScheduler(
+            "epoch", max_t=settings.epochs + 1, grace_period=settings.grace, reduction_factor=_ASHA_REDUCTION
+        )
     tuner = tune.Tuner(
         trainable,
         param_space=search_space.tune_space(config),
         tune_config=tune.TuneConfig(
             metric="auroc",
             mode="max",
-            num_samples=1 if config.sweep.search == "grid" else config.sweep.trials,
-            search_alg=_search_algorithm(config),
-            scheduler=_scheduler(config),
+            num_samples=1 if settings.search == "grid" else settings.trials,
+            search_alg=search,
+            scheduler=scheduler,
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -118,27 +129,6 @@ def _tune(config: Config, corpus: Corpus, name: str) -> ResultGrid:
         ),
     )
     return tuner.fit()
-
-
-def _search_algorithm(config: Config) -> Any:
-    """The search algorithm with its limit of concurrent trials: the variant generator has none of Ray Tune's own."""
-    from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
-
-    if config.sweep.search != "optuna":
-        return BasicVariantGenerator(random_state=config.seed, max_concurrent=concurrency(config))
-    from ray.tune.search.optuna import OptunaSearch
-
-    return ConcurrencyLimiter(OptunaSearch(metric="auroc", mode="max", seed=config.seed), concurrency(config))
-
-
-def _scheduler(config: Config) -> TrialScheduler | None:
-    from ray.tune.schedulers import AsyncHyperBandScheduler
-
-    if config.sweep.stop != "asha":
-        return None
-    # max_t is above the last epoch: a trial that gets there ends by itself, with a last report.
-    epochs, grace = config.sweep.epochs, config.sweep.grace
-    return AsyncHyperBandScheduler("epoch", max_t=epochs + 1, grace_period=grace, reduction_factor=_ASHA_REDUCTION)
 
 
 def concurrency(config: Config) -> int:
@@ -158,22 +148,6 @@ def concurrency(config: Config) -> int:
         return config.sweep.max_concurrent
     limit = config.sweep.max_concurrent or math.inf
     return int(min(max(1, fits), limit))
-
-
-def _free_cpus() -> float:
-    import ray
-
-    return float(ray.available_resources().get("CPU", 0))
-
-
-def _wait_until_free(cpus: float, seconds: float = 30) -> None:
-    """Wait until the trials' actors have ended: after a sweep as many CPUs are free as before it."""
-    until = time.monotonic() + seconds
-    while _free_cpus() < cpus:
-        if time.monotonic() > until:
-            logger.warning("%g CPUs are free after the sweep, %g were before it", _free_cpus(), cpus)
-            return
-        time.sleep(0.2)
 
 
 def trial_function(reference: Any, sweep_name: str) -> Callable[[dict[str, Any]], None]:
@@ -231,17 +205,13 @@ def _report_evaluations(epochs: int) -> Any:
     return ReportEvaluations()
 
 
-def trial_results(results: ResultGrid, storage: Storage, folder: str) -> list[Trial]:
-    """The results of all trials, in the order in which they began.
+def _trial_result(result: Any, storage: Storage, folder: str) -> Trial:
+    """The result of a trial.
 
     Returns:
-        For each trial its `values`, `status` (finished, stopped by the scheduler, or failed), the metrics and the
+        `trial` (its id), `values`, `status` (finished, stopped by the scheduler, or failed), the metrics and the
         `checkpoint` of its best evaluation, and its `error`.
     """
-    return [_trial_result(results[i], storage, folder) for i in range(len(results))]
-
-
-def _trial_result(result: Any, storage: Storage, folder: str) -> Trial:
     reported = result.metrics or {}
     # The id of a trial is also its folder; of one that never reported anything only the path is known.
     trial = reported.get("trial_id") or re.sub(r".*trial_([0-9a-f]+(_\d{5})?).*", r"\1", str(result.path))
@@ -287,12 +257,6 @@ def ranked(trials: list[Trial]) -> list[Trial]:
         return order.index(trial["status"]), *(-value for value in score)
 
     return sorted(trials, key=key)
-
-
-def best_trial(trials: list[Trial]) -> Trial | None:
-    """The trial with the best AUROC, ties broken by loss; None when all failed."""
-    first = ranked(trials)[0] if trials else None
-    return None if first is None or first["status"] == "failed" else first
 
 
 def best_config(config: Config, folder: str, best: Trial) -> str:

@@ -111,7 +111,7 @@ def run_training(
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # typed for V1
             num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]
             use_gpu=config.train.use_gpu,
-            resources_per_worker=_worker_resources(config),
+            resources_per_worker={"CPU": config.train.cpus_per_worker} | ({"GPU": 1.0} if config.train.use_gpu else {}),
             elastic_resize_monitor_interval_s=config.train.resize_every_s,
         ),
         run_config=RunConfig(
@@ -176,8 +176,3 @@ def require_training_resources(config: Config, what: str, other_cpus: float = DA
     gpus = workers if config.train.use_gpu else 0
     needs = f"{what} ({workers} workers x {cpus:g} CPUs + {other_cpus:g} for Ray Data)"
     ray_runtime.require_resources(needs, workers * cpus + other_cpus, gpus)
-
-
-def _worker_resources(config: Config) -> dict[str, float]:
-    gpu = {"GPU": 1.0} if config.train.use_gpu else {}
-    return {"CPU": config.train.cpus_per_worker, **gpu}

@@ -137,7 +137,9 @@ class Trainer:
         with self._out_of_memory_named(f"update of step {self.steps + 1}", microbatches[-1]):
             self.scaler.unscale_(self.optimizer)
             norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm)
-            scale = self._loss_scale()
+            # Not read back here. The scale of a scaler does not exist before its first use.
+            scale = self.scaler._scale if self.scaler.is_enabled() else None
+            scale = torch.ones_like(norm) if scale is None else scale.clone().reshape(())
             self.scaler.step(self.optimizer)  # the first one takes twice the memory of the weights, permanently
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -232,11 +234,6 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.epoch.load_state(state["epoch"], self.rank)
         self.since_log.load_state(state["since_log"], self.rank)
-
-    def _loss_scale(self) -> torch.Tensor:
-        """That of the scaler, not read back; 1 without one. A scaler's scale does not exist before its first use."""
-        scale = self.scaler._scale if self.scaler.is_enabled() else None
-        return torch.ones((), device=self.device) if scale is None else scale.clone().reshape(())
 
     @contextmanager
     def _out_of_memory_named(self, what: str, part: Microbatch) -> Iterator[None]:

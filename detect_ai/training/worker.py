@@ -82,13 +82,9 @@ def is_finished(trainer: Trainer, history: list[dict[str, Any]], config: TrainCo
     """
     if trainer.steps >= trainer.total_steps:
         return True
-    return bool(config.patience) and evaluations_since_best(history) >= config.patience
-
-
-def evaluations_since_best(history: list[dict[str, Any]]) -> int:
-    """Number of evaluations after the first one that reached the best AUROC."""
-    values = [epoch["auroc"] for epoch in history]
-    return len(values) - 1 - values.index(max(values)) if values else 0
+    aurocs = [epoch["auroc"] for epoch in history]
+    since_best = len(aurocs) - 1 - aurocs.index(max(aurocs)) if aurocs else 0
+    return bool(config.patience) and since_best >= config.patience
 
 
 def read(shard: Any) -> Iterator[Microbatch]:

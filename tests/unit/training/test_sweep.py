@@ -17,7 +17,7 @@ from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
 from detect_ai.training import search_space, sweep, train
 from detect_ai.training.checkpoint import SNAPSHOT
-from detect_ai.training.sweep import best_config, best_trial, evaluated_checkpoints, ranked, table, trial_function
+from detect_ai.training.sweep import best_config, evaluated_checkpoints, ranked, table, trial_function
 
 FOLDER = "runs/a/sweep-1/t"
 LOST = RayActorError()
@@ -120,10 +120,6 @@ def test_finished_trials_rank_before_stopped_and_failed_ones() -> None:
         trial("first", 0.9, val_loss=0.1),
     ]
     assert [t["trial"] for t in ranked(trials)] == ["first", "second", "stopped", "failed"]
-    best = best_trial(trials)
-    assert best is not None
-    assert best["trial"] == "first"
-    assert best_trial(trials[:1]) is None
     lines = table(trials).splitlines()
     assert lines[0].split() == ["lr", "auroc", "val_loss", "accuracy", "epoch", "status"]
     assert lines[1].split() == ["0.0001", "0.9000", "0.1000", "0.8000", "2", "finished"]
