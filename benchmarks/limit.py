@@ -1,11 +1,11 @@
-"""The bare model of `benchmarks/serve.py`, in a process of its own: no request, no queue, no second process.
+"""The bare model for `benchmarks/serve.py`, in a process of its own: no HTTP and no queue.
 
-`python benchmarks/limit.py JOB`, JOB being JSON; reads lines of JSON, answers each with one:
+`python benchmarks/limit.py JOB` (JSON) reads lines of JSON and answers each with one:
 
-    {}                the probability of AI of every text: calibrated, as the service has it, and that of the logits
-    {"all": true}     texts a second: all texts at once, sorted by length, in batches of the budget that serving has;
-                      with a batch in each thread, and with one batch at a time by all threads
-    {"only": [3, 1]}  seconds that each of these takes alone
+    {}                probabilities of AI of every text: calibrated as in the service, and of the logits
+    {"all": true}     texts per second: all texts at once, sorted by length, in batches of the service's size; with
+                      one batch per thread, and with one batch at a time on all threads
+    {"only": [3, 1]}  seconds of each of these texts alone
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def answer(detector: Any, documents: list[Any], rows: list[Any], asked: dict[str
 
 
 def seconds(detector: Any, rows: list[Any]) -> float:
-    """How long the model takes for windows."""
+    """Seconds of the model for windows."""
     started = time.perf_counter()
     detector.window_scores(rows)
     return time.perf_counter() - started

@@ -1,8 +1,8 @@
-"""The load of `benchmarks/serve.py`, in a process of its own: `python benchmarks/load.py TEXTS`, a JSON list of texts.
+"""Load generator of `benchmarks/serve.py`, in a process of its own: `python benchmarks/load.py TEXTS` (a JSON list).
 
-Reads lines of JSON, answers each with one: `url`, `form` (of requests and answers), `concurrency`, and either `only`
-(positions of texts, each sent once) or `warm` and `measured`: that many requests are answered before the clock runs and
-while it does. The load stays on until the last measured answer, so no figure holds a ramp.
+Reads lines of JSON and answers each with one: `url`, `form` (of requests and answers), `concurrency`, and either `only`
+(indices of texts, each sent once) or `warm` and `measured`: numbers of requests before and during the measurement. The
+load is constant until the last measured answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FORMS: dict[str, tuple[str, Callable[[str], Any], Callable[[Any], float]]] = {
 
 
 def of_labels(found: list[dict[str, Any]]) -> float:
-    """The probability of AI where an answer holds labels with scores, of the likeliest or of both."""
+    """Probability of AI in an answer of labels with scores: of the most likely one, or of both."""
     first = found[0]
     return first["score"] if first["label"] == "ai" else 1 - first["score"]
 
@@ -64,7 +64,7 @@ class Load:
         self._answers: list[tuple[int, float, float, bytes]] = []  # position, sent, answered, body
 
     async def run(self) -> dict[str, Any]:
-        """Figures: texts a second, latencies in seconds, the share of a CPU that this process took, answers."""
+        """Texts per second, latencies in seconds, CPU fraction of this process, and the answers."""
         connector = aiohttp.TCPConnector(limit=self._concurrency)
         timeout = aiohttp.ClientTimeout(total=300)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:

@@ -1,4 +1,4 @@
-"""A peer of `benchmarks/serve.py`: LitServe, with batches where told so. `python benchmarks/peer_litserve.py JOB`."""
+"""LitServe server for `benchmarks/serve.py`, with batches if matched. `python benchmarks/peer_litserve.py JOB`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import litserve
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-# A CPU gains little from larger batches of mixed lengths, for padding grows with them: of 1, 4, 8 and 16 texts, 8 were
-# the fastest that are still batches.
+# The fastest of 1, 4, 8 and 16 texts: larger batches of mixed lengths mean more padding.
 BATCH, BATCH_SECONDS = 8, 0.01
 
 

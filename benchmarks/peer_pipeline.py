@@ -1,6 +1,6 @@
-"""A peer of `benchmarks/serve.py`: FastAPI before a `transformers` pipeline, as its guide has it.
+"""FastAPI and a `transformers` pipeline for `benchmarks/serve.py`, as in the guide of transformers.
 
-One queue, one loop that takes a text from it and hands it to the pipeline. `python benchmarks/peer_pipeline.py JOB`.
+One queue, and one loop that passes each text to the pipeline. `python benchmarks/peer_pipeline.py JOB`.
 """
 
 from __future__ import annotations

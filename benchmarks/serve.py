@@ -1,21 +1,20 @@
-"""How fast the service is against others with the same model, over HTTP: `make bench-serve`.
+"""Benchmark of the service against others with the same model, over HTTP: `make bench-serve`.
 
-Arms, each a server of its own, one at a time, in turn and in reversed turn:
+Arms are servers that run one at a time, in alternating order:
 
-    ours       Ray Serve as `cluster.yaml` runs it: the ingress is HAProxy
-    loopback   Ray Serve as `make serve` runs it: its own proxy, which can be told to listen on loopback alone
-    pipeline   FastAPI before a `transformers` pipeline, as its guide has it (peer_pipeline.py)
-    litserve   LitServe, gathering batches (peer_litserve.py)
-    infinity   Infinity, from an environment of its own (.venv-infinity); said to be missing where it is not there
+    ours       Ray Serve behind HAProxy, as in `cluster.yaml`
+    loopback   Ray Serve behind its own proxy, as in `make serve`
+    pipeline   FastAPI and a `transformers` pipeline, as in the guide of transformers (peer_pipeline.py)
+    litserve   LitServe with batches (peer_litserve.py)
+    infinity   Infinity, in an environment of its own (.venv-infinity); left out if that is missing
     limit      the bare model over all texts at once, sorted by length: no HTTP, no queue (limit.py)
 
-All have the same weights, dtype and threads. Texts are the sample's with 30 to 600 words, normalised, cut after the
-last word that fits the 512 tokens that the peers read. All arms must give the same scores before they are timed, and
-every timed answer is compared, too. The load comes from a process of its own (load.py) with 1, 16 and 64 connections on
-the same machine; with one connection our overhead is a round trip minus the bare model on the same text, measured right
-after it. A second set of arms leaves every peer, and us, to their defaults.
+All have the same weights, dtype and threads. Texts are the sample's with 30 to 600 words, normalised and cut after the
+last word that fits 512 tokens. Every answer is compared with the bare model's. The load comes from another process
+(load.py) on the same machine, with 1, 16 and 64 connections; with one connection the overhead is a round trip minus the
+bare model on the same text, measured right after it. A second set of arms uses the defaults of every server.
 
-The last line is JSON. Ratios are of texts a second at 64 connections, medians over the rounds.
+The last line is JSON. Ratios are texts per second at 64 connections, medians over the rounds.
 """
 
 from __future__ import annotations
@@ -45,15 +44,15 @@ INFINITY = CHECKOUT / ".venv-infinity" / "bin" / "infinity_emb"
 OURS = ("ours", "loopback")
 PEERS = ("pipeline", "litserve", "infinity")
 READY = {"ours": "/readyz", "loopback": "/readyz", "pipeline": "/health", "litserve": "/health", "infinity": "/health"}
-BATCH_TOKENS = 2048  # of ours by default on a CPU; the limit has the same
-CHECKED = 32  # texts whose scores are compared before the clock runs
-PATIENT = "serve.max_wait_s=30"  # the peers let all wait, however long
+BATCH_TOKENS = 2048  # our default on a CPU, used for the limit too
+CHECKED = 32  # texts whose scores are compared before the measurement
+PATIENT = "serve.max_wait_s=30"  # the peers refuse nothing
 HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # nobody asks any more when it is stopped
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # no requests remain when it is stopped
 }
-BLOCK = 8  # texts of a visit with one connection, between which the bare model runs on the same
-TOLERANCE = {"fp32": 0.01, "bf16": 0.3}  # of the standard deviation of the scores
+BLOCK = 8  # texts sent with one connection before the bare model runs on the same ones
+TOLERANCE = {"fp32": 0.01, "bf16": 0.3}  # in standard deviations of the scores
 START_SECONDS = 300
 
 
@@ -68,7 +67,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--arms", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
     parser.add_argument("--sets", nargs="+", default=["matched", "defaults"], choices=["matched", "defaults"])
-    parser.add_argument("--override", action="append", default=[], help="of our configuration, as serve.batch_tokens=…")
+    parser.add_argument(
+        "--override", action="append", default=[], help="of our config, such as serve.batch_tokens=4096"
+    )
     options = parser.parse_args()
     if "infinity" in options.arms and not INFINITY.exists():
         options.arms.remove("infinity")
@@ -88,13 +89,13 @@ def main() -> int:
 
 
 class Helper:
-    """A process that answers lines of JSON with lines of JSON."""
+    """A subprocess that answers lines of JSON."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def ask(self, **question: Any) -> Any:
-        """The answer to a question. Raises SystemExit where the process has ended."""
+        """Send a line and return the answer. Raises SystemExit if the process has ended."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps(question) + "\n")
@@ -106,7 +107,7 @@ class Helper:
 
 @contextlib.contextmanager
 def helper(script: str, argument: str) -> Iterator[Helper]:
-    """A helper, until the end of the block."""
+    """A subprocess for the time of the block."""
     command = [sys.executable, str(HERE / script), argument]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, cwd=CHECKOUT, text=True, **pipes) as process:  # type: ignore[call-overload]
@@ -117,7 +118,7 @@ def helper(script: str, argument: str) -> Iterator[Helper]:
 
 
 class Bench:
-    """One set of arms: all with the same settings, or each with its own defaults."""
+    """One set of arms: all with matched settings, or each with its defaults."""
 
     def __init__(
         self, options: argparse.Namespace, job: dict[str, Any], limit: Helper, load: Helper, defaults: bool
@@ -127,7 +128,7 @@ class Bench:
         self.expected = limit.ask()
 
     def run(self) -> dict[str, list[dict[str, Any]]]:
-        """Figures of every arm, one for each round; the defaults have a round less."""
+        """Results of every arm, one per round; the defaults run one round less."""
         arms = self.options.arms
         found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in [*arms, "limit"]}
         for number in range(max(1, self.options.rounds - self.defaults)):
@@ -139,7 +140,7 @@ class Bench:
         return found
 
     def visit(self, arm: str) -> dict[str, Any]:
-        """Start an arm, compare its scores, time it, stop it."""
+        """Start an arm, compare its scores, measure it and stop it."""
         with self.served(arm) as (url, process):
             asking = {"url": url, "form": "ours" if arm in OURS else arm}
             self.check(arm, self.load.ask(**asking, concurrency=8, only=list(range(CHECKED))))
@@ -178,7 +179,7 @@ class Bench:
         return np.asarray(trips), np.asarray(self.limit.ask(only=positions))
 
     def check(self, arm: str, answers: dict[str, Any]) -> None:
-        """Stop where an arm gives other scores than the bare model."""
+        """Raise SystemExit if an arm gives other scores than the bare model."""
         expected = np.asarray(self.expected["calibrated" if arm in OURS else "logits"])
         gap = np.abs(expected[answers["positions"]] - answers["probabilities"]).max()
         if gap > TOLERANCE[self.options.dtype] * expected.std():
@@ -186,7 +187,7 @@ class Bench:
 
     @contextlib.contextmanager
     def served(self, arm: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-        """The server of an arm, ready to answer: its URL and process."""
+        """A running server: its URL and process."""
         from detect_ai.core.ray_runtime import free_port
 
         port = free_port()
@@ -203,7 +204,7 @@ class Bench:
                 stop(process)
 
     def command(self, arm: str, port: int) -> list[str]:
-        """What starts an arm."""
+        """Command line of an arm."""
         threads, dtype = self.options.threads, self.options.dtype
         if arm in OURS:
             ours = ["-m", "serve_app", f"storage.root={self.job['store']}", f"serve.port={port}", PATIENT]
@@ -218,7 +219,7 @@ class Bench:
         return [sys.executable, str(HERE / f"peer_{arm}.py"), told]
 
     def environment(self, arm: str) -> dict[str, str]:
-        """Variables of an arm."""
+        """Environment variables of an arm."""
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         told = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
         if arm == "ours":
@@ -231,7 +232,7 @@ class Bench:
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Any) -> None:
-    """Wait until a server says that it takes requests. Raises SystemExit with the end of its log where it does not."""
+    """Wait until a server is ready. Raises SystemExit with the end of its log if it does not start."""
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until and process.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):
@@ -242,7 +243,7 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Any) -> No
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a server and all that it started."""
+    """Stop a server and its children."""
     process.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(60)
@@ -252,7 +253,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def cpu_seconds(pid: int) -> Counter[str]:
-    """CPU seconds of a process and its children so far, by what they are."""
+    """CPU seconds of a process and its children, by kind."""
     import psutil
 
     found: Counter[str] = Counter()
@@ -264,7 +265,7 @@ def cpu_seconds(pid: int) -> Counter[str]:
 
 
 def kind(command: str) -> str:
-    """What a process is, by its command line."""
+    """Kind of a process, by its command line."""
     for mark, name in (("ServeReplica", "replica"), ("Proxy", "proxy"), ("haproxy", "proxy"), ("serve_app", "driver")):
         if mark in command:
             return name
@@ -273,12 +274,12 @@ def kind(command: str) -> str:
 
 
 def busy(before: Counter[str], after: Counter[str], seconds: float) -> dict[str, float]:
-    """CPUs that each kind of process had, on average."""
+    """Average CPUs used by each kind of process."""
     return {name: round((after[name] - before[name]) / seconds, 2) for name in after}
 
 
 def report(found: dict[str, dict[str, list[dict[str, Any]]]], options: argparse.Namespace) -> dict[str, Any]:
-    """The last line: ratios and figures of ours, then all the rest."""
+    """The final JSON: ratios and results of ours, then all results."""
     first = found[options.sets[0]]
     ours = next((arm for arm in OURS if arm in first), "")
     return {
@@ -295,7 +296,7 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], options: argparse.
 
 
 def figures_of(found: dict[str, list[dict[str, Any]]], arm: str) -> dict[str, Any]:
-    """What an arm of ours reaches, takes and adds."""
+    """Fraction of the limit, overhead and latency of one of our arms."""
     visits = found.get(arm, [])
     return {
         "of_limit": ratio(found, arm, "limit"),
