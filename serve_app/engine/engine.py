@@ -20,7 +20,7 @@ from detect_ai.core.errors import InputError
 from detect_ai.detector.detector import Detector, Document, Sentence, with_effects
 from detect_ai.detector.model_info import model_info
 from detect_ai.schemas import ModelInfo, Verdict
-from detect_ai.text.normalize import Normalised, normalise
+from detect_ai.text.normalize import Normalised, expanded_length, normalise
 from detect_ai.text.windows import aggregate_windows
 from serve_app.api.errors import ProblemError
 from serve_app.engine.batcher import Batcher, ClosedError, Ids, QueueFullError, Scores, timed
@@ -261,7 +261,7 @@ class Engine:
             raise ProblemError(
                 413, f"The request has {len(texts)} texts, at most {self.config.max_texts}: send several requests."
             )
-        bound, chars = self.config.max_chars, sum(map(len, texts))
+        bound, chars = self.config.max_chars, sum(map(expanded_length, texts))
         normalised: list[Normalised] = []
         if chars <= SLACK * bound:
             normalised = [normalise(text) for text in texts]

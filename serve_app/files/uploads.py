@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from detect_ai.core.config import ServeConfig
 from detect_ai.schemas import FileOptions, FilesResponse, FileVerdict, Verdict
-from detect_ai.text.normalize import Normalised, normalise
+from detect_ai.text.normalize import Normalised, expanded_length, normalise
 from serve_app.api.errors import ProblemError, invalid_request
 from serve_app.engine.engine import Charge, EncodedRequest, Engine, Options
 from serve_app.files.reader import SLACK, Upload
@@ -125,7 +125,7 @@ def fit(found: Sequence[str | ProblemError], max_chars: int) -> tuple[list[Norma
     chars, left = 0, SLACK * max_chars
     for text in found:
         if isinstance(text, str):
-            num_chars, one = len(text), None
+            num_chars, one = expanded_length(text), None
             if num_chars <= left:
                 left -= num_chars
                 one = normalise(text)

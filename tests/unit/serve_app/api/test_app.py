@@ -321,9 +321,16 @@ def test_the_character_limit_counts_normalised_text(detector: Detector, text: st
     assert ask(detector, post(text=text), max_chars=100).status_code == status
 
 
-def test_far_too_long_text_is_not_normalised(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.engine.engine.normalise", lambda text: pytest.fail("it was normalised"))
-    check_problem(ask(detector, post(text="a" * 401), max_chars=100), 413)
+@pytest.mark.parametrize("text", ["a" * 401, "\ufdfa" * 23])  # U+FDFA becomes 18 characters
+def test_text_that_expands_too_far_is_not_normalised(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    for module in ("engine.engine", "files.uploads"):
+        monkeypatch.setattr(f"serve_app.{module}.normalise", lambda text: pytest.fail("it was normalised"))
+    check_problem(ask(detector, post(text=text), max_chars=100), 413)
+    files = [("files", ("a.txt", text.encode()))]
+    [file] = ask(detector, lambda client, _: client.post("/v1/detect/file", files=files), max_chars=100).json()["files"]
+    assert file["problem"]["status"] == 413
 
 
 def test_refused_tokens_are_returned_to_the_rate(detector: Detector) -> None:
