@@ -28,13 +28,14 @@ WORDS = (30, 600)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
-def prepared(scratch: Path, path: str | None, count: int) -> dict[str, str]:
+def prepared(scratch: Path, path: str | None, count: int, precision: str) -> dict[str, str]:
     """Texts, a registry whose champion is the classifier, its bundle, and the folder of the peers.
 
     Args:
         scratch: where all of it is written.
         path: Parquet with columns `text` and `label`; None: the sample.
         count: of texts, half of each class.
+        precision: of the bundle, `fp32` or `bf16`.
     """
     import torch
 
@@ -59,13 +60,14 @@ def prepared(scratch: Path, path: str | None, count: int) -> dict[str, str]:
         window=WINDOW,
         stride=STRIDE,
         pad_id=tokenizer.pad_id,
+        precision=precision,
         calibration=calibrate(rows["label"].to_numpy()[half:], scores[half:], [0.05]),
         default_target_fpr=0.05,
         min_tokens=10,
         corpus={"name": "benchmark", "fingerprint": "", "licences": [], "language": "en"},
         provenance={"run": "benchmark"},
     )
-    bundle.seal(folder, spec)
+    bundle.write_spec(folder, spec)
     registry = Registry(Storage(str(scratch / "store")))
     registry.set_champion(registry.add(folder))
     peers = for_peers(scratch / "classifier", folder, Path(encoder.resolve(config)[0]))

@@ -29,7 +29,7 @@ def main() -> int:
     job = json.loads(sys.argv[1])
     torch.set_num_threads(job["threads"])
     texts = json.loads(Path(job["texts"]).read_text(encoding="utf-8"))
-    detector = Detector.load(Path(job["bundle"]), precision=job["dtype"], batch_tokens=job["batch_tokens"])
+    detector = Detector.load(Path(job["bundle"]), batch_tokens=job["batch_tokens"])
     documents = detector.read(texts)
     assert all(document.num_windows == 1 for document in documents), "expected texts that fit a window"
     rows = [document.input_ids for document in documents]

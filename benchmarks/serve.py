@@ -80,7 +80,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         from classifier import prepared
 
-        job = prepared(Path(scratch), options.texts, options.count)
+        job = prepared(Path(scratch), options.texts, options.count, options.dtype)
         job |= {"threads": options.threads, "dtype": options.dtype, "batch_tokens": BATCH_TOKENS}
         with helper("limit.py", json.dumps(job)) as limit, helper("load.py", job["texts"]) as load:
             found = {kind: Bench(options, job, limit, load, kind == "defaults").run() for kind in options.sets}
@@ -208,7 +208,7 @@ class Bench:
         threads, dtype = self.options.threads, self.options.dtype
         if arm in OURS:
             ours = ["-m", "serve_app", f"storage.root={self.job['store']}", f"serve.port={port}", PATIENT]
-            matched = [f"serve.precision={dtype}", f"serve.threads_per_replica={threads}", "serve.max_replicas=1"]
+            matched = [f"serve.threads_per_replica={threads}", "serve.max_replicas=1"]
             return [sys.executable, *ours, *([] if self.defaults else matched), *self.options.override]
         if arm == "infinity":
             peer = [str(INFINITY), "v2", "--model-id", self.job["folder"], "--host", "127.0.0.1", "--port", str(port)]

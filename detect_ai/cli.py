@@ -239,7 +239,12 @@ def headline(verdict: Verdict) -> str:
 
 def explanation(verdict: Verdict) -> list[str]:
     """What a verdict means, one line per statement; without a probability for a text that is out of scope."""
-    if verdict.label is Label.AI:
+    if verdict.label is Label.AI and verdict.fpr_upper_bound is None:
+        lines = [
+            "It may still be human: it is of no kind of text that the model was calibrated on, so its false positive "
+            "rate is not known."
+        ]
+    elif verdict.label is Label.AI:
         lines = [
             f"It may still be human: the expected false positive rate is {out_of_100(verdict.target_fpr)} human texts, "
             f"and may be up to {out_of_100(verdict.fpr_upper_bound)} with {verdict.num_compared} calibration texts."
@@ -296,9 +301,8 @@ def model_lines(info: ModelInfo) -> list[str]:
 
 
 def _category_line(category: CategoryInfo) -> str:
-    to = " or more" if category.max_tokens is None else f" to {category.max_tokens - 1}"
     return (
-        f"{category.compared_with or 'texts'} of {category.min_tokens}{to} tokens: AI at "
+        f"{category.compared_with} of {category.min_tokens} or more tokens: AI at "
         f"{percent(category.probability)}, from {category.num_human} human texts; expected false positive rate "
         f"{out_of_100(category.expected_fpr)}, up to {out_of_100(category.fpr_upper_bound)}."
     )

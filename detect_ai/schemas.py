@@ -62,11 +62,16 @@ class Verdict(BaseModel):
     compared_with: str = Field(
         default="",
         description="Domain (text type) of the calibration texts that it was compared with; empty without domains, and "
-        "for a text of no known domain, which gets the strictest threshold of its length",
+        "for a text of no known domain, which gets the most cautious thresholds of all domains",
     )
     num_compared: int = Field(default=0, description="Human calibration texts behind `p_value` and `threshold`")
-    fpr_upper_bound: float = Field(
-        default=1.0, description="95% upper bound of the false positive rate of `threshold`, given those texts"
+    fpr_upper_bound: float | None = Field(
+        default=None,
+        description="95% upper bound of the false positive rate of `threshold` for texts exchangeable with those; null "
+        "where none holds",
+    )
+    no_bound_reason: Literal["unknown_domain"] | None = Field(
+        default=None, description="Why there is no `fpr_upper_bound`: the text is of no domain that calibration knows"
     )
     reasons: list[Reason] = Field(description="Why the label is `uncertain`; empty otherwise")
     tampering: dict[str, int] = Field(
@@ -234,11 +239,10 @@ class LabelScore(BaseModel):
 
 
 class CategoryInfo(BaseModel):
-    """Threshold and error rates at one target for one domain and range of lengths."""
+    """Threshold and error rates at one target for one domain."""
 
-    compared_with: str = Field(description="Name of the domain; empty without domains")
-    min_tokens: int = Field(description="Shortest texts, in tokens")
-    max_tokens: int | None = Field(description="Exclusive upper bound of the length, in tokens")
+    compared_with: str = Field(description="Name of the domain")
+    min_tokens: int = Field(description="Shorter texts of it are `uncertain` at this target")
     num_human: int = Field(description="Human calibration texts behind the threshold")
     probability: float = Field(description="Texts with at least this probability are labelled `ai`")
     expected_fpr: float = Field(description="Expected false positive rate on exchangeable texts")
@@ -254,8 +258,8 @@ class ThresholdInfo(BaseModel):
     expected_fpr: float = Field(description="Expected false positive rate on exchangeable texts")
     fpr_lower_bound: float = Field(default=0.0, description="95% lower bound of it, given the calibration set")
     fpr_upper_bound: float = Field(description="95% upper bound of it, given the calibration set")
-    min_tokens: int = Field(description="Shorter texts are `uncertain` at this target")
-    categories: list[CategoryInfo] = Field(default=[], description="Thresholds by domain and length, if there are any")
+    min_tokens: int = Field(description="Shorter texts of no known domain are `uncertain` at this target")
+    categories: list[CategoryInfo] = Field(default=[], description="Thresholds by domain, if there are any")
 
 
 class ModelInfo(BaseModel):

@@ -78,7 +78,7 @@ def load(config: ServeConfig, storage_root: str, version: str) -> tuple[Detector
     device = "cuda" if config.use_gpu else "cpu"
     with Registry(Storage(storage_root)).folder(version) as folder:
         card = folder / CARD_FILE
-        detector = Detector.load(folder, device, config.precision, config.batch_tokens)
+        detector = Detector.load(folder, device, config.batch_tokens)
         return detector, card.read_text(encoding="utf-8") if card.exists() else ""
 
 

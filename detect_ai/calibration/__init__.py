@@ -1,1 +1,1 @@
-"""Scores to probabilities and thresholds."""
+"""Raw scores to probabilities, thresholds and domains."""

@@ -1,175 +1,176 @@
-"""What a detector keeps of its calibration set: probabilities, p-values and decisions that hold a false positive rate.
+"""Calibration of a detector: probabilities, p-values and decisions at a target false positive rate.
 
-Scores are log-odds: higher = more AI. What holds, and for which texts, is said in `detect_ai.calibration.conformal`.
+Scores are log-odds: higher = more AI. `detect_ai.calibration.conformal` states what holds, and for which texts.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import TypeAdapter, ValidationError
 
-from detect_ai.calibration import scaling
 from detect_ai.calibration.conformal import Threshold, p_value, threshold_of
+from detect_ai.calibration.scaling import Scaling, check_both_classes, fit_scaling
 from detect_ai.core.errors import CalibrationError
 from detect_ai.metrics import Floats
 
 
 @dataclass(frozen=True)
-class Reference:
-    """Human texts that a text is compared with, and what scores mean among their like.
+class GroupCalibration(Scaling):
+    """Scaling, thresholds and human reference scores of one group of texts.
 
     Attributes:
-        temperature: divides the distance of the raw score from the midpoint, before the sigmoid.
-        midpoint: the raw score with a probability of one half.
-        human_scores: raw scores of the human texts, ascending.
+        human_scores: raw scores of the human calibration texts, ascending.
         thresholds: by target FPR.
-        knots: (score, probability) of an isotonic calibration, ascending; empty: the sigmoid holds.
+        domain: as `detect_ai.calibration.domain_classifier` names it; "" for the group of all texts.
+        min_tokens: by target FPR, the length from which AI texts are found often enough for a verdict.
     """
 
-    temperature: float
-    midpoint: float
     human_scores: tuple[float, ...]
     thresholds: dict[float, Threshold]
+    domain: str = ""
+    min_tokens: dict[float, int] = field(default_factory=dict)
 
-    knots: scaling.Knots = ()
-
-    def probability(self, scores: ArrayLike) -> Floats:
-        """Calibrated P(AI) of raw scores, of their shape."""
-        if not self.knots:
-            return scaling.probability(scores, self.temperature, self.midpoint)
-        at, values = np.asarray(self.knots).T
-        return np.asarray(np.interp(np.asarray(scores, dtype=np.float64), at, values), dtype=np.float64)
+    @property
+    def num_human(self) -> int:
+        """Number of human calibration texts."""
+        return len(self.human_scores)
 
     def bounds(self, target_fpr: float) -> tuple[float, float]:
         """Raw scores below the first are `human`, from the second on `ai`, between them `uncertain`.
 
-        `ai` needs both the conformal threshold and a probability of at least one half; so does `human` the opposite.
+        `ai` needs both the conformal threshold and a probability of at least one half, and `human` neither.
         """
         threshold = self.thresholds[target_fpr].score
         return min(threshold, self.midpoint), max(threshold, self.midpoint)
 
     def p_value(self, score: float) -> float:
         """The conformal p-value of a raw score against the human texts."""
-        return p_value(self._sorted, score)
+        return p_value(self._sorted_scores, score)
+
+    def fpr_bound(self, target_fpr: float) -> float | None:
+        """The 95% upper bound of the FPR at a target, given these human texts."""
+        return self.thresholds[target_fpr].fpr_bound
+
+    def min_tokens_at(self, target_fpr: float) -> int:
+        """The learned minimum length for a verdict at a target; 0 where none was learned."""
+        return self.min_tokens.get(target_fpr, 0)
 
     @cached_property
-    def _sorted(self) -> Floats:
+    def _sorted_scores(self) -> Floats:
         return np.asarray(self.human_scores)
 
 
 @dataclass(frozen=True)
-class Category(Reference):
-    """Texts of one register and of like length.
+class UnknownDomain:
+    """What a text of no known domain is compared with: the most cautious answer over all domains.
 
-    A text is judged by the human calibration texts of its own category, and the target FPR holds within each
-    (Mondrian conformal prediction: Vovk, Gammerman and Shafer 2005, section 4.5).
+    `ai` needs the strictest threshold of any domain, `human` a score below the lower bound of every domain. The
+    probability is the lowest and the p-value the highest over the domains, so that neither depends on the target. No
+    bound of the false positive rate holds for such a text.
 
     Attributes:
-        register: as `detect_ai.calibration.domain_classifier` names it; "" where registers are not told apart.
-        min_tokens: the shortest texts of it.
-        max_tokens: all texts are shorter than this; None: no bound.
-        tprs: by target FPR, the share of its AI calibration texts called AI; empty when it had none.
+        groups: the domains; at least one.
     """
 
-    register: str = ""
-    min_tokens: int = 0
-    max_tokens: int | None = None
-    tprs: dict[float, float] = field(default_factory=dict)
+    groups: tuple[GroupCalibration, ...]
+    domain: ClassVar[str] = ""
 
-    def holds(self, num_tokens: int) -> bool:
-        """Whether a text of this length belongs to it."""
-        return self.min_tokens <= num_tokens and (self.max_tokens is None or num_tokens < self.max_tokens)
+    @property
+    def num_human(self) -> int:
+        """Number of human calibration texts of all domains."""
+        return sum(group.num_human for group in self.groups)
+
+    def probability(self, scores: ArrayLike) -> Floats:
+        """The lowest calibrated P(AI) over the domains, of the shape of `scores`."""
+        return np.asarray(np.min([group.probability(scores) for group in self.groups], axis=0), dtype=np.float64)
+
+    def bounds(self, target_fpr: float) -> tuple[float, float]:
+        """The lowest lower and the highest upper bound, as `GroupCalibration.bounds`."""
+        lower, upper = zip(*(group.bounds(target_fpr) for group in self.groups), strict=True)
+        return min(lower), max(upper)
+
+    def p_value(self, score: float) -> float:
+        """The highest p-value over the domains."""
+        return max(group.p_value(score) for group in self.groups)
+
+    def fpr_bound(self, target_fpr: float) -> None:
+        """No bound holds for a text that is not known to be like the calibration texts."""
+        return
+
+    def min_tokens_at(self, target_fpr: float) -> int:
+        """The highest learned minimum length over the domains."""
+        return max(group.min_tokens_at(target_fpr) for group in self.groups)
 
 
 @dataclass(frozen=True)
-class Calibration(Reference):
-    """All that a detector keeps of its calibration set: the reference of all its texts, and categories of them.
+class Calibration(GroupCalibration):
+    """The group of all calibration texts, and one group for each domain that is told apart.
+
+    Thresholds by domain are Mondrian conformal prediction (Vovk, Gammerman and Shafer 2005, section 4.5): the target
+    FPR holds within each domain.
 
     Attributes:
-        prevalence: share of AI texts that the probabilities assume.
-        num_human: number of human texts.
-        num_ai: number of AI texts.
-        categories: none where texts are not told apart by register and length.
-        min_tokens: by target FPR, the length from which AI texts are found often enough for a verdict.
+        prevalence: fraction of AI texts that the probabilities assume.
+        num_ai: number of AI calibration texts.
+        domains: empty where domains are not told apart.
+        span_scaling: of spans of a document, for the scores of sentences; None where calibration scored no spans.
     """
 
     prevalence: float = 0.5
-    num_human: int = 0
     num_ai: int = 0
-    categories: tuple[Category, ...] = ()
-    min_tokens: dict[float, int] = field(default_factory=dict)
+    domains: tuple[GroupCalibration, ...] = ()
+    span_scaling: Scaling | None = None
 
-    def reference(self, register: str, num_tokens: int, target_fpr: float | None = None) -> Reference:
-        """What a text is compared with: its category, or of an unknown register the strictest one of its length.
+    def select_group(self, domain: str) -> GroupCalibration | UnknownDomain:
+        """What a text of a domain is compared with.
 
         Args:
-            register: of the text; "" where it is not known.
-            num_tokens: its length.
-            target_fpr: at which categories are compared; the smallest when None.
+            domain: of the text; "" where it is not known.
         """
-        found = [each for each in self.categories if each.holds(num_tokens)]
-        own = [each for each in found if each.register == register] or found
-        target = min(self.thresholds, default=None) if target_fpr is None else target_fpr
-        if not own or target is None:
+        if not self.domains:
             return self
-        return max(own, key=lambda each: each.bounds(target)[1])
+        return next((group for group in self.domains if group.domain == domain), UnknownDomain(self.domains))
+
+    def span_probability(self, scores: ArrayLike, domain: str) -> Floats:
+        """Calibrated P(AI) of spans of a document of a domain, of the shape of `scores`."""
+        return (self.span_scaling or self.select_group(domain)).probability(scores)
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON that `from_dict` reads back to an equal calibration."""
-        categories = [_plain(asdict(each)) for each in self.categories]
-        return _plain({**asdict(self), "categories": ()}) | {"categories": categories}
+        values: dict[str, Any] = TypeAdapter(Calibration).dump_python(self, mode="json")
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Reads what `to_dict` wrote.
+        """Read what `to_dict` wrote.
 
         Raises:
-            CalibrationError: a field is missing or unknown, or the human scores are not ascending.
+            CalibrationError: a field is missing, unknown or of the wrong type, or human scores are not ascending.
         """
-        read = _read(cls, values)
-        return cls(**{**read, "categories": tuple(Category(**_read(Category, each)) for each in read["categories"])})
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Keys that JSON has, and lists where there were tuples."""
-    by_target = {name: {repr(k): v for k, v in found.items()} for name, found in values.items() if _is_dict(found)}
-    lists = {"human_scores": list(values["human_scores"]), "knots": [list(knot) for knot in values["knots"]]}
-    return values | by_target | lists
-
-
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _read(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    _check_fields(cls, values)
-    human_scores = tuple(values["human_scores"])
-    if not np.all(np.diff(human_scores) >= 0):
-        raise CalibrationError("human scores of a calibration must be ascending")
-    by_target = {name: {float(k): v for k, v in found.items()} for name, found in values.items() if _is_dict(found)}
-    thresholds = {target: _read_threshold(value) for target, value in by_target["thresholds"].items()}
-    knots = tuple((float(at), float(value)) for at, value in values["knots"])
-    return {**values, **by_target, "human_scores": human_scores, "thresholds": thresholds, "knots": knots}
+        try:
+            calibration = TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise CalibrationError(f"calibration.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        if any((np.diff(group.human_scores) < 0).any() for group in (calibration, *calibration.domains)):
+            raise CalibrationError("human scores of a calibration must be ascending")
+        return calibration
 
 
 def calibrate(
-    labels: ArrayLike,
-    logits: ArrayLike,
-    target_fprs: Iterable[float],
-    method: str = "platt",
-    prevalence: float = 0.5,
+    labels: ArrayLike, logits: ArrayLike, target_fprs: Iterable[float], prevalence: float = 0.5
 ) -> Calibration:
-    """Fits the scaling and one threshold for each target FPR.
+    """Fit the scaling and one threshold for each target FPR.
 
     Args:
         labels: 0 human, 1 AI, shape (n,).
         logits: raw document scores of a split used for nothing else, shape (n,).
         target_fprs: each in (0, 1).
-        method: of the probabilities, `platt` or `isotonic`.
-        prevalence: share of AI texts that the probabilities assume, whatever that of `labels` is; in (0, 1).
+        prevalence: fraction of AI texts that the probabilities assume, whatever that of `labels` is; in (0, 1).
 
     Returns:
         The calibration, its thresholds in ascending order of target.
@@ -178,27 +179,14 @@ def calibrate(
         CalibrationError: one class is missing, or there are too few human texts for a target.
         InputError: labels and logits do not fit (see `metrics.check_binary`).
     """
-    truth, scores = scaling.both_classes(labels, logits)
+    truth, scores = check_both_classes(labels, logits)
     human = np.sort(scores[truth == 0])
-    temperature, midpoint, knots = scaling.fit(truth, scores, method, prevalence)
+    scaling = fit_scaling(truth, scores, prevalence)
     return Calibration(
-        temperature=temperature,
-        midpoint=midpoint,
-        knots=knots,
+        temperature=scaling.temperature,
+        midpoint=scaling.midpoint,
         human_scores=tuple(human.tolist()),
         thresholds={float(target): threshold_of(human, target) for target in sorted(target_fprs)},
         prevalence=prevalence,
-        num_human=human.size,
         num_ai=int(truth.sum()),
     )
-
-
-def _check_fields(cls: type[Any], values: Mapping[str, Any]) -> None:
-    expected = sorted(field.name for field in fields(cls))
-    if sorted(values) != expected:
-        raise CalibrationError(f"{cls.__name__} has the fields {expected}, found {sorted(values)}")
-
-
-def _read_threshold(values: Mapping[str, Any]) -> Threshold:
-    _check_fields(Threshold, values)
-    return Threshold(**values)

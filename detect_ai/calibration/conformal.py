@@ -1,14 +1,15 @@
-"""Split conformal prediction over human texts: thresholds that hold a false positive rate, and p-values. Pure.
+"""Split conformal prediction: thresholds that hold a target false positive rate, p-values and bounds.
 
 Scores are log-odds: higher = more AI. The guarantees hold for texts exchangeable with the human texts of the
 calibration set (same sources, topics, writers and lengths) and for no others.
 """
 
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import ConfigDict
 from scipy.special import betaincinv
 
 from detect_ai.core.errors import CalibrationError, InputError
@@ -23,11 +24,13 @@ class Threshold:
     """The decision for one target FPR: a text is called AI iff its score is at least `score`.
 
     Attributes:
-        score: the threshold on the raw score. Compare float64 with it: in float32 the one step above the
-            human score beneath it is lost.
-        fpr_bound: upper 95% confidence bound of the FPR that this very calibration set realises.
-        expected_fpr: the FPR expected over calibration sets of this size; at most the target.
+        score: the threshold on the raw score. Compare float64 with it: float32 loses the one step above the
+            human score below it.
+        fpr_bound: upper 95% confidence bound of the FPR that this calibration set realises.
+        expected_fpr: expected FPR over calibration sets of this size; at most the target.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     score: float
     fpr_bound: float
@@ -35,7 +38,7 @@ class Threshold:
 
 
 def threshold_of(human_scores: Floats, target_fpr: float) -> Threshold:
-    """The threshold of human calibration texts for a target FPR. Raises CalibrationError as `conformal_threshold`."""
+    """The conformal threshold with its bounds. Raises CalibrationError as `conformal_threshold`."""
     n = human_scores.size
     return Threshold(
         score=conformal_threshold(human_scores, target_fpr),
@@ -45,7 +48,7 @@ def threshold_of(human_scores: Floats, target_fpr: float) -> Threshold:
 
 
 def texts_needed(target_fpr: float) -> int:
-    """The least number of human calibration texts that can hold a target FPR: ceil(1 / target) - 1.
+    """The smallest number of human calibration texts that can hold a target FPR: ceil(1 / target) - 1.
 
     With n texts the smallest p-value is 1 / (n + 1); below this number it exceeds the target for every text.
     99 for 1%, 19 for 5%, 999 for 0.1%.
@@ -64,8 +67,8 @@ def conformal_threshold(human_scores: ArrayLike, target_fpr: float) -> float:
 
     A score is at least the threshold iff its `p_value` is at most the target. For a human text exchangeable
     with the calibration texts that happens with probability `target_fpr` at most, over the draw of both
-    (Vovk, Gammerman and Shafer 2005, "Algorithmic Learning in a Random World"). A text that
-    ties with a human calibration score counts as no higher than it, so ties only lower the FPR.
+    (Vovk, Gammerman and Shafer 2005, "Algorithmic Learning in a Random World"). A score that
+    ties with a human calibration score does not exceed it, so ties only lower the FPR.
 
     Args:
         human_scores: raw scores of human calibration texts in any order, shape (n,).
@@ -90,17 +93,17 @@ def p_value(sorted_human_scores: ArrayLike, score: float) -> float: ...
 @overload
 def p_value(sorted_human_scores: ArrayLike, score: NDArray[np.floating[Any]]) -> Floats: ...
 def p_value(sorted_human_scores: ArrayLike, score: float | NDArray[np.floating[Any]]) -> float | Floats:
-    """The conformal p-value against "a human wrote it": (1 + #{human score >= score}) / (n + 1).
+    """The conformal p-value of the hypothesis "a human wrote it": (1 + #{human score >= score}) / (n + 1).
 
     Human texts exchangeable with the calibration texts get a value of u or less with probability u at most.
     Ties count against calling a text AI.
 
     Args:
-        sorted_human_scores: ascending, shape (n,). An array is read in O(log n); a tuple is copied first.
+        sorted_human_scores: ascending, shape (n,). Lookup in an array takes O(log n); a tuple is copied first.
         score: one raw score, or an array of any shape.
 
     Returns:
-        A float for one score, else an array of the shape of `score`; each in [1 / (n + 1), 1].
+        A float for one score, else an array of the shape of `score`; values in [1 / (n + 1), 1].
 
     Raises:
         InputError: a score is NaN, which would otherwise sort above all human texts.
@@ -114,7 +117,7 @@ def p_value(sorted_human_scores: ArrayLike, score: float | NDArray[np.floating[A
 
 
 def fpr_bound(n: int, target_fpr: float, confidence: float = CONFIDENCE) -> float:
-    """The upper confidence bound of the FPR that one given calibration set realises.
+    """The upper confidence bound of the FPR that one calibration set realises.
 
     The target holds on average over calibration sets; a lucky or unlucky set lies below or above. For
     independent texts with continuous scores the FPR of `conformal_threshold`, given its n human texts, is
@@ -138,7 +141,7 @@ def fpr_bound(n: int, target_fpr: float, confidence: float = CONFIDENCE) -> floa
 
 
 def _rank(n: int, target_fpr: float) -> int:
-    """How many of n + 1 exchangeable human texts may be called AI; at least 1, else the target is refused."""
+    """How many of n + 1 exchangeable human texts may be called AI; at least 1, else CalibrationError."""
     require_texts(n, target_fpr)
     return largest_count(target_fpr, n + 1)
 
@@ -148,10 +151,11 @@ def require_texts(n: int, target_fpr: float) -> None:
     needed = texts_needed(target_fpr)
     if n >= needed:
         return
-    mend = "add human texts to the calibration split"
-    held = next((target for target in SUGGESTED_TARGETS if texts_needed(target) <= n), None)
-    if held is not None:
-        mend += f", or choose a larger target: calibration.target_fprs=[{held}] calibration.default_target_fpr={held}"
+    advice = "add human texts to the calibration split"
+    feasible = next((target for target in SUGGESTED_TARGETS if texts_needed(target) <= n), None)
+    if feasible is not None:
+        advice += f", or choose a larger target: calibration.target_fprs=[{feasible}] "
+        advice += f"calibration.default_target_fpr={feasible}"
     raise CalibrationError(
-        f"target FPR {target_fpr} needs at least {needed} human calibration texts, found {n}: {mend}"
+        f"target FPR {target_fpr} needs at least {needed} human calibration texts, found {n}: {advice}"
     )

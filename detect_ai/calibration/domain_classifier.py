@@ -1,8 +1,7 @@
-"""Which kind of writing a text is, by its words: human texts of one kind are compared with their like. Pure.
+"""Linear domain classifier over token counts: which kind of writing a text is.
 
-A register gathers sources (`calibration.registers`). A linear model over the token counts of the training split tells
-them apart; it reads a text, never its label, so thresholds that are set by what it says keep their guarantee within
-each of its answers (Mondrian conformal prediction).
+A domain gathers sources (`calibration.domains`). The classifier is fitted on the training split; it reads a text,
+never its label, so thresholds set within each of its answers keep their guarantee (Mondrian conformal prediction).
 """
 
 from __future__ import annotations
@@ -17,49 +16,48 @@ from numpy.typing import NDArray
 from detect_ai.core.errors import BundleError
 
 Ids = NDArray[np.int32]
-Floats = NDArray[np.float64]
 
-FILE = "registers.safetensors"
-SURE = 0.8  # a text is of a register from this probability on; below it is of none
-MAX_TEXTS = 5_000  # learnt from, the first ones of each register
+FILE = "domains.safetensors"
+MIN_PROBABILITY = 0.8  # below it the domain of a text is not known
+MAX_TEXTS = 5_000  # training texts of each domain
 
 
 @dataclass(frozen=True)
-class Registers:
-    """Tells registers apart.
+class DomainClassifier:
+    """Multinomial logistic regression on the damped token counts of a text.
 
     Attributes:
-        names: of the registers.
-        weights: float32, shape (vocabulary, registers).
-        bias: float32, shape (registers,).
+        names: of the domains.
+        weights: float32, shape (vocabulary, domains).
+        bias: float32, shape (domains,).
     """
 
     names: tuple[str, ...]
     weights: NDArray[np.float32]
     bias: NDArray[np.float32]
 
-    def of(self, documents: Sequence[Ids]) -> list[str]:
-        """The register of each document of token ids; "" where no one is sure."""
+    def predict(self, documents: Sequence[Ids]) -> list[str]:
+        """The domain of each document of token ids; "" where none is probable enough, and for an empty one."""
         if not len(documents):
             return []
-        read = map(_features, documents)
-        logits = np.stack([values @ self.weights[tokens] for tokens, values in read]) + self.bias
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        best = shares.argmax(axis=1)
-        sure = (shares[np.arange(len(best)), best] >= SURE) & [len(ids) > 0 for ids in documents]
-        return [self.names[i] if is_sure else "" for i, is_sure in zip(best, sure, strict=True)]
+        features = map(_features, documents)
+        logits = np.stack([values @ self.weights[tokens] for tokens, values in features]) + self.bias
+        probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        best = probabilities.argmax(axis=1)
+        is_known = (probabilities.max(axis=1) >= MIN_PROBABILITY) & [len(ids) > 0 for ids in documents]
+        return [self.names[i] if known else "" for i, known in zip(best, is_known, strict=True)]
 
     def save(self, folder: Path) -> None:
-        """Write `registers.safetensors` into a folder."""
+        """Write `domains.safetensors` into a folder."""
         from safetensors.numpy import save_file
 
         tensors = {"weights": np.ascontiguousarray(self.weights), "bias": np.ascontiguousarray(self.bias)}
         save_file(tensors, folder / FILE)
 
     @classmethod
-    def load(cls, folder: Path, names: Sequence[str]) -> Registers:
-        """Read what `save` wrote. Raises BundleError when it does not fit the names."""
+    def load(cls, folder: Path, names: Sequence[str]) -> DomainClassifier:
+        """Read what `save` wrote. Raises BundleError when it is damaged or has another number of domains."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
@@ -67,39 +65,39 @@ class Registers:
             tensors = load_file(folder / FILE)
             weights, bias = tensors["weights"], tensors["bias"]
         except (OSError, SafetensorError, KeyError) as error:
-            raise BundleError(f"{folder / FILE}: expected weights and bias of registers: {error}") from error
+            raise BundleError(f"{folder / FILE}: expected weights and bias of a domain classifier: {error}") from error
         if weights.ndim != 2 or weights.shape[1] != len(names) or bias.shape != (len(names),):
-            raise BundleError(f"{folder / FILE}: expected {len(names)} registers, found weights of {weights.shape}")
+            raise BundleError(f"{folder / FILE}: expected {len(names)} domains, found weights of {weights.shape}")
         return cls(tuple(names), weights, bias)
 
 
 def _features(ids: Ids) -> tuple[Ids, NDArray[np.float32]]:
-    """The distinct tokens of a text, and their damped counts, of length one."""
+    """The distinct tokens of a text and their damped counts, scaled to length one."""
     tokens, counts = np.unique(ids, return_counts=True)
     damped = np.log1p(counts).astype(np.float32)
     return tokens, damped / np.float32(max(1e-12, float(np.linalg.norm(damped))))
 
 
-def fit(documents: Sequence[Ids], registers: Sequence[str], vocabulary: int, seed: int = 0) -> Registers:
-    """Learn to tell registers apart: logistic regression, every register as heavy as the others.
+def fit(documents: Sequence[Ids], domains: Sequence[str], vocabulary: int, seed: int = 0) -> DomainClassifier:
+    """Fit the classifier with balanced class weights.
 
     Args:
         documents: token ids of training texts, or of spans of them.
-        registers: the register of each.
+        domains: the domain of each.
         vocabulary: number of tokens of the tokenizer.
         seed: of the solver.
     """
     from scipy.sparse import csr_array
     from sklearn.linear_model import LogisticRegression
 
-    names = tuple(sorted(set(registers)))
-    assert len(names) >= 2, f"expected two registers at least, found {names}"
+    names = tuple(sorted(set(domains)))
+    assert len(names) >= 2, f"expected at least two domains, found {names}"
     distinct, values = zip(*map(_features, documents), strict=True)
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in distinct])])
     matrix = csr_array((np.concatenate(values), np.concatenate(distinct), offsets), shape=(len(documents), vocabulary))
     model = LogisticRegression(C=10.0, class_weight="balanced", random_state=seed, max_iter=200)
-    model.fit(matrix, np.asarray([names.index(name) for name in registers]))
+    model.fit(matrix, np.asarray([names.index(name) for name in domains]))
     weights, bias = model.coef_.T, model.intercept_
-    if len(names) == 2:  # one row tells the second from the first
+    if len(names) == 2:  # scikit-learn has one row, which separates the second from the first
         weights, bias = np.concatenate([-weights, weights], axis=1) / 2, np.concatenate([-bias, bias]) / 2
-    return Registers(names, weights.astype(np.float32), bias.astype(np.float32))
+    return DomainClassifier(names, weights.astype(np.float32), bias.astype(np.float32))

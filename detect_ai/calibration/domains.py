@@ -1,155 +1,129 @@
-"""Thresholds by register and length: Mondrian conformal prediction over spans of the calibration texts. Pure."""
+"""Thresholds by domain (Mondrian conformal prediction), minimum lengths and the scaling of spans."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai.calibration import scaling
-from detect_ai.calibration.calibration import Calibration, Category
+from detect_ai.calibration.calibration import Calibration, GroupCalibration
 from detect_ai.calibration.conformal import texts_needed, threshold_of
+from detect_ai.calibration.scaling import Scaling, fit_scaling
 from detect_ai.core.errors import CalibrationError
 from detect_ai.metrics import Floats, Labels
 
-MIN_SCALED = 30  # texts of each class, for a category to have a scaling of its own
+MIN_SCALED = 30  # texts of each class, for a scaling of their own
 
 
 @dataclass(frozen=True)
-class Spans:
-    """Scored spans of calibration texts: what a detector makes of shorter texts of the same writers.
+class ScoredSpans:
+    """Scores of documents and of spans of them.
 
     Attributes:
-        labels: 0 human, 1 AI, shape (n,).
-        scores: raw scores, shape (n,).
-        num_tokens: their lengths, shape (n,).
-        registers: as `detect_ai.calibration.domain_classifier` names them, shape (n,).
-        documents: number of the text that each is of, shape (n,).
+        labels: 0 human, 1 AI; int64, shape (n,).
+        scores: log-odds of AI; float64, shape (n,).
+        num_tokens: lengths; int64, shape (n,).
+        domains: as `detect_ai.calibration.domain_classifier` names them; "" where it is not known, shape (n,).
+        documents: number of the document that each belongs to; int64, shape (n,).
+        is_whole: whether it is the whole document, shape (n,).
     """
 
     labels: Labels
     scores: Floats
     num_tokens: NDArray[np.int64]
-    registers: NDArray[np.str_]
+    domains: NDArray[np.str_]
     documents: NDArray[np.int64]
+    is_whole: NDArray[np.bool_]
 
-    def __getitem__(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Self:
-        return type(self)(*(getattr(self, each.name)[chosen] for each in fields(self)))
+    def __getitem__(self, selected: NDArray[np.bool_] | NDArray[np.int64]) -> Self:
+        """Those of a mask, or at positions."""
+        return type(self)(*(getattr(self, column.name)[selected] for column in fields(self)))
 
-    def one_each(self) -> Self:
-        """The longest of each text: two of one text are no two draws."""
+    def longest_per_document(self) -> Self:
+        """The longest of each document: two spans of one document are not independent."""
         order = np.lexsort((self.num_tokens, self.documents))
         last = np.diff(self.documents[order], append=self.documents.max(initial=0) + 1) != 0
         return self[np.sort(order[last])]
 
 
-def with_categories(
-    whole: Calibration,
-    spans: Spans,
-    edges: Sequence[int],
-    min_tpr: float,
-    method: str = "platt",
-    lengths: Sequence[int] | None = None,
+def calibrate_domains(
+    calibration: Calibration, scored: ScoredSpans, lengths: Sequence[int] = (), min_tpr: float = 0.5
 ) -> Calibration:
-    """Adds thresholds by register and length, and the length from which a verdict is worth giving.
+    """Add thresholds by domain, the length from which a verdict is worth giving, and the scaling of spans.
 
-    A range of lengths with fewer human spans than the strictest target needs is joined with the next longer one; so is
-    what remains at the end with the one before. Of a text with several spans in a range the longest one counts.
+    Domains are those of the documents; without any, all texts stay one group.
 
     Args:
-        whole: calibration of the whole texts; what a category lacks AI texts for is taken from it.
-        spans: of the calibration texts, one of each in every range of lengths that it fills.
-        edges: lengths in tokens that part the ranges, ascending.
-        min_tpr: in (0, 1): a verdict at a target needs this share of AI texts found at its length.
-        method: of the probabilities, as `calibrate`.
-        lengths: in tokens, ascending: those that part the ranges in which the AI texts found are counted; `edges` when
-            None.
+        calibration: of the whole documents; a domain with few texts of a class takes its scaling.
+        scored: the documents and, for minimum lengths and the scaling of spans, one span of each in every range of
+            lengths.
+        lengths: in tokens, ascending: the edges of the ranges in which the detection rate is measured.
+        min_tpr: in (0, 1): a verdict needs this detection rate at its length.
 
     Raises:
-        CalibrationError: a register has too few human spans for a target.
+        CalibrationError: a domain has too few human documents for a target.
     """
-    compared = spans if edges else spans.one_each()  # a span of a text may seem of another register than the text
-    categories = [
-        _category(whole, register, low, high, part, method)
-        for register in sorted(set(compared.registers.tolist()) - {""}) or [""]
-        for low, high, part in _ranges(compared[compared.registers == register], edges, min(whole.thresholds))
+    documents = scored[scored.is_whole]
+    names = sorted(set(documents.domains.tolist()) - {""})
+    groups = [_domain_group(calibration, documents[documents.domains == name], name) for name in names]
+    made = replace(calibration, domains=tuple(groups), span_scaling=_span_scaling(calibration, scored))
+    if not lengths:
+        return made
+    if not groups:
+        return replace(made, min_tokens=_min_tokens(made, scored, lengths, min_tpr))
+    learned = [
+        replace(group, min_tokens=_min_tokens(group, scored[scored.domains == group.domain], lengths, min_tpr))
+        for group in groups
     ]
-    made = replace(whole, categories=tuple(categories))
-    counted = categories if lengths is None else _by_length(made, spans, lengths)
-    learnt = {target: _first_length(counted, target, min_tpr) for target in whole.thresholds}
-    return replace(made, min_tokens=learnt)
+    return replace(made, domains=tuple(learned))
 
 
-def _by_length(made: Calibration, spans: Spans, lengths: Sequence[int]) -> list[Category]:
-    """What each category finds of the AI texts of its register in each range of lengths that has some."""
-    found = []
-    for register in sorted({each.register for each in made.categories}):
-        for low, high in zip((0, *lengths), (*lengths, None), strict=True):
-            inside = (spans.registers == register) & (spans.num_tokens >= low)
-            part = spans[inside & ((high is None) | (spans.num_tokens < (high or 0)))].one_each()
-            ai = part.scores[part.labels == 1]
-            if ai.size:
-                own = {t: made.reference(register, low, t) for t in made.thresholds}
-                tprs = {target: float((ai >= each.bounds(target)[1]).mean()) for target, each in own.items()}
-                category = next(each for each in made.categories if each.register == register)
-                found.append(replace(category, min_tokens=low, max_tokens=high, tprs=tprs))
-    return found
-
-
-def _ranges(spans: Spans, edges: Sequence[int], strictest: float) -> list[tuple[int, int | None, Spans]]:
-    """Ranges of lengths, each with enough human spans for the strictest target."""
-    needed = texts_needed(strictest)
-    lows, found = [0, *edges], []
-    start = humans = 0
-    for position, high in enumerate([*edges, None]):
-        inside = (spans.num_tokens >= lows[start]) & (high is None or spans.num_tokens < high)
-        part = spans[np.asarray(inside)].one_each()
-        humans = int((part.labels == 0).sum())
-        if humans >= needed:
-            found.append((lows[start], high, part))
-            start = position + 1
-    if not found:
-        name = "".join(set(spans.registers.tolist()))
+def _domain_group(whole: Calibration, documents: ScoredSpans, name: str) -> GroupCalibration:
+    human = np.sort(documents.scores[documents.labels == 0])
+    strictest = min(whole.thresholds)
+    if human.size < texts_needed(strictest):
         raise CalibrationError(
-            f"register {name!r}: target FPR {strictest} needs at least {needed} human calibration texts of like "
-            f"length, found {humans} of any: add some, choose a larger target, or leave out calibration.registers"
+            f"domain {name!r}: target FPR {strictest} needs at least {texts_needed(strictest)} human calibration "
+            f"texts, found {human.size}: add some, choose a larger target, or leave out calibration.domains"
         )
-    if found[-1][1] is not None:
-        low = found[-1][0]
-        found[-1] = (low, None, spans[spans.num_tokens >= low].one_each())
-    return found
-
-
-def _category(whole: Calibration, register: str, low: int, high: int | None, spans: Spans, method: str) -> Category:
-    human = np.sort(spans.scores[spans.labels == 0])
-    ai = spans.scores[spans.labels == 1]
-    both = min(human.size, ai.size) >= MIN_SCALED
-    temperature, midpoint, knots = (
-        scaling.fit(spans.labels, spans.scores, method, whole.prevalence)
-        if both
-        else (whole.temperature, whole.midpoint, whole.knots)
-    )
-    made = Category(
-        temperature=temperature,
-        midpoint=midpoint,
-        knots=knots,
+    has_own = min(human.size, documents.labels.size - human.size) >= MIN_SCALED
+    scaling = fit_scaling(documents.labels, documents.scores, whole.prevalence) if has_own else whole
+    return GroupCalibration(
+        temperature=scaling.temperature,
+        midpoint=scaling.midpoint,
         human_scores=tuple(human.tolist()),
         thresholds={target: threshold_of(human, target) for target in whole.thresholds},
-        register=register,
-        min_tokens=low,
-        max_tokens=high,
+        domain=name,
     )
-    found = {target: float((ai >= made.bounds(target)[1]).mean()) for target in whole.thresholds} if ai.size else {}
-    return replace(made, tprs=found)
 
 
-def _first_length(categories: Sequence[Category], target: float, min_tpr: float) -> int:
-    """The length from which every range finds enough AI texts in some register; 0 where not even the longest does."""
-    lengths = []
-    for register in {each.register for each in categories}:
-        own = [each for each in categories if each.register == register and each.tprs]
-        # A register whose longest texts are hard to tell is hard at any length; its length is not why.
-        if own and own[-1].tprs[target] >= min_tpr:
-            lengths.append(max((each.max_tokens or 0 for each in own if each.tprs[target] < min_tpr), default=0))
-    return min(lengths, default=0)
+def _span_scaling(whole: Calibration, scored: ScoredSpans) -> Scaling | None:
+    """The scaling of spans shorter than their documents; None where there are too few of a class."""
+    spans = scored[~scored.is_whole]
+    if min((spans.labels == 0).sum(), (spans.labels == 1).sum()) < MIN_SCALED:
+        return None
+    return fit_scaling(spans.labels, spans.scores, whole.prevalence)
+
+
+def _min_tokens(
+    group: GroupCalibration, scored: ScoredSpans, lengths: Sequence[int], min_tpr: float
+) -> dict[float, int]:
+    """By target, the length from which every range has the detection rate; 0 where not even the longest has it.
+
+    A domain whose longest texts are hard to detect is hard at any length, so the length is not the reason there.
+    """
+    rates: list[tuple[int, dict[float, float]]] = []  # upper edge of a range (0: none), detection rate by target
+    for low, high in pairwise([0, *lengths, np.inf]):
+        part = scored[(scored.num_tokens >= low) & (scored.num_tokens < high)].longest_per_document()
+        ai = part.scores[part.labels == 1]
+        if ai.size:
+            by_target = {target: float((ai >= group.bounds(target)[1]).mean()) for target in group.thresholds}
+            rates.append((int(high) if np.isfinite(high) else 0, by_target))
+    return {
+        target: max((high for high, tprs in rates if tprs[target] < min_tpr), default=0)
+        if rates and rates[-1][1][target] >= min_tpr
+        else 0
+        for target in group.thresholds
+    }

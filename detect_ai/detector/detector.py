@@ -1,4 +1,4 @@
-"""The detector: texts in, verdicts out. The only way from a text to a score, on every path."""
+"""Detector: texts to scores and verdicts, the only such path in the project."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai.calibration.calibration import Category
 from detect_ai.core.errors import BundleError, InputError
 from detect_ai.detector import bundle
 from detect_ai.models import backends
-from detect_ai.models.batch import Batch, collate, lane_tokens, plan_scoring
+from detect_ai.models.batch import collate, lane_tokens, plan_scoring
+from detect_ai.models.tokenizer import Tokenizer
 from detect_ai.schemas import Label, Reason, Span, Verdict
 from detect_ai.text.content_type import dominant_non_prose
 from detect_ai.text.language import language_problem
@@ -24,40 +24,26 @@ from detect_ai.text.sentences import sentences
 from detect_ai.text.windows import aggregate_windows, split_windows
 
 if TYPE_CHECKING:
-    from detect_ai.calibration.domain_classifier import Registers
+    from detect_ai.calibration.domain_classifier import DomainClassifier
     from detect_ai.core.config import ModelConfig
     from detect_ai.detector.bundle import DetectorSpec
-    from detect_ai.models.tokenizer import Ids, Tokenizer
+    from detect_ai.models.backends.base import Backend
+    from detect_ai.models.tokenizer import Ids
 
 Scores = NDArray[np.float64]
 MIN_LATIN_SHARE = 0.5
 BATCH_TOKENS = 8192
 
 
-class Backend(Protocol):
-    """Whatever runs the encoder.
-
-    Attributes:
-        has_lanes: whether batches may run at once in several threads, each with as many threads of its own as
-            `torch.set_num_threads` gave it.
-    """
-
-    has_lanes: bool
-
-    def log_odds(self, batch: Batch) -> Scores:
-        """Log-odds of AI for each row, shape (rows,)."""
-        ...
-
-
 @dataclass(frozen=True)
 class Document:
-    """A text as sent and as the detector reads it."""
+    """A text as sent and as the detector reads it; `domain` is "" where it is not known."""
 
     text: str
     normalised: Normalised
     input_ids: Ids
     num_windows: int
-    register: str = ""  # as `detect_ai.calibration.domain_classifier` names it
+    domain: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +62,7 @@ class Sentence:
 
 
 class Scorer:
-    """An encoder with its tokenizer: token ids in, log-odds out. A checkpoint has no more than this.
+    """An encoder with its tokenizer: token ids in, log-odds out. This is all that a checkpoint has.
 
     Args:
         tokenizer: of the encoder.
@@ -96,7 +82,7 @@ class Scorer:
         self._content = window - tokenizer.num_special
 
     @classmethod
-    def of_checkpoint(cls, folder: Path, config: ModelConfig, precision: str = "fp32", device: str = "cpu") -> Scorer:
+    def from_checkpoint(cls, folder: Path, config: ModelConfig, precision: str, device: str = "cpu") -> Scorer:
         """Load a training checkpoint. Raises BundleError when it is damaged."""
         from detect_ai.models import encoder
 
@@ -108,7 +94,7 @@ class Scorer:
         return self.encode(texts, [normalise(text) for text in texts])
 
     def encode(self, texts: Sequence[str], normalised: Sequence[Normalised]) -> list[Document]:
-        """Tokenise what is normalised already."""
+        """Tokenise normalised texts."""
         encoded = self.tokenizer.encode([n.text for n in normalised])
         return [
             Document(text, n, ids, len(self.windows([ids])[0]))
@@ -127,8 +113,8 @@ class Scorer:
     def window_scores(self, rows: Sequence[Ids]) -> Scores:
         """Log-odds of windows, in batches of like length, shape (windows,).
 
-        Where the backend allows it, and there are batches enough, each thread runs batches of its own: a CPU does more
-        in that way than with all threads at one batch, where they wait for each other at every layer.
+        Where the backend allows it, and there are several batches, each thread runs its own batch: a CPU is faster so
+        than with all threads on one batch, where they wait for each other at every layer.
         """
         scores = np.empty(len(rows))
         lengths = np.asarray([len(row) + self.tokenizer.num_special for row in rows])
@@ -139,28 +125,17 @@ class Scorer:
                 collate(batch, self.tokenizer.prefix, self.tokenizer.suffix, self.tokenizer.pad_id)
             )
 
-        lanes = self._lanes()
-        plan = plan_scoring(lengths, lane_tokens(self.batch_tokens, lanes))
-        if lanes == 1 or len(plan) == 1:
+        import torch
+
+        threads = torch.get_num_threads() if self.backend.has_lanes else 1
+        plan = plan_scoring(lengths, lane_tokens(self.batch_tokens, threads))
+        if threads == 1 or len(plan) == 1:
             for positions in plan:
                 score(positions)
         else:
-            with ThreadPoolExecutor(lanes, initializer=_one_thread) as pool:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 list(pool.map(score, plan))
         return scores
-
-    def _lanes(self) -> int:
-        if not self.backend.has_lanes:
-            return 1
-        import torch
-
-        return torch.get_num_threads()
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 class Detector(Scorer):
@@ -171,7 +146,7 @@ class Detector(Scorer):
         tokenizer: of the encoder.
         backend: runs the encoder.
         batch_tokens: padded tokens in one forward pass.
-        registers: tells apart what the calibration tells apart.
+        domain_classifier: where the calibration has several domains.
     """
 
     def __init__(
@@ -180,7 +155,7 @@ class Detector(Scorer):
         tokenizer: Tokenizer,
         backend: Backend,
         batch_tokens: int = BATCH_TOKENS,
-        registers: Registers | None = None,
+        domain_classifier: DomainClassifier | None = None,
     ) -> None:
         if spec.normaliser_version != NORMALISER_VERSION:
             raise BundleError(
@@ -190,25 +165,24 @@ class Detector(Scorer):
         super().__init__(tokenizer, backend, spec.window, spec.stride, batch_tokens)
         self.spec = spec
         self.version = spec.version
-        self.registers = registers
+        self.domain_classifier = domain_classifier
 
     @classmethod
-    def load(
-        cls, folder: Path, device: str = "cpu", precision: str = "fp32", batch_tokens: int = BATCH_TOKENS
-    ) -> Detector:
-        """Load and check a bundle. Raises BundleError."""
-        spec, tokenizer = bundle.load(folder)
-        registers = bundle.load_registers(folder, spec)
-        backend = backends.load(folder, spec.backend, device, precision)
-        return cls(spec, tokenizer, backend, batch_tokens, registers)
+    def load(cls, folder: Path, device: str = "cpu", batch_tokens: int = BATCH_TOKENS) -> Detector:
+        """Load and check a bundle; it runs at the precision of its calibration. Raises BundleError."""
+        spec = bundle.read_spec(folder)
+        tokenizer = Tokenizer.load(folder, spec.pad_id)
+        classifier = bundle.load_domain_classifier(folder, spec)
+        backend = backends.load(folder, spec.backend, device, spec.precision)
+        return cls(spec, tokenizer, backend, batch_tokens, classifier)
 
     def encode(self, texts: Sequence[str], normalised: Sequence[Normalised]) -> list[Document]:
-        """Tokenise what is normalised already, and tell its register."""
+        """Tokenise normalised texts and predict their domains."""
         documents = super().encode(texts, normalised)
-        if self.registers is None:
+        if self.domain_classifier is None:
             return documents
-        registers = self.registers.of([document.input_ids for document in documents])
-        return [replace(each, register=register) for each, register in zip(documents, registers, strict=True)]
+        domains = self.domain_classifier.predict([document.input_ids for document in documents])
+        return [replace(document, domain=domain) for document, domain in zip(documents, domains, strict=True)]
 
     def detect(
         self, texts: Sequence[str], target_fpr: float | None = None, return_spans: bool = False
@@ -231,7 +205,7 @@ class Detector(Scorer):
 
     @property
     def targets(self) -> list[float]:
-        """Target false positive rates that this bundle can hold."""
+        """Target false positive rates that this bundle has thresholds for."""
         return sorted(self.spec.calibration.thresholds)
 
     def check_target(self, target_fpr: float | None) -> float:
@@ -242,23 +216,21 @@ class Detector(Scorer):
             raise InputError(f"target_fpr={target:g}: this model has thresholds for {allowed}")
         return target
 
-    def spans(self, document: Document, how: str = "windows") -> list[Span]:
-        """Scores by sentence.
+    def spans(self, document: Document, with_occlusion: bool = False) -> list[Span]:
+        """Scores by sentence, each read with its neighbours, since one sentence alone says little.
 
         Args:
             document: as read.
-            how: `windows` reads each sentence with its neighbours, for one sentence alone tells little; `occlusion`
-                also says what becomes of the score of the whole text without it.
+            with_occlusion: add the effect of each sentence on the score of the document.
         """
         found = self.sentences(document)
         spans = self.score_spans(document, found, self.score([sentence.input_ids for sentence in found]))
-        return spans if how == "windows" else self._with_effects(document, spans)
+        if not with_occlusion:
+            return spans
+        whole, *others = self.score([document.input_ids, *self.leave_one_out(document)])
+        return add_occlusion(spans, whole, others)
 
-    def _with_effects(self, document: Document, spans: list[Span]) -> list[Span]:
-        whole, *others = self.score([document.input_ids, *self.without_each_sentence(document)])
-        return with_effects(spans, whole, others)
-
-    def without_each_sentence(self, document: Document) -> list[Ids]:
+    def leave_one_out(self, document: Document) -> list[Ids]:
         """The tokens of a document without its first sentence, without its second, and so on."""
         text = document.normalised.text
         without = [f"{text[:start].rstrip()} {text[end:].lstrip()}".strip() for start, end in sentences(text)]
@@ -280,49 +252,44 @@ class Detector(Scorer):
 
     def score_spans(self, document: Document, found: Sequence[Sentence], scores: Scores) -> list[Span]:
         """The log-odds of sentences of a document, shape (sentences,), as spans of the text as sent."""
-        spans = []
-        for sentence, score in zip(found, scores, strict=True):
-            reference = self.spec.calibration.reference(document.register, len(sentence.input_ids))
-            spans.append(Span(start=sentence.start, end=sentence.end, probability=float(reference.probability(score))))
-        return spans
+        probabilities = self.spec.calibration.span_probability(scores, document.domain)
+        return [
+            Span(start=sentence.start, end=sentence.end, probability=float(probability))
+            for sentence, probability in zip(found, probabilities, strict=True)
+        ]
 
     def verdict(self, document: Document, score: float, spans: list[Span] | None, target_fpr: float) -> Verdict:
-        """What a score means at a target."""
+        """The verdict of a score at a target."""
         return self.verdicts(document, score, spans, [target_fpr])[0]
 
     def verdicts(
         self, document: Document, score: float, spans: list[Span] | None, target_fprs: Sequence[float]
     ) -> list[Verdict]:
-        """What a score means at each of several targets."""
-        unfit = self._unfit(document)
-        return [self._verdict(document, score, spans, target, unfit) for target in target_fprs]
+        """The verdicts of a score at several targets."""
+        reasons = self._abstain_reasons(document)
+        return [self._verdict(document, score, spans, target, reasons) for target in target_fprs]
 
     def _verdict(
-        self,
-        document: Document,
-        score: float,
-        spans: list[Span] | None,
-        target_fpr: float,
-        unfit: list[Reason],
+        self, document: Document, score: float, spans: list[Span] | None, target_fpr: float, unfit: list[Reason]
     ) -> Verdict:
-        reference = self.spec.calibration.reference(document.register, len(document.input_ids), target_fpr)
-        is_own = isinstance(reference, Category) and reference.register == document.register
-        human_below, ai_from = reference.bounds(target_fpr)
-        reasons = [Reason.TOO_SHORT] if len(document.input_ids) < self.spec.min_tokens_at(target_fpr) else []
-        reasons += unfit
+        group = self.spec.calibration.select_group(document.domain)
+        human_below, ai_from = group.bounds(target_fpr)
+        is_short = len(document.input_ids) < self.spec.min_tokens_at(target_fpr, document.domain)
+        reasons = [*([Reason.TOO_SHORT] if is_short else []), *unfit]
         if human_below <= score < ai_from:
             reasons.append(Reason.BETWEEN_THRESHOLDS)
         label = Label.UNCERTAIN if reasons else (Label.AI if score >= ai_from else Label.HUMAN)
         return Verdict(
             label=label,
-            probability=float(reference.probability(score)),
+            probability=float(group.probability(score)),
             prevalence=self.spec.calibration.prevalence,
             target_fpr=target_fpr,
-            threshold=float(reference.probability(ai_from)),
-            p_value=reference.p_value(score),
-            compared_with=document.register if is_own else "",
-            num_compared=len(reference.human_scores),
-            fpr_upper_bound=reference.thresholds[target_fpr].fpr_bound,
+            threshold=float(group.probability(ai_from)),
+            p_value=group.p_value(score),
+            compared_with=group.domain,
+            num_compared=group.num_human,
+            fpr_upper_bound=(bound := group.fpr_bound(target_fpr)),
+            no_bound_reason="unknown_domain" if bound is None else None,
             reasons=reasons,
             tampering=document.normalised.tampering,
             spans=spans,
@@ -332,7 +299,7 @@ class Detector(Scorer):
             model_version=self.version,
         )
 
-    def _unfit(self, document: Document) -> list[Reason]:
+    def _abstain_reasons(self, document: Document) -> list[Reason]:
         """Why the text is out of scope for this detector."""
         reasons = []
         problem = None
@@ -349,8 +316,8 @@ class Detector(Scorer):
         return reasons
 
 
-def with_effects(spans: Sequence[Span], whole: float, others: Iterable[float]) -> list[Span]:
-    """Spans of a text with what each adds to its score.
+def add_occlusion(spans: Sequence[Span], whole: float, others: Iterable[float]) -> list[Span]:
+    """Spans of a text with the effect of each on its score.
 
     Args:
         spans: its sentences.
@@ -361,7 +328,7 @@ def with_effects(spans: Sequence[Span], whole: float, others: Iterable[float]) -
 
 
 def _ai_fraction(spans: Sequence[Span]) -> float:
-    """Share of the characters of all sentences that stand in those more likely AI than not."""
+    """Fraction of the characters of all sentences that belong to sentences more likely AI than not."""
     lengths = np.asarray([span.end - span.start for span in spans])
     is_ai = np.asarray([span.probability >= 0.5 for span in spans])
     return float(lengths[is_ai].sum() / max(1, lengths.sum())) if len(spans) else 0.0

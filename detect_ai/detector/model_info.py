@@ -1,15 +1,15 @@
-"""What is to be known of a detector before one relies on it. Pure."""
+"""Facts about a detector for its users: thresholds with their bounds, training corpus and limits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from detect_ai.calibration.calibration import Reference
 from detect_ai.calibration.conformal import CONFIDENCE, fpr_bound
 from detect_ai.schemas import CategoryInfo, ModelInfo, ThresholdInfo
 
 if TYPE_CHECKING:
+    from detect_ai.calibration.calibration import GroupCalibration
     from detect_ai.detector.bundle import DetectorSpec
 
 GUARANTEE = (
@@ -19,9 +19,8 @@ GUARANTEE = (
 
 
 def model_info(spec: DetectorSpec, limits: Mapping[str, int]) -> ModelInfo:
-    """A bundle's thresholds and origins, and the limits of what answers with it."""
+    """A bundle's thresholds and origin, and the request limits of the service that runs it."""
     calibration = spec.calibration
-    thresholds = [_threshold(spec, target) for target in sorted(calibration.thresholds)]
     return ModelInfo(
         model_version=spec.version,
         base_model=spec.base_model,
@@ -29,7 +28,7 @@ def model_info(spec: DetectorSpec, limits: Mapping[str, int]) -> ModelInfo:
         language=str(spec.corpus.get("language", "")),
         prevalence=calibration.prevalence,
         default_target_fpr=spec.default_target_fpr,
-        thresholds=thresholds,
+        thresholds=[_threshold(spec, target) for target in sorted(calibration.thresholds)],
         num_human=calibration.num_human,
         min_tokens=spec.min_tokens,
         window=spec.window,
@@ -39,29 +38,50 @@ def model_info(spec: DetectorSpec, limits: Mapping[str, int]) -> ModelInfo:
     )
 
 
-def _threshold(spec: DetectorSpec, target: float) -> ThresholdInfo:
-    calibration = spec.calibration
-    categories = [
-        CategoryInfo(
-            compared_with=each.register,
-            min_tokens=each.min_tokens,
-            max_tokens=each.max_tokens,
-            num_human=len(each.human_scores),
-            **_held(each, target),
-        )
-        for each in calibration.categories
-    ]
-    every = [_held(each, target) for each in calibration.categories or (calibration,)]
-    worst = {name: max(held[name] for held in every) for name in every[0]}
-    return ThresholdInfo(target_fpr=target, min_tokens=spec.min_tokens_at(target), categories=categories, **worst)
-
-
-def _held(reference: Reference, target: float) -> dict[str, float]:
-    """What the human texts of a reference say about the false positive rate at a target."""
-    threshold = reference.thresholds[target]
+def card_info(spec: DetectorSpec) -> dict[str, Any]:
+    """What the model card says about a bundle, see `reports.model_card.model_card`."""
     return {
-        "probability": float(reference.probability(reference.bounds(target)[1])),
+        "base_model": spec.base_model,
+        "model_licence": spec.provenance["model_licence"],
+        "corpus": spec.corpus,
+        "window": spec.window,
+        "stride": spec.stride,
+        "domains": spec.domains,
+        "parent": spec.parent,
+        "backend": spec.backend,
+        "precision": spec.precision,
+        "run": spec.provenance["run"],
+        "git_revision": spec.provenance["git_revision"],
+        "prevalence": spec.calibration.prevalence,
+        "num_human": spec.calibration.num_human,
+        "thresholds": [
+            {**row.model_dump(), "domains": [{"name": c.compared_with, **c.model_dump()} for c in row.categories]}
+            for row in (_threshold(spec, target) for target in sorted(spec.calibration.thresholds))
+        ],
+    }
+
+
+def _threshold(spec: DetectorSpec, target: float) -> ThresholdInfo:
+    """Of all domains the highest value of each figure."""
+    domains = [
+        CategoryInfo(
+            compared_with=group.domain,
+            min_tokens=spec.min_tokens_at(target, group.domain),
+            num_human=group.num_human,
+            **_figures(group, target),
+        )
+        for group in spec.calibration.domains
+    ]
+    groups = [_figures(group, target) for group in spec.calibration.domains or (spec.calibration,)]
+    highest = {name: max(figures[name] for figures in groups) for name in groups[0]}
+    return ThresholdInfo(target_fpr=target, min_tokens=spec.min_tokens_at(target), categories=domains, **highest)
+
+
+def _figures(group: GroupCalibration, target: float) -> dict[str, float]:
+    threshold = group.thresholds[target]
+    return {
+        "probability": float(group.probability(group.bounds(target)[1])),
         "expected_fpr": threshold.expected_fpr,
-        "fpr_lower_bound": fpr_bound(len(reference.human_scores), target, 1 - CONFIDENCE),
+        "fpr_lower_bound": fpr_bound(group.num_human, target, 1 - CONFIDENCE),
         "fpr_upper_bound": threshold.fpr_bound,
     }

@@ -1,91 +1,123 @@
-"""Published bundles and the pointer to the champion. Storage only: deploying is another stage's work."""
+"""Registry of published bundles: immutable versions, and the pointer to the champion. Storage only."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Literal
 
-from detect_ai.core.errors import RegistryError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from detect_ai.core.errors import BundleError, ConflictError, RegistryError
+from detect_ai.core.pointer import Pointer
 from detect_ai.core.storage import Storage
 from detect_ai.detector import bundle
 from detect_ai.detector.bundle import DetectorSpec
 
-_VERSIONS = "registry/versions"
-_CHAMPION = "registry/champion.json"
+_VERSIONS, _CHAMPION = "registry/versions", "registry/champion"
 
 
 def spec_of(storage: Storage, key: str) -> DetectorSpec:
-    """The specification of a bundle in storage, everything checked. Raises BundleError."""
+    """The specification of a bundle in storage, fully checked. Raises BundleError."""
     with storage.local_folder(key) as folder:
         return bundle.read_spec(folder)
 
 
+class Champion(BaseModel):
+    """A state of the champion pointer.
+
+    Attributes:
+        version: the champion.
+        previous: number of the record that a rollback returns to; 0: there is none.
+        action: how it became champion.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    version: str = Field(min_length=1)
+    previous: int = Field(ge=0)
+    action: Literal["publish", "rollback"]
+
+
 class Registry:
-    """The registry under a storage root. A version never changes; only the champion pointer moves, at once."""
+    """The registry under a storage root. A version never changes; only the champion pointer moves."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
+        self._pointer = Pointer(storage, _CHAMPION)
 
     def versions(self) -> list[str]:
-        """Every published version."""
-        finished = f"{_VERSIONS}/{{}}/{bundle.SPEC_FILE}"
-        return [name for name in self.storage.list(_VERSIONS) if self.storage.exists(finished.format(name))]
+        """All complete versions."""
+        names = self.storage.list(_VERSIONS)
+        return [name for name in names if self.storage.exists(f"{_VERSIONS}/{name}/{bundle.SPEC_FILE}")]
 
     def add(self, folder: Path) -> str:
-        """Copy a sealed bundle into the registry, and return its version. One that is there already stays."""
+        """Copy a bundle into the registry, and return its version. An existing one is left as it is."""
         spec = bundle.read_spec(folder)
         key = f"{_VERSIONS}/{spec.version}"
         if not self.storage.exists(f"{key}/{bundle.SPEC_FILE}"):
-            for name in [*spec.files, bundle.SPEC_FILE]:  # the specification last: without it there is no version
+            for name in [*spec.files, bundle.SPEC_FILE]:  # the specification last: it completes the version
                 self.storage.write_bytes(f"{key}/{name}", (folder / name).read_bytes())
         return spec.version
 
+    def history(self) -> list[Champion]:
+        """All states of the champion pointer, oldest first. Raises RegistryError when one is malformed."""
+        return [self._parse(record.number, record.value) for record in self._pointer.history()]
+
     def champion(self) -> str | None:
-        """The version that serves, or None before the first one."""
-        pointer = self._pointer()
-        return str(pointer["version"]) if pointer else None
+        """The version in service, or None before the first one. Raises RegistryError when the pointer is malformed."""
+        return self.read_champion()[1]
+
+    def read_champion(self) -> tuple[int, str | None]:
+        """The number of the current state, for `set_champion`, and its version; (0, None) before the first one."""
+        record = self._pointer.read()
+        return (record.number, self._parse(record.number, record.value).version) if record else (0, None)
 
     def require_champion(self) -> str:
         """The champion. Raises RegistryError when nothing was published yet."""
         version = self.champion()
         if version is None:
             raise RegistryError(
-                f"no champion under {self.storage.root}: run jobs/publish.py first; `make demo` makes one to look at"
+                f"no champion under {self.storage.root}: run jobs/publish.py first, or `make demo` for a demonstration"
             )
         return version
 
-    def set_champion(self, version: str) -> None:
-        """Move the pointer. Raises RegistryError for a version that is not in the registry."""
-        self._require(version)
-        pointer = self._pointer() or {"version": None, "history": []}
-        if pointer["version"] == version:
-            return
-        history = [v for v in [*pointer["history"], pointer["version"]] if v]
-        self._write(version, history[-20:])
+    def set_champion(self, version: str, after: int | None = None) -> None:
+        """Move the pointer.
+
+        Args:
+            version: the new champion.
+            after: number of the state that the decision is based on (`read_champion`); None: the current one.
+
+        Raises:
+            RegistryError: the version is not in the registry, or cannot be loaded.
+            ConflictError: another process has moved the pointer since.
+        """
+        self._require_loadable(version)
+        number, champion = self.read_champion()
+        after = number if after is None else after
+        if (after, version) != (number, champion):
+            self._advance(Champion(version=version, previous=after, action="publish"), after)
 
     def rollback(self) -> str:
-        """Move the pointer back to the version before. Raises RegistryError when there is none."""
-        pointer = self._pointer()
-        if not pointer or not pointer["history"]:
-            now = f"the champion {pointer['version']}" if pointer else "the first one, and there is no champion yet"
-            raise RegistryError(f"no version before {now}: nothing to roll back to")
-        *history, version = pointer["history"]
-        self._require(version)
-        self._write(version, history)
-        return str(version)
+        """Move the pointer back to the champion before.
 
-    def version(self, name: str) -> str:
-        """The version that a name is the beginning of. Raises RegistryError when there is none, or several."""
-        found = [version for version in self.versions() if version.startswith(name)]
-        if len(found) > 1:
-            raise RegistryError(f"bundle={name}: {len(found)} versions begin so: {', '.join(found)}")
-        if not found:
-            versions = ", ".join(self.versions()) or "it is empty"
-            raise RegistryError(f"bundle={name}: expected a version of the registry ({versions})")
-        return found[0]
+        Raises:
+            RegistryError: there is none, or its bundle cannot be loaded: the pointer stays.
+            ConflictError: another process has moved the pointer meanwhile.
+        """
+        number, champion = self.read_champion()
+        if not number:
+            raise RegistryError("there is no champion yet: nothing to roll back to")
+        history = self.history()
+        previous = history[number - 1].previous
+        if not previous:
+            raise RegistryError(f"no version before the champion {champion}: nothing to roll back to")
+        target = history[previous - 1]
+        self._require_loadable(target.version)
+        self._advance(Champion(version=target.version, previous=target.previous, action="rollback"), number)
+        return target.version
 
     @contextmanager
     def folder(self, version: str) -> Iterator[Path]:
@@ -94,45 +126,76 @@ class Registry:
         with self.storage.local_folder(f"{_VERSIONS}/{version}") as folder:
             yield folder
 
-    def locate(self, name: str) -> tuple[Storage, str]:
-        """Where a bundle lies: storage and key.
+    def version(self, name: str) -> str:
+        """The version that a name is the start of. Raises RegistryError when there is none, or several."""
+        matches = self._matches(name)
+        if not matches:
+            raise RegistryError(f"bundle={name}: expected a version of the registry ({self._listed()})")
+        return matches[0]
+
+    def resolve(self, name: str) -> tuple[Storage, str]:
+        """Storage and key of a bundle.
 
         Args:
-            name: a version or its beginning, a key under the storage root, or a path or URI of a folder; empty: the
+            name: a version or its start, a key under the storage root, or a path or URI of a folder; empty: the
                 champion.
 
         Raises:
-            RegistryError: there is no such bundle, or several begin so.
+            RegistryError: there is no such bundle, or several versions start so.
         """
         if not name:
             return self.storage, f"{_VERSIONS}/{self.require_champion()}"
-        found = [version for version in self.versions() if version.startswith(name)]
-        if len(found) == 1:
-            return self.storage, f"{_VERSIONS}/{found[0]}"
-        if found:
-            raise RegistryError(f"bundle={name}: {len(found)} versions begin so: {', '.join(found)}")
+        if matches := self._matches(name):
+            return self.storage, f"{_VERSIONS}/{matches[0]}"
         is_key = "://" not in name and not name.startswith(("/", "~", "."))
         if is_key and self.storage.exists(f"{name.rstrip('/')}/{bundle.SPEC_FILE}"):
             return self.storage, name.rstrip("/")
-        elsewhere, last = Storage.around(name)
-        if not elsewhere.exists(f"{last}/{bundle.SPEC_FILE}"):
+        elsewhere, key = Storage.around(name)
+        if not elsewhere.exists(f"{key}/{bundle.SPEC_FILE}"):
             raise RegistryError(
-                f"bundle={name}: expected a version of the registry ({', '.join(self.versions()) or 'it is empty'}), a "
-                f"key under {self.storage.root}, or a folder with {bundle.SPEC_FILE}"
+                f"bundle={name}: expected a version of the registry ({self._listed()}), a key under "
+                f"{self.storage.root}, or a folder with {bundle.SPEC_FILE}"
             )
-        return elsewhere, last
+        return elsewhere, key
+
+    def _matches(self, name: str) -> list[str]:
+        """At most one version that starts so. Raises RegistryError for several."""
+        matches = [version for version in self.versions() if version.startswith(name)]
+        if len(matches) > 1:
+            raise RegistryError(f"bundle={name}: {len(matches)} versions start so: {', '.join(matches)}")
+        return matches
+
+    def _listed(self) -> str:
+        return ", ".join(self.versions()) or "it is empty"
 
     def _require(self, version: str) -> None:
-        if version not in (found := self.versions()):
-            raise RegistryError(f"no version {version!r} under {self.storage.root}; found {', '.join(found) or 'none'}")
+        if version not in self.versions():
+            raise RegistryError(f"no version {version!r} under {self.storage.root}: the registry has {self._listed()}")
 
-    def _pointer(self) -> dict[str, Any] | None:
+    def _require_loadable(self, version: str) -> None:
+        """Raise RegistryError when a version is missing, damaged or of another format."""
+        self._require(version)
         try:
-            pointer: dict[str, Any] = self.storage.read_json(_CHAMPION)
-        except FileNotFoundError:
-            return None
-        return pointer
+            spec_of(self.storage, f"{_VERSIONS}/{version}")
+        except BundleError as error:
+            raise RegistryError(f"version {version} cannot become champion: {error}") from error
 
-    def _write(self, version: str, history: list[str]) -> None:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        self.storage.write_json(_CHAMPION, {"version": version, "history": history, "since": now})
+    def _parse(self, number: int, value: object) -> Champion:
+        try:
+            return Champion.model_validate(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise RegistryError(
+                f"{self.storage.root}/{_CHAMPION}, record {number}: {'.'.join(map(str, first['loc']))}: "
+                f"{first['msg']}; "
+                f"expected version, previous and action: restore the file, or delete it to return to the state before"
+            ) from error
+
+    def _advance(self, state: Champion, after: int) -> None:
+        try:
+            self._pointer.advance(state.model_dump(), after)
+        except ConflictError as error:
+            raise ConflictError(
+                f"{state.action} of {state.version}: another process has made {self.champion()} champion meanwhile, "
+                f"check it and run the job again"
+            ) from error

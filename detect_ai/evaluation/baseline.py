@@ -1,6 +1,6 @@
 """The least that a detector must beat: TF-IDF of words and logistic regression, learnt from the same training split.
 
-It is learnt once for a corpus, calibrated like a detector on the same calibration split, with thresholds by register
+It is learnt once for a corpus, calibrated like a detector on the same calibration split, with thresholds by domain
 where the detector has them, and kept in storage.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detect_ai import metrics
-from detect_ai.calibration.calibration import Calibration, Reference, calibrate
-from detect_ai.calibration.domains import Spans, with_categories
+from detect_ai.calibration.calibration import Calibration, GroupCalibration, UnknownDomain, calibrate
+from detect_ai.calibration.domains import ScoredSpans, calibrate_domains
 from detect_ai.core.errors import CalibrationError
+from detect_ai.core.storage import Storage
 from detect_ai.corpus.baseline import HASHED_FEATURES
 from detect_ai.corpus.manifest import ORIGINAL, Corpus
-from detect_ai.detector.bundle import DetectorSpec
+from detect_ai.detector.bundle import DetectorSpec, load_domain_classifier
+from detect_ai.detector.score import predict_domains
 from detect_ai.detector.verdict_table import Verdicts
 from detect_ai.evaluation.summary import compute_metrics
 from detect_ai.text.normalize import normalise
@@ -54,49 +56,50 @@ class Baseline:
         scores = [_scores(batch, self.idf, self.weights, self.bias) for batch in _batches(texts)]
         return np.concatenate(scores) if scores else np.empty(0)
 
-    def calls(self, scores: Floats, registers: NDArray[np.str_], target: float) -> NDArray[np.int64]:
-        """0 human, 1 ai, -1 uncertain at a target for texts of these registers ("": unknown), shape (texts,)."""
+    def calls(self, scores: Floats, domains: NDArray[np.str_], target: float) -> NDArray[np.int64]:
+        """0 human, 1 ai, -1 uncertain at a target for texts of these domains ("": unknown), shape (texts,)."""
         made = np.empty(len(scores), np.int64)
-        for own, reference in self._compared(registers, target):
-            made[own] = metrics.calls_at(scores[own], *reference.bounds(target))
+        for own, group in self._groups(domains):
+            made[own] = metrics.calls_at(scores[own], *group.bounds(target))
         return made
 
-    def probabilities(self, scores: Floats, registers: NDArray[np.str_]) -> Floats:
-        """P(AI) of texts of these registers, shape (texts,)."""
+    def probabilities(self, scores: Floats, domains: NDArray[np.str_]) -> Floats:
+        """P(AI) of texts of these domains, shape (texts,)."""
         made = np.empty(len(scores))
-        for own, reference in self._compared(registers):
-            made[own] = reference.probability(scores[own])
+        for own, group in self._groups(domains):
+            made[own] = group.probability(scores[own])
         return made
 
-    def _compared(
-        self, registers: NDArray[np.str_], target: float | None = None
-    ) -> Iterator[tuple[NDArray[np.bool_], Reference]]:
-        """The texts of each register, as a mask, and what they are compared with."""
-        for register in np.unique(registers).tolist():
-            yield registers == register, self.calibration.reference(register, 0, target)
+    def _groups(
+        self, domains: NDArray[np.str_]
+    ) -> Iterator[tuple[NDArray[np.bool_], GroupCalibration | UnknownDomain]]:
+        """The texts of each domain, as a mask, and what they are compared with."""
+        for domain in np.unique(domains).tolist():
+            yield domains == domain, self.calibration.select_group(domain)
 
 
-def baseline_for(corpus: Corpus | None, spec: DetectorSpec, seed: int) -> Baseline | None:
-    """What the detector must beat, with thresholds by register where it has them; None without its corpus."""
+def baseline_for(corpus: Corpus | None, bundle: tuple[Storage, str], spec: DetectorSpec, seed: int) -> Baseline | None:
+    """The baseline for a bundle, with thresholds by the same predicted domains; None without its corpus."""
     if corpus is None:
         logger.warning(
             "no baseline: the corpus that %s was trained on is not in this storage, run jobs/evaluate.py where it is",
             spec.version,
         )
         return None
-    asked = spec.provenance["config"]["calibration"]["registers"] if spec.registers else {}
-    registers = {source: name for name, sources in asked.items() for source in sources}
-    return baseline_of(corpus, sorted(spec.calibration.thresholds), seed, registers)
+    with bundle[0].local_folder(bundle[1]) as folder:
+        classifier = load_domain_classifier(folder, spec)
+    domains = predict_domains(corpus, "calibration", classifier) if classifier else None
+    return baseline_of(corpus, sorted(spec.calibration.thresholds), seed, domains)
 
 
 def baseline_metrics(verdicts: Verdicts, spec: DetectorSpec, baseline: Baseline, scores: Floats) -> dict[str, Any]:
-    """Metrics of the baseline on the same texts; each text has the register that the detector predicted."""
-    registers = verdicts.columns["compared_with"]
+    """Metrics of the baseline on the same texts; each text has the domain that the detector predicted."""
+    domains = verdicts.columns["compared_with"]
     return compute_metrics(
         verdicts.labels,
         scores,
-        baseline.probabilities(scores, registers),
-        {target: baseline.calls(scores, registers, target) for target in spec.calibration.thresholds},
+        baseline.probabilities(scores, domains),
+        {target: baseline.calls(scores, domains, target) for target in spec.calibration.thresholds},
         default_target=spec.default_target_fpr,
         prevalence=spec.calibration.prevalence,
         groups=verdicts.columns["group"],
@@ -104,7 +107,7 @@ def baseline_metrics(verdicts: Verdicts, spec: DetectorSpec, baseline: Baseline,
 
 
 def baseline_of(
-    corpus: Corpus, targets: Sequence[float], seed: int = 0, registers: Mapping[str, str] | None = None
+    corpus: Corpus, targets: Sequence[float], seed: int = 0, domains: NDArray[np.str_] | None = None
 ) -> Baseline:
     """The baseline of a corpus, with thresholds for these targets; learnt now unless storage has it.
 
@@ -112,7 +115,7 @@ def baseline_of(
         corpus: it learns from.
         targets: FPRs.
         seed: of the regression.
-        registers: by source the register of its texts, where thresholds are by register.
+        domains: predicted domain of every text of the calibration split, where thresholds are by domain.
     """
     key = f"baselines/{corpus.manifest.fingerprint[:16]}-1"
     storage = corpus.storage
@@ -121,38 +124,37 @@ def baseline_of(
 
         tensors = load(storage.read_bytes(f"{key}.safetensors"))
         kept = storage.read_json(f"{key}.json")
-        calibration = _calibrated(tensors["labels"], tensors["scores"], kept["sources"], targets, registers or {})
+        calibration = _calibrated(tensors["labels"], tensors["scores"], targets, domains)
         return Baseline(tensors["idf"], tensors["weights"], kept["bias"], calibration)
     logger.info("learning the baseline of %s", corpus.key)
     idf, weights, bias = _learn(corpus, seed)
     rows = list(_rows(corpus, "calibration", corpus.num_rows("calibration")))
-    labels, sources = np.asarray([row.label for row in rows]), [row.source for row in rows]
+    labels = np.asarray([row.label for row in rows])
     scores = np.concatenate([_scores(batch, idf, weights, bias) for batch in _batches(row.text for row in rows)])
     from safetensors.numpy import save
 
     tensors = {"idf": idf, "weights": weights, "labels": labels, "scores": scores}
     storage.write_bytes(f"{key}.safetensors", save(tensors))
-    kept = {"bias": bias, "corpus": corpus.key, "sources": sources}
+    kept = {"bias": bias, "corpus": corpus.key}
     storage.write_bytes(f"{key}.json", json.dumps(kept).encode())
-    return Baseline(idf, weights, bias, _calibrated(labels, scores, sources, targets, registers or {}))
+    return Baseline(idf, weights, bias, _calibrated(labels, scores, targets, domains))
 
 
 def _calibrated(
     labels: NDArray[np.int64],
     scores: Floats,
-    sources: Sequence[str],
     targets: Sequence[float],
-    registers: Mapping[str, str],
+    domains: NDArray[np.str_] | None,
 ) -> Calibration:
     whole = calibrate(labels, scores, targets)
-    of_texts = np.asarray([registers.get(source, "") for source in sources])
-    if not registers:
+    if domains is None:
         return whole
-    spans = Spans(labels, scores, np.zeros(len(labels), np.int64), of_texts, np.arange(len(labels)))
+    lengths, documents = np.zeros(len(labels), np.int64), np.arange(len(labels))
+    scored = ScoredSpans(labels, scores, lengths, domains, documents, np.ones(len(labels), np.bool_))
     try:
-        return with_categories(whole, spans, [], 0.5)
+        return calibrate_domains(whole, scored)
     except CalibrationError as error:
-        logger.warning("the baseline has one threshold for all registers: %s", error)
+        logger.warning("the baseline has one threshold for all domains: %s", error)
         return whole
 
 
@@ -161,7 +163,6 @@ class _Row:
     text: str  # normalised
     label: int
     weight: float
-    source: str
 
 
 def _learn(corpus: Corpus, seed: int) -> tuple[Floats, Floats, float]:
@@ -180,15 +181,15 @@ def _learn(corpus: Corpus, seed: int) -> tuple[Floats, Floats, float]:
 
 def _rows(corpus: Corpus, split: str, most: int) -> Iterator[_Row]:
     """The leading originals: copies under attacks are the detector's alone."""
-    names = ("text", "label", "weight", "source", "attack")
+    names = ("text", "label", "weight", "attack")
     for table in corpus.tables(split, list(names)):
-        for text, label, weight, source, attack in zip(*(table[name].to_pylist() for name in names), strict=True):
+        for text, label, weight, attack in zip(*(table[name].to_pylist() for name in names), strict=True):
             if attack != ORIGINAL:
                 continue
             if most <= 0:
                 return
             most -= 1
-            yield _Row(normalise(text).text, label, weight, source)
+            yield _Row(normalise(text).text, label, weight)
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

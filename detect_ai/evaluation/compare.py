@@ -15,7 +15,7 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.dataset import SLICES, require_labels
 from detect_ai.detector.registry import Registry, spec_of
-from detect_ai.detector.score import judge
+from detect_ai.detector.score import score_texts
 from detect_ai.detector.verdict_table import Verdicts
 from detect_ai.evaluation.baseline import baseline_for, baseline_metrics
 from detect_ai.evaluation.contamination import corpus_of, count_contaminated, score_baseline_and_hash
@@ -43,7 +43,7 @@ def compare(config: Config, storage: Storage) -> dict[str, Any]:
     if not config.data:
         raise ConfigError("data=: expected a file or folder of Parquet, CSV or JSON lines with texts and labels")
     registry = Registry(storage)
-    places = {name: registry.locate(name) for name in config.compare.bundles}
+    places = {name: registry.resolve(name) for name in config.compare.bundles}
     specs = {name: spec_of(*place) for name, place in places.items()}
     target = _common_target(specs)
     key = f"runs/{config.run}/{attempt('comparison')}"
@@ -78,7 +78,7 @@ def _common_target(specs: dict[str, DetectorSpec]) -> float:
 
 def _score(config: Config, bundle: tuple[Storage, str], out: tuple[Storage, str]) -> Verdicts:
     """Verdicts of the labelled texts in the order of the data."""
-    judge(config.data, bundle, config.score.model_copy(update={"format": "parquet", "target_fpr": 0.0}), out)
+    score_texts(config.data, bundle, config.score.model_copy(update={"format": "parquet", "target_fpr": 0.0}), out)
     verdicts = Verdicts.read(*out)
     verdicts = verdicts[verdicts.labelled]
     return verdicts[np.argsort(verdicts.rows, kind="stable")]

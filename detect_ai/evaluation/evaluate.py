@@ -23,7 +23,7 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.dataset import require_labels
 from detect_ai.detector.registry import Registry, spec_of
-from detect_ai.detector.score import judge
+from detect_ai.detector.score import score_texts
 from detect_ai.detector.verdict_table import Verdicts
 from detect_ai.evaluation import raid_format, slices, summary
 from detect_ai.evaluation.baseline import baseline_for, baseline_metrics
@@ -94,7 +94,7 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
     with storage.whole(key):
         require_labels(task.data, config.score)
         scoring = config.score.model_copy(update={"format": "parquet"})
-        scored = judge(task.data, task.bundle, scoring, (storage, f"{key}/verdicts"))
+        scored = score_texts(task.data, task.bundle, scoring, (storage, f"{key}/verdicts"))
         verdicts = Verdicts.read(storage, f"{key}/verdicts")
         skipped = {"no_text": scored.skipped, "no_label": int((~verdicts.labelled).sum())}
         verdicts = verdicts[verdicts.labelled]
@@ -171,7 +171,7 @@ def _track(config: Config, task: EvalTask, report: dict[str, Any]) -> None:
 
 def _task(config: Config, storage: Storage) -> EvalTask:
     if config.bundle:
-        bundle = Registry(storage).locate(config.bundle)
+        bundle = Registry(storage).resolve(config.bundle)
     else:
         bundle = storage, str(read_result(storage, config.run, "calibrate")["bundle"])
     spec = spec_of(*bundle)
@@ -191,7 +191,7 @@ def _report(config: Config, storage: Storage, key: str, task: EvalTask, verdicts
     """Everything that the page shows, as plain values; see `detect_ai.reports.evaluation`."""
     e, spec, corpus, default = config.evaluation, task.spec, task.corpus, task.spec.default_target_fpr
     overall = slices.overall_metrics(verdicts, spec)
-    baseline = baseline_for(corpus, spec, config.seed) if e.baseline else None
+    baseline = baseline_for(corpus, task.bundle, spec, config.seed) if e.baseline else None
     # The test split needs no check: `prepare` keeps near duplicates in one split.
     check = e.contamination and corpus is not None and not task.is_test
     baseline_scores, signatures = score_baseline_and_hash(config, task.data, verdicts, baseline, check)
@@ -264,10 +264,10 @@ def _notes(task: EvalTask, verdicts: Verdicts, overall: dict[str, Any], targets:
                 f"than chance explains: they are unlike the calibration texts."
             )
     unknown = float((verdicts.columns["compared_with"] == "").mean())
-    if task.spec.registers and unknown > 0:
+    if task.spec.domains and unknown > 0:
         notes.append(
             f"{100 * unknown:.0f}% of the texts belong to no domain that calibration knows "
-            f"({', '.join(task.spec.registers)}); the strictest thresholds apply to them, without a guarantee."
+            f"({', '.join(task.spec.domains)}); the strictest thresholds apply to them, without a guarantee."
         )
     return notes
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 from detect_ai.core.config import ScoreConfig
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.shards import parquet
-from detect_ai.detector.score import judge
+from detect_ai.detector.score import score_texts
 from detect_ai.detector.verdict_table import Verdicts
 
 Place = tuple[Storage, str]
@@ -33,7 +33,7 @@ def score_generated(
         plain = config.model_copy(
             update={"columns": {}, "labels": {}, "spans": spans, "keep_text": False, "format": "parquet"}
         )
-        judge(storage.uri(f"{key}/texts"), bundle, plain, (storage, f"{key}/verdicts"))
+        score_texts(storage.uri(f"{key}/texts"), bundle, plain, (storage, f"{key}/verdicts"))
         return Verdicts.read(storage, f"{key}/verdicts")
     finally:
         storage.delete(key)

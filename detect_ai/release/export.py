@@ -1,27 +1,30 @@
-"""The stage `export`: other ways to run a bundle, measured on the machine at hand.
+"""The stage `export`: faster ways to run a bundle, measured on this machine.
 
-Each candidate is a bundle of its own: the weights in the form of its backend, the name of its parent and thresholds of
-its own. The fastest that is as good as the parent goes into the registry; `publish` makes it champion.
+Each candidate is a bundle of its own: the weights in the form of its backend, the version of its parent and its own
+thresholds. The fastest that is as good as the parent is added to the registry; `publish` makes it champion.
 """
 
 from __future__ import annotations
 
 import logging
-import re
+import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from detect_ai import metrics
-from detect_ai.calibration.domain_classifier import FILE as REGISTERS_FILE
-from detect_ai.core.config import CalibrationConfig, Config, check_names
+from detect_ai.calibration.domain_classifier import FILE as DOMAINS_FILE
+from detect_ai.core.config import CalibrationConfig, Config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt
 from detect_ai.core.storage import Storage
@@ -30,34 +33,40 @@ from detect_ai.detector import bundle
 from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry, spec_of
-from detect_ai.detector.scoring import Scored, score_split
+from detect_ai.detector.score import bundle_loader, score_split
 from detect_ai.evaluation.evaluate import evaluate
 from detect_ai.models import backends
-from detect_ai.release.calibrate import calibration_of
-from detect_ai.release.promotion_gate import Likeness, unlike
-from detect_ai.release.publish import add_version
-from detect_ai.release.timing import alternate, ratio
-from detect_ai.reports.export import machine, table
+from detect_ai.release.calibrate import calibrate_split
+from detect_ai.release.promotion_gate import TEST, export_reasons, gate
+from detect_ai.release.publish import add_version, metrics_of
 
 if TYPE_CHECKING:
     from detect_ai.models.tokenizer import Ids
 
 logger = logging.getLogger(__name__)
 
-BASE = backends.DEFAULT  # what every candidate is measured against: PyTorch at fp32
-ALONE = 32  # texts that are also scored alone
+PARENT = "parent"  # the bundle itself, which every candidate is measured against
+SPLIT = "validation"  # of the quality gate: the test split decides nothing
+NUM_TEXTS = 64  # timed together, drawn from the calibration split
+NUM_ALONE = 32  # texts that are also scored alone
+ROUNDS = 7  # every candidate is timed once in each
+_PACKAGES = ("torch", "transformers", "onnxruntime")
+_COLUMNS = (
+    *("candidate", "texts/s", "speedup (low–high)", "one text alone, ms", "MiB", "AUROC", "TPR at 1% FPR"),
+    *("log-odds differ by", "and move with the batch by", ""),
+)
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportTask:
     """What is exported, from what, to where.
 
     Attributes:
-        config: its scoring is done where the service would run.
-        corpus: that the parent learnt from.
+        config: scoring uses the device of the service.
+        corpus: the training corpus of the parent.
         spec: of the parent.
         key: of the folder for the outputs.
-        scratch: a local folder with a bundle for each candidate.
+        scratch: a local folder with a bundle for each candidate, and for the parent.
     """
 
     config: Config
@@ -73,73 +82,71 @@ class Job:
 
 
 def export(config: Config, storage: Storage) -> dict[str, Any]:
-    """Measure other ways to run a bundle on this machine, and add the fastest that is as good to the registry.
+    """Measure faster ways to run a bundle on this machine, and add the fastest that is as good to the registry.
 
-    The bundle is `bundle`, else the champion; the corpus is that of this run. The machine should be of the kind that
-    serves.
+    The bundle is `bundle`, else the champion; the corpus is that of this run. Run it where it will serve.
 
     Raises:
-        ConfigError: the bundle is an export itself, or learnt from another corpus.
+        ConfigError: the bundle is an export itself, or its training corpus is another one.
         RegistryError: no such bundle.
     """
-    shapes = [re.sub(r"\+(layers|ffn)-[1-9]\d?(?=\+|$)", "", name) for name in config.export.candidates]
-    check_names("export.candidates, less +layers-N and +ffn-P,", shapes, backends.BACKENDS)
-    where = Registry(storage).locate(config.bundle)
-    spec, corpus = spec_of(*where), Corpus.of_run(storage, config.run)
-    _require_fit(config, spec, corpus)
-    config = config.model_copy(
-        update={"score": config.score.model_copy(update={"use_gpu": config.serve.use_gpu, "precision": "fp32"})}
-    )
+    storage_of_parent, parent_key = Registry(storage).resolve(config.bundle)
+    spec, corpus = spec_of(storage_of_parent, parent_key), Corpus.of_run(storage, config.run)
+    if spec.parent is not None:
+        raise ConfigError(f"bundle {spec.version} is an export itself: name its parent, bundle={spec.parent}")
+    if corpus.manifest.fingerprint != spec.corpus["fingerprint"]:
+        raise ConfigError(
+            f"bundle {spec.version} is of corpus {spec.corpus['fingerprint'][:12]}, run={config.run} has "
+            f"{corpus.manifest.fingerprint[:12]}: thresholds need the calibration split of its own; name its run"
+        )
+    config = config.model_copy(update={"score": config.score.model_copy(update={"use_gpu": config.serve.use_gpu})})
     key = f"runs/{config.run}/{attempt('export')}"
-    with storage.whole(key), tempfile.TemporaryDirectory() as scratch, where[0].local_folder(where[1]) as parent:
-        job = Job(config, corpus, spec, key, Path(scratch))
-        left_out = _make_all(job, parent)
-        rows = _timed(job)
-        _judge(job, rows)
-        chosen = next((row for row in rows if row["passes"]), None)
+    with (
+        storage.whole(key),
+        tempfile.TemporaryDirectory() as scratch,
+        storage_of_parent.local_folder(parent_key) as parent,
+    ):
+        task = ExportTask(config, corpus, spec, key, Path(scratch))
+        left_out = _make_all(task, parent)
+        rows = _measure_speed(task)
+        _measure_quality(task, rows)
+        chosen = next((row for row in rows if not row["reasons"]), None)
+        kept = _keep(task, chosen) if chosen else None
         result = {
             "parent": spec.version,
-            **(_keep(job, chosen["name"]) if chosen else {"version": None, "backend": None, "figures": None}),
-            "chosen": chosen and chosen["name"],
+            **(kept or {"version": None, "backend": None, "precision": None, "metrics": None}),
+            "chosen": chosen["name"] if chosen and kept else None,
             "candidates": rows,
             "left_out": left_out,
-            "machine": machine(config.serve.threads, job.device),
+            "machine": machine(config.serve.threads, task.device),
         }
-        _tell(job, result)
+        storage.delete(f"{key}/candidates")
+        text = table(result)
+        storage.write_bytes(f"{key}/table.md", text.encode())
+    for line in text.splitlines():
+        logger.info("%s", line)
+    logger.info("%s", f"publish it with bundle={result['version']}" if kept else "the parent stays")
     storage.prune(f"runs/{config.run}", "export-", config.storage.keep)
     return result
 
 
-def _require_fit(config: Config, spec: DetectorSpec, corpus: Corpus) -> None:
-    if spec.backend != BASE:
-        raise ConfigError(
-            f"bundle {spec.version} is an export itself: name the one that it was made from, {spec.parent}"
-        )
-    if corpus.manifest.fingerprint != spec.corpus["fingerprint"]:
-        raise ConfigError(
-            f"bundle {spec.version} learnt from corpus {spec.corpus['fingerprint'][:12]}, run={config.run} has "
-            f"{corpus.manifest.fingerprint[:12]}: thresholds need the calibration split of its own; name its run"
-        )
+# Bundles
 
 
-# Making
-
-
-def _make_all(job: Job, parent: Path) -> dict[str, str]:
-    """Make a bundle of every candidate and of the base. Returns those that could not be made, with the reason."""
+def _make_all(task: ExportTask, parent: Path) -> dict[str, str]:
+    """Make a bundle of every candidate. Returns those that could not be made, with the reason."""
+    shutil.copytree(parent, task.scratch / PARENT)
     left_out = {}
-    for name in dict.fromkeys([BASE, *job.config.export.candidates]):
-        reason = backends.get(name.split("+")[0]).unavailable_reason(job.device)
+    for name in dict.fromkeys(task.config.export.candidates):
+        reason = backends.get(name).unavailable_reason(task.device)
         if reason is None:
             try:
-                make(name, parent, job.scratch / name)
-            except Exception as error:  # exporters refuse what they do not know by errors of every kind
-                if name == BASE:
-                    raise
-                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+                make(name, parent, task.scratch / name)
+            except Exception as error:  # exporters fail with errors of every kind on what they do not support
+                reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         if reason is not None:
             left_out[name] = reason
-            shutil.rmtree(job.scratch / name, ignore_errors=True)
+            shutil.rmtree(task.scratch / name, ignore_errors=True)
             logger.info("%s is left out: %s", name, reason)
     return left_out
 
@@ -148,83 +155,90 @@ def make(name: str, parent: Path, folder: Path) -> DetectorSpec:
     """Make the bundle of a candidate, with its parent's thresholds.
 
     Args:
-        name: a backend, followed by what makes the encoder smaller, as in `ExportConfig`.
+        name: one of `backends.BACKENDS`.
         parent: folder of a bundle that runs in PyTorch.
         folder: for the new one; it must not exist.
-
-    Raises:
-        InputError: the encoder cannot be made smaller in this way.
     """
     from detect_ai.models import encoder
-    from detect_ai.release.shrinking import keep_layers, keep_neurons
 
-    spec, network = bundle.read_spec(parent), encoder.load(parent)
-    backend, *changes = name.split("+")
-    for change in changes:
-        kind, _, number = change.partition("-")
-        {"layers": keep_layers, "ffn": keep_neurons}[kind](network, int(number))
+    spec = bundle.read_spec(parent)
     folder.mkdir()
-    backends.save(network, folder, backend)
-    for kept in ("tokenizer.json", "tokenizer_config.json", *([REGISTERS_FILE] if spec.registers else [])):
-        shutil.copy(parent / kept, folder)
+    backends.save(encoder.load(parent), folder, name)
+    for file in sorted(set(spec.files) & {"tokenizer.json", "tokenizer_config.json", DOMAINS_FILE}):
+        shutil.copy(parent / file, folder)
     provenance = {**spec.provenance, "export": name}
-    return bundle.seal(folder, replace(spec, parent=spec.version, backend=backend, provenance=provenance, files={}))
+    precision = "bf16" if name == "torch-bf16" else "fp32"
+    child = replace(spec, parent=spec.version, backend=name, precision=precision, provenance=provenance)
+    return bundle.write_spec(folder, child)
 
 
 # Speed
 
 
-def _timed(job: Job) -> list[dict[str, Any]]:
-    """What every candidate that was made takes, the fastest first."""
-    texts = _texts(job)
-    with _as_in_the_service(job.config):
-        tokens = job.config.serve.batch_tokens
-        found = {
-            each.name: Detector.load(each, job.device, batch_tokens=tokens) for each in sorted(job.scratch.iterdir())
-        }
-        middle = [sorted(texts, key=len)[len(texts) // 2]]
-        together = alternate(
-            {name: partial(each.score, texts) for name, each in found.items()}, job.config.export.rounds
-        )
-        alone = alternate({name: partial(each.score, middle) for name, each in found.items()}, job.config.export.rounds)
-        scores = {name: each.score(texts) for name, each in found.items()}
-        moves = {name: _moves(each, texts[:ALONE], scores[name][:ALONE]) for name, each in found.items()}
+def _measure_speed(task: ExportTask) -> list[dict[str, Any]]:
+    """Throughput and latency of every candidate, the fastest first."""
+    ids = task.corpus.read("calibration", ["input_ids"])["input_ids"].to_numpy()
+    drawn = np.random.default_rng(task.config.seed).permutation(len(ids))[:NUM_TEXTS]
+    texts: list[Ids] = [np.asarray(ids[i], np.int32) for i in drawn]
+    middle = [sorted(texts, key=len)[len(texts) // 2]]
     rows = []
-    for name in found:
-        speedup, speedup_alone = (ratio(times[BASE], times[name]) for times in (together, alone))
-        rows.append(
-            {
-                "name": name,
-                "texts_per_s": len(texts) / float(np.median(together[name])),
-                "speedup": speedup.median,
-                "speedup_low": speedup.low,
-                "speedup_high": speedup.high,
-                "alone_ms": 1000 * float(np.median(alone[name])),
-                "speedup_alone": speedup_alone.median,
-                "bytes": sum(path.stat().st_size for path in (job.scratch / name).iterdir()),
-                "difference": float(np.abs(scores[name] - scores[BASE]).max()),
-                "moves": moves[name],
-            }
-        )
+    with _threads_of_a_replica(task.config):
+        tokens = task.config.serve.batch_tokens
+        detectors = {
+            path.name: Detector.load(path, task.device, batch_tokens=tokens) for path in sorted(task.scratch.iterdir())
+        }
+        together = time_interleaved({name: partial(d.score, texts) for name, d in detectors.items()}, ROUNDS)
+        alone = time_interleaved({name: partial(d.score, middle) for name, d in detectors.items()}, ROUNDS)
+        base = detectors[PARENT].score(texts)
+        for name, detector in detectors.items():
+            scores = detector.score(texts)
+            single = np.asarray([detector.score([text])[0] for text in texts[:NUM_ALONE]])
+            speedups = np.asarray(together[PARENT]) / np.asarray(together[name])
+            rows.append(
+                {
+                    "name": name,
+                    "texts_per_s": len(texts) / float(np.median(together[name])),
+                    "speedup": float(np.median(speedups)),
+                    "speedup_low": float(speedups.min()),
+                    "speedup_high": float(speedups.max()),
+                    "alone_ms": 1000 * float(np.median(alone[name])),
+                    "bytes": sum(path.stat().st_size for path in (task.scratch / name).iterdir()),
+                    "difference": float(np.abs(scores - base).max()),
+                    "batch_effect": float(np.abs(single - scores[:NUM_ALONE]).max()),
+                }
+            )
     return sorted(rows, key=lambda row: -row["speedup"])
 
 
-def _texts(job: Job) -> list[Ids]:
-    """Token ids of texts of the calibration split, drawn by the seed."""
-    ids = job.corpus.read("calibration", ["input_ids"])["input_ids"].to_numpy()
-    drawn = np.random.default_rng(job.config.seed).permutation(len(ids))[: job.config.export.texts]
-    return [np.asarray(ids[i], np.int32) for i in drawn]
+def time_interleaved(
+    arms: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Time every arm once in each round, so that whatever slows the machine down slows down all of them.
 
+    Each round starts with another arm. A first round is not counted.
 
-def _moves(detector: Detector, texts: list[Ids], together: Any) -> float:
-    """How far the log-odds of a text move with the batch that it is in, at most."""
-    alone = [detector.score([text])[0] for text in texts]
-    return float(np.abs(np.asarray(alone) - together).max())
+    Args:
+        arms: what to time, by name.
+        rounds: at least 1.
+        clock: gives seconds.
+
+    Returns:
+        Seconds of each arm, one for each round.
+    """
+    names = list(arms)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(-1, rounds):
+        first = max(turn, 0) % len(names)
+        for name in names[first:] + names[:first]:
+            started = clock()
+            arms[name]()
+            if turn >= 0:
+                seconds[name].append(clock() - started)
+    return seconds
 
 
 @contextmanager
-def _as_in_the_service(config: Config) -> Iterator[None]:
-    """As many threads as a replica has."""
+def _threads_of_a_replica(config: Config) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
@@ -238,80 +252,113 @@ def _as_in_the_service(config: Config) -> Iterator[None]:
 # Quality
 
 
-def _judge(job: Job, rows: list[dict[str, Any]]) -> None:
-    """Score the split of the gate by what is fast enough, and say of each whether it is as good as the base."""
-    e = job.config.export
-    bounds = Likeness(e.max_auroc_change, e.max_tpr_drop)
-    base = _figures(job, BASE)
+def _measure_quality(task: ExportTask, rows: list[dict[str, Any]]) -> None:
+    """Add the metrics of what is fast enough, and the reasons against each."""
+    e = task.config.export
+    base = _metrics(task, PARENT)
     if 1 / base["n_ai"] > e.max_tpr_drop:
         logger.info(
-            "the gate allows a drop of %g points, and one of the %d AI texts of %s is %.2g: a pass proves little",
-            *(100 * e.max_tpr_drop, base["n_ai"], e.split, 100 / base["n_ai"]),
+            "the gate allows a drop of %g points, one of the %d AI texts of the %s split is %.2g: a pass proves little",
+            *(100 * e.max_tpr_drop, base["n_ai"], SPLIT, 100 / base["n_ai"]),
         )
     for row in rows:
-        if row["name"] == BASE:
-            found, reasons = base, ["The others are measured against it."]
+        if row["name"] == PARENT:
+            row |= {**base, "reasons": ["The others are measured against it."]}
         elif row["speedup"] < e.min_speedup:
-            found, reasons = dict.fromkeys(base), [f"Not {e.min_speedup:g} times as fast."]
+            row |= {**dict.fromkeys(base), "reasons": [f"Not {e.min_speedup:g} times as fast."]}
         else:
-            found = _figures(job, row["name"])
-            reasons = unlike(found, base, bounds)
-        row |= {**found, "passes": not reasons, "reasons": reasons}
+            own = _metrics(task, row["name"])
+            row |= {**own, "reasons": export_reasons(own, base, e)}
 
 
-def _figures(job: Job, name: str) -> dict[str, Any]:
-    """AUROC and TPR of a candidate on the split of the gate."""
-    scored = _scored(job, name, job.config.export.split)
-    labels = scored.labels
+def _metrics(task: ExportTask, name: str) -> dict[str, Any]:
+    storage, key, scoring = task.corpus.storage, f"{task.key}/candidates/{name}", task.config.score
+    storage.upload(task.scratch / name, key)
+    scored = score_split(task.corpus, SPLIT, key, bundle_loader(scoring), scoring)
     return {
-        "auroc": metrics.auroc(labels, scored.scores),
-        "tpr_at_fpr_1": metrics.tpr_at_fpr(labels, scored.scores, 0.01),
-        "n_human": int((labels == 0).sum()),
-        "n_ai": int((labels == 1).sum()),
+        "auroc": metrics.auroc(scored.labels, scored.scores),
+        "tpr_at_fpr_1": metrics.tpr_at_fpr(scored.labels, scored.scores, 0.01),
+        "n_human": int((scored.labels == 0).sum()),
+        "n_ai": int((scored.labels == 1).sum()),
     }
 
 
-def _scored(job: Job, name: str, split: str, **options: Any) -> Scored:
-    storage, key = job.corpus.storage, f"{job.key}/candidates/{name}"
-    if not storage.exists(key):
-        storage.upload(job.scratch / name, key)
-    return score_split(job.corpus, split, key, partial(Detector.load, device=job.device), job.config.score, **options)
-
-
-# What stays
-
-
-def _keep(job: Job, name: str) -> dict[str, Any]:
-    """Give the chosen one thresholds of its own, judge it on the test split and add it to the registry."""
-    storage, folder, key = job.corpus.storage, job.scratch / name, f"{job.key}/bundle"
-    registers, settings = bundle.load_registers(folder, job.spec), settings_of(job.spec, job.config.calibration)
-    scored = _scored(job, name, "calibration", edges=settings.length_edges, registers=registers)
-    calibration = calibration_of(scored, settings, registers)
-    spec = bundle.seal(folder, replace(bundle.read_spec(folder), calibration=calibration))
+def _keep(task: ExportTask, row: dict[str, Any]) -> dict[str, Any] | None:
+    """Recalibrate the chosen one, evaluate it and add it to the registry; None where it fails the promotion gate."""
+    storage, folder, key = task.corpus.storage, task.scratch / row["name"], f"{task.key}/bundle"
+    classifier, scoring = bundle.load_domain_classifier(folder, task.spec), task.config.score
+    calibration = calibrate_split(
+        *(task.corpus, f"{task.key}/candidates/{row['name']}", bundle_loader(scoring), scoring),
+        *(calibration_settings(task.spec), classifier),
+    )
+    spec = bundle.write_spec(folder, replace(bundle.read_spec(folder), calibration=calibration))
     storage.upload(folder, key)
-    figures = evaluate(job.config.model_copy(update={"bundle": key, "data": ""}), storage)
+    tested = evaluate(task.config.model_copy(update={"bundle": key, "data": ""}), storage)
+    registry = Registry(storage)
+    champion = registry.champion()
+    row["reasons"] += gate({TEST: tested}, metrics_of(registry, champion) if champion else None, task.config.gate)[0]
+    if row["reasons"]:
+        return None
     return {
-        "version": add_version(storage, Registry(storage), key, figures),
+        "version": add_version(storage, key, {TEST: tested}),
         "backend": spec.backend,
-        "figures": {name: value for name, value in figures.items() if isinstance(value, int | float)},
+        "precision": spec.precision,
+        "metrics": {name: value for name, value in tested.items() if isinstance(value, int | float)},
     }
 
 
-def settings_of(spec: DetectorSpec, default: CalibrationConfig) -> CalibrationConfig:
-    """How a bundle was calibrated; what it does not say is taken from the default."""
-    told = spec.provenance.get("config", {}).get("calibration", {})
-    given = {name: value for name, value in told.items() if name in CalibrationConfig.model_fields}
-    return default.model_copy(update={**given, "target_fprs": sorted(spec.calibration.thresholds)})
+def calibration_settings(spec: DetectorSpec) -> CalibrationConfig:
+    """The settings that a bundle was calibrated with."""
+    return CalibrationConfig(**spec.provenance["config"]["calibration"])
 
 
-def _tell(job: Job, result: dict[str, Any]) -> None:
-    """The table beside the result, and into the log."""
-    storage, text = job.corpus.storage, table(result)
-    storage.delete(f"{job.key}/candidates")
-    storage.write_bytes(f"{job.key}/table.md", text.encode())
-    for line in text.splitlines():
-        logger.info("%s", line)
-    if result["chosen"] is None:
-        logger.info("%s stays: nothing is %g times as fast and as good", BASE, job.config.export.min_speedup)
-    else:
-        logger.info("%s is version %s; publish it: bundle=%s", result["chosen"], *[result["version"]] * 2)
+# The report
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result of the stage as Markdown."""
+    at = result["machine"]
+    head = (
+        f"{at['date']}, {at['processor']}, {at['cores']} cores, {at['threads']} threads, {at['device']}; "
+        + ", ".join(f"{name} {number}" for name, number in at["versions"].items())
+    )
+    lines = [head, "", f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    for row in result["candidates"]:
+        cells = [
+            row["name"],
+            f"{row['texts_per_s']:.1f}",
+            f"{row['speedup']:.2f} ({row['speedup_low']:.2f}–{row['speedup_high']:.2f})",
+            f"{row['alone_ms']:.1f}",
+            f"{row['bytes'] / 2**20:.0f}",
+            *("–" if row[name] is None else f"{row[name]:.4f}" for name in ("auroc", "tpr_at_fpr_1")),
+            *(f"{row[name]:.1g}" for name in ("difference", "batch_effect")),
+            "**chosen**" if row["name"] == result["chosen"] else " ".join(row["reasons"]) or "passes",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    empty = " |" * (len(_COLUMNS) - 2)
+    lines += [f"| {name} |{empty} left out: {reason} |" for name, reason in result["left_out"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def machine(threads: int, device: str) -> dict[str, Any]:
+    """The machine that was measured on."""
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": torch.cuda.get_device_name() if device == "cuda" else next(names, "") or platform.machine(),
+        "cores": torch.multiprocessing.cpu_count(),
+        "threads": threads,
+        "device": device,
+        "versions": {name: number for name in _PACKAGES if (number := _version(name))},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,111 +1,89 @@
-"""The gates: may a candidate become champion, and is an export of a bundle as good as the bundle?"""
+"""Promotion gate: whether a candidate may become champion, and whether an export is as good as its parent."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from detect_ai.core.errors import ConfigError
+from detect_ai.core.config import ExportConfig, GateConfig
+
+Metrics = Mapping[str, Any]
+TEST = "test split"  # the name of that evaluation; the space keeps it apart from names of other data
+# Metric, its name in messages, the sign of a change for the worse, the key of the largest change.
+_CHANGES = (
+    ("auroc", "AUROC", -1, "max_auroc_drop"),
+    ("fpr_at_target", "FPR at the default target", 1, "max_fpr_increase"),
+    ("cleared_ai_fraction", "the fraction of AI texts called human", 1, "max_cleared_ai_increase"),
+)
+_CAPS = (
+    ("fpr_at_target", "FPR at the default target", "max_fpr"),
+    ("abstained_fraction", "the abstained fraction", "max_abstained"),
+)
 
 
-@dataclass(frozen=True)
-class Gate:
-    """What a candidate must reach.
-
-    Attributes:
-        min_auroc: the least AUROC on the test split, in [0, 1].
-        max_auroc_drop: how far AUROC may lie below the champion's on the same test data, in [0, 1].
-    """
-
-    min_auroc: float
-    max_auroc_drop: float
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0.0 <= value <= 1.0:
-                raise ConfigError(f"{name} must be in [0, 1], found {value}")
-
-
-def decide(candidate: Mapping[str, Any], champion: Mapping[str, Any] | None, gate: Gate) -> list[str]:
-    """Judges a candidate against the gate and, on the same test data, against the champion.
-
-    Figures of different test data are not compared.
+def gate(
+    candidate: Mapping[str, Metrics], champion: Mapping[str, Metrics] | None, config: GateConfig
+) -> tuple[list[str], list[str]]:
+    """Check a candidate against absolute bounds and, on the same texts, against the champion.
 
     Args:
-        candidate: the figures of `summary.compute_metrics` and "test_fingerprint", which names the test data.
-        champion: the same for the champion, None while there is none.
-        gate: what is required.
+        candidate: its metrics on every evaluation, by the name of the data; `TEST` is the test split. The metrics are
+            those of the stage `evaluate`; "test_fingerprint" identifies the texts.
+        champion: the same of the champion; None while there is none.
+        config: the bounds.
 
     Returns:
-        The reasons to refuse, one sentence each with the figure found and the figure required; empty: it
-        passes.
-
-    Raises:
-        KeyError: a champion is given and "test_fingerprint" is missing.
+        The reasons to refuse it, empty where it passes, and warnings about what could not be compared.
     """
-    found = _auroc(candidate)
-    if found is None:
-        return [f"The candidate has no AUROC; at least {gate.min_auroc} is required."]
-    reasons = []
-    if found < gate.min_auroc:
-        reasons.append(f"AUROC is {found}; at least {gate.min_auroc} is required.")
-    if champion is not None and candidate["test_fingerprint"] == champion["test_fingerprint"]:
-        reasons += _compare(found, _auroc(champion), gate)
-    return reasons
+    reasons, warnings = [], []
+    auroc = candidate[TEST].get("auroc")
+    if auroc is None or not auroc >= config.min_auroc:  # NaN does not pass
+        reasons.append(f"AUROC is {auroc} on {TEST}; at least {config.min_auroc:g} is required.")
+    for name, metrics in candidate.items():
+        for metric, label, key in _CAPS:
+            value, bound = metrics.get(metric), getattr(config, key)
+            # Texts of one class have no rate of the other one.
+            if value is None and (metric not in metrics or name == TEST):
+                reasons.append(f"{label} is missing on {name}: run jobs/evaluate.py again.")
+            elif value is not None and not value <= bound:
+                reasons.append(f"{label} is {value:.4g} on {name}; {key}={bound:g}.")
+    if champion is not None:
+        by_texts = {metrics.get("test_fingerprint"): metrics for metrics in champion.values()}
+        for name, metrics in candidate.items():
+            if metrics["test_fingerprint"] in by_texts:
+                _compare(name, metrics, by_texts[metrics["test_fingerprint"]], config, reasons, warnings)
+            else:
+                warnings.append(f"not compared with the champion on {name}: it was not evaluated on the same texts.")
+    return reasons, warnings
 
 
-@dataclass(frozen=True)
-class Likeness:
-    """How near an export of a bundle must come to it, on the same texts.
+def _compare(
+    name: str, candidate: Metrics, champion: Metrics, config: GateConfig, reasons: list[str], warnings: list[str]
+) -> None:
+    for metric, label, sign, key in _CHANGES:
+        value, before, bound = candidate.get(metric), champion.get(metric), getattr(config, key)
+        if value is None or before is None:
+            if not (metric in candidate and metric in champion and value is before):
+                warnings.append(f"{label} not compared with the champion on {name}: it is missing.")
+        # Rounded, for 0.95 - 0.94 is a little more than 0.01 in floating point.
+        elif not round(sign * (value - before), 12) <= bound:
+            reasons.append(
+                f"{label} changed from the champion's {before:.4g} to {value:.4g} on {name}; {key}={bound:g}."
+            )
 
-    Attributes:
-        max_auroc_change: how far AUROC may move, up or down, in [0, 1].
-        max_tpr_drop: how far the TPR at an FPR of 1% may fall, in [0, 1]: 0.005 is half a percentage point.
-    """
 
-    max_auroc_change: float
-    max_tpr_drop: float
-
-
-def unlike(found: Mapping[str, Any], parent: Mapping[str, Any], bounds: Likeness) -> list[str]:
-    """Judges an export by the bundle that it was made from.
+def export_reasons(export: Metrics, parent: Metrics, config: ExportConfig) -> list[str]:
+    """The reasons why an export is not as good as its parent on the same texts; empty where it is.
 
     Args:
-        found: its "auroc" and "tpr_at_fpr_1".
-        parent: the same of the bundle, on the same texts.
-        bounds: what is required.
-
-    Returns:
-        The reasons to refuse, one sentence each with the change found and the change allowed; empty: it passes.
+        export: its "auroc" and "tpr_at_fpr_1".
+        parent: the same of the bundle that it was made from.
+        config: the largest changes.
     """
     # Rounded, for 0.95 - 0.949 is a little more than 0.001 in floating point.
-    moved = round(abs(found["auroc"] - parent["auroc"]), 12)
-    fell = round(parent["tpr_at_fpr_1"] - found["tpr_at_fpr_1"], 12)
+    auroc_change = round(abs(export["auroc"] - parent["auroc"]), 12)
+    tpr_drop = round(parent["tpr_at_fpr_1"] - export["tpr_at_fpr_1"], 12)
     reasons = []
-    if not moved <= bounds.max_auroc_change:  # NaN is no pass
-        reasons.append(f"AUROC moved by {moved:.4f}; {bounds.max_auroc_change:g} is allowed.")
-    if not fell <= bounds.max_tpr_drop:
-        reasons.append(f"TPR at 1% FPR fell by {100 * fell:.2f} points; {100 * bounds.max_tpr_drop:g} are allowed.")
+    if not auroc_change <= config.max_auroc_change:  # NaN does not pass
+        reasons.append(f"AUROC changed by {auroc_change:.4f}; {config.max_auroc_change:g} is allowed.")
+    if not tpr_drop <= config.max_tpr_drop:
+        reasons.append(f"TPR at 1% FPR fell by {100 * tpr_drop:.2f} points; {100 * config.max_tpr_drop:g} are allowed.")
     return reasons
-
-
-def _compare(found: float, best: float | None, gate: Gate) -> list[str]:
-    if best is None:
-        return [
-            f"The champion has no AUROC on the same test data to compare the candidate's {found} with; "
-            f"a drop of at most {gate.max_auroc_drop} is required."
-        ]
-    # Rounded, for 0.95 - 0.94 is a little more than 0.01 in floating point.
-    drop = round(best - found, 12)
-    if drop <= gate.max_auroc_drop:
-        return []
-    return [
-        f"AUROC fell by {drop}, from the champion's {best} to {found} on the same test data; "
-        f"a drop of at most {gate.max_auroc_drop} is required."
-    ]
-
-
-def _auroc(figures: Mapping[str, Any]) -> float | None:
-    """The AUROC if it was measured; NaN, which passes every comparison, was not."""
-    value = figures.get("auroc")
-    return None if value is None or math.isnan(value) else float(value)

@@ -1,11 +1,11 @@
-"""The stages `publish` (through the gate) and `rollback`: the only ones that move the champion."""
+"""The stages `publish` (through the promotion gate) and `rollback`: the only ones that move the champion."""
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,144 +15,111 @@ from detect_ai.core.job import read_result
 from detect_ai.core.storage import Storage
 from detect_ai.core.tracking import open_run
 from detect_ai.detector import bundle
-from detect_ai.detector.model_info import model_info
+from detect_ai.detector.model_info import card_info
 from detect_ai.detector.registry import Registry
-from detect_ai.release.promotion_gate import Gate, decide
+from detect_ai.release.promotion_gate import TEST, gate
 from detect_ai.reports.model_card import model_card
 
-METRICS_FILE = "metrics.json"
-_OTHER = "evaluate-"  # how results of other data begin
+logger = logging.getLogger(__name__)
+
+_EVALUATION = "evaluate"  # results: evaluate.json of the test split, evaluate-<name>.json of other data
 
 
 def publish(config: Config, storage: Storage) -> dict[str, Any]:
-    """Put the evaluated candidate into the registry and make it champion, if it passes the gate.
+    """Add the evaluated candidate to the registry and make it champion, if it passes the gate.
 
-    With `bundle` it is a version that the registry has already, such as `export` puts there.
+    With `bundle` it is a version that is in the registry already, such as `export` adds.
 
     Raises:
         GateError: it does not pass; the champion stays.
-        ConfigError: the figures are those of another bundle than the candidate.
+        ConfigError: the evaluation is of another bundle than the candidate.
         RegistryError: no such version.
+        ConflictError: another process has moved the champion since it was compared with.
     """
     registry = Registry(storage)
+    number, before = registry.read_champion()
     if config.bundle:
         version = registry.version(config.bundle)
-        return _promote(config, registry, version, _metrics_of(registry, version), lambda: version)
-    candidate = read_result(storage, config.run, "calibrate")
-    figures = read_result(storage, config.run, "evaluate")
-    if figures["version"] != candidate["version"]:
-        raise ConfigError(
-            f"run={config.run}: the figures are of {figures['version']}, the candidate is {candidate['version']}: "
-            f"run `python jobs/evaluate.py run={config.run}` again"
-        )
-    others = _others(config, storage, candidate["version"])
-    return _promote(
-        config,
-        registry,
-        candidate["version"],
-        figures,
-        lambda: add_version(storage, registry, candidate["bundle"], figures, others),
-    )
-
-
-def _others(config: Config, storage: Storage, version: str) -> dict[str, dict[str, Any]]:
-    """What the run found of the candidate on other texts than its test split, by the name of the data."""
-    names = [name for name in storage.list(f"runs/{config.run}") if name.startswith(_OTHER) and name.endswith(".json")]
-    found = {
-        name.removeprefix(_OTHER).removesuffix(".json"): read_result(storage, config.run, name.removesuffix(".json"))
-        for name in sorted(names)
-    }
-    return {name: figures for name, figures in found.items() if figures["version"] == version}
-
-
-def _promote(
-    config: Config, registry: Registry, candidate: str, figures: dict[str, Any], add: Callable[[], str]
-) -> dict[str, Any]:
-    """Move the pointer to what `add` returns, if the candidate passes the gate. Raises GateError."""
-    before = registry.champion()
-    gate = Gate(config.gate.min_auroc, config.gate.max_auroc_drop)
-    reasons = decide(figures, _metrics_of(registry, before) if before else None, gate)
+        evaluations = metrics_of(registry, version) | _evaluations(config, storage, version)
+    else:
+        candidate = read_result(storage, config.run, "calibrate")
+        version = candidate["version"]
+        evaluations = _evaluations(config, storage, version)
+        tested = read_result(storage, config.run, _EVALUATION)["version"]
+        if TEST not in evaluations:
+            raise ConfigError(
+                f"run={config.run}: the evaluation is of {tested}, the candidate is {version}: "
+                f"run `python jobs/evaluate.py run={config.run}` again"
+            )
+    reasons, warnings = gate(evaluations, metrics_of(registry, before) if before else None, config.gate)
+    for warning in warnings:
+        logger.warning("%s", warning)
     if reasons:
         raise GateError(
-            f"{candidate} was not published, the champion stays {before}: {' '.join(reasons)} "
-            f"The bounds are gate.min_auroc and gate.max_auroc_drop"
+            f"{version} was not published, the champion stays {before}: {' '.join(reasons)} "
+            f"The bounds are those of the configuration group `gate`"
         )
-    version = add()
-    registry.set_champion(version)
-    _track(config, registry, version, figures)
-    return {"champion": version, "before": before, "auroc": figures["auroc"]}
-
-
-def _track(config: Config, registry: Registry, version: str, figures: dict[str, Any]) -> None:
-    """The champion as an artifact in W&B."""
+    if not config.bundle:
+        version = add_version(storage, candidate["bundle"], evaluations)
+    registry.set_champion(version, after=number)
     with open_run(config, name=f"publish-{version}", group=config.run, job_type="publish") as tracker:
-        told = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+        scalars = {name: value for name, value in evaluations[TEST].items() if isinstance(value, int | float)}
         with registry.folder(version) as folder:
-            tracker.artifact("detector", folder, told, [version, "champion"])
+            tracker.artifact("detector", folder, scalars, [version, "champion"])
+    return {"champion": version, "before": before, "auroc": evaluations[TEST]["auroc"], "warnings": warnings}
+
+
+def _evaluations(config: Config, storage: Storage, version: str) -> dict[str, dict[str, Any]]:
+    """The metrics of a version on the test split and on all other data that the run evaluated it on, by name."""
+    evaluations = {}
+    for file in storage.list(f"runs/{config.run}"):
+        stage, is_json, _ = file.partition(".json")
+        if is_json and stage.partition("-")[0] == _EVALUATION:
+            metrics = read_result(storage, config.run, stage)
+            name = stage.removeprefix(_EVALUATION).removeprefix("-") or TEST
+            if metrics["version"] == version:
+                evaluations[name] = metrics
+            else:
+                logger.warning("the evaluation on %s is of %s, not of %s: not used", name, metrics["version"], version)
+    return evaluations
 
 
 def rollback(config: Config, storage: Storage) -> dict[str, Any]:
-    """Make the version before the champion champion again. Raises RegistryError when there is none."""
+    """Return to the champion before. Raises RegistryError when there is none, or its bundle cannot be loaded."""
     registry = Registry(storage)
     before = registry.champion()
     return {"champion": registry.rollback(), "before": before}
 
 
-def add_version(
-    storage: Storage,
-    registry: Registry,
-    candidate: str,
-    figures: dict[str, Any],
-    others: dict[str, dict[str, Any]] | None = None,
-) -> str:
-    """Seal a bundle again, with its figures and its card, add it to the registry and return its version.
+def add_version(storage: Storage, candidate: str, evaluations: dict[str, dict[str, Any]]) -> str:
+    """Add a bundle with its metrics and model card to the registry, and return its version.
 
     Args:
-        storage: where it lies.
-        registry: gets it.
+        storage: where it is; its registry gets it.
         candidate: its key.
-        figures: of the stage `evaluate`.
-        others: the same of other texts than the test split, by the name of the data.
+        evaluations: results of the stage `evaluate` by the name of the data, `TEST` among them.
     """
     with storage.local_folder(candidate) as source, tempfile.TemporaryDirectory() as scratch:
         spec = bundle.read_spec(source)
         folder = Path(shutil.copytree(source, Path(scratch) / "bundle"))
-        shown = {name: value for name, value in figures.items() if name not in ("bundle", "version")}
-        (folder / METRICS_FILE).write_text(json.dumps(shown, indent=2) + "\n")
-        (folder / bundle.CARD_FILE).write_text(model_card(card_info(spec), shown, others), encoding="utf-8")
-        bundle.seal(folder, spec)
-        return registry.add(folder)
+        shown = {
+            name: {key: value for key, value in metrics.items() if key not in ("bundle", "version")}
+            for name, metrics in evaluations.items()
+        }
+        (folder / bundle.METRICS_FILE).write_text(json.dumps(shown, indent=2) + "\n")
+        others = {name: metrics for name, metrics in shown.items() if name != TEST}
+        (folder / bundle.CARD_FILE).write_text(model_card(card_info(spec), shown[TEST], others), encoding="utf-8")
+        bundle.write_spec(folder, spec)
+        return Registry(storage).add(folder)
 
 
-def card_info(spec: bundle.DetectorSpec) -> dict[str, Any]:
-    """What the model card says about a bundle, see `reports.model_card.model_card`."""
-    return {
-        "base_model": spec.base_model,
-        "model_licence": spec.provenance["model_licence"],
-        "corpus": spec.corpus,
-        "window": spec.window,
-        "stride": spec.stride,
-        "domains": spec.registers,
-        "parent": spec.parent,
-        "backend": spec.backend,
-        "run": spec.provenance["run"],
-        "git_revision": spec.provenance["git_revision"],
-        "prevalence": spec.calibration.prevalence,
-        "num_human": spec.calibration.num_human,
-        "thresholds": [
-            {**held.model_dump(), "domains": [{"name": c.compared_with, **c.model_dump()} for c in held.categories]}
-            for held in model_info(spec, {}).thresholds
-        ],
-    }
-
-
-def _metrics_of(registry: Registry, version: str) -> dict[str, Any]:
-    """The figures of a version. Raises RegistryError when it came into the registry without any."""
+def metrics_of(registry: Registry, version: str) -> dict[str, dict[str, Any]]:
+    """The evaluations that a version carries, by the name of the data. Raises RegistryError when it has none."""
     with registry.folder(version) as folder:
-        path = folder / METRICS_FILE
+        path = folder / bundle.METRICS_FILE
         if not path.is_file():
             raise RegistryError(
-                f"version {version} has no {METRICS_FILE}: publish it by its run, after jobs/evaluate.py"
+                f"version {version} has no {bundle.METRICS_FILE}: publish it by its run, after jobs/evaluate.py"
             )
-        figures: dict[str, Any] = json.loads(path.read_text())
-    return figures
+        metrics: dict[str, dict[str, Any]] = json.loads(path.read_text())
+    return metrics

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from detect_ai.core.config import ServeConfig
 from detect_ai.core.errors import InputError
-from detect_ai.detector.detector import Detector, Document, Sentence, with_effects
+from detect_ai.detector.detector import Detector, Document, Sentence, add_occlusion
 from detect_ai.detector.model_info import model_info
 from detect_ai.schemas import ModelInfo, Verdict
 from detect_ai.text.normalize import Normalised, expanded_length, normalise
@@ -290,7 +290,7 @@ class Engine:
                 f"The request takes {tokens} tokens, at most {self.config.max_tokens}: send several requests{advice}",
             )
         if options.explain:
-            sequences += [ids for document in documents for ids in self.detector.without_each_sentence(document)]
+            sequences += [ids for document in documents for ids in self.detector.leave_one_out(document)]
         rows, owners = self.detector.windows(sequences)
         return EncodedRequest(target, options, documents, sentences, rows, owners)
 
@@ -313,7 +313,7 @@ class Engine:
             if encoded.options.spans:
                 spans = self.detector.score_spans(document, encoded.sentences[i], parts[i])
                 if encoded.options.explain:
-                    spans = with_effects(spans, score, parts[len(texts) + i])
+                    spans = add_occlusion(spans, score, parts[len(texts) + i])
             verdicts.append(self.detector.verdict(document, score, spans, encoded.target_fpr))
         return verdicts
 

@@ -98,6 +98,7 @@ function showReasons(verdict) {
 function meaning(verdict) {
   if (verdict.label === "ai") {
     const bound = verdict.fpr_upper_bound;
+    if (bound === null) return "It may still be human: it is of no kind of text that the model was calibrated on, so its false positive rate is not known.";
     return `It may be human all the same: of human texts like the ${verdict.num_compared} it was compared with, about ${outOf100(verdict.target_fpr)} are called AI, and with so few it could be ${outOf100(bound)}.`;
   }
   if (verdict.label === "human") return "Nothing in it stands out as AI writing. AI texts can pass too, above all edited ones.";

@@ -1,4 +1,4 @@
-"""A bundle that compares a text with human texts of its own register and length, on a real cluster. No training."""
+"""The stage `calibrate` with domains, minimum lengths and the scaling of spans, on a real cluster without training."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
 from detect_ai.detector.bundle import read_spec
 from detect_ai.detector.detector import Detector
+from detect_ai.detector.score import predict_domains
 from detect_ai.models import encoder as model
-from detect_ai.release.calibrate import calibrate_checkpoint, learn_registers
+from detect_ai.release.calibrate import calibrate_checkpoint, fit_domain_classifier
 from tests.fixtures import tiny_models
 from tests.integration.runs import small_config
 
-EDGE, TARGET = 48, 0.05
-# Two words of a register stand in each sentence, of human and of AI texts alike.
+TARGET, LENGTHS = 0.05, [24, 48]
+# Two words of a domain occur in each sentence, of human and of AI texts alike.
 WORDS = {"essays": ("school", "teacher"), "prose": ("river", "captain")}
 
 
-def written(register: str, text: str) -> str:
-    first, second = WORDS[register]
+def in_domain(domain: str, text: str) -> str:
+    first, second = WORDS[domain]
     return text.replace(". ", f" {first} {second}. ").replace(" and ", f" {first} and {second} ")
 
 
-def rows(register: str, pairs: int, seed: int) -> list[dict[str, object]]:
+def rows(domain: str, pairs: int, seed: int) -> list[dict[str, object]]:
     return [
-        {**row, "text": written(register, str(row["text"])), "group": f"{register}-{row['group']}"}
+        {**row, "text": in_domain(domain, str(row["text"])), "group": f"{domain}-{row['group']}"}
         for row in tiny_models.rows(pairs, seed, low=30)
     ]
 
@@ -50,10 +51,13 @@ class Calibrated:
     corpus: Corpus
     result: dict[str, Any]
 
+    def config_with(self, **changes: Any) -> Config:
+        return self.config.model_copy(update={"calibration": self.config.calibration.model_copy(update=changes)})
+
 
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Calibrated:
-    folder = tmp_path_factory.mktemp("registers")
+    folder = tmp_path_factory.mktemp("domains")
     config = small_config(encoder, folder / "store", folder)
     config.corpus.sources = [
         SourceConfig(
@@ -65,15 +69,15 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Calib
         for seed, name in enumerate(WORDS)
     ]
     config.corpus.split = {"train": 0.3, "validation": 0.1, "calibration": 0.5, "test": 0.1}
-    config.calibration = config.calibration.model_copy(
-        update={
-            "target_fprs": [TARGET],
-            "default_target_fpr": TARGET,
-            "registers": {name: [f"source-of-{name}"] for name in WORDS},
-            "length_edges": [EDGE],
-            "checkpoint": "untrained",
-        }
-    )
+    changes = {
+        "target_fprs": [TARGET],
+        "default_target_fpr": TARGET,
+        "precision": "bf16",
+        "domains": {name: [f"source-of-{name}"] for name in WORDS},
+        "verdict_lengths": LENGTHS,
+        "checkpoint": "untrained",
+    }
+    config.calibration = config.calibration.model_copy(update=changes)
     storage = Storage(config.storage.root)
     corpus = Corpus.open(storage, run_stage("prepare", prepare, config, storage)["corpus"])
     checkpoint = Path(storage.path("untrained"))
@@ -89,70 +93,58 @@ def detector(calibrated: Calibrated) -> Detector:
         return Detector.load(folder)
 
 
-def test_each_register_and_range_of_lengths_has_a_category(calibrated: Calibrated) -> None:
-    found = [(each["register"], each["min_tokens"], each["max_tokens"]) for each in calibrated.result["categories"]]
-    assert found == [(name, low, high) for name in WORDS for low, high in ((0, EDGE), (EDGE, None))]
-    assert all(each["num_human"] >= 19 for each in calibrated.result["categories"])
+def test_the_result_states_each_domain_and_the_precision(calibrated: Calibrated, detector: Detector) -> None:
+    assert [row["domain"] for row in calibrated.result["domains"]] == [*WORDS]
+    assert all(row["num_human"] >= 19 for row in calibrated.result["domains"])
     assert calibrated.result["num_human"] == int((calibrated.corpus.labels("calibration") == 0).sum())
+    assert calibrated.result["precision"] == detector.spec.precision == "bf16"
 
 
-def test_a_category_holds_the_scores_of_the_human_texts_of_its_register_and_length(
-    calibrated: Calibrated, detector: Detector
-) -> None:
+def test_each_domain_has_the_scores_of_its_own_human_texts(calibrated: Calibrated, detector: Detector) -> None:
     table = calibrated.corpus.read("calibration", ["input_ids", "label", "source"])
     ids = [np.asarray(row, np.int32) for row in table["input_ids"].to_pylist()]
-    assert detector.registers is not None
-    told = np.asarray(detector.registers.of(ids))
+    assert detector.domain_classifier is not None
+    domains = predict_domains(calibrated.corpus, "calibration", detector.domain_classifier)
     sources = np.asarray([name.removeprefix("source-of-") for name in table["source"].to_pylist()])
-    assert (told == sources).mean() > 0.9
+    assert (domains == sources).mean() > 0.9
     human = table["label"].to_numpy() == 0
-    scores, lengths = detector.score(ids), np.asarray([len(row) for row in ids])
-    for each in detector.spec.calibration.categories:
-        if each.min_tokens == EDGE:  # whole texts; below it stand spans of them, too
-            expected = np.sort(scores[human & (told == each.register) & (lengths >= EDGE)])
-            np.testing.assert_allclose(each.human_scores, expected, atol=1e-4)
-    np.testing.assert_allclose(detector.spec.calibration.human_scores, np.sort(scores[human]), atol=1e-4)
+    scores = detector.score(ids)
+    calibration = detector.spec.calibration
+    # In bf16 a score depends on its batch.
+    for group in calibration.domains:
+        np.testing.assert_allclose(group.human_scores, np.sort(scores[human & (domains == group.domain)]), atol=0.2)
+        assert set(group.min_tokens) == {TARGET}
+    np.testing.assert_allclose(calibration.human_scores, np.sort(scores[human]), atol=0.2)
+    assert calibration.span_scaling is not None
 
 
-def test_a_verdict_says_which_register_it_was_compared_with(calibrated: Calibrated, detector: Detector) -> None:
-    numbers = {(each["register"], each["min_tokens"]): each["num_human"] for each in calibrated.result["categories"]}
+def test_a_verdict_names_the_domain_it_was_compared_with(calibrated: Calibrated, detector: Detector) -> None:
+    numbers = {row["domain"]: row["num_human"] for row in calibrated.result["domains"]}
     for name in WORDS:
-        texts = [written(name, tiny_models.text("human", random.Random(1), words)) for words in (16, 120)]
-        short, long = detector.detect(texts)
-        assert short.num_tokens < EDGE <= long.num_tokens
-        assert (short.compared_with, short.num_compared) == (name, numbers[name, 0])
-        assert (long.compared_with, long.num_compared) == (name, numbers[name, EDGE])
+        text = in_domain(name, tiny_models.text("human", random.Random(1), 120))
+        verdict = detector.detect([text])[0]
+        assert (verdict.compared_with, verdict.num_compared) == (name, numbers[name])
+        assert verdict.fpr_upper_bound is not None
 
 
-def test_a_text_of_both_registers_is_compared_with_the_strictest(detector: Detector) -> None:
-    both = written("essays", tiny_models.text("human", random.Random(1), 60)) + " "
-    both += written("prose", tiny_models.text("human", random.Random(1), 60))
+def test_a_text_of_both_domains_has_no_bound(detector: Detector) -> None:
+    both = " ".join(in_domain(name, tiny_models.text("human", random.Random(1), 60)) for name in WORDS)
     verdict = detector.detect([both])[0]
-    long = [each for each in detector.spec.calibration.categories if each.min_tokens == EDGE]
-    strictest = max(long, key=lambda each: each.bounds(TARGET)[1])
-    assert verdict.compared_with == ""
-    assert (verdict.num_compared, verdict.p_value) == (
-        len(strictest.human_scores),
-        strictest.p_value(float(detector.score([detector.read([both])[0].input_ids])[0])),
+    assert (verdict.compared_with, verdict.fpr_upper_bound) == ("", None)
+    assert verdict.p_value == max(
+        group.p_value(float(detector.score([detector.read([both])[0].input_ids])[0]))
+        for group in detector.spec.calibration.domains
     )
 
 
-def test_a_register_without_training_texts_is_refused_with_the_sources_that_there_are(calibrated: Calibrated) -> None:
-    registers = {"essays": ["source-of-essays"], "letters": ["letters"]}
-    config = calibrated.config.model_copy(
-        update={"calibration": calibrated.config.calibration.model_copy(update={"registers": registers})}
-    )
-    with pytest.raises(ConfigError) as caught:
-        learn_registers(config, calibrated.corpus)
-    assert str(caught.value) == (
-        "calibration.registers: no training text of letters; the sources of this corpus are source-of-essays, "
-        "source-of-prose"
-    )
+def test_a_domain_without_training_texts_is_refused(calibrated: Calibrated) -> None:
+    config = calibrated.config_with(domains={"essays": ["source-of-essays"], "letters": ["letters"]})
+    with pytest.raises(ConfigError, match=r"letters.*source-of-essays, source-of-prose"):
+        fit_domain_classifier(config, calibrated.corpus)
 
 
 @pytest.mark.slow
-def test_a_target_that_a_register_has_too_few_texts_for_is_refused_with_its_name(calibrated: Calibrated) -> None:
-    calibration = calibrated.config.calibration.model_copy(update={"target_fprs": [0.02], "default_target_fpr": 0.02})
-    config = calibrated.config.model_copy(update={"calibration": calibration})
-    with pytest.raises(CalibrationError, match=r"register 'essays': target FPR 0.02 needs at least 49 human .* of any"):
+def test_a_target_that_a_domain_is_too_small_for_is_refused(calibrated: Calibrated) -> None:
+    config = calibrated.config_with(target_fprs=[0.02], default_target_fpr=0.02)
+    with pytest.raises(CalibrationError, match=r"domain 'essays': target FPR 0.02 needs at least 49 human"):
         calibrate_checkpoint(config, calibrated.storage)

@@ -1,4 +1,4 @@
-"""Calibrate, evaluate, publish on a real cluster: what becomes champion, and what does not."""
+"""Calibrate, evaluate and publish on a real cluster: parity of scores, and the promotion gate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from detect_ai import metrics
 from detect_ai.core.config import Config
-from detect_ai.core.errors import BundleError, CalibrationError, ConfigError, GateError
+from detect_ai.core.errors import CalibrationError, GateError
 from detect_ai.core.job import result_key, run_stage
 from detect_ai.detector.bundle import read_spec
 from detect_ai.detector.detector import Detector, Scorer
@@ -45,23 +45,14 @@ def test_the_candidate_becomes_champion(run: Run, published: dict[str, Any]) -> 
     assert Registry(run.storage).champion() == published["publish"]["champion"]
 
 
-def test_the_champion_carries_its_figures_and_its_card(run: Run, published: dict[str, Any]) -> None:
+def test_the_champion_has_its_metrics_and_model_card(run: Run, published: dict[str, Any]) -> None:
     registry = Registry(run.storage)
     with registry.folder(registry.require_champion()) as folder:
-        assert set(read_spec(folder).files) == {
-            *(
-                "config.json",
-                "model.safetensors",
-                "tokenizer.json",
-                "tokenizer_config.json",
-                "metrics.json",
-                "MODEL_CARD.md",
-            )
-        }
+        assert {"metrics.json", "MODEL_CARD.md"} <= set(read_spec(folder).files)
         assert f"{published['evaluate']['auroc']:.3f}" in (folder / "MODEL_CARD.md").read_text()
 
 
-def test_the_figures_are_those_of_the_champion_on_the_texts_of_the_test_split(
+def test_metrics_are_those_of_the_champion_on_the_test_split(
     run: Run, published: dict[str, Any], champion: Detector
 ) -> None:
     table = run.corpus.read("test", ["text", "label"])
@@ -75,35 +66,35 @@ def test_the_figures_are_those_of_the_champion_on_the_texts_of_the_test_split(
     assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_verdict_of_the_champion_has_the_score_of_its_checkpoint(run: Run, champion: Detector) -> None:
+def test_the_champion_scores_like_its_checkpoint(run: Run, champion: Detector) -> None:
     texts = run.corpus.read("test", ["text"])["text"].to_pylist()
     with run.storage.local_folder(run.trained["checkpoint"]) as folder:
-        scorer = Scorer.of_checkpoint(folder, run.config.model)
+        scorer = Scorer.from_checkpoint(folder, run.config.model, "fp32")
     ids = [np.asarray(row, np.int32) for row in run.corpus.read("test", ["input_ids"])["input_ids"].to_pylist()]
     expected = champion.spec.calibration.probability(scorer.score(ids))
     found = [champion.detect([text])[0].probability for text in texts]
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_the_calibration_is_that_of_the_calibration_split_alone(run: Run, champion: Detector) -> None:
+def test_calibration_uses_the_calibration_split_alone(run: Run, champion: Detector) -> None:
     labels = run.corpus.labels("calibration")
     ids = [np.asarray(row, np.int32) for row in run.corpus.read("calibration", ["input_ids"])["input_ids"].to_pylist()]
     human = np.sort(champion.score(ids)[labels == 0])
     np.testing.assert_allclose(champion.spec.calibration.human_scores, human, atol=1e-4)
 
 
-def test_candidates_are_pruned_to_what_the_store_keeps(run: Run, published: dict[str, Any]) -> None:
+def test_old_candidates_are_pruned(run: Run, published: dict[str, Any]) -> None:
     names = run.storage.list(f"runs/{run.config.run}")
     assert len([name for name in names if name.startswith("candidate-")]) == run.config.storage.keep
     assert run.storage.exists(published["calibrate"]["bundle"])
 
 
-def test_the_configuration_lies_beside_every_result(run: Run, published: dict[str, Any]) -> None:
+def test_every_result_has_its_configuration(run: Run, published: dict[str, Any]) -> None:
     for stage in ("prepare", "train", *published):
         assert run.storage.read_json(result_key(run.config.run, stage))["config"] == run.config.to_dict()
 
 
-def test_a_target_of_1_percent_is_refused_with_the_number_of_texts_it_needs(run: Run) -> None:
+def test_a_target_of_1_percent_needs_more_texts(run: Run) -> None:
     calibration = run.config.calibration.model_copy(update={"target_fprs": [0.01], "default_target_fpr": 0.01})
     config = run.config.model_copy(update={"run": "strict", "calibration": calibration})
     humans = int((run.corpus.labels("calibration") == 0).sum())
@@ -144,50 +135,24 @@ def worse(run: Run, published: dict[str, Any]) -> Config:
 
 
 @pytest.mark.slow
-def test_the_gate_refuses_a_candidate_below_min_auroc(run: Run, worse: Config) -> None:
+@pytest.mark.parametrize("gate", [{}, {"min_auroc": 0.0}, {"min_auroc": 0.0, "max_auroc_drop": 1.0}])
+def test_the_gate_refuses_a_worse_candidate(run: Run, worse: Config, gate: dict[str, float]) -> None:
+    """By its AUROC, by its AUROC against the champion, and by its errors."""
     before = Registry(run.storage).champion()
-    with pytest.raises(GateError, match=rf"not published, the champion stays {before}: AUROC is 0\.\d+; at least 0.8"):
-        publish(worse, run.storage)
-    assert Registry(run.storage).champion() == before
-
-
-@pytest.mark.slow
-def test_the_gate_refuses_a_candidate_far_below_the_champion(run: Run, worse: Config) -> None:
-    before = Registry(run.storage).champion()
-    with pytest.raises(GateError, match=r"AUROC fell by \d\.\d+, from the champion's"):
-        publish(worse.model_copy(update={"gate": worse.gate.model_copy(update={"min_auroc": 0.0})}), run.storage)
+    with pytest.raises(GateError, match=str(before)):
+        publish(worse.model_copy(update={"gate": worse.gate.model_copy(update=gate)}), run.storage)
     assert Registry(run.storage).versions() == [before]
 
 
 @pytest.mark.slow
-def test_figures_of_another_candidate_are_refused(run: Run, worse: Config) -> None:
-    config = run.config.model_copy(update={"run": "mixed"})
-    write_results(run, config, "calibrate")
-    run.storage.write_json(result_key("mixed", "evaluate"), run.storage.read_json(result_key("worse", "evaluate")))
-    with pytest.raises(ConfigError, match=r"run=mixed: the figures are of \w+, the candidate is \w+: run `python jobs"):
-        publish(config, run.storage)
-
-
-@pytest.mark.slow
-def test_a_better_candidate_moves_the_champion_and_the_old_one_stays(run: Run, worse: Config) -> None:
+def test_an_open_gate_moves_the_champion_and_keeps_the_old_one(run: Run, worse: Config) -> None:
     before = Registry(run.storage).champion()
-    open_gate = worse.model_copy(
-        update={"gate": worse.gate.model_copy(update={"min_auroc": 0.0, "max_auroc_drop": 1.0})}
+    loose = dict.fromkeys(
+        ("max_auroc_drop", "max_fpr", "max_fpr_increase", "max_cleared_ai_increase", "max_abstained"), 1.0
     )
-    result = publish(open_gate, run.storage)
+    gate = worse.gate.model_copy(update={"min_auroc": 0.0, **loose})
+    result = publish(worse.model_copy(update={"gate": gate}), run.storage)
     registry = Registry(run.storage)
     assert (result["before"], registry.champion()) == (before, result["champion"])
     assert set(registry.versions()) == {before, result["champion"]}
     registry.rollback()
-
-
-@pytest.mark.slow
-def test_an_altered_candidate_is_not_published(run: Run, published: dict[str, Any], worse: Config) -> None:
-    before = Registry(run.storage).versions()
-    weights = f"{run.storage.read_json(result_key('worse', 'calibrate'))['result']['bundle']}/model.safetensors"
-    data = run.storage.read_bytes(weights)
-    run.storage.write_bytes(weights, data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(BundleError, match=r"model\.safetensors has sha256 \w+, expected \w+: it was altered"):
-        evaluate(worse, run.storage)
-    run.storage.write_bytes(weights, data)
-    assert Registry(run.storage).versions() == before

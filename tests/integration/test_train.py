@@ -20,7 +20,7 @@ from detect_ai.core.config import Config
 from detect_ai.core.errors import CorpusError, ResourceError
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector.detector import Scorer
-from detect_ai.detector.scoring import checkpoint_loader, score_split
+from detect_ai.detector.score import checkpoint_loader, score_split
 from detect_ai.models import encoder
 from detect_ai.models.backends.torch import TorchBackend
 from detect_ai.training import data, worker
@@ -148,7 +148,7 @@ def test_the_head_is_trained_without_dropout(run: Run) -> None:
 
 def scorer_of(run: Run, precision: str = "fp32") -> Scorer:
     with run.storage.local_folder(run.trained["checkpoint"]) as folder:
-        return Scorer.of_checkpoint(folder, run.config.model, precision)
+        return Scorer.from_checkpoint(folder, run.config.model, precision)
 
 
 def token_ids(run: Run, split: str) -> list[NDArray[np.int32]]:
@@ -168,8 +168,8 @@ def test_the_figures_of_training_are_those_of_one_process_with_its_checkpoint(ru
     ("precision", "tolerance"), [("fp32", 1e-4), pytest.param("bf16", 0.05, marks=pytest.mark.slow)]
 )
 def test_a_text_alone_gets_the_score_that_it_gets_in_a_corpus(run: Run, precision: str, tolerance: float) -> None:
-    config = run.config.score.model_copy(update={"precision": precision})
-    loader = checkpoint_loader(config, run.config.model)
+    config = run.config.score
+    loader = checkpoint_loader(config, run.config.model, precision)
     scored = score_split(run.corpus, "test", run.trained["checkpoint"], loader, config)
     scorer = scorer_of(run, precision)
     texts = run.corpus.read("test", ["text"])["text"].to_pylist()

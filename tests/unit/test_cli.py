@@ -41,7 +41,7 @@ def decided(tiny_bundle, tmp_path_factory):
     scores = np.sort(before.score([document.input_ids for document in before.read(TEXTS)]))
     low, middle, high = scores[0], np.median(scores), scores[-1]
     both = np.concatenate([np.linspace(low, middle, 40), np.linspace(middle, high, 40)])
-    bundle.seal(folder, replace(before.spec, calibration=calibrate(np.repeat([0, 1], 40), both, [0.05, 0.1])))
+    bundle.write_spec(folder, replace(before.spec, calibration=calibrate(np.repeat([0, 1], 40), both, [0.05, 0.1])))
     return folder
 
 

@@ -54,7 +54,7 @@ def test_unknown_key_is_refused(override):
         "storage.root=",
         "score.labels.human=none",
         "corpus.split.test=0.9",
-        "calibration.length_edges=[128,64]",
+        "calibration.verdict_lengths=[128,64]",
         "calibration.default_target_fpr=0.02",
         "serve.port=65536",
         "serve.max_ongoing_requests=1",
@@ -164,10 +164,10 @@ def test_override_beats_experiment():
     assert (config.train.lr, config.corpus.name, config.model.pooling) == (2e-5, "sample", "mean")
 
 
-def test_experiment_registers_use_corpus_sources():
+def test_experiment_domains_use_corpus_sources():
     for path in CONFIG_DIR.glob("experiment/*.yaml"):
         config = load_config([f"experiment={path.stem}"])
-        gathered = {source for sources in config.calibration.registers.values() for source in sources}
+        gathered = {source for sources in config.calibration.domains.values() for source in sources}
         assert gathered <= {source.name for source in config.corpus.sources}
 
 

@@ -1,3 +1,5 @@
+"""Bundles: content, versions, precision, and refusal of anything altered."""
+
 import hashlib
 import json
 import pickletools
@@ -6,24 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detect_ai.calibration.domain_classifier import FILE, Registers
+from detect_ai.calibration.domain_classifier import FILE, DomainClassifier
 from detect_ai.core.errors import BundleError
 from detect_ai.detector import bundle
-from detect_ai.detector.bundle import FORMAT, SPEC_FILE, read_spec, seal
+from detect_ai.detector.bundle import FORMAT, SPEC_FILE, read_spec, write_spec
 from detect_ai.detector.detector import Detector
 from tests.fixtures import tiny_models
-
-FILES = [
-    "MODEL_CARD.md",
-    "config.json",
-    "detector.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-]
 
 
 @pytest.fixture
@@ -32,200 +26,173 @@ def folder(tiny_bundle, tmp_path):
     return shutil.copytree(tiny_bundle, tmp_path / "bundle")
 
 
+def files_of(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 def refusal(folder):
     with pytest.raises(BundleError) as refused:
         read_spec(folder)
+    assert "\n" not in str(refused.value).split("unexpected fields")[0]
     return str(refused.value)
 
 
-def resealed(folder, change):
-    """Change `detector.json` by hand and give it the digest that its new content has."""
+def rewrite(folder, change):
+    """Change `detector.json` by hand and give it the digest of its new content."""
     path = folder / SPEC_FILE
     content = json.loads(path.read_text())
     content.pop("digest")
     change(content)
-    digest = hashlib.sha256(bundle._spelled(content)).hexdigest()
-    path.write_bytes(bundle._spelled({**content, "digest": digest}))
+    digest = hashlib.sha256(bundle.canonical_json(content)).hexdigest()
+    path.write_bytes(bundle.canonical_json({**content, "digest": digest}))
 
 
-# What is in it
+# Content
 
 
-def test_a_bundle_holds_what_a_replica_needs_and_its_card(tiny_bundle):
-    assert sorted(path.name for path in tiny_bundle.iterdir()) == FILES
+def test_a_bundle_holds_what_a_replica_needs(tiny_bundle):
+    needed = {"MODEL_CARD.md", "config.json", "detector.json", "model.safetensors", "tokenizer.json"}
+    assert needed <= set(files_of(tiny_bundle))
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_no_file_is_a_pickle(tiny_bundle, name):
-    data = (tiny_bundle / name).read_bytes()
-    assert not data.startswith((b"PK\x03\x04", b"\x80"))  # what torch.save and pickle write
-    with pytest.raises((ValueError, UnicodeDecodeError)):
-        list(pickletools.genops(data))
+def test_no_file_is_a_pickle(tiny_bundle):
+    for path in tiny_bundle.iterdir():
+        data = path.read_bytes()
+        assert not data.startswith((b"PK\x03\x04", b"\x80"))  # what torch.save and pickle write
+        with pytest.raises((ValueError, UnicodeDecodeError)):
+            list(pickletools.genops(data))
 
 
-def test_a_bundle_reads_back_as_it_was_made(tmp_path, encoder):
+def test_version_identifies_the_content(folder, tmp_path, encoder):
     made = tiny_models.make_bundle(tmp_path / "made", encoder)
     assert read_spec(tmp_path / "made") == made
-
-
-def test_loading_gives_the_specification_and_the_tokenizer(tiny_bundle):
-    spec, tokenizer = bundle.load(tiny_bundle)
-    assert spec == read_spec(tiny_bundle)
-    assert tokenizer.pad_id == spec.pad_id
-
-
-def test_the_version_is_the_contents(tmp_path, encoder, tiny_bundle):
-    version = read_spec(tiny_bundle).version
-    assert version == json.loads((tiny_bundle / SPEC_FILE).read_text())["digest"][:16]
-    assert tiny_models.make_bundle(tmp_path / "same", encoder).version == version
-    assert tiny_models.make_bundle(tmp_path / "other", encoder, seed=1).version != version
-
-
-def test_the_version_changes_with_any_field_and_any_file(folder):
     spec = read_spec(folder)
-    versions = {spec.version}
-    for change in ({"min_tokens": 11}, {"stride": 47}, {"parent": "x"}, {"provenance": {"run": "x"}}):
-        versions.add(seal(folder, replace(spec, **change)).version)
+    assert spec.version == made.version == json.loads((folder / SPEC_FILE).read_text())["digest"][:16]
+    versions = {spec.version, tiny_models.make_bundle(tmp_path / "other", encoder, seed=1).version}
+    for change in ({"min_tokens": 11}, {"stride": 47}, {"parent": "x"}, {"precision": "bf16"}, {"backend": "onnx"}):
+        versions.add(write_spec(folder, replace(spec, **change)).version)
     (folder / "MODEL_CARD.md").write_text("# Card\n")
-    versions.add(seal(folder, spec).version)
-    assert len(versions) == 6
+    versions.add(write_spec(folder, spec).version)
+    assert len(versions) == 8
 
 
-def told_apart(folder, names=("essays", "prose")):
-    """Put registers into a bundle that has none."""
-    spec = read_spec(folder)
-    made = Registers(names, np.ones((400, len(names)), np.float32), np.zeros(len(names), np.float32))
-    made.save(folder)
-    return made, seal(folder, replace(spec, registers=list(names)))
-
-
-def test_a_bundle_holds_what_tells_its_registers_apart(folder):
-    before = read_spec(folder)
-    assert bundle.load_registers(folder, before) is None
-    assert Detector.load(folder).registers is None
-    made, spec = told_apart(folder)
-    assert read_spec(folder) == spec
-    assert spec.version != before.version
-    assert set(spec.files) == set(before.files) | {FILE}
-    found = bundle.load_registers(folder, spec)
-    assert found.names == ("essays", "prose")
-    assert np.array_equal(found.weights, made.weights)
-    assert Detector.load(folder).registers.names == ("essays", "prose")
-
-
-def test_registers_that_do_not_fit_their_names_are_refused(folder):
-    spec = told_apart(folder)[1]
-    seal(folder, replace(spec, registers=["essays", "letters", "prose"]))
-    with pytest.raises(BundleError, match="expected 3 registers, found weights of"):
-        Detector.load(folder)
-
-
-def test_a_bundle_without_the_file_of_its_registers_is_refused(folder):
-    told_apart(folder)
-    (folder / FILE).unlink()
-    assert refusal(folder) == f"bundle {folder}: {FILE} missing: copy the whole folder again"
-
-
-def test_sealing_again_changes_nothing(folder):
+def test_writing_again_changes_nothing(folder):
     before = (folder / SPEC_FILE).read_bytes()
-    seal(folder, read_spec(folder))
+    write_spec(folder, read_spec(folder))
     assert (folder / SPEC_FILE).read_bytes() == before
 
 
-# What is refused
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("bf16", torch.bfloat16)])
+def test_a_bundle_runs_at_the_precision_of_its_calibration(folder, precision, dtype):
+    write_spec(folder, replace(read_spec(folder), precision=precision))
+    assert Detector.load(folder).backend.dtype == dtype
 
 
-@pytest.mark.parametrize("name", FILES)
-@settings(max_examples=25)
-@given(place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255))
-def test_any_changed_byte_of_any_file_is_refused(tiny_bundle, tmp_path_factory, name, place, change):
+def with_domains(folder, names=("essays", "prose")):
+    """Add a domain classifier to a bundle that has none."""
+    classifier = DomainClassifier(names, np.ones((400, len(names)), np.float32), np.zeros(len(names), np.float32))
+    spec = read_spec(folder)
+    classifier.save(folder)
+    return classifier, write_spec(folder, replace(spec, domains=list(names)))
+
+
+def test_a_bundle_holds_its_domain_classifier(folder):
+    before = read_spec(folder)
+    assert bundle.load_domain_classifier(folder, before) is Detector.load(folder).domain_classifier is None
+    classifier, spec = with_domains(folder)
+    assert set(read_spec(folder).files) == set(before.files) | {FILE}
+    assert spec.version != before.version
+    read = Detector.load(folder).domain_classifier
+    assert read.names == ("essays", "prose")
+    assert np.array_equal(read.weights, classifier.weights)
+
+
+def test_domains_that_do_not_fit_the_classifier_are_refused(folder):
+    spec = with_domains(folder)[1]
+    write_spec(folder, replace(spec, domains=["essays", "letters", "prose"]))
+    with pytest.raises(BundleError, match="expected 3 domains"):
+        Detector.load(folder)
+
+
+# Refusal
+
+
+@settings(max_examples=60)
+@given(file=st.integers(0, 4), place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255))
+def test_any_changed_byte_is_refused(tiny_bundle, tmp_path_factory, file, place, change):
     folder = tmp_path_factory.mktemp("changed")
     for path in tiny_bundle.iterdir():
         (folder / path.name).symlink_to(path)
+    name = files_of(tiny_bundle)[file]
     data = bytearray((tiny_bundle / name).read_bytes())
     data[int(place * len(data))] ^= change
     (folder / name).unlink()
     (folder / name).write_bytes(data)
-    assert refusal(folder).startswith(f"bundle {folder}: ")
+    assert str(folder) in refusal(folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_an_altered_file_is_named_with_the_checksums(folder, name):
-    path = folder / name
-    expected = hashlib.sha256(path.read_bytes()).hexdigest()
-    path.write_bytes(path.read_bytes() + b" ")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert refusal(folder) == (f"bundle {folder}: {name} has sha256 {found}, expected {expected}: it was altered")
-
-
-@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
-def test_a_truncated_file_is_refused(folder, name, keep):
-    path = folder / name
-    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-    assert refusal(folder).startswith(f"bundle {folder}: {name} ")
+def test_truncated_files_are_refused(tiny_bundle, tmp_path, keep):
+    for name in files_of(tiny_bundle):
+        folder = shutil.copytree(tiny_bundle, tmp_path / name)
+        (folder / name).write_bytes((folder / name).read_bytes()[: int(keep * (folder / name).stat().st_size)])
+        assert name in refusal(folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_missing_file_is_named(folder, name):
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "detector.json"])
+def test_missing_files_are_named(folder, name):
     (folder / name).unlink()
-    assert refusal(folder) == f"bundle {folder}: {name} missing: copy the whole folder again"
+    assert name in refusal(folder)
 
 
-def test_a_folder_without_specification_is_no_bundle(folder):
-    (folder / SPEC_FILE).unlink()
-    assert refusal(folder) == f"bundle {folder}: no detector.json, so it is no finished bundle"
-
-
-def test_a_file_too_many_is_named(folder):
+def test_unexpected_files_are_named(folder):
     (folder / "weights.pkl").write_bytes(b"\x80\x04.")
-    assert refusal(folder) == f"bundle {folder}: weights.pkl does not belong to it: remove it"
-
-
-def test_a_specification_that_was_altered_and_still_is_json_is_refused(folder):
-    path = folder / SPEC_FILE
-    path.write_text(path.read_text().replace('"min_tokens": 10', '"min_tokens": 90'))
-    assert refusal(folder) == f"bundle {folder}: detector.json was altered: its digest does not match its content"
-
-
-def test_the_same_content_in_another_spelling_is_refused(folder):
-    path = folder / SPEC_FILE
-    path.write_text(json.dumps(json.loads(path.read_text())))
-    assert refusal(folder) == f"bundle {folder}: detector.json was altered: its digest does not match its content"
+    assert "weights.pkl" in refusal(folder)
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-        ("{}", "'format'"),
-        ("[]", "list indices must be integers or slices, not str"),
-    ],
+    "change", [lambda text: text.replace('"min_tokens": 10', '"min_tokens": 90'), lambda text: text + " "]
 )
-def test_a_damaged_specification_is_named(folder, content, reason):
+def test_an_altered_specification_is_refused(folder, change):
+    path = folder / SPEC_FILE
+    path.write_text(change(path.read_text()))
+    assert "digest" in refusal(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_a_damaged_specification_is_refused(folder, content):
     (folder / SPEC_FILE).write_text(content)
-    assert refusal(folder) == f"bundle {folder}: detector.json is damaged: {reason}"
+    assert "detector.json is damaged" in refusal(folder)
 
 
-@pytest.mark.parametrize("other", [1, FORMAT + 1])
-def test_another_format_is_named(folder, other):
-    resealed(folder, lambda content: content.update({"format": other}))
-    assert refusal(folder) == f"bundle {folder}: format {other}, this version reads {FORMAT}"
+@pytest.mark.parametrize("other", [2, FORMAT + 1])
+def test_other_formats_are_refused_with_a_way_out(folder, other):
+    rewrite(folder, lambda content: content.update({"format": other}))
+    assert f"expected format {FORMAT}, found {other}" in refusal(folder)
+    assert "jobs/calibrate.py" in refusal(folder)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         lambda content: content.pop("stride"),
+        lambda content: content.pop("precision"),
+        lambda content: content.update({"precision": "fp16"}),
         lambda content: content.update({"colour": 1}),
-        lambda content: content["calibration"].pop("midpoint"),
-        lambda content: content["calibration"].pop("categories"),
-        lambda content: content["calibration"].update({"categories": [{"register": "essays"}]}),
-        lambda content: content["calibration"]["thresholds"]["0.05"].update({"colour": 1}),
+        lambda content: content.pop("calibration"),
         lambda content: content.update({"calibration": None}),
+        lambda content: content["calibration"].pop("midpoint"),
+        lambda content: content["calibration"].update({"domains": [{"domain": "essays"}]}),
+        lambda content: content["calibration"]["thresholds"]["0.05"].update({"colour": 1}),
         lambda content: content["calibration"].update({"thresholds": [0.05]}),
     ],
 )
-def test_other_fields_than_expected_are_refused(folder, change):
-    resealed(folder, change)
-    assert refusal(folder).startswith(f"bundle {folder}: detector.json has other fields than expected: ")
+def test_unexpected_fields_are_refused(folder, change):
+    rewrite(folder, change)
+    assert "unexpected fields" in refusal(folder)
+
+
+def test_an_unknown_backend_is_refused_with_the_parent(folder):
+    write_spec(folder, replace(read_spec(folder), backend="abacus", parent="4f2a"))
+    assert "'abacus'" in refusal(folder)
+    assert "4f2a" in refusal(folder)

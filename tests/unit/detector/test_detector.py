@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from detect_ai.calibration.calibration import Category, calibrate
+from detect_ai.calibration.calibration import GroupCalibration, calibrate
 from detect_ai.calibration.conformal import Threshold, p_value
+from detect_ai.calibration.scaling import Scaling
 from detect_ai.core.errors import BundleError, InputError
 from detect_ai.detector.bundle import read_spec
 from detect_ai.detector.detector import Detector, Scorer
@@ -25,7 +26,7 @@ GERMAN = (
 
 
 class Fixed:
-    """A backend that gives every window the same score, and keeps the windows."""
+    """A backend that gives every window the same score and records the windows."""
 
     has_lanes = False
 
@@ -61,7 +62,7 @@ def fixed(spec, detector, score):
 
 
 @pytest.mark.parametrize("target", [0.05, 0.1])
-def test_the_label_is_ai_from_the_upper_bound_human_below_the_lower_and_uncertain_between(spec, detector, target):
+def test_labels_follow_the_bounds(spec, detector, target):
     lower, upper = spec.calibration.bounds(target)
     assert lower < upper
     below, within, upto = (np.nextafter(bound, -np.inf) for bound in (lower, upper, upper))
@@ -78,13 +79,8 @@ def test_the_label_is_ai_from_the_upper_bound_human_below_the_lower_and_uncertai
     }
 
 
-def test_a_score_between_the_bounds_is_uncertain_for_that_reason(spec, detector):
-    verdict = fixed(spec, detector, spec.calibration.bounds(0.05)[0]).detect([ENOUGH])[0]
-    assert (verdict.label, verdict.reasons) == (Label.UNCERTAIN, [Reason.BETWEEN_THRESHOLDS])
-
-
 @pytest.mark.parametrize("score", [-5.0, 5.0])
-def test_a_text_is_too_short_below_the_minimum_and_not_at_it(spec, detector, score):
+def test_too_short_is_below_the_minimum(spec, detector, score):
     words = "rain " * 12
     num_tokens = len(detector.tokenizer.encode([words.strip()])[0])
     at = fixed(replace(spec, min_tokens=num_tokens), detector, score).detect([words])[0]
@@ -93,7 +89,7 @@ def test_a_text_is_too_short_below_the_minimum_and_not_at_it(spec, detector, sco
     assert (below.label, below.reasons) == (Label.UNCERTAIN, [Reason.TOO_SHORT])
 
 
-def test_the_least_length_that_was_learnt_holds_at_its_target_alone(spec, detector):
+def test_the_learned_length_holds_at_its_target(spec, detector):
     num_tokens = len(detector.tokenizer.encode([ENOUGH])[0])
     learnt = replace(spec.calibration, min_tokens={0.05: num_tokens + 1, 0.1: num_tokens})
     own = fixed(replace(spec, calibration=learnt), detector, 5.0)
@@ -103,7 +99,7 @@ def test_the_least_length_that_was_learnt_holds_at_its_target_alone(spec, detect
     assert (at[0.1].label, at[0.1].reasons) == (Label.AI, [])
 
 
-def test_nothing_learnt_goes_below_the_floor(spec, detector):
+def test_the_learned_length_is_at_least_the_floor(spec, detector):
     learnt = replace(spec.calibration, min_tokens={0.05: 3})
     own = fixed(replace(spec, calibration=learnt, min_tokens=7), detector, 5.0)
     assert [own.spec.min_tokens_at(target) for target in own.targets] == [7, 7]
@@ -122,13 +118,13 @@ def test_nothing_learnt_goes_below_the_floor(spec, detector):
         ("He wrote:\n" + "> The council went to the bridge on Tuesday.\n" * 6, [Reason.MOSTLY_QUOTATIONS]),
     ],
 )
-def test_a_text_that_is_no_prose_in_the_language_of_the_corpus_gets_no_verdict(spec, detector, text, reasons, score):
+def test_other_languages_and_content_get_no_verdict(spec, detector, text, reasons, score):
     verdict = fixed(replace(spec, min_tokens=1), detector, score).detect([text])[0]
     assert (verdict.label, verdict.reasons) == (Label.UNCERTAIN, reasons)
 
 
 @pytest.mark.parametrize("corpus", [{"language": "de"}, {"language": ""}, {}])
-def test_a_text_in_the_language_of_the_corpus_or_where_that_has_none_is_judged(spec, detector, corpus):
+def test_the_language_of_the_corpus_is_accepted(spec, detector, corpus):
     verdict = fixed(replace(spec, min_tokens=1, corpus=corpus), detector, 5.0).detect([GERMAN])[0]
     assert (verdict.label, verdict.reasons) == (Label.AI, [])
 
@@ -140,7 +136,7 @@ def test_every_reason_is_given(spec, detector):
 
 
 @pytest.mark.parametrize("target", [0.05, 0.1])
-def test_a_verdict_states_what_it_stands_on(spec, detector, target):
+def test_a_verdict_states_its_evidence(spec, detector, target):
     verdict = fixed(spec, detector, 0.7).detect([ENOUGH], target)[0]
     calibration = spec.calibration
     assert verdict.probability == calibration.probability(0.7)
@@ -154,107 +150,119 @@ def test_a_verdict_states_what_it_stands_on(spec, detector, target):
     assert (verdict.probability >= verdict.threshold) is (verdict.label is Label.AI)
 
 
-def test_the_default_target_is_the_bundles(spec, detector):
-    verdict = fixed(replace(spec, default_target_fpr=0.1), detector, 0.0).detect([ENOUGH])[0]
-    assert verdict.target_fpr == 0.1
-
-
-def test_a_target_without_threshold_is_refused_with_those_that_there_are(detector):
+def test_targets_without_a_threshold_are_refused(detector):
     assert detector.targets == [0.05, 0.1]
     with pytest.raises(InputError) as refused:
         detector.detect([ENOUGH], target_fpr=0.01)
-    assert str(refused.value) == "target_fpr=0.01: this model has thresholds for 0.05, 0.1"
+    assert "0.05, 0.1" in str(refused.value)
 
 
-def test_a_bundle_of_another_normaliser_is_refused(spec, detector):
-    with pytest.raises(BundleError) as refused:
+def test_another_normaliser_is_refused(spec, detector):
+    with pytest.raises(BundleError, match=f"version {NORMALISER_VERSION + 1}"):
         fixed(replace(spec, normaliser_version=NORMALISER_VERSION + 1), detector, 0.0)
-    assert str(refused.value) == (
-        f"bundle made with normaliser version {NORMALISER_VERSION + 1}, this is {NORMALISER_VERSION}: train it again"
-    )
 
 
-# What a text is compared with
+# Domains
 
 
-class Told:
-    """Tells every text to be of one register."""
+class FixedDomain:
+    """A classifier that gives every text the same domain."""
 
     def __init__(self, name):
         self.name = name
 
-    def of(self, documents):
+    def predict(self, documents):
         return [self.name] * len(documents)
 
 
-def category(register, human, low=0, high=None, **scores):
+def group(domain, human, midpoint, min_tokens=None, **scores):
     """Thresholds by target, as `at05=2.0`."""
-    thresholds = {float(f"0.{name[2:]}"): Threshold(score, 0.0, 0.0) for name, score in scores.items()}
-    return Category(2.0, -1.0, tuple(map(float, range(human))), thresholds, (), register, low, high)
+    thresholds = {float(f"0.{name[2:]}"): Threshold(score, 0.2, 0.0) for name, score in scores.items()}
+    return GroupCalibration(2.0, midpoint, tuple(map(float, range(human))), thresholds, domain, min_tokens or {})
 
 
 @pytest.fixture(scope="module")
-def parted(spec):
-    """Prose is stricter at 5%, essays are at 10%; texts of both below and from 20 tokens."""
-    categories = (
-        category("essays", 30, 0, 20, at05=3.0, at1=3.0),
-        category("essays", 31, 20, None, at05=1.0, at1=1.0),
-        category("prose", 32, 0, 20, at05=4.0, at1=2.5),
-        category("prose", 33, 20, None, at05=2.0, at1=0.5),
+def by_domain(spec):
+    """Prose is stricter at 5%, essays are at 10%; prose needs longer texts at 5%."""
+    domains = (
+        group("essays", 31, -1.0, at05=1.0, at1=1.0),
+        group("prose", 33, 0.2, {0.05: 30}, at05=2.0, at1=0.5),
     )
-    return replace(spec, min_tokens=1, calibration=replace(spec.calibration, categories=categories))
+    return replace(spec, min_tokens=1, calibration=replace(spec.calibration, domains=domains))
 
 
-def told(parted, detector, name, score=0.0):
-    return Detector(parted, detector.tokenizer, Fixed(score), registers=Told(name))
+def in_domain(spec, detector, name, score=0.0):
+    return Detector(spec, detector.tokenizer, Fixed(score), domain_classifier=FixedDomain(name))
 
 
 @pytest.mark.parametrize(("name", "humans", "threshold"), [("essays", 31, 1.0), ("prose", 33, 2.0)])
-def test_a_text_is_compared_with_the_human_texts_of_its_register_and_length(parted, detector, name, humans, threshold):
-    verdict = told(parted, detector, name, 1.5).detect([ENOUGH])[0]
-    own = next(each for each in parted.calibration.categories if len(each.human_scores) == humans)
+def test_a_text_is_compared_with_human_texts_of_its_domain(by_domain, detector, name, humans, threshold):
+    verdict = in_domain(by_domain, detector, name, 1.5).detect([ENOUGH])[0]
+    own = by_domain.calibration.select_group(name)
     assert (verdict.compared_with, verdict.num_compared) == (name, humans)
     assert verdict.p_value == p_value(own.human_scores, 1.5)
     assert verdict.probability == own.probability(1.5)
     assert verdict.threshold == own.probability(threshold)
+    assert (verdict.fpr_upper_bound, verdict.no_bound_reason) == (0.2, None)
     assert verdict.label is (Label.AI if name == "essays" else Label.UNCERTAIN)
-    assert told(parted, detector, name).detect(["Rain fell near the market."])[0].num_compared == humans - 1
 
 
 @pytest.mark.parametrize("name", ["", "letters"])
-def test_a_text_of_an_unknown_register_meets_the_strictest_thresholds_at_each_target(parted, detector, name):
-    own = told(parted, detector, name)
-    strict, lax = own.verdicts(own.read([ENOUGH])[0], 0.7, None, [0.05, 0.1])
-    assert (strict.compared_with, strict.num_compared) == ("", 33)
-    assert (lax.compared_with, lax.num_compared) == ("", 31)
-    assert (strict.target_fpr, lax.target_fpr) == (0.05, 0.1)
+def test_an_unknown_domain_has_no_bound_and_says_so(by_domain, detector, name):
+    verdict = in_domain(by_domain, detector, name, 1.5).detect([ENOUGH])[0]
+    assert (verdict.compared_with, verdict.num_compared) == ("", 64)
+    assert (verdict.fpr_upper_bound, verdict.no_bound_reason) == (None, "unknown_domain")
 
 
-def test_several_targets_give_the_verdicts_of_each(parted, detector):
-    own = told(parted, detector, "prose")
-    document = own.read([ENOUGH])[0]
-    assert own.verdicts(document, 0.7, None, own.targets) == [
-        own.verdict(document, 0.7, None, target) for target in own.targets
-    ]
-    assert [verdict.label for verdict in own.verdicts(document, 0.7, None, [0.05, 0.1])] == [Label.UNCERTAIN, Label.AI]
+@pytest.mark.parametrize(
+    ("score", "target", "label"),
+    [
+        (1.9, 0.05, Label.UNCERTAIN),
+        (2.0, 0.05, Label.AI),
+        (1.0, 0.1, Label.AI),
+        (0.9, 0.1, Label.UNCERTAIN),
+        (-0.9, 0.1, Label.UNCERTAIN),  # below the midpoint of prose, above that of essays
+        (-1.1, 0.1, Label.HUMAN),
+    ],
+)
+def test_an_unknown_domain_is_judged_cautiously_both_ways(by_domain, detector, score, target, label):
+    assert in_domain(by_domain, detector, "", score).detect([ENOUGH], target)[0].label is label
 
 
-def test_a_sentence_is_compared_with_texts_of_its_own_length(parted, detector):
-    short = replace(parted.calibration.categories[0], temperature=9.0)
-    calibration = replace(parted.calibration, categories=(short, *parted.calibration.categories[1:]))
-    own = told(replace(parted, calibration=calibration), detector, "essays", 1.5)
-    document = own.read(["It was near. " + ENOUGH])[0]
-    lengths = [len(sentence.input_ids) for sentence in own.sentences(document)]
-    assert min(lengths) < 20 <= max(lengths)
-    expected = [float(calibration.reference("essays", length).probability(1.5)) for length in lengths]
-    assert [span.probability for span in own.spans(document)] == expected
-    assert len(set(expected)) == 2
+@pytest.mark.parametrize("name", ["", "prose"])
+def test_probability_does_not_depend_on_the_target(by_domain, detector, name):
+    own = in_domain(by_domain, detector, name)
+    at_5, at_10 = own.verdicts(own.read([ENOUGH])[0], 0.7, None, [0.05, 0.1])
+    assert (at_5.probability, at_5.p_value) == (at_10.probability, at_10.p_value)
+    assert at_5.threshold > at_10.threshold
+    assert (at_5.target_fpr, at_10.target_fpr) == (0.05, 0.1)
+    for verdict in (at_5, at_10):
+        assert verdict == own.verdict(own.read([ENOUGH])[0], 0.7, None, verdict.target_fpr)
+
+
+def test_the_minimum_length_is_that_of_the_domain(by_domain, detector):
+    short = "rain " * 12
+    reasons = {
+        name: in_domain(by_domain, detector, name, 9.0).detect([short])[0].reasons for name in ("essays", "prose", "")
+    }
+    assert reasons == {"essays": [], "prose": [Reason.TOO_SHORT], "": [Reason.TOO_SHORT]}
+    assert in_domain(by_domain, detector, "prose", 9.0).detect([short], 0.1)[0].reasons == []
+
+
+def test_sentences_have_the_scaling_of_spans(by_domain, detector):
+    scaling = Scaling(9.0, 0.5)
+    spec = replace(by_domain, calibration=replace(by_domain.calibration, span_scaling=scaling))
+    verdict = in_domain(spec, detector, "essays", 1.5).detect([ENOUGH], return_spans=True)[0]
+    assert {span.probability for span in verdict.spans} == {float(scaling.probability(1.5))}
+    assert verdict.probability == by_domain.calibration.select_group("essays").probability(1.5)
+    low = in_domain(spec, detector, "essays", 0.4).detect([ENOUGH], return_spans=True)[0]
+    assert (low.ai_fraction, verdict.ai_fraction) == (0.0, 1.0)
 
 
 # Reading
 
 
-def test_a_long_text_is_read_whole_in_overlapping_windows(spec, detector):
+def test_long_texts_are_read_in_overlapping_windows(spec, detector):
     own = fixed(spec, detector, 0.0)
     verdict = own.detect([LONG])[0]
     ids = detector.tokenizer.encode([LONG])[0].tolist()
@@ -279,13 +287,13 @@ def find(ids, part):
     return next(i for i in range(len(ids)) if ids[i : i + len(part)] == part)
 
 
-def test_the_end_of_a_long_text_counts(detector):
+def test_the_end_of_a_long_text_matters(detector):
     changed = LONG[: -len("journey journey journey.")] + "train bread rain"
     scores = detector.score([document.input_ids for document in detector.read([LONG, changed])])
     assert abs(scores[0] - scores[1]) > 1e-4
 
 
-def test_a_text_gets_the_same_score_alone_and_in_any_batch(detector):
+def test_scores_do_not_depend_on_the_batch(detector):
     documents = [document.input_ids for document in detector.read([*TEXTS, LONG])]
     together, backwards = detector.score(documents), detector.score(documents[::-1])[::-1]
     alone = [float(detector.score([ids])[0]) for ids in documents]
@@ -294,20 +302,10 @@ def test_a_text_gets_the_same_score_alone_and_in_any_batch(detector):
     assert np.diff(sorted(alone)).min() > 1e-4
 
 
-def test_the_budget_of_a_batch_changes_no_score(detector, tiny_bundle):
-    small = Detector.load(tiny_bundle, batch_tokens=64)
-    expected = [verdict.probability for verdict in detector.detect(TEXTS)]
-    assert [verdict.probability for verdict in small.detect(TEXTS)] == pytest.approx(expected, abs=1e-5)
-
-
-def test_a_checkpoint_scores_like_the_bundle_made_from_it(detector, tiny_bundle, encoder, tmp_path):
-    scorer = Scorer.of_checkpoint(tiny_bundle, tiny_models.config(encoder, tmp_path).model)
+def test_a_checkpoint_scores_like_its_bundle(detector, tiny_bundle, encoder, tmp_path):
+    scorer = Scorer.from_checkpoint(tiny_bundle, tiny_models.config(encoder, tmp_path).model, "fp32")
     documents = [document.input_ids for document in detector.read(TEXTS)]
     assert np.array_equal(scorer.score(documents), detector.score(documents))
-
-
-def test_no_texts_give_no_verdicts(detector):
-    assert detector.detect([]) == []
 
 
 def test_a_batch_is_within_its_budget_of_padded_tokens(spec, detector):
@@ -322,7 +320,7 @@ def test_a_batch_is_within_its_budget_of_padded_tokens(spec, detector):
 # Normalising
 
 
-def test_a_text_reads_the_same_with_what_nobody_sees_in_it(detector):
+def test_invisible_characters_change_nothing(detector):
     hidden = "\u200b".join(ENOUGH).replace(" ", "\u00a0 ")
     plain, odd = detector.detect([ENOUGH, hidden])
     assert odd.probability == pytest.approx(plain.probability, abs=1e-6)
@@ -347,7 +345,7 @@ def test_spans_point_into_the_text_as_sent(detector):
     assert all(not sent[span.start].isspace() for span in spans)
 
 
-def test_spans_cover_every_visible_character_once_in_order(detector):
+def test_spans_cover_every_visible_character_once(detector):
     for text in TEXTS:
         spans = detector.detect([text], return_spans=True)[0].spans
         assert "".join(text[span.start : span.end] for span in spans).replace(" ", "") == text.replace(" ", "")
@@ -369,7 +367,7 @@ def test_a_sentence_is_read_with_its_neighbours(detector):
     ]
 
 
-def test_the_score_of_a_sentence_is_that_of_what_it_is_read_with(detector):
+def test_a_sentence_has_the_score_of_its_context(detector):
     document = detector.read([TEXTS[2]])[0]
     expected = detector.score([sentence.input_ids for sentence in detector.sentences(document)])
     spans = detector.detect([TEXTS[2]], return_spans=True)[0].spans
@@ -379,7 +377,9 @@ def test_the_score_of_a_sentence_is_that_of_what_it_is_read_with(detector):
 
 
 def test_a_text_without_sentences_has_no_spans(detector):
-    assert [verdict.spans for verdict in detector.detect(["", " \u200b "], return_spans=True)] == [[], []]
+    verdicts = detector.detect(["", " \u200b "], return_spans=True)
+    assert [(verdict.spans, verdict.ai_fraction) for verdict in verdicts] == [([], 0.0)] * 2
+    assert detector.spans(detector.read([""])[0], with_occlusion=True) == detector.detect([]) == []
 
 
 def test_spans_change_no_verdict(detector):
@@ -397,42 +397,29 @@ class Counted:
         return batch.lengths.astype(float)
 
 
-def test_the_effect_of_a_sentence_is_what_the_score_of_the_text_loses_without_it(spec, detector):
+def test_occlusion_is_the_loss_of_score_without_a_sentence(spec, detector):
     own = Detector(spec, detector.tokenizer, Counted())
     parts = ["Rain fell.", "The council went to the bridge.", "Bread was near the old market!"]
     document = own.read(["  " + "\n\n".join("\u200b".join(part) for part in parts)])[0]
     assert document.num_windows == 1
-    found = own.spans(document, "occlusion")
+    found = own.spans(document, with_occlusion=True)
     assert [span.effect for span in found] == [len(ids) for ids in own.tokenizer.encode(parts)]
     plain = own.spans(document)
     assert {span.effect for span in plain} == {None}
     assert [span.model_copy(update={"effect": None}) for span in found] == plain
 
 
-def test_without_its_only_sentence_a_text_is_empty(spec, detector):
-    own = Detector(spec, detector.tokenizer, Counted())
-    document = own.read(["Rain fell near the market."])[0]
-    assert [span.effect for span in own.spans(document, "occlusion")] == [len(document.input_ids)]
-    assert own.spans(own.read([""])[0], "occlusion") == []
-
-
 @pytest.mark.parametrize(
     ("probabilities", "expected"),
     [([0.5, 0.49, 0.0], 0.25), ([0.9, 0.5, 0.6], 1.0), ([0.1, 0.2, 0.4], 0.0), ([0.0, 0.0, 1.0], 0.375)],
 )
-def test_the_ai_fraction_counts_the_characters_of_sentences_more_likely_ai_than_not(
-    spec, detector, probabilities, expected
-):
+def test_ai_fraction_counts_characters(spec, detector, probabilities, expected):
     places = zip([(0, 10), (11, 26), (30, 45)], probabilities, strict=True)
     spans = [Span(start=start, end=end, probability=p) for (start, end), p in places]
     assert detector.verdict(detector.read([ENOUGH])[0], 0.0, spans, 0.05).ai_fraction == expected
 
 
-def test_the_ai_fraction_of_a_text_without_sentences_is_nothing(detector):
-    assert detector.detect([""], return_spans=True)[0].ai_fraction == 0.0
-
-
-def test_batches_run_in_a_thread_each_and_score_the_same(tiny_bundle, monkeypatch):
+def test_parallel_batches_score_the_same(tiny_bundle, monkeypatch):
     detector, seen = Detector.load(tiny_bundle, batch_tokens=64), set()
     rows = [np.arange(5, 5 + n, dtype=np.int32) for n in (40, 3, 17, 62, 8, 30)]
     expected = detector.window_scores(rows)

@@ -1,36 +1,94 @@
+"""Scores of corpus documents and of their spans, without Ray."""
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from detect_ai.calibration.domain_classifier import DomainClassifier
 from detect_ai.core.config import ScoreConfig
-from detect_ai.core.errors import InputError
+from detect_ai.core.errors import ConfigError, InputError
+from detect_ai.core.storage import Storage
 from detect_ai.detector.dataset import Text
-from detect_ai.detector.score import JudgePart
-
-TARGET = 0.1
-
-
-class Broken:
-    """A detector with damaged weights."""
-
-    version, targets = "abc123", [TARGET]
-
-    def check_target(self, target):
-        return TARGET
-
-    def read(self, texts):
-        return [type("Document", (), {"input_ids": [1]}) for _ in texts]
-
-    def score(self, texts):
-        return np.asarray([0.0, np.nan, np.inf])
+from detect_ai.detector.detector import Detector
+from detect_ai.detector.score import ScoringActor, score_documents, score_texts, verdict_rows
+from detect_ai.text.windows import MIN_SPAN_TOKENS
 
 
-def test_a_score_that_is_not_finite_names_the_bundle_the_row_and_the_way_out():
-    part = JudgePart.__new__(JudgePart)
-    part._detector, part._config = Broken(), ScoreConfig(precision="bf16")
-    texts = [Text(f"0-{i}", f"id{i}", f"secret {i}", None, {}) for i in range(3)]
-    with pytest.raises(InputError) as refused:
-        part.judge(texts)
-    assert str(refused.value) == (
-        "bundle abc123: the score of 2 of 3 texts is not finite, first of row 0-1: its weights are damaged, or "
-        "score.precision=bf16 overflows: try score.precision=fp32"
-    )
+class Lengths:
+    """A scorer whose score is the length of a document."""
+
+    def score(self, documents):
+        return np.asarray([float(len(ids)) for ids in documents])
+
+
+def score(rows, lengths=(), classifier=None):
+    names, documents = zip(*rows, strict=True)
+    ids = pa.array([list(document) for document in documents], pa.list_(pa.int32()))
+    batch = pa.table({"id": names, "label": [1] * len(names), "input_ids": ids})
+    (table,) = score_documents(Lengths(), batch, lengths, classifier)
+    return table.to_pylist()
+
+
+def test_spans_come_before_their_document():
+    # Token 0 belongs to domain a, all others to b.
+    weights = np.tile(np.asarray([[-99.0, 99.0]], np.float32), (300, 1))
+    weights[0] *= -1
+    classifier = DomainClassifier(("a", "b"), weights, np.zeros(2, np.float32))
+    rows = score([("first", np.zeros(200)), ("second", np.ones(10)), ("third", [])], (64, 128), classifier)
+    assert [(row["id"], row["is_whole"], row["domain"]) for row in rows] == [
+        ("first", False, "a"),
+        ("first", False, "a"),
+        ("first", True, "a"),
+        ("second", True, "b"),
+        ("third", True, ""),
+    ]
+    assert MIN_SPAN_TOKENS <= rows[0]["num_tokens"] < 64 <= rows[1]["num_tokens"] < 128
+    assert [row["num_tokens"] for row in rows][2:] == [200, 10, 0]
+    assert [row["score"] for row in rows] == [row["num_tokens"] for row in rows]
+    assert {row["label"] for row in rows} == {1}
+
+
+def test_a_document_has_the_same_spans_in_any_batch():
+    rows = [(f"text {i}", np.arange(300)) for i in range(3)]
+    together = score(rows, (64, 128))
+    alone = [row for document in rows[::-1] for row in score([document], (64, 128))]
+    assert sorted(map(str, together)) == sorted(map(str, alone))
+    assert len({row["num_tokens"] for row in together}) > 4
+
+
+def test_without_lengths_only_documents_are_scored():
+    rows = score([("a", np.arange(300)), ("b", np.arange(3))])
+    assert [(row["num_tokens"], row["is_whole"], row["domain"]) for row in rows] == [(300, True, ""), (3, True, "")]
+
+
+def test_an_actor_loads_once_and_works_on_every_batch(tmp_path):
+    (tmp_path / "weights").mkdir()
+    loaded = []
+
+    def work(scorer, batch):
+        yield pa.table({"texts": [batch.num_rows + scorer]})
+
+    actor = ScoringActor(str(tmp_path), "weights", lambda folder: loaded.append(folder) or 10, work, 1)
+    batch = pa.table({"id": ["a", "b"]})
+    assert [table["texts"].to_pylist() for _ in range(2) for table in actor(batch)] == [[12], [12]]
+    assert loaded == [tmp_path / "weights"]
+
+
+def texts(*contents):
+    return [Text(f"0-{i}", str(i), content, None, {}) for i, content in enumerate(contents)]
+
+
+def test_scores_that_are_not_finite_name_the_row_and_no_text(tiny_bundle, monkeypatch):
+    detector = Detector.load(tiny_bundle)
+    monkeypatch.setattr(detector, "score", lambda ids: np.asarray([0.0, np.nan]))
+    with pytest.raises(InputError) as error:
+        verdict_rows(detector, texts("A secret text.", "Another secret text."), ScoreConfig())
+    assert "0-1" in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_a_target_without_a_threshold_is_refused_before_work(tiny_bundle, tmp_path):
+    where = Storage.around(str(tiny_bundle))
+    with pytest.raises(ConfigError, match=r"0\.05, 0\.1"):
+        score_texts("data.csv", where, ScoreConfig(target_fpr=0.2), (Storage(str(tmp_path)), "out"))
+    assert list(tmp_path.iterdir()) == []

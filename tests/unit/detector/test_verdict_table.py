@@ -1,4 +1,4 @@
-"""Verdicts read back: columns that fit each other, and a name that only the texts give."""
+"""Verdict tables: written in several files and read back as columns."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import pyarrow as pa
 import pytest
 
 from detect_ai.core.storage import Storage
-from detect_ai.detector.score import VERDICT_SCHEMA, Destination
-from detect_ai.detector.verdict_table import Verdicts
+from detect_ai.detector.verdict_table import VERDICT_SCHEMA, Verdicts, VerdictWriter
 from detect_ai.schemas import Verdict
 
 CALLS = [("human", "human"), ("ai", "uncertain"), ("uncertain", "uncertain"), ("ai", "ai")]
@@ -40,7 +39,7 @@ def storage(tmp_path):
 
 
 def written(storage, rows, key="verdicts"):
-    out = Destination(storage, key, "parquet")
+    out = VerdictWriter(storage, key, "parquet")
     out.begin()
     for number in range(0, len(rows), 2):
         assert out.write(f"{number:03d}", rows[number : number + 2])
@@ -48,11 +47,11 @@ def written(storage, rows, key="verdicts"):
     return Verdicts.read(storage, key)
 
 
-def test_every_field_of_a_verdict_is_written():
+def test_every_field_of_a_verdict_is_a_column():
     assert (set(Verdict.model_fields) - {"label"}) | {"verdict"} <= set(VERDICT_SCHEMA.names)
 
 
-def test_what_was_written_in_several_files_is_read_in_their_order(storage):
+def test_several_files_are_read_in_order(storage):
     verdicts = written(storage, [row(i) for i in range(4)])
     assert len(verdicts) == 4
     assert verdicts.rows.tolist() == ["0-0", "0-1", "0-2", "0-3"]
@@ -66,27 +65,27 @@ def test_what_was_written_in_several_files_is_read_in_their_order(storage):
     assert verdicts.reasons.tolist() == [(), ("too_short",), ("other_script",), ("too_short",)]
 
 
-def test_calls_are_those_of_each_target(storage):
+def test_calls_depend_on_the_target(storage):
     verdicts = written(storage, [row(i) for i in range(4)])
     assert verdicts.calls(0.05).tolist() == [0, 1, -1, 1]
     assert verdicts.calls(0.1).tolist() == [0, -1, -1, 1]
 
 
 @pytest.mark.parametrize("reasons", [[[], []], [["too_short"], ["other_script"]]])
-def test_reasons_and_spans_of_one_length_stay_one_each(storage, reasons):
+def test_reasons_and_spans_stay_objects(storage, reasons):
     spans = ['[{"start": 0}]', '[{"start": 5}]']
     found = written(storage, [row(i, reasons=reasons[i], spans=spans[i]) for i in range(2)])
     assert found.reasons.tolist() == [tuple(each) for each in reasons]
     assert found.spans.tolist() == [[{"start": 0}], [{"start": 5}]]
 
 
-def test_without_a_label_a_text_is_not_labelled(storage):
+def test_texts_without_a_label_are_not_labelled(storage):
     verdicts = written(storage, [row(0, label=None), row(1)])
     assert verdicts.labelled.tolist() == [False, True]
     assert verdicts[verdicts.labelled].labels.tolist() == [1]
 
 
-def test_choosing_keeps_everything_of_a_text_together(storage):
+def test_selecting_keeps_columns_aligned(storage):
     verdicts = written(storage, [row(i) for i in range(4)])
     for chosen in (np.asarray([3, 1]), verdicts.labels == 1):
         some = verdicts[chosen]
@@ -98,7 +97,7 @@ def test_choosing_keeps_everything_of_a_text_together(storage):
         assert some.reasons.tolist() == [("too_short",), ("too_short",)]
 
 
-def test_the_fingerprint_is_that_of_the_texts_and_labels_in_any_order(storage):
+def test_the_fingerprint_ignores_order_and_scores(storage):
     first = written(storage, [row(i) for i in range(4)], "first").fingerprint
     turned = [row(i, row=f"9-{i}", id="", score=7.0) for i in (2, 0, 3, 1)]
     assert written(storage, turned, "turned").fingerprint == first
@@ -108,15 +107,15 @@ def test_the_fingerprint_is_that_of_the_texts_and_labels_in_any_order(storage):
     assert written(storage, relabelled, "relabelled").fingerprint != first
 
 
-def test_nothing_is_written_into_a_folder_that_was_given_up(storage):
-    out = Destination(storage, "out", "parquet")
+def test_nothing_is_written_into_an_abandoned_folder(storage):
+    out = VerdictWriter(storage, "out", "parquet")
     out.begin()
     storage.delete("out")
     assert not out.write("1", [row(0)])
     assert not storage.exists("out")
 
 
-def test_verdicts_have_the_same_columns_whatever_stands_in_them(storage):
+def test_the_schema_does_not_depend_on_the_values(storage):
     written(storage, [row(0, label=None, domain=None)])
     file = storage.filesystem.open_input_file(storage.path("verdicts/000.parquet"))
     assert pa.parquet.read_schema(file).equals(VERDICT_SCHEMA)

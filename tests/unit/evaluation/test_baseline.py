@@ -85,26 +85,28 @@ def test_it_is_calibrated_on_the_calibration_split(corpus):
     assert made.calibration == calibrate([row["label"] for row in rows], scores, [0.05, 0.1])
 
 
-def test_its_thresholds_are_by_register_where_the_detector_has_them(tmp_path):
+def test_thresholds_are_by_predicted_domain(tmp_path):
+    """Texts whose domain the classifier does not know set no threshold, whatever their source."""
     letters = [{**row, "label": 1 - row["label"]} for row in rows_of(2, source="letters")]
     corpus = corpus_of(tmp_path, rows_of(0), [*rows_of(1), *letters])
-    registers = {"news": "press", "letters": "post"}
-    for made in (baseline_of(corpus, [0.1], 0, registers), baseline_of(corpus, [0.1], 0, registers)):
-        for register, rows in (("press", rows_of(1)), ("post", letters)):
+    domains = np.asarray(["press"] * len(rows_of(1)) + ["post"] * (len(letters) - 4) + [""] * 4)
+    for made in (baseline_of(corpus, [0.1], 0, domains), baseline_of(corpus, [0.1], 0, domains)):
+        for domain, rows in (("press", rows_of(1)), ("post", letters[:-4])):
             labels, scores = [row["label"] for row in rows], made.score(row["text"] for row in rows)
             own = calibrate(labels, scores, [0.1])
-            known, unknown = np.full(len(rows), register), np.full(len(rows), "")
+            known, unknown = np.full(len(rows), domain), np.full(len(rows), "")
             expected = np.where(scores >= own.bounds(0.1)[1], 1, np.where(scores < own.bounds(0.1)[0], 0, -1))
             assert made.calls(scores, known, 0.1).tolist() == expected.tolist()
             assert made.probabilities(scores, known) == pytest.approx(own.probability(scores))
-            strictest = max(each.bounds(0.1)[1] for each in made.calibration.categories)
+            strictest = max(group.bounds(0.1)[1] for group in made.calibration.domains)
             assert (made.calls(scores, unknown, 0.1) == 1).tolist() == (scores >= strictest).tolist()
 
 
-def test_with_too_few_texts_of_a_register_there_is_one_threshold_for_all(tmp_path):
-    corpus = corpus_of(tmp_path, rows_of(0), [*rows_of(1), *rows_of(2, pairs=3, source="letters")])
-    made = baseline_of(corpus, [0.1], 0, {"news": "press", "letters": "post"})
-    assert not made.calibration.categories
+def test_too_few_texts_of_a_domain_give_one_threshold(tmp_path):
+    few = rows_of(2, pairs=3, source="letters")
+    corpus = corpus_of(tmp_path, rows_of(0), [*rows_of(1), *few])
+    domains = np.asarray(["press"] * len(rows_of(1)) + ["post"] * len(few))
+    assert not baseline_of(corpus, [0.1], 0, domains).calibration.domains
 
 
 def test_what_was_learnt_once_is_read_and_gets_the_thresholds_asked_for(corpus, monkeypatch):

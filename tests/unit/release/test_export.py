@@ -1,0 +1,90 @@
+"""Exports: their bundles, interleaved timing and the table."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detect_ai.calibration.domain_classifier import FILE, DomainClassifier
+from detect_ai.core.config import CalibrationConfig
+from detect_ai.detector.bundle import read_spec, write_spec
+from detect_ai.detector.detector import Detector
+from detect_ai.release.export import calibration_settings, make, table, time_interleaved
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "precision"), [("torch-bf16", "torch-bf16", "bf16"), ("torch-compile", "torch-compile", "fp32")]
+)
+def test_an_export_is_a_child_with_its_own_backend_and_precision(
+    tiny_bundle: Path, tmp_path: Path, name: str, backend: str, precision: str
+) -> None:
+    spec, parent = make(name, tiny_bundle, tmp_path / "child"), read_spec(tiny_bundle)
+    assert (spec.parent, spec.backend, spec.precision) == (parent.version, backend, precision)
+    assert spec.calibration == parent.calibration
+    assert spec.version != parent.version
+    assert read_spec(tmp_path / "child") == spec
+    assert "MODEL_CARD.md" not in spec.files
+
+
+def test_an_export_keeps_the_domain_classifier(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_bundle, tmp_path / "parent")
+    spec = read_spec(folder)
+    DomainClassifier(("a", "b"), np.ones((400, 2), np.float32), np.zeros(2, np.float32)).save(folder)
+    write_spec(folder, replace(spec, domains=["a", "b"]))
+    child = make("torch-compile", folder, tmp_path / "child")
+    assert FILE in child.files
+    assert Detector.load(tmp_path / "child").domain_classifier is not None
+
+
+def test_a_bundle_is_recalibrated_with_its_own_settings(tiny_bundle: Path) -> None:
+    settings = CalibrationConfig(target_fprs=[0.05, 0.1], verdict_lengths=[32, 64], min_tpr=0.7, prevalence=0.2)
+    spec = replace(read_spec(tiny_bundle), provenance={"config": {"calibration": settings.model_dump()}})
+    assert calibration_settings(spec) == settings
+
+
+def test_arms_alternate_and_the_first_round_does_not_count() -> None:
+    order: list[str] = []
+    ticks = iter(range(1000))
+    arms = {name: lambda name=name: order.append(name) for name in "abc"}
+    seconds = time_interleaved(arms, 3, clock=lambda: float(next(ticks)))
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+    assert seconds == {name: [1.0] * 3 for name in "abc"}
+
+
+def test_the_table_has_every_candidate() -> None:
+    row = {
+        "name": "onnx",
+        "texts_per_s": 30.0,
+        "speedup": 1.25,
+        "speedup_low": 1.0,
+        "speedup_high": 1.5,
+        "alone_ms": 12.5,
+        "bytes": 2**20,
+        "auroc": 0.9,
+        "tpr_at_fpr_1": None,
+        "difference": 1e-5,
+        "batch_effect": 0.0,
+        "reasons": [],
+    }
+    result = {
+        "chosen": "onnx",
+        "candidates": [row, {**row, "name": "parent", "reasons": ["Too slow."]}, {**row, "name": "other"}],
+        "left_out": {"torch-bf16": "no bf16"},
+        "machine": {
+            **{"date": "2026-01-01", "processor": "x", "cores": 2, "threads": 1, "device": "cpu"},
+            "versions": {"torch": "2"},
+        },
+    }
+    lines = table(result).splitlines()
+    cells = {line.split(" | ")[0].strip("| "): line for line in lines[4:]}
+    assert [*cells] == ["onnx", "parent", "other", "torch-bf16"]
+    assert len({line.count("|") for line in lines[2:]}) == 1
+    assert "**chosen**" in cells["onnx"]
+    assert "1.25 (1.00–1.50)" in cells["onnx"]
+    assert "Too slow." in cells["parent"]
+    assert "passes" in cells["other"]
+    assert "no bf16" in cells["torch-bf16"]
