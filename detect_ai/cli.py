@@ -58,6 +58,7 @@ REASONS = {
     Reason.MOSTLY_TABLES: "mostly tables or numbers",
     Reason.MOSTLY_QUOTATIONS: "mostly quotations",
     Reason.NOT_PROSE: "mostly links, references or other non-prose",
+    Reason.HIDDEN_TEXT: "contains much hidden text",
     Reason.BETWEEN_THRESHOLDS: "the score is in the range of both human and AI texts",
 }
 TAMPERING = {

@@ -34,6 +34,7 @@ class Reason(StrEnum):
     MOSTLY_TABLES = "mostly_tables"
     MOSTLY_QUOTATIONS = "mostly_quotations"
     NOT_PROSE = "not_prose"
+    HIDDEN_TEXT = "hidden_text"
     BETWEEN_THRESHOLDS = "between_thresholds"
 
 

@@ -1,4 +1,4 @@
-"""Forms with files: from the body of a request to the body of its answer."""
+"""File uploads: from the multipart form of a request to the verdicts of its files."""
 
 from __future__ import annotations
 
@@ -14,28 +14,31 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from detect_ai.core.config import ServeConfig
-from detect_ai.schemas import FileOptions, FilesResponse, FileVerdict, Verdict
+from detect_ai.schemas import FileOptions, FilesResponse, FileVerdict, Label, Reason, Verdict
 from detect_ai.text.normalize import Normalised, expanded_length, normalise
 from serve_app.api.errors import ProblemError, invalid_request
 from serve_app.engine.engine import Charge, EncodedRequest, Engine, Options
-from serve_app.files.reader import SLACK, Upload
+from serve_app.files.reader import SLACK, FileText, Upload
 
-MAX_FIELDS = 16  # beside files
+MAX_FIELDS = 16  # other than files
 MAX_FIELD_BYTES = 100
 MAX_NAME_CHARS = 255
+MAX_HIDDEN_FRACTION = 0.05  # of the characters of a file: more hidden text makes its verdict uncertain
+NO_FILES = "`files`: expected one or more files, each a part of this name with a `filename`."
 
 
 class InMemoryParser(MultiPartParser):
-    """Reads a form without writing a file to disk, whatever its size: the body is bounded already."""
+    """Form parser that keeps files in memory; the size of the body is limited before."""
 
     spool_max_size = 0  # never
 
 
 async def read_form(request: Request, config: ServeConfig) -> tuple[list[Upload], FileOptions]:
-    """The files and the options of a request.
+    """Parse the files and options of a request.
 
     Raises:
-        ProblemError: 400 for no form, 413 for too many files, 415 for another encoding than UTF-8, 422.
+        ProblemError: 400 for a malformed form, 413 for too many files, 415 for another encoding than UTF-8, 422 for
+            missing files and wrong fields.
     """
     _, parameters = parse_options_header(request.headers["content-type"])
     if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
@@ -50,29 +53,34 @@ async def read_form(request: Request, config: ServeConfig) -> tuple[list[Upload]
     try:
         form = await parser.parse()
     except (MultiPartException, FormParserError) as error:
-        if str(getattr(error, "message", "")).startswith("Too many files"):
+        message = str(getattr(error, "message", ""))
+        if message.startswith("Too many files"):
+            raise ProblemError(413, f"More than {config.max_files} files: send several requests.") from None
+        if message.startswith("Too many fields"):
+            raise ProblemError(422, f"More than {MAX_FIELDS} fields that are not files. {NO_FILES}") from None
+        if message.startswith("Part exceeded"):
             raise ProblemError(
-                413, f"More than {config.max_files} files, at most {config.max_files} are read: send several requests."
+                422, f"A field that is no file has more than {MAX_FIELD_BYTES} bytes. {NO_FILES}"
             ) from None
-        raise ProblemError(400, "The body is not valid multipart/form-data, parted by its `boundary`.") from None
+        raise ProblemError(400, "The body is not valid multipart/form-data with its `boundary`.") from None
     try:
-        uploads = [Upload(file_name(each.filename or ""), await each.read()) for each in files_of(form)]
-        return uploads, options_of(form)
+        uploads = [Upload(file_name(file.filename or ""), await file.read()) for file in form_files(form)]
+        return uploads, form_options(form)
     finally:
         await form.close()
 
 
-def files_of(form: FormData) -> list[UploadFile]:
-    """The files of a form. Raises ProblemError when there is none, or something else in their place."""
-    found = [(name, value) for name, value in form.multi_items() if name == "files" or isinstance(value, UploadFile)]
-    files = [value for name, value in found if name == "files" and isinstance(value, UploadFile)]
-    if not found or len(files) < len(found):
-        raise ProblemError(422, "`files`: expected one or more files, each a part of this name with a `filename`.")
+def form_files(form: FormData) -> list[UploadFile]:
+    """The files of a form. Raises ProblemError without files, or for files in other fields."""
+    parts = [(name, value) for name, value in form.multi_items() if name == "files" or isinstance(value, UploadFile)]
+    files = [value for name, value in parts if name == "files" and isinstance(value, UploadFile)]
+    if not parts or len(files) < len(parts):
+        raise ProblemError(422, NO_FILES)
     return files
 
 
-def options_of(form: FormData) -> FileOptions:
-    """The other fields of a form. Raises ProblemError for an unknown one, or a value of another kind."""
+def form_options(form: FormData) -> FileOptions:
+    """The other fields of a form. Raises ProblemError for an unknown field or an invalid value."""
     fields = {name: value for name, value in form.multi_items() if name != "files"}
     try:
         return FileOptions.model_validate(fields)
@@ -81,14 +89,14 @@ def options_of(form: FormData) -> FileOptions:
 
 
 def file_name(sent: str) -> str:
-    """The name of a file without folders, of either system."""
+    """The name of a file without directories, of Windows or Unix."""
     return PurePosixPath(PureWindowsPath(sent).name).name[:MAX_NAME_CHARS]
 
 
 async def detect_files(
     engine: Engine, uploads: Sequence[Upload], options: FileOptions, request_id: str, caller: str, charge: Charge
 ) -> bytes:
-    """The JSON of a FilesResponse. Raises ProblemError when the request as a whole is wrong."""
+    """The JSON of a FilesResponse. Raises ProblemError for an invalid request."""
     started = time.perf_counter()
     engine.check_target(options.target_fpr)
     texts = await engine.files.texts(uploads)
@@ -97,7 +105,7 @@ async def detect_files(
         nonlocal texts
         normalised, texts = fit(texts, engine.config.max_chars)
         return engine.encode_normalised(
-            [text for text in texts if isinstance(text, str)],
+            [file.text for file in texts if isinstance(file, FileText)],
             normalised,
             Options(options.target_fpr, options.return_spans or options.explain, options.explain),
         )
@@ -111,56 +119,66 @@ async def detect_files(
         )
         return response.model_dump_json().encode()
 
-    size = sum(len(text) for text in texts if isinstance(text, str))
+    size = sum(len(file.text) for file in texts if isinstance(file, FileText))
     return await engine.run(encode, respond, size, caller, charge)
 
 
-def fit(found: Sequence[str | ProblemError], max_chars: int) -> tuple[list[Normalised], list[str | ProblemError]]:
-    """Texts normalised, in order, for as long as all together stay within a bound; the others become problems.
+def fit(
+    files: Sequence[FileText | ProblemError], max_chars: int
+) -> tuple[list[Normalised], list[FileText | ProblemError]]:
+    """Normalise files in order while all together stay within a limit; the others become problems.
 
-    No more than a few times the bound is normalised for it.
+    At most `SLACK` times the limit is normalised.
     """
     normalised: list[Normalised] = []
-    fitting: list[str | ProblemError] = []
-    chars, left = 0, SLACK * max_chars
-    for text in found:
-        if isinstance(text, str):
-            num_chars, one = expanded_length(text), None
-            if num_chars <= left:
-                left -= num_chars
-                one = normalise(text)
-                num_chars = len(one.text)
-            if one is not None and chars + num_chars <= max_chars:
-                chars += num_chars
-                normalised.append(one)
+    fitting: list[FileText | ProblemError] = []
+    total, budget = 0, SLACK * max_chars
+    for file in files:
+        if isinstance(file, FileText):
+            num_chars = expanded_length(file.text)
+            result = normalise(file.text) if num_chars <= budget else None
+            if result is not None:
+                budget -= num_chars
+                num_chars = len(result.text)
+            if result is not None and total + num_chars <= max_chars:
+                total += num_chars
+                normalised.append(result)
             else:
-                text = too_long(num_chars, chars, max_chars)
-        fitting.append(text)
+                others = f" after {total} of other files" if total else ""
+                detail = (
+                    f"The file has {num_chars} characters{others}, the limit is {max_chars}: send it alone or split it."
+                )
+                file = ProblemError(413, detail)
+        fitting.append(file)
     return normalised, fitting
 
 
-def too_long(num_chars: int, before: int, max_chars: int) -> ProblemError:
-    """What is said of a file that does not fit in with those before it."""
-    others = f" after {before} of the files before it" if before else ""
-    return ProblemError(
-        413, f"The file has {num_chars} characters{others}, at most {max_chars} are read: send it alone or in parts."
-    )
+def report_hidden(verdict: Verdict, file: FileText) -> Verdict:
+    """A verdict that counts hidden text as tampering, and is uncertain if there is much of it."""
+    if not file.hidden:
+        return verdict
+    changes: dict[str, object] = {"tampering": {**verdict.tampering, "hidden": file.hidden}}
+    if file.hidden > MAX_HIDDEN_FRACTION * (len(file.text) + file.hidden):
+        changes |= {"label": Label.UNCERTAIN, "reasons": [*verdict.reasons, Reason.HIDDEN_TEXT]}
+    return verdict.model_copy(update=changes)
 
 
 def _entries(
     uploads: Sequence[Upload],
-    found: Sequence[str | ProblemError],
+    files: Sequence[FileText | ProblemError],
     verdicts: Sequence[Verdict],
     return_text: bool,
     request_id: str,
 ) -> list[FileVerdict]:
     remaining = iter(verdicts)
     entries = []
-    for upload, text in zip(uploads, found, strict=True):
-        if isinstance(text, str):
-            told = text if return_text else None
-            entry = FileVerdict(name=upload.name, num_chars=len(text), text=told, verdict=next(remaining))
+    for upload, file in zip(uploads, files, strict=True):
+        if isinstance(file, FileText):
+            text, verdict = file.text, report_hidden(next(remaining), file)
+            entry = FileVerdict(
+                name=upload.name, num_chars=len(text), text=text if return_text else None, verdict=verdict
+            )
         else:
-            entry = FileVerdict(name=upload.name, num_chars=0, problem=text.problem(request_id))
+            entry = FileVerdict(name=upload.name, num_chars=0, problem=file.problem(request_id))
         entries.append(entry)
     return entries
