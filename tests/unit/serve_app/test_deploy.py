@@ -19,10 +19,12 @@ import ray
 from detect_ai.core.config import Config, ServeConfig
 from detect_ai.core.errors import ConfigError, ConflictError, DetectAIError, RegistryError, ResourceError
 from detect_ai.core.storage import Storage
+from detect_ai.detector.registry import Registry
 from serve_app import deploy as module
 from serve_app.auth.api_keys import ENVIRONMENT, KeyStore, create_key
 from serve_app.deploy import checked_keys, deploy, rollback_service, runtime_env
 from serve_app.desired_state import KEY, DesiredState, State
+from tests.fixtures import tiny_models
 
 
 class FakeServe:
@@ -216,17 +218,20 @@ def test_rollback_without_stored_settings_changes_nothing(fake: FakeServe, stora
 
 
 def test_rollback_to_a_damaged_bundle_changes_nothing(
-    fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
+    fake: FakeServe, storage: Storage, tiny_bundle: Path, encoder: Path, tmp_path: Path
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise RegistryError("version v0 cannot become champion: weights differ")
-
-    monkeypatch.setattr(module, "rollback", refuse)
-    fake.released = {"v1"}
-    deploy(config("v1"), storage)
-    with pytest.raises(RegistryError):
+    registry = Registry(storage)
+    tiny_models.make_bundle(tmp_path / "next", encoder, seed=1)
+    first, second = registry.add(tiny_bundle), registry.add(tmp_path / "next")
+    for version in (first, second):
+        registry.set_champion(version)
+    weights = tmp_path / f"registry/versions/{first}/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    fake.released = {second}
+    deploy(config(second), storage)
+    with pytest.raises(RegistryError, match=first):
         rollback_service(config(""), storage)
-    assert [state.version for state in fake.targets] == ["v1"]
+    assert (registry.champion(), [state.version for state in fake.targets]) == (second, [second])
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"foo": 1}'])
