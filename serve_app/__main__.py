@@ -17,37 +17,38 @@ from serve_app.deploy import deploy, stop
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Deploy, print where it answers, stay until Ctrl-C or SIGTERM, stop what was started."""
+    """Deploy, print the URL, wait for Ctrl-C or SIGTERM, stop what was started. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m serve_app", description="Serve the champion in the foreground.")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the configuration")
-    parser.add_argument("--config-dir", help="a directory of your own with further options for the groups")
+    parser.add_argument("--config-dir", help="directory with further configuration files")
     arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
     try:
         return serve_until_stopped(load_config(arguments.overrides, arguments.config_dir))
     except DetectAIError as error:
-        say(f"error: {error}", sys.stderr)
+        print_line(f"error: {error}", sys.stderr)
         return 2 if isinstance(error, InputError) else 1
 
 
 def serve_until_stopped(config: Config) -> int:
-    """Serve until a signal comes. Returns the exit status."""
+    """Serve until a signal arrives. Returns the exit status."""
     import ray
 
     stopping = threading.Event()
     result = deploy(config, Storage(config.storage.root))
-    for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own
+    for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its handlers
         signal.signal(number, lambda *_: stopping.set())
-    say(f"Version {result['model_version']} answers at {result['url']} (API: {result['url']}/docs). Ctrl-C stops it.")
+    version, url = result["model_version"], result["url"]
+    print_line(f"Version {version} answers at {url} (API: {url}/docs). Ctrl-C stops it.")
     stopping.wait()
-    say("Stopping: what is in flight is answered first.")
+    print_line("Stopping: requests in progress are answered first.")
     stop(app=result["replaced"] is None, serve_too=result["started_serve"])
     ray.shutdown()
     return 0
 
 
-def say(text: str, stream: Any = None) -> None:
-    """Print a line at once."""
+def print_line(text: str, stream: Any = None) -> None:
+    """Print a line without buffering."""
     print(text, file=stream or sys.stdout, flush=True)
 
 

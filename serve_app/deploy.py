@@ -102,11 +102,7 @@ def cluster_stays() -> bool:
 
 
 def deploy_to_cluster(config: Config, storage: Storage) -> dict[str, Any]:
-    """Make the Ray Serve of a running cluster answer with the champion, or with `serve.version`.
-
-    Raises:
-        ConfigError: no cluster is named: the service would end with this process.
-    """
+    """Deploy to the cluster of RAY_ADDRESS. Raises ConfigError without one: the service would end with this job."""
     if not os.environ.get("RAY_ADDRESS"):
         raise ConfigError(
             "deploy needs a cluster that stays: submit it with `ray job submit`, or set RAY_ADDRESS. On this machine, "
@@ -176,11 +172,7 @@ def checked_keys(config: ServeConfig, storage: Storage, keys: str | None = None)
 
 
 def start_serve(config: ServeConfig) -> bool:
-    """Start Ray Serve unless it runs. Returns whether it had to be started.
-
-    Raises:
-        ResourceError: the port is in use, or Serve runs already on another one.
-    """
+    """Start Ray Serve unless it runs; returns whether it did. Raises ResourceError when the port cannot be had."""
     from ray import serve
     from ray.serve.context import _get_global_client
 
