@@ -1,4 +1,4 @@
-"""Copies of training texts under an attack, beside their originals: same group, same shard, `attack` set."""
+"""Augmentation: attacked copies of training texts, in the group and shard of their originals."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ from detect_ai.text.normalize import normalise
 Ints = NDArray[np.int64]
 
 
-def with_copies(part: Ints, index: pd.DataFrame, corpus: CorpusConfig, seed: int) -> tuple[Ints, list[str]]:
-    """The rows of a shard and the attack on each: originals ("") and copies of some, mixed.
+def add_augmented_rows(part: Ints, index: pd.DataFrame, corpus: CorpusConfig, seed: int) -> tuple[Ints, list[str]]:
+    """The rows of a shard with copies of some of them, shuffled, and the attack on each ("" for originals).
 
     Args:
         part: positions of the originals in the index.
         index: of the scan.
-        corpus: which attacks, and the share of the originals that get a copy.
-        seed: draws the originals, the attack on each, and where the copies stand.
+        corpus: the attacks, and the fraction of the originals that get a copy.
+        seed: draws the originals, the attack on each, and the order.
     """
     if not corpus.augment:
         return part, [""] * len(part)
-    drawn = [np.random.default_rng([seed, 1, shuffle_key(seed, str(name))]) for name in index["id"].to_numpy()[part]]
-    chosen = [(rng.random() < corpus.augment_share, int(rng.integers(len(corpus.augment)))) for rng in drawn]
-    copies = [position for position, (is_copied, _) in enumerate(chosen) if is_copied]
+    rngs = [np.random.default_rng([seed, 1, shuffle_key(seed, str(name))]) for name in index["id"].to_numpy()[part]]
+    draws = [(rng.random() < corpus.augment_share, int(rng.integers(len(corpus.augment)))) for rng in rngs]
+    copies = [position for position, (is_copied, _) in enumerate(draws) if is_copied]
     rows = np.concatenate([part, part[copies]])
-    attacks = [""] * len(part) + [corpus.augment[chosen[position][1]] for position in copies]
+    attacks = [""] * len(part) + [corpus.augment[draws[position][1]] for position in copies]
     order = np.random.default_rng([seed, 2, int(part[0])]).permutation(len(rows))
     return rows[order], [attacks[position] for position in order]
 
 
-def apply(table: pa.Table) -> pa.Table:
-    """Attack the texts of the copies: rows whose `copy` names an attack. Originals stay as their source has them.
+def attack_copies(table: pa.Table) -> pa.Table:
+    """Attack the texts of the copies (rows whose column `copy` names an attack), and drop that column.
 
     The random numbers of a copy are drawn from its id: the same text is attacked in the same way.
     """
-    planned = table["copy"].to_pylist()
+    attacks = table["copy"].to_pylist()
     table = table.drop(["copy"])
-    if not any(planned):
+    if not any(attacks):
         return table
     names = ("id", "text", "normalised", "attack")
     columns: dict[str, list[str]] = {name: table[name].to_pylist() for name in names}
-    for position, attack in enumerate(planned):
+    for position, attack in enumerate(attacks):
         if attack:
-            name = columns["id"][position]
-            rng = np.random.default_rng(shuffle_key(0, f"{name}\0{attack}"))
+            row_id = columns["id"][position]
+            rng = np.random.default_rng(shuffle_key(0, f"{row_id}\0{attack}"))
             text = ATTACKS[attack](columns["normalised"][position], rng)
-            copy = (f"{name}+{attack}", text, normalise(text).text, attack)
+            copy = (f"{row_id}+{attack}", text, normalise(text).text, attack)
             for column, value in zip(names, copy, strict=True):
                 columns[column][position] = value
     for column, values in columns.items():

@@ -1,4 +1,4 @@
-"""What a finished corpus is: its manifest, the last file written. A folder without one is no corpus."""
+"""Manifest of a corpus, the last file that `prepare` writes, and access to the shards of a finished corpus."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from detect_ai.core.job import read_result
 from detect_ai.core.storage import Storage
 
 FORMAT = 2
-READ_AT_ONCE = 256  # rows
+READ_AT_ONCE = 256  # rows of a table
 ORIGINAL = "none"  # the value of the column `attack` for texts that no attack has changed
-CONTAMINATION = "contamination.json"  # which texts evaluation sets hold too
-QUARANTINE = "quarantine"  # the folder of the rows that were dropped, beside those of the splits
+CONTAMINATION = "contamination.json"  # texts of the corpus that evaluation sets contain
+QUARANTINE = "quarantine"  # the folder of the dropped rows, next to those of the splits
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that is known of a corpus without reading it."""
+    """Description of a corpus: what it was made from, its counts and its shards."""
 
     name: str
     fingerprint: str
@@ -64,12 +64,14 @@ class Corpus:
 
     @classmethod
     def open(cls, storage: Storage, key: str) -> Corpus:
-        """Open a finished corpus. Raises CorpusError when it has no manifest, or one of another format."""
+        """Open a finished corpus. Raises CorpusError if it has no manifest, or one of another format."""
         where = f"corpus {key} under {storage.root}"
         try:
             data = storage.read_json(f"{key}/manifest.json")
         except FileNotFoundError:
-            raise CorpusError(f"{where}: no manifest.json, so it is no finished corpus: run jobs/prepare.py") from None
+            raise CorpusError(
+                f"{where}: no manifest.json, so it is not a finished corpus: run jobs/prepare.py"
+            ) from None
         if data.get("format") != FORMAT:
             raise CorpusError(f"{where}: manifest format {data.get('format')}, expected {FORMAT}: prepare it again")
         return cls(storage, key, Manifest(**{**data, "shards": [Shard(**s) for s in data["shards"]]}))
@@ -84,7 +86,7 @@ class Corpus:
         return [shard for shard in self.manifest.shards if shard.split == split]
 
     def shard_key(self, shard: Shard) -> str:
-        """Where a shard lies."""
+        """Key of a shard."""
         return f"{self.key}/{shard.split}/{shard.name}"
 
     def num_rows(self, split: str) -> int:
@@ -97,7 +99,7 @@ class Corpus:
         return pq.read_table(paths, columns=columns, filesystem=self.storage.filesystem)
 
     def tables(self, split: str, columns: list[str]) -> Iterator[pa.Table]:
-        """The rows of a split in order, a few at a time: shards are opened only as far as they are needed."""
+        """The rows of a split in order, a few at a time. Shards are opened when they are needed."""
         for shard in self.shards(split):
             with self.storage.filesystem.open_input_file(self.storage.path(self.shard_key(shard))) as file:
                 for batch in pq.ParquetFile(file).iter_batches(READ_AT_ONCE, columns=columns):
@@ -109,18 +111,18 @@ class Corpus:
         return labels
 
     def verify(self) -> None:
-        """Compare every shard with its checksum. Raises CorpusError for one that is missing or altered."""
+        """Compare every shard with its checksum. Raises CorpusError for a missing or altered one."""
         for shard in self.manifest.shards:
             key = self.shard_key(shard)
             try:
-                found = hashlib.sha256(self.storage.read_bytes(key)).hexdigest()
+                digest = hashlib.sha256(self.storage.read_bytes(key)).hexdigest()
             except FileNotFoundError:
                 raise CorpusError(f"corpus {self.key}: shard {key} is missing: prepare it again") from None
-            if found != shard.sha256:
-                raise CorpusError(f"corpus {self.key}: shard {key} has sha256 {found}, expected {shard.sha256}")
+            if digest != shard.sha256:
+                raise CorpusError(f"corpus {self.key}: shard {key} has sha256 {digest}, expected {shard.sha256}")
 
 
 def content_fingerprint(shards: list[Shard], tokenizer: str, normaliser_version: int) -> str:
-    """One sha256 over all that a corpus holds."""
+    """One sha256 over the content of a corpus."""
     content = [[asdict(shard) for shard in shards], tokenizer, normaliser_version]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from detect_ai.core.config import SPLITS, Config, CorpusConfig
 from detect_ai.core.errors import CorpusError, DetectAIError, ours
 from detect_ai.core.storage import Storage
-from detect_ai.corpus import augment
+from detect_ai.corpus.augment import add_augmented_rows, attack_copies
 from detect_ai.corpus.cleaning import clean
 from detect_ai.corpus.columns import ROW_SCHEMA
 from detect_ai.corpus.dedup import NUM_PERM
@@ -247,7 +247,7 @@ def plan_shards(rows: Rows, config: Config) -> list[ShardPlan]:
             part = members[start : start + size]
             attacks = [""] * len(part)
             if name == "train":
-                part, attacks = augment.with_copies(part, rows.index, config.corpus, config.seed)
+                part, attacks = add_augmented_rows(part, rows.index, config.corpus, config.seed)
             add(name, number, part, {"weight": rows.weight[part].tolist(), "copy": attacks})
     bad = np.flatnonzero(~rows.stays & ~rows.against & (rows.reason != OVER_LIMIT))
     ids = rows.index["id"].to_numpy()
@@ -311,7 +311,7 @@ class ShardWriter:
         if plan.split == QUARANTINE:
             data = parquet(table, QUARANTINE_SCHEMA)
         else:
-            data = parquet(tokenize(augment.apply(table), self._tokenizer), SCHEMA)
+            data = parquet(tokenize(attack_copies(table), self._tokenizer), SCHEMA)
         name = f"{plan.number:05d}.parquet"
         self._storage.write_bytes(f"{self._key}/{plan.split}/{name}", data)
         digest = hashlib.sha256(data).hexdigest()

@@ -21,7 +21,6 @@ SLICES = ("source", "domain", "generator", "language", "attack", "subset")  # co
 # Our columns, and the names to look for in a file; `score.columns` maps others.
 NAMES = {name: (name,) for name in ("text", "label", "id", *SLICES)} | {"group": ("group", "topic")}
 BATCH_ROWS, BATCH_CHARS = 256, 4 << 20
-_JSON_ROWS_FOR_NAMES = 100
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,14 @@ def parts(data: str, config: ScoreConfig, shares: int = 1) -> list[Part]:
     """
     pieces = list_pieces(SourceConfig.model_validate({"kind": file_kind(data), "path": data}), unlabelled=True)
     # An empty file has no columns; `list_pieces` refuses data of empty files only.
-    names = next(filter(None, map(column_names, pieces)), [])
-    columns, labels = _column_map(data, config.columns, names), label_map(config.labels)
+    columns = _column_map(data, config.columns, next(filter(None, map(_column_names, pieces)), []))
+    labels = label_map(config.labels)
     pieces = [replace(p, source=p.source.model_copy(update={"text": columns["text"]})) for p in pieces]
-    whole = [Part(piece, number, columns, labels) for number, piece in enumerate(pieces)]
-    return [replace(part, share=share, shares=shares) for part in whole for share in range(shares)]
+    return [
+        Part(piece, number, columns, labels, share, shares)
+        for number, piece in enumerate(pieces)
+        for share in range(shares)
+    ]
 
 
 def file_kind(data: str) -> str:
@@ -106,8 +108,8 @@ def file_kind(data: str) -> str:
     )
 
 
-def column_names(piece: Piece) -> list[str]:
-    """Columns of a file: of its schema or header, for JSON those of the first rows."""
+def _column_names(piece: Piece) -> list[str]:
+    """Columns of a file: of its schema or header, for JSON those of the first 100 rows."""
     names: list[str] = []
 
     def select(header: Sequence[str], _: str) -> list[str]:
@@ -115,7 +117,7 @@ def column_names(piece: Piece) -> list[str]:
         return []
 
     is_json = piece.source.kind == "jsonl"
-    for _, row in islice(raw_rows(piece, select), _JSON_ROWS_FOR_NAMES if is_json else 1):
+    for _, row in islice(raw_rows(piece, select), 100 if is_json else 1):
         names.extend(row.values if is_json else [])
     return list(dict.fromkeys(names))
 
@@ -152,10 +154,21 @@ def read(part: Part) -> Iterator[tuple[list[Text], int]]:
             raise CorpusError(f"{where}: no column {text_column!r}; found {shown_names(names)}")
         return [name for name in names if name in part.columns.values()]
 
-    for number, batch in enumerate(_batches(row for _, row in raw_rows(part.piece, select))):
-        if number % part.shares == part.share:
-            texts = [text for place, row, after_bad in batch if (text := _text(part, place, row, after_bad))]
-            yield texts, len(batch) - len(texts)
+    texts: list[Text] = []
+    rows = chars = batch = 0
+    after_bad = False  # a row after a broken one may be a part of it
+    for place, (_, row) in enumerate(raw_rows(part.piece, select)):
+        is_own = batch % part.shares == part.share
+        if is_own and (text := _text(part, place, row, after_bad)):
+            texts.append(text)
+        after_bad = row.problem == "bad_row"
+        rows, chars = rows + 1, chars + sum(len(value) for value in row.values.values() if isinstance(value, str))
+        if rows == BATCH_ROWS or chars >= BATCH_CHARS:
+            if is_own:
+                yield texts, rows - len(texts)
+            texts, rows, chars, batch = [], 0, 0, batch + 1
+    if rows and batch % part.shares == part.share:
+        yield texts, rows - len(texts)
 
 
 def texts_of(data: str, config: ScoreConfig) -> Iterator[Text]:
@@ -178,21 +191,6 @@ def require_labels(data: str, config: ScoreConfig) -> None:
             f"data={data}: no text has a label; expected a column 'label' of 0 (human) and 1 (ai). Name yours with "
             f"+score.columns.label=…"
         )
-
-
-def _batches(rows: Iterable[Row]) -> Iterator[list[tuple[int, Row, bool]]]:
-    """Rows with their numbers, and whether each follows a broken row, of which it may be a part."""
-    batch: list[tuple[int, Row, bool]] = []
-    chars, after_bad = 0, False
-    for place, row in enumerate(rows):
-        batch.append((place, row, after_bad))
-        after_bad = row.problem == "bad_row"
-        chars += sum(len(value) for value in row.values.values() if isinstance(value, str))
-        if len(batch) == BATCH_ROWS or chars >= BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
 
 
 def _text(part: Part, place: int, row: Row, after_bad: bool) -> Text | None:
