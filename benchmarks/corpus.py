@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 
 from detect_ai.core.config import Config, SourceConfig, load_config
 from detect_ai.core.local_cluster import LocalCluster
+from detect_ai.corpus.manifest import ORIGINAL
 from detect_ai.corpus.shards import ShardPlan, write_shards
 from detect_ai.corpus.sources import list_pieces, read_piece
 from detect_ai.models.encoder import load_tokenizer
@@ -120,8 +121,8 @@ def write_scratch(folder: Path, pool: list[str], rows: int) -> list[str]:
     texts = made_texts(pool, rows, seed=0)
     for start in range(0, rows, SCRATCH_FILE_ROWS):
         part = [text for _, text in zip(range(min(SCRATCH_FILE_ROWS, rows - start)), texts, strict=False)]
-        names = ("source", "domain", "generator", "group", "language", "attack")
-        columns: dict[str, Any] = {name: [""] * len(part) for name in names}
+        names = ("source", "domain", "generator", "group", "language")
+        columns: dict[str, Any] = {name: [""] * len(part) for name in names} | {"attack": [ORIGINAL] * len(part)}
         columns |= {"id": [f"r{start + i}" for i in range(len(part))], "text": part, "normalised": part}
         table = pa.table({**columns, "label": pa.array([i % 2 for i in range(len(part))], pa.int8())})
         files.append(f"scratch/{start:08d}.parquet")
