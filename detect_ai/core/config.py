@@ -270,22 +270,18 @@ class EvaluationConfig(Section):
 
     name: Name | Literal[""] = ""  # of the data, in results; empty: the file's
     attacks: list[str] = []  # of detect_ai/text/attacks.py, on human and on AI texts
-    paraphraser: str = ""  # folder of a sequence-to-sequence model for one more attack, `paraphrase`
-    paraphrase_template: Annotated[str, Field(pattern=r"\{text\}")] = "paraphrase: {text}"  # input of that model
-    attack_texts: Count = 500  # of each class, at most
+    attack_sample_size: Count = 500  # texts of each class, at most
     mixed_documents: Natural = 0  # human texts with inserted AI sentences, to evaluate sentence scores
     baseline: bool = True  # compare with TF-IDF + logistic regression, trained on the bundle's training split
     contamination: bool = True  # count texts with a near duplicate in that split
-    bootstrap: Natural = 200  # resamples for confidence intervals
-    worst: Natural = 20  # false positives in the report
-    show_texts: bool = True  # include their sentences
+    top_false_positives: Natural = 20  # in the report
+    include_texts: bool = True  # show and score their sentences
 
 
 class CompareConfig(Section):
     """Comparison of bundles on the same texts."""
 
     bundles: list[str] = []  # as `bundle`
-    published: list[str] = []  # JSON files with named metrics
 
 
 class GateConfig(Section):

@@ -53,7 +53,7 @@ def compare(config: Config, storage: Storage) -> dict[str, Any]:
             name: _score(config, place, (storage, f"{key}/verdicts-{i}"))
             for i, (name, place) in enumerate(places.items())
         }
-        report = _report(config, storage, specs, scored, target)
+        report = _report(config, storage, places, specs, scored, target)
         _write(storage, key, report)
     storage.prune(f"runs/{config.run}", "comparison-", config.storage.keep)
     return {
@@ -85,7 +85,12 @@ def _score(config: Config, bundle: tuple[Storage, str], out: tuple[Storage, str]
 
 
 def _report(
-    config: Config, storage: Storage, specs: dict[str, DetectorSpec], scored: dict[str, Verdicts], target: float
+    config: Config,
+    storage: Storage,
+    places: dict[str, tuple[Storage, str]],
+    specs: dict[str, DetectorSpec],
+    scored: dict[str, Verdicts],
+    target: float,
 ) -> dict[str, Any]:
     """Everything that the page shows, as plain values; see `detect_ai.reports.evaluation`."""
     first = next(iter(scored.values()))
@@ -99,7 +104,9 @@ def _report(
     corpora = {name: corpus_of(storage, spec) for name, spec in specs.items()}
     # The baseline is that of the first bundle whose corpus is in this storage.
     owner = next((name for name, corpus in corpora.items() if corpus), next(iter(specs)))
-    baseline = baseline_for(corpora[owner], specs[owner], config.seed) if config.evaluation.baseline else None
+    baseline = None
+    if config.evaluation.baseline:
+        baseline = baseline_for(corpora[owner], places[owner], specs[owner], config.seed)
     check = config.evaluation.contamination and any(corpora.values())
     baseline_scores, signatures = score_baseline_and_hash(config, config.data, first, baseline, check)
     contaminated = {}

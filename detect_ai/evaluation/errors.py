@@ -18,7 +18,7 @@ def top_false_positives(
     """Human texts called AI at a target, those of the highest probability first.
 
     Args:
-        config: `evaluation.worst` is their number; with `evaluation.show_texts` their sentences are scored, too.
+        config: `evaluation.top_false_positives` is their number; with `evaluation.include_texts` their sentences are scored, too.
         bundle: storage and key.
         data: the texts.
         scratch: storage and key of a folder that does not exist.
@@ -27,11 +27,11 @@ def top_false_positives(
     """
     false_positives = np.flatnonzero((verdicts.labels == 0) & (verdicts.calls(target) == 1))
     order = np.argsort(-verdicts.probabilities[false_positives], kind="stable")
-    top = verdicts[false_positives[order][: config.evaluation.worst]]
+    top = verdicts[false_positives[order][: config.evaluation.top_false_positives]]
     if not len(top):
         return []
     sentences: dict[str, list[dict[str, Any]]] = {}
-    if config.evaluation.show_texts:
+    if config.evaluation.include_texts:
         texts = texts_at(data, config.score, top.rows.tolist())
         rows = [(row, text, "") for row, text in texts.items()]
         scored = score_generated(config.score, bundle, (scratch[0], f"{scratch[1]}/errors"), rows, "windows")

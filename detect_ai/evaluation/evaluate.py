@@ -229,7 +229,7 @@ def _report(config: Config, storage: Storage, key: str, task: EvalTask, verdicts
         "attacks": attacked_metrics(config, task.bundle, spec, task.data, scratch, verdicts),
         "curves": slices.curves(verdicts, baseline_scores, spec.calibration.prevalence),
         "abstentions": dict(Counter(reason for reasons in verdicts.reasons for reason in reasons).most_common()),
-        "worst": top_false_positives(config, task.bundle, task.data, scratch, verdicts, default),
+        "top_false_positives": top_false_positives(config, task.bundle, task.data, scratch, verdicts, default),
         "sentence_scores": sentence_score_metrics(config, task.bundle, task.data, scratch, verdicts, default),
         "notes": _notes(task, verdicts, overall, targets),
     }

@@ -184,7 +184,8 @@ def area(false: Floats, true: Floats) -> Floats:
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     """The quotient; NaN where the denominator is zero."""
-    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator != 0)
+    quotient: Floats = np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator != 0)
+    return quotient
 
 
 def _percentiles(values: Floats) -> Interval:

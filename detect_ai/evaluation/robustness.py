@@ -36,7 +36,7 @@ def attacked_metrics(
         verdicts: of the unchanged texts.
     """
     attacks = config.evaluation.attacks
-    clean = verdicts[_sample(verdicts, config.evaluation.attack_texts, config.seed)]
+    clean = verdicts[_sample(verdicts, config.evaluation.attack_sample_size, config.seed)]
     if not attacks or not len(clean):
         return []
     texts = texts_at(data, config.score, clean.rows.tolist())

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from detect_ai.reports import charts as plots
+from detect_ai.reports import plots
 from detect_ai.reports.html import number, render
 
 MAX_ROWS = 40  # of a table

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detect_ai.metrics import key_of_target
-from detect_ai.reports import charts as plots
+from detect_ai.reports import plots
 from detect_ai.reports.html import decimal, number, percent, render, token_range
 
 MAX_ROWS = 40  # of a column in a table of slices
@@ -43,20 +43,26 @@ def evaluation_report(report: Mapping[str, Any]) -> str:
     key = key_of_target(default)
     fpr, tpr = f"fpr_at_target_{key}", f"tpr_at_target_{key}"
     everything = {"column": "", "value": "all texts", **overall}
-    points = [(f"{percent(target)} target", *_rates(overall, target)) for target in bundle["targets"]]
+    points = []
+    for target in bundle["targets"]:
+        x, y = (overall[f"{name}_at_target_{key_of_target(target)}"] for name in ("fpr", "tpr"))
+        if x is not None and y is not None:
+            points.append((f"{100 * target:g}% target", x, y))
     return render(
         "evaluation.html.jinja",
         report=report,
         key=key,
-        target=percent(default),
+        target=f"{100 * default:g}%",
         warnings=[*_baseline_warnings(overall, baseline), *_data_warnings(report)],
         rows=_rows(_lines(bundle["targets"]), [overall, baseline or {}]),
         spread=overall.get("fpr_by_group"),
         slices=_by_column(report["slices"]),
         lengths=[{"name": token_range(row), **row} for row in report["lengths"]],
-        worst=[{**text, "sentences": text["sentences"][:MAX_SENTENCES]} for text in report["worst"]],
+        top_false_positives=[
+            {**text, "sentences": text["sentences"][:MAX_SENTENCES]} for text in report["top_false_positives"]
+        ],
         plots={
-            "roc": plots.roc(report["curves"], [point for point in points if None not in point]),
+            "roc": plots.roc(report["curves"], points),
             "reliability": plots.reliability(report["curves"]["reliability"]),
             "histogram": plots.histogram(report["curves"]["histogram"]),
             "fpr": plots.rates_by_slice(
@@ -74,7 +80,7 @@ def comparison_report(report: Mapping[str, Any]) -> str:
     return render(
         "compare.html.jinja",
         report=report,
-        target=percent(report["target"]),
+        target=f"{100 * report['target']:g}%",
         key=key_of_target(report["target"]),
         summary=_leader(bundles, report["pairs"]),
         warnings=list(_data_warnings(report)),
@@ -87,7 +93,7 @@ def comparison_report(report: Mapping[str, Any]) -> str:
 def _lines(targets: Sequence[float]) -> list[Line]:
     rates: list[Line] = []
     for target in targets:
-        key, at = key_of_target(target), f"at the {percent(target)} target"
+        key, at = key_of_target(target), f"at the {100 * target:g}% target"
         rates += [
             (f"fpr_at_target_{key}", f"False positive rate {at}", True, 0),
             (f"tpr_at_target_{key}", f"Detection rate {at}", True, 0),
@@ -110,11 +116,6 @@ def _rows(lines: Sequence[Line], columns: Sequence[Mapping[str, Any]]) -> list[d
             cells.append({"value": show(value), "interval": interval, "best": is_best})
         rows.append({"label": label, "cells": cells})
     return rows
-
-
-def _rates(metrics: Mapping[str, Any], target: float) -> tuple[float | None, float | None]:
-    key = key_of_target(target)
-    return metrics.get(f"fpr_at_target_{key}"), metrics.get(f"tpr_at_target_{key}")
 
 
 def _baseline_warnings(metrics: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> Iterator[str]:

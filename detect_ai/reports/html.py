@@ -20,7 +20,6 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "percent": percent, "decimal": decimal, "signed": signed, "name": name}
-    environment.filters["area"] = decimal  # of the sweep page
     return environment.get_template(template).render(**values)
 
 

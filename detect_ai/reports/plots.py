@@ -1,115 +1,190 @@
-"""Figures as inline SVG, in colours that the page around them chooses, for light and for dark.
-
-What comes out is markup: names of sources, domains and generators stand in it escaped, as matplotlib writes them.
-"""
+"""Plots of the reports as SVG data URIs, to be embedded by `<img>`."""
 
 from __future__ import annotations
 
+import base64
 import io
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-WIDTH = 380  # units of the view box: about the width of a phone, so that letters stay readable there
-LINE = 17  # units a bar
-MAX_BARS = 20
-MAX_NAME = 27  # characters
-# Stand-ins that nothing else in a figure has: each becomes a variable of the page's style sheet.
-_NAMES = ("ink", "muted", "line", "human", "ai", "bar", "warn", "page")
-COLOURS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(_NAMES, 1)}
+MAX_BARS = 40
+MIN_TEXTS = 20  # of a class in a slice, to plot its rate
+HUMAN, AI, WARN, GREY, INK = "#1f6fb5", "#c8641b", "#b3362b", "#8d99a8", "#1d232b"
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched, and takes the page's font
+    "svg.fonttype": "none",
+    "svg.hashsalt": "detect_ai",
     "text.parse_math": False,  # a `$` in the name of a source is a `$`
-    "font.size": 10.5,
-    "text.color": COLOURS["ink"],
-    "axes.labelcolor": COLOURS["muted"],
-    "axes.edgecolor": COLOURS["line"],
-    "axes.facecolor": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "figure.facecolor": "none",
-    "grid.color": COLOURS["line"],
-    "grid.linewidth": 0.6,
-    "xtick.color": COLOURS["line"],
-    "ytick.color": COLOURS["line"],
-    "xtick.labelcolor": COLOURS["muted"],
-    "ytick.labelcolor": COLOURS["ink"],
+    "axes.grid": True,
+    "grid.color": "#dcdfe4",
     "legend.frameon": False,
-    "legend.fontsize": 10,
 }
+_PERCENTS = [0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"]
 
 
-def count_bars(name: str, counts: Mapping[str, int]) -> str:
-    """Bars of counts by reason, in their order.
-
-    Args:
-        name: of the figure on its page.
-        counts: by reason.
-    """
-    shown = [(reason, rows) for reason, rows in counts.items() if rows][:MAX_BARS]
-
-    def draw(axes: Axes) -> None:
-        rows = [count for _, count in shown]
-        bars = axes.barh(range(len(shown)), rows, height=0.62, color=COLOURS["bar"])
-        axes.bar_label(bars, [f"{count:,}" for count in rows], padding=4)
-        name_bars(axes, [reason for reason, _ in shown])
-        axes.set_xlim(0, max(rows, default=1) * 1.2)
-        axes.xaxis.set_visible(False)
-        axes.spines["bottom"].set_visible(False)
-
-    return svg(name, 26 + LINE * max(1, len(shown)), draw)
-
-
-def name_bars(axes: Axes, names: Sequence[str]) -> None:
-    """Names, shortened, beside horizontal bars that stand at 0, 1, 2, … from the top."""
-    axes.set_yticks(range(len(names)), [short(name) for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.grid(axis="x")
-
-
-def part_columns(axes: Axes, columns: Sequence[str]) -> None:
-    """Lines between bars of different columns."""
-    for place in range(1, len(columns)):
-        if columns[place] != columns[place - 1]:
-            axes.axhline(place - 0.5, color=COLOURS["muted"], linewidth=0.7)
-
-
-def short(name: str, longest: int = MAX_NAME) -> str:
-    """A name on one line of a figure."""
-    name = " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", name).split())
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"
-
-
-def svg(name: str, height: float, draw: Callable[[Axes], None]) -> str:
-    """Draw on one pair of axes and return its SVG, as `panels` does."""
-    return panels(name, height, lambda figure: draw(figure.subplots()))
-
-
-def panels(name: str, height: float, draw: Callable[[Figure], None]) -> str:
-    """Draw on a figure of its own and return its SVG, without a size, its identifiers marked with its name."""
+def svg(height: float, draw: Callable[[Axes], None]) -> str:
+    """Draw on one pair of axes, 6 inches wide and `height` inches high, and return a data URI."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    sink = io.StringIO()
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
-        draw(figure)
+    sink = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6, height), layout="constrained")
+        draw(figure.subplots())
         figure.savefig(sink, format="svg", metadata={"Date": None})
-    return _inline(sink.getvalue(), name)
+    return f"data:image/svg+xml;base64,{base64.b64encode(sink.getvalue()).decode()}"
 
 
-def _inline(document: str, name: str) -> str:
-    opening, body = document[document.index("<svg") :].split(">", 1)
-    opening = re.sub(r' (?:width|height)="[^"]*"', "", opening)
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", f"{opening}>{body}")
-    for colour, value in COLOURS.items():
-        svg = svg.replace(value, f"var(--{colour})")
-    return svg
+def roc(curves: Mapping[str, Any], points: Sequence[tuple[str, float, float]]) -> str | None:
+    """ROC curves of detector and baseline with a logarithmic FPR axis, and the operating points.
+
+    Args:
+        curves: `roc` and `baseline_roc`, each None or `fpr` and `tpr`.
+        points: label, FPR and TPR of each target.
+    """
+    if not curves["roc"]:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for key, label, colour in (("roc", "detector", AI), ("baseline_roc", "TF-IDF baseline", INK)):
+            if curves[key]:
+                axes.plot(curves[key]["fpr"], curves[key]["tpr"], color=colour, label=label, drawstyle="steps-post")
+        for label, fpr, tpr in points:
+            axes.plot(max(fpr, 0.001), tpr, "o", color=AI)
+            axes.annotate(label, (max(fpr, 0.001), tpr), (7, -11), textcoords="offset points")
+        axes.set_xscale("log")
+        axes.set_xlim(0.0009, 1)
+        axes.set_xticks([0.001, 0.01, 0.05, 0.2, 1], ["0.1%", "1%", "5%", "20%", "100%"])
+        axes.set_xticks([], minor=True)
+        axes.set_ylim(0, 1.02)
+        axes.set_yticks(*_PERCENTS)
+        axes.set_xlabel("false positive rate")
+        axes.set_ylabel("detection rate")
+        axes.legend(loc="lower right")
+
+    return svg(3.6, draw)
+
+
+def reliability(bins: Sequence[Mapping[str, Any]]) -> str | None:
+    """Fraction of AI texts by predicted probability; the area of a dot grows with its number of texts."""
+    if not bins:
+        return None
+
+    def draw(axes: Axes) -> None:
+        largest = max(row["count"] for row in bins)
+        stated, observed = ([row[key] for row in bins] for key in ("mean_probability", "fraction_ai"))
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+        axes.plot(stated, observed, color=AI, linewidth=1)
+        sizes = [12 + 120 * row["count"] / largest for row in bins]
+        axes.scatter(stated, observed, s=sizes, color=AI, zorder=3, clip_on=False)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted probability of AI", ylabel="fraction of AI texts")
+        axes.set_xticks(*_PERCENTS)
+        axes.set_yticks(*_PERCENTS)
+
+    return svg(3.6, draw)
+
+
+def histogram(counts: Mapping[str, Any]) -> str | None:
+    """Distribution of the probabilities of each class, on a logarithmic scale."""
+    classes = [row for row in (("human", "human", HUMAN), ("ai", "AI", AI)) if sum(counts[row[0]])]
+    if not classes:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for key, label, colour in classes:
+            total = sum(counts[key])
+            fractions = [100 * count / total for count in counts[key]]
+            axes.stairs(fractions, counts["edges"], color=colour, fill=True, alpha=0.25)
+            axes.stairs(fractions, counts["edges"], color=colour, label=f"{label} ({total:,})")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set(xlim=(0, 1), xlabel="predicted probability of AI", ylabel="% of the class's texts")
+        axes.set_xticks(*_PERCENTS)
+        axes.legend(loc="upper center")
+
+    return svg(3, draw)
+
+
+def rates_by_slice(
+    rows: Sequence[Mapping[str, Any]], metric: str, count: str, label: str, target: float | None = None
+) -> str | None:
+    """A dot and a 95% interval for each slice with enough texts; red where the interval lies above `target`.
+
+    Args:
+        rows: slices with `column` and `value`, largest first within a column.
+        metric: name of the rate.
+        count: name of the number of texts that it is a rate of.
+        label: of the axis.
+        target: FPR, drawn as a line.
+    """
+    shown = [row for row in rows if row[count] >= MIN_TEXTS and row.get(metric) is not None][:MAX_BARS]
+    if not shown:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for place, row in enumerate(shown):
+            low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
+            colour = WARN if target is not None and low is not None and low > target else HUMAN if target else AI
+            if low is not None and high is not None:
+                axes.hlines(place, low, high, color=colour, linewidth=1.5)
+            axes.plot(row[metric], place, "o", color=colour, markersize=4.5, clip_on=False)
+        if target is not None:
+            axes.axvline(target, color=GREY, linestyle="--", linewidth=1)
+        name_bars(axes, [f"{row['column']}: {row['value']}" if row["column"] else row["value"] for row in shown])
+        axes.set_xlim(0, 1 if target is None else None)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+        axes.set_xlabel(label)
+
+    return svg(0.7 + 0.21 * len(shown), draw)
+
+
+def lengths_by_class(lengths: Mapping[str, Any]) -> str:
+    """Distribution of the number of tokens of each class.
+
+    Args:
+        lengths: `edges` of the bins, and under `human` and `ai` their `counts`.
+    """
+
+    def draw(axes: Axes) -> None:
+        for key, label, colour in (("human", "human", HUMAN), ("ai", "AI", AI)):
+            counts = lengths[key]["counts"]
+            fractions = [100 * count / max(1, sum(counts)) for count in counts]
+            axes.stairs(fractions, lengths["edges"], color=colour, fill=True, alpha=0.25)
+            axes.stairs(fractions, lengths["edges"], color=colour, label=label)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set(xlabel="tokens", ylabel="% of the class's texts")
+        axes.legend(loc="upper left")
+
+    return svg(3, draw)
+
+
+def bars(values: Mapping[str, float], label: str, start: float = 0.0) -> str | None:
+    """Horizontal bars by name, in their order, that begin at `start`."""
+    shown = dict(list(values.items())[:MAX_BARS])
+    if not shown:
+        return None
+
+    def draw(axes: Axes) -> None:
+        widths = [value - start for value in shown.values()]
+        axes.barh(range(len(shown)), widths, left=start, height=0.65, color=GREY)
+        name_bars(axes, list(shown))
+        axes.set_xlabel(label)
+
+    return svg(0.7 + 0.21 * len(shown), draw)
+
+
+def name_bars(axes: Axes, names: Sequence[str]) -> None:
+    """Label rows 0, 1, 2, … from the top."""
+    plain = [" ".join("".join(c if c.isprintable() else " " for c in name).split()) for name in names]
+    axes.set_yticks(range(len(names)), [name if len(name) <= 34 else f"{name[:33]}…" for name in plain])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")

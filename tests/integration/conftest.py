@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import pytest
 
 from detect_ai.core.config import Config
-from detect_ai.core.job import run_stage
+from detect_ai.core.job import read_result, result_key, run_stage
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
+from detect_ai.detector.detector import Detector
+from detect_ai.detector.registry import Registry
+from detect_ai.release.calibrate import calibrate_checkpoint
 from detect_ai.training.train import train
 from tests.fixtures import tiny_models
 from tests.integration.runs import Steps, small_config, training_ranks
@@ -81,3 +85,32 @@ def streamed(many: tuple[Config, Corpus], few: tuple[Config, Corpus]) -> dict[tu
     """The steps of each rank, by corpus and number of ranks."""
     found = {("many", workers): training_ranks(many[1], many[0], workers) for workers in (1, 2, 3)}
     return found | {("few", 3): training_ranks(few[1], few[0], 3)}
+
+
+@pytest.fixture(scope="package")
+def candidate(run: Run) -> Config:
+    """A run name of its own with a calibrated candidate."""
+    plain = run.config.evaluation.model_copy(
+        update={"baseline": False, "contamination": False, "top_false_positives": 0}
+    )
+    config = run.config.model_copy(update={"run": "candidate", "evaluation": plain})
+    for stage in ("prepare", "train"):
+        record = run.storage.read_json(result_key(run.config.run, stage))
+        run.storage.write_json(result_key(config.run, stage), record)
+    run_stage("calibrate", calibrate_checkpoint, config, run.storage)
+    return config
+
+
+@pytest.fixture(scope="module")
+def version(run: Run, candidate: Config) -> Iterator[str]:
+    """The candidate as a version of the registry, for the tests of one module."""
+    with run.storage.local_folder(read_result(run.storage, candidate.run, "calibrate")["bundle"]) as folder:
+        added = Registry(run.storage).add(folder)
+    yield added
+    run.storage.delete(f"registry/versions/{added}")
+
+
+@pytest.fixture(scope="module")
+def detector(run: Run, version: str) -> Detector:
+    with Registry(run.storage).folder(version) as folder:
+        return Detector.load(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import random
@@ -176,3 +177,21 @@ def a_worker_killed(storage: Storage, folder: str, after: int) -> Iterator[None]
         yield
     finally:
         thread.join()
+
+
+@contextlib.contextmanager
+def unchanged(storage: Storage) -> Iterator[None]:
+    """Asserts that nothing is left behind under the storage root."""
+    before = sorted(Path(storage.root).rglob("*"))
+    yield
+    assert sorted(Path(storage.root).rglob("*")) == before
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path

@@ -74,7 +74,7 @@ def test_curves_need_both_classes():
 
 def test_top_false_positives_are_human_texts_called_ai():
     config = Config()
-    config.evaluation.show_texts, config.evaluation.worst = False, 2
+    config.evaluation.include_texts, config.evaluation.top_false_positives = False, 2
     verdicts = verdicts_of(
         labels=[0, 0, 0, 0, 1],
         scores=[9.0, 5.0, 1.0, 2.0, 9.0],

@@ -67,8 +67,8 @@ def test_plotting_leaves_no_global_state():
         "import sys, matplotlib\n"
         "parameters = lambda: {n: matplotlib.rcParams[n] for n in matplotlib.rcParams if n != 'backend'}\n"
         "before = parameters()\n"
-        "from detect_ai.reports import charts\n"
-        "charts.bars({'words': 0.7}, 'AUROC')\n"
+        "from detect_ai.reports import plots\n"
+        "plots.bars({'words': 0.7}, 'AUROC')\n"
         "assert parameters() == before\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )

@@ -63,7 +63,7 @@ def report(mask=slice(None), **changes):
             "histogram": {"edges": edges.tolist(), **counts},
         },
         "abstentions": {"too_short": 3},
-        "worst": [
+        "top_false_positives": [
             {
                 "id": EVIL,
                 "domain": EVIL,

@@ -1,0 +1,179 @@
+"""The stage `score` on a real cluster: verdicts of files as files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from detect_ai.core.config import Config
+from detect_ai.core.errors import BundleError, ConfigError, CorpusError, InputError
+from detect_ai.core.storage import Storage
+from detect_ai.detector.detector import Detector
+from detect_ai.detector.registry import Registry
+from detect_ai.detector.score import VERDICT_SCHEMA, score
+from detect_ai.evaluation.evaluate import evaluate
+from tests.fixtures import tiny_models
+from tests.integration.conftest import Run
+from tests.integration.runs import unchanged, write_csv
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """Three files of a corpus without labels, each text by its id."""
+    path = tmp_path_factory.mktemp("corpus")
+    texts: dict[str, str] = {}
+    for number, count in enumerate((300, 1, 30)):
+        own = {f"{number}-{i}": tiny_models.text("human", random.Random(i), 12) for i in range(count)}
+        tiny_models.write_jsonl(path / f"{number}.jsonl", [{"id": name, "text": text} for name, text in own.items()])
+        texts |= own
+    return path, texts
+
+
+def read_verdicts(folder: Path) -> Rows:
+    rows: Rows = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".parquet":
+            rows += pq.read_table(path).to_pylist()
+        elif path.suffix == ".jsonl":
+            rows += map(json.loads, path.read_text().splitlines())
+        else:
+            with path.open(newline="") as file:
+                rows += csv.DictReader(file)
+    return rows
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["parquet", pytest.param("jsonl", marks=pytest.mark.slow), pytest.param("csv", marks=pytest.mark.slow)],
+)
+def test_every_text_of_a_folder_gets_its_verdict_once_in_any_form(
+    run: Run,
+    candidate: Config,
+    version: str,
+    detector: Detector,
+    folder: tuple[Path, dict[str, str]],
+    tmp_path: Path,
+    form: str,
+) -> None:
+    path, texts = folder
+    options: dict[str, Any] = {"keep_text": True, "spans": "windows"} if form == "jsonl" else {}
+    scoring = candidate.score.model_copy(update={"workers": 2, "format": form, "out": str(tmp_path / "out"), **options})
+    result = score(candidate.model_copy(update={"data": str(path), "bundle": version, "score": scoring}), run.storage)
+    assert (result["texts"], result["skipped"], result["out"]) == (len(texts), 0, str(tmp_path / "out"))
+    assert result["texts_per_second"] > 0
+    assert {file.suffix for file in (tmp_path / "out").iterdir()} == {f".{form}"}
+    rows = read_verdicts(tmp_path / "out")
+    assert sorted(row["id"] for row in rows) == sorted(texts)
+    found = {row["id"]: row for row in rows}
+    some = sorted(texts)[::40]
+    for name, verdict in zip(some, detector.detect([texts[name] for name in some]), strict=True):
+        row = found[name]
+        assert row["verdict"] == verdict.label
+        assert float(row["probability"]) == pytest.approx(verdict.probability, abs=1e-5)
+        assert float(row["threshold"]) == pytest.approx(verdict.threshold)
+        assert int(row["num_tokens"]) == verdict.num_tokens
+        assert row["model_version"] == version
+    by_target = found[some[0]]["verdicts"]
+    by_target = by_target if isinstance(by_target, dict) else json.loads(by_target)
+    assert set(by_target) == {"0.05", "0.1"}
+    if form == "jsonl":
+        spans = found[some[0]]["spans"]
+        text = found[some[0]]["text"]
+        assert text == texts[some[0]]
+        assert " ".join(text[span["start"] : span["end"]] for span in spans) == text
+    else:
+        assert list(rows[0]) == VERDICT_SCHEMA.names
+        assert not any(row["text"] for row in rows)
+
+
+@pytest.mark.slow
+def test_verdicts_are_written_under_the_run_where_no_folder_is_named(
+    run: Run, candidate: Config, version: str, tmp_path: Path
+) -> None:
+    data = write_csv(tmp_path / "x.csv", [{"text": tiny_models.text("ai", random.Random(0))}])
+    scoring = candidate.score.model_copy(update={"target_fpr": 0.1})
+    result = score(candidate.model_copy(update={"data": str(data), "bundle": version, "score": scoring}), run.storage)
+    assert Path(result["out"]).parent == Path(run.storage.path("runs/candidate"))
+    (row,) = read_verdicts(Path(result["out"]))
+    assert row["target_fpr"] == 0.1
+
+
+@pytest.mark.slow
+def test_texts_and_verdicts_may_lie_in_a_bucket(
+    run: Run, candidate: Config, version: str, gcs_root: str, tmp_path: Path
+) -> None:
+    bucket = Storage(gcs_root)
+    rows = [{"id": str(i), **row} for i, row in enumerate(tiny_models.rows(5, seed=3))]
+    bucket.write_bytes("in/x.csv", write_csv(tmp_path / "x.csv", rows).read_bytes())
+    with Registry(run.storage).folder(version) as bundle:
+        bucket.upload(bundle, "bundles/mine")
+    config = candidate.model_copy(update={"data": bucket.uri("in/x.csv"), "bundle": bucket.uri("bundles/mine")})
+    scoring = candidate.score.model_copy(update={"out": bucket.uri("out/mine")})
+    assert score(config.model_copy(update={"score": scoring}), run.storage)["out"] == bucket.uri("out/mine")
+    assert bucket.list("out/mine") == ["00000-000-00000.parquet"]
+    table = pq.read_table(bucket.path("out/mine/00000-000-00000.parquet"), filesystem=bucket.filesystem)
+    assert table["id"].to_pylist() == [row["id"] for row in rows]
+    result = evaluate(config, run.storage)
+    assert (result["n_human"], result["n_ai"], result["bundle"]) == (5, 5, bucket.uri("bundles/mine"))
+
+
+def test_a_folder_that_holds_something_is_not_written_into(
+    run: Run, candidate: Config, version: str, tmp_path: Path
+) -> None:
+    data = write_csv(tmp_path / "x.csv", [{"text": "One."}])
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").write_text("keep me")
+    config = candidate.model_copy(update={"data": str(data), "bundle": version})
+    for place, said in ((out, "it holds files already: name another folder, or delete it"), (data, "found a file")):
+        with pytest.raises(ConfigError) as refused:
+            score(config.model_copy(update={"score": config.score.model_copy(update={"out": str(place)})}), run.storage)
+        assert said in str(refused.value)
+    assert (out / "mine").read_text() == "keep me"
+
+
+def test_a_failure_half_way_leaves_no_verdicts(run: Run, candidate: Config, version: str, tmp_path: Path) -> None:
+    rows = [{"text": tiny_models.text("ai", random.Random(0), 12), "label": "ai"} for _ in range(300)]
+    data = write_csv(
+        tmp_path / "in/x.csv", [*rows, {"text": "A secret text.", "label": "no label at all, but a sentence"}]
+    )
+    config = candidate.model_copy(update={"data": str(data), "bundle": version})
+    scoring = candidate.score.model_copy(update={"out": str(tmp_path / "out"), "workers": 2})
+    with (
+        unchanged(run.storage),
+        pytest.raises(CorpusError, match="holds a value of 31 characters; expected") as refused,
+    ):
+        score(config.model_copy(update={"score": scoring}), run.storage)
+    assert "secret" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_bundle_cannot_do_is_refused_before_any_work(
+    run: Run, candidate: Config, version: str, tmp_path: Path, tiny_bundle: Path
+) -> None:
+    data = write_csv(tmp_path / "x.csv", [{"text": "One."}])
+    config = candidate.model_copy(update={"data": str(data), "bundle": version})
+    with unchanged(run.storage):
+        with pytest.raises(ConfigError, match=r"score\.target_fpr=0\.2: this bundle has thresholds for 0\.05, 0\.1"):
+            score(config.model_copy(update={"score": config.score.model_copy(update={"target_fpr": 0.2})}), run.storage)
+        with pytest.raises(ConfigError, match=r"data=: expected a file or folder of Parquet, CSV or JSON lines"):
+            score(config.model_copy(update={"data": ""}), run.storage)
+        damaged = tmp_path / "damaged"
+        damaged.mkdir()
+        for path in tiny_bundle.iterdir():
+            (damaged / path.name).write_bytes(path.read_bytes() + (b" " if path.name == "config.json" else b""))
+        with pytest.raises(BundleError, match=r"config\.json has sha256 \w+, expected"):
+            score(config.model_copy(update={"bundle": str(damaged)}), run.storage)
+        with pytest.raises(InputError, match="no column 'text'; found 'content'"):
+            score(
+                config.model_copy(update={"data": str(write_csv(tmp_path / "y.csv", [{"content": "One."}]))}),
+                run.storage,
+            )
