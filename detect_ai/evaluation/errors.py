@@ -18,7 +18,7 @@ def top_false_positives(
     """Human texts called AI at a target, those of the highest probability first.
 
     Args:
-        config: `evaluation.top_false_positives` is their number; with `evaluation.include_texts` their sentences are scored, too.
+        config: `evaluation.top_false_positives` is their number; `evaluation.include_texts` adds scored sentences.
         bundle: storage and key.
         data: the texts.
         scratch: storage and key of a folder that does not exist.
