@@ -16,7 +16,8 @@ from detect_ai.core.errors import BundleError, ConfigError, CorpusError, InputEr
 from detect_ai.core.storage import Storage
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
-from detect_ai.detector.score import VERDICT_SCHEMA, score
+from detect_ai.detector.score import score
+from detect_ai.detector.verdict_table import VERDICT_SCHEMA
 from detect_ai.evaluation.evaluate import evaluate
 from tests.fixtures import tiny_models
 from tests.integration.conftest import Run
