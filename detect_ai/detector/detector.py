@@ -213,7 +213,7 @@ class Detector(Scorer):
         target = self.spec.default_target_fpr if target_fpr is None else target_fpr
         if target not in self.spec.calibration.thresholds:
             allowed = ", ".join(f"{t:g}" for t in self.targets)
-            raise InputError(f"target_fpr={target:g}: this model has thresholds for {allowed}")
+            raise InputError(f"target_fpr={target}: this model has thresholds for {allowed}")
         return target
 
     def spans(self, document: Document, with_occlusion: bool = False) -> list[Span]:

@@ -147,6 +147,7 @@ BAD = {
     "a text as field": ({CANARY: "a"}, 422, ["unknown name"]),
     "wrong flag": ({"text": CANARY, "return_spans": "yes"}, 422, ["`return_spans`", "boolean"]),
     "unknown target": ({"text": CANARY, "target_fpr": 0.3}, 422, ["0.05, 0.1"]),
+    "almost a target": ({"text": CANARY, "target_fpr": 0.050000001}, 422, ["0.050000001"]),
     "impossible target": ({"text": CANARY, "target_fpr": 2}, 422, ["`target_fpr`"]),
     "NaN": (b'{"text":"a","target_fpr":NaN}', 422, ["`target_fpr`"]),
     "no body": (b"", 422, ["the body"]),
