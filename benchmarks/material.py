@@ -42,7 +42,7 @@ def prepared(
     )  # of few texts, such as the sample's on a GPU
     overrides = [
         *encoder,
-        "model.pooling=encoder",  # as transformers has it
+        *("model.pooling=encoder", "train.shortest_span=0"),  # as transformers has it
         *(f"model.window={WINDOW}", f"model.stride={STRIDE}", f"storage.root={folder / 'store'}"),
         *("corpus=csv", f"corpus.sources.0.path={folder / 'texts.csv'}", "corpus.min_words=1"),
         f"corpus.split={{train: 0.7, validation: {judged}, calibration: 0.05, test: {0.25 - judged:.2f}}}",

@@ -135,10 +135,10 @@ class ModelConfig(Section):
     revision: str = ""  # of a hub id: a commit, never a branch
     sha256: str = ""  # of model.safetensors; checked before loading when given
     licence: str = ""
-    pooling: Literal["encoder", "mean"] = "encoder"  # encoder: the model's own head; mean: of the last hidden states
+    pooling: Literal["encoder", "mean"] = "mean"  # mean: of the last hidden states; encoder: the model's own head
     layers: Natural = 0  # first layers of the encoder to keep; 0: all
-    window: Annotated[int, Field(ge=16)] = 256  # tokens, special tokens included
-    stride: Count = 192  # tokens between the starts of neighbouring windows
+    window: Annotated[int, Field(ge=16)] = 128  # tokens, special tokens included
+    stride: Count = 96  # tokens between the starts of neighbouring windows
     dropout: FractionBelow1 = 0.0  # hidden and classifier dropout
 
     @model_validator(mode="after")
@@ -156,7 +156,7 @@ class TrainConfig(Section):
     max_steps: Natural = 0  # stop after this many steps, also within an epoch; 0: no limit
     batch_size: Count = 16  # documents in a global step, for any number of workers
     microbatch_size: Count = 4  # documents in one forward pass
-    shortest_span: Natural = 0  # tokens; train on spans of random length from this to a window; 0: whole windows
+    shortest_span: Natural = 32  # tokens; train on spans of random length from this to a window; 0: whole windows
     warmup: FractionBelow1 = 0.1  # fraction of the steps
     weight_decay: NonNegative = 0.01
     max_grad_norm: Positive = 1.0
