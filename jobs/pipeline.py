@@ -1,4 +1,4 @@
-"""Every stage in turn, the sweep's best learning rate handed to the training: python jobs/pipeline.py run=first."""
+"""All stages in order: python jobs/pipeline.py run=first. train.from_sweep=false trains as given, without a sweep."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from detect_ai.core.config import Config
 from detect_ai.core.job import run_job, run_stage
 from detect_ai.core.ray_runtime import connect
-from detect_ai.core.resume import in_turn
+from detect_ai.core.resume import run_stages, settle_pipeline
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
@@ -19,22 +19,20 @@ from detect_ai.training.train import train
 
 
 def pipeline(config: Config, storage: Storage) -> dict[str, Any]:
-    """Prepare, sweep, train, calibrate, evaluate and publish; on a cluster that stays, deploy too."""
+    """Prepare, sweep (with train.from_sweep), train, calibrate, evaluate, publish; on a permanent cluster, deploy."""
     from serve_app.deploy import cluster_stays, deploy_to_cluster, require_place
 
     connect()
-    stages = {"sweep": sweep, "train": train, "calibrate": calibrate_checkpoint, "evaluate": evaluate}
-    stages["publish"] = publish
+    stages = {"sweep": sweep} if config.train.from_sweep else {}
+    stages |= {"train": train, "calibrate": calibrate_checkpoint, "evaluate": evaluate, "publish": publish}
     if cluster_stays():
-        require_place(config.serve)  # not after the training
+        require_place(config.serve)  # before the training
         stages["deploy"] = deploy_to_cluster
-    config.train.from_sweep = True
-    config.bundle = config.data = ""  # what is judged is the candidate, on its test split
-    prepared = run_stage("prepare", prepare, config, storage)  # cheap where nothing changed
+    prepared = run_stage("prepare", prepare, config, storage)  # returns at once where nothing changed
     require_enough_texts(config, Corpus.of_run(storage, config.run))
-    return {"prepare": prepared} | in_turn(config, storage, "pipeline", stages, prepared["corpus"])
+    return {"prepare": prepared} | run_stages(config, storage, "pipeline", stages, prepared["corpus"])
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # serve_app lives in the checkout, beside jobs/
-    sys.exit(run_job("pipeline", pipeline))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # serve_app is not part of the installed package
+    sys.exit(run_job("pipeline", pipeline, settle=settle_pipeline))

@@ -404,6 +404,10 @@ class Config(Section):
         """The whole configuration as plain values."""
         return self.model_dump()
 
+    def published(self) -> dict[str, Any]:
+        """The part that leaves the storage root, in bundles and W&B: no paths of this machine or cluster."""
+        return self.model_dump(exclude={"storage": True, "tracking": True, "data": True, "score": {"out"}})
+
 
 def parse_config(values: Mapping[str, Any]) -> Config:
     """Validate plain values. Raises ConfigError with one line: the first wrong key, its value and what is allowed."""

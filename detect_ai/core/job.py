@@ -27,19 +27,30 @@ def run_job(
     stage: Stage,
     argv: Sequence[str] | None = None,
     result_name: Callable[[Config], str] | None = None,
+    settle: Callable[[Config, set[str]], None] | None = None,
 ) -> int:
-    """Run a stage from command line arguments; `result_name` says under which name the result is kept if not its own.
+    """Run a stage from command line arguments.
 
-    Prints one JSON line last and returns 0; on failure prints one `error:` line and returns 2 for bad input, 1 for
-    everything else. The traceback stands behind `--verbose`.
+    Args:
+        name: of the stage.
+        stage: the function to run.
+        argv: arguments; those of the process when None.
+        result_name: name of the result, if it is not that of the stage.
+        settle: adjusts or refuses the configuration, given the keys that the command line sets.
+
+    Returns:
+        0 after printing the result as one JSON line; after one `error:` line 2 for bad input, 1 for everything else.
+        `--verbose` prints the traceback.
     """
     arguments = _arguments(name, stage, sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         config = load_config(arguments.overrides, arguments.config_dir)
+        if settle:
+            settle(config, {override.lstrip("+~").partition("=")[0] for override in arguments.overrides})
         storage = Storage(config.storage.root)
-        config.storage.root = storage.root  # absolute: workers run in folders of their own
+        config.storage.root = storage.root  # absolute: workers have other working directories
         result = run_stage(result_name(config) if result_name else name, stage, config, storage)
     except Exception as error:
         if arguments.verbose:
@@ -53,7 +64,7 @@ def run_job(
 
 
 def _leave_cluster() -> None:
-    """Disconnect, so that nothing a worker still says comes behind the result."""
+    """Disconnect, so that no worker output follows the result."""
     if "ray" in sys.modules:
         import ray
 
@@ -61,7 +72,7 @@ def _leave_cluster() -> None:
 
 
 def run_stage(name: str, stage: Stage, config: Config, storage: Storage) -> dict[str, Any]:
-    """Run a stage and save its result beside its resolved configuration under `runs/<run>/`."""
+    """Run a stage and save its result with the resolved configuration under `runs/<run>/`."""
     logger.info("%s: started (run %s, storage %s)", name, config.run, storage.root)
     started = time.time()
     result = stage(config, storage)
@@ -80,7 +91,7 @@ def run_stage(name: str, stage: Stage, config: Config, storage: Storage) -> dict
 
 
 def result_key(run: str, stage: str) -> str:
-    """Where the result of a stage lies."""
+    """Key of the result of a stage."""
     return f"runs/{run}/{stage}.json"
 
 
@@ -101,7 +112,7 @@ def read_result(storage: Storage, run: str, stage: str) -> dict[str, Any]:
 
 
 def attempt(kind: str) -> str:
-    """A fresh name for a run: a name used before would make Ray Train take the old run up again."""
+    """A new name for a run; with a name used before, Ray Train would restore the old run."""
     return f"{kind}-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%f')[:-3]}"
 
 
@@ -118,9 +129,9 @@ def _arguments(name: str, stage: Stage, argv: Sequence[str]) -> argparse.Namespa
     parser = argparse.ArgumentParser(
         prog=f"python jobs/{name}.py",
         description=summary,
-        epilog="Overrides are Hydra's: train.lr=3e-5 model=distilbert. The keys stand in detect_ai/core/config.py.",
+        epilog="Overrides are Hydra's: train.lr=3e-5 model=distilbert. All keys: detect_ai/core/config.py.",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the configuration")
-    parser.add_argument("--config-dir", help="a directory of your own with further options for the groups")
+    parser.add_argument("--config-dir", help="a directory with further options for the groups")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser.parse_intermixed_args(list(argv))

@@ -1,4 +1,4 @@
-"""Connect to Ray, or start a cluster of one machine; say what is missing instead of waiting for ever."""
+"""Connect to a Ray cluster or start one on this machine; bounded waits and clear errors for missing resources."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from detect_ai.core.errors import ConfigError, ResourceError
 
 logger = logging.getLogger(__name__)
 
-# Train's workers, Tune's trials, Ray Data's tasks and Serve's replicas each reserve a logical CPU or more. Fewer
-# than this and Ray Data starves beside two workers; logical CPUs only bound what is scheduled, they cost nothing.
+# Logical CPUs of a local cluster. They only bound scheduling. Train workers, Tune trials, Ray Data tasks and Serve
+# replicas each reserve one or more; with fewer than this Ray Data starves next to two workers.
 LOCAL_CPUS = 8
 ONE_MACHINE = {
-    # Ray's switch for machines that are no cluster: everything binds to 127.0.0.1 instead of all interfaces (Ray 2.60).
+    # Binds everything to 127.0.0.1 instead of all interfaces (Ray 2.60).
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # Ray starts a worker for every CPU beforehand; our jobs, with environments of their own, can take none of them.
+    # Prestarted workers are useless for jobs with a runtime environment of their own.
     "RAY_prestart_worker_first_driver": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more in every training
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process in every training
 }
 ROUNDING = 1e-3  # Ray counts in ten-thousandths
-WAIT_SECONDS = 300  # for CPUs that something else holds
+WAIT_SECONDS = 300  # for CPUs that other jobs hold
+CONNECT_SECONDS = 10  # for a TCP connection to RAY_ADDRESS
 _GCS_PORT = "RAY_GCS_SERVER_PORT"  # where ray.init starts the head of a new cluster
 
 
@@ -45,7 +46,7 @@ def connect() -> None:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
-    # Else Ray Data raises an error of its own, and loses ours on its way between processes (Ray 2.60).
+    # By default Ray Data wraps our errors in its own and loses them between processes (Ray 2.60).
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
@@ -54,8 +55,8 @@ def _init() -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     if address.startswith("http"):
         raise ConfigError(
-            f"RAY_ADDRESS={address}: that is a dashboard, which `ray job submit` wants. A job run by itself wants "
-            f"host:port of the cluster, or no RAY_ADDRESS for a Ray of its own"
+            f"RAY_ADDRESS={address}: expected host:port of a cluster, not the dashboard of `ray job submit`. "
+            "Unset RAY_ADDRESS to start Ray on this machine"
         )
     if not address:
         os.environ.update(ONE_MACHINE)  # for the processes that this one starts
@@ -64,9 +65,10 @@ def _init() -> None:
     from ray._private import ray_constants
 
     if address:
+        _require_answer(address)
         ray.init(logging_level=logging.WARNING)
         return
-    ray_constants.ENABLE_RAY_CLUSTER = False  # Ray reads the variable when it is imported, and that may be long ago
+    ray_constants.ENABLE_RAY_CLUSTER = False  # read at import, which may be long ago
     cpus = max(LOCAL_CPUS, cores())
     logger.info("RAY_ADDRESS is not set: starting Ray on this machine with %d logical CPUs", cpus)
     port = free_port()
@@ -79,20 +81,38 @@ def _init() -> None:
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             logging_level=logging.WARNING,
-            # Without it Ray Train's cleaner of placement groups asks whatever cluster `ray start` started last on this
-            # machine whether the run is still alive, and waits for it, or ends the run (Ray 2.60).
+            # Without it Ray Train's placement group cleaner asks the cluster that `ray start` started last on this
+            # machine whether the run is alive, and may end the run (Ray 2.60).
             runtime_env={"env_vars": {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}},
         )
+    except OSError as error:
+        if "AF_UNIX" in str(error):
+            raise ResourceError(
+                f"the path of the temporary folder is too long for Ray's sockets: set RAY_TMPDIR=/tmp ({error})"
+            ) from error
+        raise
     finally:
         del os.environ[_GCS_PORT]
 
 
+def _require_answer(address: str) -> None:
+    """Raise ResourceError when nothing listens at host:port; Ray itself would retry for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # `auto`, `local`
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ResourceError(
+            f"RAY_ADDRESS={address}: no cluster answers ({error.strerror or error}). Start it, or unset RAY_ADDRESS"
+        ) from error
+
+
 def require_resources(what: str, cpus: float, gpus: float = 0) -> None:
-    """Refuse work that the cluster can never place, and wait a while where others hold what it needs.
+    """Refuse work that the cluster can never place; wait up to `WAIT_SECONDS` for resources that others hold.
 
     Raises:
-        ResourceError: with what is needed, what there is and what is missing. A cluster that can still grow
-            (it has an autoscaler) is not refused.
+        ResourceError: the cluster has too few CPUs or GPUs, and no autoscaler.
     """
     import ray
 
@@ -109,26 +129,26 @@ def require_resources(what: str, cpus: float, gpus: float = 0) -> None:
 
 
 def _wait_for(what: str, name: str, needed: float, found: float) -> None:
-    """Wait until enough is free; say so at once, and not for ever."""
+    """Wait until enough is free. Raises ResourceError after `WAIT_SECONDS`."""
     import ray
 
-    until, told = time.monotonic() + WAIT_SECONDS, False
+    until, logged = time.monotonic() + WAIT_SECONDS, False
     while (free := ray.available_resources().get(name, 0.0)) < needed - ROUNDING:
         busy = f"{what} needs {needed:g} {name}s, {free:g} of the cluster's {found:g} are free"
         if time.monotonic() > until:
-            raise ResourceError(f"{busy}: end what holds them (`ray status` shows it), or lower the number of workers")
-        if not told and time.monotonic() > until - WAIT_SECONDS + 5:
+            raise ResourceError(f"{busy}: stop other jobs (`ray status` shows them), or lower the number of workers")
+        if not logged and time.monotonic() > until - WAIT_SECONDS + 5:
             logger.info("%s: waiting for up to %d s", busy, WAIT_SECONDS)
-            told = True
+            logged = True
         time.sleep(0.2)
 
 
 @contextmanager
 def claimed(name: str, refusal: str) -> Iterator[None]:
-    """Hold a name on the connected cluster while what is inside runs; it is free again when this process ends.
+    """Hold a name on the connected cluster inside the block; it is released when this process ends, too.
 
     Raises:
-        ResourceError: another job holds it, with what `refusal` says.
+        ResourceError: another job holds the name; the message begins with `refusal`.
     """
     import ray
 
@@ -140,7 +160,7 @@ def claimed(name: str, refusal: str) -> Iterator[None]:
     try:
         claim: Any = ray.remote(Claim).options(**options).remote()
     except ValueError as error:  # the name is taken
-        raise ResourceError(f"{refusal}: wait for its end, or stop it (`ray job list`, `ray job stop`)") from error
+        raise ResourceError(f"{refusal}: wait until it ends, or stop it (`ray job list`, `ray job stop`)") from error
     try:
         ray.get(claim.held.remote())
         yield
@@ -157,14 +177,14 @@ def can_grow() -> bool:
 
 
 def require_free_port(host: str, port: int) -> None:
-    """Raise ResourceError when something else listens on the port."""
+    """Raise ResourceError when another process listens on the port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise ResourceError(
-                f"port {port} on {host} is in use: stop what listens there, or give another one with serve.port=…"
+                f"port {port} on {host} is in use: stop that process, or choose another with serve.port=…"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Trainings, sweeps and pipelines that were cut off, found again by what decides their outcome."""
+"""Resume interrupted trainings, sweeps and pipelines, matched by a hash of every setting that affects the result."""
 
 from __future__ import annotations
 
@@ -17,42 +17,45 @@ from detect_ai.core.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-_NAME = "attempt.json"  # of an attempt: what it is, and whether it came to its end
-# Keys of `train` that only say where and how safely a run is made.
+_NAME = "attempt.json"  # of an attempt: its digest, and whether it finished
+# Keys of `train` without effect on the result.
 _FREE = {"num_workers", "cpus_per_worker", "threads_per_worker", "log_every", "keep_checkpoints", "profile"}
 _FREE |= {"resize_every_s", "max_failures", "checkpoint_every", "from_sweep"}
 
 
 def digest(config: Config, *more: Any) -> str:
-    """What decides the parameters that a training ends with as one name; so does what else is given, as the corpus."""
+    """A hash of all settings that affect the trained parameters, and of further values such as the corpus."""
     settings = {name: value for name, value in config.train.model_dump().items() if name not in _FREE}
-    all_ = [settings, config.model.model_dump(), config.seed, *more]
-    return hashlib.sha256(json.dumps(all_, sort_keys=True).encode()).hexdigest()
+    decisive = [settings, config.model.model_dump(), config.seed, *more]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def cut_off(storage: Storage, run: str, kind: str, digest: str) -> str | None:
-    """The newest attempt of its kind in a run, when it is the same and did not come to its end."""
+def interrupted(storage: Storage, run: str, kind: str, digest: str) -> str | None:
+    """The newest attempt of a kind in a run, if it has this digest and did not finish."""
     names = [name for name in storage.list(f"runs/{run}") if name.startswith(f"{kind}-")]
     for name in reversed(names):
         try:
-            found = storage.read_json(f"runs/{run}/{name}/{_NAME}")
+            record = storage.read_json(f"runs/{run}/{name}/{_NAME}")
         except FileNotFoundError:
             continue
-        return name if found == {"digest": digest, "finished": False} else None
+        return name if record == {"digest": digest, "finished": False} else None
     return None
 
 
 @contextmanager
 def attempted(storage: Storage, run: str, kind: str, digest: str) -> Iterator[tuple[str, bool]]:
-    """The name of an attempt, and whether it goes on from one that was cut off; nobody else may make it meanwhile.
+    """Start an attempt, or resume the interrupted one, while no other job works on it.
 
-    It counts as finished when what is inside ends without an error.
+    It counts as finished when the block ends without an error.
+
+    Yields:
+        Its name, and whether it is resumed.
 
     Raises:
-        ResourceError: another job makes it.
+        ResourceError: another job works on it.
     """
-    with ray_runtime.claimed(f"{storage.root}/{run}/{kind}", f"run={run}: another {kind} job is at work on it"):
-        old = cut_off(storage, run, kind, digest)
+    with ray_runtime.claimed(f"{storage.root}/{run}/{kind}", f"run={run}: another {kind} job works on it"):
+        old = interrupted(storage, run, kind, digest)
         name = old or attempt(kind)
         key = f"runs/{run}/{name}/{_NAME}"
         storage.write_json(key, {"digest": digest, "finished": False})
@@ -60,28 +63,47 @@ def attempted(storage: Storage, run: str, kind: str, digest: str) -> Iterator[tu
         storage.write_json(key, {"digest": digest, "finished": True})
 
 
-def in_turn(config: Config, storage: Storage, kind: str, stages: Mapping[str, Stage], *more: Any) -> dict[str, Any]:
-    """Run stages one after another; when that was cut off, those that came to their end are not run again.
+def settle_pipeline(config: Config, given: set[str]) -> None:
+    """Make a pipeline sweep unless the command line sets `train.from_sweep`.
 
-    Of an earlier attempt with the same configuration, and the same of what else is given, a result counts while it is
-    still the newest of its stage.
+    Args:
+        config: changed in place.
+        given: keys that the command line sets.
+
+    Raises:
+        ConfigError: a given key would be ignored: `bundle`, `data`, or one that the sweep searches.
+    """
+    if "train.from_sweep" not in given:
+        config.train.from_sweep = True
+    for key in sorted(given & {"bundle", "data"}):
+        raise ConfigError(f"{key}: the pipeline evaluates its own model on its test split; use jobs/evaluate.py")
+    searched = {f"{section}.{key}" for key in config.sweep.space for section in ("train", "model")}
+    for key in sorted(given & searched) if config.train.from_sweep else ():
+        raise ConfigError(f"{key}: the sweep searches it; train.from_sweep=false trains with your value instead")
+
+
+def run_stages(config: Config, storage: Storage, kind: str, stages: Mapping[str, Stage], *more: Any) -> dict[str, Any]:
+    """Run stages in order; after an interruption, finished stages are not repeated.
+
+    A result of the interrupted attempt is reused if configuration and `more` are equal and it is still the newest of
+    its stage.
 
     Returns:
         The result of each stage.
 
     Raises:
-        ResourceError: another job is at work on it.
+        ResourceError: another job works on it.
     """
-    with attempted(storage, config.run, kind, digest(config, config.to_dict(), *more)) as (name, goes_on):
+    with attempted(storage, config.run, kind, digest(config, config.to_dict(), *more)) as (name, resumed):
         key = f"runs/{config.run}/{name}/results.json"
-        before = storage.read_json(key) if goes_on and storage.exists(key) else {}
+        before = storage.read_json(key) if resumed and storage.exists(key) else {}
         results: dict[str, Any] = {}
         for stage, run in stages.items():
             if stage in before and before[stage] == _newest(storage, config.run, stage):
-                logger.info("%s: done by the %s that was cut off", stage, kind)
+                logger.info("%s: finished before the %s was interrupted", stage, kind)
                 results[stage] = before[stage]
             else:
-                before = {}  # what comes after it is to be run again, too
+                before = {}  # later stages must run again, too
                 results[stage] = run_stage(stage, run, config, storage)
                 storage.write_json(key, results)
     storage.prune(f"runs/{config.run}", f"{kind}-", config.storage.keep)

@@ -1,4 +1,4 @@
-"""One root for local paths and object stores: every output of every job lives under it."""
+"""Storage root for all outputs: a local folder or an object store, with atomic writes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     if "://" not in uri:
         return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
     try:
+        if urlsplit(uri).password:
+            raise ConfigError("expected a URI without a password, which would appear in logs: use the environment")
         filesystem, path = pafs.FileSystem.from_uri(uri)
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"{uri}: expected a local path or a URI such as gs://bucket/folder: {error}") from error
     return filesystem, str(path)
@@ -63,13 +67,13 @@ def _object_store(root: str, bucket: str) -> ObjectStore:
 class Storage:
     """Files under a root URI, named by keys such as `runs/default/train.json`.
 
-    A key is a relative path with `/`. It stays valid when the root moves, so results hold keys, not paths.
+    A key is a relative path with `/`. It stays valid when the root moves, so results contain keys, not paths.
 
     Args:
         root: a local path (`~` is expanded) or a URI that pyarrow knows, such as `gs://bucket/prefix`.
 
     Attributes:
-        root: the absolute path, or the URI: it names the same place in every process of the machine or cluster.
+        root: the absolute path, or the URI: valid in every process of the machine or cluster.
 
     Raises:
         ConfigError: the URI cannot be opened.
@@ -100,21 +104,21 @@ class Storage:
         return f"{self._base}/{key}"
 
     def uri(self, key: str) -> str:
-        """What names a key without this storage: a path, or a URI."""
+        """The path or URI of a key."""
         where, mark, query = self.root.partition("?")
         return f"{where.rstrip('/')}/{key}{mark}{query}"
 
     def exists(self, key: str) -> bool:
-        """Whether a file or a folder stands there."""
+        """Whether a file or a folder exists."""
         return bool(self.filesystem.get_file_info(self.path(key)).type != pafs.FileType.NotFound)
 
     def list(self, key: str) -> list[str]:
         """Names of the files and folders directly under a folder, sorted; empty when there is no such folder."""
         base = self.path(key)
-        # An object store has names with slashes, not folders: pyarrow lists a folder only where a marker stands for it.
+        # Object stores have no folders: pyarrow lists one only if it has a marker object, so list recursively.
         selector = pafs.FileSelector(base, allow_not_found=True, recursive=not self.is_local)
-        found = self.filesystem.get_file_info(selector)
-        return sorted({info.path.removeprefix(base).strip("/").split("/")[0] for info in found} - {""})
+        infos = self.filesystem.get_file_info(selector)
+        return sorted({info.path.removeprefix(base).strip("/").split("/")[0] for info in infos} - {""})
 
     def read_bytes(self, key: str) -> bytes:
         """The whole file. Raises FileNotFoundError."""
@@ -122,7 +126,7 @@ class Storage:
             return bytes(stream.read())
 
     def write_bytes(self, key: str, data: bytes) -> None:
-        """Write a whole file so that a reader sees the old content or the new, never a part."""
+        """Replace a file atomically: a reader sees the old content or the new."""
         path = self.path(key)
         self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
         if not self.is_local:  # an object appears when its upload is complete
@@ -166,11 +170,11 @@ class Storage:
             raise InputError(f"{self.root}/{key}: expected JSON: {error}") from error
 
     def write_json(self, key: str, value: Any) -> None:
-        """Write a value as indented JSON, whole or not at all."""
+        """Write a value as indented JSON, atomically."""
         self.write_bytes(key, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
     def delete(self, key: str) -> None:
-        """Delete a file or a folder with all it holds; nothing happens when it is not there."""
+        """Delete a file, or a folder recursively; a missing key is ignored."""
         info = self.filesystem.get_file_info(self.path(key))
         if info.type == pafs.FileType.Directory:
             self.filesystem.delete_dir(info.path)
@@ -179,7 +183,7 @@ class Storage:
 
     @contextmanager
     def whole(self, key: str) -> Iterator[None]:
-        """What is written under a key inside is there as a whole: a failure or an interrupt deletes it again."""
+        """Delete a key, and its empty parent folder, if the block fails or is interrupted."""
         try:
             yield
         except BaseException:
@@ -196,7 +200,7 @@ class Storage:
 
     @contextmanager
     def local_folder(self, key: str) -> Iterator[Path]:
-        """A local folder with the content of a key: the folder itself on local storage, else a copy for a while."""
+        """A local folder with the content of a key: the folder itself on local storage, else a temporary copy."""
         if self.is_local:
             yield Path(self.path(key))
             return

@@ -1,24 +1,28 @@
-"""Weights & Biases, never required: without a key it writes offline, and no failure of it stops a run."""
+"""Weights & Biases tracking. Optional: offline without a key, and its failures never stop a run."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast
 
 from detect_ai.core.config import Config
+from detect_ai.core.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-_RUNS = 100  # trials of a sweep that are kept at least
-_FINISH_SECONDS = 60.0  # for what is left to send; W&B's own default is to wait for ever
+FOLDER = "wandb"  # key of the runs under the storage root
+RUNS_PER_KEPT = 100  # W&B runs kept for each of `storage.keep`: a sweep of 100 trials keeps them all
+FINISH_SECONDS = 60.0  # to send what is left; W&B's own default is unbounded
 
 
 def resolve_mode(mode: str) -> str:
-    """`auto` is online with a key and offline without; WANDB_MODE decides over both."""
+    """`auto`: WANDB_MODE if set, else online with an API key and offline without."""
     if mode != "auto":
         return mode
     if chosen := os.environ.get("WANDB_MODE"):
@@ -29,70 +33,70 @@ def resolve_mode(mode: str) -> str:
 def _netrc_has_key() -> bool:
     try:
         return b"api.wandb.ai" in Path("~/.netrc").expanduser().read_bytes()
-    except (OSError, RuntimeError):  # there is none, it is not ours to read, or there is no home
+    except (OSError, RuntimeError):  # no file, no permission, or no home
         return False
 
 
-def open_run(config: Config, told: bool = True, facts: Mapping[str, Any] | None = None, **settings: Any) -> Tracker:
-    """A tracked run in the project of the configuration, kept below the storage root where that is local.
+def open_run(config: Config, enabled: bool = True, facts: Mapping[str, Any] | None = None, **settings: Any) -> Tracker:
+    """A tracked run in the project of the configuration.
 
     Args:
-        config: storage, sweep and tracking are read, and all of it is recorded.
-        told: whether this process is the one that tells; else the run is disabled.
-        facts: recorded beside the configuration.
-        settings: further arguments of `wandb.init`, such as name, group and job_type.
+        config: storage and tracking are used; the published part is recorded.
+        enabled: false on ranks that do not report.
+        facts: recorded in addition to the configuration.
+        settings: arguments of `wandb.init`, such as name, group and job_type.
     """
-    local = "://" not in config.storage.root
-    # No stage may delete what another one of the same loop wrote: trials, a training, an evaluation, a publication.
-    # A stage need not be told of the sweep before it.
-    runs = max(_RUNS, config.sweep.num_trials) + 3
     return Tracker(
-        resolve_mode(config.tracking.mode) if told else "disabled",
-        folder=Path(config.storage.root if local else "~/.cache/detect_ai").expanduser(),
-        keep=config.storage.keep * runs,
+        resolve_mode(config.tracking.mode) if enabled else "disabled",
+        Storage(config.storage.root),
+        keep=config.storage.keep * RUNS_PER_KEPT,
         project=config.tracking.project,
-        config=config.to_dict() | dict(facts or {}),
+        config=config.published() | dict(facts or {}),
         **settings,
     )
 
 
 class Tracker:
-    """One tracked run. Every call is safe: the first failure is logged once and ends tracking, not the run.
+    """One tracked run. The first failure of W&B is logged and ends tracking, not the run.
+
+    Offline runs are written to the storage root; where that is an object store, to a temporary folder first, which is
+    uploaded when the run ends.
 
     Args:
         mode: online, offline or disabled.
-        folder: where runs are written.
-        keep: runs kept in the folder; older ones are deleted.
-        settings: arguments of `wandb.init` such as project, group, name and config.
+        storage: root under which runs are kept.
+        keep: runs kept there; older ones are deleted.
+        settings: arguments of `wandb.init`.
     """
 
-    def __init__(self, mode: str, folder: Path, keep: int, **settings: Any) -> None:
+    def __init__(self, mode: str, storage: Storage, keep: int, **settings: Any) -> None:
         self._run: Any = None
+        self._storage, self._keep = storage, keep
         if mode == "disabled":
             return
         try:
             import wandb
 
-            folder.mkdir(parents=True, exist_ok=True)
-            _prune(folder / "wandb", keep - 1)
+            self._folder = Path(storage.root if storage.is_local else tempfile.mkdtemp(prefix="detect_ai-wandb-"))
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._run = wandb.init(
                 mode=cast(Literal["online", "offline"], mode),
-                dir=str(folder),
-                settings=wandb.Settings(silent=True, console="off", finish_timeout=_FINISH_SECONDS),
+                dir=str(self._folder),
+                settings=wandb.Settings(silent=True, console="off", finish_timeout=FINISH_SECONDS),
                 **settings,
             )
-        except Exception as error:  # tracking is never worth a run
+        except Exception as error:  # tracking must not stop a run
             logger.warning("W&B is off for this run: %s", error)
             return
         if mode == "offline":
-            logger.info("W&B is offline (no key, or by choice): send it later with `wandb sync %s`", folder / "wandb")
+            logger.info("W&B is offline: send the run later with `wandb sync` from %s", storage.uri(FOLDER))
 
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Record values, at a step where there is one."""
+        """Record metrics, at a step where there is one."""
         self._safely(lambda run: run.log(dict(values), step=step))
 
     def curve(self, name: str, title: str, columns: tuple[str, str], points: Iterable[tuple[float, float]]) -> None:
-        """Record a plot of one line, and its points as a table."""
+        """Record a line plot and its points as a table."""
 
         def plot(run: Any) -> None:
             import wandb
@@ -114,12 +118,12 @@ class Tracker:
 
         self._safely(add)
 
-    def _safely(self, tell: Callable[[Any], object]) -> None:
+    def _safely(self, report: Callable[[Any], object]) -> None:
         if self._run is None:
             return
         try:
-            tell(self._run)
-        except Exception as error:  # tracking is never worth a run
+            report(self._run)
+        except Exception as error:  # tracking must not stop a run
             logger.warning("W&B stopped: %s", error)
             self._run = None
 
@@ -127,19 +131,19 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        if self._run is None:
-            return
-        try:
-            self._run.finish(exit_code=0 if kind is None else 1)
-        except Exception as error:  # tracking is never worth a run
-            logger.warning("W&B did not finish: %s", error)
+        self._safely(lambda run: run.finish(exit_code=0 if kind is None else 1))
+        self._safely(lambda _: self._store())
 
+    def _store(self) -> None:
+        """Upload an offline run, and delete the oldest runs."""
+        if not self._storage.is_local:
+            import wandb
 
-def _prune(folder: Path, keep: int) -> None:
-    """Delete the oldest runs, offline and online ones: nothing grows for ever."""
-    import shutil
-
-    runs = [path for path in folder.glob("*run-*") if path.is_dir()]
-    runs.sort(key=lambda path: path.name.partition("run-")[2])  # the time it began
-    for path in runs[: max(0, len(runs) - keep)]:
-        shutil.rmtree(path, ignore_errors=True)
+            wandb.teardown()  # `finish` does not wait for the files of an offline run
+            for folder in self._folder.glob("wandb/offline-run-*"):
+                self._storage.upload(folder, f"{FOLDER}/{folder.name}")
+            shutil.rmtree(self._folder)
+        runs = [name for name in self._storage.list(FOLDER) if "run-" in name]
+        runs.sort(key=lambda name: name.partition("run-")[2])  # by start time
+        for name in runs[: max(0, len(runs) - self._keep)]:
+            self._storage.delete(f"{FOLDER}/{name}")

@@ -43,7 +43,7 @@ def inspect(config: Config, storage: Storage) -> dict[str, Any]:
     for finding in findings:
         logger.warning("%s: %s", finding.about, finding.text)
     report = describe(corpus, result, findings)
-    keys = _write(storage, f"runs/{config.run}/inspect", report)
+    keys = _write(storage, f"runs/{config.run}/audit", report)
     return {
         **keys,
         "corpus": corpus.key,

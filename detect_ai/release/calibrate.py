@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -181,8 +182,7 @@ def _write_candidate(
             "run": config.run,
             "checkpoint": checkpoint,
             "model_licence": config.model.licence,
-            # A bundle is copied to others: the URI of the storage may hold credentials.
-            "config": {n: v for n, v in config.to_dict().items() if n not in ("storage", "tracking")},
+            "config": config.published(),
             "git_revision": git_revision(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         },
@@ -201,9 +201,9 @@ def _write_candidate(
 
 
 def git_revision() -> str:
-    """DETECT_AI_GIT_REVISION, else the revision of this checkout.
+    """DETECT_AI_GIT_REVISION, else the revision of this checkout, else `source-` and a digest of the package's code.
 
-    `unknown` where there is neither: in an installed package, and under `ray job submit`, which copies no history.
+    `ray job submit` uploads no history; the digest identifies the code there, as does the same call in any checkout.
     """
     if given := os.environ.get("DETECT_AI_GIT_REVISION"):
         return given
@@ -212,6 +212,15 @@ def git_revision() -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return source_digest()
     top, revision = done.stdout.splitlines()
-    return revision if Path(top).resolve() == root else "unknown"  # of another project, around ours
+    return revision if Path(top).resolve() == root else source_digest()  # a repository around ours
+
+
+def source_digest() -> str:
+    """`source-` and the first 12 hex digits of a sha256 over the Python files of `detect_ai`."""
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return f"source-{digest.hexdigest()[:12]}"

@@ -45,7 +45,7 @@ def open_telemetry(arguments: dict[str, Any], trainer: Trainer) -> Iterator[Tele
     with (
         open_run(
             config,
-            told=writes,
+            enabled=writes,
             group=arguments["group"],
             name=name,
             id=name.replace("/", "-"),  # a resumed run stays one run

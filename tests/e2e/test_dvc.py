@@ -77,7 +77,7 @@ def here(tmp_path_factory: pytest.TempPathFactory, encoder: Path, remote: Path) 
 
 def test_every_stage_leaves_its_result(here: Path) -> None:
     found = {path.stem for path in (here / "artifacts/runs/dvc").glob("*.json")}
-    assert found == {"prepare", "inspect", "sweep", "train", "calibrate", "evaluate", "publish"}
+    assert found == {"prepare", "audit", "sweep", "train", "calibrate", "evaluate", "publish"}
 
 
 def test_a_second_run_runs_nothing(here: Path) -> None:

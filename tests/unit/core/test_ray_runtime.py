@@ -1,4 +1,7 @@
-"""What is refused before Ray is asked for anything, and what is waited for."""
+"""Connecting, and waiting for resources, without a cluster."""
+
+import socket
+import time
 
 import pytest
 import ray
@@ -10,18 +13,49 @@ from detect_ai.core.storage import Storage
 from serve_app.deploy import deploy_to_cluster
 
 
-def test_the_address_of_a_dashboard_is_none_of_a_cluster(monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+@pytest.fixture
+def address(monkeypatch):
+    """Sets RAY_ADDRESS."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(ConfigError) as refused:
+    return lambda value: monkeypatch.setenv("RAY_ADDRESS", value)
+
+
+def test_dashboard_address_is_refused(address):
+    address("http://127.0.0.1:8265")
+    with pytest.raises(ConfigError, match=r"RAY_ADDRESS=http://127\.0\.0\.1:8265"):
         ray_runtime.connect()
-    assert str(refused.value) == (
-        "RAY_ADDRESS=http://127.0.0.1:8265: that is a dashboard, which `ray job submit` wants. A job run by itself "
-        "wants host:port of the cluster, or no RAY_ADDRESS for a Ray of its own"
-    )
 
 
-def test_a_service_that_would_end_with_its_job_is_not_deployed(monkeypatch, tmp_path):
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_dead_address_is_refused_at_once(address, scheme):
+    dead = f"{scheme}127.0.0.1:{ray_runtime.free_port()}"
+    address(dead)
+    started = time.monotonic()
+    with pytest.raises(ResourceError, match=f"RAY_ADDRESS={dead}: no cluster answers"):
+        ray_runtime.connect()
+    assert time.monotonic() - started < 30
+
+
+def test_answering_address_is_passed_to_ray(address, monkeypatch):
+    monkeypatch.setattr(ray, "init", lambda **_: (_ for _ in ()).throw(InterruptedError))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address(f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(InterruptedError):
+            ray_runtime.connect()
+
+
+def test_long_socket_path_names_the_fix(monkeypatch):
+    def init(**_):
+        raise OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /x")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ResourceError, match="RAY_TMPDIR=/tmp"):
+        ray_runtime.connect()
+
+
+def test_deploy_needs_a_permanent_cluster(monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match=r"deploy needs a cluster that stays: submit it .* make serve"):
         deploy_to_cluster(Config(), Storage(str(tmp_path)))
@@ -29,7 +63,7 @@ def test_a_service_that_would_end_with_its_job_is_not_deployed(monkeypatch, tmp_
 
 @pytest.fixture
 def busy(monkeypatch):
-    """A cluster of 8 CPUs of which 2 are free, for ever."""
+    """A cluster of 8 CPUs of which 2 stay free."""
     monkeypatch.setattr(ray_runtime, "can_grow", lambda: False)
     monkeypatch.setattr(ray_runtime, "WAIT_SECONDS", 0.5)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
@@ -37,28 +71,20 @@ def busy(monkeypatch):
 
 
 @pytest.mark.parametrize("cpus", [0.5, 2])
-def test_what_is_free_is_taken_at_once(busy, cpus):
+def test_free_resources_are_taken_at_once(busy, cpus):
     ray_runtime.require_resources("it", cpus)
 
 
-def test_what_others_hold_is_waited_for_and_not_for_ever(busy):
-    with pytest.raises(ResourceError) as refused:
+def test_wait_for_busy_resources_is_bounded(busy):
+    with pytest.raises(ResourceError, match="it needs 3 CPUs, 2 of the cluster's 8 are free"):
         ray_runtime.require_resources("it", 3)
-    assert str(refused.value) == (
-        "it needs 3 CPUs, 2 of the cluster's 8 are free: end what holds them (`ray status` shows it), or lower the "
-        "number of workers"
-    )
 
 
-def test_what_there_is_not_is_refused_with_how_much_is_missing(busy):
-    with pytest.raises(ResourceError) as refused:
+def test_missing_resources_are_refused(busy):
+    with pytest.raises(ResourceError, match=r"it needs 9.5 CPUs, the cluster has 8: 1.5 missing.*--num-cpus=9.5"):
         ray_runtime.require_resources("it", 9.5)
-    assert str(refused.value) == (
-        "it needs 9.5 CPUs, the cluster has 8: 1.5 missing. Lower the number of workers, or start Ray with "
-        "--num-cpus=9.5"
-    )
 
 
-def test_a_cluster_that_can_grow_is_trusted(busy, monkeypatch):
+def test_autoscaling_cluster_is_trusted(busy, monkeypatch):
     monkeypatch.setattr(ray_runtime, "can_grow", lambda: True)
     ray_runtime.require_resources("it", 50)

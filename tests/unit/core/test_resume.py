@@ -1,13 +1,19 @@
-"""Which attempt of a run is gone on with."""
+"""Interrupted attempts, their digests, and stages in order."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from detect_ai.core import resume
-from detect_ai.core.config import load_config
+from detect_ai.core import ray_runtime, resume
+from detect_ai.core.config import Config, load_config
+from detect_ai.core.errors import ConfigError
+from detect_ai.core.job import read_result, run_stage
+from detect_ai.core.resume import run_stages, settle_pipeline
 from detect_ai.core.storage import Storage
 
 OLD, NEW = "train-20200101T000000000", "train-20200102T000000000"
@@ -18,62 +24,125 @@ def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path))
 
 
-def leave(storage: Storage, name: str, digest: str, finished: bool) -> None:
-    storage.write_json(f"runs/mine/{name}/attempt.json", {"digest": digest, "finished": finished})
+@pytest.mark.parametrize(
+    ("attempts", "expected"),
+    [
+        ([], None),
+        ([(OLD, "this", False)], OLD),
+        ([(OLD, "this", True)], None),
+        ([(OLD, "another", False)], None),
+        ([("sweep-20200101T000000000", "this", False)], None),
+        ([(OLD, "this", False), (NEW, "this", True)], None),
+        ([(OLD, "this", False), (NEW, "this", False)], NEW),
+    ],
+)
+def test_newest_unfinished_attempt_is_resumed(storage: Storage, attempts: list[Any], expected: str | None) -> None:
+    for name, digest, finished in attempts:
+        storage.write_json(f"runs/mine/{name}/attempt.json", {"digest": digest, "finished": finished})
+    assert resume.interrupted(storage, "mine", "train", "this") == expected
 
 
-def test_an_attempt_that_did_not_end_is_gone_on_with(storage: Storage) -> None:
-    leave(storage, OLD, "this", finished=False)
-    assert resume.cut_off(storage, "mine", "train", "this") == OLD
+def test_folder_without_attempt_file_is_ignored(storage: Storage) -> None:
+    storage.write_json(f"runs/mine/{OLD}/attempt.json", {"digest": "this", "finished": False})
+    storage.write_bytes(f"runs/mine/{NEW}/checkpoint", b"")
+    assert resume.interrupted(storage, "mine", "train", "this") == OLD
 
 
-def test_a_finished_one_is_not(storage: Storage) -> None:
-    leave(storage, OLD, "this", finished=True)
-    assert resume.cut_off(storage, "mine", "train", "this") is None
+@pytest.mark.parametrize("override", ["seed=9", "train.epochs=9", "model.dropout=0.3"])
+def test_decisive_setting_changes_digest(override: str) -> None:
+    assert resume.digest(load_config([override]), "corpus") != resume.digest(load_config(), "corpus")
+    assert resume.digest(load_config(), "corpus") != resume.digest(load_config(), "other")
 
 
-def test_one_of_something_else_is_not(storage: Storage) -> None:
-    leave(storage, OLD, "another", finished=False)
-    assert resume.cut_off(storage, "mine", "train", "this") is None
+@pytest.mark.parametrize("override", ["run=x", "train.num_workers=7", "train.max_failures=9", "train.profile=true"])
+def test_machine_setting_keeps_digest(override: str) -> None:
+    assert resume.digest(load_config([override]), "corpus") == resume.digest(load_config(), "corpus")
 
 
-def test_one_of_another_kind_is_not(storage: Storage) -> None:
-    leave(storage, "sweep-20200101T000000000", "this", finished=False)
-    assert resume.cut_off(storage, "mine", "train", "this") is None
+class Stages:
+    """Three stages that record when they run; the third is interrupted while `broken`."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.broken = True
+
+    def stage(self, name: str) -> Any:
+        def run(config: Config, storage: Storage) -> dict[str, Any]:
+            self.ran.append(name)
+            if name == "third" and self.broken:
+                raise KeyboardInterrupt
+            return {"by": len(self.ran)}
+
+        return run
+
+    def all(self) -> dict[str, Any]:
+        return {name: self.stage(name) for name in ("first", "second", "third")}
 
 
-def test_one_that_a_finished_one_followed_is_not(storage: Storage) -> None:
-    leave(storage, OLD, "this", finished=False)
-    leave(storage, NEW, "this", finished=True)
-    assert resume.cut_off(storage, "mine", "train", "this") is None
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    @contextmanager
+    def claimed(*_: str) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(ray_runtime, "claimed", claimed)
+    return load_config([f"storage.root={tmp_path}", "storage.keep=1"])
 
 
-def test_a_folder_without_a_word_of_what_it_is_does_not_count(storage: Storage) -> None:
-    leave(storage, OLD, "this", finished=False)
-    storage.write_bytes(f"runs/mine/{NEW}/checkpoint", b"of an older version")
-    assert resume.cut_off(storage, "mine", "train", "this") == OLD
+@pytest.fixture
+def stages(config: Config) -> Stages:
+    """Stages whose first run was interrupted in the third."""
+    stages = Stages()
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(config, Storage(config.storage.root), "several", stages.all())
+    stages.ran.clear()
+    stages.broken = False
+    return stages
 
 
-def test_a_run_without_attempts_has_none(storage: Storage) -> None:
-    assert resume.cut_off(storage, "mine", "train", "this") is None
+def test_finished_stages_are_not_repeated(config: Config, stages: Stages) -> None:
+    storage = Storage(config.storage.root)
+    results = run_stages(config, storage, "several", stages.all())
+    assert stages.ran == ["third"]
+    assert list(results) == ["first", "second", "third"]
+    assert results["second"] == read_result(storage, config.run, "second")
 
 
-def test_what_changes_the_outcome_changes_the_digest() -> None:
-    config = load_config([])
-    others = [
-        config.model_copy(update={"seed": config.seed + 1}),
-        config.model_copy(update={"train": config.train.model_copy(update={"epochs": config.train.epochs + 1})}),
-        config.model_copy(update={"model": config.model.model_copy(update={"dropout": 0.3})}),
-    ]
-    found = [resume.digest(each, "a corpus") for each in [config, *others]] + [resume.digest(config, "another")]
-    assert len(set(found)) == len(found)
+def test_finished_attempt_is_repeated_and_pruned(config: Config, stages: Stages) -> None:
+    storage = Storage(config.storage.root)
+    for _ in range(2):
+        stages.ran.clear()
+        run_stages(config, storage, "several", stages.all())
+    assert stages.ran == ["first", "second", "third"]
+    assert len([name for name in storage.list(f"runs/{config.run}") if name.startswith("several-")]) == 1
 
 
-def test_where_and_how_safely_it_runs_does_not() -> None:
-    config = load_config([])
-    moved = config.train.model_copy(
-        update={"num_workers": 7, "max_failures": 9, "checkpoint_every": 5, "log_every": 3, "profile": True}
-    )
-    assert resume.digest(config.model_copy(update={"train": moved, "run": "other"}), "a corpus") == resume.digest(
-        config, "a corpus"
-    )
+def test_other_configuration_starts_again(config: Config, stages: Stages) -> None:
+    config.train.lr *= 2
+    run_stages(config, Storage(config.storage.root), "several", stages.all())
+    assert stages.ran == ["first", "second", "third"]
+
+
+def test_newer_result_repeats_later_stages(config: Config, stages: Stages) -> None:
+    storage = Storage(config.storage.root)
+    run_stage("first", lambda *_: {"by": "another job"}, config, storage)
+    run_stages(config, storage, "several", stages.all())
+    assert stages.ran == ["first", "second", "third"]
+
+
+def test_pipeline_sweeps_by_default() -> None:
+    config = load_config()
+    settle_pipeline(config, set())
+    assert config.train.from_sweep
+
+
+def test_pipeline_without_sweep_keeps_given_rate() -> None:
+    config = load_config(["train.from_sweep=false", "train.lr=3e-5"])
+    settle_pipeline(config, {"train.from_sweep", "train.lr"})
+    assert (config.train.from_sweep, config.train.lr) == (False, 3e-5)
+
+
+@pytest.mark.parametrize("key", ["train.lr", "bundle", "data"])
+def test_pipeline_refuses_keys_that_it_would_ignore(key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        settle_pipeline(load_config(), {key})

@@ -125,8 +125,8 @@ def page(storage: Storage, result: dict[str, Any]) -> str:
 
 def test_result(result: dict[str, Any]) -> None:
     assert (result["report"], result["report_json"]) == (
-        "runs/default/inspect/report.html",
-        "runs/default/inspect/report.json",
+        "runs/default/audit/report.html",
+        "runs/default/audit/report.json",
     )
     assert (result["corpus"], result["fingerprint"], result["texts_audited"]) == (KEY, "f00d" * 16, 240)
     assert result["baseline"]["auroc"] > 0.9
