@@ -297,5 +297,5 @@ def test_the_champion_of_an_object_store_moves_and_its_bundle_comes_back(gcs_roo
     assert (again.champion(), again.versions()) == (version, [version])
     with again.folder(version) as found:
         assert files(found) == files(tiny_bundle)
-    pointer = json.loads(Storage(gcs_root).read_bytes("registry/champion.json"))
-    assert pointer["version"] == json.loads((tiny_bundle / SPEC_FILE).read_text())["digest"][:16]
+    record = json.loads(Storage(gcs_root).read_bytes("registry/champion/000001.json"))
+    assert record["value"]["version"] == json.loads((tiny_bundle / SPEC_FILE).read_text())["digest"][:16]
