@@ -1,8 +1,7 @@
-"""Changes that readers hardly notice and detectors fall for, from the definitions of RAID (Dugan et al. 2024).
+"""Text attacks of RAID (Dugan et al. 2024, arXiv:2405.07940, appendix E) that need no model.
 
-arXiv:2405.07940, appendix E: each changes a share of the places where it can act. An attack is a function of a text and
-a generator of random numbers. These ten need no model; RAID's eleventh is the paraphrase. Its
-synonyms come from a masked language model, ours from a list.
+An attack is a function of a text and a random generator; each changes a fraction of the places where it can act. RAID's
+synonyms come from a masked language model, ours from a word list.
 """
 
 import re
@@ -21,21 +20,21 @@ _ARTICLE = re.compile(r"\b(?:the|a|an)\s+", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+")
 _WORD = re.compile(r"[^\W\d_]+")
 _LETTER = re.compile(r"[^\W\d_]")
-# Not the parts of don't and we'll; of a possessive, the word before its s.
+# Not parts of contractions (don't, we'll); of a possessive, the word before its s.
 _WHOLE_WORD = re.compile(r"(?<!\w)(?<!\w['’])[^\W\d_]++(?![\d_]|['’](?!s\b)[^\W\d_])")
-# With the article before it. No compounds (long-term), no names: capitals after a small letter or a comma.
+# With a preceding article. No compounds (long-term), no names: capitals after a lower-case letter or a comma.
 _PHRASE = re.compile(
     r"(?:(?<![\w'’-])(?P<article>(?!(?<=[a-z,] )A)[Aa][Nn]?)(?P<gap>\s+))?"
     r"(?<![\w'’-])(?P<word>(?!(?<=[a-z,] )[A-Z])[^\W\d_]++)(?![\d_-]|['’](?!s\b)[^\W\d_])"
 )
-# What `an` goes before: a vowel that is heard.
+# Words with `an` as article: those that begin with a vowel sound.
 _VOWEL = re.compile(r"(?!uni(?![mn])|us[aeiu]|uti|eu|once|one\b|ubi)[aeiou]|hour|hono|honest|heir")
 
 
 def alternative_spelling(text: str, rng: np.random.Generator) -> str:
-    """Exchange the spelling of every word that is spelt in another way across the Atlantic."""
+    """Swap British and American spelling of every word that differs."""
     table = spellings()
-    return _WHOLE_WORD.sub(lambda match: _like(match[0], table.get(match[0].lower(), match[0])), text)
+    return _WHOLE_WORD.sub(lambda match: _match_case(match[0], table.get(match[0].lower(), match[0])), text)
 
 
 def article_deletion(text: str, rng: np.random.Generator) -> str:
@@ -44,12 +43,12 @@ def article_deletion(text: str, rng: np.random.Generator) -> str:
 
 
 def homoglyph(text: str, rng: np.random.Generator) -> str:
-    """Exchange every letter that has a look-alike in another script."""
+    """Replace every letter that has a look-alike in another script."""
     return text.translate(_HOMOGLYPHS)
 
 
 def insert_paragraphs(text: str, rng: np.random.Generator) -> str:
-    """Begin a new paragraph after half of the sentences."""
+    """Insert a paragraph break after half of the sentences."""
     spans = sentences(text)
     breaks = rng.random(len(spans)) < 0.5
     parts = [text[start:end] + ("\n\n" if broken else " ") for (start, end), broken in zip(spans, breaks, strict=True)]
@@ -63,18 +62,18 @@ def misspelling(text: str, rng: np.random.Generator) -> str:
     def misspell(match: re.Match[str]) -> str:
         word = match[0]
         choices = table.get(word.lower())
-        return _like(word, _one_of(choices, rng)) if choices and rng.random() < 0.2 else word
+        return _match_case(word, _one_of(choices, rng)) if choices and rng.random() < 0.2 else word
 
     return _WHOLE_WORD.sub(misspell, text)
 
 
 def number_swap(text: str, rng: np.random.Generator) -> str:
-    """Draw the digits of half of the numbers anew."""
+    """Replace the digits of half of the numbers with random ones."""
     return _at(_NUMBER, text, rng, 0.5, lambda number: "".join(str(rng.integers(10)) for _ in number))
 
 
 def synonym(text: str, rng: np.random.Generator) -> str:
-    """Exchange half of the words that have a synonym, and make an article before one agree."""
+    """Replace half of the words that have a synonym, and adapt a preceding article."""
     table = synonyms()
 
     def swap(match: re.Match[str]) -> str:
@@ -84,9 +83,9 @@ def synonym(text: str, rng: np.random.Generator) -> str:
             return match[0]
         new = _one_of(choices, rng)
         if not article:
-            return _like(word, new)
+            return _match_case(word, new)
         n = ("N" if word.isupper() else "n") if _VOWEL.match(new) else ""
-        return article[0] + n + gap + _like(word, new)
+        return article[0] + n + gap + _match_case(word, new)
 
     return _PHRASE.sub(swap, text)
 
@@ -102,7 +101,7 @@ def whitespace(text: str, rng: np.random.Generator) -> str:
 
 
 def zero_width_space(text: str, rng: np.random.Generator) -> str:
-    """Put a zero-width space behind every letter."""
+    """Insert a zero-width space after every letter."""
     return _at(_LETTER, text, rng, 1.0, lambda letter: letter + "\u200b")
 
 
@@ -123,17 +122,19 @@ ATTACKS: dict[str, Attack] = {
 }
 
 
-def _at(pattern: re.Pattern[str], text: str, rng: np.random.Generator, share: float, new: Callable[[str], str]) -> str:
-    """Replace a share of the matches, each drawn by itself."""
-    return pattern.sub(lambda match: new(match[0]) if rng.random() < share else match[0], text)
+def _at(
+    pattern: re.Pattern[str], text: str, rng: np.random.Generator, fraction: float, new: Callable[[str], str]
+) -> str:
+    """Replace a fraction of the matches, sampled independently."""
+    return pattern.sub(lambda match: new(match[0]) if rng.random() < fraction else match[0], text)
 
 
 def _one_of(choices: tuple[str, ...], rng: np.random.Generator) -> str:
     return choices[int(rng.integers(len(choices)))]
 
 
-def _like(word: str, new: str) -> str:
-    """A lower-case word in the case of the one it replaces, which stays where its case is none of these (iPhone)."""
+def _match_case(word: str, new: str) -> str:
+    """A lower-case word in the case of the word that it replaces; mixed case (iPhone) keeps the original word."""
     if word.islower():
         return new
     if word.isupper() and len(word) > 1:

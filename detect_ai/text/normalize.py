@@ -1,8 +1,8 @@
 """Text normalisation: one versioned function that runs before every tokenisation.
 
-`normalise` undoes what changes a text's code points but not what a reader sees: the homoglyph, zero-width,
-white-space and paragraph attacks of RAID (Dugan et al. 2024, arXiv:2405.07940), full-width and mathematical
-letters, fillers, and typographic quotes and dashes. It keeps a map back to the text as sent.
+`normalise` reverts changes of code points that a reader does not see: the homoglyph, zero-width, white-space and
+paragraph attacks of RAID (Dugan et al. 2024, arXiv:2405.07940), full-width and mathematical letters, fillers, and
+typographic quotes and dashes. It keeps a map to the offsets of the submitted text.
 """
 
 import json
@@ -27,10 +27,10 @@ _INVISIBLE = (
     "\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff0-\ufffb\U000110bd\U000110cd"
     "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-# Hangul fillers and the Braille blank: the first two take no room, the others show as a gap.
+# Hangul fillers and the Braille blank: the first two have no width, the others show as a gap.
 _FILLERS = "\u115f\u1160\u3164\uffa0\u2800"
 _GAP_FILLERS = _FILLERS[2:]
-# Before NFKC, which would tear the acute accent (a common apostrophe) and the double prime apart.
+# Replaced before NFKC, which would decompose the acute accent (a common apostrophe) and the double prime.
 _TYPOGRAPHY = (
     dict.fromkeys("‘’‚‛′‵‹›❛❜´\u02b9\u02bb\u02bc\u02bd\u02ca\u02cb", "'")
     | dict.fromkeys("“”„‟″‶«»❝❞〝〞〟\u02ba\u02ee", '"')
@@ -49,8 +49,8 @@ _LOOKALIKE_FORMS = re.compile("[\u24b6-\u24e9\uff21-\uff3a\uff41-\uff5a\U0001d40
 _WORD = re.compile(r"(?:[^\W\d_]+[\u0300-\u036f]*)+")
 # Letters of everyday Latin spelling (not phonetic ones), with combining diacritics.
 _PLAIN = re.compile("[A-Za-zªºÀ-ÖØ-öø-\u024f\u1e00-\u1eff\u0300-\u036f]+")
-_FOLD_FROM_SHARE = 0.9
-_GENUINE_LATIN_SHARE = 0.05
+_MIN_FOLDED_FRACTION = 0.9
+_MIN_LATIN_FRACTION = 0.05
 
 _Offsets = npt.NDArray[np.int32]
 _Edit = tuple[int, int, str]
@@ -58,13 +58,13 @@ _Edit = tuple[int, int, str]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Normalised:
-    """A normalised text and the way back to the text as sent.
+    """A normalised text and its map to the submitted text.
 
     Attributes:
         text: The normalised text.
-        starts: For each character of `text`, where its source begins; shape (len(text),), non-decreasing.
-        ends: For each character of `text`, where its source ends (exclusive); likewise.
-        tampering: How many characters of the source were `invisible`, a `homoglyph`, a `lookalike_form`
+        starts: for each character of `text`, where its source begins; shape (len(text),), non-decreasing.
+        ends: for each character of `text`, where its source ends (exclusive); likewise.
+        tampering: number of characters of the source that were `invisible`, a `homoglyph`, a `lookalike_form`
             (full-width, mathematical and enclosed letters) or a `filler`; only counts above 0.
     """
 
@@ -74,7 +74,7 @@ class Normalised:
     tampering: dict[str, int]
 
     def to_source(self, start: int, end: int) -> tuple[int, int]:
-        """The span of the text as sent, in code points, that `text[start:end]` came from."""
+        """The span of the submitted text, in code points, that `text[start:end]` came from."""
         if start < end:
             return int(self.starts[start]), int(self.ends[end - 1])
         at = self.starts[start] if start < len(self.text) else self.ends[-1] if self.text else 0
@@ -83,14 +83,14 @@ class Normalised:
 
 @dataclass(slots=True)
 class _Draft:
-    """A text on its way through the steps of `normalise`."""
+    """A text between the steps of `normalise`."""
 
     text: str
     starts: _Offsets
     ends: _Offsets
     tampering: Counter[str]
 
-    def rewrite(self, edits: list[_Edit]) -> None:
+    def apply_edits(self, edits: list[_Edit]) -> None:
         """Replace disjoint, ascending, non-empty spans; each new character maps to its whole span."""
         if not edits:
             return
@@ -126,14 +126,14 @@ def _nfkc_length(char: str) -> int:
 
 
 def normalise(text: str) -> Normalised:
-    """Undo what a reader cannot see, without changing case or repairing anything else.
+    """Revert invisible changes of a text, without changing case or repairing anything else.
 
-    In order: lone surrogates become U+FFFD, invisible characters and fillers go, quotes and dashes become
+    In order: lone surrogates become U+FFFD, invisible characters and fillers are removed, quotes and dashes become
     ASCII; NFKC (UAX #15); confusables (UTS #39) become Latin letters where the document is Latin; every run of
     white space becomes one space and the ends are stripped. Total and idempotent, in linear time.
 
-    Each step leaves nothing for an earlier one, which is why one pass is enough: invisible characters go before
-    NFKC, so that marks meet their base; NFKC yields quotes and dashes (from U+2034, U+FE31 …), so those are
+    One pass is enough, because no step creates work for an earlier one: invisible characters are removed before
+    NFKC, so that marks follow their base; NFKC yields quotes and dashes (from U+2034, U+FE31 …), so those are
     replaced again; folding keeps the number of letters, so the document's share of Latin stays what it was, and
     a folded base may compose with the mark after it.
     """
@@ -150,7 +150,7 @@ def normalise(text: str) -> Normalised:
 
 
 def _replace_special(draft: _Draft) -> None:
-    """Remove invisible characters and fillers; quotes, dashes and lone surrogates to what stands for them."""
+    """Remove invisible characters and fillers; replace quotes, dashes and lone surrogates."""
     blank = _blank_for(draft.text)
     edits = []
     for match in _SPECIAL.finditer(draft.text):
@@ -162,17 +162,17 @@ def _replace_special(draft: _Draft) -> None:
         elif not _SPELLING.match(draft.text, match.start()):
             draft.tampering[kind] += len(match[0])
         edits.append((*match.span(), new))
-    draft.rewrite(edits)
+    draft.apply_edits(edits)
 
 
 def _blank_for(text: str) -> str:
-    """What fillers that show as a gap stand for: a space; nothing where they are too dense to part words."""
+    """Replacement of fillers that show as a gap: a space, or nothing where they are too dense to separate words."""
     runs = len(re.findall(f"[{_GAP_FILLERS}]+", text))
     return " " if runs == 0 or len(re.sub(rf"[\s{_GAP_FILLERS}]+", "", text)) >= 3 * runs else ""
 
 
 def _compose(draft: _Draft) -> None:
-    """NFKC, chunk by chunk, so that every character keeps the place of its chunk (UAX #15, section 9)."""
+    """NFKC, chunk by chunk, so that every character keeps the offset of its chunk (UAX #15, section 9)."""
     if unicodedata.is_normalized("NFKC", draft.text):
         return
     draft.tampering["lookalike_form"] += len(_LOOKALIKE_FORMS.findall(draft.text))
@@ -184,18 +184,18 @@ def _compose(draft: _Draft) -> None:
             chunk = draft.text[start:stop]
             if (new := _nfkc(chunk)) != chunk:
                 edits.append((start, stop, new))
-    draft.rewrite(edits)
+    draft.apply_edits(edits)
 
 
 @lru_cache(maxsize=4096)
 def _continues(char: str) -> bool:
-    """Whether a character may join what is before it: marks, Hangul vowels and finals, a Kirat Rai vowel."""
+    """Whether a character may compose with the previous one: marks, Hangul vowels and finals, a Kirat Rai vowel."""
     first = unicodedata.normalize("NFKD", char)[0]
     return unicodedata.category(first)[0] == "M" or "\u1160" <= first <= "\u11ff" or first == "\U00016d67"
 
 
 def _nfkc(chunk: str) -> str:
-    """NFKC in n log n: `unicodedata` puts the marks of one base in order by insertion, in n squared."""
+    """NFKC in O(n log n): `unicodedata` sorts the marks of one base by insertion, in O(n²)."""
     if len(chunk) > 64:
         decomposed = "".join(unicodedata.normalize("NFKD", char) for char in chunk)
         runs = groupby(decomposed, key=lambda char: unicodedata.combining(char) > 0)
@@ -205,7 +205,7 @@ def _nfkc(chunk: str) -> str:
 
 @cache
 def _confusables() -> dict[str, str]:
-    """Letters beyond everyday Latin to the ASCII letter each is confusable with (UTS #39, confusables.txt).
+    """Map letters other than everyday Latin to the ASCII letter they are confusable with (UTS #39, confusables.txt).
 
     Its one prototype for I and l is I here: the letters that have it are capitals or have no case.
     """
@@ -224,14 +224,14 @@ def _fold_confusables(draft: _Draft) -> None:
     Documents are Latin by nine letters in ten, homoglyphs counted in: RAID replaces every letter it can, while
     half the letters of Russian or Greek are like no Latin one. A quoted foreign word keeps such letters, too.
     """
-    if draft.text.isascii() or latin_share(draft.text) < _GENUINE_LATIN_SHARE:
+    if draft.text.isascii() or latin_share(draft.text) < _MIN_LATIN_FRACTION:
         return
-    if _share(draft.text, lambda char: _is_latin(char) or _fold(char) != char) < _FOLD_FROM_SHARE:
+    if _fraction(draft.text, lambda char: _is_latin(char) or _fold(char) != char) < _MIN_FOLDED_FRACTION:
         return
     words = (match for match in _WORD.finditer(draft.text) if not match[0].isascii())
     edits = [edit for word in words for edit in _fold_word(word.start(), word[0])]
     draft.tampering["homoglyph"] += len(edits)
-    draft.rewrite(edits)
+    draft.apply_edits(edits)
 
 
 def _fold_word(at: int, word: str) -> list[_Edit]:
@@ -255,15 +255,15 @@ def _squeeze_spaces(draft: _Draft) -> None:
     """Every run of white space to one space, none at the ends."""
     size = len(draft.text)
     spans = (match.span() for match in re.finditer(r"\s\s+|[^\S ]|^ | \Z", draft.text))
-    draft.rewrite([(start, end, "" if start == 0 or end == size else " ") for start, end in spans])
+    draft.apply_edits([(start, end, "" if start == 0 or end == size else " ") for start, end in spans])
 
 
 def latin_share(text: str) -> float:
-    """Share of the letters (`str.isalpha`) whose script is Latin; 0.0 without letters."""
-    return _share(text, _is_latin)
+    """Fraction of the letters (`str.isalpha`) whose script is Latin; 0.0 without letters."""
+    return _fraction(text, _is_latin)
 
 
-def _share(text: str, holds: Callable[[str], bool]) -> float:
+def _fraction(text: str, holds: Callable[[str], bool]) -> float:
     letters = {char: count for char, count in Counter(text).items() if char.isalpha()}
     return sum(count for char, count in letters.items() if holds(char)) / max(1, sum(letters.values()))
 

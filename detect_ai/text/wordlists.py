@@ -1,7 +1,7 @@
-"""Lists of words that attacks draw from, read on first use: spellings and misspellings of codespell, synonyms of ours.
+"""Word lists of the attacks, read on first use: spellings and misspellings of codespell, and our synonyms.
 
-codespell's lists come from Wikipedia's of common misspellings (CC BY-SA 3.0). They are read where the package lies;
-its code (GPL-2.0) is never imported.
+The lists of codespell come from Wikipedia (CC BY-SA 3.0) and are read from the installed package; its code (GPL-2.0)
+is never imported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from detect_ai.core.errors import InputError
 Choices = dict[str, tuple[str, ...]]
 
 _SINGLE = re.compile("[a-z]+")
-# American forms that are British ones as well, in another sense or as a variant: they may stay.
+# American forms that are also British, in another sense or as a variant: they stay.
 _ALSO_BRITISH = re.compile(
     "biased|(re)?focus(ed|es|ing)|lambastes?|license[ds]?|licensing|meters?|(over)?writable|practices?|program|routing|"
     "story|stories"
@@ -28,7 +28,7 @@ _ALSO_BRITISH = re.compile(
 
 @cache
 def spellings() -> dict[str, str]:
-    """British words to their American spelling, and back where that is no British word too. All lower case.
+    """Map British to American spelling, and back where the American form is not British too. All lower case.
 
     Raises:
         InputError: codespell is not installed.
@@ -47,7 +47,7 @@ def spellings() -> dict[str, str]:
 
 @cache
 def misspellings() -> Choices:
-    """Words to what they are commonly misspelt as, where that is a misspelling of nothing else. All lower case.
+    """Map words to common misspellings that are misspellings of no other word. All lower case.
 
     Raises:
         InputError: codespell is not installed.
@@ -61,19 +61,17 @@ def misspellings() -> Choices:
 
 @cache
 def synonyms() -> Choices:
-    """Words to the others of their group in `synonyms.txt`. All lower case."""
+    """Map words to the other words of their group in `synonyms.txt`. All lower case."""
     lines = files("detect_ai.text").joinpath("synonyms.txt").read_text("utf-8").splitlines()
     groups = [line.split() for line in lines if not line.startswith("#")]
     return {word: tuple(other for other in group if other != word) for group in groups for word in group}
 
 
 def _entries(name: str) -> Iterator[tuple[str, str]]:
-    """What stands left and right of `->` in the lines of one of codespell's lists."""
+    """The left and right sides of `->` in the lines of a codespell list."""
     spec = importlib.util.find_spec("codespell_lib")
     if spec is None or spec.origin is None:
-        raise InputError(
-            "attacks on spelling: their lists of words come with the package codespell: pip install codespell"
-        )
+        raise InputError("spelling attacks need the word lists of codespell: pip install codespell")
     for line in (Path(spec.origin).parent / "data" / name).read_text("utf-8").splitlines():
         left, _, right = line.partition("->")
         yield left.strip(), right.strip()

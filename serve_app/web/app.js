@@ -1,43 +1,47 @@
-// The page: sends the text, shows the verdict. Text only ever enters the document as text, never as HTML.
+// Detection page: sends a text and shows the verdict. Text is inserted as text only, never as HTML.
 "use strict";
 
 const byId = (id) => document.getElementById(id);
 const LEVELS = 5;
-const VERDICTS = { human: "No sign of AI", ai: "Likely AI-generated", uncertain: "Can't tell" };
-const SHORTLY = {
+const VERDICTS = { human: "No sign of AI", ai: "Likely AI-generated", uncertain: "Uncertain" };
+const SHORT_REASONS = {
   too_short: "too short",
-  other_script: "not in Latin letters",
-  other_language: "in another language",
+  other_script: "not in Latin script",
+  other_language: "another language",
+  not_language: "not recognised as English text",
   mostly_code: "mostly code",
   mostly_tables: "mostly tables",
   mostly_quotations: "mostly quotations",
+  not_prose: "mostly links or references",
+  hidden_text: "much hidden text",
   between_thresholds: "between human and AI",
 };
 const TAMPERING = {
   invisible: "invisible characters",
-  homoglyph: "letters of another alphabet that look Latin",
+  homoglyph: "look-alike letters of another alphabet",
   lookalike_form: "full-width or decorated letters",
-  filler: "blank fillers",
+  filler: "blank filler characters",
+  hidden: "characters of hidden text in the file",
 };
 let model = null;
 
 function element(name, text, className) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  if (className) made.className = className;
-  return made;
+  const node = document.createElement(name);
+  node.textContent = text;
+  if (className) node.className = className;
+  return node;
 }
 
-const percent = (share) => {
-  const value = 100 * share;
+const percent = (fraction) => {
+  const value = 100 * fraction;
   if (value > 0 && value < 1) return "under 1%";
   if (value > 99 && value < 100) return "over 99%";
   return `${Math.round(value)}%`;
 };
 
-// Shares of human texts are said as "3 of 100": people read that more safely than 0.03.
-const outOf100 = (share) => {
-  const value = 100 * share;
+// Natural frequencies such as "3 of 100" are understood better than 0.03.
+const outOf100 = (fraction) => {
+  const value = 100 * fraction;
   return `${value < 10 ? Number(value.toFixed(1)) : Math.round(value)} of 100`;
 };
 
@@ -51,11 +55,11 @@ async function request(path, options = {}) {
     sessionStorage.removeItem("key");
     byId("key-form").hidden = false;
     byId("key").focus();
-    throw new Error(key ? "That key is not valid here." : "This service asks for an API key.");
+    throw new Error(key ? "The API key is not valid." : "This service needs an API key.");
   }
   const problem = type.includes("json") ? await response.json() : {};
-  const busy = response.status === 503 ? "The service is busy: try again in a moment." : "";
-  throw new Error(problem.detail || busy || `The service answered with an error (${response.status}).`);
+  const busy = response.status === 503 ? "The service is busy. Try again in a moment." : "";
+  throw new Error(problem.detail || busy || `The service returned an error (${response.status}).`);
 }
 
 async function loadModel() {
@@ -65,7 +69,7 @@ async function loadModel() {
   const select = byId("target");
   select.replaceChildren(
     ...model.thresholds.map((threshold) => {
-      const option = element("option", `about ${outOf100(threshold.target_fpr)}`);
+      const option = element("option", `${outOf100(threshold.target_fpr)} human texts`);
       option.value = threshold.target_fpr;
       option.selected = threshold.target_fpr === model.default_target_fpr;
       return option;
@@ -74,22 +78,25 @@ async function loadModel() {
   select.disabled = model.thresholds.length < 2;
 }
 
-function say(text, isError = false) {
+function showStatus(text, isError = false) {
   byId("status").textContent = text;
   byId("status").classList.toggle("error", isError);
 }
 
 function showReasons(verdict) {
-  // A verdict from the history may be of a model with other targets.
+  // A verdict from the history may be from a model with other targets.
   const needed = model?.thresholds.find((threshold) => threshold.target_fpr === verdict.target_fpr)?.min_tokens;
   const words = {
-    too_short: `It is too short: ${verdict.num_tokens} tokens, and the model needs ${needed ? `${needed} or more` : "more"}.`,
-    other_script: "Most of it is not in Latin letters. This model reads English.",
-    other_language: "It is in another language. This model reads English.",
-    mostly_code: "Most of it is code. This model reads prose.",
-    mostly_tables: "Most of it is tables or numbers. This model reads prose.",
-    mostly_quotations: "Most of it is quoted: who wrote that is another question.",
-    between_thresholds: "The score lies between what is usual for human and for AI texts.",
+    too_short: `The text is too short: ${verdict.num_tokens} tokens; the model needs ${needed ? `at least ${needed}` : "more"}.`,
+    other_script: "Most of the text is not in Latin script. The model reads English.",
+    other_language: "Part or all of the text is in another language. The model reads English.",
+    not_language: "Most of the text is not recognised as English, or characters were lost: check that it was copied or extracted correctly.",
+    mostly_code: "Most of the text is code. The model reads prose.",
+    mostly_tables: "Most of the text is tables or numbers. The model reads prose.",
+    mostly_quotations: "Most of the text is quotations, which have other authors.",
+    not_prose: "Most of the text is links, references or other content that is not prose.",
+    hidden_text: "The file contains much text that a reader cannot see. It was not scored.",
+    between_thresholds: "The score is in the range of both human and AI texts.",
   };
   byId("reasons").replaceChildren(...verdict.reasons.map((reason) => element("li", words[reason] || reason)));
   byId("reasons").hidden = verdict.reasons.length === 0;
@@ -98,35 +105,35 @@ function showReasons(verdict) {
 function meaning(verdict) {
   if (verdict.label === "ai") {
     const bound = verdict.fpr_upper_bound;
-    if (bound === null) return "It may still be human: it is of no kind of text that the model was calibrated on, so its false positive rate is not known.";
-    return `It may be human all the same: of human texts like the ${verdict.num_compared} it was compared with, about ${outOf100(verdict.target_fpr)} are called AI, and with so few it could be ${outOf100(bound)}.`;
+    if (bound === null) return "It may still be human. The model was not calibrated on this kind of text, so the false positive rate is unknown.";
+    return `It may still be human. Expected false positive rate: ${outOf100(verdict.target_fpr)} human texts, up to ${outOf100(bound)} given ${verdict.num_compared} calibration texts.`;
   }
-  if (verdict.label === "human") return "Nothing in it stands out as AI writing. AI texts can pass too, above all edited ones.";
-  return "The detector does not answer here, and no answer is better than a wrong one:";
+  if (verdict.label === "human") return "No evidence of AI was found. AI texts can be missed, in particular edited ones.";
+  return "The detector abstains, because a wrong verdict would be worse than none:";
 }
 
 function showNumbers(verdict) {
-  // A probability for a text that cannot be judged would only mislead.
-  const isJudged = verdict.reasons.every((reason) => reason === "between_thresholds");
-  byId("numbers").hidden = !isJudged;
+  // A probability would be misleading for a text that is out of scope.
+  const isScored = verdict.reasons.every((reason) => reason === "between_thresholds");
+  byId("numbers").hidden = !isScored;
   byId("scale").style.setProperty("--probability", `${100 * verdict.probability}%`);
   byId("scale").style.setProperty("--threshold", `${100 * verdict.threshold}%`);
   byId("probability").textContent = percent(verdict.probability);
   byId("prevalence").textContent =
-    `if ${outOf100(verdict.prevalence)} texts were AI. Called AI from ${percent(verdict.threshold)}.`;
+    `if ${outOf100(verdict.prevalence)} texts are AI. Labelled AI at ${percent(verdict.threshold)} or higher.`;
   byId("p-value").textContent =
-    `About ${outOf100(verdict.p_value)} score at least this high, to go by the ${verdict.num_compared} that it was compared with.`;
+    `In calibration, ${outOf100(verdict.p_value)} human texts scored this high or higher (n = ${verdict.num_compared}).`;
 }
 
 function showTampering(verdict) {
-  const found = Object.entries(verdict.tampering);
-  byId("tampering").replaceChildren(...found.map(([kind, count]) => element("li", `${count} × ${TAMPERING[kind] || kind}`)));
-  byId("tampering-block").hidden = found.length === 0;
+  const counts = Object.entries(verdict.tampering);
+  byId("tampering").replaceChildren(...counts.map(([kind, count]) => element("li", `${count} × ${TAMPERING[kind] || kind}`)));
+  byId("tampering-block").hidden = counts.length === 0;
 }
 
 function showSentences(text, verdict) {
   const spans = verdict.reasons.length ? [] : verdict.spans;
-  const points = Array.from(text); // offsets count code points, JavaScript's strings do not
+  const points = Array.from(text); // offsets count code points; JavaScript strings count UTF-16 units
   const level = (span) => `level-${Math.min(LEVELS - 1, Math.floor(span.probability * LEVELS))}`;
   const parts = [];
   const items = [];
@@ -142,36 +149,35 @@ function showSentences(text, verdict) {
   byId("sentences-block").hidden = spans.length === 0;
 }
 
-function inWords(verdict) {
+function headline(verdict) {
   const [reason] = verdict.reasons;
-  return reason ? `${VERDICTS[verdict.label]}: ${SHORTLY[reason] || reason}` : VERDICTS[verdict.label];
+  return reason ? `${VERDICTS[verdict.label]}: ${SHORT_REASONS[reason] || reason}` : VERDICTS[verdict.label];
 }
 
 function show(text, verdict) {
   byId("result").dataset.label = verdict.label;
-  const said = inWords(verdict);
-  byId("verdict").textContent = said;
+  byId("verdict").textContent = headline(verdict);
   byId("meaning").textContent = meaning(verdict);
   showReasons(verdict);
   showNumbers(verdict);
   showTampering(verdict);
   showSentences(text, verdict);
   const windows = verdict.num_windows === 1 ? "one window" : `${verdict.num_windows} windows`;
-  byId("facts").textContent = `All ${verdict.num_tokens} tokens read, in ${windows}. Model ${verdict.model_version}.`;
+  byId("facts").textContent = `Read in full: ${verdict.num_tokens} tokens in ${windows}. Model ${verdict.model_version}.`;
   byId("result").hidden = false;
-  say(`Done: ${said}.`);
+  showStatus(`Done: ${headline(verdict)}.`);
   byId("result").focus({ preventScroll: true });
   byId("result").scrollIntoView({ block: "nearest" });
 }
 
-function judged(text, verdict) {
+function addResult(text, verdict) {
   past.add(text, verdict);
   showHistory();
   show(text, verdict);
 }
 
 function showHistory() {
-  byId("keep").checked = past.isKept();
+  byId("keep").checked = past.isEnabled();
   const items = past.all().map(({ at, text, verdict }) => {
     const again = element("button", text.trim().slice(0, 160) || "(blank)", "past");
     again.type = "button";
@@ -181,42 +187,42 @@ function showHistory() {
       show(text, verdict);
     });
     const item = element("li", "");
-    item.append(again, element("span", `${inWords(verdict)} · ${new Date(at).toLocaleString()}`, "quiet"));
+    item.append(again, element("span", `${headline(verdict)} · ${new Date(at).toLocaleString()}`, "quiet"));
     return item;
   });
   byId("past").replaceChildren(...items);
 }
 
-async function judgeText() {
+async function detectText() {
   const text = byId("text").value;
   const body = { text, target_fpr: Number(byId("target").value), return_spans: true };
   const headers = { "Content-Type": "application/json" };
-  judged(text, (await request("v1/detect", { method: "POST", headers, body: JSON.stringify(body) })).verdicts[0]);
+  addResult(text, (await request("v1/detect", { method: "POST", headers, body: JSON.stringify(body) })).verdicts[0]);
 }
 
-async function judgeFile(file) {
+async function detectFile(file) {
   const form = new FormData();
   form.append("files", file);
   form.append("target_fpr", byId("target").value);
   form.append("return_spans", "true");
   form.append("return_text", "true");
-  const found = (await request("v1/detect/file", { method: "POST", body: form })).files[0];
-  if (found.problem) throw new Error(`${found.name}: ${found.problem.detail}`);
-  byId("text").value = found.text;
+  const result = (await request("v1/detect/file", { method: "POST", body: form })).files[0];
+  if (result.problem) throw new Error(`${result.name}: ${result.problem.detail}`);
+  byId("text").value = result.text;
   countWords();
-  judged(found.text, found.verdict);
+  addResult(result.text, result.verdict);
 }
 
-async function check(judge) {
+async function check(detect) {
   if (byId("check").disabled) return;
   byId("check").disabled = true;
   byId("result").hidden = true;
-  say("Reading…");
+  showStatus("Checking…");
   try {
     if (!model) await loadModel();
-    await judge();
+    await detect();
   } catch (error) {
-    say(error instanceof TypeError ? "The service cannot be reached." : error.message, true);
+    showStatus(error instanceof TypeError ? "The service cannot be reached." : error.message, true);
   } finally {
     byId("check").disabled = false;
   }
@@ -229,21 +235,21 @@ function countWords() {
 
 byId("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  check(judgeText);
+  check(detectText);
 });
 byId("key-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   sessionStorage.setItem("key", byId("key").value.trim());
   byId("key").value = "";
   byId("key-form").hidden = true;
-  say("");
-  await loadModel().catch((error) => say(error.message, true));
+  showStatus("");
+  await loadModel().catch((error) => showStatus(error.message, true));
   if (byId("key-form").hidden) byId("text").focus();
 });
 byId("file").addEventListener("change", () => {
   const [file] = byId("file").files;
-  byId("file").value = ""; // so that the same file can be chosen again
-  if (file) check(() => judgeFile(file));
+  byId("file").value = ""; // allow choosing the same file again
+  if (file) check(() => detectFile(file));
 });
 byId("text").addEventListener("dragover", (event) => {
   if (!event.dataTransfer.types.includes("Files")) return;
@@ -254,21 +260,21 @@ byId("text").addEventListener("dragleave", () => byId("text").classList.remove("
 byId("text").addEventListener("drop", (event) => {
   byId("text").classList.remove("dropping");
   const [file] = event.dataTransfer.files;
-  if (!file) return; // text is dropped as it always is
+  if (!file) return; // dropped text is handled by the browser
   event.preventDefault();
-  check(() => judgeFile(file));
+  check(() => detectFile(file));
 });
 byId("text").addEventListener("input", countWords);
 byId("text").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("form").requestSubmit();
 });
 byId("keep").addEventListener("change", () => {
-  if (byId("keep").checked) past.begin();
-  else past.end();
+  if (byId("keep").checked) past.enable();
+  else past.disable();
   showHistory();
 });
 byId("theme").value = theme.get();
 byId("theme").addEventListener("change", () => theme.set(byId("theme").value));
 showHistory();
-loadModel().catch((error) => say(error.message, true));
+loadModel().catch((error) => showStatus(error.message, true));
 countWords();

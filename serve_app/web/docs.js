@@ -1,4 +1,4 @@
-// The API's own page: Swagger UI, served from here.
+// API documentation: Swagger UI, served locally.
 "use strict";
 
 SwaggerUIBundle({ url: "openapi.json", dom_id: "#api", deepLinking: false, validatorUrl: null });
