@@ -24,7 +24,7 @@ THREADS = 2
 
 
 def warm(job: dict[str, Any]) -> int:
-    """Steps before the clock runs: processes start beside the first ones, a GPU's libraries and compiled code load."""
+    """Steps before the clock runs: processes still start, a GPU's libraries and compiled code load."""
     return 20 if job["gpu"] else 2
 
 

@@ -109,13 +109,13 @@ def features(network: Any, tokenizer: Any, chosen: list[str]) -> Any:
     from detect_ai.models.backends.torch import model_inputs
 
     rows = tokenizer.encode(chosen)
-    found = np.empty((len(rows), network.config.hidden_size))
+    states = np.empty((len(rows), network.config.hidden_size))
     with torch.inference_mode():
         for positions in plan_scoring(np.asarray([len(row) + tokenizer.num_special for row in rows]), 4096):
             batch = collate([rows[i] for i in positions], tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id)
             inputs = model_inputs(batch, torch.device("cpu"))
-            found[positions] = network.base_model(**inputs).pooler_output.numpy()
-    return found
+            states[positions] = network.base_model(**inputs).pooler_output.numpy()
+    return states
 
 
 def for_peers(folder: Path, sealed: Path, source: Path) -> Path:

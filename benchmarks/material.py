@@ -1,4 +1,4 @@
-"""What the training benchmarks train on: a corpus of the sample or of your own texts, and models."""
+"""Corpora and models of the training benchmarks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def prepared(
     losses are compared, short ones do.
     """
     batch, microbatch = (64, 64) if gpu else (BATCH, MICROBATCH)
-    judged = 0.2 if words else 0.05  # the share of validation
+    validation = 0.2 if words else 0.05  # fraction of the documents
     folder = scratch / (f"{name}-{words}" if words else name)
     folder.mkdir()
     encoder = ["model=minilm"]
@@ -45,7 +45,7 @@ def prepared(
         *("model.pooling=encoder", "train.shortest_span=0"),  # as transformers has it
         *(f"model.window={WINDOW}", f"model.stride={STRIDE}", f"storage.root={folder / 'store'}"),
         *("corpus=csv", f"corpus.sources.0.path={folder / 'texts.csv'}", "corpus.min_words=1"),
-        f"corpus.split={{train: 0.7, validation: {judged}, calibration: 0.05, test: {0.25 - judged:.2f}}}",
+        f"corpus.split={{train: 0.7, validation: {validation}, calibration: 0.05, test: {0.25 - validation:.2f}}}",
         *(
             f"train.batch_size={batch}",
             f"train.microbatch_size={microbatch}",
@@ -71,8 +71,8 @@ def texts(path: str | None, count: int) -> Any:
         source = SourceConfig(kind="sample", name="sample")
         tables = [table for piece in list_pieces(source) for table in read_piece(piece)]
         rows = pd.concat([table.select(["text", "label"]).to_pandas() for table in tables])
-    each = [part.sample(min(len(part), count // 2), random_state=0) for _, part in rows.groupby("label")]
-    return pd.concat(each).sample(frac=1, random_state=0)
+    parts = [part.sample(min(len(part), count // 2), random_state=0) for _, part in rows.groupby("label")]
+    return pd.concat(parts).sample(frac=1, random_state=0)
 
 
 def random_distilbert(folder: Path) -> Path:

@@ -69,13 +69,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         documents = round((GPU_DOCUMENTS if options.gpu else DOCUMENTS) * max(1, options.scale))
         jobs = {name: prepared(Path(scratch), name, options.texts, documents, options.gpu) for name in options.models}
-        found = {}
+        results = {}
         gap: dict[str, Any] = {}
         for name, job in jobs.items():
-            found[name] = measured(job, options)
+            results[name] = measured(job, options)
             if name == "minilm" and not options.gpu:
                 gap = nll_gap(prepared(Path(scratch), name, options.texts, documents, words=LOSS_WORDS))
-    print(json.dumps({**ratios(found), **gap, "models": found}))
+    print(json.dumps({**ratios(results), **gap, "models": results}))
     return 0
 
 
@@ -83,12 +83,12 @@ def measured(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]
     """Medians over rounds of every metric of every arm."""
     planned = GPU_STEPS if options.gpu else STEPS[job["name"]]
     steps = {arm: round(n * options.scale) for arm, n in planned.items()}
-    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in steps}
+    runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in steps}
     for number in range(options.rounds):
         for arm in steps if number % 2 == 0 else reversed(steps):
-            found[arm] += call(arm, job, max(1, steps[arm]), [0])
-            print(f"{job['name']} {arm}: {found[arm][-1]}", file=sys.stderr, flush=True)
-    return {arm: summary(runs) for arm, runs in found.items()}
+            runs[arm] += call(arm, job, max(1, steps[arm]), [0])
+            print(f"{job['name']} {arm}: {runs[arm][-1]}", file=sys.stderr, flush=True)
+    return {arm: summary(of_arm) for arm, of_arm in runs.items()}
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -122,11 +122,11 @@ def nll_gap(job: dict[str, Any]) -> dict[str, Any]:
     return {"nll_gap": round(statistics.mean(gaps), 4), "nll_gap_standard_error": round(error, 4)}
 
 
-def ratios(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def ratios(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Ours against each peer, of the model where it is worse; and the highest fraction of padding."""
 
     def worst(over: str, under: str) -> float | None:
-        pairs = [(arms[over], arms[under]) for arms in found.values() if over in arms and under in arms]
+        pairs = [(arms[over], arms[under]) for arms in results.values() if over in arms and under in arms]
         ratios = [top["tokens_per_second"] / bottom["tokens_per_second"] for top, bottom in pairs]
         return round(min(ratios), 3) if ratios else None
 
@@ -138,7 +138,7 @@ def ratios(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         **against("ours_1"),
         "two_workers": against("ours_2"),  # as configs/train/default.yaml has it
         "ddp_efficiency": worst("ours_2", "ours_1"),
-        "padding": max(arms["ours_1"]["padding"] for arms in found.values()),
+        "padding": max(arms["ours_1"]["padding"] for arms in results.values()),
     }
 
 

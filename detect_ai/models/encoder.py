@@ -48,20 +48,21 @@ def resolve(config: ModelConfig) -> tuple[str, str | None]:
         raise ConfigError(
             f"model.path={config.path}: expected a file model.safetensors in it; pickled weights are refused"
         )
-    if config.sha256 and (found := file_sha256(weights)) != config.sha256:
-        raise ConfigError(f"model.path={config.path}: model.safetensors has sha256 {found}, expected {config.sha256}")
+    if config.sha256 and (actual := file_sha256(weights)) != config.sha256:
+        raise ConfigError(f"model.path={config.path}: model.safetensors has sha256 {actual}, expected {config.sha256}")
     return str(folder), None
 
 
-def _in_package(spec: str) -> Path:
-    package, _, inner = spec.partition("/")
+def _in_package(path: str) -> Path:
+    """The folder of `package/folder`, without importing the package."""
+    package, _, inner = path.partition("/")
     try:
-        found = importlib.util.find_spec(package)
+        spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):  # of a name with dots, of none
-        found = None
-    if found is None or found.origin is None:
-        raise ConfigError(f"model.path=package:{spec}: no package '{package}': pip install 'detect-ai[sample]'")
-    return Path(found.origin).parent / inner
+        spec = None
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"model.path=package:{path}: no package '{package}': pip install 'detect-ai[sample]'")
+    return Path(spec.origin).parent / inner
 
 
 def build(config: ModelConfig, seed: int) -> PreTrainedModel:

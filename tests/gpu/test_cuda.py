@@ -1,4 +1,4 @@
-"""What only a GPU can show: `make test-gpu`. Without one these tests fail; no other command runs them."""
+"""Training and scoring on a GPU: `make test-gpu`. Without a GPU these tests fail; no other command runs them."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def test_resumed_run_ends_with_equal_parameters(
     other.load_state(checkpoint.read_state(tmp_path))
     for seed in range(3, 6):
         train_step(other, [part(seed)])
-    for found, expected in zip(other.module.parameters(), whole.module.parameters(), strict=True):
-        assert torch.allclose(found, expected, atol=1e-5)
+    for value, expected in zip(other.module.parameters(), whole.module.parameters(), strict=True):
+        assert torch.allclose(value, expected, atol=1e-5)
 
 
 def test_out_of_memory_names_batch_and_remedy(encoder: Path, device: torch.device) -> None:
@@ -123,10 +123,12 @@ def test_out_of_memory_names_batch_and_remedy(encoder: Path, device: torch.devic
     used = torch.cuda.memory_reserved() + 32 * 2**20
     torch.cuda.set_per_process_memory_fraction(used / torch.cuda.get_device_properties(device).total_memory)
     try:
-        with pytest.raises(ResourceError, match=r"step 1: no memory left on cuda for 60000 rows of 64 tokens") as told:
+        with pytest.raises(
+            ResourceError, match=r"step 1: no memory left on cuda for 60000 rows of 64 tokens"
+        ) as refused:
             train_step(trainer, [part(rows=60_000)])
-        assert "documents 0, 1, 2" in str(told.value)
-        assert "lower train.microbatch_size" in str(told.value)
+        assert "documents 0, 1, 2" in str(refused.value)
+        assert "lower train.microbatch_size" in str(refused.value)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -144,8 +146,8 @@ def test_metrics_have_mfu(encoder: Path, device: torch.device) -> None:
 def test_scores_match_the_cpu(encoder: Path, device: torch.device, precision: str, within: float) -> None:
     batch = part().batch
     expected = TorchBackend(network(encoder), torch.device("cpu")).log_odds(batch)
-    found = TorchBackend(network(encoder), device, precision).log_odds(batch)
-    np.testing.assert_allclose(found, expected, atol=within)
+    scores = TorchBackend(network(encoder), device, precision).log_odds(batch)
+    np.testing.assert_allclose(scores, expected, atol=within)
 
 
 def test_compiled_model_trains_alike_at_every_shape(encoder: Path, device: torch.device) -> None:

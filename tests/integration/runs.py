@@ -1,4 +1,4 @@
-"""Small runs on a real cluster: what they are told, and what they leave behind."""
+"""Configurations, processes and failures of small runs on a real cluster."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ SHARES = {"train": 0.4, "validation": 0.15, "calibration": 0.3, "test": 0.15}
 
 
 def small_config(encoder: Path, root: Path, source: Path) -> Config:
-    """A run that learns the made-up texts in five epochs, with enough calibration texts for a target of 5%."""
-    made = tiny_models.config(encoder, root, source)
-    made.corpus.split = dict(SHARES)
-    made.train.lr, made.train.epochs = 5e-3, 5
-    made.score.threads_per_worker = 1
-    return made
+    """A run that separates the synthetic texts in five epochs, with enough calibration texts for a target of 5%."""
+    config = tiny_models.config(encoder, root, source)
+    config.corpus.split = dict(SHARES)
+    config.train.lr, config.train.epochs = 5e-3, 5
+    config.score.threads_per_worker = 1
+    return config
 
 
 def hard_rows(pairs: int, own: float = 0.6) -> list[dict[str, object]]:
@@ -88,7 +88,7 @@ def training_ranks(corpus: Corpus, config: Config, workers: int, seed: int = 0) 
     return [list(worker.group_steps(part, rank, workers)) for rank, part in enumerate(parts)]
 
 
-# --- what dies -------------------------------------------------------------------------------------------------------
+# --- failures --------------------------------------------------------------------------------------------------------
 
 PATIENCE = 300  # seconds
 
@@ -107,22 +107,22 @@ def last_start(storage: Storage, folder: str) -> dict[str, Any]:
 
 
 def until(condition: Callable[[], Any]) -> Any:
-    """Wait for something that is not false."""
+    """Wait until a condition returns something true, and return it."""
     end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < end, "nothing happened"
+    while not (result := condition()):
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.02)
-    return found
+    return result
 
 
 def ray_processes(name: str) -> list[psutil.Process]:
-    """The processes of Ray that this process has brought about and that carry a name."""
-    found = []
+    """Ray processes of this process whose command contains a name."""
+    processes = []
     for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # gone meanwhile, or not yet buried
+        with contextlib.suppress(psutil.Error):  # ended meanwhile
             if process.cmdline()[:1] and name in process.cmdline()[0]:
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def train_workers() -> list[psutil.Process]:

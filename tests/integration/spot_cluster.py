@@ -36,9 +36,9 @@ def main() -> None:
     os.environ["RAY_ADDRESS"] = machines.address
     ray_runtime.connect()
     storage = Storage(config.storage.root)
-    found: list[Any] = []
+    results: list[Any] = []
     # Ray adds nodes from the main thread only.
-    training = threading.Thread(target=lambda: found.append(run_training(config, Corpus.open(storage, key), name)))
+    training = threading.Thread(target=lambda: results.append(run_training(config, Corpus.open(storage, key), name)))
     training.start()
     folder = f"runs/{config.run}/{name}"
 
@@ -55,7 +55,7 @@ def main() -> None:
     training.join()
     ray.shutdown()
     machines.shutdown()
-    print(json.dumps({"history": found[0].history, "checkpoint": found[0].checkpoint}))
+    print(json.dumps({"history": results[0].history, "checkpoint": results[0].checkpoint}))
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ def test_scores_match_torch_in_fp32(saved: Path, encoder: Path, texts: list[Any]
 
 @pytest.mark.parametrize("name", ["torch", "onnx", COMPILED])
 def test_scores_do_not_depend_on_the_batch(saved: Path, encoder: Path, texts: list[Any], name: str) -> None:
-    each = scorer(saved, name, encoder)
-    np.testing.assert_allclose([each.score([text])[0] for text in texts], each.score(texts), atol=1e-4)
+    backend = scorer(saved, name, encoder)
+    np.testing.assert_allclose([backend.score([text])[0] for text in texts], backend.score(texts), atol=1e-4)
 
 
 def test_only_the_torch_backend_takes_a_precision(saved: Path) -> None:
