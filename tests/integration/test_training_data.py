@@ -1,4 +1,4 @@
-"""What ranks read on a real cluster: every document once an epoch, equal steps, the same for any number of them."""
+"""Input streams on a real cluster: every document once per epoch, in equal steps, at any world size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHAPES = [("many", 1), ("many", 2), ("many", 3), ("few", 3)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_all_ranks_make_the_steps_of_the_plan(
+def test_ranks_make_the_planned_steps(
     shape: tuple[str, int], streamed: dict[Any, list[Steps]], many: tuple[Config, Corpus], few: tuple[Config, Corpus]
 ) -> None:
     corpus = {"many": many, "few": few}[shape[0]][1]
@@ -36,14 +36,12 @@ def test_all_ranks_make_the_steps_of_the_plan(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_all_ranks_make_as_many_forward_passes_in_every_step(
-    shape: tuple[str, int], streamed: dict[Any, list[Steps]]
-) -> None:
+def test_ranks_make_equal_forward_passes(shape: tuple[str, int], streamed: dict[Any, list[Steps]]) -> None:
     assert len({tuple(map(len, rank)) for rank in streamed[shape]}) == 1
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_document_is_read_once_an_epoch(
+def test_every_document_is_read_once_per_epoch(
     shape: tuple[str, int], streamed: dict[Any, list[Steps]], many: tuple[Config, Corpus], few: tuple[Config, Corpus]
 ) -> None:
     rows = {"many": many, "few": few}[shape[0]][1].num_rows("train")
@@ -52,9 +50,7 @@ def test_every_document_is_read_once_an_epoch(
         assert Counter(documents([p for p in parts if p.epoch == epoch])) == Counter(range(rows))
 
 
-def test_a_microbatch_carries_the_labels_of_its_documents(
-    streamed: dict[Any, list[Steps]], many: tuple[Config, Corpus]
-) -> None:
+def test_microbatches_carry_labels_and_weights(streamed: dict[Any, list[Steps]], many: tuple[Config, Corpus]) -> None:
     labels = many[1].labels("train")
     for part in (part for rank in streamed["many", 2] for step in rank for part in step):
         real = part.documents >= 0
@@ -63,9 +59,7 @@ def test_a_microbatch_carries_the_labels_of_its_documents(
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_a_step_holds_the_same_documents_for_any_number_of_workers(
-    workers: int, streamed: dict[Any, list[Steps]]
-) -> None:
+def test_steps_are_equal_at_any_world_size(workers: int, streamed: dict[Any, list[Steps]]) -> None:
     def by_step(workers: int) -> list[list[int]]:
         steps = zip(*streamed["many", workers], strict=True)
         return [sorted(d for parts in step for d in documents(parts)) for step in steps]
@@ -73,28 +67,24 @@ def test_a_step_holds_the_same_documents_for_any_number_of_workers(
     assert by_step(workers) == by_step(1)
 
 
-def test_the_weight_of_a_step_is_that_of_its_documents_on_all_ranks(streamed: dict[Any, list[Steps]]) -> None:
+def test_step_weight_is_the_sum_over_ranks(streamed: dict[Any, list[Steps]]) -> None:
     for step in zip(*streamed["many", 3], strict=True):
         weight = len([d for parts in step for d in documents(parts)])
         assert {part.step_weight for parts in step for part in parts} == {weight}
 
 
-def test_two_epochs_have_other_batches(streamed: dict[Any, list[Steps]]) -> None:
+def test_epochs_have_different_batches(streamed: dict[Any, list[Steps]]) -> None:
     steps = [frozenset(documents(step)) for step in streamed["many", 1][0]]
     half = len(steps) // EPOCHS
     assert set(steps[:half]) != set(steps[half:])
 
 
-def test_another_seed_makes_other_batches(many: tuple[Config, Corpus], streamed: dict[Any, list[Steps]]) -> None:
+def test_seeds_make_different_batches(many: tuple[Config, Corpus], streamed: dict[Any, list[Steps]]) -> None:
     other = training_ranks(many[1], many[0], 1, seed=1)
     assert [documents(step) for step in other[0]] != [documents(step) for step in streamed["many", 1][0]]
 
 
-def test_the_plan_of_a_run_follows_its_seed(many: tuple[Config, Corpus]) -> None:
-    assert [TrainingPlan.from_config(many[0].model_copy(update={"seed": seed})).seed for seed in (0, 7)] == [0, 7]
-
-
-def test_evaluation_reads_every_window_once(many: tuple[Config, Corpus]) -> None:
+def test_validation_reads_every_window_once(many: tuple[Config, Corpus]) -> None:
     config, corpus = many
     frame = window_format(config)
     ids = [np.asarray(row, np.int32) for row in corpus.read("test", ["input_ids"])["input_ids"].to_pylist()]
