@@ -205,10 +205,10 @@ def audit_texts(
     train, held = np.flatnonzero(is_train), np.flatnonzero(~is_train)
     rows = _Rows(truth, np.asarray(weights, np.float64), train, held, columns)
     clean = [normalise(text).text for text in texts]
-    features = [
-        _score_number(rows, name, *([measure(text) for text in each] for each in (texts, clean)), advice)
-        for name, (measure, advice) in FEATURES.items()
-    ]
+    features = []
+    for name, (measure, advice) in FEATURES.items():
+        raw, normalised = (np.asarray([measure(text) for text in each], np.float64) for each in (texts, clean))
+        features.append(_score_number(rows, name, raw, normalised, advice))
     for name, (category, advice) in CATEGORIES.items():
         values = [np.asarray([category(text) for text in each], object).astype(str) for each in (texts, clean)]
         features.append(_score_category(rows, name, values, columns["group"], advice))
@@ -223,17 +223,17 @@ def audit_texts(
         features=sorted(features, key=lambda feature: -feature.auroc),
         baseline=_score_slice("all", "", labels_held, scores, np.ones(len(held), bool)),
         slices=list(_slices(labels_held, scores, {name: columns[name][held] for name in SLICE_COLUMNS})),
-        openings=_openings(truth[train], [CATEGORIES["first word"][0](texts[i]) for i in train]),
+        openings=_openings(truth[train], [CATEGORIES["first word"][0](texts[i]) for i in train.tolist()]),
         largest_groups=_largest_groups(columns["split"], columns["group"]),
     )
 
 
-def _score_number(rows: _Rows, name: str, raw: list[float], normalised: list[float], advice: str) -> FeatureScore:
-    values, clean = np.asarray(raw, np.float64), np.asarray(normalised, np.float64)
-    area = rows.auroc(rows.train, values[rows.train])
+def _score_number(rows: _Rows, name: str, raw: Floats, normalised: Floats, advice: str) -> FeatureScore:
+    area = rows.auroc(rows.train, raw[rows.train])
     sign = 1.0 if area >= 0.5 else -1.0
-    aurocs = [rows.auroc(split, sign * v[split]) for split, v in ((rows.train, clean), (rows.held, values))]
-    return FeatureScore(name, "ai" if sign > 0 else "human", max(area, 1 - area), *aurocs, advice)
+    after = rows.auroc(rows.train, sign * normalised[rows.train])
+    held_out = rows.auroc(rows.held, sign * raw[rows.held])
+    return FeatureScore(name, "ai" if sign > 0 else "human", max(area, 1 - area), after, held_out, advice)
 
 
 def _score_category(
