@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from detect_ai.core import ray_runtime, resume
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError, InputError, TrainingError, ours
@@ -33,8 +31,6 @@ Trial = dict[str, Any]
 TRIAL_CPUS = 0.1  # a trial's own actor only waits; its workers reserve what they need
 _ASHA_REDUCTION = 2  # every rung stops half of its trials
 _DONE = "done"  # in the last report of a trial: it came to its end
-# Keys of `train` that belong to a machine or a stage, not to what is trained.
-_NOT_IN_BEST_CONFIG = ("num_workers", "cpus_per_worker", "threads_per_worker", "use_gpu", "from_sweep", "profile")
 
 
 def sweep(config: Config, storage: Storage) -> dict[str, Any]:
@@ -43,8 +39,7 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     A trial that fails is listed with its error and does not end the sweep.
 
     Returns:
-        `best` and `trials` as `_trial_result` returns them, `best_config` (the key of a Hydra `experiment` with the
-        best values), `concurrent` and `corpus`.
+        `best` and `trials` as `_trial_result` returns them, and `corpus`.
 
     Raises:
         ConfigError: the search space is empty, or Optuna is not installed.
@@ -70,19 +65,10 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
         trials = [_trial_result(results[i], storage, folder) for i in range(len(results))]
         logger.info("trials of %s:\n%s", name, table(trials))
         best = ranked(trials)[0]
-        key = f"{folder}/configs/experiment/best.yaml"
-        if best["status"] != "failed":
-            storage.write_bytes(key, best_config(config, folder, best).encode())
     storage.prune(f"runs/{config.run}", "sweep-", config.storage.keep)
     if best["status"] == "failed":
         raise TrainingError(f"all {len(trials)} trials failed; the first error: {trials[0]['error']}")
-    return {
-        "best": best,
-        "trials": trials,
-        "best_config": key,
-        "concurrent": concurrency(config),
-        "corpus": corpus.key,
-    }
+    return {"best": best, "trials": trials, "corpus": corpus.key}
 
 
 def _tune(config: Config, corpus: Corpus, name: str) -> ResultGrid:
@@ -257,19 +243,6 @@ def ranked(trials: list[Trial]) -> list[Trial]:
         return order.index(trial["status"]), *(-value for value in score)
 
     return sorted(trials, key=key)
-
-
-def best_config(config: Config, folder: str, best: Trial) -> str:
-    """The model and training settings of the best trial as a Hydra option of the group `experiment`."""
-    chosen = search_space.apply(config, best["values"])
-    train = {name: value for name, value in chosen.train.model_dump().items() if name not in _NOT_IN_BEST_CONFIG}
-    head = (
-        "# @package _global_\n"
-        f"# Trial {best['trial']} of {folder}: validation AUROC {best['auroc']:.4f} after at most "
-        f"{config.sweep.epochs} epochs.\n"
-        "# python jobs/train.py --config-dir <the folder `configs` above this file> experiment=best\n"
-    )
-    return head + yaml.safe_dump({"model": chosen.model.model_dump(), "train": train}, sort_keys=False)
 
 
 def table(trials: list[Trial]) -> str:

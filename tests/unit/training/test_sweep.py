@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import ray
-import yaml
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
@@ -15,9 +14,9 @@ from detect_ai.core import ray_runtime
 from detect_ai.core.config import Config, load_config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
-from detect_ai.training import search_space, sweep, train
+from detect_ai.training import sweep, train
 from detect_ai.training.checkpoint import SNAPSHOT
-from detect_ai.training.sweep import best_config, evaluated_checkpoints, ranked, table, trial_function
+from detect_ai.training.sweep import evaluated_checkpoints, ranked, table, trial_function
 
 FOLDER = "runs/a/sweep-1/t"
 LOST = RayActorError()
@@ -124,15 +123,3 @@ def test_finished_trials_rank_before_stopped_and_failed_ones() -> None:
     assert lines[0].split() == ["lr", "auroc", "val_loss", "accuracy", "epoch", "status"]
     assert lines[1].split() == ["0.0001", "0.9000", "0.1000", "0.8000", "2", "finished"]
     assert lines[4].endswith("failed: boom")
-
-
-def test_best_config_is_a_hydra_experiment(config: Config, tmp_path: Path) -> None:
-    best = trial("t", 0.9) | {"values": {"lr": 5e-5, "dropout": 0.1}}
-    path = tmp_path / "configs/experiment/best.yaml"
-    path.parent.mkdir(parents=True)
-    path.write_text(best_config(config, FOLDER, best))
-    assert path.read_text().startswith("# @package _global_\n")
-    assert "num_workers" not in yaml.safe_load(path.read_text())["train"]
-    loaded = load_config(["experiment=best"], str(tmp_path / "configs"))
-    assert (loaded.train.lr, loaded.model.dropout) == (5e-5, 0.1)
-    assert loaded.train == search_space.apply(config, best["values"]).train
