@@ -21,11 +21,11 @@ MAX_NON_PROSE = 0.5  # of code, tables, links and references together
 MAX_WITH_QUOTATIONS = 0.6
 
 _LETTER, _LOWER, _DIGIT, _SYMBOL, _OPERATOR, _WORD, _SPACE = 1, 2, 4, 8, 16, 32, 64
-_BEYOND = 128  # stands for every character beyond ASCII
+_BEYOND = 128  # every character beyond ASCII
 
 
 def _classes() -> npt.NDArray[np.uint8]:
-    """Bits of each ASCII character, and of all others at the end."""
+    """Class bits of each ASCII character; the last entry is for all other characters."""
     table = np.zeros(_BEYOND + 1, np.uint8)
     for code in range(_BEYOND):
         char = chr(code)
@@ -43,7 +43,7 @@ _SENTENCE_END = [ord(char) for char in ".!?,;:"]
 _QUOTES = [ord(char) for char in '"“”„«»']
 _LONG_QUOTATION = 6  # words; shorter ones are terms and names
 
-# Lines that are code whatever stands around them. Each is tried once a line and reads it once.
+# Lines that are code in any context.
 _CODE = re.compile(
     r"""^[ \t]*+(?:
       (?:async\ ++)?def\ \w+\ *\( | class\ \w+\ *(?:\([^()\n]*\)\ *)?[:{] | from\ ++[\w.]+\ ++import\b
@@ -57,7 +57,7 @@ _CODE = re.compile(
     )""",
     re.MULTILINE | re.VERBOSE,
 )
-# Code unless the line is in capitals throughout, in a text without operators.
+# Code, unless the line is all capitals in a text without operators.
 _SQL = re.compile(
     r"^[ \t]*+(?:SELECT\b|INSERT INTO\b|UPDATE \w+ SET\b|DELETE FROM\b|(?:CREATE|ALTER|DROP) (?:TABLE|VIEW|INDEX)\b"
     r"|(?:LEFT|RIGHT|INNER|OUTER|CROSS) JOIN\b|(?:ORDER|GROUP) BY\b|select (?:\*|\w+(?:\.\w+)?,)[^\n]{0,200})",
@@ -71,7 +71,7 @@ _MAYBE_CODE = re.compile(
     re.MULTILINE,
 )
 _TAG = re.compile(r"^[ \t]*+</?[A-Za-z!][^<>\n]*>", re.MULTILINE)
-_MANY_WORDS = 25  # in a line: then it is code only where much of it stands in words with symbols, and not in formulas
+_MANY_WORDS = 25  # in a line: then it is code only if much of it is in words with symbols that are no formulas
 _LONG_WORD = 40
 _FENCE = re.compile(r"^ {0,3}(?:```++|~~~++(?=[ ]*+[A-Za-z]))[ ]*+([^\n`]*+)$", re.MULTILINE)
 _PROSE_FENCES = {"", "text", "txt", "plain", "plaintext", "markdown", "md"}
@@ -80,11 +80,11 @@ _LINK = re.compile(r"(?:https?://|www\.)[^\s)\]>]*|\]\([^()\s\]]*\)")
 _REFERENCE = re.compile(r"^[ \t]*+\[\d{1,4}\]:? ", re.MULTILINE)
 _CLOSED = {"{": "}", "[": "]"}
 _JSON_KEY = re.compile(r'"[ \t]*+:')
-_LONGEST_GAP = 8  # lines between two of code that may be code as well
+_LONGEST_GAP = 8  # lines between two lines of code that may be code too
 
 
 def _are(points: npt.NDArray[np.uint32], these: Iterable[int]) -> _Mask:
-    """Which code points are one of a few: many times as fast as `np.isin`."""
+    """Which code points are one of a few; much faster than `np.isin`."""
     found = np.zeros(points.shape, np.bool_)
     for code in these:
         found |= points == code
@@ -93,29 +93,17 @@ def _are(points: npt.NDArray[np.uint32], these: Iterable[int]) -> _Mask:
 
 @dataclass(frozen=True, eq=False)
 class _Lines:
-    """The lines of a text that are not blank, and what stands in them.
+    """The lines of a text that are not blank, as arrays of shape (num_lines,) unless noted."""
 
-    Attributes:
-        text: With one kind of line break, one at its end.
-        code_points: Of `text`.
-        bits: The classes of its characters.
-        starts: Where each line begins, blank ones too.
-        kept: Which of them are not blank. Shapes below: (lines that are not blank,).
-        size: Characters but white space.
-        first: Position of the first one.
-        last: Position of the last one.
-        words: How many words begin on it.
-    """
-
-    text: str
-    code_points: npt.NDArray[np.uint32]
-    bits: npt.NDArray[np.uint8]
-    starts: _Ints
-    kept: _Mask
-    size: _Ints
-    first: _Ints
-    last: _Ints
-    words: _Ints
+    text: str  # with `\n` line breaks, one at the end
+    code_points: npt.NDArray[np.uint32]  # of `text`, shape (len(text),)
+    bits: npt.NDArray[np.uint8]  # character classes, shape (len(text),)
+    starts: _Ints  # of all lines, also blank ones
+    kept: _Mask  # which of all lines are not blank
+    size: _Ints  # characters without white space
+    first: _Ints  # position of the first one
+    last: _Ints  # position of the last one
+    words: _Ints  # that begin on the line
 
     @classmethod
     def from_text(cls, text: str) -> _Lines:
@@ -128,40 +116,31 @@ class _Lines:
         before, after = np.searchsorted(visible, starts), np.searchsorted(visible, ends)
         kept = after > before
         words = np.add.reduceat(_word_starts(bits), starts, dtype=np.int64)[kept]
-        return cls(
-            text,
-            code_points,
-            bits,
-            starts,
-            kept,
-            (after - before)[kept],
-            visible[before[kept]],
-            visible[after[kept] - 1],
-            words,
-        )
+        size, first, last = (after - before)[kept], visible[before[kept]], visible[after[kept] - 1]
+        return cls(text, code_points, bits, starts, kept, size, first, last, words)
 
     def count(self, mask: _Mask) -> _Ints:
-        """How many characters of each line a mask marks."""
+        """Number of characters of each line that a mask marks."""
         return np.add.reduceat(mask, self.starts, dtype=np.int64)[self.kept]
 
     def having(self, bit: int) -> _Ints:
-        """How many characters of each line are of a class."""
+        """Number of characters of each line in a class."""
         return self.count((self.bits & bit) > 0)
 
     def are(self, chars: str) -> _Mask:
-        """Which characters are one of these."""
+        """Mask of the characters that are one of these."""
         return _are(self.code_points, map(ord, chars))
 
     def begin_with(self, chars: str) -> _Mask:
-        """Which lines begin with one of these."""
+        """Mask of the lines that begin with one of these."""
         return _are(self.code_points[self.first], map(ord, chars))
 
     def end_with(self, chars: str) -> _Mask:
-        """Which lines end with one of these."""
+        """Mask of the lines that end with one of these."""
         return _are(self.code_points[self.last], map(ord, chars))
 
     def match(self, pattern: re.Pattern[str], needs: str = "") -> _Mask:
-        """Which lines a pattern, that cannot do without some character, matches at their beginning."""
+        """Mask of the lines where a pattern matches at the start; `needs` is a character that all matches contain."""
         hits = np.zeros(len(self.starts), np.bool_)
         if needs not in self.text:
             return hits[self.kept]
@@ -221,7 +200,7 @@ def dominant_non_prose(text: str) -> str | None:
 
 
 def _code(lines: _Lines) -> _Mask:
-    """Which lines are code."""
+    """Mask of the lines that are code."""
     stripped = lines.text.strip()
     if _CLOSED.get(stripped[0]) == stripped[-1] and _JSON_KEY.search(stripped):
         return np.ones(len(lines.size), np.bool_)
@@ -240,7 +219,7 @@ def _code(lines: _Lines) -> _Mask:
 
 
 def _code_words(lines: _Lines) -> _Mask:
-    """Marks words that have a symbol, but are no formula: short with a `$` or a backslash."""
+    """Mask of words with a symbol that are no formula (short, with a `$` or a backslash)."""
     space = (lines.bits & _SPACE) > 0
     starts = np.flatnonzero(_word_starts(lines.bits))
     symbol = np.maximum.reduceat((lines.bits & _SYMBOL) > 0, starts)
@@ -252,7 +231,7 @@ def _code_words(lines: _Lines) -> _Mask:
 
 
 def _calls(lines: _Lines) -> _Mask:
-    """Marks `(` right after a word and `_` inside one: names of programs, seldom of people."""
+    """Mask of `(` directly after a word and `_` inside one: calls and identifiers."""
     word = (lines.bits & (_LETTER | _DIGIT)) > 0
     marks = np.zeros(len(word), np.bool_)
     marks[1:] = lines.are("(")[1:] & word[:-1]
@@ -261,7 +240,7 @@ def _calls(lines: _Lines) -> _Mask:
 
 
 def _fill(strong: _Mask, weak: _Mask) -> _Mask:
-    """Lines of code, and those between two of them that may be code."""
+    """Lines of code, and possible code between two of them."""
     places = np.arange(len(strong))
     before = np.maximum.accumulate(np.where(strong, places, -1))
     after = np.minimum.accumulate(np.where(strong, places, len(strong))[::-1])[::-1]
@@ -272,7 +251,7 @@ def _fill(strong: _Mask, weak: _Mask) -> _Mask:
 
 
 def _fenced(lines: _Lines, strong: _Mask) -> _Mask:
-    """Lines in fenced blocks of code. A fence that names no programming language may hold prose."""
+    """Lines in fenced code blocks. A fence without a programming language may contain prose."""
     fences = list(_FENCE.finditer(lines.text))
     if not fences:
         return np.zeros(len(strong), np.bool_)
@@ -291,7 +270,7 @@ def _fenced(lines: _Lines, strong: _Mask) -> _Mask:
 
 
 def _docstrings(lines: _Lines, strong: _Mask) -> _Mask:
-    """Lines between triple quotes, in a text that has code."""
+    """Lines between triple quotes, in a text with code."""
     marks = np.fromiter((match.start() for match in _TRIPLE.finditer(lines.text)), np.int64)
     if len(marks) < 2 or not strong.any():
         return np.zeros(len(strong), np.bool_)
@@ -301,7 +280,7 @@ def _docstrings(lines: _Lines, strong: _Mask) -> _Mask:
 
 
 def _tables(lines: _Lines) -> _Mask:
-    """Which lines are rows of tables."""
+    """Mask of the lines that are table rows."""
     size, letters, digits = lines.size, lines.having(_LETTER), lines.having(_DIGIT)
     numbers = (digits >= 0.4 * size) & (letters <= digits)
     pipes = lines.count(lines.are("|"))
@@ -319,7 +298,7 @@ def _tables(lines: _Lines) -> _Mask:
 
 
 def _gaps(lines: _Lines) -> _Mask:
-    """Marks what stands before the space between two columns: a tab, or two blanks that end no sentence."""
+    """Mask of the characters before a column gap: a tab, or two spaces not after the end of a sentence."""
     points, space = lines.code_points, (lines.bits & _SPACE) > 0
     marks = np.zeros(len(points), np.bool_)
     marks[:-2] = ~space[:-2] & ((points[1:-1] == ord("\t")) | (space[1:-1] & space[2:]))
@@ -328,14 +307,14 @@ def _gaps(lines: _Lines) -> _Mask:
 
 
 def _tight(lines: _Lines) -> _Mask:
-    """Marks commas and semicolons without a blank after them, as between the fields of a file."""
+    """Mask of commas and semicolons without a space after them, as in CSV."""
     marks = lines.are(",;")
     marks[:-1] &= (lines.bits[1:] & _SPACE) == 0
     return marks
 
 
 def _runs(key: _Ints, mask: _Mask, least: int) -> _Mask:
-    """Of the lines of a mask those that stand in a row of at least so many with the same key."""
+    """Lines of a mask that are in a run of at least `least` lines with the same key."""
     if not mask.any():
         return mask
     new = np.ones(len(key), np.bool_)
@@ -346,7 +325,7 @@ def _runs(key: _Ints, mask: _Mask, least: int) -> _Mask:
 
 
 def _links(lines: _Lines) -> _Ints:
-    """Characters of addresses on each line."""
+    """Number of characters in links on each line."""
     steps = np.zeros(len(lines.code_points) + 1, np.int8)
     for match in _LINK.finditer(lines.text):
         steps[match.start()] += 1
@@ -362,9 +341,9 @@ def _word_starts(bits: npt.NDArray[np.uint8]) -> _Mask:
 
 
 def _inline_quotations(lines: _Lines) -> _Ints:
-    """Characters of each line that stand in long quotations within a paragraph.
+    """Number of characters of each line in long quotations within a paragraph.
 
-    Quotes are opening or closing by what is beside them. A text all in one pair of quotes was put there by who sent it.
+    Adjacent characters tell opening from closing quotes. A pair of quotes around the whole text does not count.
     """
     points, space = lines.code_points, (lines.bits & _SPACE) > 0
     at = np.flatnonzero(_are(points, _QUOTES))
@@ -389,7 +368,7 @@ def _inline_quotations(lines: _Lines) -> _Ints:
 
 
 def _blank_breaks(lines: _Lines) -> _Mask:
-    """Marks the beginnings of blank lines."""
+    """Mask of the starts of blank lines."""
     marks = np.zeros(len(lines.code_points), np.bool_)
     marks[lines.starts[~lines.kept]] = True
     return marks

@@ -112,6 +112,9 @@ def test_the_learned_length_is_at_least_the_floor(spec, detector):
         ("Все счастливые семьи похожи друг на друга. " * 3, [Reason.OTHER_SCRIPT]),
         ("1234 5678 !!! ... " * 10, [Reason.OTHER_SCRIPT, Reason.MOSTLY_TABLES]),
         (GERMAN, [Reason.OTHER_LANGUAGE]),
+        (GERMAN * 12 + "The council met on Tuesday to vote on the bridge.", [Reason.OTHER_LANGUAGE]),
+        ("7KH FRXQFLO YRWHG RQ 7XHVGDB WR FORVH WKH EULGJH " * 5, [Reason.NOT_LANGUAGE]),
+        ("".join(f"https://example.org/page/{n}\n" for n in range(20)), [Reason.NOT_PROSE]),
         ("def rain(train):\n    return train + 1\n\n" * 8, [Reason.MOSTLY_CODE]),
         ("| town | bridge |\n" * 12, [Reason.MOSTLY_TABLES]),
         # Line breaks are gone from what is scored.
