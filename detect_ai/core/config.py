@@ -222,8 +222,8 @@ class SweepConfig(Section):
 class CalibrationConfig(Section):
     """Probabilities and conformal thresholds."""
 
-    target_fprs: Annotated[list[OpenFraction], Field(min_length=1)] = [0.05]
-    default_target_fpr: OpenFraction = 0.05
+    target_fprs: Annotated[list[OpenFraction], Field(min_length=1)] = [0.01, 0.05]
+    default_target_fpr: OpenFraction = 0.01
     min_tokens: Natural = 50  # shorter texts get no verdict
     precision: Precision = "fp32"  # of the encoder; a bundle runs at the precision that it was calibrated at
     prevalence: OpenFraction = 0.5  # fraction of AI texts that probabilities assume
@@ -370,7 +370,6 @@ class TrackingConfig(Section):
     """Weights & Biases."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online with a key, else offline
-    project: str = "detect_ai"
 
 
 class Config(Section):

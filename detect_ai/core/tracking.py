@@ -38,7 +38,7 @@ def _netrc_has_key() -> bool:
 
 
 def open_run(config: Config, enabled: bool = True, facts: Mapping[str, Any] | None = None, **settings: Any) -> Tracker:
-    """A tracked run in the project of the configuration.
+    """A tracked run in the project `detect_ai`.
 
     Args:
         config: storage and tracking are used; the published part is recorded.
@@ -50,7 +50,7 @@ def open_run(config: Config, enabled: bool = True, facts: Mapping[str, Any] | No
         resolve_mode(config.tracking.mode) if enabled else "disabled",
         Storage(config.storage.root),
         keep=config.storage.keep * RUNS_PER_KEPT,
-        project=config.tracking.project,
+        project="detect_ai",
         config=config.published() | dict(facts or {}),
         **settings,
     )

@@ -139,8 +139,9 @@ def test_override_beats_environment(monkeypatch):
 
 
 def written_values(group, option):
-    values = yaml.safe_load((CONFIG_DIR / group / f"{option}.yaml").read_text())
-    return {k: v for k, v in values.items() if k != "defaults"} if group == "experiment" else {group: values}
+    text = (CONFIG_DIR / group / f"{option}.yaml").read_text()
+    values = {key: value for key, value in yaml.safe_load(text).items() if key != "defaults"}
+    return values if text.startswith("# @package _global_") else {group: values}
 
 
 def check_values(written, composed):
@@ -158,6 +159,11 @@ def check_values(written, composed):
 def test_shipped_file_sets_what_it_says(group, option):
     given = ["corpus.sources.0.path=/x.csv"] if option == "csv" else []
     check_values(written_values(group, option), load_config([f"{group}={option}", *given]).to_dict())
+
+
+def test_sample_has_a_target_that_it_supports():
+    assert load_config().calibration.default_target_fpr == 0.05
+    assert load_config(["corpus=csv", "corpus.sources.0.path=x"]).calibration.default_target_fpr == 0.01
 
 
 def test_override_beats_experiment():
