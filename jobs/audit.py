@@ -3,7 +3,7 @@
 import sys
 
 from detect_ai.core.job import run_job
-from detect_ai.corpus.audit import inspect
+from detect_ai.corpus.audit import audit
 
 if __name__ == "__main__":
-    sys.exit(run_job("audit", inspect))
+    sys.exit(run_job("audit", audit))

@@ -29,7 +29,7 @@ LABELS = ("human", "ai")
 _SLICES = ("group", "domain", "generator", "source")
 
 
-def inspect(config: Config, storage: Storage) -> dict[str, Any]:
+def audit(config: Config, storage: Storage) -> dict[str, Any]:
     """Describe the corpus of this run and audit it for shortcuts; writes a report in HTML and JSON.
 
     Raises:
@@ -63,7 +63,7 @@ def audit_corpus(corpus: Corpus) -> Audit:
     return audit_texts(rows["text"].to_pylist(), rows["label"].to_numpy(), slices, rows["weight"].to_numpy())
 
 
-def describe(corpus: Corpus, audit: Audit, findings: list[Finding]) -> dict[str, Any]:
+def describe(corpus: Corpus, result: Audit, findings: list[Finding]) -> dict[str, Any]:
     """The content of the report, as plain values.
 
     Keys: `corpus` (what it is), `findings`, `counts` (rows of the whole corpus by split, label, source, domain,
@@ -91,7 +91,7 @@ def describe(corpus: Corpus, audit: Audit, findings: list[Finding]) -> dict[str,
         "counts": manifest.counts,
         "lengths": _lengths(corpus),
         "quarantine": _quarantine(corpus),
-        "audit": asdict(audit),
+        "audit": asdict(result),
     }
 
 
