@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detect_ai.core.errors import CorpusError
-from detect_ai.corpus import findings
+from detect_ai.corpus import baseline, findings
 from detect_ai.corpus.baseline import TfidfModel, word_counts
 from detect_ai.corpus.shortcuts import FEATURES, Audit, SliceScore, audit_texts
 
@@ -22,6 +22,11 @@ SECRET = "Zebulon"
 def sentence_text(draw, words):
     drawn = [draw.choice(WORDS) for _ in range(words)]
     return " ".join(" ".join(drawn[i : i + 10]).capitalize() + "." for i in range(0, words, 10))
+
+
+@pytest.fixture(autouse=True)
+def _few_hashed_features(monkeypatch):
+    monkeypatch.setattr(baseline, "HASHED_FEATURES", 2**12)  # the fit takes time in proportion
 
 
 class Texts:
@@ -209,7 +214,7 @@ def test_baseline_scores_equal_scikit_learn():
     from sklearn.linear_model import LogisticRegression
 
     texts, labels, weights = Texts().texts, np.asarray(Texts().labels), np.linspace(0.5, 2, 240)
-    counts = HashingVectorizer(ngram_range=(1, 2), n_features=2**18, alternate_sign=False, norm=None).transform(texts)
+    counts = HashingVectorizer(ngram_range=(1, 2), n_features=2**12, alternate_sign=False, norm=None).transform(texts)
     tfidf = TfidfTransformer(sublinear_tf=True).fit(counts)
     model = LogisticRegression(C=10.0, solver="liblinear", random_state=0)
     model.fit(tfidf.transform(counts), labels, sample_weight=weights)
