@@ -28,23 +28,23 @@ def attacked(name, text=TEXT, seed=0):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_changes_the_text_and_the_same_seed_in_the_same_way(name):
+def test_attack_is_a_function_of_the_seed(name):
     assert attacked(name) != TEXT
     assert attacked(name) == attacked(name)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 @given(text=st.text(max_size=200))
-def test_an_attack_takes_any_text(name, text):
+def test_attack_accepts_any_text(name, text):
     assert isinstance(attacked(name, text), str)
 
 
 @pytest.mark.parametrize("name", UNDONE)
-def test_the_normaliser_undoes_what_a_reader_does_not_see(name):
+def test_normaliser_reverts_invisible_attacks(name):
     assert normalise(attacked(name)).text == TEXT
 
 
-def test_articles_go_and_nothing_else():
+def test_only_articles_are_deleted():
     left = attacked("article_deletion").split()
     assert 0 < len(TEXT.split()) - len(left) <= 5
     assert [w for w in TEXT.split() if w.lower() not in ("the", "a", "an")] == [
@@ -57,14 +57,15 @@ def test_numbers_keep_their_length():
     assert [len(word) for word in new.split()] == [4, 3, 2, 3, 2, 3, 1, 3, 2, 3, 4, 3, 3]
 
 
-def test_case_is_swapped_at_the_first_letter_of_few_words():
+def test_case_of_few_first_letters_is_swapped():
     new = attacked("upper_lower", "word " * 1000)
     assert 20 <= new.count("Word") <= 90
     assert new.lower() == "word " * 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alternative_spelling", "misspelling", "synonym"])
-def test_words_of_500_take_little_time(name):
+def test_word_attacks_take_little_time(name):
     text = TEXT * 12
     assert len(text.split()) > 450
     attacked(name, text)
@@ -77,7 +78,7 @@ def test_words_of_500_take_little_time(name):
     assert min(seconds() for _ in range(20)) < 0.05  # to compile its list anew takes seconds
 
 
-def test_every_word_is_spelt_the_other_way_in_its_own_case():
+def test_spelling_is_swapped_with_its_case():
     british = "The colour of the centre: Organisation, DEFENCE, theatre-grey; it's the neighbour's."
     american = "The color of the center: Organization, DEFENSE, theatre-gray; it's the neighbor's."
     assert attacked("alternative_spelling", british) == american
@@ -85,11 +86,11 @@ def test_every_word_is_spelt_the_other_way_in_its_own_case():
 
 
 @pytest.mark.parametrize("word", ["story", "practice", "license", "meter", "program", "focused"])
-def test_an_american_form_that_is_british_too_stays(word):
+def test_american_form_that_is_also_british_stays(word):
     assert attacked("alternative_spelling", word) == word
 
 
-def test_a_british_word_has_one_american_form_and_most_lead_back():
+def test_spellings_map_both_ways():
     table = spellings()
     assert len(table) > 900
     assert table["programme"] == "program"
@@ -98,7 +99,7 @@ def test_a_british_word_has_one_american_form_and_most_lead_back():
     assert all(re.fullmatch("[a-z]+", text) for pair in table.items() for text in pair)
 
 
-def test_a_fifth_of_the_words_get_one_of_their_misspellings():
+def test_a_fifth_of_the_words_is_misspelt():
     new = attacked("misspelling", "government newt " * 1000).split()
     wrong = [word for word in new if word not in ("government", "newt")]
     assert 150 < len(wrong) < 250
@@ -106,14 +107,14 @@ def test_a_fifth_of_the_words_get_one_of_their_misspellings():
     assert new[1::2] == ["newt"] * 1000
 
 
-def test_a_misspelling_keeps_the_case_and_a_contraction_its_parts():
+def test_misspelling_keeps_case_and_contractions():
     for word in attacked("misspelling", "Government " * 100).split():
         assert word.istitle()
     assert attacked("misspelling", "can't won't " * 100) == "can't won't " * 100
     assert attacked("alternative_spelling", "Côtes-d'armor") == "Côtes-d'armor"
 
 
-def test_a_word_is_misspelt_only_where_it_can_be_nothing_else():
+def test_misspellings_are_unambiguous():
     table = misspellings()
     assert len(table) > 10_000
     lines = (line.split("->") for line in wordlists_file("dictionary.txt"))
@@ -127,13 +128,13 @@ def wordlists_file(name):
     return path.read_text("utf-8").splitlines()
 
 
-def test_the_code_of_codespell_is_not_imported():
+def test_codespell_is_not_imported():
     assert misspellings.__wrapped__()
     assert "codespell_lib" not in sys.modules
 
 
 @pytest.mark.parametrize("name", ["alternative_spelling", "misspelling"])
-def test_without_codespell_an_attack_says_what_to_install(name, monkeypatch):
+def test_missing_codespell_is_an_input_error(name, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     monkeypatch.setattr("detect_ai.text.attacks.spellings", spellings.__wrapped__)
     monkeypatch.setattr("detect_ai.text.attacks.misspellings", misspellings.__wrapped__)
@@ -141,7 +142,7 @@ def test_without_codespell_an_attack_says_what_to_install(name, monkeypatch):
         attacked(name)
 
 
-def test_half_of_the_words_with_a_synonym_get_one_of_theirs():
+def test_half_of_the_words_get_a_synonym():
     new = attacked("synonym", "quickly zebra " * 1000).split()
     swapped = [word for word in new if word not in ("quickly", "zebra")]
     assert 430 < len(swapped) < 570
@@ -163,18 +164,18 @@ def test_half_of_the_words_with_a_synonym_get_one_of_theirs():
         ("the employee's hat", {"the worker's hat"}),
     ],
 )
-def test_a_synonym_keeps_the_case_and_the_article_agrees(text, others):
+def test_synonym_keeps_case_and_adapts_the_article(text, others):
     assert {attacked("synonym", text, seed) for seed in range(30)} == {text, *others}
 
 
 @pytest.mark.parametrize(
     "text", ["long-big big-scale", "in the Big Apple", "big'un", "BiG bigBig", "the United States"]
 )
-def test_compounds_names_and_odd_words_keep_their_words(text):
+def test_compounds_and_names_get_no_synonym(text):
     assert {attacked("synonym", text, seed) for seed in range(30)} == {text}
 
 
-def test_a_synonym_stands_in_one_group_of_single_lower_case_words():
+def test_synonym_groups_are_disjoint_lower_case_words():
     lines = files("detect_ai.text").joinpath("synonyms.txt").read_text("utf-8").splitlines()
     groups = [line.split(" ") for line in lines if not line.startswith("#")]
     assert len(groups) >= 450

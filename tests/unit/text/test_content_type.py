@@ -190,7 +190,7 @@ def test_prose_is_prose(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CODE)
-def test_code_is_code_bare_and_in_a_fence(name: str) -> None:
+def test_code_is_code_with_and_without_a_fence(name: str) -> None:
     assert dominant_non_prose(CODE[name]) == "mostly_code"
     assert content_shares(CODE[name])["code"] > 0.85
     assert dominant_non_prose(CODE[name].replace("\n", "\r\n")) == "mostly_code"
@@ -201,7 +201,7 @@ def test_code_is_code_bare_and_in_a_fence(name: str) -> None:
 @pytest.mark.parametrize(
     "path", ["detect_ai/text/normalize.py", "detect_ai/core/errors.py", "tests/unit/text/test_normalize.py"]
 )
-def test_files_of_our_own_are_code(path: str) -> None:
+def test_own_source_files_are_code(path: str) -> None:
     assert dominant_non_prose((CHECKOUT / path).read_text(encoding="utf-8")) == "mostly_code"
 
 
@@ -224,7 +224,7 @@ def test_quoted_mail_is_quotation() -> None:
 
 
 @pytest.mark.parametrize(("left", "right"), ['""', "“”", "«»", "„“"])
-def test_long_quotations_between_quotes_are_counted_and_short_ones_not(left: str, right: str) -> None:
+def test_only_long_quotations_count(left: str, right: str) -> None:
     inside = "we have waited for this day for eleven long years"
     text = f"Then he said to them: {left}{inside}{right}, and went."
     share = len(f"{left}{inside}{right}".replace(" ", "")) / len(text.replace(" ", ""))
@@ -242,7 +242,7 @@ def test_unclosed_quotes_and_inch_marks_quote_nothing() -> None:
     assert content_shares(unpaired)["quotations"] < 0.4
 
 
-def test_quotations_may_take_more_than_the_rest() -> None:
+def test_quotations_have_a_higher_limit() -> None:
     said = f"“{' '.join(ESSAY.split())}”"
     rest = " ".join((NEWS.replace('"', "") + BULLETS).split())
     shares = {cut: content_shares(f"He said: {said} {rest[:cut]}")["quotations"] for cut in (180, 380, 600)}
@@ -251,12 +251,12 @@ def test_quotations_may_take_more_than_the_rest() -> None:
     assert dominant_non_prose(f"He said: {said} {rest[:380]}") is None
 
 
-def test_what_is_code_already_is_no_quotation() -> None:
+def test_code_does_not_count_as_quotation() -> None:
     text = '```python\n> x = 1\nprint("one two three four five six seven eight nine")\n```\n'
     assert content_shares(text) == {"code": 1, "tables": 0, "quotations": 0, "other": 0}
 
 
-def test_links_and_references_are_something_else() -> None:
+def test_links_and_references_are_not_prose() -> None:
     links = "".join(f"- [page {n}](https://example.org/page/{n})\nhttps://example.org/{n}\n" for n in range(9))
     references = "".join(f"[{n}] A. Writer and B. Other, On the mending of nets, 1990.\n" for n in range(9))
     assert content_shares(links)["other"] > 0.9
@@ -274,7 +274,7 @@ def test_kinds_are_added_up() -> None:
 
 
 @given(st.lists(st.sampled_from([*PROSE.values(), *CODE.values(), *TABLES.values(), MAIL]), max_size=6))
-def test_shares_are_shares(parts: list[str]) -> None:
+def test_shares_sum_to_at_most_one(parts: list[str]) -> None:
     shares = content_shares("\n\n".join(parts))
     assert set(shares) == {"code", "tables", "quotations", "other"}
     assert all(0 <= share <= 1 for share in shares.values())
@@ -282,7 +282,7 @@ def test_shares_are_shares(parts: list[str]) -> None:
 
 
 @given(st.text(st.sampled_from('ab 1"“”|,;\t\n\r`~>#{}()[]=_<:/$\\\ud800\U0001f600\u3000'), max_size=80))
-def test_any_text_has_an_answer(text: str) -> None:
+def test_any_text_has_shares(text: str) -> None:
     shares = content_shares(text)
     assert all(0 <= share <= 1 for share in shares.values())
     assert sum(shares.values()) <= 1 + 1e-9

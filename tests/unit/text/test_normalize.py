@@ -1,4 +1,4 @@
-"""The normaliser: what it undoes, what it leaves, and where a span of it stood."""
+"""Text normalisation: reverted attacks, unchanged text, offsets."""
 
 import subprocess
 import sys
@@ -87,11 +87,11 @@ def assert_is_fixed_point(text: str) -> None:
 @example(" ¨ ‗")
 @example("an аpple а\u0301 ſ\u0323\u0307 pеar")
 @example("\u1100\u3164\u1161\u200b\u11a8")
-def test_normalising_twice_is_normalising_once(text):
+def test_normalising_is_idempotent(text):
     assert_is_fixed_point(normalise(text).text)
 
 
-def test_every_character_normalises_to_a_fixed_point_beside_others():
+def test_every_character_normalises_to_a_fixed_point():
     changed = (chr(code) for code in range(0x110000) if unicodedata.decomposition(chr(code)))
     for char in changed:
         assert_is_fixed_point(normalise(f"The cat аtе {char}\u0323\u0301е").text)
@@ -99,7 +99,7 @@ def test_every_character_normalises_to_a_fixed_point_beside_others():
 
 @settings(deadline=None)
 @given(any_text | hostile_text | padded_text)
-def test_offsets_are_one_per_character_ascending_and_inside_the_source(text):
+def test_offsets_are_ascending_and_inside_the_source(text):
     result = normalise(text)
     assert len(result.starts) == len(result.ends) == len(result.text)
     assert result.starts.dtype == result.ends.dtype == np.int32
@@ -110,20 +110,20 @@ def test_offsets_are_one_per_character_ascending_and_inside_the_source(text):
 
 @settings(deadline=None)
 @given(hostile_text | padded_text)
-def test_normalised_text_has_no_surrogates_invisibles_or_odd_white_space(text):
+def test_normalised_text_has_no_invisible_characters(text):
     result = normalise(text).text
     assert not any(unicodedata.category(char) in ("Cs", "Cc", "Cf") for char in result)
     assert result == " ".join(result.split())
 
 
-# Pieces whose normal form does not hang on the rest of the document.
+# Pieces whose normal form does not depend on the rest of the document.
 @settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(["\u200b", " ", "\n", "“", "ﬁ", "e\u0301", "ａ", "中", "ж", "b", "\u1100\u1161", "\0", "…"])
     )
 )
-def test_the_source_of_a_prefix_normalises_to_that_prefix(pieces):
+def test_source_of_a_prefix_normalises_to_it(pieces):
     text = "It is " + "".join(pieces) + "."
     result = normalise(text)
     for end in range(1, len(result.text) + 1):
@@ -134,13 +134,13 @@ def test_the_source_of_a_prefix_normalises_to_that_prefix(pieces):
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_an_attacked_text_normalises_to_the_clean_text(attack):
+def test_attacked_text_normalises_to_the_clean_text(attack):
     assert ATTACKS[attack] != CLEAN
     assert normalise(ATTACKS[attack]).text == CLEAN
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_each_word_maps_to_an_attacked_span_that_normalises_to_it(attack):
+def test_words_map_to_their_attacked_span(attack):
     result = normalise(ATTACKS[attack])
     at = result.text.index("early train to Exeter")
     begin, stop = result.to_source(at, at + len("early train to Exeter"))
@@ -154,7 +154,7 @@ def test_clean_ascii_maps_to_itself():
 
 
 @pytest.mark.parametrize("language", FOREIGN)
-def test_honest_text_is_left_as_it_is(language):
+def test_genuine_foreign_text_is_unchanged(language):
     result = normalise(FOREIGN[language])
     assert (result.text, result.tampering) == (FOREIGN[language], {})
 
@@ -171,7 +171,7 @@ def test_honest_text_is_left_as_it_is(language):
         ("a\u200d ❤\ufe0f\u200b", {"invisible": 3}),
     ],
 )
-def test_tampering_counts_what_hides_letters_and_not_what_spelling_needs(attack, counts):
+def test_tampering_does_not_count_regular_spelling(attack, counts):
     assert normalise(attack).tampering == counts
 
 
@@ -195,19 +195,19 @@ def test_tampering_counts_what_hides_letters_and_not_what_spelling_needs(attack,
         (" \u200b\u3164\ufeff\x00 ", ""),
     ],
 )
-def test_normalise_writes(text, expected):
+def test_normalise_examples(text, expected):
     assert normalise(text).text == expected
 
 
 @pytest.mark.parametrize("category", ["Cf", "Cc"])
-def test_every_format_and_control_character_goes(category):
+def test_format_and_control_characters_are_removed(category):
     for code in range(0x110000):
         char = chr(code)
         if unicodedata.category(char) == category and not char.isspace():
             assert normalise(f"a{char}b").text == "ab", hex(code)
 
 
-def test_chunked_nfkc_is_nfkc_for_every_pair_that_composes():
+def test_chunked_nfkc_equals_nfkc():
     for code in range(0x110000):
         pair = unicodedata.normalize("NFD", chr(code))
         if len(pair) > 1:
@@ -215,23 +215,23 @@ def test_chunked_nfkc_is_nfkc_for_every_pair_that_composes():
             assert normalise(text).text == unicodedata.normalize("NFKC", text), hex(code)
 
 
-def test_a_long_run_of_marks_is_put_in_canonical_order():
+def test_long_run_of_marks_is_sorted():
     text = "a" + "\u0301\u0323\u0f73" * 40
     assert normalise(text).text == unicodedata.normalize("NFKC", text)
 
 
-def test_a_composed_character_maps_to_all_its_source():
+def test_composed_character_maps_to_its_whole_source():
     result = normalise("xe\u0301\u0323y")
     assert result.text == "xẹ́y"
     assert [result.to_source(i, i + 1) for i in range(4)] == [(0, 1), (1, 4), (1, 4), (4, 5)]
 
 
 @pytest.mark.parametrize(("at", "source"), [(0, 2), (1, 4), (2, 5)])
-def test_an_empty_span_maps_to_an_empty_span_of_the_source(at, source):
+def test_empty_span_maps_to_an_empty_span(at, source):
     assert normalise("\u200b\u200ba\u200bb\u200b").to_source(at, at) == (source, source)
 
 
-def test_an_empty_text_maps_to_an_empty_span():
+def test_empty_text_maps_to_an_empty_span():
     assert normalise("\u200b").to_source(0, 0) == (0, 0)
 
 
@@ -284,7 +284,7 @@ def test_importing_loads_no_confusables_ray_or_torch():
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
-def test_a_normalised_text_cannot_be_changed():
+def test_normalised_is_immutable():
     with pytest.raises(AttributeError):
         normalise("a").text = "b"  # type: ignore[misc]
     assert isinstance(normalise("a"), Normalised)

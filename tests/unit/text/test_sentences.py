@@ -30,14 +30,14 @@ def cut(text: str) -> list[str]:
         [],
     ],
 )
-def test_sentences_are_cut_after_stops_and_not_after_abbreviations(parts):
+def test_sentences_end_at_stops_but_not_abbreviations(parts):
     separator = "" if parts and parts[0].endswith("。") else " "
     assert cut(separator.join(parts)) == parts
 
 
 @settings(deadline=None)
 @given(st.text(st.sampled_from("aAI .!?\"')(]。1é\n")) | any_text.map(lambda text: normalise(text).text))
-def test_sentences_hold_every_visible_character_once_and_in_order(text):
+def test_sentences_contain_every_visible_character_once(text):
     spans = sentences(text)
     assert all(start < end for start, end in spans)
     assert all(before[1] <= after[0] for before, after in pairwise(spans))

@@ -37,7 +37,7 @@ def test_utf8_text_is_read_with_or_without_a_mark(name: str, content: str) -> No
     assert text(name, content.encode()) == "Zoë said «no»."
 
 
-def test_paragraphs_of_a_word_document_are_lines() -> None:
+def test_word_paragraphs_are_lines() -> None:
     assert text("a.docx", documents.docx("First – «one».", "Second.")).split("\n")[:2] == ["First – «one».", "Second."]
 
 
@@ -253,7 +253,7 @@ def test_directories_of_a_name_are_dropped(sent: str, name: str) -> None:
     assert file_name(sent) == name
 
 
-def test_a_full_queue_refuses_parsed_files_only() -> None:
+def test_full_queue_refuses_parsed_files_only() -> None:
     async def scenario() -> None:
         files = FileReader(ServeConfig())
         files._waiting_files = reader.MAX_WAITING_FILES
@@ -266,7 +266,7 @@ def test_a_full_queue_refuses_parsed_files_only() -> None:
     asyncio.run(scenario())
 
 
-def test_a_replica_holds_a_bounded_number_of_bytes() -> None:
+def test_held_bytes_are_bounded() -> None:
     files = FileReader(ServeConfig(max_upload_bytes=100))
     with files.held(700), files.held(100), pytest.raises(QueueFullError), files.held(1):
         pass
