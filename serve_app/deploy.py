@@ -127,11 +127,11 @@ def rollback_service(config: Config, storage: Storage) -> dict[str, Any]:
             state = desired_state(storage).last_live()
             if state is None:
                 raise ConfigError(f"no settings of the service under {storage.root}: run jobs/deploy.py once")
-            config.serve = state.config
+            _ = state.config  # refuses those of another release
     result = rollback(config, storage)
     if state is not None:
-        config.serve.version = result["champion"]
-        result["deploy"] = deploy(config, storage, state.keys)
+        settings = state.config.model_copy(update={"version": result["champion"]})
+        result["deploy"] = deploy(config.model_copy(update={"serve": settings}), storage, state.keys)
     return result
 
 
