@@ -63,8 +63,8 @@ class Replica:
 
         return create_app(self.versions, self.access, self.telemetry)
 
-    def record_autoscaling_stats(self) -> dict[str, float]:
-        """Metrics for the autoscaling policy; Serve calls this about twice a second."""
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Metrics for the autoscaling policy; Serve calls this periodically, on the event loop."""
         return {DEMAND: self.versions.demand()}
 
     def check_health(self) -> None:
