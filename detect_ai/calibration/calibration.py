@@ -156,7 +156,8 @@ class Calibration(GroupCalibration):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             raise CalibrationError(f"calibration.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-        if any((np.diff(group.human_scores) < 0).any() for group in (calibration, *calibration.domains)):
+        groups: list[GroupCalibration] = [calibration, *calibration.domains]
+        if any((np.diff(group.human_scores) < 0).any() for group in groups):
             raise CalibrationError("human scores of a calibration must be ascending")
         return calibration
 

@@ -33,7 +33,8 @@ def gate(
     Returns:
         The reasons to refuse it, empty where it passes, and warnings about what could not be compared.
     """
-    reasons, warnings = [], []
+    reasons: list[str] = []
+    warnings: list[str] = []
     auroc = candidate[TEST].get("auroc")
     if auroc is None or not auroc >= config.min_auroc:  # NaN does not pass
         reasons.append(f"AUROC is {auroc} on {TEST}; at least {config.min_auroc:g} is required.")
