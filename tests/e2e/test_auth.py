@@ -21,7 +21,7 @@ from detect_ai.detector.registry import Registry
 from serve_app import deploy as deployment
 from serve_app.auth import api_keys
 from serve_app.auth.api_keys import KeyStore, Scope
-from serve_app.auth.rate_limit import ACTOR_NAME, NAMESPACE, PREFIX
+from serve_app.auth.rate_limit import ACTOR_NAME, NAMESPACE, PREFIX, RateLimits
 from serve_app.deploy import deploy, is_deployed, rollback_service, stop
 from serve_app.deployment import APP
 from tests.fixtures import tiny_models
@@ -123,7 +123,7 @@ def test_overlapping_deployments_and_a_rollback(keyed: Service, monkeypatch: pyt
     hanging, limited = keyed.config.model_copy(deep=True), keyed.config.model_copy(deep=True)
     hanging.serve.cpus_per_replica, limited.serve.max_texts = 1000, 1
     options = {"name": f"{PREFIX}old", "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0}
-    ray.remote(Counter).options(**options).remote()  # the rate limits of another release
+    ray.remote(RateLimits).options(**options).remote()  # of another release
     champion = Registry(keyed.storage).require_champion()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(deploy, hanging, keyed.storage)
