@@ -1,8 +1,8 @@
-"""What a user did that cannot be done: one clear line each, with the offending value and the way out."""
+"""User-facing errors. Each message gives the offending value and a fix."""
 
 import re
 
-# Where Ray Core, Ray Train's workers, its controller and Python itself keep the error inside an error.
+# Attributes in which Ray Core, Ray Train and Python keep the cause of an error.
 _WRAPPED = ("cause", "_base_exc", "controller_failure", "__cause__", "__context__")
 
 
@@ -11,7 +11,7 @@ class DetectAIError(Exception):
 
 
 class InputError(DetectAIError, ValueError):
-    """Something given by the user is wrong: a config, a file, a text."""
+    """Invalid user input: a configuration, a file, a text."""
 
 
 class ConfigError(InputError):
@@ -23,11 +23,11 @@ class CorpusError(InputError):
 
 
 class CalibrationError(InputError):
-    """A calibration set cannot carry what is asked of it."""
+    """A calibration split is too small or unsuitable for the requested targets."""
 
 
 class BundleError(InputError):
-    """A bundle is incomplete, altered or made for something else."""
+    """A bundle is incomplete, altered or incompatible."""
 
 
 class RegistryError(InputError):
@@ -35,7 +35,7 @@ class RegistryError(InputError):
 
 
 class ConflictError(DetectAIError):
-    """Somebody else changed shared state (the champion, API keys, the desired state of the service) first."""
+    """Another process changed shared state (champion, API keys, desired state of the service) first."""
 
 
 class GateError(DetectAIError):
@@ -43,25 +43,25 @@ class GateError(DetectAIError):
 
 
 class ResourceError(DetectAIError):
-    """The cluster or the machine cannot give what the run needs (CPUs, GPUs, a port)."""
+    """The cluster or machine lacks a resource: CPUs, GPUs, a port."""
 
 
 class TrainingError(DetectAIError):
-    """A training run cannot go on: its loss is not finite."""
+    """A training run cannot continue, such as with a loss that is not finite."""
 
 
 def without_row(message: str) -> str:
-    """What a parser of rows said, without the row or the value it said it of: no text of a document is repeated."""
+    """A parser's message without the row or value it quotes: errors never contain document text."""
     return re.sub(r"(columns, got \d+|invalid value)\b.*", r"\1", message, flags=re.DOTALL)
 
 
 def ours(error: BaseException) -> BaseException:
-    """The DetectAIError inside the wrappers that Ray puts around what a worker raised, or the error itself."""
+    """The DetectAIError inside Ray's wrappers around a worker's error, or else the error itself."""
     seen: set[int] = set()
     queue = [error]
     while queue:
         current = queue.pop(0)
-        # Ray makes an error of both types around its cause: what it says is a traceback.
+        # Ray derives a class from both types around the cause; its message is a traceback.
         if isinstance(current, DetectAIError) and not hasattr(current, "cause"):
             return current
         seen.add(id(current))

@@ -1,6 +1,6 @@
-"""A Ray cluster of one machine in processes of its own: on loopback, with token authentication, beside any other.
+"""A Ray cluster on this machine, on loopback with token authentication, independent of any other cluster.
 
-Every port is a free one, every file lies in a folder of its own, and stopping it ends its own processes only.
+It uses free ports and a folder of its own; stopping it ends only its own processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from detect_ai.core.errors import ResourceError
 from detect_ai.core.ray_runtime import LOCAL_CPUS, ONE_MACHINE, cores, free_port
 
 START_SECONDS = 90
-STOP_SECONDS = 5  # once actors have run, a raylet takes 30 s to end by itself (Ray 2.60); nothing here is worth that
+STOP_SECONDS = 5  # then SIGKILL: after actors have run, a raylet takes 30 s to stop (Ray 2.60)
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class LocalCluster:
     """A running cluster.
 
     Attributes:
-        pid: of its first process; ending that ends the cluster.
+        pid: of its main process; ending it ends the cluster.
         address: of the dashboard, for `ray job submit --address`.
         agent: URL that answers when jobs can run.
         folder: logs, sockets and the token; deleted when the cluster stops.
-        environment: what a process needs to talk to it.
+        environment: variables that a client process needs.
     """
 
     pid: int
@@ -49,10 +49,10 @@ class LocalCluster:
 
         Args:
             num_cpus: logical ones; `LOCAL_CPUS` or those of the machine when None.
-            object_store_bytes: shared memory for objects; Ray's own choice when None.
+            object_store_bytes: shared memory for objects; Ray's default when None.
 
         Raises:
-            ResourceError: it did not come up; the end of its log is in the message.
+            ResourceError: it did not start; the message contains the end of its log.
         """
         folder = Path(tempfile.mkdtemp(prefix="dai-", dir="/tmp"))  # socket paths must stay short
         port, dashboard, agent = free_port(), free_port(), free_port()
@@ -94,7 +94,7 @@ class LocalCluster:
         raise ResourceError(f"no Ray cluster after {START_SECONDS} s: {' | '.join(tail)}")
 
     def _takes_jobs(self) -> bool:
-        """Whether the dashboard knows a node, and the node's agent, which runs the jobs, answers."""
+        """Whether a node is alive and its agent, which runs jobs, answers."""
         return '"ALIVE"' in self._get(f"{self.address}/nodes?view=summary") and bool(self._get(self.agent))
 
     def _get(self, url: str) -> str:
@@ -119,13 +119,13 @@ class LocalCluster:
 
 
 def main() -> None:
-    """Start a cluster, say how to talk to it, stay until Ctrl-C, stop it."""
+    """Start a cluster, print the variables for clients, and stop it at Ctrl-C."""
     cluster = LocalCluster.start()
-    told = {"RAY_ADDRESS": cluster.address} | {
+    variables = {"RAY_ADDRESS": cluster.address} | {
         name: cluster.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
     }
     print("A Ray cluster on this machine, until Ctrl-C. In another shell:", flush=True)  # noqa: T201
-    print("export " + " ".join(f"{name}={value}" for name, value in told.items()), flush=True)  # noqa: T201
+    print("export " + " ".join(f"{name}={value}" for name, value in variables.items()), flush=True)  # noqa: T201
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         signal.pause()
@@ -134,7 +134,7 @@ def main() -> None:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process of ours has not ended yet; reaps it when it has."""
+    """Whether a process is running; reaps it otherwise."""
     try:
         return os.waitpid(pid, os.WNOHANG) == (0, 0)
     except ChildProcessError:  # not a child of this process
@@ -154,7 +154,7 @@ def _environment(folder: Path) -> dict[str, str]:
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    # A token in the environment would win over ours.
+    # RAY_AUTH_TOKEN would override the token file.
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
     return {**inherited, **ours, **ONE_MACHINE}
 
