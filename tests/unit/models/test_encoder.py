@@ -210,14 +210,6 @@ def test_saved_model_is_two_files_and_loads_in_fp32(saved):
     assert all(torch.equal(tensor, stored[name]) for name, tensor in loaded.state_dict().items() if name in stored)
 
 
-def test_saving_keeps_the_verbosity_of_transformers(encoder, tmp_path):
-    from transformers.utils import logging
-
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    model.save(model.build(config_of(encoder), 0), tmp_path)
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
-
-
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

@@ -66,12 +66,6 @@ def test_another_seed_makes_other_steps():
     assert first != second
 
 
-def test_steps_come_in_random_order():
-    lengths = realistic_lengths(realistic_labels())
-    means = [lengths[np.concatenate(step)].mean() for step in plan(lengths, (16, 8))]
-    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
-
-
 @given(LENGTHS, SIZES)
 def test_lengths_of_a_class_do_not_interleave_between_steps(lengths, sizes):
     padded, labels = padded_length(np.asarray(lengths, dtype=np.int64)), np.arange(len(lengths)) % 2
