@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 from detect_ai.core.errors import DetectAIError
 from detect_ai.core.local_cluster import LocalCluster
 from detect_ai.core.ray_runtime import free_port
+from detect_ai.core.revision import git_revision
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.evaluation.evaluate import describe
-from detect_ai.release.calibrate import git_revision
 from detect_ai.schemas import DetectResponse, Label, Verdict
 from detect_ai.training.sweep import table
 

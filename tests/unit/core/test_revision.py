@@ -7,9 +7,7 @@ from pathlib import Path
 import detect_ai
 
 # Calls `git_revision` in the copy of the package in the working directory.
-CODE = (
-    "import sys; sys.path.insert(0, '.'); from detect_ai.release.calibrate import git_revision; print(git_revision())"
-)
+CODE = "import sys; sys.path.insert(0, '.'); from detect_ai.core.revision import git_revision; print(git_revision())"
 
 
 def test_copy_without_history_has_a_source_digest(tmp_path, monkeypatch):
