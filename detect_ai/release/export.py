@@ -24,7 +24,7 @@ import numpy as np
 
 from detect_ai import metrics
 from detect_ai.calibration.domain_classifier import FILE as DOMAINS_FILE
-from detect_ai.core.config import CalibrationConfig, Config
+from detect_ai.core.config import CalibrationConfig, Config, check_names
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt
 from detect_ai.core.storage import Storage
@@ -87,9 +87,11 @@ def export(config: Config, storage: Storage) -> dict[str, Any]:
     The bundle is `bundle`, else the champion; the corpus is that of this run. Run it where it will serve.
 
     Raises:
-        ConfigError: the bundle is an export itself, or its training corpus is another one.
+        ConfigError: a candidate is not a backend, the bundle is an export itself, or its corpus is another one.
         RegistryError: no such bundle.
     """
+    allowed = [name for name in backends.BACKENDS if name != backends.DEFAULT]
+    check_names("export.candidates", config.export.candidates, allowed)
     storage_of_parent, parent_key = Registry(storage).resolve(config.bundle)
     spec, corpus = spec_of(storage_of_parent, parent_key), Corpus.of_run(storage, config.run)
     if spec.parent is not None:

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from detect_ai.calibration.domain_classifier import FILE, DomainClassifier
-from detect_ai.core.config import CalibrationConfig
+from detect_ai.core.config import CalibrationConfig, Config, ExportConfig
+from detect_ai.core.errors import ConfigError
+from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import read_spec, write_spec
 from detect_ai.detector.detector import Detector
-from detect_ai.release.export import calibration_settings, make, table, time_interleaved
+from detect_ai.release.export import calibration_settings, export, make, table, time_interleaved
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,11 @@ def test_an_export_is_a_child_with_its_own_backend_and_precision(
     assert spec.version != parent.version
     assert read_spec(tmp_path / "child") == spec
     assert "MODEL_CARD.md" not in spec.files
+
+
+def test_unknown_candidates_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"export\.candidates.*abacus"):
+        export(Config(export=ExportConfig(candidates=["onnx", "abacus"])), Storage(str(tmp_path)))
 
 
 def test_an_export_keeps_the_domain_classifier(tiny_bundle: Path, tmp_path: Path) -> None:
