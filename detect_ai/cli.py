@@ -240,16 +240,15 @@ def headline(verdict: Verdict) -> str:
 
 def explanation(verdict: Verdict) -> list[str]:
     """What a verdict means, one line per statement; without a probability for a text that is out of scope."""
-    if verdict.label is Label.AI and verdict.fpr_upper_bound is None:
-        lines = [
-            "It may still be human: it is of no kind of text that the model was calibrated on, so its false positive "
-            "rate is not known."
-        ]
-    elif verdict.label is Label.AI:
-        lines = [
-            f"It may still be human: the expected false positive rate is {out_of_100(verdict.target_fpr)} human texts, "
-            f"and may be up to {out_of_100(verdict.fpr_upper_bound)} with {verdict.num_compared} calibration texts."
-        ]
+    bound = verdict.fpr_upper_bound
+    if verdict.label is Label.AI:
+        rate = "the model was not calibrated on this kind of text, so the false positive rate is unknown."
+        if bound is not None:
+            rate = (
+                f"the expected false positive rate is {out_of_100(verdict.target_fpr)} human texts, and may be up to "
+                f"{out_of_100(bound)} with {verdict.num_compared} calibration texts."
+            )
+        lines = [f"It may still be human: {rate}"]
     elif verdict.label is Label.HUMAN:
         lines = ["No evidence of AI was found. AI texts can be missed, in particular edited ones."]
     else:
