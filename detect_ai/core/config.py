@@ -112,7 +112,6 @@ class CorpusConfig(Section):
     min_words: Natural = 5
     max_chars: Count = 100_000
     boilerplate: Literal["keep", "remove", "drop"] = "remove"  # an assistant's phrases around the requested text
-    similarity: Annotated[float, Field(ge=0.5, le=1)] = 0.8  # least Jaccard index of word 5-grams of near duplicates
     against: list[SourceConfig] = []  # evaluation sets, labelled or not: texts with a near duplicate there are dropped
     balance: Literal["none", "weight"] = "none"  # weight: equal classes in each domain and length
     augment: list[str] = []  # attacks (detect_ai/text/attacks.py) on rows of the training split
@@ -205,13 +204,7 @@ class SweepConfig(Section):
     trials: Count = 4  # of random and optuna
     epochs: Count = 2  # of each trial
     stop: Literal["none", "asha"] = "none"  # asha stops trials that fall behind
-    grace: Count = 1  # least epochs of a trial
     max_concurrent: Natural = 0  # 0: as many as fit the cluster
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _require(self.grace <= self.epochs, "grace", self.grace, f"at most epochs ({self.epochs})")
-        return self
 
     @property
     def num_trials(self) -> int:

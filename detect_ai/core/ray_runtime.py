@@ -49,6 +49,12 @@ def connect() -> None:
     # By default Ray Data wraps our errors in its own and loses them between processes (Ray 2.60).
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for module in ("exceptions", "_internal.execution.streaming_executor_state"):  # log an error before raising it
+        logging.getLogger(f"ray.data.{module}").addFilter(_is_below_error)
+
+
+def _is_below_error(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR
 
 
 def _init() -> None:

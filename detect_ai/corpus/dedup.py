@@ -17,6 +17,7 @@ Hashes = NDArray[np.uint64]
 Signatures = NDArray[np.uint32]
 
 NUM_PERM = 128
+SIMILARITY = 0.8  # least Jaccard index of the shingles of near duplicates
 _SEED = 1
 _SHINGLE = 5  # words
 _RECALL = 0.975  # of the bands, and of the check after them, each at the threshold
@@ -114,7 +115,7 @@ def min_agreement(threshold: float) -> int:
     return int((below <= 1 - _RECALL).sum())
 
 
-def near_duplicate_clusters(signatures: Signatures, threshold: float) -> Ints:
+def near_duplicate_clusters(signatures: Signatures, threshold: float = SIMILARITY) -> Ints:
     """Clusters of near duplicates: for each row the position of the first row of its cluster, shape (rows,).
 
     Band by band, so that memory beside the signatures stays below 100 bytes a row. Equal signatures are compared once.

@@ -146,7 +146,7 @@ def _clusters(rows: Rows, scan: Scan, folder: Path) -> Ints:
         for start in range(0, len(arrivals), 65_536):
             file.write(signatures[arrivals[start : start + 65_536]].tobytes())
     ordered = np.memmap(path, np.uint32, "r", shape=(len(arrivals), signatures.shape[1]))
-    clusters[compared] = compared[near_duplicate_clusters(ordered, rows.corpus.similarity)]
+    clusters[compared] = compared[near_duplicate_clusters(ordered)]
     return clusters
 
 

@@ -112,10 +112,7 @@ def _report(
     contaminated = {}
     if signatures is not None:
         distinct = {corpus.manifest.fingerprint: corpus for corpus in corpora.values() if corpus}
-        contaminated = {
-            fingerprint: count_contaminated(corpus, signatures, config.corpus.similarity)
-            for fingerprint, corpus in distinct.items()
-        }
+        contaminated = {fingerprint: count_contaminated(corpus, signatures) for fingerprint, corpus in distinct.items()}
     for bundle in bundles:
         bundle["contaminated"] = contaminated.get(specs[bundle["name"]].corpus["fingerprint"])
     return {

@@ -52,7 +52,7 @@ def score_baseline_and_hash(
     return scores if baseline is not None else None, hashed if with_signatures else None
 
 
-def count_contaminated(corpus: Corpus, evaluated: Signatures, similarity: float) -> int:
+def count_contaminated(corpus: Corpus, evaluated: Signatures) -> int:
     """How many texts have a near duplicate in the training, validation or calibration split of a corpus."""
     known = [
         signatures([normalise(text).text for text in table["text"].to_pylist()])
@@ -60,6 +60,6 @@ def count_contaminated(corpus: Corpus, evaluated: Signatures, similarity: float)
         for table in corpus.tables(split, ["text"])
     ]
     rows = np.concatenate([*known, evaluated])
-    cluster = near_duplicate_clusters(rows, similarity)
+    cluster = near_duplicate_clusters(rows)
     first = len(rows) - len(evaluated)
     return int(np.isin(cluster[first:], cluster[:first]).sum())

@@ -197,7 +197,7 @@ def _report(config: Config, storage: Storage, key: str, task: EvalTask, verdicts
     baseline_scores, signatures = score_baseline_and_hash(config, task.data, verdicts, baseline, check)
     contaminated = 0 if task.is_test else None
     if signatures is not None and corpus is not None:
-        contaminated = count_contaminated(corpus, signatures, config.corpus.similarity)
+        contaminated = count_contaminated(corpus, signatures)
     scratch = storage, key
     targets = sorted(spec.calibration.thresholds)
     return {

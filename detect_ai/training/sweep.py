@@ -93,9 +93,7 @@ def _tune(config: Config, corpus: Corpus, name: str) -> ResultGrid:
     scheduler = None
     if settings.stop == "asha":
         # max_t is above the last epoch: a trial that gets there ends by itself, with a last report.
-        scheduler = AsyncHyperBandScheduler(
-            "epoch", max_t=settings.epochs + 1, grace_period=settings.grace, reduction_factor=_ASHA_REDUCTION
-        )
+        scheduler = AsyncHyperBandScheduler("epoch", max_t=settings.epochs + 1, reduction_factor=_ASHA_REDUCTION)
     tuner = tune.Tuner(
         trainable,
         param_space=search_space.tune_space(config),

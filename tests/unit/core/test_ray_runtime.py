@@ -1,5 +1,6 @@
 """Connecting, and waiting for resources, without a cluster."""
 
+import logging
 import socket
 import time
 
@@ -53,6 +54,18 @@ def test_long_socket_path_names_the_fix(monkeypatch):
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(ResourceError, match="RAY_TMPDIR=/tmp"):
         ray_runtime.connect()
+
+
+def test_ray_data_does_not_log_errors_that_it_raises(monkeypatch, caplog):
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    ray_runtime.connect()
+    for module in ("exceptions", "_internal.execution.streaming_executor_state"):
+        logger = logging.getLogger(f"ray.data.{module}")
+        logger.addHandler(caplog.handler)
+        logger.error("advice")
+        logger.warning("no progress")
+        logger.removeHandler(caplog.handler)
+    assert {record.message for record in caplog.records} == {"no progress"}
 
 
 def test_deploy_needs_a_permanent_cluster(monkeypatch, tmp_path):
