@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -194,3 +195,12 @@ def test_jobs_print_help(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         runpy.run_path(str(path), run_name="__main__")
     assert ended.value.code == 0
     assert f"python jobs/{path.name}" in capsys.readouterr().out
+
+
+def test_architecture_page_lists_every_module() -> None:
+    page = (CHECKOUT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    layout = set(re.findall(r"[a-z_]+", page[page.index("```\ndetect_ai/") : page.index("Dependencies point one way")]))
+    modules = {
+        path.stem for package in ("detect_ai", "serve_app", "jobs") for path in (CHECKOUT / package).rglob("*.py")
+    }
+    assert modules - {"__init__", "__main__"} <= layout
