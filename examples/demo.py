@@ -1,8 +1,8 @@
-"""The whole loop on this machine: `make demo`.
+"""The whole pipeline on this machine: `make demo`.
 
-Starts a Ray cluster of its own on free ports, submits the pipeline to it with `ray job submit`, asks the service about
-one pair of the test split over HTTP, shows what came out, and stops what it started. KEEP=1 leaves the service up.
-Everything it writes lies in `.demo/` of the checkout, or under DETECT_AI_STORAGE_ROOT when that is set.
+Starts a Ray cluster on free ports, submits the pipeline with `ray job submit`, sends a human and an AI text of the test
+split to the service over HTTP, prints the results and stops the cluster. KEEP=1 leaves the service running. Output goes
+to `.demo/` of the checkout, or to DETECT_AI_STORAGE_ROOT when that is set.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from detect_ai.schemas import DetectResponse, Label, Verdict
 from detect_ai.training.sweep import table
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-# The gate compares with the champion of an earlier demo; whatever changed since, the loop must end.
+# A demo must also finish when the champion of an earlier demo was better.
 OVERRIDES = ("run=demo", "sweep=grid", "gate.max_auroc_drop=1")
-# The first pair of the test split, by name, whose stories both have over 200 tokens: chosen before any model saw it.
+# The first pair of the test split, by name, whose texts both have over 200 tokens; chosen before any training.
 PAIR = "lee-005"
-SAID = {Label.HUMAN: "human", Label.AI: "AI", Label.UNCERTAIN: "no verdict"}
+WORDS = {Label.HUMAN: "human", Label.AI: "AI", Label.UNCERTAIN: "uncertain"}
 
 
 def main() -> int:
@@ -42,7 +42,7 @@ def main() -> int:
     started = time.monotonic()
     keep = os.environ.get("KEEP", "") not in ("", "0")
     root = os.environ.get("DETECT_AI_STORAGE_ROOT") or str(CHECKOUT / ".demo")
-    say("starting a Ray cluster of its own")
+    say("starting a local Ray cluster")
     cluster = LocalCluster.start()
     try:
         port = free_port()
@@ -55,17 +55,17 @@ def main() -> int:
         raise
     finally:
         if not keep:
-            say("stopping what this demo started")
+            say("stopping the cluster")
             cluster.stop()
     if keep:
-        end = f"kill {cluster.pid}; rm -r {cluster.folder}"
-        say(f"the service stays up at {url} (dashboard {cluster.address}); end it with: {end}")
+        say(f"Ray dashboard: {cluster.address}; stop everything with: kill {cluster.pid}; rm -r {cluster.folder}")
+        say(f"the page is at {url}")
     print(json.dumps(summary(results, verdicts, time.monotonic() - started)), flush=True)
     return 0
 
 
 def submit(cluster: LocalCluster, root: str, port: int) -> dict[str, Any]:
-    """Run the pipeline as a Ray job and return its result, the last line that it printed."""
+    """Run the pipeline as a Ray job and return its result, its last line of output."""
     job = [sys.executable, "jobs/pipeline.py", *OVERRIDES, f"serve.port={port}"]
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", cluster.address),
@@ -85,32 +85,32 @@ def submit(cluster: LocalCluster, root: str, port: int) -> dict[str, Any]:
             for line in process.stdout:
                 file.write(line)
                 last = line if line.startswith('{"prepare"') else last
-                tell(line)
+                show_progress(line)
         finally:
-            process.terminate()  # what submitted the job, where the demo ends before the job does
+            process.terminate()  # when the demo is interrupted
             process.wait()
     if process.returncode or not last:
-        raise DetectAIError(f"the pipeline failed (exit code {process.returncode}); its whole log: {log}")
+        raise DetectAIError(f"the pipeline failed (exit code {process.returncode}); full log: {log}")
     result: dict[str, Any] = json.loads(last)
     return result
 
 
 def runtime_env(root: str, cluster: LocalCluster) -> str:
-    """What the job and its actors need to know, as JSON: where to store, and that there may be no network.
+    """Environment of the job and its actors, as JSON.
 
-    Beside another cluster on this host, actors without RAY_ADDRESS would ask the newest one for their state.
+    Without RAY_ADDRESS, actors would contact the newest cluster of this host, which may be another one.
     """
     passed = {name: os.environ[name] for name in ("HF_HUB_OFFLINE", "WANDB_MODE") if name in os.environ}
-    told = {
+    variables = {
         "DETECT_AI_STORAGE_ROOT": root,
-        "DETECT_AI_GIT_REVISION": git_revision(),  # the job gets a copy of the checkout without its history
+        "DETECT_AI_GIT_REVISION": git_revision(),  # the job runs in a copy of the checkout without git
         "RAY_ADDRESS": cluster.environment["RAY_ADDRESS"],
     }
-    return json.dumps({"env_vars": {**told, **passed}})
+    return json.dumps({"env_vars": {**variables, **passed}})
 
 
-def tell(line: str) -> None:
-    """Show the lines of our own; what Ray says besides stands in the log."""
+def show_progress(line: str) -> None:
+    """Print the progress lines of detect_ai; the rest is in the log."""
     for mark in ("detect_ai.", "step ", "error: "):
         if mark in line and not line.startswith("{") and "Checkpoint(" not in line:
             print(f"    {line[line.index(mark) :].rstrip()}", flush=True)
@@ -118,7 +118,7 @@ def tell(line: str) -> None:
 
 
 def ask(url: str, storage: Storage, corpus_key: str) -> list[Verdict]:
-    """The verdicts of the service on the human and the AI story of the pair, in this order."""
+    """Verdicts of the service for the human and the AI text of the pair, in this order."""
     rows = Corpus.open(storage, corpus_key).read("test", ["id", "text", "label", "group"])
     pair = rows.filter(pc.equal(rows["group"], PAIR)).sort_by("label").to_pylist()
     if [row["label"] for row in pair] != [0, 1]:
@@ -134,21 +134,21 @@ def ask(url: str, storage: Storage, corpus_key: str) -> list[Verdict]:
 
 
 def show(results: dict[str, Any], verdicts: list[Verdict]) -> None:
-    """Show the sweep, the figures and the verdicts."""
-    say("the sweep, best first")
+    """Print the sweep, the metrics and the verdicts."""
+    say("trials of the sweep, best first")
     print(table(results["sweep"]["trials"]))
     say(f"test split: {describe(results['evaluate'])}")
-    print("    a small corpus with one AI author: these figures show that the loop works, not how good a detector is")
+    print("    small corpus, one AI author: these metrics show that the pipeline works, not how good a detector is")
     for who, verdict in zip(("human", "AI"), verdicts, strict=True):
         reasons = f" ({', '.join(verdict.reasons)})" if verdict.reasons else ""
         say(
-            f"story {PAIR} by {who}: {SAID[verdict.label]}{reasons}, probability of AI {verdict.probability:.3f}, "
+            f"text {PAIR} by {who}: {WORDS[verdict.label]}{reasons}, probability of AI {verdict.probability:.3f}, "
             f"p-value {verdict.p_value:.3f}"
         )
 
 
 def summary(results: dict[str, Any], verdicts: list[Verdict], seconds: float) -> dict[str, Any]:
-    """The last line."""
+    """Values of the last line."""
     return {
         "auroc": round(results["evaluate"]["auroc"], 4),
         "tpr_at_fpr_5": round(results["evaluate"]["tpr_at_fpr_5"], 4),
@@ -161,12 +161,12 @@ def summary(results: dict[str, Any], verdicts: list[Verdict], seconds: float) ->
 
 
 def say(line: str) -> None:
-    """One line of our own."""
+    """Print a line of the demo."""
     print(f"==> {line}", flush=True)
 
 
 def stop_on_sigterm(number: int, frame: object) -> None:
-    """Let `finally` run when the demo is told to end."""
+    """Run `finally` blocks on SIGTERM."""
     raise SystemExit(128 + number)
 
 

@@ -1,4 +1,4 @@
-"""`make demo` as it is: the main job of the README, beside another Ray cluster and with the usual ports taken."""
+"""`make demo`, next to another Ray cluster and with the default ports taken."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 @pytest.fixture
 def usual_ports_taken() -> Iterator[None]:
-    """Something of another user's listens on the ports of Ray Serve and of Ray's dashboard."""
+    """Occupy the default ports of Ray Serve and of the dashboard."""
     with contextlib.ExitStack() as stack:
         for port in (8000, 8265):
             taken = stack.enter_context(socket.socket())
-            with contextlib.suppress(OSError):  # it is in use: all the better
+            with contextlib.suppress(OSError):  # in use already
                 taken.bind(("127.0.0.1", port))
                 taken.listen()
         yield
 
 
 def demo(root: Path, keep: bool = False) -> tuple[dict[str, float], str]:
-    """Run the demo: what the line says that it prints last, and all lines."""
+    """Run the demo. Returns its last line, parsed, and all output."""
     environment = {**os.environ, "DETECT_AI_STORAGE_ROOT": str(root), "WANDB_MODE": "offline"}
     done = subprocess.run(
         [sys.executable, "examples/demo.py"],
@@ -55,23 +55,23 @@ def clusters() -> set[Path]:
     return set(Path("/tmp").glob("dai-*"))
 
 
-def test_the_demo_learns_and_answers_twice_beside_another_cluster(tmp_path: Path, usual_ports_taken: None) -> None:
+def test_demo_runs_twice_next_to_another_cluster(tmp_path: Path, usual_ports_taken: None) -> None:
     other = LocalCluster.start(num_cpus=1)
     before = clusters()
     try:
-        said, _ = demo(tmp_path)
-        assert set(said) == {*FIGURES, "best_lr", "seconds"}
-        assert said["auroc"] >= 0.93
-        assert said["human_probability"] < said["ai_probability"]
-        assert said["trials"] >= 3
+        result, _ = demo(tmp_path)
+        assert set(result) == {*FIGURES, "best_lr", "seconds"}
+        assert result["auroc"] >= 0.93
+        assert result["human_probability"] < result["ai_probability"]
+        assert result["trials"] >= 3
         assert clusters() == before
         again, lines = demo(tmp_path, keep=True)
-        assert [again[name] for name in FIGURES] == pytest.approx([said[name] for name in FIGURES], abs=0.05)
-        found = re.search(r"stays up at (\S+) .* end it with: (kill \d+; rm -r \S+)", lines)
-        assert found, lines
-        assert httpx.get(f"{found[1]}/readyz").status_code == 200
-        subprocess.run(found[2], shell=True, check=True)
+        assert [again[name] for name in FIGURES] == pytest.approx([result[name] for name in FIGURES], abs=0.05)
+        [url] = re.findall(r"the page is at (\S+)", lines)
+        [stop] = re.findall(r"stop everything with: (kill \d+; rm -r \S+)", lines)
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        subprocess.run(stop, shell=True, check=True)
         assert clusters() == before
-        assert other._takes_jobs()  # the demo stopped what it started and nothing else
+        assert other._takes_jobs()  # the demo stopped only its own cluster
     finally:
         other.stop()
