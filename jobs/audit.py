@@ -1,4 +1,4 @@
-"""Contents of the corpus, and shortcuts a detector could learn from it: python jobs/audit.py."""
+"""Describe the corpus and find shortcuts that a detector could learn: python jobs/audit.py."""
 
 import sys
 

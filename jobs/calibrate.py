@@ -1,4 +1,4 @@
-"""Checkpoint to candidate bundle, with temperature and thresholds: python jobs/calibrate.py."""
+"""Calibrate a checkpoint and write the candidate bundle: python jobs/calibrate.py."""
 
 import sys
 

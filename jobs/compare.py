@@ -1,4 +1,4 @@
-"""Two or more bundles on the same texts: python jobs/compare.py compare.bundles=[a,b] data=texts.parquet."""
+"""Compare bundles on the same texts: python jobs/compare.py compare.bundles=[a,b] data=texts.parquet."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Deploy the champion to Ray Serve: python jobs/deploy.py serve.port=8000."""
+"""Deploy the champion: python jobs/deploy.py serve.port=8000."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Figures of a bundle on labelled texts: python jobs/evaluate.py run=… for the test split, or bundle=… data=…."""
+"""Evaluate a bundle on labelled texts: python jobs/evaluate.py run=… for the test split, or bundle=… data=…."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A bundle's fastest way to run on this machine, as good as the bundle: python jobs/export.py run=… (bundle=…)."""
+"""Export a bundle to the fastest backend of equal quality on this machine: python jobs/export.py run=… (bundle=…)."""
 
 import sys
 

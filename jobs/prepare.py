@@ -1,4 +1,4 @@
-"""Sources to a corpus: python jobs/prepare.py corpus=sample."""
+"""Prepare a corpus from labelled sources: python jobs/prepare.py corpus=sample."""
 
 import sys
 

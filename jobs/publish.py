@@ -1,4 +1,4 @@
-"""The candidate into the registry, through the gate; it becomes champion: python jobs/publish.py."""
+"""Publish the candidate through the gate as champion: python jobs/publish.py."""
 
 import sys
 

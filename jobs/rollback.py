@@ -1,4 +1,4 @@
-"""Return to the previous champion, in the registry and in the service: python jobs/rollback.py."""
+"""Roll back to the previous champion and redeploy: python jobs/rollback.py."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Verdicts of any texts: python jobs/score.py data=texts.parquet, or bundle=… data=… score.out=… score.format=csv."""
+"""Score texts: python jobs/score.py data=texts.parquet, or bundle=… data=… score.out=… score.format=csv."""
 
 import sys
 

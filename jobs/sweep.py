@@ -1,4 +1,4 @@
-"""Find the learning rate: python jobs/sweep.py."""
+"""Search hyper-parameters: python jobs/sweep.py."""
 
 import sys
 

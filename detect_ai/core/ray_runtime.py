@@ -125,22 +125,22 @@ def require_resources(what: str, cpus: float, gpus: float = 0) -> None:
     if can_grow():
         return
     for name, needed, flag in (("CPU", cpus, "--num-cpus"), ("GPU", gpus, "--num-gpus")):
-        found = ray.cluster_resources().get(name, 0.0)
-        if needed > found:
+        total = ray.cluster_resources().get(name, 0.0)
+        if needed > total:
             raise ResourceError(
-                f"{what} needs {needed:g} {name}s, the cluster has {found:g}: {needed - found:g} missing. "
+                f"{what} needs {needed:g} {name}s, the cluster has {total:g}: {needed - total:g} missing. "
                 f"Lower the number of workers, or start Ray with {flag}={needed:g}"
             )
-        _wait_for(what, name, needed, found)
+        _wait_for(what, name, needed, total)
 
 
-def _wait_for(what: str, name: str, needed: float, found: float) -> None:
+def _wait_for(what: str, name: str, needed: float, total: float) -> None:
     """Wait until enough is free. Raises ResourceError after `WAIT_SECONDS`."""
     import ray
 
     until, logged = time.monotonic() + WAIT_SECONDS, False
     while (free := ray.available_resources().get(name, 0.0)) < needed - ROUNDING:
-        busy = f"{what} needs {needed:g} {name}s, {free:g} of the cluster's {found:g} are free"
+        busy = f"{what} needs {needed:g} {name}s, {free:g} of the cluster's {total:g} are free"
         if time.monotonic() > until:
             raise ResourceError(f"{busy}: stop other jobs (`ray status` shows them), or lower the number of workers")
         if not logged and time.monotonic() > until - WAIT_SECONDS + 5:
