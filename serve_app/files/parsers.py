@@ -320,8 +320,8 @@ class TextState:
 def remove_hidden_text(page: Any) -> int:
     """Remove text from a page that a reader cannot see: invisible mode, white, off the page, or too small.
 
-    Text in invisible mode stays if it is all the text of a page with an image: the text layer of a scan. Text in form
-    objects is not examined.
+    Text in invisible mode stays if it is all the text of a page that draws an image: the text layer of a scan. Text in
+    form objects is not examined.
 
     Returns:
         Bytes of the removed strings: characters, twice as many for fonts with two bytes each.
@@ -332,17 +332,20 @@ def remove_hidden_text(page: Any) -> int:
         return 0
     content = ContentStream(page.get_contents(), page.pdf, "bytes")
     box = tuple(float(edge) for edge in page.cropbox)
-    state, operations = TextState(), []
+    state, operations, type3_fonts = TextState(), [], _type3_fonts(page)
     for operands, operator in content.operations:
         name, reason = operator.decode("latin-1"), ""
         numbers = [float(operand) for operand in operands if isinstance(operand, int | float)]
+        if name == "Tf" and operands and operands[0] in type3_fonts:
+            numbers = [math.inf]  # the size of its characters is not known
         state.set_graphics(name, numbers)
         state.set_position(name, numbers)
         if name in SHOW_TEXT:
             reason = "invisible" if state.mode == 3 else "hidden" if state.hides(box) else "visible"
         operations.append((reason, operands, operator))
     reasons = {reason for reason, _, _ in operations}
-    if not reasons & {"hidden", "invisible"} or (reasons <= {"", "invisible"} and _has_image(page)):
+    draws_image = any(operator in (b"Do", b"INLINE IMAGE") for _, _, operator in operations)
+    if not reasons & {"hidden", "invisible"} or (reasons <= {"", "invisible"} and draws_image):
         return 0
     kept = [(operands, operator) for reason, operands, operator in operations if reason in ("", "visible")]
     removed = sum(_num_bytes(operands) for reason, operands, _ in operations if reason in ("hidden", "invisible"))
@@ -364,11 +367,12 @@ def _num_bytes(operands: Any) -> int:
     return sum(len(part) for part in parts if isinstance(part, str | bytes))
 
 
-def _has_image(page: Any) -> bool:
+def _type3_fonts(page: Any) -> set[str]:
+    """Names of the fonts of a page whose unit is not a thousandth of the font size."""
     resources = page.get("/Resources")
-    objects = resources.get_object().get("/XObject") if resources is not None else None
-    values = [] if objects is None else objects.get_object().values()
-    return any(value.get_object().get("/Subtype") == "/Image" for value in values)
+    fonts = resources.get_object().get("/Font") if resources is not None else None
+    items = fonts.get_object().items() if fonts is not None else ()
+    return {name for name, font in items if font.get_object().get("/Subtype") == "/Type3"}
 
 
 PARSERS: dict[str, Callable[[bytes, Limits, Text], None]] = {"docx": parse_docx, "pdf": parse_pdf}

@@ -90,10 +90,15 @@ def test_hidden_text_of_a_pdf_is_left_out_and_counted(name: str) -> None:
 
 
 def test_text_layer_of_a_scan_is_read() -> None:
-    layer = HIDDEN_PDF["invisible mode"]
-    assert read_file(Upload("a.pdf", documents.pdf_of(layer, has_image=True)), CONFIG) == ("Secret\n\n", 0)
-    mixed = read_file(Upload("a.pdf", documents.pdf_of(VISIBLE + layer, has_image=True)), CONFIG)
+    layer = b"q /Im0 Do Q\n" + HIDDEN_PDF["invisible mode"]
+    assert read_file(Upload("a.pdf", documents.pdf_of(layer)), CONFIG) == ("Secret\n\n", 0)
+    mixed = read_file(Upload("a.pdf", documents.pdf_of(VISIBLE + layer)), CONFIG)
     assert (mixed.text.split(), mixed.hidden) == (["Shown."], 6)
+
+
+def test_size_of_a_type3_font_does_not_hide_its_text() -> None:
+    content = HIDDEN_PDF["tiny"]
+    assert read_file(Upload("a.pdf", documents.pdf_of(VISIBLE + content, font=b"/Type3")), CONFIG).hidden == 0
 
 
 @pytest.mark.parametrize("name", HIDDEN_DOCX)
