@@ -123,12 +123,6 @@ def roc(labels: ArrayLike, scores: ArrayLike, points: int = 200) -> dict[str, li
     return {"fpr": fpr.tolist(), "tpr": tpr.tolist()}
 
 
-def prevalence_weights(truth: Labels, prevalence: float) -> Floats:
-    """Weights of texts that sum to one, with `prevalence` of them on the AI texts; needs both classes."""
-    num_ai = int(truth.sum())
-    return np.where(truth == 1, prevalence / num_ai, (1 - prevalence) / (truth.size - num_ai))
-
-
 def bin_numbers(probabilities: Floats) -> Labels:
     """The bin of each probability: `RELIABILITY_BINS` bins of equal width, the last one includes 1.0."""
     return np.minimum((probabilities * RELIABILITY_BINS).astype(np.int64), RELIABILITY_BINS - 1)
@@ -141,32 +135,14 @@ def reliability(labels: ArrayLike, probabilities: ArrayLike, prevalence: float) 
         InputError: as `auroc`.
     """
     truth, p = _check_both(labels, probabilities)
-    weights, number = prevalence_weights(truth, prevalence), bin_numbers(p)
-    counts = np.bincount(number, minlength=RELIABILITY_BINS)
-    total, probability, ai = (
-        np.bincount(number, weights=weights * values, minlength=RELIABILITY_BINS)
-        for values in (np.ones_like(p), p, truth)
-    )
-    return [
-        {
-            "low": i / RELIABILITY_BINS,
-            "high": (i + 1) / RELIABILITY_BINS,
-            "count": int(counts[i]),
-            "mean_probability": float(probability[i] / total[i]),
-            "fraction_ai": float(ai[i] / total[i]),
-        }
-        for i in np.flatnonzero(counts)
-    ]
-
-
-def rate_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Exact 95% interval of a binomial rate (Clopper and Pearson 1934); (0, 1) without trials."""
-    from scipy.stats import binomtest
-
-    if not trials:
-        return 0.0, 1.0
-    low, high = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="exact")
-    return float(low), float(high)
+    num_ai = int(truth.sum())
+    weights = np.where(truth == 1, prevalence / num_ai, (1 - prevalence) / (truth.size - num_ai))
+    rows, numbers = [], bin_numbers(p)
+    for i in np.unique(numbers):
+        own = numbers == i
+        probability, fraction = (float(np.average(v[own], weights=weights[own])) for v in (p, truth))
+        rows.append({"count": int(own.sum()), "mean_probability": probability, "fraction_ai": fraction})
+    return rows
 
 
 def _check_both(labels: ArrayLike, values: ArrayLike) -> tuple[Labels, Floats]:

@@ -20,8 +20,7 @@ from detect_ai.detector.verdict_table import Verdicts
 from detect_ai.evaluation.baseline import baseline_for, baseline_metrics
 from detect_ai.evaluation.contamination import corpus_of, count_contaminated, score_baseline_and_hash
 from detect_ai.evaluation.evaluate import data_name
-from detect_ai.evaluation.intervals import group_ids, paired_differences
-from detect_ai.evaluation.slices import overall_metrics
+from detect_ai.evaluation.slices import differences, overall_metrics
 from detect_ai.evaluation.summary import without_intervals
 
 logger = logging.getLogger(__name__)
@@ -128,7 +127,7 @@ def _report(
         },
         "bundles": bundles,
         "target": target,
-        "pairs": [{"a": a, "b": b, **_differences(scored[a], scored[b], target)} for a, b in combinations(scored, 2)],
+        "pairs": [{"a": a, "b": b, **differences(scored[a], scored[b], target)} for a, b in combinations(scored, 2)],
         "slices": [
             {
                 "column": column,
@@ -145,12 +144,6 @@ def _report(
         if baseline is None or baseline_scores is None
         else baseline_metrics(scored[owner], specs[owner], baseline, baseline_scores),
     }
-
-
-def _differences(one: Verdicts, other: Verdicts, target: float) -> dict[str, float | None]:
-    ids = group_ids(one.columns["group"], len(one))
-    predictions = one.calls(target), other.calls(target)
-    return paired_differences(one.labels, (one.scores, other.scores), predictions, ids)
 
 
 def _write(storage: Storage, key: str, report: dict[str, Any]) -> None:

@@ -6,35 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from detect_ai.core.config import Config
 from detect_ai.detector.dataset import texts_at
 from detect_ai.detector.verdict_table import Verdicts
-from detect_ai.evaluation.generated_texts import Place, score_generated
+from detect_ai.evaluation.task import EvalTask
 
 
-def top_false_positives(
-    config: Config, bundle: Place, data: str, scratch: Place, verdicts: Verdicts, target: float
-) -> list[dict[str, Any]]:
-    """Human texts called AI at a target, those of the highest probability first.
+def top_false_positives(task: EvalTask, verdicts: Verdicts) -> list[dict[str, Any]]:
+    """Human texts called AI at the default target, those of the highest probability first.
 
-    Args:
-        config: `evaluation.top_false_positives` is their number; `evaluation.include_texts` adds scored sentences.
-        bundle: storage and key.
-        data: the texts.
-        scratch: storage and key of a folder that does not exist.
-        verdicts: of the texts.
-        target: FPR.
+    `evaluation.top_false_positives` is their number; `evaluation.include_texts` adds scored sentences.
     """
+    options, target = task.config.evaluation, task.spec.default_target_fpr
     false_positives = np.flatnonzero((verdicts.labels == 0) & (verdicts.calls(target) == 1))
     order = np.argsort(-verdicts.probabilities[false_positives], kind="stable")
-    top = verdicts[false_positives[order][: config.evaluation.top_false_positives]]
-    if not len(top):
-        return []
+    top = verdicts[false_positives[order][: options.top_false_positives]]
     sentences: dict[str, list[dict[str, Any]]] = {}
-    if config.evaluation.include_texts:
-        texts = texts_at(data, config.score, top.rows.tolist())
-        rows = [(row, text, "") for row, text in texts.items()]
-        scored = score_generated(config.score, bundle, (scratch[0], f"{scratch[1]}/errors"), rows, "windows")
+    if options.include_texts and len(top):
+        texts = texts_at(task.data, task.config.score, top.rows.tolist())
+        scored = task.score_generated([(row, text, "") for row, text in texts.items()], "windows")
         for row, spans in zip(scored.ids.tolist(), scored.spans.tolist(), strict=True):
             sentences[row] = [
                 {"text": texts[row][span["start"] : span["end"]], "probability": span["probability"]}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,7 +19,6 @@ from detect_ai.core.job import attempt, read_result
 from detect_ai.core.storage import Storage
 from detect_ai.core.tracking import open_run
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.dataset import require_labels
 from detect_ai.detector.registry import Registry, spec_of
 from detect_ai.detector.score import score_texts
@@ -32,33 +30,13 @@ from detect_ai.evaluation.errors import top_false_positives
 from detect_ai.evaluation.intervals import MIN_GROUPS
 from detect_ai.evaluation.mixed_documents import sentence_score_metrics
 from detect_ai.evaluation.robustness import attacked_metrics
+from detect_ai.evaluation.task import EvalTask
 from detect_ai.metrics import key_of_target
 from detect_ai.text.attacks import ATTACKS
 
 logger = logging.getLogger(__name__)
 
 REPORTED_TARGETS = ("1", "5")  # percent: these keys are always present, null if the bundle has no such target
-
-
-@dataclass(frozen=True)
-class EvalTask:
-    """A bundle and the texts that it is evaluated on.
-
-    Attributes:
-        bundle: storage and key.
-        spec: of the bundle.
-        data: a path or a URI.
-        name: of the data, for results.
-        corpus: that the bundle was trained on, if storage has it.
-        is_test: the data is the test split of that corpus.
-    """
-
-    bundle: tuple[Storage, str]
-    spec: DetectorSpec
-    data: str
-    name: str
-    corpus: Corpus | None
-    is_test: bool
 
 
 def result_name(config: Config) -> str:
@@ -88,9 +66,9 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
     """
     check_names("evaluation.attacks", config.evaluation.attacks, ATTACKS)
     started = time.perf_counter()
-    task = _task(config, storage)
     folder = f"runs/{config.run}/{result_name(config)}"
     key = f"{folder}/{attempt('evaluation')}"
+    task = _task(config, storage, key)
     with storage.whole(key):
         require_labels(task.data, config.score)
         scoring = config.score.model_copy(update={"format": "parquet"})
@@ -98,14 +76,14 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
         verdicts = Verdicts.read(storage, f"{key}/verdicts")
         skipped = {"no_text": scored.skipped, "no_label": int((~verdicts.labelled).sum())}
         verdicts = verdicts[verdicts.labelled]
-        report = _report(config, storage, key, task, verdicts)
+        report = _report(task, verdicts)
         report["data"]["skipped"] = {reason: count for reason, count in skipped.items() if count}
         report["seconds"] = round(time.perf_counter() - started, 1)
-        written = _write(storage, key, report, verdicts)
+        written = _write(task, report, verdicts)
     storage.prune(folder, "evaluation-", config.storage.keep)
     overall = report["overall"]
     logger.info("%s on %s: %s", task.spec.version, task.name, describe(overall))
-    _track(config, task, report)
+    _track(task, report)
     return {
         **{f"{name}_at_target_{percent}": None for name in ("fpr", "tpr") for percent in REPORTED_TARGETS},
         **overall,
@@ -155,10 +133,10 @@ def _main_metrics(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if value is not None and name.startswith(names)}
 
 
-def _track(config: Config, task: EvalTask, report: dict[str, Any]) -> None:
+def _track(task: EvalTask, report: dict[str, Any]) -> None:
     """Log metrics, ROC and reliability curve to W&B."""
-    name = f"{result_name(config)}-{task.spec.version}"
-    with open_run(config, name=name, group=config.run, job_type="evaluate") as tracker:
+    name = f"{result_name(task.config)}-{task.spec.version}"
+    with open_run(task.config, name=name, group=task.config.run, job_type="evaluate") as tracker:
         metrics = {f"evaluation/{k}": v for k, v in report["overall"].items() if isinstance(v, int | float)}
         tracker.log({**metrics, "evaluation/version": task.spec.version, "evaluation/data": task.name})
         roc = report["curves"]["roc"]
@@ -169,14 +147,15 @@ def _track(config: Config, task: EvalTask, report: dict[str, Any]) -> None:
         tracker.curve("evaluation/calibration", "Calibration", ("probability of AI", "fraction of AI texts"), bins)
 
 
-def _task(config: Config, storage: Storage) -> EvalTask:
+def _task(config: Config, storage: Storage, key: str) -> EvalTask:
     if config.bundle:
         bundle = Registry(storage).resolve(config.bundle)
     else:
         bundle = storage, str(read_result(storage, config.run, "calibrate")["bundle"])
-    spec = spec_of(*bundle)
+    spec, out = spec_of(*bundle), (storage, key)
     if config.data:
-        return EvalTask(bundle, spec, config.data, data_name(config), corpus_of(storage, spec), is_test=False)
+        trained_on = corpus_of(storage, spec)
+        return EvalTask(config, bundle, spec, config.data, data_name(config), trained_on, is_test=False, out=out)
     corpus = Corpus.of_run(storage, config.run)
     if corpus.manifest.fingerprint != spec.corpus["fingerprint"]:
         raise ConfigError(
@@ -184,21 +163,20 @@ def _task(config: Config, storage: Storage) -> EvalTask:
             f"{corpus.manifest.fingerprint[:12]}, whose test split may be in its training data. Name the texts with "
             f"data=…: they are searched for near duplicates of the training data"
         )
-    return EvalTask(bundle, spec, storage.uri(f"{corpus.key}/test"), "test", corpus, is_test=True)
+    return EvalTask(config, bundle, spec, storage.uri(f"{corpus.key}/test"), "test", corpus, is_test=True, out=out)
 
 
-def _report(config: Config, storage: Storage, key: str, task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
+def _report(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
     """Everything that the page shows, as plain values; see `detect_ai.reports.evaluation`."""
-    e, spec, corpus, default = config.evaluation, task.spec, task.corpus, task.spec.default_target_fpr
+    config, spec, corpus = task.config, task.spec, task.corpus
     overall = slices.overall_metrics(verdicts, spec)
-    baseline = baseline_for(corpus, task.bundle, spec, config.seed) if e.baseline else None
+    baseline = baseline_for(corpus, task.bundle, spec, config.seed) if config.evaluation.baseline else None
     # The test split needs no check: `prepare` keeps near duplicates in one split.
-    check = e.contamination and corpus is not None and not task.is_test
+    check = config.evaluation.contamination and corpus is not None and not task.is_test
     baseline_scores, signatures = score_baseline_and_hash(config, task.data, verdicts, baseline, check)
     contaminated = 0 if task.is_test else None
     if signatures is not None and corpus is not None:
         contaminated = count_contaminated(corpus, signatures)
-    scratch = storage, key
     targets = sorted(spec.calibration.thresholds)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -207,7 +185,7 @@ def _report(config: Config, storage: Storage, key: str, task: EvalTask, verdicts
             "base_model": spec.base_model,
             "corpus": spec.corpus,
             "targets": targets,
-            "default_target": default,
+            "default_target": spec.default_target_fpr,
             "prevalence": spec.calibration.prevalence,
             "min_tokens_by_target": {repr(target): spec.min_tokens_at(target) for target in targets},
         },
@@ -226,11 +204,11 @@ def _report(config: Config, storage: Storage, key: str, task: EvalTask, verdicts
         else baseline_metrics(verdicts, spec, baseline, baseline_scores),
         "slices": slices.slices(verdicts, spec),
         "lengths": slices.lengths(verdicts, spec),
-        "attacks": attacked_metrics(config, task.bundle, spec, task.data, scratch, verdicts),
+        "attacks": attacked_metrics(task, verdicts),
         "curves": slices.curves(verdicts, baseline_scores, spec.calibration.prevalence),
         "abstentions": dict(Counter(reason for reasons in verdicts.reasons for reason in reasons).most_common()),
-        "top_false_positives": top_false_positives(config, task.bundle, task.data, scratch, verdicts, default),
-        "sentence_scores": sentence_score_metrics(config, task.bundle, task.data, scratch, verdicts, default),
+        "top_false_positives": top_false_positives(task, verdicts),
+        "sentence_scores": sentence_score_metrics(task, verdicts),
         "notes": _notes(task, verdicts, overall, targets),
     }
 
@@ -272,12 +250,14 @@ def _notes(task: EvalTask, verdicts: Verdicts, overall: dict[str, Any], targets:
     return notes
 
 
-def _write(storage: Storage, key: str, report: dict[str, Any], verdicts: Verdicts) -> dict[str, str]:
+def _write(task: EvalTask, report: dict[str, Any], verdicts: Verdicts) -> dict[str, str]:
     from detect_ai.reports.evaluation import evaluation_report
 
+    storage, key = task.out
     storage.write_json(f"{key}/report.json", report)
     storage.write_bytes(f"{key}/report.html", evaluation_report(report).encode())
-    predictions = raid_format.predictions(verdicts.ids.tolist(), verdicts.probabilities.tolist())
+    ids, probabilities = verdicts.ids.tolist(), verdicts.probabilities.tolist()
+    predictions = [{"id": name, "score": p} for name, p in zip(ids, probabilities, strict=True)]
     storage.write_json(f"{key}/predictions.json", predictions)
     attacks = np.where(verdicts.columns["attack"] == "", "none", verdicts.columns["attack"])
     results = raid_format.results(

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest
 
-from detect_ai.metrics import Floats, Labels, rate_interval
+from detect_ai.metrics import Floats, Labels
 
 ROUNDS = 1000
 MIN_GROUPS = 10
@@ -70,7 +71,13 @@ def bootstrap(
     return {name: _percentiles(np.concatenate(parts)) for name, parts in values.items()}
 
 
-def clustered_rate_interval(events: NDArray[np.bool_], ids: Labels) -> Interval:
+def exact_rate_interval(successes: int, trials: int) -> tuple[float, float]:
+    """The exact interval of a rate of independent trials (Clopper and Pearson 1934)."""
+    low, high = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="exact")
+    return float(low), float(high)
+
+
+def rate_interval(events: NDArray[np.bool_], ids: Labels) -> Interval:
     """The interval of the fraction of texts with an event.
 
     Exact (Clopper and Pearson) where every text is a group of its own, else the bootstrap. With few events the
@@ -82,16 +89,16 @@ def clustered_rate_interval(events: NDArray[np.bool_], ids: Labels) -> Interval:
         ids: the group of each text, shape (n,).
     """
     groups, own = np.unique(ids, return_inverse=True)
-    exact = rate_interval(int(events.sum()), len(events))
+    exact = exact_rate_interval(int(events.sum()), len(events))
     if len(groups) == len(events):
         return exact
     if len(groups) < MIN_GROUPS:
         return NONE
     if events.all() or not events.any():
-        return rate_interval(len(groups) if events.all() else 0, len(groups))
+        return exact_rate_interval(len(groups) if events.all() else 0, len(groups))
     count, texts = (np.bincount(own, weights=values) for values in (events, np.ones(len(events))))
     low, high = bootstrap(lambda drawn: {"rate": (drawn @ count) / (drawn @ texts)}, np.arange(len(groups)))["rate"]
-    return (exact[0] if low is None else min(low, exact[0])), (exact[1] if high is None else max(high, exact[1]))
+    return exact if low is None or high is None else (min(low, exact[0]), max(high, exact[1]))
 
 
 def group_spread(events: NDArray[np.bool_], ids: Labels, min_texts: int = 20) -> dict[str, Any]:

@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detect_ai import metrics
-from detect_ai.core.config import Config
 from detect_ai.core.errors import InputError
 from detect_ai.detector.dataset import texts_at
 from detect_ai.detector.verdict_table import CALLS, Verdicts
-from detect_ai.evaluation.generated_texts import Place, score_generated
+from detect_ai.evaluation.task import EvalTask
 from detect_ai.text.normalize import normalise
 from detect_ai.text.sentences import sentences
 
@@ -37,30 +36,21 @@ class Mixed:
     ai_spans: tuple[Span, ...]
 
 
-def sentence_score_metrics(
-    config: Config, bundle: Place, data: str, scratch: Place, verdicts: Verdicts, target: float
-) -> dict[str, Any] | None:
+def sentence_score_metrics(task: EvalTask, verdicts: Verdicts) -> dict[str, Any] | None:
     """How well sentence scores separate AI from human sentences in mixed documents.
 
     `evaluation.mixed_documents` human texts receive sentences of AI texts of the same domain, 20 to 60% of all.
 
-    Args:
-        config: `evaluation`, `score` and `seed` are read.
-        bundle: storage and key.
-        data: the texts.
-        scratch: storage and key of a folder that does not exist.
-        verdicts: of the texts.
-        target: FPR at which the predictions of the whole documents are counted.
-
     Returns:
         `n_documents`, `n_sentences`; AUROCs of both kinds of sentence scores; `ai_fraction_error`, the mean absolute
-        error of the AI fraction of a document; `predictions`, the fraction of documents by label. None without any.
+        error of the AI fraction of a document; `predictions`, the fraction of documents by label at the default target.
+        None without documents.
     """
-    documents = _mixed_documents(config, data, verdicts)
+    documents = _mixed_documents(task, verdicts)
     if not documents:
         return None
-    rows = [(str(i), mixed.text, "") for i, mixed in enumerate(documents)]
-    scored = score_generated(config.score, bundle, (scratch[0], f"{scratch[1]}/mixed"), rows, "occlusion")
+    scored = task.score_generated([(str(i), mixed.text, "") for i, mixed in enumerate(documents)], "occlusion")
+    target = task.spec.default_target_fpr
     labels, by_window, by_occlusion, errors = [], [], [], []
     for number, spans in zip(scored.ids.tolist(), scored.spans.tolist(), strict=True):
         places = [(span["start"], span["end"]) for span in spans]
@@ -83,9 +73,9 @@ def sentence_score_metrics(
     }
 
 
-def _mixed_documents(config: Config, data: str, verdicts: Verdicts) -> list[Mixed]:
+def _mixed_documents(task: EvalTask, verdicts: Verdicts) -> list[Mixed]:
     """Up to `evaluation.mixed_documents` documents, each of a pair of texts of one domain."""
-    rng = np.random.default_rng([config.seed, 4])
+    config, rng = task.config, np.random.default_rng([task.config.seed, 4])
     long = verdicts.num_tokens >= MIN_TOKENS
     pairs = []
     for domain in np.unique(verdicts.columns["domain"]).tolist():
@@ -95,7 +85,7 @@ def _mixed_documents(config: Config, data: str, verdicts: Verdicts) -> list[Mixe
     pairs = [pairs[i] for i in rng.permutation(len(pairs))[: config.evaluation.mixed_documents]]
     if not pairs:
         return []
-    texts = texts_at(data, config.score, [verdicts.rows[i] for pair in pairs for i in pair])
+    texts = texts_at(task.data, config.score, [verdicts.rows[i] for pair in pairs for i in pair])
     documents = []
     for pair in pairs:
         human_text, ai_text = (normalise(texts[verdicts.rows[i]]).text for i in pair)

@@ -8,54 +8,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai.core.config import Config
 from detect_ai.corpus.splits import shuffle_key
-from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.dataset import texts_at
 from detect_ai.detector.verdict_table import Verdicts
-from detect_ai.evaluation.generated_texts import Place, score_generated
-from detect_ai.evaluation.intervals import group_ids, paired_differences
-from detect_ai.evaluation.slices import overall_metrics
+from detect_ai.evaluation.slices import differences, overall_metrics
+from detect_ai.evaluation.task import EvalTask
 from detect_ai.text.attacks import ATTACKS
 
 
-def attacked_metrics(
-    config: Config, bundle: Place, spec: DetectorSpec, data: str, scratch: Place, verdicts: Verdicts
-) -> list[dict[str, Any]]:
+def attacked_metrics(task: EvalTask, verdicts: Verdicts) -> list[dict[str, Any]]:
     """Metrics of a sample unchanged (`attack="none"`) and under each attack of `evaluation.attacks`.
 
     Both classes are attacked: tampering must not turn a human text into AI either. Each row of an attack holds the
     differences to the unchanged texts at the default target, see `intervals.paired_differences`.
-
-    Args:
-        config: `evaluation`, `score` and `seed` are read.
-        bundle: storage and key.
-        spec: of the bundle.
-        data: the texts.
-        scratch: storage and key of a folder that does not exist.
-        verdicts: of the unchanged texts.
     """
-    attacks = config.evaluation.attacks
+    attacks, config, spec = task.config.evaluation.attacks, task.config, task.spec
     clean = verdicts[_sample(verdicts, config.evaluation.attack_sample_size, config.seed)]
     if not attacks or not len(clean):
         return []
-    texts = texts_at(data, config.score, clean.rows.tolist())
+    texts = texts_at(task.data, config.score, clean.rows.tolist())
     changed = [
         (row, ATTACKS[name](text, np.random.default_rng(shuffle_key(config.seed, f"{row}\0{name}"))), name)
         for name in attacks
         for row, text in texts.items()
     ]
-    scored = score_generated(config.score, bundle, (scratch[0], f"{scratch[1]}/attacked"), changed)
+    scored = task.score_generated(changed)
     rows = [{"attack": "none", **overall_metrics(clean, spec, score_intervals=False)}]
     for name in attacks:
         attacked = aligned(scored[scored.columns["attack"] == name], clean)
-        rows.append(
-            {
-                "attack": name,
-                **overall_metrics(attacked, spec, score_intervals=False),
-                **changes(attacked, clean, spec.default_target_fpr),
-            }
-        )
+        metrics = overall_metrics(attacked, spec, score_intervals=False)
+        rows.append({"attack": name, **metrics, **differences(attacked, clean, spec.default_target_fpr)})
     return rows
 
 
@@ -66,16 +48,9 @@ def aligned(attacked: Verdicts, clean: Verdicts) -> Verdicts:
     return replace(ordered, labels=clean.labels, columns={**ordered.columns, "group": clean.columns["group"]})
 
 
-def changes(attacked: Verdicts, clean: Verdicts, target: float) -> dict[str, float | None]:
-    """Differences of AUROC, FPR and TPR, attacked minus unchanged, with paired intervals."""
-    ids = group_ids(clean.columns["group"], len(clean))
-    predictions = attacked.calls(target), clean.calls(target)
-    return paired_differences(clean.labels, (attacked.scores, clean.scores), predictions, ids)
-
-
-def _sample(verdicts: Verdicts, most: int, seed: int) -> NDArray[np.int64]:
-    """Positions of at most `most` unattacked texts of each class."""
+def _sample(verdicts: Verdicts, size: int, seed: int) -> NDArray[np.int64]:
+    """Positions of at most `size` unattacked texts of each class."""
     rng = np.random.default_rng([seed, 3])
     clean = np.isin(verdicts.columns["attack"], ("", "none"))
-    picks = [rng.permutation(np.flatnonzero(clean & (verdicts.labels == label)))[:most] for label in (0, 1)]
+    picks = [rng.permutation(np.flatnonzero(clean & (verdicts.labels == label)))[:size] for label in (0, 1)]
     return np.sort(np.concatenate(picks))

@@ -10,6 +10,7 @@ from detect_ai import metrics
 from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.dataset import SLICES
 from detect_ai.detector.verdict_table import Verdicts
+from detect_ai.evaluation.intervals import group_ids, paired_differences
 from detect_ai.evaluation.summary import compute_metrics
 from detect_ai.metrics import Floats
 
@@ -30,6 +31,13 @@ def overall_metrics(verdicts: Verdicts, spec: DetectorSpec, score_intervals: boo
         groups=verdicts.columns["group"],
         score_intervals=score_intervals,
     )
+
+
+def differences(one: Verdicts, other: Verdicts, target: float) -> dict[str, float | None]:
+    """Differences of two detectors on the same texts at a target, see `intervals.paired_differences`."""
+    predictions = one.calls(target), other.calls(target)
+    ids = group_ids(one.columns["group"], len(one))
+    return paired_differences(one.labels, (one.scores, other.scores), predictions, ids)
 
 
 def slices(verdicts: Verdicts, spec: DetectorSpec) -> list[dict[str, Any]]:

@@ -111,7 +111,7 @@ def _decision_rates(truth: Labels, predictions: Labels, ids: Labels) -> Metrics:
         ("abstained_ai", ai, -1),
     ):
         events = predictions[mask] == value
-        low, high = intervals.clustered_rate_interval(events, ids[mask]) if events.size else NONE
+        low, high = intervals.rate_interval(events, ids[mask]) if events.size else NONE
         rates |= {name: float(events.mean()) if events.size else None, f"{name}_low": low, f"{name}_high": high}
     return rates
 

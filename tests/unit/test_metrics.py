@@ -94,15 +94,6 @@ def test_reliability_weights_classes_to_the_prevalence():
     assert row["fraction_ai"] == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize(("successes", "trials"), [(0, 20), (7, 20), (20, 20)])
-def test_rate_interval_is_exact(successes, trials):
-    from scipy.stats import beta
-
-    low, high = metrics.rate_interval(successes, trials)
-    assert low == pytest.approx(beta.ppf(0.025, successes, trials - successes + 1) if successes else 0)
-    assert high == pytest.approx(beta.ppf(0.975, successes + 1, trials - successes) if successes < trials else 1)
-
-
 @pytest.mark.parametrize(
     ("labels", "values"),
     [([0, 1], [0.1]), ([[0, 1]], [[0.1, 0.2]]), ([], []), ([0, 2], [0.1, 0.2]), ([0, 1], [0.1, float("nan")])],

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import beta
 
 from detect_ai import metrics
 from detect_ai.evaluation import intervals
@@ -20,41 +21,48 @@ def test_interval_width_on_clustered_data_matches_a_simulation():
     rng = np.random.default_rng(0)
     rates = [clustered_events(rng)[0].mean() for _ in range(2000)]
     expected = np.subtract(*np.quantile(rates, [0.975, 0.025]))
-    widths = [np.subtract(*intervals.clustered_rate_interval(*clustered_events(rng))[::-1]) for _ in range(30)]
+    widths = [np.subtract(*intervals.rate_interval(*clustered_events(rng))[::-1]) for _ in range(30)]
     assert np.mean(widths) == pytest.approx(expected, rel=0.15)
-    exact = np.subtract(*metrics.rate_interval(100, 1000)[::-1])
+    exact = np.subtract(*intervals.exact_rate_interval(100, 1000)[::-1])
     assert np.mean(widths) > 2 * exact
 
 
 def test_clustered_intervals_cover_the_true_rate():
     rng = np.random.default_rng(1)
-    bounds = [intervals.clustered_rate_interval(*clustered_events(rng)) for _ in range(200)]
+    bounds = [intervals.rate_interval(*clustered_events(rng)) for _ in range(200)]
     assert np.mean([low <= 0.1 <= high for low, high in bounds]) > 0.85
 
 
 def test_independent_texts_have_exact_intervals():
     events = np.arange(50) < 3
-    assert intervals.clustered_rate_interval(events, np.arange(50)) == metrics.rate_interval(3, 50)
+    assert intervals.rate_interval(events, np.arange(50)) == intervals.exact_rate_interval(3, 50)
 
 
 def test_rare_events_are_never_narrower_than_exact():
     events, ids = np.isin(np.arange(500), (3, 400)), np.arange(500) // 25
-    low, high = intervals.clustered_rate_interval(events, ids)
-    exact = metrics.rate_interval(2, 500)
+    low, high = intervals.rate_interval(events, ids)
+    exact = intervals.exact_rate_interval(2, 500)
     assert low <= exact[0]
     assert high >= exact[1]
 
 
+@pytest.mark.parametrize(("successes", "trials"), [(0, 20), (7, 20), (20, 20)])
+def test_independent_rates_are_clopper_pearson(successes, trials):
+    low, high = intervals.exact_rate_interval(successes, trials)
+    assert low == pytest.approx(beta.ppf(0.025, successes, trials - successes + 1) if successes else 0)
+    assert high == pytest.approx(beta.ppf(0.975, successes + 1, trials - successes) if successes < trials else 1)
+
+
 def test_few_groups_have_no_interval():
     events = np.arange(90) % 7 == 0
-    assert intervals.clustered_rate_interval(events, np.arange(90) % 9) == (None, None)
-    assert None not in intervals.clustered_rate_interval(events, np.arange(90) % 10)
+    assert intervals.rate_interval(events, np.arange(90) % 9) == (None, None)
+    assert None not in intervals.rate_interval(events, np.arange(90) % 10)
 
 
 def test_without_events_groups_are_the_trials():
     ids = np.repeat(np.arange(12), 100)
-    assert intervals.clustered_rate_interval(np.zeros(1200, bool), ids) == metrics.rate_interval(0, 12)
-    assert intervals.clustered_rate_interval(np.ones(1200, bool), ids) == metrics.rate_interval(12, 12)
+    assert intervals.rate_interval(np.zeros(1200, bool), ids) == intervals.exact_rate_interval(0, 12)
+    assert intervals.rate_interval(np.ones(1200, bool), ids) == intervals.exact_rate_interval(12, 12)
 
 
 def test_spread_covers_large_groups_only():

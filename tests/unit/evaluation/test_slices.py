@@ -81,7 +81,7 @@ def test_top_false_positives_are_human_texts_called_ai():
         calls=[-1, 1, 1, 1, 1],
         probabilities=[0.99, 0.6, 0.95, 0.9, 0.99],
     )
-    rows = errors.top_false_positives(config, (None, ""), "", (None, ""), verdicts, TARGET)
+    rows = errors.top_false_positives(SimpleNamespace(config=config, spec=SPEC), verdicts)
     assert [row["id"] for row in rows] == ["id2", "id3"]
 
 
@@ -93,7 +93,7 @@ def test_attacked_texts_are_paired_with_the_clean_ones(flipped, significant):
     attacked.ids[:] = clean.rows
     shuffled = robustness.aligned(attacked[np.random.default_rng(0).permutation(40)], clean)
     assert shuffled.ids.tolist() == clean.rows.tolist()
-    found = robustness.changes(shuffled, clean, TARGET)
+    found = slices.differences(shuffled, clean, TARGET)
     assert found["fpr_difference"] == flipped / 20
     assert (found["fpr_difference_low"] > 0) is significant
     assert found["tpr_difference"] == 0

@@ -6,6 +6,7 @@ import sklearn.metrics as sk
 
 from detect_ai import metrics
 from detect_ai.core.errors import InputError
+from detect_ai.evaluation.intervals import exact_rate_interval
 from detect_ai.evaluation.summary import compute_metrics, without_intervals
 
 TARGETS = {0.01: 3.0, 0.05: 1.5}
@@ -69,7 +70,7 @@ def test_decisions_are_counted_by_class():
     assert {name: found[name] for name in rates} == rates
     assert found["fpr_at_target_5"] == 0.2
     assert found["cleared_ai_fraction_at_5"] == 0.3
-    assert (found["fpr_at_target_low"], found["fpr_at_target_high"]) == metrics.rate_interval(2, 10)
+    assert (found["fpr_at_target_low"], found["fpr_at_target_high"]) == exact_rate_interval(2, 10)
     assert found["ppv_at_20"] == pytest.approx(0.2 * 0.6 / (0.2 * 0.6 + 0.8 * 0.2))
 
 

@@ -1,0 +1,59 @@
+"""An evaluation task: a bundle, the texts that it is evaluated on, and texts that the evaluation generates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from detect_ai.core.config import Config
+from detect_ai.core.storage import Storage
+from detect_ai.corpus.manifest import Corpus
+from detect_ai.corpus.shards import parquet
+from detect_ai.detector.bundle import DetectorSpec
+from detect_ai.detector.score import score_texts
+from detect_ai.detector.verdict_table import Verdicts
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """A bundle and the texts that it is evaluated on.
+
+    Attributes:
+        config: of the job.
+        bundle: storage and key.
+        spec: of the bundle.
+        data: a path or a URI.
+        name: of the data, for results.
+        corpus: that the bundle was trained on, if storage has it.
+        is_test: the data is the test split of that corpus.
+        out: storage and key of the folder for results.
+    """
+
+    config: Config
+    bundle: tuple[Storage, str]
+    spec: DetectorSpec
+    data: str
+    name: str
+    corpus: Corpus | None
+    is_test: bool
+    out: tuple[Storage, str]
+
+    def score_generated(self, rows: list[tuple[str, str, str]], spans: str = "none") -> Verdicts:
+        """Score texts that are made here, such as attacked ones; nothing of them stays in storage.
+
+        Args:
+            rows: id, text and attack of each text.
+            spans: scores of sentences, as `score.spans`.
+        """
+        storage, key = self.out[0], f"{self.out[1]}/generated"
+        try:
+            columns = zip(*rows, strict=True)
+            table = pa.table(dict(zip(("id", "text", "attack"), map(list, columns), strict=True)))
+            storage.write_bytes(f"{key}/texts/texts.parquet", parquet(table, table.schema))
+            options = {"columns": {}, "labels": {}, "spans": spans, "keep_text": False, "format": "parquet"}
+            scoring = self.config.score.model_copy(update=options)
+            score_texts(storage.uri(f"{key}/texts"), self.bundle, scoring, (storage, f"{key}/verdicts"))
+            return Verdicts.read(storage, f"{key}/verdicts")
+        finally:
+            storage.delete(key)
