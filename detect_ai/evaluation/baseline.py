@@ -52,7 +52,7 @@ class Baseline:
         """0 human, 1 ai, -1 uncertain at a target for texts of these domains ("": unknown), shape (texts,)."""
         predicted = np.empty(len(scores), np.int64)
         for mask, group in self._groups(domains):
-            predicted[mask] = metrics.calls_at(scores[mask], *group.bounds(target))
+            predicted[mask] = metrics.predictions_at(scores[mask], *group.bounds(target))
         return predicted
 
     def probabilities(self, scores: Floats, domains: NDArray[np.str_]) -> Floats:

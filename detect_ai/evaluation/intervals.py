@@ -139,23 +139,23 @@ def paired_differences(
     positive = [np.asarray(values == 1, np.float64) for values in predictions]
 
     def differences(drawn: Floats) -> dict[str, Floats]:
-        found = {}
+        by_name = {}
         for name, mask in (("fpr_difference", human), ("tpr_difference", ai)):
             if mask.any():
                 chosen = drawn[:, mask]
-                found[name] = _ratio(chosen @ (positive[0] - positive[1])[mask], chosen.sum(axis=1))
+                by_name[name] = _ratio(chosen @ (positive[0] - positive[1])[mask], chosen.sum(axis=1))
         if human.any() and ai.any():
-            found["auroc_difference"] = areas[0](drawn) - areas[1](drawn)
-        return found
+            by_name["auroc_difference"] = areas[0](drawn) - areas[1](drawn)
+        return by_name
 
     values = differences(np.ones((1, len(labels))))
     needed = {"auroc_difference": (human, ai), "fpr_difference": (human,), "tpr_difference": (ai,)}
     bounds = bootstrap(differences, ids, seed)
-    made: dict[str, float | None] = {}
+    report: dict[str, float | None] = {}
     for name, masks in needed.items():
         low, high = bounds.get(name, NONE) if enough_groups(ids, *masks) else NONE
-        made |= {name: float(values[name][0]) if name in values else None, f"{name}_low": low, f"{name}_high": high}
-    return made
+        report |= {name: float(values[name][0]) if name in values else None, f"{name}_low": low, f"{name}_high": high}
+    return report
 
 
 def weighted_roc(labels: Labels, scores: Floats) -> Callable[[Floats], tuple[Floats, Floats]]:

@@ -71,17 +71,17 @@ def compute_metrics(
     """
     truth, values = check_binary(labels, scores)
     _, p = check_binary(truth, probabilities, "probabilities")
-    made = {target: np.asarray(found, np.int64) for target, found in predictions.items()}
-    default = max(made, default=None) if default_target is None else default_target
-    if default is not None and default not in made:
-        raise InputError(f"default target: expected one of {sorted(made)}, found {default}")
+    by_target = {target: np.asarray(values, np.int64) for target, values in predictions.items()}
+    default = max(by_target, default=None) if default_target is None else default_target
+    if default is not None and default not in by_target:
+        raise InputError(f"default target: expected one of {sorted(by_target)}, found {default}")
     ids = intervals.group_ids(groups, truth.size)
     human, ai = truth == 0, truth == 1
     metrics: Metrics = {"n_human": int(human.sum()), "n_ai": int(ai.sum()), "n_groups": int(ids.max()) + 1}
     metrics |= _score_metrics(truth, values, p, prevalence, ids, score_intervals)
-    for target, found in made.items():
+    for target, predicted in by_target.items():
         key = key_of_target(target)
-        rates = _decision_rates(truth, found, ids)
+        rates = _decision_rates(truth, predicted, ids)
         metrics |= {
             f"{name}{end}": rates[f"{rate}{end}"]
             for name, rate in ((f"fpr_at_target_{key}", "fpr_at_target"), (f"tpr_at_target_{key}", "tpr_at_target"))
@@ -92,9 +92,9 @@ def compute_metrics(
             metrics |= rates
     if default is not None:
         fpr, tpr = metrics["fpr_at_target"], metrics["tpr_at_target"]
-        metrics |= {f"ppv_at_{100 * share:g}": _ppv(fpr, tpr, share) for share in PPV_PREVALENCES}
+        metrics |= {f"ppv_at_{100 * rate:g}": _ppv(fpr, tpr, rate) for rate in PPV_PREVALENCES}
         _, human_ids = np.unique(ids[human], return_inverse=True)
-        metrics["fpr_by_group"] = intervals.group_spread(made[default][human] == 1, human_ids)
+        metrics["fpr_by_group"] = intervals.group_spread(by_target[default][human] == 1, human_ids)
     return metrics
 
 
@@ -132,7 +132,7 @@ def _score_metrics(
     bounds: dict[str, Interval] = {}
     if human.any() and ai.any():
         statistics = score_statistics(truth, scores, p, prevalence)
-        values = {name: float(found[0]) for name, found in statistics(np.ones((1, truth.size))).items()}
+        values = {name: float(value[0]) for name, value in statistics(np.ones((1, truth.size))).items()}
         if with_intervals and intervals.enough_groups(ids, human, ai):
             bounds = intervals.bootstrap(statistics, ids)
     metrics: Metrics = {}
@@ -158,11 +158,11 @@ def score_statistics(
         of_human, of_ai = (drawn @ columns for columns in per_class)
         with np.errstate(divide="ignore", invalid="ignore"):  # a resample may lack a class: NaN
             means = (1 - prevalence) * of_human[:, :-1] / of_human[:, -1:] + prevalence * of_ai[:, :-1] / of_ai[:, -1:]
-            found = {"auroc": intervals.area(false, true)}
+            values = {"auroc": intervals.area(false, true)}
             for name, fpr in fprs.items():
                 allowed = np.asarray([largest_count(fpr, max(1, int(total))) for total in false[:, -1]])
                 place = (false <= allowed[:, None]).sum(axis=1) - 1
-                found[name] = true[np.arange(len(true)), place] / true[:, -1]
-        return {**found, "ece": np.abs(means[:, :-2]).sum(axis=1), "brier": means[:, -2], "log_loss": means[:, -1]}
+                values[name] = true[np.arange(len(true)), place] / true[:, -1]
+        return {**values, "ece": np.abs(means[:, :-2]).sum(axis=1), "brier": means[:, -2], "log_loss": means[:, -1]}
 
     return statistics

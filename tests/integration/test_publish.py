@@ -59,7 +59,7 @@ def test_metrics_are_those_of_the_champion_on_the_test_split(
     documents = champion.read(table["text"].to_pylist())
     scores = champion.score([document.input_ids for document in documents])
     calibration = champion.spec.calibration
-    calls = {target: metrics.calls_at(scores, *calibration.bounds(target)) for target in calibration.thresholds}
+    calls = {target: metrics.predictions_at(scores, *calibration.bounds(target)) for target in calibration.thresholds}
     default = champion.spec.default_target_fpr
     expected = compute_metrics(table["label"].to_numpy(), scores, calibration.probability(scores), calls, default)
     found = {name: published["evaluate"][name] for name in expected}

@@ -57,7 +57,7 @@ def test_key_of_target(target, key):
 
 
 def test_predictions_change_at_the_thresholds():
-    assert metrics.calls_at([-1.0, 0.0, 0.5, 1.0], 0.0, 1.0).tolist() == [0, -1, -1, 1]
+    assert metrics.predictions_at([-1.0, 0.0, 0.5, 1.0], 0.0, 1.0).tolist() == [0, -1, -1, 1]
 
 
 def test_roc_is_sklearn_s_curve():

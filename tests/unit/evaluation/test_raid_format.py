@@ -1,7 +1,3 @@
-"""Results in RAID's form: a threshold for each domain from its own clean human texts, shares by domain and attack."""
-
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -36,14 +32,14 @@ def test_threshold_allows_five_percent_of_human_texts(count, allowed):
     assert found["fpr"] == {"news": allowed / count}
 
 
-def test_human_texts_of_one_score_are_called_together_or_not_at_all():
+def test_equal_scores_are_predicted_together():
     rows = [(0, 0.5, "news", "", "none")] * 20
     found = raid_format.results(*texts(*rows, (1, 0.5, "news", "gpt", "none"), (1, 0.6, "news", "gpt", "none")))
     assert found["fpr"] == {"news": 0.0}
     assert accuracy(found) == (1, 1, 0.5)
 
 
-def test_each_domain_has_a_threshold_of_its_own_and_shares_of_its_own():
+def test_each_domain_has_its_own_threshold():
     rows = [*humans(20), *humans(20, "poetry", scale=0.1)]
     rows += [(1, 0.5, domain, "gpt", "none") for domain in ("news", "poetry")]
     found = raid_format.results(*texts(*rows))
@@ -59,7 +55,7 @@ def test_attacked_human_texts_set_no_threshold():
     assert accuracy(raid_format.results(*texts(*humans(20), *attacked, ai))) == (1, 0, 1.0)
 
 
-def test_shares_are_told_by_generator_and_attack():
+def test_rates_are_by_generator_and_attack():
     rows = [
         *humans(20),
         (1, 0.99, "news", "gpt", "none"),
@@ -75,5 +71,5 @@ def test_shares_are_told_by_generator_and_attack():
 
 
 @pytest.mark.parametrize("rows", [humans(3), [(1, 0.9, "news", "gpt", "none")]], ids=["human", "ai"])
-def test_one_class_alone_has_no_share(rows):
+def test_one_class_has_no_rates(rows):
     assert raid_format.results(*texts(*rows))["scores"] == []

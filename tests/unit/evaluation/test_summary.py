@@ -19,7 +19,7 @@ def texts(humans=300, ais=200, seed=0, apart=2.5):
 
 
 def computed(labels, scores, **options):
-    predictions = {target: metrics.calls_at(scores, upper - 1, upper) for target, upper in TARGETS.items()}
+    predictions = {target: metrics.predictions_at(scores, upper - 1, upper) for target, upper in TARGETS.items()}
     return compute_metrics(labels, scores, 1 / (1 + np.exp(1 - scores)), predictions, **options)
 
 

@@ -19,7 +19,7 @@ GROUPS = RNG.integers(0, 12, 500).astype(str)
 
 def metrics_of(mask=slice(None), scores=SCORES):
     s = scores[mask]
-    predictions = {target: metrics.calls_at(s, upper - 1, upper) for target, upper in ((0.01, 2.5), (0.05, 1.8))}
+    predictions = {target: metrics.predictions_at(s, upper - 1, upper) for target, upper in ((0.01, 2.5), (0.05, 1.8))}
     return compute_metrics(LABELS[mask], s, 1 / (1 + np.exp(1 - s)), predictions, 0.05, groups=GROUPS[mask])
 
 
