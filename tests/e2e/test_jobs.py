@@ -117,7 +117,7 @@ def test_a_failing_job_prints_one_line(submit: Submit) -> None:
     done = submit("train", "train.rate=1")
     assert done.returncode == 1
     assert "exit code 2" in done.stdout
-    assert "error: config: train.rate=1: no key 'rate'" in done.stdout
+    assert "error: config: train.rate" in done.stdout
     assert "Traceback" not in done.stdout
 
 
