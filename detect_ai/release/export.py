@@ -169,7 +169,7 @@ def make(name: str, parent: Path, folder: Path) -> DetectorSpec:
     for file in sorted(set(spec.files) & {"tokenizer.json", "tokenizer_config.json", DOMAINS_FILE}):
         shutil.copy(parent / file, folder)
     provenance = {**spec.provenance, "export": name}
-    precision = "bf16" if name == "torch-bf16" else "fp32"
+    precision: Literal["fp32", "bf16"] = "bf16" if name == "torch-bf16" else "fp32"
     child = replace(spec, parent=spec.version, backend=name, precision=precision, provenance=provenance)
     return bundle.write_spec(folder, child)
 
