@@ -35,9 +35,9 @@ def test_every_format_gives_the_same_rows(tmp_path):
     lines = "".join(json.dumps(row) + "\n" for row in values).encode()
     text = 'text,label,g\n"One, two\nthree é",0,a\nFour,1,b\n'.encode()
     files = {
-        "a.jsonl": lines, "b.ndjson.gz": gzip.compress(lines), "c.JSONL.ZST": zstd(lines), "f.json": lines,
+        "a.jsonl": lines, "b.ndjson.gz": gzip.compress(lines, mtime=0), "c.JSONL.ZST": zstd(lines), "f.json": lines,
         "d.json": json.dumps(values, indent=2).encode(), "e.jsonl": b"\xef\xbb\xbf" + json.dumps(values).encode(),
-        "a.csv": text, "B.CSV.GZ": gzip.compress(text), "c.csv": b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"),
+        "a.csv": text, "B.CSV.GZ": gzip.compress(text, mtime=0), "c.csv": b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"),
     }  # fmt: skip
     pq.write_table(pa.Table.from_pylist(values), tmp_path / "a.parquet")
     expected = rows(tmp_path / "a.parquet", kind="parquet", group="g", name="n")
@@ -355,7 +355,7 @@ def test_source_without_files_is_refused(tmp_path, kind):
         ("a.csv", b"text,label\n"),
         ("a.jsonl", b"\n"),
         ("a.json", b"[]"),
-        ("a.jsonl.gz", gzip.compress(b"")),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0)),
     ],
 )
 def test_empty_source_is_refused(tmp_path, name, data):
@@ -375,7 +375,7 @@ def test_truncated_file_is_refused(tmp_path, name):
     path = tmp_path / "in" / name
     path.parent.mkdir()
     pq.write_table(pa.Table.from_pylist(values), path)
-    data = {"gz": gzip.compress(lines), "st": zstd(lines)}.get(name[-2:], path.read_bytes())
+    data = {"gz": gzip.compress(lines, mtime=0), "st": zstd(lines)}.get(name[-2:], path.read_bytes())
     path.write_bytes(data[:-20])
     kind = name.split(".")[1]
     write(tmp_path / f"z.{kind}")
@@ -387,7 +387,7 @@ def test_truncated_file_is_refused(tmp_path, name):
     [
         ("text,label\na,0\n".encode("utf-16"), "csv", "UTF-16"),
         ('{"text": "a"}\n'.encode("utf-16-le"), "jsonl", "UTF-16"),
-        (gzip.compress(b"text,label\na,0\n"), "csv", ".gz"),
+        (gzip.compress(b"text,label\na,0\n", mtime=0), "csv", ".gz"),
         (b"PK\x03\x04rest of a workbook", "csv", "ZIP"),
         (b'{\n "text": "a",\n "label": 0\n}\n', "jsonl", "one JSON object on each line"),
         (b'[{"text": "a", "label": 0}]\n[]\n', "jsonl", "JSON array"),
