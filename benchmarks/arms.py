@@ -117,7 +117,7 @@ def hugging_face(arm: str, job: dict[str, Any], config: Any, rows: Any, steps: i
         num_train_epochs=config.train.epochs,
         max_steps=steps or -1,
         weight_decay=0.01,
-        warmup_steps=config.train.warmup,  # below 1 a share of the steps
+        warmup_steps=config.train.warmup,  # below 1: a fraction of the steps
         seed=config.seed,
         report_to=[],
         save_strategy="no",

@@ -1,7 +1,7 @@
-"""What `benchmarks/serve.py` serves: `minilm` with a linear head, as a bundle for us and as a folder for its peers.
+"""Model of `benchmarks/serve.py`: `minilm` with a linear head, as a bundle for us and as a folder for its peers.
 
 The head is fitted on one half of the texts, calibrated on the other: in seconds, with the shapes, weights and spread of
-scores that speed depends on. How good a detector it is says nothing.
+scores that speed depends on. Its quality as a detector is irrelevant.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def fit_head(network: Any, tokenizer: Any, chosen: list[str], labels: Any) -> An
 
 
 def features(network: Any, tokenizer: Any, chosen: list[str]) -> Any:
-    """What the head reads of each text, shape (texts, width)."""
+    """Input of the head for each text, shape (texts, width)."""
     import torch
 
     from detect_ai.models.backends.torch import model_inputs

@@ -1,4 +1,4 @@
-"""How fast texts become token ids, and how much memory `prepare` takes: `make bench-corpus`.
+"""Benchmark of tokenisation speed and of the memory of `prepare`: `make bench-corpus`.
 
 1. The tokenising stage (normalised texts on scratch files to finished shards) against `datasets.map(batched=True,
    num_proc=2)` with the same tokenizer over the same texts, in turn, start-up of the workers included on both sides.

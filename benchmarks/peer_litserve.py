@@ -38,8 +38,8 @@ class Classifier(litserve.LitAPI):
         """Of one text, or of a batch."""
         inputs = self.tokenizer(x, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
         with torch.inference_mode():
-            found = self.model(**inputs).logits.float().softmax(-1)[:, 1].tolist()
-        return found[0] if isinstance(x, str) else found
+            scores = self.model(**inputs).logits.float().softmax(-1)[:, 1].tolist()
+        return scores[0] if isinstance(x, str) else scores
 
     def encode_response(self, output: float, **_: Any) -> dict[str, float]:
         """The answer."""
@@ -47,7 +47,7 @@ class Classifier(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    told = json.loads(sys.argv[1])
-    batches = {} if told["defaults"] else {"max_batch_size": BATCH, "batch_timeout": BATCH_SECONDS}
-    server = litserve.LitServer(Classifier(told, **batches), accelerator="cpu")
-    server.run(host="127.0.0.1", port=told["port"], generate_client_file=False, log_level="warning")
+    job = json.loads(sys.argv[1])
+    batches = {} if job["defaults"] else {"max_batch_size": BATCH, "batch_timeout": BATCH_SECONDS}
+    server = litserve.LitServer(Classifier(job, **batches), accelerator="cpu")
+    server.run(host="127.0.0.1", port=job["port"], generate_client_file=False, log_level="warning")

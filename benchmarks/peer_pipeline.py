@@ -66,5 +66,5 @@ async def serve(queue: asyncio.Queue[tuple[str, asyncio.Queue[Any]]], job: dict[
 
 if __name__ == "__main__":
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    told = json.loads(sys.argv[1])
-    uvicorn.run(create_app(told), host="127.0.0.1", port=told["port"], log_level="warning")
+    job = json.loads(sys.argv[1])
+    uvicorn.run(create_app(job), host="127.0.0.1", port=job["port"], log_level="warning")

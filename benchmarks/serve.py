@@ -215,20 +215,20 @@ class Bench:
             types = {"fp32": "float32", "bf16": "bfloat16"}
             matched = ["--engine", "torch", "--device", "cpu", "--dtype", types[dtype], "--batch-size", "8"]
             return [*peer, *([] if self.defaults else matched)]
-        told = json.dumps({**self.job, "port": port, "defaults": self.defaults})
-        return [sys.executable, str(HERE / f"peer_{arm}.py"), told]
+        job = json.dumps({**self.job, "port": port, "defaults": self.defaults})
+        return [sys.executable, str(HERE / f"peer_{arm}.py"), job]
 
     def environment(self, arm: str) -> dict[str, str]:
         """Environment variables of an arm."""
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        told = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
+        added = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
         if arm == "ours":
-            told |= HAPROXY
+            added |= HAPROXY
         if arm not in OURS and not self.defaults:
-            told["OMP_NUM_THREADS"] = str(self.options.threads)
+            added["OMP_NUM_THREADS"] = str(self.options.threads)
         if arm == "infinity":
             inherited.pop("PYTHONPATH", None)  # our packages are not its own
-        return {**inherited, **told}
+        return {**inherited, **added}
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Any) -> None:

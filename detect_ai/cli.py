@@ -239,7 +239,7 @@ def headline(verdict: Verdict) -> str:
 
 
 def explanation(verdict: Verdict) -> list[str]:
-    """What a verdict means, one line per statement; without a probability for a text that is out of scope."""
+    """Explanation of a verdict, one line per statement; no probability for a text that is out of scope."""
     bound = verdict.fpr_upper_bound
     if verdict.label is Label.AI:
         rate = "the model was not calibrated on this kind of text, so the false positive rate is unknown."

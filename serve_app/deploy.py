@@ -45,7 +45,7 @@ def deploy(config: Config, storage: Storage, keys: str | None = None) -> dict[st
     Args:
         config: its section `serve` has the settings.
         storage: root of the registry.
-        keys: hashed API keys besides those under the storage root; None: those of the environment.
+        keys: hashed API keys in addition to those under the storage root; None: those of the environment.
 
     Raises:
         RegistryError: no such version, or no champion.
@@ -68,7 +68,7 @@ def deploy(config: Config, storage: Storage, keys: str | None = None) -> dict[st
         wait_until_served(desired, number, config.serve, version)
         desired.confirm(number)
     except BaseException:
-        with suppress(ConflictError):  # a newer deployment goes on
+        with suppress(ConflictError):  # a newer deployment continues
             if is_new:
                 desired.require(number)
                 stop(app=True, serve_too=started_serve)
@@ -156,7 +156,7 @@ def checked_version(config: ServeConfig, storage: Storage) -> str:
 
 
 def checked_keys(config: ServeConfig, storage: Storage, keys: str | None = None) -> str | None:
-    """Hashed API keys besides those under the storage root, as JSON; None: everybody on this machine is admitted.
+    """Hashed API keys in addition to those under the storage root, as JSON; None: everybody here is admitted.
 
     Raises:
         ConfigError: keys that cannot be read, or none for a service that other machines can reach.
@@ -174,7 +174,7 @@ def checked_keys(config: ServeConfig, storage: Storage, keys: str | None = None)
 
 
 def start_serve(config: ServeConfig) -> bool:
-    """Start Ray Serve unless it runs; returns whether it did. Raises ResourceError when the port cannot be had."""
+    """Start Ray Serve unless it runs; returns whether it did. Raises ResourceError when the port is taken."""
     from ray import serve
     from ray.serve.context import _get_global_client
 
@@ -207,7 +207,7 @@ def hand_over(desired: DesiredState, storage_root: str) -> None:
 
 
 def apply(state: State, storage_root: str) -> None:
-    """Tell Serve which version to run, and how."""
+    """Deploy a state on Ray Serve, without waiting for replicas."""
     from ray import serve
 
     from serve_app.deployment import APP, build

@@ -19,7 +19,7 @@ KEY = "serve/desired"
 
 
 class State(BaseModel):
-    """What the service runs, or is to run.
+    """Desired state of the service: a version and its settings.
 
     Attributes:
         status: whether its version has answered.

@@ -66,7 +66,7 @@ class GroupCalibration(Scaling):
 
 @dataclass(frozen=True)
 class UnknownDomain:
-    """What a text of no known domain is compared with: the most cautious answer over all domains.
+    """Calibration of texts of no known domain: the most cautious answer over all domains.
 
     `ai` needs the strictest threshold of any domain, `human` a score below the lower bound of every domain. The
     probability is the lowest and the p-value the highest over the domains, so that neither depends on the target. No
@@ -108,7 +108,7 @@ class UnknownDomain:
 
 @dataclass(frozen=True)
 class Calibration(GroupCalibration):
-    """The group of all calibration texts, and one group for each domain that is told apart.
+    """The group of all calibration texts, and one group for each domain that the classifier distinguishes.
 
     Thresholds by domain are Mondrian conformal prediction (Vovk, Gammerman and Shafer 2005, section 4.5): the target
     FPR holds within each domain.
@@ -116,7 +116,7 @@ class Calibration(GroupCalibration):
     Attributes:
         prevalence: fraction of AI texts that the probabilities assume.
         num_ai: number of AI calibration texts.
-        domains: empty where domains are not told apart.
+        domains: empty without a domain classifier.
         span_scaling: of spans of a document, for the scores of sentences; None where calibration scored no spans.
     """
 
@@ -126,7 +126,7 @@ class Calibration(GroupCalibration):
     span_scaling: Scaling | None = None
 
     def select_group(self, domain: str) -> GroupCalibration | UnknownDomain:
-        """What a text of a domain is compared with.
+        """The calibration group of a domain.
 
         Args:
             domain: of the text; "" where it is not known.

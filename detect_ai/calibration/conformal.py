@@ -128,7 +128,7 @@ def fpr_bound(n: int, target_fpr: float, confidence: float = CONFIDENCE) -> floa
     Args:
         n: number of human calibration texts.
         target_fpr: in (0, 1).
-        confidence: share of calibration sets for which the bound holds, in (0, 1).
+        confidence: fraction of calibration sets for which the bound holds, in (0, 1).
 
     Returns:
         The `confidence` quantile of that distribution.
@@ -141,7 +141,7 @@ def fpr_bound(n: int, target_fpr: float, confidence: float = CONFIDENCE) -> floa
 
 
 def _rank(n: int, target_fpr: float) -> int:
-    """How many of n + 1 exchangeable human texts may be called AI; at least 1, else CalibrationError."""
+    """Number of n + 1 exchangeable human texts that may be called AI; at least 1, else CalibrationError."""
     require_texts(n, target_fpr)
     return largest_count(target_fpr, n + 1)
 

@@ -38,7 +38,7 @@ class ScoredSpans:
     is_whole: NDArray[np.bool_]
 
     def __getitem__(self, selected: NDArray[np.bool_] | NDArray[np.int64]) -> Self:
-        """Those of a mask, or at positions."""
+        """The documents of a mask, or at positions."""
         return type(self)(*(getattr(self, column.name)[selected] for column in fields(self)))
 
     def longest_per_document(self) -> Self:

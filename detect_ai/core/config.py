@@ -53,7 +53,7 @@ def _require(holds: bool, key: str, value: Any, expected: str) -> None:
 
 
 class StorageConfig(Section):
-    """Where every output of every job is written."""
+    """Location of the outputs of all jobs."""
 
     root: Text = "~/.local/share/detect_ai"  # a local path or a URI (gs://bucket/folder)
     keep: Count = 3  # training runs and sweeps kept per run name; older ones are deleted
@@ -102,7 +102,7 @@ class HoldoutConfig(Section):
 
 
 class CorpusConfig(Section):
-    """What `prepare` reads, drops and how it splits."""
+    """Sources, filters and splits of a corpus."""
 
     name: Name = "corpus"
     sources: list[SourceConfig] = []
@@ -170,7 +170,7 @@ class TrainConfig(Section):
     threads_per_worker: Count = 1
     use_gpu: bool = False
     patience: Natural = 0  # evaluations without a better AUROC before early stopping; 0: never
-    checkpoint_every: Natural = 0  # steps between checkpoints besides those of evaluations; 0: only those
+    checkpoint_every: Natural = 0  # steps between checkpoints, in addition to those at evaluations; 0: only those
     max_failures: Natural = 3  # times that lost workers are replaced; training resumes from the last checkpoint
     log_every: Count = 10  # steps
     keep_checkpoints: Count = 2

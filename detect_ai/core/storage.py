@@ -90,7 +90,7 @@ class Storage:
 
     @classmethod
     def around(cls, uri: str) -> tuple[Storage, str]:
-        """The storage that a path or URI lies in, and its key there. Raises ConfigError."""
+        """The storage that contains a path or URI, and its key there. Raises ConfigError."""
         where, mark, query = uri.partition("?")
         parent, _, name = where.rstrip("/").rpartition("/")
         if not name or name in (".", "..", "~") or parent.endswith(":/"):

@@ -72,7 +72,7 @@ def _clean(text: str, corpus: CorpusConfig) -> tuple[str, str]:
 def repair(text: str) -> str:
     """Undo wrong decoding (UTF-8 read as Latin-1 or Windows-1252, once or more often), line by line.
 
-    What the normaliser does is left to it. HTML entities stay: in a text about HTML they are the text.
+    Normalisation is a separate step. HTML entities stay: in a text about HTML they are the text.
     """
     if text.isascii():
         return text

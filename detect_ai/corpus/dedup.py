@@ -103,10 +103,10 @@ def bands(threshold: float) -> tuple[int, int]:
 
 
 def min_agreement(threshold: float) -> int:
-    """How many of the 128 numbers must be equal for a pair to count.
+    """Minimum number of equal values, of 128, for a pair to count as near duplicates.
 
     Signatures of a pair at the threshold agree in a binomial number of places; 39 in 40 reach this one. Together with
-    `bands`, 95% of the pairs at the threshold are found (and more above it). The price is pairs just below: at a
+    `bands`, 95% of the pairs at the threshold are found (and more above it). The cost is pairs just below: at a
     threshold of 0.8 half of the pairs at 0.72 count, 1% at 0.63, none in practice below 0.55.
     """
     from scipy.special import bdtr
@@ -118,10 +118,10 @@ def min_agreement(threshold: float) -> int:
 def near_duplicate_clusters(signatures: Signatures, threshold: float = SIMILARITY) -> Ints:
     """Clusters of near duplicates: for each row the position of the first row of its cluster, shape (rows,).
 
-    Band by band, so that memory beside the signatures stays below 100 bytes a row. Equal signatures are compared once.
-    Of texts that agree in a band, each is compared with the 32 after it in an order of their content, unless the two
-    are connected already: a hundred thousand variants of one text cost no more than a hundred thousand texts. Which
-    texts are in one cluster does not depend on the order of the rows.
+    Band by band, so that memory in addition to the signatures stays below 100 bytes a row. Equal signatures are
+    compared once. Of texts that agree in a band, each is compared with the 32 after it in an order of their content,
+    unless the two are connected already: a hundred thousand variants of one text cost no more than a hundred thousand
+    texts. Which texts are in one cluster does not depend on the order of the rows.
 
     Args:
         signatures: shape (rows, 128); a `np.memmap` is read in blocks.

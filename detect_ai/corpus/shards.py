@@ -144,7 +144,7 @@ def _scanned_rows(corpus: CorpusConfig, seed: int, storage: Storage, key: str) -
 
 
 def _tasks(corpus: CorpusConfig) -> tuple[list[list[tuple[Piece, bool]]], int]:
-    """What each task reads, a large file or many small ones, as (piece, is evaluation set); and the bytes of all."""
+    """Input of each task, a large file or many small ones, as (piece, is evaluation set); and the bytes of all."""
     pieces = [(piece, False) for source in corpus.sources for piece in list_pieces(source)]
     pieces += [(piece, True) for source in corpus.against for piece in list_pieces(source, unlabelled=True)]
     tasks: list[list[tuple[Piece, bool]]] = []

@@ -1,7 +1,7 @@
 """Shortcut audit: how well trivial features and a TF-IDF baseline separate the classes of a corpus. Pure.
 
-What one feature separates, a detector will learn. Everything is fitted on the training split and measured on the others
-(`held_out`), or within the training split as a detector sees it (`auroc`).
+A detector learns any feature that separates the classes. Everything is fitted on the training split and measured on
+the others (`held_out`), or within the training split as a detector sees it (`auroc`).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ CATEGORIES: dict[str, tuple[Callable[[str], str], str]] = {
 
 @dataclass(frozen=True)
 class FeatureScore:
-    """What one feature alone achieves.
+    """Class separation by one feature alone.
 
     Attributes:
         name: of the feature.

@@ -1,7 +1,7 @@
 """Bundle: a detector on disk, complete, without pickle and checked by sha256 on loading.
 
 A bundle is a folder of `detector.json`, `config.json`, the weights in the form of its backend, the tokenizer's files,
-`domains.safetensors` where domains are told apart and, once published, `metrics.json` and `MODEL_CARD.md`.
+`domains.safetensors` with domain thresholds and, once published, `metrics.json` and `MODEL_CARD.md`.
 `detector.json` holds the sha256 of every other file and of itself; the version of a bundle is the start of that.
 """
 
@@ -28,7 +28,7 @@ SPEC_FILE, CARD_FILE, METRICS_FILE = "detector.json", "MODEL_CARD.md", "metrics.
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """How logits of an encoder become verdicts, and the origin of it all.
+    """Specification of a detector: from logits to verdicts, with provenance.
 
     Attributes:
         window: tokens the encoder reads at once, special tokens included.
@@ -38,9 +38,9 @@ class DetectorSpec:
         min_tokens: shorter texts get no verdict.
         corpus: name, fingerprint, licences and language of the training corpus.
         provenance: run, configuration, library versions, git revision.
-        domains: names of the domains that it tells apart.
+        domains: names of the domains that it distinguishes.
         parent: version of the bundle that this one was exported from.
-        backend: what runs the encoder, one of `backends.BACKENDS`.
+        backend: runtime of the encoder, one of `backends.BACKENDS`.
         files: sha256 of every other file of the bundle.
     """
 
@@ -122,7 +122,7 @@ def read_spec(folder: Path) -> DetectorSpec:
 
 
 def load_domain_classifier(folder: Path, spec: DetectorSpec) -> DomainClassifier | None:
-    """The domain classifier of a bundle; None where domains are not told apart. Raises BundleError."""
+    """The domain classifier of a bundle; None where the bundle has no domains. Raises BundleError."""
     return DomainClassifier.load(folder, spec.domains) if spec.domains else None
 
 

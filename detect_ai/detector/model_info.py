@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 GUARANTEE = (
     "The false positive rate holds on average for human texts exchangeable with the calibration set: the same sources, "
-    "topics, writers and lengths. For other texts there is no guarantee. Never judge a person by a score alone."
+    "topics, writers and lengths. For other texts there is no guarantee. Do not use a score as the only evidence "
+    "against a person."
 )
 
 
@@ -39,7 +40,7 @@ def model_info(spec: DetectorSpec, limits: Mapping[str, int]) -> ModelInfo:
 
 
 def card_info(spec: DetectorSpec) -> dict[str, Any]:
-    """What the model card says about a bundle, see `reports.model_card.model_card`."""
+    """Values of a bundle for its model card, see `reports.model_card.model_card`."""
     return {
         "base_model": spec.base_model,
         "model_licence": spec.provenance["model_licence"],

@@ -141,7 +141,7 @@ def bundle_loader(config: ScoreConfig) -> Callable[[Path], Detector]:
 
 
 def device_of(config: ScoreConfig) -> str:
-    """Where an actor runs the encoder."""
+    """Device on which an actor runs the encoder."""
     return "cuda" if config.use_gpu else "cpu"
 
 
@@ -167,7 +167,7 @@ def score_split(
         classifier: predicts the domains of documents and spans.
 
     Returns:
-        Scores in the corpus's order; the spans of a document stand before its whole.
+        Scores in the corpus's order; the spans of a document precede it.
     """
     import ray
 
@@ -224,7 +224,7 @@ def predict_domains(corpus: Corpus, split: str, classifier: DomainClassifier) ->
 
 @dataclass(frozen=True)
 class ScoringSummary:
-    """How many texts were scored, how many rows had none, and the seconds it took."""
+    """Number of scored texts, number of rows without text, and seconds."""
 
     texts: int
     skipped: int

@@ -119,7 +119,7 @@ class Verdicts:
         num_tokens: int64, shape (n,).
         reasons: why the verdict at the default target is uncertain; shape (n,) of tuples.
         by_target: target FPR to calls (0 human, 1 ai, -1 uncertain), int64, shape (n,).
-        columns: by name, what the data says of each text: str, shape (n,), "" where nothing.
+        columns: metadata of the texts by column name: str, shape (n,), "" where missing.
         spans: scores of sentences where they were requested, else None; shape (n,).
     """
 
@@ -167,7 +167,7 @@ class Verdicts:
         return len(self.ids)
 
     def __getitem__(self, selected: NDArray[Any]) -> Self:
-        """Those of a mask, or at positions."""
+        """The verdicts of a mask, or at positions."""
         parts: dict[str, Any] = {
             name: values[selected] for name, values in vars(self).items() if isinstance(values, np.ndarray)
         }

@@ -53,7 +53,7 @@ def score_baseline_and_hash(
 
 
 def count_contaminated(corpus: Corpus, evaluated: Signatures) -> int:
-    """How many texts have a near duplicate in the training, validation or calibration split of a corpus."""
+    """Number of texts with a near duplicate in the training, validation or calibration split of a corpus."""
     known = [
         signatures([normalise(text).text for text in table["text"].to_pylist()])
         for split in ("train", "validation", "calibration")

@@ -219,7 +219,7 @@ def test_fingerprint(corpus: Corpus) -> str:
 
 
 def _notes(task: EvalTask, verdicts: Verdicts, overall: dict[str, Any], targets: list[float]) -> list[str]:
-    """What limits the guarantee of the thresholds or the intervals on these texts."""
+    """Limits of the thresholds' guarantee and of the intervals on these texts."""
     notes = []
     if task.corpus is not None and not task.is_test:
         known = {row["domain"] for row in task.corpus.manifest.counts if row["split"] == "calibration"}

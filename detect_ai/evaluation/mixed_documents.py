@@ -37,7 +37,7 @@ class Mixed:
 
 
 def sentence_score_metrics(task: EvalTask, verdicts: Verdicts) -> dict[str, Any] | None:
-    """How well sentence scores separate AI from human sentences in mixed documents.
+    """Separation of AI and human sentences in mixed documents by sentence scores.
 
     `evaluation.mixed_documents` human texts receive sentences of AI texts of the same domain, 20 to 60% of all.
 
@@ -90,20 +90,20 @@ def _mixed_documents(task: EvalTask, verdicts: Verdicts) -> list[Mixed]:
     for pair in pairs:
         human_text, ai_text = (normalise(texts[verdicts.rows[i]]).text for i in pair)
         try:
-            documents.append(mix(human_text, ai_text, rng, share=float(rng.uniform(0.2, 0.6)), runs=2))
+            documents.append(mix(human_text, ai_text, rng, fraction=float(rng.uniform(0.2, 0.6)), runs=2))
         except InputError:  # fewer than two sentences
             continue
     return documents
 
 
-def mix(human: str, ai: str, rng: np.random.Generator, share: float = 0.3, runs: int = 1) -> Mixed:
+def mix(human: str, ai: str, rng: np.random.Generator, fraction: float = 0.3, runs: int = 1) -> Mixed:
     """Insert successive sentences of an AI text between the sentences of a human text, which stays complete.
 
     Args:
         human: a normalised text of at least two sentences.
         ai: a normalised text of at least two sentences.
         rng: draws the sentences, their division into runs, and where these are inserted.
-        share: fraction of the mixed text's sentences that are AI, in (0, 1); less where the AI text is too short.
+        fraction: of the mixed text's sentences that are AI, in (0, 1); less where the AI text is too short.
         runs: number of AI parts, of two or more sentences each; fewer where there is no room.
 
     Raises:
@@ -112,7 +112,7 @@ def mix(human: str, ai: str, rng: np.random.Generator, share: float = 0.3, runs:
     ours, theirs = sentences(human), sentences(ai)
     if min(len(ours), len(theirs)) < MIN_RUN:
         raise InputError(f"mix: need texts of two sentences, got {len(ours)} (human) and {len(theirs)} (AI)")
-    wanted = round(len(ours) * share / (1 - share))
+    wanted = round(len(ours) * fraction / (1 - fraction))
     count = min(len(theirs), max(MIN_RUN, wanted))
     runs = min(runs, count // MIN_RUN, len(ours) - 1)
     first = int(rng.integers(len(theirs) - count + 1))

@@ -25,7 +25,7 @@ _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn
 
 
 def resolve(config: ModelConfig) -> tuple[str, str | None]:
-    """Where the weights are: a local directory, or a hub id with its revision.
+    """Location of the weights: a local directory, or a hub id with its revision.
 
     A directory is checked against `model.sha256` when that is given.
 

@@ -20,7 +20,7 @@ class MeanPooledConfig(PreTrainedConfig):
     """Configuration of `MeanPooledClassifier`.
 
     Args:
-        encoder: configuration of the encoder, or its values as they stand in `config.json`.
+        encoder: configuration of the encoder, or its values as in `config.json`.
         kwargs: of the classifier, such as `id2label`.
     """
 

@@ -59,7 +59,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class ExportTask:
-    """What is exported, from what, to where.
+    """Input and output of an export.
 
     Attributes:
         config: scoring uses the device of the service.
@@ -77,7 +77,7 @@ class ExportTask:
 
     @property
     def device(self) -> str:
-        """Where the service would run."""
+        """Device of the service, `cuda` or `cpu`."""
         return "cuda" if self.config.serve.use_gpu else "cpu"
 
 

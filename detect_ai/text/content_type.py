@@ -181,7 +181,7 @@ def content_shares(text: str) -> dict[str, float]:
 
 
 def dominant_non_prose(text: str) -> str | None:
-    """What most of a text is instead of prose.
+    """Main kind of content of a text that is not prose.
 
     Args:
         text: as submitted.

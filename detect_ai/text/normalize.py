@@ -134,7 +134,7 @@ def normalise(text: str) -> Normalised:
 
     One pass is enough, because no step creates work for an earlier one: invisible characters are removed before
     NFKC, so that marks follow their base; NFKC yields quotes and dashes (from U+2034, U+FE31 …), so those are
-    replaced again; folding keeps the number of letters, so the document's share of Latin stays what it was, and
+    replaced again; folding keeps the number of letters, so the document's fraction of Latin is unchanged, and
     a folded base may compose with the mark after it.
     """
     size = len(text)

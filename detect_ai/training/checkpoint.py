@@ -58,7 +58,7 @@ def report(trainer: Trainer, history: list[dict[str, Any]]) -> None:
 
 
 def checkpoint_score(metrics: dict[str, Any]) -> float:
-    """What Ray Train ranks checkpoints by: AUROC, ties broken by the lowest loss, which moves it by next to nothing."""
+    """Score by which Ray Train ranks checkpoints: AUROC, ties broken by the lowest loss (at a weight of 1e-12)."""
     return float(metrics["auroc"] - 1e-12 * metrics.get("val_loss", 0.0))
 
 

@@ -36,7 +36,7 @@ _COLUMNS = ["input_ids", "label", "weight", "attack"]
 
 @dataclass(frozen=True)
 class WindowFormat:
-    """How token ids become the rows of a batch.
+    """Window layout: token ids to rows of a batch.
 
     Attributes:
         prefix: special tokens before each window.
@@ -90,7 +90,7 @@ class Microbatch:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How a training run reads a corpus."""
+    """Batch sizes, epochs, seed and spans with which a training run reads a corpus."""
 
     batch_size: int
     microbatch_size: int

@@ -18,7 +18,7 @@ PLACES = {**dict.fromkeys(_TRAIN + _AUGMENTATION, "train"), **dict.fromkeys(_MOD
 
 @dataclass(frozen=True)
 class Dimension:
-    """What a sweep tries for one key: a list of values, or a range sampled log-uniformly or uniformly."""
+    """Search dimension of one key: a list of values, or a range sampled log-uniformly or uniformly."""
 
     values: tuple[Any, ...] = ()
     low: float = math.nan

@@ -211,7 +211,7 @@ class Trainer:
         return documents[documents >= 0], torch.cat(scores).cpu().numpy()[documents >= 0]
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs besides the weights; the same on all ranks, so every rank must call this.
+        """Training state without the weights, for a resumed run; equal on all ranks, so every rank must call this.
 
         The schedule, the seeds of dropout and the place in the corpus follow from the step.
 

@@ -76,7 +76,7 @@ def train_step(trainer: Trainer, microbatches: list[Microbatch]) -> None:
 
 
 def is_finished(trainer: Trainer, history: list[dict[str, Any]], config: TrainConfig) -> bool:
-    """Whether all steps are made, or AUROC has not improved for `train.patience` evaluations.
+    """Whether all steps are done, or AUROC has not improved for `train.patience` evaluations.
 
     Every rank decides alike: the metrics are those of all ranks' scores.
     """

@@ -195,7 +195,7 @@ def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
 
 
 def queue_key(request: Request) -> str:
-    """Who shares a place in the turns of the queue: the key, or without keys the connection."""
+    """Caller in the queue, for fair turns: the API key, or without keys the connection."""
     name: str = request.state.caller.name
     return name if name != ANYBODY or request.client is None else f"{request.client.host}:{request.client.port}"
 

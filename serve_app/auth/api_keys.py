@@ -41,7 +41,7 @@ _NO_HASH = "0" * 64  # compared where no key has the id, so that both answers ta
 
 
 class Scope(StrEnum):
-    """What a key permits."""
+    """Permission of a key."""
 
     DETECT = "detect"
     ADMIN = "admin"

@@ -93,7 +93,7 @@ def wait_until_ready(process: subprocess.Popen[bytes], log: Path, seconds: float
 def listening(pid: int) -> set[str]:
     """Addresses where a process and its children listen.
 
-    The gRPC port of a Serve replica is left out: Ray 2.60 binds it to all interfaces and cannot be told otherwise.
+    The gRPC port of a Serve replica is left out: Ray 2.60 binds it to all interfaces, without an option to change that.
     """
     processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     looked_at = [each for each in processes if "ServeReplica" not in " ".join(each.cmdline())]

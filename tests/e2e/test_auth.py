@@ -72,7 +72,7 @@ def keyed(
         stop(app=True, serve_too=True)
 
 
-def test_a_key_permits_what_its_scope_says(keyed: Service) -> None:
+def test_a_key_permits_its_scope_only(keyed: Service) -> None:
     assert [keyed.detect(name).status_code for name in ("user", "", "chief")] == [200, 401, 403]
     assert httpx.get(f"{keyed.url}/v1/model").status_code == 401
     paths = ("/", "/docs", "/static/app.js", "/openapi.json", "/healthz", "/readyz")

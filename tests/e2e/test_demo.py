@@ -18,7 +18,7 @@ import pytest
 from detect_ai.core.local_cluster import LocalCluster
 from tests.e2e.conftest import CHECKOUT
 
-FIGURES = ("auroc", "tpr_at_fpr_5", "trials", "human_probability", "ai_probability")
+METRICS = ("auroc", "tpr_at_fpr_5", "trials", "human_probability", "ai_probability")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -60,13 +60,13 @@ def test_demo_runs_twice_next_to_another_cluster(tmp_path: Path, usual_ports_tak
     before = clusters()
     try:
         result, _ = demo(tmp_path)
-        assert set(result) == {*FIGURES, "best_lr", "seconds"}
+        assert set(result) == {*METRICS, "best_lr", "seconds"}
         assert result["auroc"] >= 0.93
         assert result["human_probability"] < result["ai_probability"]
         assert result["trials"] >= 3
         assert clusters() == before
         again, lines = demo(tmp_path, keep=True)
-        assert [again[name] for name in FIGURES] == pytest.approx([result[name] for name in FIGURES], abs=0.05)
+        assert [again[name] for name in METRICS] == pytest.approx([result[name] for name in METRICS], abs=0.05)
         [url] = re.findall(r"the page is at (\S+)", lines)
         [stop] = re.findall(r"stop everything with: (kill \d+; rm -r \S+)", lines)
         assert httpx.get(f"{url}/readyz").status_code == 200

@@ -1,4 +1,4 @@
-"""The service with an exported bundle as champion: nothing else is told to it."""
+"""The service with an exported bundle as champion, without further settings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def client(exported: Path, encoder: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.slow
-def test_http_says_what_the_exported_bundle_says(client: httpx.Client, exported: Path) -> None:
+def test_http_gives_the_verdicts_of_the_export(client: httpx.Client, exported: Path) -> None:
     answer = client.post("/v1/detect", json={"texts": TEXTS, "return_spans": True}).json()
     expected = Detector.load(exported).detect(TEXTS, return_spans=True)
     assert {verdict.model_version for verdict in expected} == {answer["model_version"]}

@@ -29,7 +29,7 @@ def _cluster(ray_cluster: Path) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its configuration, where it lies, its corpus and the results of its stages."""
+    """A finished run: its configuration, storage, corpus and the results of its stages."""
 
     config: Config
     storage: Storage

@@ -74,7 +74,7 @@ def window_format(config: Config) -> WindowFormat:
 
 
 def consume(dataset: Any, workers: int) -> list[list[Microbatch]]:
-    """What each rank reads, all ranks at once as under Ray Train."""
+    """Rows that each rank reads, all ranks at once as under Ray Train."""
     import ray
 
     read = ray.remote(num_cpus=0)(lambda shard: list(worker.read(shard)))

@@ -129,7 +129,7 @@ def test_every_candidate_has_its_speed_and_its_metrics(run: Run, champion: str, 
     ],
     ids=["slower", "other scores", "promotion gate"],
 )
-def test_what_is_not_good_enough_adds_nothing(
+def test_a_failed_gate_adds_nothing(
     run: Run, champion: str, exported: dict[str, Any], sections: dict[str, Any]
 ) -> None:
     before = Registry(run.storage).versions()

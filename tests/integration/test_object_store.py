@@ -1,4 +1,4 @@
-"""The whole loop on an object store: Google Cloud Storage's API, by an emulator."""
+"""The whole pipeline on an object store: an emulator of Google Cloud Storage."""
 
 from __future__ import annotations
 
@@ -55,73 +55,73 @@ def settings(tmp_path_factory: pytest.TempPathFactory, encoder: Path, gcs_bucket
     )
     config.storage.keep = 1
     yield config
-    assert sorted(path.name for path in folder.iterdir()) == ["texts.jsonl"], "something was written beside the root"
+    assert sorted(path.name for path in folder.iterdir()) == ["texts.jsonl"], (
+        "files were written outside of the storage root"
+    )
 
 
 @pytest.fixture(scope="module")
 def loop(settings: Config) -> tuple[Storage, dict[str, Any]]:
-    """The results of every stage, and where they lie."""
+    """The storage and the results of every stage."""
     storage = Storage(settings.storage.root)
     storage.write_bytes("runs/default/train-20200101T000000000/old", b"old")
     return storage, {name: run_stage(name, stage, settings, storage) for name, stage in STAGES.items()}
 
 
-def test_the_corpus_in_the_bucket_passes_its_checksums(loop: tuple[Storage, dict[str, Any]]) -> None:
+def test_corpus_passes_its_checksums(loop: tuple[Storage, dict[str, Any]]) -> None:
     corpus = Corpus.open(loop[0], loop[1]["prepare"]["corpus"])
     corpus.verify()
     assert sum(loop[1]["prepare"]["rows"].values()) == 160
 
 
-def test_the_champion_in_the_bucket_can_be_loaded(loop: tuple[Storage, dict[str, Any]]) -> None:
+def test_champion_can_be_loaded(loop: tuple[Storage, dict[str, Any]]) -> None:
     registry = Registry(loop[0])
     assert registry.champion() == loop[1]["publish"]["champion"]
     with registry.folder(registry.require_champion()) as folder:
         assert Detector.load(folder).detect(["The council met by the old bridge. " * 5])[0].num_windows == 1
 
 
-def test_runs_in_the_bucket_are_pruned(loop: tuple[Storage, dict[str, Any]]) -> None:
+def test_older_runs_are_pruned(loop: tuple[Storage, dict[str, Any]]) -> None:
     names = loop[0].list("runs/default")
     assert [name for name in names if name.startswith("train-")] == [loop[1]["train"]["checkpoint"].split("/")[2]]
 
 
-def test_what_is_read_of_the_bucket_is_the_checkpoint_of_the_training(loop: tuple[Storage, dict[str, Any]]) -> None:
+def test_calibration_reads_the_training_checkpoint(loop: tuple[Storage, dict[str, Any]]) -> None:
     assert loop[1]["calibrate"]["checkpoint"] == loop[1]["train"]["checkpoint"]
     assert loop[0].exists(f"{loop[1]['train']['checkpoint']}/model.safetensors")
 
 
-def test_a_run_in_the_bucket_whose_worker_is_killed_goes_on(
-    loop: tuple[Storage, dict[str, Any]], settings: Config
-) -> None:
+def test_run_resumes_after_a_killed_worker(loop: tuple[Storage, dict[str, Any]], settings: Config) -> None:
     storage, results = loop
     with a_worker_killed(storage, "runs/default/killed", after=3):
         found = run_training(settings, Corpus.open(storage, results["prepare"]["corpus"]), "killed")
-    assert last_start(storage, "runs/default/killed")["step"] > 0, "no worker was killed: this shows nothing"
+    assert last_start(storage, "runs/default/killed")["step"] > 0, "no worker was killed"
     same_losses(found.history, results["train"]["history"])
 
 
 def same_losses(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    for epoch, left_alone in zip(found, expected, strict=True):
-        for figure in ("train_loss", "val_loss"):
-            assert epoch[figure] == pytest.approx(left_alone[figure], abs=1e-6)
+    for epoch, undisturbed in zip(found, expected, strict=True):
+        for metric in ("train_loss", "val_loss"):
+            assert epoch[metric] == pytest.approx(undisturbed[metric], abs=1e-6)
 
 
-def test_a_job_on_the_bucket_that_is_killed_and_submitted_again_goes_on(
+def test_killed_job_resumes_when_submitted_again(
     loop: tuple[Storage, dict[str, Any]], settings: Config, tmp_path: Path
 ) -> None:
     storage, results = loop
-    config = own_copy(settings, storage, "cut-off")
+    config = own_copy(settings, storage, "interrupted")
 
     def attempts() -> list[str]:
-        return [name for name in storage.list("runs/cut-off") if name.startswith("train-")]
+        return [name for name in storage.list("runs/interrupted") if name.startswith("train-")]
 
     process = driver("detect_ai.training.train:train", config, tmp_path)
     name = until(attempts)[0]
-    until(lambda: registered(storage, f"runs/cut-off/{name}") >= 3 or process.poll() is not None)
+    until(lambda: registered(storage, f"runs/interrupted/{name}") >= 3 or process.poll() is not None)
     assert process.poll() is None, (tmp_path / "driver.log").read_text()
     process.kill()
     process.wait()
     until(lambda: not train_workers())
     found = run_stage("train", train, config, storage)
     assert attempts() == [name]
-    assert last_start(storage, f"runs/cut-off/{name}")["step"] > 0
+    assert last_start(storage, f"runs/interrupted/{name}")["step"] > 0
     same_losses(found["history"], results["train"]["history"])

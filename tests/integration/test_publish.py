@@ -27,7 +27,7 @@ STAGES = {"calibrate": calibrate_checkpoint, "evaluate": evaluate, "publish": pu
 
 @pytest.fixture(scope="module")
 def published(run: Run) -> dict[str, Any]:
-    """Calibrated, evaluated and published, in a store where earlier candidates lie already."""
+    """Calibrated, evaluated and published, in a store with earlier candidates."""
     for day in range(1, 5):
         run.storage.write_bytes(f"runs/{run.config.run}/candidate-2020010{day}T000000000/detector.json", b"old")
     return {name: run_stage(name, stage, run.config, run.storage) for name, stage in STAGES.items()}

@@ -1,4 +1,4 @@
-"""The stage `score` on a real cluster: verdicts of files as files."""
+"""The stage `score` on a real Ray cluster."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Rows = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """Three files of a corpus without labels, each text by its id."""
+    """A folder of three files without labels, and its texts by id."""
     path = tmp_path_factory.mktemp("corpus")
     texts: dict[str, str] = {}
     for number, count in enumerate((300, 1, 30)):
@@ -55,7 +55,7 @@ def read_verdicts(folder: Path) -> Rows:
     "form",
     ["parquet", pytest.param("jsonl", marks=pytest.mark.slow), pytest.param("csv", marks=pytest.mark.slow)],
 )
-def test_every_text_of_a_folder_gets_its_verdict_once_in_any_form(
+def test_every_text_gets_one_verdict(
     run: Run,
     candidate: Config,
     version: str,
@@ -96,9 +96,7 @@ def test_every_text_of_a_folder_gets_its_verdict_once_in_any_form(
 
 
 @pytest.mark.slow
-def test_verdicts_are_written_under_the_run_where_no_folder_is_named(
-    run: Run, candidate: Config, version: str, tmp_path: Path
-) -> None:
+def test_verdicts_go_to_the_run_by_default(run: Run, candidate: Config, version: str, tmp_path: Path) -> None:
     data = write_csv(tmp_path / "x.csv", [{"text": tiny_models.text("ai", random.Random(0))}])
     scoring = candidate.score.model_copy(update={"target_fpr": 0.1})
     result = score(candidate.model_copy(update={"data": str(data), "bundle": version, "score": scoring}), run.storage)
@@ -108,7 +106,7 @@ def test_verdicts_are_written_under_the_run_where_no_folder_is_named(
 
 
 @pytest.mark.slow
-def test_texts_and_verdicts_may_lie_in_a_bucket(
+def test_texts_and_verdicts_in_a_bucket(
     run: Run, candidate: Config, version: str, gcs_root: str, tmp_path: Path
 ) -> None:
     bucket = Storage(gcs_root)
@@ -126,22 +124,20 @@ def test_texts_and_verdicts_may_lie_in_a_bucket(
     assert (result["n_human"], result["n_ai"], result["bundle"]) == (5, 5, bucket.uri("bundles/mine"))
 
 
-def test_a_folder_that_holds_something_is_not_written_into(
-    run: Run, candidate: Config, version: str, tmp_path: Path
-) -> None:
+def test_a_folder_with_files_is_refused(run: Run, candidate: Config, version: str, tmp_path: Path) -> None:
     data = write_csv(tmp_path / "x.csv", [{"text": "One."}])
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine").write_text("keep me")
     config = candidate.model_copy(update={"data": str(data), "bundle": version})
-    for place, said in ((out, "it holds files already: name another folder, or delete it"), (data, "found a file")):
+    for place, message in ((out, "it holds files already: name another folder, or delete it"), (data, "found a file")):
         with pytest.raises(ConfigError) as refused:
             score(config.model_copy(update={"score": config.score.model_copy(update={"out": str(place)})}), run.storage)
-        assert said in str(refused.value)
+        assert message in str(refused.value)
     assert (out / "mine").read_text() == "keep me"
 
 
-def test_a_failure_half_way_leaves_no_verdicts(run: Run, candidate: Config, version: str, tmp_path: Path) -> None:
+def test_a_failure_leaves_no_verdicts(run: Run, candidate: Config, version: str, tmp_path: Path) -> None:
     rows = [{"text": tiny_models.text("ai", random.Random(0), 12), "label": "ai"} for _ in range(300)]
     data = write_csv(
         tmp_path / "in/x.csv", [*rows, {"text": "A secret text.", "label": "no label at all, but a sentence"}]
@@ -157,7 +153,7 @@ def test_a_failure_half_way_leaves_no_verdicts(run: Run, candidate: Config, vers
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_bundle_cannot_do_is_refused_before_any_work(
+def test_invalid_input_is_refused_before_any_work(
     run: Run, candidate: Config, version: str, tmp_path: Path, tiny_bundle: Path
 ) -> None:
     data = write_csv(tmp_path / "x.csv", [{"text": "One."}])

@@ -1,4 +1,4 @@
-"""What several unit tests use: rows of a source as a test reads them, any text, an encoder's configuration.
+"""Fixtures of several unit tests: rows of a source, any text, an encoder's configuration.
 
 Unit tests share two cores with each other's threads: a tiny model is faster on one.
 """

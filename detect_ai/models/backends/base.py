@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """What runs the encoder of a detector.
+    """Runtime of the encoder of a detector.
 
     Attributes:
         has_lanes: whether batches may run at the same time in several threads, each with as many threads of its own as

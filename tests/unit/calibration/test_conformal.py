@@ -81,7 +81,7 @@ def test_rank_survives_floating_point_multiplication():
     ("n", "target", "needed", "feasible"),
     [(98, 0.01, "99", "target_fprs=[0.02]"), (9, 0.001, "999", "target_fprs=[0.1]"), (3, 0.05, "19", "add human")],
 )
-def test_too_few_texts_are_refused_with_a_way_out(n, target, needed, feasible):
+def test_too_few_texts_are_refused(n, target, needed, feasible):
     for call in (lambda: conformal_threshold(np.arange(float(n)), target), lambda: fpr_bound(n, target)):
         with pytest.raises(CalibrationError) as error:
             call()

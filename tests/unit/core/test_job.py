@@ -47,7 +47,7 @@ def raising(error):
 
 
 def wrapped(error):
-    """What Ray raises in the driver for an error in a task: of both types, and its text is a traceback."""
+    """Error of a task as Ray raises it in the driver: of both types, with a traceback as its text."""
     traceback = f'Traceback (most recent call last):\n  File "x.py", line 1, in f\n{type(error).__name__}: {error}'
     return RayTaskError("f", traceback, error, ip="127.0.0.1").as_instanceof_cause()
 

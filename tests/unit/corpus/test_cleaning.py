@@ -39,7 +39,7 @@ def rows(*texts, language="", problem=""):
 
 
 def cleaned(text, own="", **config):
-    """What became of one text."""
+    """Result of cleaning one text."""
     (row,) = clean(rows(text, language=own), CorpusConfig(**{"min_words": 1, **config})).to_pylist()
     return row
 

@@ -270,10 +270,10 @@ def test_large_groups_and_reasons():
     assert "51 of 1,000 rows (5%)" in dropped
 
 
-def test_easy_corpus_and_accused_slice():
+def test_easy_corpus_and_slice_with_false_positives():
     audit = replace(
         QUIET, baseline=replace(CALM, auroc=0.985), slices=[CALM, replace(CALM, value="law", called_ai=0.31)]
     )
-    easy, accused = warnings(audit)
+    easy, slices = warnings(audit)
     assert "0.985" in easy
-    assert "31% on the 80 of domain 'law'" in accused
+    assert "31% on the 80 of domain 'law'" in slices

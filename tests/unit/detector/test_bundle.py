@@ -166,7 +166,7 @@ def test_a_damaged_specification_is_refused(folder, content):
 
 
 @pytest.mark.parametrize("other", [2, FORMAT + 1])
-def test_other_formats_are_refused_with_a_way_out(folder, other):
+def test_other_formats_are_refused(folder, other):
     rewrite(folder, lambda content: content.update({"format": other}))
     assert f"expected format {FORMAT}, found {other}" in refusal(folder)
     assert "jobs/calibrate.py" in refusal(folder)

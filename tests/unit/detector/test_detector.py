@@ -91,8 +91,8 @@ def test_too_short_is_below_the_minimum(spec, detector, score):
 
 def test_the_learned_length_holds_at_its_target(spec, detector):
     num_tokens = len(detector.tokenizer.encode([ENOUGH])[0])
-    learnt = replace(spec.calibration, min_tokens={0.05: num_tokens + 1, 0.1: num_tokens})
-    own = fixed(replace(spec, calibration=learnt), detector, 5.0)
+    learned = replace(spec.calibration, min_tokens={0.05: num_tokens + 1, 0.1: num_tokens})
+    own = fixed(replace(spec, calibration=learned), detector, 5.0)
     assert [own.spec.min_tokens_at(target) for target in own.targets] == [num_tokens + 1, num_tokens]
     at = {target: own.detect([ENOUGH], target)[0] for target in own.targets}
     assert (at[0.05].label, at[0.05].reasons) == (Label.UNCERTAIN, [Reason.TOO_SHORT])
@@ -100,8 +100,8 @@ def test_the_learned_length_holds_at_its_target(spec, detector):
 
 
 def test_the_learned_length_is_at_least_the_floor(spec, detector):
-    learnt = replace(spec.calibration, min_tokens={0.05: 3})
-    own = fixed(replace(spec, calibration=learnt, min_tokens=7), detector, 5.0)
+    learned = replace(spec.calibration, min_tokens={0.05: 3})
+    own = fixed(replace(spec, calibration=learned, min_tokens=7), detector, 5.0)
     assert [own.spec.min_tokens_at(target) for target in own.targets] == [7, 7]
 
 
@@ -228,7 +228,7 @@ def test_an_unknown_domain_has_no_bound_and_says_so(by_domain, detector, name):
         (-1.1, 0.1, Label.HUMAN),
     ],
 )
-def test_an_unknown_domain_is_judged_cautiously_both_ways(by_domain, detector, score, target, label):
+def test_an_unknown_domain_has_the_strictest_bounds(by_domain, detector, score, target, label):
     assert in_domain(by_domain, detector, "", score).detect([ENOUGH], target)[0].label is label
 
 

@@ -116,7 +116,7 @@ def make_old(folder):
 
 
 @pytest.mark.parametrize("change", [damage_weights, make_old, shutil.rmtree])
-def test_rolling_back_to_what_cannot_load_leaves_the_champion(registry, add, change):
+def test_rollback_to_a_broken_bundle_changes_nothing(registry, add, change):
     first, second = add(0), add(1)
     registry.set_champion(first)
     registry.set_champion(second)

@@ -22,14 +22,14 @@ some_mixes = given(
     human=st.integers(2, 12),
     ai=st.integers(2, 12),
     seed=st.integers(0, 99),
-    share=st.floats(0.01, 0.99),
+    fraction=st.floats(0.01, 0.99),
     runs=st.integers(1, 4),
 )
 
 
 @some_mixes
-def test_spans_are_the_ai_sentences(human, ai, seed, share, runs):
-    found = mixed(human, ai, seed, share=share, runs=runs)
+def test_spans_are_the_ai_sentences(human, ai, seed, fraction, runs):
+    found = mixed(human, ai, seed, fraction=fraction, runs=runs)
     parts = [found.text[start:end] for start, end in found.ai_spans]
     assert " ".join(parts) in story("Machine", ai)
     assert all(len(sentences(part)) >= 2 for part in parts)
@@ -41,27 +41,27 @@ def test_spans_are_the_ai_sentences(human, ai, seed, share, runs):
 
 
 @some_mixes
-def test_sentence_labels_are_the_truth(human, ai, seed, share, runs):
-    found = mixed(human, ai, seed, share=share, runs=runs)
+def test_sentence_labels_are_the_truth(human, ai, seed, fraction, runs):
+    found = mixed(human, ai, seed, fraction=fraction, runs=runs)
     spans = sentences(found.text)
     truth = [found.text[start:end].startswith("Machine") for start, end in spans]
     assert sentence_labels(spans, found.ai_spans).tolist() == truth
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.1, 2), (0.5, 20), (0.2, 5), (0.9, 40)])
-def test_share_is_of_the_sentences(share, count):
-    found = mixed(20, 40, share=share)
+@pytest.mark.parametrize(("fraction", "count"), [(0.1, 2), (0.5, 20), (0.2, 5), (0.9, 40)])
+def test_fraction_is_of_the_sentences(fraction, count):
+    found = mixed(20, 40, fraction=fraction)
     assert sentence_labels(sentences(found.text), found.ai_spans).sum() == count
 
 
 def test_runs_fit_the_room():
-    assert len(mixed(10, 10, share=0.5, runs=3).ai_spans) == 3
-    assert len(mixed(10, 5, share=0.5, runs=3).ai_spans) == 2
-    assert len(mixed(2, 9, share=0.8, runs=3).ai_spans) == 1
+    assert len(mixed(10, 10, fraction=0.5, runs=3).ai_spans) == 3
+    assert len(mixed(10, 5, fraction=0.5, runs=3).ai_spans) == 2
+    assert len(mixed(2, 9, fraction=0.8, runs=3).ai_spans) == 1
 
 
 def test_runs_have_two_or_more_sentences():
-    first = (mixed(10, 10, seed, share=0.5, runs=2) for seed in range(60))
+    first = (mixed(10, 10, seed, fraction=0.5, runs=2) for seed in range(60))
     lengths = {len(sentences(found.text[slice(*found.ai_spans[0])])) for found in first}
     assert lengths == set(range(2, 9))
 

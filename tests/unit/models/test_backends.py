@@ -91,7 +91,7 @@ def test_saved_weights_are_no_pickle(saved: Path, name: str) -> None:
 
 
 def test_8_bit_weights_are_smaller(saved: Path) -> None:
-    """Those of the layers: a tiny encoder has little else, but ONNX stores its graph as well."""
+    """Bytes of the layers: a tiny encoder has little else, but ONNX stores its graph as well."""
     sizes = {name: (saved / name / onnx.FILE).stat().st_size for name in ("onnx", "onnx-int8")}
     assert sizes["onnx-int8"] < 0.85 * sizes["onnx"]
 

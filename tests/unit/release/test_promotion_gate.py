@@ -107,7 +107,7 @@ def test_a_metric_that_the_champion_lacks_is_a_warning():
     assert (found, len(warnings)) == ([], 2)
 
 
-def test_texts_of_one_class_are_judged_by_what_they_have():
+def test_texts_of_one_class_have_their_own_checks():
     humans = metrics(None, 0.03, None, texts="humans")
     champion = {TEST: metrics(), "humans": humans}
     assert gate({TEST: metrics(), "humans": humans}, champion, CONFIG) == ([], [])

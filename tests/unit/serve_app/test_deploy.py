@@ -107,7 +107,7 @@ def wait_for(reached: Callable[[], bool]) -> None:
 
 
 def started(fake: FakeServe, run: Callable[[], Any], pool: ThreadPoolExecutor) -> Future[Any]:
-    """A command that has told Serve its version."""
+    """A command that has deployed its version on Serve."""
     targets = len(fake.targets)
     future = pool.submit(run)
     wait_for(lambda: len(fake.targets) > targets or future.done())

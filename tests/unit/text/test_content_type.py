@@ -51,7 +51,7 @@ from pathlib import Path
 
 
 def count(path: Path) -> int:
-    """How many words stand in a file, by white space."""
+    """Number of words in a file, separated by white space."""
     # an empty file has none
     if not path.exists():
         return 0

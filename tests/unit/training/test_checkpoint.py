@@ -22,7 +22,7 @@ def storage(tmp_path: Path) -> Storage:
 
 
 def register(storage: Storage) -> None:
-    """What Ray Train does when it has registered a checkpoint."""
+    """Register a checkpoint as Ray Train does."""
     storage.write_json(LIST, WHOLE)
     checkpoint.snapshot_backup(storage.root, FOLDER).after_report(None, [{}], object())
 

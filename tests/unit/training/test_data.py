@@ -1,4 +1,4 @@
-"""What ranks read of a shard. Ray Data deals row i to rank i mod W; on a real cluster: test_training_data.py."""
+"""Input streams of the ranks. Ray Data deals row i to rank i mod W; on a real cluster: test_training_data.py."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_callers_take_turns_whatever_their_requests() -> None:
     assert sum(batch.count(2) for batch in batches[2:4]) == 8
 
 
-def test_a_long_document_shuts_nobody_out() -> None:
+def test_a_long_document_delays_no_other_caller() -> None:
     # 100,000 tokens with spans (three times the text) against the bound of the local service: 64 batches of 2,048.
     async def scenario(batcher: Batcher, model: Model) -> None:
         batcher.measure(2048, 0.2, 1)

@@ -1,4 +1,4 @@
-"""Version routing: the canary's share, its isolation, and the health of the deployed version."""
+"""Version routing: the canary's fraction, its isolation, and the health of the deployed version."""
 
 from __future__ import annotations
 
