@@ -138,13 +138,13 @@ def timed_shards(folder: Path, files: list[str], rows: int, config: Config, numb
     parts = [np.sort(order[start : start + size]) for start in range(0, rows, size)]
     columns = [{"weight": [1.0] * len(part), "copy": [""] * len(part)} for part in parts]
     places = [(part // SCRATCH_FILE_ROWS, part % SCRATCH_FILE_ROWS) for part in parts]
-    made = [
+    plans = [
         ShardPlan("train", i, file.astype(np.int32), row.astype(np.int32), columns[i])
         for i, (file, row) in enumerate(places)
     ]
     tokenizer = load_tokenizer(config.model)
     started = time.perf_counter()
-    write_shards(made, files, tokenizer, PROCESSES, str(folder), f"shards-{number}")
+    write_shards(plans, files, tokenizer, PROCESSES, str(folder), f"shards-{number}")
     return time.perf_counter() - started
 
 

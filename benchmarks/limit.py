@@ -44,11 +44,11 @@ def answer(detector: Any, documents: list[Any], rows: list[Any], asked: dict[str
     if "only" in asked:
         return [seconds(detector, [rows[i]]) for i in asked["only"]]
     if "all" in asked:
-        found = []
+        speeds = []
         for detector.backend.has_lanes in (True, False):
-            found.append(len(rows) / seconds(detector, rows))
+            speeds.append(len(rows) / seconds(detector, rows))
         detector.backend.has_lanes = True
-        return found
+        return speeds
     scores = detector.window_scores(rows)
     verdicts = [detector.verdict(*each, None, 0.05) for each in zip(documents, scores, strict=True)]
     return {"calibrated": [v.probability for v in verdicts], "logits": (1 / (1 + np.exp(-scores))).tolist()}

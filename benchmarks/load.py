@@ -27,9 +27,9 @@ FORMS: dict[str, tuple[str, Callable[[str], Any], Callable[[Any], float]]] = {
 }
 
 
-def of_labels(found: list[dict[str, Any]]) -> float:
+def of_labels(labels: list[dict[str, Any]]) -> float:
     """Probability of AI in an answer of labels with scores: of the most likely one, or of both."""
-    first = found[0]
+    first = labels[0]
     return first["score"] if first["label"] == "ai" else 1 - first["score"]
 
 
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 class Load:
-    """So many clients at once, each with a connection that stays, each sending its next text when it has an answer."""
+    """Concurrent clients, each with a persistent connection and one request at a time."""
 
     def __init__(
         self,
@@ -70,13 +70,13 @@ class Load:
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             began, cpu = time.perf_counter(), time.process_time()
             await asyncio.gather(*(self._client(session) for _ in range(self._concurrency)))
-            share = (time.process_time() - cpu) / (time.perf_counter() - began)
+            load_cpu = (time.process_time() - cpu) / (time.perf_counter() - began)
         measured = self._answers[self._warm : self._until]
         first = self._answers[self._warm - 1][2] if self._warm else measured[0][1]
         return {
             "texts_per_second": len(measured) / (measured[-1][2] - first),
             "seconds": [answered - sent for _, sent, answered, _ in measured],
-            "load_cpu": share,
+            "load_cpu": load_cpu,
             "positions": [position for position, *_ in measured],
             "probabilities": [self._read(json.loads(body)) for *_, body in measured],
         }

@@ -154,7 +154,7 @@ class Bench:
         for answers in (c16, c64):
             self.check(arm, answers)
         trips, bare = (np.concatenate(each) for each in zip(*rounds, strict=True))
-        figures = {
+        results = {
             "texts_per_second": {
                 1: round(float(1 / trips.mean()), 2),
                 **{n: round(c["texts_per_second"], 2) for n, c in ((16, c16), (64, c64))},
@@ -166,11 +166,11 @@ class Bench:
             "cores": cores,
         }
         say(
-            f"{'defaults' if self.defaults else 'matched'} {arm}: texts/s {figures['texts_per_second']}, with one "
+            f"{'defaults' if self.defaults else 'matched'} {arm}: texts/s {results['texts_per_second']}, with one "
             f"connection {1e3 * np.median(trips):.1f} ms (bare model {1e3 * np.median(bare):.1f}), with 64 p99 "
-            f"{1e3 * np.quantile(c64['seconds'], 0.99):.0f} ms; load {figures['load_cpu']} CPUs, server {cores}"
+            f"{1e3 * np.quantile(c64['seconds'], 0.99):.0f} ms; load {results['load_cpu']} CPUs, server {cores}"
         )
-        return figures
+        return results
 
     def alone(self, asking: dict[str, Any], start: int) -> tuple[Any, Any]:
         """Round trips of some texts with one connection, and the bare model on the same, in seconds."""
@@ -256,12 +256,12 @@ def cpu_seconds(pid: int) -> Counter[str]:
     """CPU seconds of a process and its children, by kind."""
     import psutil
 
-    found: Counter[str] = Counter()
-    for each in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+    usage: Counter[str] = Counter()
+    for child in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            line, times = " ".join(each.cmdline()), each.cpu_times()
-            found[kind(line)] += times.user + times.system
-    return found
+            line, times = " ".join(child.cmdline()), child.cpu_times()
+            usage[kind(line)] += times.user + times.system
+    return usage
 
 
 def kind(command: str) -> str:
@@ -284,10 +284,10 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], options: argparse.
     ours = next((arm for arm in OURS if arm in first), "")
     return {
         **{f"vs_{peer}": ratio(first, ours, peer) for peer in PEERS},
-        **figures_of(first, ours),
+        **headline_results(first, ours),
         "backend": f"torch {options.dtype}",
         "threads": options.threads,
-        "loopback": figures_of(first, "loopback"),
+        "loopback": headline_results(first, "loopback"),
         "defaults": {f"vs_{peer}": ratio(found["defaults"], ours, peer) for peer in PEERS}
         if "defaults" in found
         else None,
@@ -295,7 +295,7 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], options: argparse.
     }
 
 
-def figures_of(found: dict[str, list[dict[str, Any]]], arm: str) -> dict[str, Any]:
+def headline_results(found: dict[str, list[dict[str, Any]]], arm: str) -> dict[str, Any]:
     """Fraction of the limit, overhead and latency of one of our arms."""
     visits = found.get(arm, [])
     return {
@@ -338,7 +338,7 @@ def in_ms(seconds: list[float], quantile: float) -> float | None:
 
 
 def say(line: str) -> None:
-    """A line for people."""
+    """Print a progress line to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 

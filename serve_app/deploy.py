@@ -156,7 +156,7 @@ def checked_version(config: ServeConfig, storage: Storage) -> str:
 
 
 def checked_keys(config: ServeConfig, storage: Storage, keys: str | None = None) -> str | None:
-    """Hashed API keys in addition to those under the storage root, as JSON; None: everybody here is admitted.
+    """Hashed API keys in addition to those under the storage root, as JSON; None: no keys, loopback only.
 
     Raises:
         ConfigError: keys that cannot be read, or none for a service that other machines can reach.
@@ -169,7 +169,7 @@ def checked_keys(config: ServeConfig, storage: Storage, keys: str | None = None)
             f"serve.host={config.host} lets other machines use the service, and there are no API keys: create one with "
             f"`python -m serve_app.auth.api_keys --root {storage.root} create NAME`, or give serve.host=127.0.0.1"
         )
-    logger.info("No API keys: everybody on this machine may use the service (`python -m serve_app.auth.api_keys`)")
+    logger.info("No API keys: any process on this machine may use the service (`python -m serve_app.auth.api_keys`)")
     return None
 
 

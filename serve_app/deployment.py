@@ -32,7 +32,7 @@ class Replica:
     Args:
         config: the service.
         storage_root: of the registry and the API keys.
-        version: of the bundle; pinned, whatever the champion becomes.
+        version: of the bundle; pinned: it does not follow the champion.
         keys: hashed API keys of the environment, as JSON; None: no keys are required.
     """
 

@@ -25,7 +25,7 @@ class State(BaseModel):
         status: whether its version has answered.
         version: of the bundle.
         settings: the section `serve` of the configuration.
-        keys: hashed API keys of the deployer's environment, as JSON; None: everybody may use the service.
+        keys: hashed API keys of the deployer's environment, as JSON; None: no keys are required.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

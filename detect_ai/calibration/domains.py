@@ -51,7 +51,7 @@ class ScoredSpans:
 def calibrate_domains(
     calibration: Calibration, scored: ScoredSpans, lengths: Sequence[int] = (), min_tpr: float = 0.5
 ) -> Calibration:
-    """Add thresholds by domain, the length from which a verdict is worth giving, and the scaling of spans.
+    """Add thresholds by domain, minimum lengths for a verdict, and the scaling of spans.
 
     Domains are those of the documents; without any, all texts stay one group.
 
@@ -68,16 +68,16 @@ def calibrate_domains(
     documents = scored[scored.is_whole]
     names = sorted(set(documents.domains.tolist()) - {""})
     groups = [_domain_group(calibration, documents[documents.domains == name], name) for name in names]
-    made = replace(calibration, domains=tuple(groups), span_scaling=_span_scaling(calibration, scored))
+    fitted = replace(calibration, domains=tuple(groups), span_scaling=_span_scaling(calibration, scored))
     if not lengths:
-        return made
+        return fitted
     if not groups:
-        return replace(made, min_tokens=_min_tokens(made, scored, lengths, min_tpr))
+        return replace(fitted, min_tokens=_min_tokens(fitted, scored, lengths, min_tpr))
     learned = [
         replace(group, min_tokens=_min_tokens(group, scored[scored.domains == group.domain], lengths, min_tpr))
         for group in groups
     ]
-    return replace(made, domains=tuple(learned))
+    return replace(fitted, domains=tuple(learned))
 
 
 def _domain_group(whole: Calibration, documents: ScoredSpans, name: str) -> GroupCalibration:

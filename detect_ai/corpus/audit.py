@@ -1,4 +1,4 @@
-"""The stage `audit`: describe a corpus and what a detector could learn from it by mistake."""
+"""The stage `audit`: describe a corpus and find shortcuts that a detector could learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cleaning: repair, cut boilerplate, normalise and check the texts of a batch. What is wrong goes to `problem`."""
+"""Cleaning: repair, cut boilerplate, normalise and check the texts of a batch. Errors go to the column `problem`."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def _group_findings(largest_groups: Mapping[str, tuple[int, float]]) -> Iterator
 
 def _dropped_findings(dropped: Mapping[str, int], rows_read: int) -> Iterator[Finding]:
     for reason, rows in sorted(dropped.items(), key=lambda item: -item[1]):
-        if rows > MAX_DROPPED_FRACTION * rows_read and reason not in ("held_out", "over_limit"):  # asked for
+        if rows > MAX_DROPPED_FRACTION * rows_read and reason not in ("held_out", "over_limit"):  # configured
             advice = f": {_DROP_ADVICE[reason]}" if reason in _DROP_ADVICE else ""
             yield Finding(
                 "quarantine",

@@ -220,7 +220,7 @@ def join_groups(groups: Ints, masks: Ints, clusters: Ints) -> Ints:
 
 
 def assign_splits(
-    groups: Ints, names: Sequence[str], strata: Ints, masks: Ints, shares: Mapping[str, float], seed: int
+    groups: Ints, names: Sequence[str], strata: Ints, masks: Ints, fractions: Mapping[str, float], seed: int
 ) -> Ints:
     """The split of every row: whole groups, each split with its fraction of each stratum as far as groups allow.
 
@@ -233,7 +233,7 @@ def assign_splits(
         names: name of each code; with the seed it decides the order of groups of one size.
         strata: code of each row's stratum (label x domain x generator), shape (rows,).
         masks: splits that each row may go to, shape (rows,).
-        shares: fraction of each split.
+        fractions: fraction of each split.
         seed: of the order.
 
     Returns:
@@ -254,8 +254,8 @@ def assign_splits(
         total: Counter[int] = Counter()
         for group in members:
             total.update(content[group])
-        whole = sum(shares[SPLITS[i]] for i in places)
-        target = {i: {s: count * shares[SPLITS[i]] / whole for s, count in total.items()} for i in places}
+        whole = sum(fractions[SPLITS[i]] for i in places)
+        target = {i: {s: count * fractions[SPLITS[i]] / whole for s, count in total.items()} for i in places}
         filled: dict[int, Counter[int]] = {i: Counter() for i in places}
         for group in members:
             own = content[group]

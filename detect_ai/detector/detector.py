@@ -19,7 +19,7 @@ from detect_ai.models.tokenizer import Tokenizer
 from detect_ai.schemas import Label, Reason, Span, Verdict
 from detect_ai.text.content_type import dominant_non_prose
 from detect_ai.text.language import language_problem
-from detect_ai.text.normalize import NORMALISER_VERSION, Normalised, latin_share, normalise
+from detect_ai.text.normalize import NORMALISER_VERSION, Normalised, latin_fraction, normalise
 from detect_ai.text.sentences import sentences
 from detect_ai.text.windows import aggregate_windows, split_windows
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from detect_ai.models.tokenizer import Ids
 
 Scores = NDArray[np.float64]
-MIN_LATIN_SHARE = 0.5
+MIN_LATIN_FRACTION = 0.5
 BATCH_TOKENS = 8192
 
 
@@ -303,7 +303,7 @@ class Detector(Scorer):
         """Why the text is out of scope for this detector."""
         reasons = []
         problem = None
-        if latin_share(document.normalised.text) < MIN_LATIN_SHARE:
+        if latin_fraction(document.normalised.text) < MIN_LATIN_FRACTION:
             reasons.append(Reason.OTHER_SCRIPT)
         else:
             problem = language_problem(document.normalised.text, str(self.spec.corpus.get("language", "")))

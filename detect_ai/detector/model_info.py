@@ -63,22 +63,22 @@ def card_info(spec: DetectorSpec) -> dict[str, Any]:
 
 
 def _threshold(spec: DetectorSpec, target: float) -> ThresholdInfo:
-    """Of all domains the highest value of each figure."""
+    """Threshold and error rates at a target, the highest values over all domains."""
     domains = [
         CategoryInfo(
             compared_with=group.domain,
             min_tokens=spec.min_tokens_at(target, group.domain),
             num_human=group.num_human,
-            **_figures(group, target),
+            **_error_rates(group, target),
         )
         for group in spec.calibration.domains
     ]
-    groups = [_figures(group, target) for group in spec.calibration.domains or (spec.calibration,)]
-    highest = {name: max(figures[name] for figures in groups) for name in groups[0]}
+    groups = [_error_rates(group, target) for group in spec.calibration.domains or (spec.calibration,)]
+    highest = {name: max(rates[name] for rates in groups) for name in groups[0]}
     return ThresholdInfo(target_fpr=target, min_tokens=spec.min_tokens_at(target), categories=domains, **highest)
 
 
-def _figures(group: GroupCalibration, target: float) -> dict[str, float]:
+def _error_rates(group: GroupCalibration, target: float) -> dict[str, float]:
     threshold = group.thresholds[target]
     return {
         "probability": float(group.probability(group.bounds(target)[1])),

@@ -24,12 +24,12 @@ class Tokenizer:
     """A fast tokenizer and the special tokens around a window.
 
     Args:
-        fast: the tokenizer; truncation and padding that its file may ask for are switched off.
+        fast: the tokenizer; truncation and padding settings of its file are switched off.
         pad_id: id of the padding token.
     """
 
     def __init__(self, fast: FastTokenizer, pad_id: int) -> None:
-        fast.no_truncation()  # files of sentence encoders often ask for truncation to 128 tokens
+        fast.no_truncation()  # files of sentence encoders often set truncation to 128 tokens
         fast.no_padding()
         self._fast = fast
         self._words: dict[str, list[int]] | None = {} if _splits_at_spaces(fast) else None

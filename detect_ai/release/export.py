@@ -215,7 +215,7 @@ def _measure_speed(task: ExportTask) -> list[dict[str, Any]]:
 def time_interleaved(
     arms: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Time every arm once in each round, so that whatever slows the machine down slows down all of them.
+    """Time every arm once in each round, so that load on the machine slows all of them alike.
 
     Each round starts with another arm. A first round is not counted.
 

@@ -149,7 +149,7 @@ class _Lines:
         return hits[self.kept]
 
 
-def content_shares(text: str) -> dict[str, float]:
+def content_fractions(text: str) -> dict[str, float]:
     """Fractions of the characters of a text that are not its author's prose.
 
     Args:
@@ -190,12 +190,12 @@ def dominant_non_prose(text: str) -> str | None:
         `mostly_code`, `mostly_tables` or `mostly_quotations`; `not_prose` for links and references, or for several
         kinds together; None for prose and for an empty text.
     """
-    shares = content_shares(text)
+    fractions = content_fractions(text)
     for kind, limit in LIMITS.items():
-        if shares[kind] > limit:
+        if fractions[kind] > limit:
             return f"mostly_{kind}"
-    total = sum(shares.values())
-    is_other = total - shares["quotations"] > MAX_NON_PROSE or total > MAX_WITH_QUOTATIONS
+    total = sum(fractions.values())
+    is_other = total - fractions["quotations"] > MAX_NON_PROSE or total > MAX_WITH_QUOTATIONS
     return "not_prose" if is_other else None
 
 

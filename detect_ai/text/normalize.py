@@ -224,7 +224,7 @@ def _fold_confusables(draft: _Draft) -> None:
     Documents are Latin by nine letters in ten, homoglyphs counted in: RAID replaces every letter it can, while
     half the letters of Russian or Greek are like no Latin one. A quoted foreign word keeps such letters, too.
     """
-    if draft.text.isascii() or latin_share(draft.text) < _MIN_LATIN_FRACTION:
+    if draft.text.isascii() or latin_fraction(draft.text) < _MIN_LATIN_FRACTION:
         return
     if _fraction(draft.text, lambda char: _is_latin(char) or _fold(char) != char) < _MIN_FOLDED_FRACTION:
         return
@@ -258,7 +258,7 @@ def _squeeze_spaces(draft: _Draft) -> None:
     draft.apply_edits([(start, end, "" if start == 0 or end == size else " ") for start, end in spans])
 
 
-def latin_share(text: str) -> float:
+def latin_fraction(text: str) -> float:
     """Fraction of the letters (`str.isalpha`) whose script is Latin; 0.0 without letters."""
     return _fraction(text, _is_latin)
 

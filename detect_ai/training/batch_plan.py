@@ -1,6 +1,6 @@
 """The batch plan: which documents make an optimizer step. A pure function of lengths, labels and a seed.
 
-A *step* is `batch_size` documents, whatever the number of workers. Every step has the classes in the proportions of its
+A *step* is `batch_size` documents for any number of workers. Every step has the classes in the proportions of its
 pool, and within a class its documents are of similar length. A step is cut into *microbatches* of neighbouring lengths,
 which are dealt to the ranks in turn: all ranks work on similar lengths at the same time, and the content of a step does
 not depend on the number of ranks.

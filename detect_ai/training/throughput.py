@@ -1,4 +1,4 @@
-"""Throughput and loss of a stretch of training, and the collective operations that sum them over the ranks."""
+"""Throughput and loss of an interval of training, and the collective operations that sum them over the ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detect_ai.models import flops
 
 
 class Meter:
-    """Sums over the microbatches of a stretch of training; metrics are reduced over the ranks before dividing."""
+    """Sums over the microbatches of an interval of training; metrics are reduced over the ranks before dividing."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None, world_size: int) -> None:
         self._device, self._world_size = device, world_size

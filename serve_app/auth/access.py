@@ -54,7 +54,7 @@ class AccessControl:
         limiter: counts requests and tokens of all replicas.
         tokens_per_minute: rate limit of a key without one of its own, or of everybody together without keys; 0: none.
         max_concurrent: requests of one key at once; 0: no limit. Without keys there is none.
-        read_keys: returns the keys, called in a thread; None: the service has no keys and everybody may use it.
+        read_keys: returns the keys, called in a thread; None: no keys are required.
     """
 
     def __init__(
@@ -128,9 +128,7 @@ class AccessControl:
             try:
                 self.ring = await asyncio.get_running_loop().run_in_executor(None, read_keys)
                 self._read_at = time.monotonic()
-            except (
-                Exception
-            ) as error:  # storage is unavailable, or somebody is repairing a file: the next time may work
+            except Exception as error:  # storage is unavailable, or a file is being repaired: retry later
                 # Other errors may quote what they read.
                 reason = error if isinstance(error, DetectAIError | OSError) else type(error).__qualname__
                 age = time.monotonic() - self._read_at

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 logger = logging.getLogger("ray.serve")
 
 ANSWER_S = 1.0  # how long a request waits for the actor
-RETRY_S = 5.0  # after a failure the actor is not asked for this long
+RETRY_S = 5.0  # after a failure the actor is not called for this long
 SLOT_S = 300.0  # a request that never ends, such as one of a lost replica, counts as concurrent for this long
 NAMESPACE, PREFIX = "detect_ai", "rate_limits-"
 # Named by its code: a detached actor outlives a deployment, and must not serve replicas of another release.

@@ -42,9 +42,9 @@ class Seen:
         return self.statuses.count(200) / len(self.statuses)
 
 
-def quantile(seconds: list[float], share: float) -> float:
+def quantile(seconds: list[float], probability: float) -> float:
     """Quantile of durations."""
-    return sorted(seconds)[int(share * (len(seconds) - 1))]
+    return sorted(seconds)[int(probability * (len(seconds) - 1))]
 
 
 class Load:

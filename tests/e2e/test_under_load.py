@@ -68,8 +68,8 @@ def test_a_killed_replica_costs_one_retry(encoder: Path, store: Storage, tiny_bu
 
         async def scenario() -> None:
             async with load.during(clients=8) as seen:
-                for share in (3_000, 6_000):
-                    await wait_for(lambda: len(seen.statuses) >= share, 300)  # noqa: B023 - awaited at once
+                for count in (3_000, 6_000):
+                    await wait_for(lambda: len(seen.statuses) >= count, 300)  # noqa: B023 - awaited at once
                     actors()[0].kill()
                 await wait_for(lambda: len(seen.statuses) >= 10_000, 300)
                 await wait_for(lambda: running() == 2, 60)
@@ -154,7 +154,8 @@ def test_overload_is_refused_quickly(tmp_path: Path) -> None:
         rate = len(full.seconds) / 30
         over = asyncio.run(Load(url, detector, words=(200, 400)).offer(4 * rate, 30))
     unloaded, loaded, refused = (
-        quantile(each, share) for each, share in ((full.seconds, 0.99), (over.seconds, 0.99), (over.refused, 0.95))
+        quantile(seconds, probability)
+        for seconds, probability in ((full.seconds, 0.99), (over.seconds, 0.99), (over.refused, 0.95))
     )
     print(f"{rate:.1f} requests a second; p99 {unloaded:.3f} s at a full batch, {loaded:.3f} s at 4 times that rate")
     print(f"{len(over.refused)} of {len(over.statuses)} refused, in {1000 * refused:.1f} ms (p95)")

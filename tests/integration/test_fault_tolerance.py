@@ -110,13 +110,13 @@ def attempts(run: Run, name: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def cut_off(long: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
+def interrupted(long: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
     """A training whose driver was killed while a checkpoint and the list of checkpoints were being written."""
-    config = own_copy(long.config, long.storage, "cut-off")
+    config = own_copy(long.config, long.storage, "interrupted")
     process = driver("detect_ai.training.train:train", config, tmp_path_factory.mktemp("driver"))
-    name = until(lambda: attempts(long, "cut-off"))[0]
-    folder = Path(long.storage.path(f"runs/cut-off/{name}"))
-    until(lambda: registered(long.storage, f"runs/cut-off/{name}") >= 5 or process.poll() is not None)
+    name = until(lambda: attempts(long, "interrupted"))[0]
+    folder = Path(long.storage.path(f"runs/interrupted/{name}"))
+    until(lambda: registered(long.storage, f"runs/interrupted/{name}") >= 5 or process.poll() is not None)
     assert process.poll() is None, "the driver ended by itself"
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -126,23 +126,23 @@ def cut_off(long: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config
     (half / "model.safetensors").write_bytes(b"half of it")
     listed = folder / "checkpoint_manager_snapshot.json"
     listed.write_text(listed.read_text()[:200])
-    shutil.copytree(long.storage.path("runs/cut-off"), long.storage.path("runs/cut-off-too"))
+    shutil.copytree(long.storage.path("runs/interrupted"), long.storage.path("runs/interrupted-too"))
     return config, name
 
 
 @pytest.fixture(scope="module")
-def resumed(long: Run, cut_off: tuple[Config, str]) -> dict[str, Any]:
+def resumed(long: Run, interrupted: tuple[Config, str]) -> dict[str, Any]:
     """The stage again, under the same run name."""
     until(lambda: not train_workers())
-    return run_stage("train", train, cut_off[0], long.storage)
+    return run_stage("train", train, interrupted[0], long.storage)
 
 
 @pytest.mark.slow
 def test_killed_job_resumes_when_submitted_again(
-    long: Run, cut_off: tuple[Config, str], resumed: dict[str, Any]
+    long: Run, interrupted: tuple[Config, str], resumed: dict[str, Any]
 ) -> None:
-    assert attempts(long, "cut-off") == [cut_off[1]]
-    folder = f"runs/cut-off/{cut_off[1]}"
+    assert attempts(long, "interrupted") == [interrupted[1]]
+    folder = f"runs/interrupted/{interrupted[1]}"
     assert last_start(long.storage, folder)["step"] >= 8
     assert_same_end(long, resumed)
     lines = read_metrics(long.storage, folder)
@@ -151,12 +151,12 @@ def test_killed_job_resumes_when_submitted_again(
 
 
 @pytest.mark.slow
-def test_run_resumes_with_another_number_of_workers(long: Run, cut_off: tuple[Config, str]) -> None:
-    config, name = cut_off
-    alone = with_train(config.model_copy(update={"run": "cut-off-too"}), num_workers=1)
+def test_run_resumes_with_another_number_of_workers(long: Run, interrupted: tuple[Config, str]) -> None:
+    config, name = interrupted
+    alone = with_train(config.model_copy(update={"run": "interrupted-too"}), num_workers=1)
     result = run_stage("train", train, alone, long.storage)
-    assert attempts(long, "cut-off-too") == [name]
-    assert last_start(long.storage, f"runs/cut-off-too/{name}")["step"] >= 8
+    assert attempts(long, "interrupted-too") == [name]
+    assert last_start(long.storage, f"runs/interrupted-too/{name}")["step"] >= 8
     assert_near(result, long.trained)
 
 

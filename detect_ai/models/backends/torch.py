@@ -59,7 +59,7 @@ class TorchBackend:
 
 
 class Bf16Backend(TorchBackend):
-    """PyTorch in bf16, whatever precision is asked for."""
+    """PyTorch in bf16, for any requested precision."""
 
     @classmethod
     def load(cls, folder: Path, device: str, precision: str) -> Self:

@@ -37,7 +37,8 @@ def test_every_format_gives_the_same_rows(tmp_path):
     files = {
         "a.jsonl": lines, "b.ndjson.gz": gzip.compress(lines, mtime=0), "c.JSONL.ZST": zstd(lines), "f.json": lines,
         "d.json": json.dumps(values, indent=2).encode(), "e.jsonl": b"\xef\xbb\xbf" + json.dumps(values).encode(),
-        "a.csv": text, "B.CSV.GZ": gzip.compress(text, mtime=0), "c.csv": b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"),
+        "a.csv": text, "B.CSV.GZ": gzip.compress(text, mtime=0),
+        "c.csv": b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"),
     }  # fmt: skip
     pq.write_table(pa.Table.from_pylist(values), tmp_path / "a.parquet")
     expected = rows(tmp_path / "a.parquet", kind="parquet", group="g", name="n")

@@ -287,11 +287,11 @@ def test_groups_without_a_common_split_are_not_joined():
 def test_no_cluster_crosses_splits(pairs, seed):
     clusters, groups, masks = clusters_of(50, pairs), np.arange(50) // 2, np.full(50, ANY)
     splits = assign(join_groups(groups, masks, clusters), seed=seed)
-    gone, kept = cross_split_duplicates(splits, clusters)
-    stays = ~np.isin(np.arange(50), gone)
+    dropped, kept = cross_split_duplicates(splits, clusters)
+    stays = ~np.isin(np.arange(50), dropped)
     assert stays[kept].all()
     assert all(len(set(splits[stays & (clusters == code)])) <= 1 for code in clusters)
-    assert (splits[gone] < splits[kept]).all()
+    assert (splits[dropped] < splits[kept]).all()
 
 
 # Weights

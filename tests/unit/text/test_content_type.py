@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detect_ai.text.content_type import content_shares, dominant_non_prose
+from detect_ai.text.content_type import content_fractions, dominant_non_prose
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 ESSAY = (
@@ -192,9 +192,9 @@ def test_prose_is_prose(name: str) -> None:
 @pytest.mark.parametrize("name", CODE)
 def test_code_is_code_with_and_without_a_fence(name: str) -> None:
     assert dominant_non_prose(CODE[name]) == "mostly_code"
-    assert content_shares(CODE[name])["code"] > 0.85
+    assert content_fractions(CODE[name])["code"] > 0.85
     assert dominant_non_prose(CODE[name].replace("\n", "\r\n")) == "mostly_code"
-    assert content_shares(f"Look:\n\n```{name}\n{CODE[name]}\n```\n")["code"] > 0.9
+    assert content_fractions(f"Look:\n\n```{name}\n{CODE[name]}\n```\n")["code"] > 0.9
     assert dominant_non_prose(f"{ESSAY}{NEWS}{DIALOGUE}{BULLETS}\n```\n{CODE[name][:200]}\n```\n{ESSAY}") is None
 
 
@@ -212,55 +212,55 @@ def test_code_without_line_breaks_is_code(text: str) -> None:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_are_tables(name: str) -> None:
-    shares = content_shares(TABLES[name])
+    fractions = content_fractions(TABLES[name])
     assert dominant_non_prose(TABLES[name]) == "mostly_tables"
-    assert shares["tables"] > 0.9
+    assert fractions["tables"] > 0.9
     assert dominant_non_prose(f"{ESSAY}\n{TABLES[name][:200]}\n{ESSAY}") is None
 
 
 def test_quoted_mail_is_quotation() -> None:
     assert dominant_non_prose(MAIL) == "mostly_quotations"
-    assert 0.3 < content_shares(MAIL + "\n" + ESSAY)["quotations"] < 0.6
+    assert 0.3 < content_fractions(MAIL + "\n" + ESSAY)["quotations"] < 0.6
 
 
 @pytest.mark.parametrize(("left", "right"), ['""', "“”", "«»", "„“"])
 def test_only_long_quotations_count(left: str, right: str) -> None:
     inside = "we have waited for this day for eleven long years"
     text = f"Then he said to them: {left}{inside}{right}, and went."
-    share = len(f"{left}{inside}{right}".replace(" ", "")) / len(text.replace(" ", ""))
-    assert content_shares(text)["quotations"] == pytest.approx(share)
-    assert content_shares(f"Then he said: {left}we have waited for this day{right}, and went.")["quotations"] == 0
-    assert content_shares(f"Then he said: {left}{inside}, and\n\nwent{right}, and more.")["quotations"] == 0
+    fraction = len(f"{left}{inside}{right}".replace(" ", "")) / len(text.replace(" ", ""))
+    assert content_fractions(text)["quotations"] == pytest.approx(fraction)
+    assert content_fractions(f"Then he said: {left}we have waited for this day{right}, and went.")["quotations"] == 0
+    assert content_fractions(f"Then he said: {left}{inside}, and\n\nwent{right}, and more.")["quotations"] == 0
     assert dominant_non_prose(f"He said: {left}{' '.join(ESSAY.split())}{right}, and went.") == "mostly_quotations"
 
 
 def test_unclosed_quotes_and_inch_marks_quote_nothing() -> None:
     inches = 'A board of 6" by 4" is laid upon the others so that it covers the 3" gap.'
     unpaired = 'She said: "I do not know. And then he went away. "But where did he go?" I asked'
-    assert content_shares(f'He said: "{" ".join(ESSAY.split())}')["quotations"] == 0
-    assert content_shares(inches)["quotations"] == 0
-    assert content_shares(unpaired)["quotations"] < 0.4
+    assert content_fractions(f'He said: "{" ".join(ESSAY.split())}')["quotations"] == 0
+    assert content_fractions(inches)["quotations"] == 0
+    assert content_fractions(unpaired)["quotations"] < 0.4
 
 
 def test_quotations_have_a_higher_limit() -> None:
     said = f"“{' '.join(ESSAY.split())}”"
     rest = " ".join((NEWS.replace('"', "") + BULLETS).split())
-    shares = {cut: content_shares(f"He said: {said} {rest[:cut]}")["quotations"] for cut in (180, 380, 600)}
-    assert shares[180] > 0.6 > shares[380] > 0.5 > shares[600]
+    fractions = {cut: content_fractions(f"He said: {said} {rest[:cut]}")["quotations"] for cut in (180, 380, 600)}
+    assert fractions[180] > 0.6 > fractions[380] > 0.5 > fractions[600]
     assert dominant_non_prose(f"He said: {said} {rest[:180]}") == "mostly_quotations"
     assert dominant_non_prose(f"He said: {said} {rest[:380]}") is None
 
 
 def test_code_does_not_count_as_quotation() -> None:
     text = '```python\n> x = 1\nprint("one two three four five six seven eight nine")\n```\n'
-    assert content_shares(text) == {"code": 1, "tables": 0, "quotations": 0, "other": 0}
+    assert content_fractions(text) == {"code": 1, "tables": 0, "quotations": 0, "other": 0}
 
 
 def test_links_and_references_are_not_prose() -> None:
     links = "".join(f"- [page {n}](https://example.org/page/{n})\nhttps://example.org/{n}\n" for n in range(9))
     references = "".join(f"[{n}] A. Writer and B. Other, On the mending of nets, 1990.\n" for n in range(9))
-    assert content_shares(links)["other"] > 0.9
-    assert content_shares(references)["other"] > 0.9
+    assert content_fractions(links)["other"] > 0.9
+    assert content_fractions(references)["other"] > 0.9
     assert dominant_non_prose(links) == dominant_non_prose(references) == "not_prose"
     assert dominant_non_prose(ESSAY + NEWS + links[:200] + references[:200]) is None
 
@@ -269,23 +269,23 @@ def test_kinds_are_added_up() -> None:
     quoted = "".join(f"> {line}\n" for line in ESSAY.splitlines() if line)
     links = "".join(f"https://example.org/page/{n}/of/the/report\n" for n in range(16))
     text = f"{PYTHON}\n{quoted}\n{links}\n{TABLES['csv']}\nOne line of prose stands at the end of it all.\n"
-    assert max(content_shares(text).values()) < 0.5
+    assert max(content_fractions(text).values()) < 0.5
     assert dominant_non_prose(text) == "not_prose"
 
 
 @given(st.lists(st.sampled_from([*PROSE.values(), *CODE.values(), *TABLES.values(), MAIL]), max_size=6))
 def test_shares_sum_to_at_most_one(parts: list[str]) -> None:
-    shares = content_shares("\n\n".join(parts))
-    assert set(shares) == {"code", "tables", "quotations", "other"}
-    assert all(0 <= share <= 1 for share in shares.values())
-    assert sum(shares.values()) <= 1 + 1e-9
+    fractions = content_fractions("\n\n".join(parts))
+    assert set(fractions) == {"code", "tables", "quotations", "other"}
+    assert all(0 <= fraction <= 1 for fraction in fractions.values())
+    assert sum(fractions.values()) <= 1 + 1e-9
 
 
 @given(st.text(st.sampled_from('ab 1"“”|,;\t\n\r`~>#{}()[]=_<:/$\\\ud800\U0001f600\u3000'), max_size=80))
 def test_any_text_has_shares(text: str) -> None:
-    shares = content_shares(text)
-    assert all(0 <= share <= 1 for share in shares.values())
-    assert sum(shares.values()) <= 1 + 1e-9
+    fractions = content_fractions(text)
+    assert all(0 <= fraction <= 1 for fraction in fractions.values())
+    assert sum(fractions.values()) <= 1 + 1e-9
 
 
 HARD_PIECES = [
@@ -312,5 +312,5 @@ def test_time_is_linear_for_any_text() -> None:
     texts += [f"{prefix}{piece * 200_000}`" for prefix in HARD_PREFIXES for piece in ("a", " ", "(", '"')]
     for text in texts:
         started = time.process_time()
-        content_shares(text[:200_000])
+        content_fractions(text[:200_000])
         assert time.process_time() - started < 2, text[:20]

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from detect_ai.text import normalize
-from detect_ai.text.normalize import Normalised, expanded_length, is_blank, latin_share, normalise
+from detect_ai.text.normalize import Normalised, expanded_length, is_blank, latin_fraction, normalise
 from detect_ai.text.sentences import sentences
 from tests.unit.conftest import any_text
 
@@ -291,8 +291,8 @@ def test_normalised_is_immutable():
 
 
 @pytest.mark.parametrize(
-    ("text", "share"),
+    ("text", "fraction"),
     [("", 0.0), ("12 !", 0.0), ("Zoë's ﬁ", 1.0), ("abc где", 0.5), ("中文", 0.0), ("a א б γ", 0.25)],
 )
-def test_latin_share_counts_letters_only(text, share):
-    assert latin_share(text) == share
+def test_latin_fraction_counts_letters_only(text, fraction):
+    assert latin_fraction(text) == fraction
