@@ -165,7 +165,7 @@ def test_errors_of_the_service_are_shown(page: Page) -> None:
     expect(page.locator("#result")).to_be_hidden()
 
 
-def test_api_key_is_asked_for_and_kept_in_the_tab_only(page: Page) -> None:
+def test_api_key_is_kept_in_the_tab_only(page: Page) -> None:
     problem = {"title": "Unauthorized", "status": 401, "detail": "Expected the header", "request_id": "r"}
 
     def only_with_key(route: Route) -> None:

@@ -144,7 +144,7 @@ def test_a_domain_without_training_texts_is_refused(calibrated: Calibrated) -> N
 
 
 @pytest.mark.slow
-def test_a_target_that_a_domain_is_too_small_for_is_refused(calibrated: Calibrated) -> None:
+def test_a_domain_with_too_few_texts_is_refused(calibrated: Calibrated) -> None:
     config = calibrated.config_with(target_fprs=[0.02], default_target_fpr=0.02)
     with pytest.raises(CalibrationError, match=r"domain 'essays': target FPR 0.02 needs at least 49 human"):
         calibrate_checkpoint(config, calibrated.storage)

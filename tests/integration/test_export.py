@@ -83,9 +83,7 @@ def ids_of(run: Run, split: str) -> list[Any]:
     return [np.asarray(row, np.int32) for row in run.corpus.read(split, ["input_ids"])["input_ids"].to_pylist()]
 
 
-def test_the_chosen_export_is_a_version_and_the_champion_stays(
-    run: Run, champion: str, exported: dict[str, Any]
-) -> None:
+def test_the_export_becomes_a_version_only(run: Run, champion: str, exported: dict[str, Any]) -> None:
     registry = Registry(run.storage)
     child = load(run, exported["version"])
     assert registry.champion() == champion == exported["parent"] == child.spec.parent
@@ -94,9 +92,7 @@ def test_the_chosen_export_is_a_version_and_the_champion_stays(
     assert exported["precision"] == child.spec.precision == "fp32"
 
 
-def test_an_export_at_the_same_precision_has_the_calibration_of_its_parent(
-    run: Run, champion: str, exported: dict[str, Any]
-) -> None:
+def test_equal_precision_keeps_the_calibration(run: Run, champion: str, exported: dict[str, Any]) -> None:
     child, parent = (load(run, version).spec.calibration for version in (exported["version"], champion))
     assert child.min_tokens == parent.min_tokens != {}
     assert child.span_scaling is not None

@@ -145,7 +145,7 @@ def test_the_gate_refuses_a_worse_candidate(run: Run, worse: Config, gate: dict[
 
 
 @pytest.mark.slow
-def test_an_open_gate_moves_the_champion_and_keeps_the_old_one(run: Run, worse: Config) -> None:
+def test_publishing_keeps_the_previous_champion(run: Run, worse: Config) -> None:
     before = Registry(run.storage).champion()
     loose = dict.fromkeys(
         ("max_auroc_drop", "max_fpr", "max_fpr_increase", "max_cleared_ai_increase", "max_abstained"), 1.0

@@ -78,7 +78,7 @@ def texts(*contents):
     return [Text(f"0-{i}", str(i), content, None, {}) for i, content in enumerate(contents)]
 
 
-def test_scores_that_are_not_finite_name_the_row_and_no_text(tiny_bundle, monkeypatch):
+def test_non_finite_scores_name_the_row(tiny_bundle, monkeypatch):
     detector = Detector.load(tiny_bundle)
     monkeypatch.setattr(detector, "score", lambda ids: np.asarray([0.0, np.nan]))
     with pytest.raises(InputError) as error:

@@ -21,7 +21,7 @@ from detect_ai.release.export import calibration_settings, export, make, table, 
 @pytest.mark.parametrize(
     ("name", "backend", "precision"), [("torch-bf16", "torch-bf16", "bf16"), ("torch-compile", "torch-compile", "fp32")]
 )
-def test_an_export_is_a_child_with_its_own_backend_and_precision(
+def test_an_export_has_its_own_backend_and_precision(
     tiny_bundle: Path, tmp_path: Path, name: str, backend: str, precision: str
 ) -> None:
     spec, parent = make(name, tiny_bundle, tmp_path / "child"), read_spec(tiny_bundle)

@@ -88,13 +88,13 @@ def test_every_evaluation_of_the_run_counts():
         assert all("others" in reason for reason in found)
 
 
-def test_the_champion_is_compared_on_the_same_texts_whatever_their_name():
+def test_the_champion_is_compared_on_the_same_texts():
     champion = {TEST: metrics(texts="old"), "renamed": metrics(fpr=0.0, texts="abc")}
     found, warnings = gate({TEST: metrics(0.96, 0.05)}, champion, CONFIG)
     assert (len(found), warnings) == (1, [])
 
 
-def test_other_texts_are_not_compared_and_a_warning_says_so():
+def test_other_texts_are_a_warning():
     found, warnings = gate({TEST: metrics(0.91)}, {TEST: metrics(0.99, texts="def")}, CONFIG)
     assert found == []
     assert len(warnings) == 1
@@ -115,7 +115,7 @@ def test_texts_of_one_class_have_their_own_checks():
     assert "humans" in reason
 
 
-def test_a_candidate_without_a_fingerprint_does_not_pass_the_champion():
+def test_a_missing_fingerprint_is_an_error():
     with pytest.raises(KeyError):
         gate({TEST: {"auroc": 0.91}}, {TEST: metrics()}, CONFIG)
 

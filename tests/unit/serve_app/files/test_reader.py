@@ -84,7 +84,7 @@ HIDDEN_DOCX = {
 
 
 @pytest.mark.parametrize("name", HIDDEN_PDF)
-def test_hidden_text_of_a_pdf_is_left_out_and_counted(name: str) -> None:
+def test_hidden_pdf_text_is_left_out(name: str) -> None:
     file = read_file(Upload("a.pdf", documents.pdf_of(VISIBLE + HIDDEN_PDF[name] + b"0 Tr " + VISIBLE)), CONFIG)
     assert (file.text.split(), file.hidden) == (["Shown.", "Shown."], 6)
 
@@ -102,7 +102,7 @@ def test_size_of_a_type3_font_does_not_hide_its_text() -> None:
 
 
 @pytest.mark.parametrize("name", HIDDEN_DOCX)
-def test_hidden_text_of_a_word_document_is_left_out_and_counted(name: str) -> None:
+def test_hidden_word_text_is_left_out(name: str) -> None:
     hidden = f"<w:r><w:rPr>{HIDDEN_DOCX[name]}</w:rPr><w:t>Secret</w:t></w:r>"
     shown = '<w:r><w:rPr><w:vanish w:val="0"/><w:sz w:val="24"/></w:rPr><w:t>Shown.</w:t></w:r>'
     white = '<w:r><w:rPr><w:color w:val="FFFFFF"/><w:shd w:fill="000000"/></w:rPr><w:t>Box</w:t></w:r>'
