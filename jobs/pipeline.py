@@ -1,5 +1,6 @@
-"""All stages in order: python jobs/pipeline.py run=first. train.from_sweep=false trains as given, without a sweep."""
+"""All stages in order: python jobs/pipeline.py run=first. It sweeps unless you or a file set train.from_sweep=false."""
 
+# A value set by you or a file for a key that the sweep searches is an error; train.from_sweep=true replaces a file's.
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def pipeline(config: Config, storage: Storage) -> dict[str, Any]:
     stages = {"sweep": sweep} if config.train.from_sweep else {}
     stages |= {"train": train, "calibrate": calibrate_checkpoint, "evaluate": evaluate, "publish": publish}
     if cluster_stays():
-        require_place(config.serve)  # before the training
+        require_place(config.serve, storage)  # before the training
         stages["deploy"] = deploy_to_cluster
     prepared = run_stage("prepare", prepare, config, storage)  # returns at once where nothing changed
     require_enough_texts(config, Corpus.of_run(storage, config.run))

@@ -137,10 +137,16 @@ def rollback_service(config: Config, storage: Storage) -> dict[str, Any]:
     return result
 
 
-def require_place(config: ServeConfig) -> None:
-    """Raise ResourceError when something other than Ray Serve uses the port."""
+def require_place(config: ServeConfig, storage: Storage) -> None:
+    """Check, before a long job, what `deploy` needs after it.
+
+    Raises:
+        ConfigError: no API keys for a service that other machines can reach.
+        ResourceError: something other than Ray Serve uses the port.
+    """
     from ray.serve.context import _get_global_client
 
+    checked_keys(config, storage)
     if _get_global_client(raise_if_no_controller_running=False) is None:
         require_free_port(config.host, config.port)
 

@@ -150,7 +150,7 @@ class TrainConfig(Section):
     """The training run."""
 
     lr: Positive = 1.5e-4
-    from_sweep: bool = False  # use the best values of this run's sweep
+    from_sweep: bool | None = None  # use the best values of this run's sweep; null: only `pipeline` does
     epochs: Count = 4
     max_steps: Natural = 0  # stop after this many steps, also within an epoch; 0: no limit
     batch_size: Count = 16  # documents in a global step, for any number of workers
@@ -282,9 +282,9 @@ class GateConfig(Section):
 
     min_auroc: Fraction = 0.8
     max_auroc_drop: Fraction = 0.02  # against a champion evaluated on the same texts
-    # At the default target, on every evaluation of the run. With few texts one of them is more than a small bound.
-    max_fpr: Fraction = 0.1
-    max_fpr_increase: Fraction = 0.02  # against a champion evaluated on the same texts
+    # At the default target of the candidate. With few texts one of them is more than a small bound.
+    max_fpr: Fraction | None = None  # on every evaluation of the run; null: 3 times the target
+    max_fpr_increase: Fraction | None = None  # against a champion evaluated on the same texts; null: half the target
     max_cleared_ai_increase: Fraction = 0.05  # of the fraction of AI texts labelled human, against the same
     max_abstained: Fraction = 0.5  # fraction of texts without a verdict
 
@@ -398,7 +398,19 @@ class Config(Section):
 
     def published(self) -> dict[str, Any]:
         """The part that leaves the storage root, in bundles and W&B: no paths of this machine or cluster."""
-        return self.model_dump(exclude={"storage": True, "tracking": True, "data": True, "score": {"out"}})
+        sections = dict.fromkeys(("storage", "tracking", "bundle", "data", "compare"), True)
+        values = self.model_dump(exclude={**sections, "score": {"out"}, "calibration": {"checkpoint"}})
+        for source in (values["model"], *values["corpus"]["sources"], *values["corpus"]["against"]):
+            source["path"] = public_path(source["path"])
+        return values
+
+
+def public_path(path: str) -> str:
+    """A path or URI reduced to its last part; `package:…` and hub ids stay as they are."""
+    is_id = path.startswith("package:") or re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path)
+    if is_id and not Path(path).exists():
+        return path
+    return path.partition("?")[0].rstrip("/").rpartition("/")[2]
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:

@@ -50,12 +50,12 @@ class TrainingError(DetectAIError):
     """A training run cannot continue, such as with a loss that is not finite."""
 
 
-def without_row(message: str) -> str:
+def redact_row(message: str) -> str:
     """A parser's message without the row or value it quotes: errors never contain document text."""
     return re.sub(r"(columns, got \d+|invalid value)\b.*", r"\1", message, flags=re.DOTALL)
 
 
-def ours(error: BaseException) -> BaseException:
+def unwrap_ray_error(error: BaseException) -> BaseException:
     """The DetectAIError inside Ray's wrappers around a worker's error, or else the error itself."""
     seen: set[int] = set()
     queue = [error]

@@ -14,7 +14,7 @@ from typing import Any
 
 from detect_ai import __version__
 from detect_ai.core.config import Config, load_config
-from detect_ai.core.errors import ConfigError, DetectAIError, InputError, ours, without_row
+from detect_ai.core.errors import ConfigError, DetectAIError, InputError, redact_row, unwrap_ray_error
 from detect_ai.core.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def run_job(
     stage: Stage,
     argv: Sequence[str] | None = None,
     result_name: Callable[[Config], str] | None = None,
-    settle: Callable[[Config, set[str]], None] | None = None,
+    settle: Callable[[Config, Sequence[str]], None] | None = None,
 ) -> int:
     """Run a stage from command line arguments.
 
@@ -36,7 +36,7 @@ def run_job(
         stage: the function to run.
         argv: arguments; those of the process when None.
         result_name: name of the result, if it is not that of the stage.
-        settle: adjusts or refuses the configuration, given the keys that the command line sets.
+        settle: adjusts or refuses the configuration, given the overrides of the command line.
 
     Returns:
         0 after printing the result as one JSON line; after one `error:` line 2 for bad input, 1 for everything else.
@@ -48,14 +48,14 @@ def run_job(
     try:
         config = load_config(arguments.overrides, arguments.config_dir)
         if settle:
-            settle(config, {override.lstrip("+~").partition("=")[0] for override in arguments.overrides})
+            settle(config, arguments.overrides)
         storage = Storage(config.storage.root)
         config.storage.root = storage.root  # absolute: workers have other working directories
         result = run_stage(result_name(config) if result_name else name, stage, config, storage)
     except Exception as error:
         if arguments.verbose:
             traceback.print_exc()
-        cause = ours(error)
+        cause = unwrap_ray_error(error)
         print(f"error: {_describe(cause, arguments.verbose)}", file=sys.stderr, flush=True)  # noqa: T201
         return 2 if isinstance(cause, InputError) else 1
     _leave_cluster()
@@ -117,7 +117,7 @@ def attempt(kind: str) -> str:
 
 
 def _describe(error: BaseException, verbose: bool) -> str:
-    lines = without_row(str(error)).strip().splitlines() or [""]
+    lines = redact_row(str(error)).strip().splitlines() or [""]
     if isinstance(error, DetectAIError):
         return lines[0]
     hint = "" if verbose else " (--verbose shows the traceback)"

@@ -62,8 +62,9 @@ class Pointer:
         record = Record(number=after + 1, value=value, by=by, when=datetime.now(UTC).isoformat(timespec="seconds"))
         if not self.storage.create(self._key(record.number), record.model_dump_json(indent=2).encode()):
             winner = self._load(record.number)
-            raise ConflictError(
-                f"{self._key(record.number)}: {winner.by} was first at {winner.when} with {winner.value}; "
+            version = f" with version {winner.value['version']}" if "version" in winner.value else ""
+            raise ConflictError(  # without the value: that of a service has its settings and hashed keys
+                f"{self._key(record.number)}: {winner.by} was first at {winner.when}{version}; "
                 "look at the new state and try again"
             )
         return record

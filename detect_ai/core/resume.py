@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from detect_ai.core import ray_runtime
-from detect_ai.core.config import Config
+from detect_ai.core.config import CONFIG_DIR, Config, load_config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import Stage, attempt, read_result, run_stage
 from detect_ai.core.storage import Storage
@@ -21,6 +21,7 @@ _NAME = "attempt.json"  # of an attempt: its digest, and whether it finished
 # Keys of `train` without effect on the result.
 _FREE = {"num_workers", "cpus_per_worker", "threads_per_worker", "log_every", "keep_checkpoints", "profile"}
 _FREE |= {"resize_every_s", "max_failures", "checkpoint_every", "from_sweep"}
+_SEARCHED = ("train", "model")  # sections with keys that a sweep searches
 
 
 def digest(config: Config, *more: Any) -> str:
@@ -63,23 +64,37 @@ def attempted(storage: Storage, run: str, kind: str, digest: str) -> Iterator[tu
         storage.write_json(key, {"digest": digest, "finished": True})
 
 
-def settle_pipeline(config: Config, given: set[str]) -> None:
-    """Make a pipeline sweep unless the command line sets `train.from_sweep`.
+def settle_pipeline(config: Config, overrides: Sequence[str]) -> None:
+    """Make a pipeline sweep unless the command line or a file sets `train.from_sweep`.
+
+    A searched key counts as set if the command line has it, or if its value differs from the default, which is that of
+    the options of `train` and `model` that the command line chooses from `configs/`.
 
     Args:
         config: changed in place.
-        given: keys that the command line sets.
+        overrides: of the command line.
 
     Raises:
-        ConfigError: a given key would be ignored: `bundle`, `data`, or one that the sweep searches.
+        ConfigError: a value that is set would be ignored: `bundle`, `data`, or a key that the sweep searches.
     """
-    if "train.from_sweep" not in given:
+    for name in ("bundle", "data"):
+        if getattr(config, name):
+            raise ConfigError(f"{name}: the pipeline evaluates its own model on its test split; use jobs/evaluate.py")
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    shipped = {f"{path.parent.name}={path.stem}" for group in _SEARCHED for path in (CONFIG_DIR / group).glob("*.yaml")}
+    default = load_config([override for override in overrides if override in shipped])
+    for section in _SEARCHED if config.train.from_sweep is not False else ():
+        values, defaults = getattr(config, section).model_dump(), getattr(default, section).model_dump()
+        for key in sorted(values.keys() & config.sweep.space.keys()):
+            is_set = config.train.from_sweep is None and values[key] != defaults[key]
+            if is_set or f"{section}.{key}" in given:
+                raise ConfigError(
+                    f"{section}.{key}={values[key]} is set, but the sweep searches it. To train with this value, give "
+                    f"train.from_sweep=false; to sweep, remove the value, or if a file sets it, give "
+                    f"train.from_sweep=true"
+                )
+    if config.train.from_sweep is None:
         config.train.from_sweep = True
-    for key in sorted(given & {"bundle", "data"}):
-        raise ConfigError(f"{key}: the pipeline evaluates its own model on its test split; use jobs/evaluate.py")
-    searched = {f"{section}.{key}" for key in config.sweep.space for section in ("train", "model")}
-    for key in sorted(given & searched) if config.train.from_sweep else ():
-        raise ConfigError(f"{key}: the sweep searches it; train.from_sweep=false trains with your value instead")
 
 
 def run_stages(config: Config, storage: Storage, kind: str, stages: Mapping[str, Stage], *more: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from detect_ai.core.config import SPLITS, Config, CorpusConfig
-from detect_ai.core.errors import CorpusError, DetectAIError, ours
+from detect_ai.core.errors import CorpusError, DetectAIError, unwrap_ray_error
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.augment import add_augmented_rows, attack_copies
 from detect_ai.corpus.cleaning import clean
@@ -67,7 +67,7 @@ def reraise_own_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause = ours(error)
+        cause = unwrap_ray_error(error)
         if isinstance(cause, DetectAIError):
             raise type(cause)(str(cause).split("\n")[0]) from error
         raise

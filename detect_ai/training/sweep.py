@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from detect_ai.core import ray_runtime, resume
 from detect_ai.core.config import Config
-from detect_ai.core.errors import ConfigError, InputError, TrainingError, ours
+from detect_ai.core.errors import ConfigError, InputError, TrainingError, unwrap_ray_error
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.training import checkpoint, search_space
@@ -163,7 +163,7 @@ def trial_function(reference: Any, sweep_name: str) -> Callable[[dict[str, Any]]
             causes = getattr(error, "worker_failures", {}).values()
             if isinstance(error, ControllerError) or (causes and all(isinstance(e, RayActorError) for e in causes)):
                 raise  # machines or storage failed, not these values
-            reason = str(ours(error)).strip().splitlines()[-1]
+            reason = str(unwrap_ray_error(error)).strip().splitlines()[-1]
             tune.report({"auroc": NOT_EVALUATED, "epoch": 0, _DONE: True, "error": reason})
             return
         # Ray Tune knows the last epoch; the last report has the best one.

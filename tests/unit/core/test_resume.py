@@ -130,19 +130,77 @@ def test_newer_result_repeats_later_stages(config: Config, stages: Stages) -> No
     assert stages.ran == ["first", "second", "third"]
 
 
-def test_pipeline_sweeps_by_default() -> None:
-    config = load_config()
-    settle_pipeline(config, set())
-    assert config.train.from_sweep
+def settled(*overrides: str, config_dir: Path | None = None) -> Config:
+    config = load_config(overrides, config_dir and str(config_dir))
+    settle_pipeline(config, overrides)
+    return config
+
+
+@pytest.fixture
+def config_dir(tmp_path: Path) -> Path:
+    """A directory with experiments and an option of `train`."""
+    files = {
+        "experiment/rate": "train: {lr: 7.0e-5}",
+        "experiment/same_rate": "train: {lr: 1.5e-4, epochs: 9}",
+        "experiment/no_sweep": "train: {lr: 7.0e-5, from_sweep: false}",
+        "experiment/dropout": "sweep: {space: {dropout: [0.0, 0.3]}}\nmodel: {dropout: 0.2}",
+        "experiment/data": "data: x.csv",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text(f"# @package _global_\n{content}\n")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/mine.yaml").write_text("lr: 7.0e-5\n")
+    return tmp_path
+
+
+DEMO = ("run=demo", "sweep=grid", "gate.max_auroc_drop=1", "gate.max_fpr_increase=1")
+
+
+@pytest.mark.parametrize("overrides", [(), DEMO, ("train=gpu",), ("train.epochs=9",), ("model=mpnet",)])
+def test_pipeline_sweeps_by_default(overrides: tuple[str, ...]) -> None:
+    assert settled(*overrides).train.from_sweep is True
+
+
+@pytest.mark.parametrize("override", ["experiment=same_rate", "experiment=no_sweep"])
+def test_experiment_decides_about_the_sweep(override: str, config_dir: Path) -> None:
+    assert settled(override, config_dir=config_dir).train.from_sweep is (override == "experiment=same_rate")
+
+
+@pytest.mark.parametrize(("experiment", "rate"), [("essays", 1.4e-4), ("essays_large", 5e-5)])
+def test_shipped_experiment_trains_with_its_own_rate(experiment: str, rate: float) -> None:
+    config = settled(f"experiment={experiment}")
+    assert (config.train.from_sweep, config.train.lr) == (False, rate)
 
 
 def test_pipeline_without_sweep_keeps_given_rate() -> None:
-    config = load_config(["train.from_sweep=false", "train.lr=3e-5"])
-    settle_pipeline(config, {"train.from_sweep", "train.lr"})
+    config = settled("train.from_sweep=false", "train.lr=3e-5")
     assert (config.train.from_sweep, config.train.lr) == (False, 3e-5)
 
 
-@pytest.mark.parametrize("key", ["train.lr", "bundle", "data"])
-def test_pipeline_refuses_keys_that_it_would_ignore(key: str) -> None:
-    with pytest.raises(ConfigError, match=key):
-        settle_pipeline(load_config(), {key})
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("train.lr=3e-5", "train.lr"),
+        ("train.lr=1.5e-4", "train.lr"),
+        ("experiment=rate", "train.lr"),
+        ("train=mine", "train.lr"),
+        ("experiment=dropout", "model.dropout"),
+        ("bundle=4f2a", "bundle"),
+        ("data=x.csv", "data"),
+        ("experiment=data", "data"),
+    ],
+)
+def test_pipeline_refuses_values_that_it_would_ignore(override: str, key: str, config_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^{key}"):
+        settled(override, config_dir=config_dir)
+
+
+@pytest.mark.parametrize("override", ["experiment=rate", "train=mine", "experiment=dropout", "experiment=essays"])
+def test_explicit_sweep_replaces_the_value_of_a_file(override: str, config_dir: Path) -> None:
+    assert settled(override, "train.from_sweep=true", config_dir=config_dir).train.from_sweep is True
+
+
+def test_explicit_sweep_and_explicit_value_contradict() -> None:
+    with pytest.raises(ConfigError, match=r"^train\.lr"):
+        settled("train.from_sweep=true", "train.lr=3e-5")

@@ -276,7 +276,7 @@ def test_the_service_agrees_with_the_detector(detector: Detector, options: dict[
         assert len(verdict["spans"] or []) == len(expected.spans or [])
     document = detector.read(texts[:1])[0]
     if options.get("explain"):
-        expected_effects = [span.effect for span in detector.spans(document, "occlusion")]
+        expected_effects = [span.effect for span in detector.spans(document, True)]
         effects = [span["effect"] for span in answer["verdicts"][0]["spans"]]
         assert effects == pytest.approx(expected_effects, abs=1e-4)
 
