@@ -17,7 +17,7 @@ from detect_ai.calibration.calibration import Calibration, calibrate
 from detect_ai.calibration.conformal import require_texts
 from detect_ai.calibration.domain_classifier import MAX_TEXTS, DomainClassifier, Ids, fit
 from detect_ai.calibration.domains import ScoredSpans, calibrate_domains
-from detect_ai.core.config import SPLITS, CalibrationConfig, Config, ScoreConfig
+from detect_ai.core.config import SPLITS, CalibrationConfig, Config, ScoreConfig, public_path
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt, read_result
 from detect_ai.core.revision import git_revision
@@ -159,7 +159,7 @@ def _write_candidate(
 ) -> DetectorSpec:
     manifest, tokenizer = corpus.manifest, checked_tokenizer(config, corpus)
     spec = DetectorSpec(
-        base_model=f"{config.model.name} ({config.model.path})",
+        base_model=f"{config.model.name} ({public_path(config.model.path)})",
         normaliser_version=NORMALISER_VERSION,
         window=config.model.window,
         stride=config.model.stride,

@@ -298,7 +298,12 @@ def _keep(task: ExportTask, row: dict[str, Any]) -> dict[str, Any] | None:
     tested = evaluate(task.config.model_copy(update={"bundle": key, "data": ""}), storage)
     registry = Registry(storage)
     champion = registry.champion()
-    row["reasons"] += gate({TEST: tested}, metrics_of(registry, champion) if champion else None, task.config.gate)[0]
+    reasons, row["warnings"] = gate(
+        {TEST: tested}, metrics_of(registry, champion) if champion else None, task.config.gate
+    )
+    for warning in row["warnings"]:
+        logger.warning("%s", warning)
+    row["reasons"] += reasons
     if row["reasons"]:
         return None
     return {

@@ -13,6 +13,8 @@ _CHANGES = (
     ("fpr_at_target", "FPR at the default target", 1, "max_fpr_increase"),
     ("cleared_ai_fraction", "the fraction of AI texts called human", 1, "max_cleared_ai_increase"),
 )
+# Default bounds on the FPR, as multiples of the candidate's default target.
+_MULTIPLES = {"max_fpr": 3, "max_fpr_increase": 0.5}
 _CAPS = (
     ("fpr_at_target", "FPR at the default target", "max_fpr"),
     ("abstained_fraction", "the abstained fraction", "max_abstained"),
@@ -26,7 +28,8 @@ def gate(
 
     Args:
         candidate: its metrics on every evaluation, by the name of the data; `TEST` is the test split. The metrics are
-            those of the stage `evaluate`; "test_fingerprint" identifies the texts.
+            those of the stage `evaluate`; "test_fingerprint" identifies the texts; bounds that are None are
+            multiples of "default_target".
         champion: the same of the champion; None while there is none.
         config: the bounds.
 
@@ -40,7 +43,7 @@ def gate(
         reasons.append(f"AUROC is {auroc} on {TEST}; at least {config.min_auroc:g} is required.")
     for name, metrics in candidate.items():
         for metric, label, key in _CAPS:
-            value, bound = metrics.get(metric), getattr(config, key)
+            value, bound = metrics.get(metric), _bound(config, key, metrics)
             # Texts of one class have no rate of the other one.
             if value is None and (metric not in metrics or name == TEST):
                 reasons.append(f"{label} is missing on {name}: run jobs/evaluate.py again.")
@@ -60,7 +63,7 @@ def _compare(
     name: str, candidate: Metrics, champion: Metrics, config: GateConfig, reasons: list[str], warnings: list[str]
 ) -> None:
     for metric, label, sign, key in _CHANGES:
-        value, before, bound = candidate.get(metric), champion.get(metric), getattr(config, key)
+        value, before, bound = candidate.get(metric), champion.get(metric), _bound(config, key, candidate)
         if value is None or before is None:
             if not (metric in candidate and metric in champion and value is before):
                 warnings.append(f"{label} not compared with the champion on {name}: it is missing.")
@@ -69,6 +72,11 @@ def _compare(
             reasons.append(
                 f"{label} changed from the champion's {before:.4g} to {value:.4g} on {name}; {key}={bound:g}."
             )
+
+
+def _bound(config: GateConfig, key: str, metrics: Metrics) -> float:
+    bound = getattr(config, key)
+    return float(_MULTIPLES[key] * metrics["default_target"] if bound is None else bound)
 
 
 def export_reasons(export: Metrics, parent: Metrics, config: ExportConfig) -> list[str]:

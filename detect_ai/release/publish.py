@@ -103,7 +103,7 @@ def add_version(storage: Storage, candidate: str, evaluations: dict[str, dict[st
         spec = bundle.read_spec(source)
         folder = Path(shutil.copytree(source, Path(scratch) / "bundle"))
         shown = {
-            name: {key: value for key, value in metrics.items() if key not in ("bundle", "version")}
+            name: {key: value for key, value in metrics.items() if key not in ("bundle", "data", "version")}
             for name, metrics in evaluations.items()
         }
         (folder / bundle.METRICS_FILE).write_text(json.dumps(shown, indent=2) + "\n")

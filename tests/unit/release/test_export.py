@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +17,12 @@ from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import read_spec, write_spec
 from detect_ai.detector.detector import Detector
-from detect_ai.release.export import calibration_settings, export, make, table, time_interleaved
+from detect_ai.release import export as module
+from detect_ai.release.export import ExportTask, calibration_settings, export, make, table, time_interleaved
+from detect_ai.release.promotion_gate import TEST
+
+if TYPE_CHECKING:
+    from detect_ai.corpus.manifest import Corpus
 
 
 @pytest.mark.parametrize(
@@ -62,6 +69,32 @@ def test_arms_alternate_and_the_first_round_does_not_count() -> None:
     seconds = time_interleaved(arms, 3, clock=lambda: float(next(ticks)))
     assert "".join(order) == "abc" + "abc" + "bca" + "cab"
     assert seconds == {name: [1.0] * 3 for name in "abc"}
+
+
+def test_export_stores_gate_warnings(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The champion was evaluated on other texts, so that an export cannot be compared with it."""
+    storage, spec = Storage(str(tmp_path / "store")), read_spec(tiny_bundle)
+    make("torch-compile", tiny_bundle, tmp_path / "torch-compile")
+    tested = {
+        **{"auroc": 0.9, "fpr_at_target": 0.04, "cleared_ai_fraction": 0.2, "abstained_fraction": 0.1},
+        **{"default_target": 0.05, "test_fingerprint": "these"},
+    }
+    provenance = {"config": {"calibration": CalibrationConfig().model_dump()}}
+    values = {
+        "calibrate_split": lambda *_: spec.calibration,
+        "evaluate": lambda *_: tested,
+        "metrics_of": lambda *_: {TEST: {**tested, "test_fingerprint": "others"}},
+        "add_version": lambda *_: "4f2a",
+    }
+    for name, value in values.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module.Registry, "champion", lambda _: "b3c1")
+    corpus = cast("Corpus", SimpleNamespace(storage=storage))
+    task = ExportTask(Config(), corpus, replace(spec, provenance=provenance), "runs/default/export-1", tmp_path)
+    row: dict[str, Any] = {"name": "torch-compile", "reasons": []}
+    kept = module._keep(task, row)
+    assert kept is not None
+    assert (kept["version"], row["reasons"], len(row["warnings"])) == ("4f2a", [], 1)
 
 
 def test_the_table_has_every_candidate() -> None:

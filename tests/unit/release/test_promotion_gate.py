@@ -76,6 +76,18 @@ def test_allowed_changes_pass_in_spite_of_rounding():
     assert reasons(metrics(0.94, 0.05, 0.25), metrics()) == []
 
 
+@pytest.mark.parametrize("target", [0.01, 0.05])
+def test_default_fpr_bounds_follow_the_target(target):
+    def passes(fpr, champion=None):
+        candidate = {**metrics(fpr=fpr), "default_target": target}
+        return not gate({TEST: candidate}, champion and {TEST: champion}, GateConfig())[0]
+
+    assert passes(3 * target)
+    assert not passes(3.1 * target)
+    assert passes(1.5 * target, metrics(fpr=target))
+    assert not passes(1.6 * target, metrics(fpr=target))
+
+
 def test_every_reason_is_given():
     assert len(reasons(metrics(0.8, 0.2, 0.9, 0.9), metrics())) == 6
 

@@ -19,6 +19,7 @@ from detect_ai.release.publish import publish, rollback
 
 METRICS = {
     "auroc": 0.9,
+    "default_target": 0.05,
     "fpr_at_target": 0.04,
     "cleared_ai_fraction": 0.2,
     "abstained_fraction": 0.1,
@@ -51,7 +52,9 @@ def add_candidate(storage: Storage, folder: Path) -> None:
     storage.upload(folder, "runs/default/candidate-1")
     candidate = {"bundle": "runs/default/candidate-1", "version": bundle.read_spec(folder).version}
     storage.write_json("runs/default/calibrate.json", {"result": candidate})
-    storage.write_json("runs/default/evaluate.json", {"result": {**METRICS, **candidate}})
+    storage.write_json(
+        "runs/default/evaluate.json", {"result": {**METRICS, **candidate, "data": "/home/ada/store/test"}}
+    )
 
 
 def change(storage: Storage, file: str = "evaluate", **values: Any) -> None:
