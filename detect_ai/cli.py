@@ -245,8 +245,8 @@ def explanation(verdict: Verdict) -> list[str]:
         rate = "the model was not calibrated on this kind of text, so the false positive rate is unknown."
         if bound is not None:
             rate = (
-                f"the expected false positive rate is {out_of_100(verdict.target_fpr)} human texts, and may be up to "
-                f"{out_of_100(bound)} with {verdict.num_compared} calibration texts."
+                f"if your text is like the {verdict.num_compared} calibration texts, the expected false positive rate "
+                f"is {out_of_100(verdict.target_fpr)} human texts, and may be up to {out_of_100(bound)}."
             )
         lines = [f"It may still be human: {rate}"]
     elif verdict.label is Label.HUMAN:

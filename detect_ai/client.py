@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from detect_ai import __version__
 from detect_ai.core.errors import DetectAIError, InputError
 from detect_ai.schemas import DetectResponse, FilesResponse, FileVerdict, ModelInfo, Problem, Verdict
-from detect_ai.text.normalize import is_blank
+from detect_ai.text.normalize import SURROGATE, is_blank
 
 MAX_ATTEMPTS = 5
 RETRY_FOR_S = 60.0  # no attempt starts later than this after the first
@@ -170,6 +170,9 @@ class _Batch(Generic[Item, Result]):
 def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options that differ from the defaults, numpy scalars as Python values."""
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in options.items()}
+    target = plain.get("target_fpr")
+    if isinstance(target, int | float) and not 0 < target < 1:  # NaN and infinity are no JSON
+        raise InputError("target_fpr: expected a number above 0 and below 1")
     return {name: value for name, value in plain.items() if value is not None and value is not False}
 
 
@@ -180,28 +183,25 @@ def _as_list(values: Iterable[Item], expected: str) -> list[Item]:
 
 
 def _text_batch(texts: str | Iterable[str], options: DetectOptions) -> _Batch[str, Verdict]:
+    plain = _plain_options(options)
     items = [texts] if isinstance(texts, str) else _as_list(texts, "a text or a list of texts")
     for i, text in enumerate(items):
         if not isinstance(text, str):
             raise InputError(f"texts[{i}]: expected a string, found {type(text).__name__}; drop missing values first")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"texts[{i}]: unpaired surrogate at character {error.start}") from None
         if is_blank(text):
             raise InputError(f"texts[{i}] is empty: expected at least one visible character")
     return _Batch(
         path="/v1/detect",
-        items=items,
+        items=[SURROGATE.sub("\ufffd", text) for text in items],
         limits=("max_texts", "max_chars"),
         size=len,
-        request=lambda chunk: {"json": {"texts": list(chunk), **_plain_options(options)}},
+        request=lambda chunk: {"json": {"texts": list(chunk), **plain}},
         response=lambda response: _parse(DetectResponse, response).verdicts,
     )
 
 
 def _file_batch(paths: Iterable[str | Path], options: FileDetectOptions) -> _Batch[tuple[str, bytes], FileVerdict]:
-    files = []
+    plain, files = _plain_options(options), []
     for path in map(Path, _as_list(paths, "a list of paths")):
         try:
             files.append((path.name.encode(errors="replace").decode(), path.read_bytes()))
@@ -212,7 +212,7 @@ def _file_batch(paths: Iterable[str | Path], options: FileDetectOptions) -> _Bat
         items=files,
         limits=("max_files", "max_upload_bytes"),
         size=lambda file: len(file[1]) + _PART_BYTES,
-        request=lambda chunk: {"files": [("files", file) for file in chunk], "data": _plain_options(options)},
+        request=lambda chunk: {"files": [("files", file) for file in chunk], "data": plain},
         response=lambda response: _parse(FilesResponse, response).files,
     )
 
@@ -302,8 +302,10 @@ class Client(_BaseClient[httpx.Client]):
     def detect(self, texts: str | Iterable[str], **options: Unpack[DetectOptions]) -> Verdict | list[Verdict]:
         """Return the verdict of a text, or the verdicts of any number of texts in order.
 
+        Unpaired surrogates are read as U+FFFD, as by the service.
+
         Raises:
-            InputError: a text is empty, not a string or has an unpaired surrogate; nothing was sent.
+            InputError: a text is empty or not a string, or an option is impossible; nothing was sent.
             ServiceError: the request failed; subclasses name the cause.
         """
         verdicts = self._run(_text_batch(texts, options))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from detect_ai.core.errors import CorpusError
 from detect_ai.corpus.formats import Row
 from detect_ai.corpus.manifest import ORIGINAL
 from detect_ai.corpus.presets import preset_of
+from detect_ai.text.normalize import SURROGATE
 
 ROW_SCHEMA = pa.schema(
     [
@@ -32,7 +32,6 @@ ROW_SCHEMA = pa.schema(
     ]
 )
 LABELS = {"0": 0, "1": 1, "human": 0, "ai": 1}
-SURROGATE = re.compile("[\ud800-\udfff]")  # Arrow cannot store them
 _SPELLINGS = {"true": "1", "1.0": "1", "false": "0", "0.0": "0", "nan": ""}
 
 

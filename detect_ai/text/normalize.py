@@ -36,6 +36,7 @@ _TYPOGRAPHY = (
     | dict.fromkeys("“”„‟″‶«»❝❞〝〞〟\u02ba\u02ee", '"')
     | dict.fromkeys("\u2010\u2012\u2013\u2014\u2015\u2043\u2212\u02d7\u2e3a\u2e3b", "-")
 )
+SURROGATE = re.compile("[\ud800-\udfff]")  # unpaired: UTF-8 and Arrow cannot store them
 _BLANK = re.compile(rf"[\s{_INVISIBLE}{_FILLERS}]*+")
 _SPECIAL = re.compile(f"(?P<invisible>[{_INVISIBLE}]+)|(?P<filler>[{_FILLERS}]+)|[{''.join(_TYPOGRAPHY)}\ud800-\udfff]")
 # Joiners, direction marks, emoji selectors and tags are spelling, not tampering, after a character beyond ASCII

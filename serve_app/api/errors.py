@@ -22,6 +22,7 @@ _DETAILS = {
     400: "The body is not valid JSON in UTF-8.",
     404: "No such path: see /docs for the API.",
 }
+_EXPECTED = {"target_fpr": "expected a number above 0 and below 1"}  # also for NaN and 1e999
 _PHRASES = {
     "missing": "is missing",
     "model_attributes_type": "expected a JSON object",
@@ -66,7 +67,7 @@ def _sentence(error: Mapping[str, Any]) -> str:
         name = str(location[-1])
         return f"unknown field `{name}`" if _FIELD_NAME.fullmatch(name) else "a field has an unknown name"
     path = ".".join(str(part) for part in location if not str(part).startswith(("str", "list[", "constrained")))
-    phrase = _PHRASES.get(kind) or str(error["msg"]).replace("Input should be", "expected")
+    phrase = _EXPECTED.get(path) or _PHRASES.get(kind) or str(error["msg"]).replace("Input should be", "expected")
     return f"`{path}` {phrase}" if path else f"the body: {phrase}"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
 
-DEMAND = "demand"  # metric of a replica: processor seconds of work offered per second
+DEMAND = "demand"  # metric of a replica: offered work as a fraction of its capacity; above 1 it is overloaded
 TARGET_UTILIZATION = 0.8
 
 

@@ -204,7 +204,7 @@ class Batcher:
         return sum(peer._seconds_ahead(windows, caller) for peer in self._live_peers())
 
     def demand(self) -> float:
-        """Work offered since the last call, refused requests included: processor seconds per second."""
+        """Work offered since the last call, refused requests included, as a fraction of the capacity of all threads."""
         now = time.perf_counter()
         elapsed, self._demand_read = now - self._demand_read, now
         offered, self.offered_tokens = self.offered_tokens, 0.0

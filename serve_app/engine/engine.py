@@ -164,7 +164,7 @@ class Engine:
             respond: builds the answer from the verdicts.
             size: characters to read.
             caller: who asks; callers share the model evenly.
-            charge: takes the tokens from the caller's rate; they are returned where the queue is full.
+            charge: takes the tokens from the caller's rate; they are returned if the request fails.
 
         Raises:
             ProblemError: from `encode` or `respond`.
@@ -174,32 +174,34 @@ class Engine:
         self.require_room(size, caller)
         if not self.batcher.alive:
             raise ClosedError
-        loop = asyncio.get_running_loop()
+        loop, charged = asyncio.get_running_loop(), 0
 
         def encode_and_charge() -> EncodedRequest:
+            nonlocal charged
             encoded = encode()
             if charge is not None:
-                loop.call_soon_threadsafe(charge, encoded.num_tokens)  # also where the caller has left meanwhile
+                charged = encoded.num_tokens
+                loop.call_soon_threadsafe(charge, charged)  # also where the caller has left meanwhile
             return encoded
 
-        if self.batcher.is_idle and not self._unread_chars:
-            result = await self._run_alone(encode_and_charge, respond, size)
-        else:
-            result = await self._encode(encode_and_charge, size)
-        if isinstance(result, EncodedRequest):
-            encoded = result
-            try:
+        try:
+            if self.batcher.is_idle and not self._unread_chars:
+                result = await self._run_alone(encode_and_charge, respond, size)
+            else:
+                result = await self._encode(encode_and_charge, size)
+            if isinstance(result, EncodedRequest):
+                encoded = result
                 scores = await self.batcher.scores(encoded.rows, caller)
-            except (QueueFullError, ClosedError):
-                if charge is not None:
-                    charge(-encoded.num_tokens)
-                raise
 
-            def conclude() -> tuple[list[Verdict], T]:
-                verdicts = self.verdicts(encoded, scores)
-                return verdicts, respond(verdicts)
+                def conclude() -> tuple[list[Verdict], T]:
+                    verdicts = self.verdicts(encoded, scores)
+                    return verdicts, respond(verdicts)
 
-            result = await loop.run_in_executor(self.readers, conclude)
+                result = await loop.run_in_executor(self.readers, conclude)
+        except Exception:  # not CancelledError: a caller that leaves pays for the work
+            if charge is not None and charged:
+                charge(-charged)
+            raise
         verdicts, answer = result
         self.telemetry.answered(verdicts)
         return answer

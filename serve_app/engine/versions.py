@@ -42,18 +42,18 @@ class Versions:
 
     async def run(self, engine: Engine, work: Callable[[Engine], Awaitable[T]]) -> tuple[T, Engine]:
         """The answer of an engine, and the engine that gave it: the main one where the canary fails."""
-        if engine is self.main:
-            return await work(engine), engine
         try:
             return await work(engine), engine
         except (ProblemError, QueueFullError, ClosedError):
             raise
         except Exception as error:  # its message may contain a part of a text
+            if engine is self.main:
+                raise
             logger.error("Canary %s failed: %s", engine.detector.version, type(error).__qualname__)
             return await work(self.main), self.main
 
     def demand(self) -> float:
-        """Work offered to all versions since the last call, in processor seconds per second."""
+        """Work offered to all versions since the last call, as a fraction of the capacity of the replica."""
         return sum(engine.batcher.demand() for engine in self.engines)
 
     @property

@@ -2,8 +2,8 @@
 
 `serve_app.files.reader` runs this file by its path: limits as JSON in the first argument, the file on standard input.
 It writes one JSON object, `{"text": …, "hidden": …}` or `{"problem": …, "found": …}`. A hostile file can only
-affect this process, which has limits on memory, time and open files and none of the service's environment variables.
-Its access to files and to the network is not restricted.
+affect this process, which has limits on memory, time and open files, and no environment variables but those that locate
+Python and its libraries. Its access to files and to the network is not restricted.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from detect_ai.core.config import ServeConfig
 from detect_ai.core.errors import InputError
 from detect_ai.text.file_type import DESCRIPTIONS, DOCX, PDF, TEXT, decode_text, file_type
-from detect_ai.text.normalize import is_blank
+from detect_ai.text.normalize import SURROGATE, is_blank
 from serve_app.api.errors import ProblemError
 from serve_app.engine.batcher import QueueFullError
 from serve_app.files.parsers import MAX_ENTRIES, Limits
@@ -202,7 +202,7 @@ def run_parser(content: bytes, kind: str, config: ServeConfig) -> FileText:
     if "text" not in result:
         raise _refusal(result, kind, config)
     # Parsers may return unpaired surrogates, which cannot be sent in a response.
-    return FileText(str(result["text"]).encode("utf-8", "replace").decode(), int(result["hidden"]))
+    return FileText(SURROGATE.sub("\ufffd", str(result["text"])), int(result["hidden"]))
 
 
 def _refusal(result: dict[str, Any], kind: str, config: ServeConfig) -> ProblemError:

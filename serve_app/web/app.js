@@ -106,7 +106,7 @@ function meaning(verdict) {
   if (verdict.label === "ai") {
     const bound = verdict.fpr_upper_bound;
     if (bound === null) return "It may still be human. The model was not calibrated on this kind of text, so the false positive rate is unknown.";
-    return `It may still be human. Expected false positive rate: ${outOf100(verdict.target_fpr)} human texts, up to ${outOf100(bound)} given ${verdict.num_compared} calibration texts.`;
+    return `It may still be human. If your text is like the ${verdict.num_compared} calibration texts, the expected false positive rate is ${outOf100(verdict.target_fpr)} human texts, and may be up to ${outOf100(bound)}.`;
   }
   if (verdict.label === "human") return "No evidence of AI was found. AI texts can be missed, in particular edited ones.";
   return "The detector abstains, because a wrong verdict would be worse than none:";

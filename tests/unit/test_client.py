@@ -155,7 +155,6 @@ def test_empty_list_sends_nothing(call):
     [
         ("detect", ["a", " \n"], r"texts\[1\] is empty"),
         ("detect", ["a", "\u200b\ufeff\u00ad"], r"texts\[1\] is empty"),
-        ("detect", ["a", "canary\ud800"], r"texts\[1\]: unpaired surrogate at character 6"),
         ("detect", ["a", None], r"texts\[1\]: .* found NoneType"),
         ("detect", ["a", "b", float("nan")], r"texts\[2\]: .* found float"),
         ("detect", {"text": "a"}, "found dict"),
@@ -169,6 +168,20 @@ def test_invalid_input_is_located_before_sending(call, method, values, message):
         call(server.url, method, values)
     assert "canary" not in str(raised.value)
     assert server.requests == []
+
+
+@pytest.mark.parametrize("target", [float("nan"), float("inf"), 0, 1])
+@pytest.mark.parametrize("method", ["detect", "detect_files"])
+def test_impossible_target_is_not_sent(call, method, target):
+    with serving(service) as server, pytest.raises(InputError, match="above 0 and below 1"):
+        call(server.url, method, ["missing.txt"], target_fpr=target)
+    assert server.requests == []
+
+
+def test_unpaired_surrogates_are_sent_as_replacement_characters(call):
+    with serving(service) as server:
+        call(server.url, "detect", ["a \ud800"])
+    assert json.loads(server.requests[0].body)["texts"] == ["a \ufffd"]
 
 
 @pytest.mark.parametrize(

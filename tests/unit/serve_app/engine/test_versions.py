@@ -16,7 +16,7 @@ from detect_ai.core.config import ServeConfig
 from detect_ai.detector.detector import Detector
 from detect_ai.schemas import Verdict
 from serve_app.engine.batcher import QueueFullError
-from serve_app.engine.engine import Engine, Options
+from serve_app.engine.engine import Charge, Engine, Options
 from serve_app.engine.versions import Versions
 from tests.fixtures import tiny_models
 
@@ -66,10 +66,10 @@ def run(
     return asyncio.run(main())
 
 
-async def detect(versions: Versions, caller: str = "") -> tuple[Verdict, Engine]:
+async def detect(versions: Versions, caller: str = "", charge: Charge | None = None) -> tuple[Verdict, Engine]:
     async def work(engine: Engine) -> Verdict:
         return await engine.run(
-            lambda: engine.encode([TEXT], Options()), lambda verdicts: verdicts[0], len(TEXT), caller
+            lambda: engine.encode([TEXT], Options()), lambda verdicts: verdicts[0], len(TEXT), caller, charge
         )
 
     return await versions.run(versions.choose(caller), work)
@@ -92,6 +92,24 @@ def test_the_main_version_answers_for_a_broken_canary(
     verdict, engine = run(detectors, 1.0, detect)
     assert verdict.model_version == engine.detector.version == detectors[0].version
     assert TEXT not in caplog.text
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 16384])  # with short batches the request is queued
+def test_a_failed_canary_costs_no_tokens(detectors: tuple[Detector, Detector], batch_tokens: int) -> None:
+    detectors[1].backend = Broken()
+    charged: list[int] = []
+    verdict, _ = run(detectors, 1.0, lambda v: detect(v, charge=charged.append), batch_tokens=batch_tokens)
+    assert len(charged) == 3
+    assert sum(charged) == charged[-1] >= verdict.num_tokens
+
+
+def test_a_failed_request_costs_no_tokens(detectors: tuple[Detector, Detector]) -> None:
+    detectors[0].backend = Broken()
+    charged: list[int] = []
+    with pytest.raises(RuntimeError):
+        run(detectors, 0.0, lambda v: detect(v, charge=charged.append))
+    assert len(charged) == 2
+    assert sum(charged) == 0
 
 
 def test_a_hung_canary_leaves_the_main_version_healthy(
