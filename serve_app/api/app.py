@@ -174,10 +174,12 @@ def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
                 check_media_type(request, media_type)
                 caller = request.state.caller.name
                 engine = versions.choose(request.state.request_id if caller == ANYBODY else caller)
-                request.state.engine, request.state.queue = engine, queue_key(request)
+                # Caller in the queue, for fair turns: the API key, or without keys the connection.
+                queue = ":".join(map(str, request.client)) if caller == ANYBODY and request.client else caller
+                request.state.engine, request.state.queue = engine, queue
                 request.state.model_version = engine.detector.version
                 try:
-                    engine.require_room(announced_bytes(request), request.state.queue)
+                    engine.require_room(announced_bytes(request), queue)
                     async with asyncio.timeout(seconds):
                         return await handle(request)
                 except TimeoutError:
@@ -192,12 +194,6 @@ def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
             return bounded
 
     return BoundedRoute
-
-
-def queue_key(request: Request) -> str:
-    """Caller in the queue, for fair turns: the API key, or without keys the connection."""
-    name: str = request.state.caller.name
-    return name if name != ANYBODY or request.client is None else f"{request.client.host}:{request.client.port}"
 
 
 def check_media_type(request: Request, media_type: str) -> None:
@@ -226,28 +222,34 @@ def json_routes(versions: Versions) -> APIRouter:
     """Detection for texts in JSON."""
     router = APIRouter(route_class=bounded_route(versions, "application/json"))
 
+    async def answer_texts(
+        request: Request, texts: list[str], options: Options, respond: Callable[[list[Verdict]], bytes]
+    ) -> Response:
+        state, size = request.state, sum(map(len, texts))
+        return await answer(
+            versions,
+            request,
+            lambda engine: engine.run(
+                lambda: engine.encode(texts, options), respond, size, state.queue, state.caller.charge
+            ),
+        )
+
     @router.post("/v1/detect", response_model=DetectResponse)
     async def detect(request: Request, body: DetectRequest) -> Response:
         """Verdicts for one or several texts, in their order."""
-        started, state, texts = time.perf_counter(), request.state, body.all_texts()
-        options = Options(body.target_fpr, body.return_spans or body.explain, body.explain)
+        started = time.perf_counter()
 
-        async def work(engine: Engine) -> bytes:
-            def respond(verdicts: list[Verdict]) -> bytes:
-                response = DetectResponse(
-                    request_id=state.request_id,
-                    model_version=engine.detector.version,
-                    verdicts=verdicts,
-                    seconds=round(time.perf_counter() - started, 6),
-                )
-                return response.model_dump_json().encode()
-
-            size = sum(map(len, texts))
-            return await engine.run(
-                lambda: engine.encode(texts, options), respond, size, state.queue, state.caller.charge
+        def respond(verdicts: list[Verdict]) -> bytes:
+            response = DetectResponse(
+                request_id=request.state.request_id,
+                model_version=verdicts[0].model_version,
+                verdicts=verdicts,
+                seconds=round(time.perf_counter() - started, 6),
             )
+            return response.model_dump_json().encode()
 
-        return await answer(versions, request, work)
+        options = Options(body.target_fpr, body.return_spans or body.explain, body.explain)
+        return await answer_texts(request, body.all_texts(), options, respond)
 
     @router.post("/predict", response_model=list[list[LabelScore]])
     async def predict(request: Request, body: PredictRequest) -> Response:
@@ -256,19 +258,11 @@ def json_routes(versions: Versions) -> APIRouter:
         For clients such as `huggingface_hub.InferenceClient("…/predict")`. The format has no label for abstaining:
         `ai` ranks first only where the verdict is `ai`; otherwise its score is at most 0.5.
         """
-        state, texts = request.state, body.all_texts()
 
-        async def work(engine: Engine) -> bytes:
-            size = sum(map(len, texts))
-            return await engine.run(
-                lambda: engine.encode(texts, Options()),
-                lambda verdicts: PREDICTIONS.dump_json([labels(verdict)[: body.top_k] for verdict in verdicts]),
-                size,
-                state.queue,
-                state.caller.charge,
-            )
+        def respond(verdicts: list[Verdict]) -> bytes:
+            return PREDICTIONS.dump_json([labels(verdict)[: body.top_k] for verdict in verdicts])
 
-        return await answer(versions, request, work)
+        return await answer_texts(request, body.all_texts(), Options(), respond)
 
     return router
 

@@ -67,10 +67,6 @@ class _Job:
         if self.num_scored == len(self.rows) and not self.done.done():
             self.done.set_result(self.scores)
 
-    def fail(self, error: Exception) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
-
 
 @dataclass(eq=False)
 class Batcher:
@@ -285,7 +281,8 @@ class Batcher:
                 except Exception as error:  # fails the requests of this batch; the next batch may succeed
                     for job, _ in batch:
                         self._drop(job)
-                        job.fail(error)
+                        if not job.done.done():
+                            job.done.set_exception(error)
                 else:
                     for (job, index), score in zip(batch, scores, strict=True):
                         job.put(index, score)

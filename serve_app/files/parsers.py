@@ -15,7 +15,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import IO, Any
 from urllib.parse import unquote
@@ -50,10 +50,6 @@ class Limits:
     max_pages: int
     memory_bytes: int
     seconds: float
-
-    def to_json(self) -> str:
-        """As passed to the process."""
-        return json.dumps(asdict(self))
 
 
 class RefusedError(Exception):

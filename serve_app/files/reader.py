@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,7 +172,7 @@ def run_parser(content: bytes, kind: str, config: ServeConfig) -> FileText:
     """Extract the text of a Word or PDF file in a subprocess with a time limit. Raises ProblemError."""
     max_chars = SLACK * config.max_chars
     limits = Limits(kind, max_chars, config.max_pages, MEMORY_BYTES, config.file_timeout_s)
-    command = [sys.executable, "-B", "-P", str(Path(__file__).with_name("parsers.py")), limits.to_json()]
+    command = [sys.executable, "-B", "-P", str(Path(__file__).with_name("parsers.py")), json.dumps(asdict(limits))]
     environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     pipe, null = subprocess.PIPE, subprocess.DEVNULL
     deadline = time.monotonic() + config.file_timeout_s

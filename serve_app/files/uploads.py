@@ -65,7 +65,9 @@ async def read_form(request: Request, config: ServeConfig) -> tuple[list[Upload]
         raise ProblemError(400, "The body is not valid multipart/form-data with its `boundary`.") from None
     try:
         uploads = [Upload(file_name(file.filename or ""), await file.read()) for file in form_files(form)]
-        return uploads, form_options(form)
+        return uploads, FileOptions.model_validate({name: v for name, v in form.multi_items() if name != "files"})
+    except ValidationError as error:
+        raise invalid_request(error.errors(include_url=False, include_input=False)) from None
     finally:
         await form.close()
 
@@ -77,15 +79,6 @@ def form_files(form: FormData) -> list[UploadFile]:
     if not parts or len(files) < len(parts):
         raise ProblemError(422, NO_FILES)
     return files
-
-
-def form_options(form: FormData) -> FileOptions:
-    """The other fields of a form. Raises ProblemError for an unknown field or an invalid value."""
-    fields = {name: value for name, value in form.multi_items() if name != "files"}
-    try:
-        return FileOptions.model_validate(fields)
-    except ValidationError as error:
-        raise invalid_request(error.errors(include_url=False, include_input=False)) from None
 
 
 def file_name(sent: str) -> str:
