@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import re
@@ -20,7 +21,6 @@ from detect_ai.core.config import Config, ServeConfig
 from detect_ai.core.errors import ConfigError, ConflictError, DetectAIError, RegistryError, ResourceError
 from detect_ai.core.storage import Storage
 from detect_ai.detector.registry import Registry
-from jobs import pipeline as job
 from serve_app import deploy as module
 from serve_app.auth.api_keys import ENVIRONMENT, KeyStore, create_key
 from serve_app.deploy import checked_keys, deploy, rollback_service, runtime_env
@@ -262,6 +262,7 @@ def test_other_machines_need_keys(storage: Storage, monkeypatch: pytest.MonkeyPa
 def test_pipeline_checks_keys_before_the_training(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.delenv(ENVIRONMENT, raising=False)
+    job = importlib.import_module("jobs.pipeline")
     monkeypatch.setattr(job, "connect", lambda: None)
     with pytest.raises(ConfigError, match=r"serve\.host=0\.0\.0\.0"):
         job.pipeline(config("", host="0.0.0.0"), storage)
