@@ -184,7 +184,7 @@ def test_bad_bodies_are_problems_without_the_text(detector: Detector, name: str)
     [
         ({"Content-Type": "text/plain"}, b"{}"),
         ({"Content-Type": "application/x-www-form-urlencoded"}, b"text=a"),
-        ({**JSON, "Content-Encoding": "gzip"}, gzip.compress(b'{"text": "a"}')),
+        ({**JSON, "Content-Encoding": "gzip"}, gzip.compress(b'{"text": "a"}', mtime=0)),
     ],
 )
 def test_other_types_and_encodings_are_415(detector: Detector, headers: dict[str, str], content: bytes) -> None:
