@@ -55,13 +55,15 @@ def test_the_champion_has_its_metrics_and_model_card(run: Run, published: dict[s
 def test_metrics_are_those_of_the_champion_on_the_test_split(
     run: Run, published: dict[str, Any], champion: Detector
 ) -> None:
-    table = run.corpus.read("test", ["text", "label"])
+    table = run.corpus.read("test", ["text", "label", "group"])
     documents = champion.read(table["text"].to_pylist())
     scores = champion.score([document.input_ids for document in documents])
     calibration = champion.spec.calibration
     calls = {target: metrics.predictions_at(scores, *calibration.bounds(target)) for target in calibration.thresholds}
     default = champion.spec.default_target_fpr
-    expected = compute_metrics(table["label"].to_numpy(), scores, calibration.probability(scores), calls, default)
+    labels, probabilities = table["label"].to_numpy(), calibration.probability(scores)
+    expected = compute_metrics(labels, scores, probabilities, calls, default, groups=table["group"].to_pylist())
+    assert published["evaluate"]["fpr_by_group"] == expected.pop("fpr_by_group")
     found = {name: published["evaluate"][name] for name in expected}
     assert found == pytest.approx(expected, abs=1e-5)
 
