@@ -131,7 +131,7 @@ def test_newer_result_repeats_later_stages(config: Config, stages: Stages) -> No
 
 
 def settled(*overrides: str, config_dir: Path | None = None) -> Config:
-    config = load_config(overrides, config_dir and str(config_dir))
+    config = load_config(overrides, str(config_dir) if config_dir else None)
     settle_pipeline(config, overrides)
     return config
 

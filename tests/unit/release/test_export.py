@@ -17,6 +17,7 @@ from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import read_spec, write_spec
 from detect_ai.detector.detector import Detector
+from detect_ai.detector.registry import Registry
 from detect_ai.release import export as module
 from detect_ai.release.export import ExportTask, calibration_settings, export, make, table, time_interleaved
 from detect_ai.release.promotion_gate import TEST
@@ -88,7 +89,7 @@ def test_export_stores_gate_warnings(tiny_bundle: Path, tmp_path: Path, monkeypa
     }
     for name, value in values.items():
         monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(module.Registry, "champion", lambda _: "b3c1")
+    monkeypatch.setattr(Registry, "champion", lambda _: "b3c1")
     corpus = cast("Corpus", SimpleNamespace(storage=storage))
     task = ExportTask(Config(), corpus, replace(spec, provenance=provenance), "runs/default/export-1", tmp_path)
     row: dict[str, Any] = {"name": "torch-compile", "reasons": []}
