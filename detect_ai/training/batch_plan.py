@@ -12,13 +12,39 @@ model learns much less from them (docs/TRAINING.md has the measurements).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai.models.batch import padded_length
+from detect_ai.models.batch import Batch, padded_length
 
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """One forward pass of one rank.
+
+    Attributes:
+        batch: token ids and lengths; a single row of weight 0 when the microbatch is empty.
+        labels: int64, shape (rows,).
+        weights: float32, shape (rows,).
+        documents: position of each row's document in the split, shape (rows,); -1 in an empty microbatch.
+        step_weight: weight of all documents of the whole step, over all ranks.
+        slot: its place in the step over all ranks: rank r of W has those of r, r + W, r + 2 W …
+        last: whether the step ends with it on this rank.
+        epoch: counted from 0.
+    """
+
+    batch: Batch
+    labels: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    documents: NDArray[np.int64]
+    step_weight: float
+    slot: int
+    last: bool
+    epoch: int
 
 
 def num_steps(num_rows: int, batch_size: int) -> int:

@@ -28,7 +28,7 @@ from detect_ai.models.batch import Batch, collate, padded_length, plan_scoring
 from detect_ai.models.tokenizer import Ids, Tokenizer
 from detect_ai.text import windows
 from detect_ai.training import checkpoint
-from detect_ai.training.batch_plan import num_steps, pad_to_world_size, plan_steps
+from detect_ai.training.batch_plan import Microbatch, num_steps, pad_to_world_size, plan_steps
 
 EVAL_BATCH_TOKENS = 8192
 _COLUMNS = ["input_ids", "label", "weight", "attack"]
@@ -61,31 +61,6 @@ class WindowFormat:
     def row_length(self, ids: Ids) -> int:
         """Length of a row with its special tokens."""
         return len(self.prefix) + len(ids) + len(self.suffix)
-
-
-@dataclass(frozen=True)
-class Microbatch:
-    """One forward pass of one rank.
-
-    Attributes:
-        batch: token ids and lengths; a single row of weight 0 when the microbatch is empty.
-        labels: int64, shape (rows,).
-        weights: float32, shape (rows,).
-        documents: position of each row's document in the split, shape (rows,); -1 in an empty microbatch.
-        step_weight: weight of all documents of the whole step, over all ranks.
-        slot: its place in the step over all ranks: rank r of W has those of r, r + W, r + 2 W …
-        last: whether the step ends with it on this rank.
-        epoch: counted from 0.
-    """
-
-    batch: Batch
-    labels: NDArray[np.int64]
-    weights: NDArray[np.float32]
-    documents: NDArray[np.int64]
-    step_weight: float
-    slot: int
-    last: bool
-    epoch: int
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from detect_ai.core.errors import ResourceError, TrainingError
 from detect_ai.models import encoder, flops
 from detect_ai.models.backends.torch import autocast, log_odds, model_inputs, upload
 from detect_ai.text.windows import aggregate_windows
-from detect_ai.training.data import Microbatch
+from detect_ai.training.batch_plan import Microbatch
 from detect_ai.training.throughput import Meter, gather
 
 _MAX_NAMED = 20  # documents in an error message

@@ -17,7 +17,8 @@ from detect_ai.core.errors import TrainingError
 from detect_ai.models import encoder
 from detect_ai.training import checkpoint
 from detect_ai.training.adversarial import perturbed_embeddings
-from detect_ai.training.data import Microbatch, read_microbatch
+from detect_ai.training.batch_plan import Microbatch
+from detect_ai.training.data import read_microbatch
 from detect_ai.training.telemetry import open_telemetry
 from detect_ai.training.trainer import Trainer
 

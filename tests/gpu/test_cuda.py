@@ -16,7 +16,7 @@ from detect_ai.models import encoder as model
 from detect_ai.models.backends.torch import TorchBackend
 from detect_ai.models.batch import Batch
 from detect_ai.training import checkpoint
-from detect_ai.training.data import Microbatch
+from detect_ai.training.batch_plan import Microbatch
 from detect_ai.training.trainer import Trainer
 from detect_ai.training.worker import train_step
 

@@ -23,7 +23,8 @@ from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.models import encoder as model
 from detect_ai.training import data, worker
-from detect_ai.training.data import Microbatch, TrainingPlan, WindowFormat
+from detect_ai.training.batch_plan import Microbatch
+from detect_ai.training.data import TrainingPlan, WindowFormat
 from detect_ai.training.telemetry import read_metrics
 from tests.fixtures import tiny_models
 

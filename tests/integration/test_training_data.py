@@ -15,7 +15,8 @@ from detect_ai.corpus.manifest import ORIGINAL, Corpus
 from detect_ai.corpus.prepare import prepare
 from detect_ai.text.windows import split_windows
 from detect_ai.training import data
-from detect_ai.training.data import Microbatch, TrainingPlan
+from detect_ai.training.batch_plan import Microbatch
+from detect_ai.training.data import TrainingPlan
 from tests.integration.runs import EPOCHS, Steps, consume, small_config, training_ranks, window_format
 
 

@@ -22,7 +22,7 @@ from detect_ai.models.backends.torch import model_inputs
 from detect_ai.models.batch import Batch
 from detect_ai.training import checkpoint
 from detect_ai.training.adversarial import perturbed_embeddings
-from detect_ai.training.data import Microbatch
+from detect_ai.training.batch_plan import Microbatch
 from detect_ai.training.trainer import Trainer, lr_factor, make_optimizer
 from detect_ai.training.worker import train_step
 
