@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -120,6 +121,14 @@ def test_overlapping_deployments_and_a_rollback(keyed: Service, monkeypatch: pyt
     """A deploys with more CPUs than there are, so that its replicas never start; B deploys; then a rollback."""
     monkeypatch.setattr(deployment, "require_resources", lambda *_: None)
     monkeypatch.setattr(deployment, "cluster_stays", lambda: True)
+    # Commands are processes of their own; Ray's `serve.deployment` fails when threads of one process call it at once.
+    lock, build = threading.Lock(), deployment.build
+
+    def build_alone(*arguments: Any) -> Any:
+        with lock:
+            return build(*arguments)
+
+    monkeypatch.setattr(deployment, "build", build_alone)
     hanging, limited = keyed.config.model_copy(deep=True), keyed.config.model_copy(deep=True)
     hanging.serve.cpus_per_replica, limited.serve.max_texts = 1000, 1
     options = {"name": f"{PREFIX}old", "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0}
