@@ -91,7 +91,9 @@ class LocalCluster:
                 return
             time.sleep(0.5)
         tail = (self.folder / "start.log").read_text(errors="replace").strip().splitlines()[-5:]
-        raise ResourceError(f"no Ray cluster after {START_SECONDS} s: {' | '.join(tail)}")
+        ended = process.poll() is not None
+        problem = "Ray ended while it started" if ended else f"no Ray cluster after {START_SECONDS} s"
+        raise ResourceError(f"{problem}: {' | '.join(tail)}")
 
     def _takes_jobs(self) -> bool:
         """Whether a node is alive and its agent, which runs jobs, answers."""
