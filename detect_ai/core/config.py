@@ -530,12 +530,15 @@ def _unknown(key: str) -> str:
 
 def _not_composed(error: Exception, overrides: Sequence[str]) -> str:
     """An error of Hydra or OmegaConf in one line."""
+    from omegaconf.errors import OmegaConfBaseException
+
     if override := (getattr(error, "override", None) or "").removeprefix("++"):
         return f"""{override}: expected key=value; quote for the shell and for Hydra, such as "key={{a: 'x (1)'}}\""""
     if missing := getattr(error, "missing_cfg_file", None):
         group, _, option = missing.rpartition("/")
         return f"{group}={option}: expected one of {', '.join(getattr(error, 'options', None) or [])}"
-    reason = str(error.__cause__ or error).strip()
+    source = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error
+    reason = str(source).strip()  # under a debugger OmegaConf's errors have a cause, which lacks the key
     key = re.sub(r"\[(\d+)\]", r".\1", "".join(re.findall(r"full_key: (\S+)", reason)[:1]))
     if "Missing mandatory value" in reason:
         return f"{key}: required, give {key}=…"

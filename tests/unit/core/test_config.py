@@ -84,7 +84,9 @@ def test_unknown_option_lists_options(tmp_path):
     assert "default, gpu, mine" in refusal("train=none", config_dir=str(tmp_path))
 
 
-def test_missing_path_is_required():
+@pytest.mark.parametrize("with_cause", ["0", "1"])
+def test_missing_path_is_required(with_cause, monkeypatch):
+    monkeypatch.setenv("OC_CAUSE", with_cause)  # OmegaConf chains exceptions under a debugger or coverage
     assert "corpus.sources.0.path" in refusal("corpus=csv")
 
 
