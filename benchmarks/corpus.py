@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from detect_ai.core.config import Config, SourceConfig, load_config
 from detect_ai.core.local_cluster import LocalCluster
 from detect_ai.corpus.manifest import ORIGINAL
-from detect_ai.corpus.shards import ShardPlan, write_shards
+from detect_ai.corpus.shards import SHARD_ROWS, ShardPlan, write_shards
 from detect_ai.corpus.sources import list_pieces, read_piece
 from detect_ai.models.encoder import load_tokenizer
 from detect_ai.text.normalize import normalise
@@ -134,7 +134,7 @@ def write_scratch(folder: Path, pool: list[str], rows: int) -> list[str]:
 def timed_shards(folder: Path, files: list[str], rows: int, config: Config, number: int) -> float:
     """Seconds of our stage: rows in a random order, as a corpus has them."""
     order = np.random.default_rng(number).permutation(rows)
-    size = config.corpus.shard_rows
+    size = SHARD_ROWS
     parts = [np.sort(order[start : start + size]) for start in range(0, rows, size)]
     columns = [{"weight": [1.0] * len(part), "copy": [""] * len(part)} for part in parts]
     places = [(part // SCRATCH_FILE_ROWS, part % SCRATCH_FILE_ROWS) for part in parts]

@@ -23,6 +23,11 @@ from serve_app.engine.autoscaling import DEMAND, scale_on_demand
 APP = "detect_ai"
 DEPLOYMENT = "Detector"
 LOOK_BACK_S = 12.0  # of autoscaling; replicas report every 10 seconds
+UPSCALE_DELAY_S = 5.0  # load lasts this long before a replica is added
+TARGET_ONGOING_REQUESTS = 16  # per replica
+# Per replica, far above the target: admission control is inside the replica.
+MAX_ONGOING_REQUESTS = 256
+MAX_QUEUED_REQUESTS = 128
 
 
 @serve.ingress()
@@ -104,14 +109,14 @@ def build(
     deployment = serve.deployment(
         name=DEPLOYMENT,
         ray_actor_options=actor,
-        max_ongoing_requests=config.max_ongoing_requests,
-        max_queued_requests=config.max_queued_requests,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        max_queued_requests=MAX_QUEUED_REQUESTS,
         backpressure_config=BackpressureConfig(retry_after_s=1),
         autoscaling_config=AutoscalingConfig(
             min_replicas=config.min_replicas,
             max_replicas=config.max_replicas,
-            target_ongoing_requests=config.target_ongoing_requests,
-            upscale_delay_s=config.upscale_delay_s,
+            target_ongoing_requests=TARGET_ONGOING_REQUESTS,
+            upscale_delay_s=UPSCALE_DELAY_S,
             downscale_delay_s=config.downscale_delay_s,
             look_back_period_s=LOOK_BACK_S,
             policy=AutoscalingPolicy(policy_function=scale_on_demand),

@@ -15,6 +15,7 @@ from detect_ai.core.errors import CalibrationError
 from detect_ai.metrics import Floats, Labels
 
 MIN_SCALED = 30  # texts of each class, for a scaling of their own
+MIN_TPR = 0.5  # lengths with a lower detection rate are too short for a verdict
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ class ScoredSpans:
         return self[np.sort(order[last])]
 
 
-def calibrate_domains(
-    calibration: Calibration, scored: ScoredSpans, lengths: Sequence[int] = (), min_tpr: float = 0.5
-) -> Calibration:
+def calibrate_domains(calibration: Calibration, scored: ScoredSpans, lengths: Sequence[int] = ()) -> Calibration:
     """Add thresholds by domain, minimum lengths for a verdict, and the scaling of spans.
 
     Domains are those of the documents; without any, all texts stay one group.
@@ -60,7 +59,6 @@ def calibrate_domains(
         scored: the documents and, for minimum lengths and the scaling of spans, one span of each in every range of
             lengths.
         lengths: in tokens, ascending: the edges of the ranges in which the detection rate is measured.
-        min_tpr: in (0, 1): a verdict needs this detection rate at its length.
 
     Raises:
         CalibrationError: a domain has too few human documents for a target.
@@ -72,9 +70,9 @@ def calibrate_domains(
     if not lengths:
         return fitted
     if not groups:
-        return replace(fitted, min_tokens=_min_tokens(fitted, scored, lengths, min_tpr))
+        return replace(fitted, min_tokens=_min_tokens(fitted, scored, lengths))
     learned = [
-        replace(group, min_tokens=_min_tokens(group, scored[scored.domains == group.domain], lengths, min_tpr))
+        replace(group, min_tokens=_min_tokens(group, scored[scored.domains == group.domain], lengths))
         for group in groups
     ]
     return replace(fitted, domains=tuple(learned))
@@ -107,9 +105,7 @@ def _span_scaling(whole: Calibration, scored: ScoredSpans) -> Scaling | None:
     return fit_scaling(spans.labels, spans.scores, whole.prevalence)
 
 
-def _min_tokens(
-    group: GroupCalibration, scored: ScoredSpans, lengths: Sequence[int], min_tpr: float
-) -> dict[float, int]:
+def _min_tokens(group: GroupCalibration, scored: ScoredSpans, lengths: Sequence[int]) -> dict[float, int]:
     """By target, the length from which every range has the detection rate; 0 where not even the longest has it.
 
     A domain whose longest texts are hard to detect is hard at any length, so the length is not the reason there.
@@ -122,8 +118,8 @@ def _min_tokens(
             by_target = {target: float((ai >= group.bounds(target)[1]).mean()) for target in group.thresholds}
             rates.append((int(high) if np.isfinite(high) else 0, by_target))
     return {
-        target: max((high for high, tprs in rates if tprs[target] < min_tpr), default=0)
-        if rates and rates[-1][1][target] >= min_tpr
+        target: max((high for high, tprs in rates if tprs[target] < MIN_TPR), default=0)
+        if rates and rates[-1][1][target] >= MIN_TPR
         else 0
         for target in group.thresholds
     }

@@ -110,13 +110,9 @@ class CorpusConfig(Section):
     holdout: HoldoutConfig = HoldoutConfig()
     language: Annotated[str, Field(pattern="^([a-z]{2,3})?$")] = "en"  # other languages are dropped; empty: all stay
     min_words: Natural = 5
-    max_chars: Count = 100_000
-    boilerplate: Literal["keep", "remove", "drop"] = "remove"  # an assistant's phrases around the requested text
     against: list[SourceConfig] = []  # evaluation sets, labelled or not: texts with a near duplicate there are dropped
     balance: Literal["none", "weight"] = "none"  # weight: equal classes in each domain and length
-    augment: list[str] = []  # attacks (detect_ai/text/attacks.py) on rows of the training split
-    augment_share: FractionBelow1 = 0.3  # fraction of the training rows that get an attacked copy
-    shard_rows: Count = 4096
+    augment: list[str] = []  # attacks (detect_ai/text/attacks.py), on copies of 30% of the training rows
     workers: Count = 2  # concurrent tasks that read, clean and tokenise
 
     @model_validator(mode="after")
@@ -158,22 +154,17 @@ class TrainConfig(Section):
     shortest_span: Natural = 32  # tokens; train on spans of random length from this to a window; 0: whole windows
     warmup: FractionBelow1 = 0.1  # fraction of the steps
     weight_decay: NonNegative = 0.01
-    max_grad_norm: Positive = 1.0
     adversarial: NonNegative = 0.0  # length of the SAM-like step on the word embeddings; 0: none
     attack_weight: Positive = 1.0  # of attacked copies (corpus.augment)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # fp16: on a GPU only
     compile: bool = False  # torch.compile: pays on a GPU in long runs
-    gradient_checkpointing: bool = False  # less memory, more compute
     num_workers: int | list[int] = 2  # or [min, max]: elastic, Ray Train takes what the cluster has
-    resize_every_s: Positive = 60  # with [min, max]: how often free resources are checked
     cpus_per_worker: Positive = 1
     threads_per_worker: Count = 1
     use_gpu: bool = False
-    patience: Natural = 0  # evaluations without a better AUROC before early stopping; 0: never
     checkpoint_every: Natural = 0  # steps between checkpoints, in addition to those at evaluations; 0: only those
     max_failures: Natural = 3  # times that lost workers are replaced; training resumes from the last checkpoint
     log_every: Count = 10  # steps
-    keep_checkpoints: Count = 2
     profile: bool = False  # record a few steps of rank 0 with torch.profiler
 
     @model_validator(mode="after")
@@ -225,8 +216,6 @@ class CalibrationConfig(Section):
     # Tokens; a span of each calibration text in every range between these is scored, to measure the detection rate by
     # length and to scale the scores of sentences. Empty: min_tokens alone decides what is too short.
     verdict_lengths: list[Count] = []
-    min_tpr: OpenFraction = 0.5  # lengths with a lower detection rate are too short for a verdict
-    checkpoint: str = ""  # key under the storage root; empty: the last training of this run
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -244,10 +233,8 @@ class ScoreConfig(Section):
     """Scoring with Ray Data."""
 
     workers: Count = 1
-    cpus_per_worker: Positive = 1
     threads_per_worker: Count = 2
     use_gpu: bool = False
-    batch_size: Count = 64  # documents
     # Of `data`
     columns: dict[str, str] = {}  # our column name: the file's, where they differ
     labels: dict[str, Label] = {}  # value of the label column: 0 human, 1 ai; empty: the common names
@@ -255,20 +242,17 @@ class ScoreConfig(Section):
     format: Literal["parquet", "jsonl", "csv"] = "parquet"
     target_fpr: FractionBelow1 = 0.0  # of the verdict; 0: the bundle's default
     spans: Literal["none", "windows", "occlusion"] = "none"  # how sentences are scored
-    keep_text: bool = False
 
 
 class EvaluationConfig(Section):
     """Evaluation of a bundle on labelled texts."""
 
-    name: Name | Literal[""] = ""  # of the data, in results; empty: the file's
     attacks: list[str] = []  # of detect_ai/text/attacks.py, on human and on AI texts
     attack_sample_size: Count = 500  # texts of each class, at most
     mixed_documents: Natural = 0  # human texts with inserted AI sentences, to evaluate sentence scores
-    baseline: bool = True  # compare with TF-IDF + logistic regression, trained on the bundle's training split
-    contamination: bool = True  # count texts with a near duplicate in that split
-    top_false_positives: Natural = 20  # in the report
-    include_texts: bool = True  # show and score their sentences
+    # Compare with TF-IDF + logistic regression trained on the bundle's training split, and count near duplicates there.
+    baseline: bool = True
+    include_texts: bool = True  # show false positives in the report, with scores of their sentences
 
 
 class CompareConfig(Section):
@@ -294,7 +278,6 @@ class ExportConfig(Section):
 
     # Backends (detect_ai/models/backends); those that are not installed are left out.
     candidates: Annotated[list[str], Field(min_length=1)] = ["torch-bf16", "torch-compile", "onnx", "onnx-int8"]
-    min_speedup: Positive = 1.1  # over the parent
     max_auroc_change: Fraction = 0.001
     max_tpr_drop: Fraction = 0.005  # at an FPR of 1%
 
@@ -309,12 +292,7 @@ class ServeConfig(Section):
     canary_share: Fraction = 0.05
     min_replicas: Natural = 1
     max_replicas: Count = 2
-    target_ongoing_requests: Count = 16
-    upscale_delay_s: NonNegative = 5  # load lasts this long before a replica is added
-    downscale_delay_s: NonNegative = 300  # and is gone this long before one is removed, the last one too
-    # Per replica, far above the target: admission control is inside the replica.
-    max_ongoing_requests: Count = 256
-    max_queued_requests: Count = 128
+    downscale_delay_s: NonNegative = 300  # load is gone this long before a replica is removed, the last one too
     request_timeout_s: Positive = 30
     max_wait_s: Positive = 5  # requests with a longer estimated queueing delay are rejected with 503
     cpus_per_replica: Positive = 1
@@ -325,23 +303,16 @@ class ServeConfig(Section):
     max_chars: Count = 200_000  # of a request, all texts together
     max_tokens: Count = 400_000  # read for a request: texts, spans and explanations together
     cors_origins: list[str] = []  # other origins that may call the API from a browser
-    keys_refresh_s: Positive = 5  # delay until a revoked key is refused
     # Tokens that the model reads for a key without a rate of its own, or for everybody without keys; 0: no limit.
     tokens_per_minute: Natural = 0
     max_concurrent_per_key: Natural = 32  # requests in progress, over all replicas; 0: no limit
     max_body_bytes: Count = 1_000_000  # of a request
-    max_files: Count = 16  # in a request
-    max_file_bytes: Count = 10_000_000
     max_upload_bytes: Count = 20_000_000  # of a request with files
-    max_pages: Count = 500  # of a PDF
-    file_timeout_s: Positive = 10  # to extract the text of a Word or PDF file
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        least, target = self.min_replicas, self.target_ongoing_requests
+        least = self.min_replicas
         _require(self.max_replicas >= least, "max_replicas", self.max_replicas, f"at least min_replicas ({least})")
-        ongoing = self.max_ongoing_requests
-        _require(ongoing > target, "max_ongoing_requests", ongoing, f"more than target_ongoing_requests ({target})")
         return self
 
     @property

@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 _NAME = "attempt.json"  # of an attempt: its digest, and whether it finished
 # Keys of `train` without effect on the result.
-_FREE = {"num_workers", "cpus_per_worker", "threads_per_worker", "log_every", "keep_checkpoints", "profile"}
-_FREE |= {"resize_every_s", "max_failures", "checkpoint_every", "from_sweep"}
+_FREE = {"num_workers", "cpus_per_worker", "threads_per_worker", "log_every", "profile"}
+_FREE |= {"max_failures", "checkpoint_every", "from_sweep"}
 _SEARCHED = ("train", "model")  # sections with keys that a sweep searches
 
 

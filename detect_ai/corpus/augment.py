@@ -14,6 +14,8 @@ from detect_ai.text.normalize import normalise
 
 Ints = NDArray[np.int64]
 
+COPIED = 0.3  # fraction of the training rows that get an attacked copy
+
 
 def add_augmented_rows(part: Ints, index: pd.DataFrame, corpus: CorpusConfig, seed: int) -> tuple[Ints, list[str]]:
     """The rows of a shard with copies of some of them, shuffled, and the attack on each ("" for originals).
@@ -21,13 +23,13 @@ def add_augmented_rows(part: Ints, index: pd.DataFrame, corpus: CorpusConfig, se
     Args:
         part: positions of the originals in the index.
         index: of the scan.
-        corpus: the attacks, and the fraction of the originals that get a copy.
+        corpus: the attacks.
         seed: draws the originals, the attack on each, and the order.
     """
     if not corpus.augment:
         return part, [""] * len(part)
     rngs = [np.random.default_rng([seed, 1, shuffle_key(seed, str(name))]) for name in index["id"].to_numpy()[part]]
-    draws = [(rng.random() < corpus.augment_share, int(rng.integers(len(corpus.augment)))) for rng in rngs]
+    draws = [(rng.random() < COPIED, int(rng.integers(len(corpus.augment)))) for rng in rngs]
     copies = [position for position, (is_copied, _) in enumerate(draws) if is_copied]
     rows = np.concatenate([part, part[copies]])
     attacks = [""] * len(part) + [corpus.augment[draws[position][1]] for position in copies]

@@ -18,6 +18,7 @@ from detect_ai.text.normalize import normalise
 if TYPE_CHECKING:
     from ftfy import TextFixerConfig
 
+MAX_CHARS = 100_000  # of a text; longer ones are dropped
 CLEAN_FIELDS = [
     pa.field("normalised", pa.string()),
     pa.field("digest", pa.uint64()),
@@ -56,17 +57,15 @@ def clean(table: pa.Table, corpus: CorpusConfig) -> pa.Table:
 def _clean(text: str, corpus: CorpusConfig) -> tuple[str, str]:
     """The text that stays, normalised, and its problem ("" for none)."""
     text = repair(text)
-    if corpus.boilerplate != "keep":
-        found = boilerplate.find(text)
-        if found.kind == "whole" or (found.kind and corpus.boilerplate == "drop"):
-            return normalised_text(text), "boilerplate"
-        text = text[found.start : found.stop]
-    text = normalised_text(text)
+    found = boilerplate.find(text)
+    if found.kind == "whole":
+        return normalised_text(text), "boilerplate"
+    text = normalised_text(text[found.start : found.stop])
     if not text:
         return text, "empty"
     if num_words(text) < corpus.min_words:
         return text, "too_short"
-    return text, "too_long" if len(text) > corpus.max_chars else ""
+    return text, "too_long" if len(text) > MAX_CHARS else ""
 
 
 def repair(text: str) -> str:

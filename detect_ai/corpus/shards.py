@@ -36,6 +36,7 @@ from detect_ai.corpus.sources import Piece, list_pieces, read_piece
 from detect_ai.corpus.splits import OVER_LIMIT, Rows, shuffle_key
 from detect_ai.models.tokenizer import Tokenizer
 
+SHARD_ROWS = 4096
 ROW_GROUP = 128  # rows: the unit that the second pass reads
 TASK_BYTES = 8 << 20  # small files are read by one task up to this size
 MIN_SCRATCH_ROWS, MAX_SCRATCH_ROWS = 4_096, 131_072
@@ -235,7 +236,7 @@ class ShardPlan:
 
 def plan_shards(rows: Rows, config: Config) -> list[ShardPlan]:
     """The shards of all splits and of the quarantine."""
-    plans, size = [], config.corpus.shard_rows
+    plans, size = [], SHARD_ROWS
 
     def add(split: str, number: int, part: NDArray[np.int64], columns: dict[str, list[Any]]) -> None:
         file, row = (rows.index[name].to_numpy()[part].astype(np.int32) for name in ("file", "row"))

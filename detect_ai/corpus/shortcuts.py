@@ -74,7 +74,7 @@ FEATURES: dict[str, tuple[Callable[[str], float], str]] = {  # name: (measure, a
     "line breaks": (lambda t: _rate(t.count("\n"), t), "give both classes the same layout"),
     "capital letters": (lambda t: _rate(sum(map(str.isupper, t)), t), "check whether a source was lower-cased"),
     "digits": (lambda t: _rate(sum(map(str.isdigit, t)), t), "match the topics of both classes"),
-    "phrases of assistants": (lambda t: _matches(_ASSISTANT, t), "remove them with corpus.boilerplate=remove"),
+    "phrases of assistants": (lambda t: _matches(_ASSISTANT, t), "remove them from the source"),
 }
 CATEGORIES: dict[str, tuple[Callable[[str], str], str]] = {
     "first word": (lambda t: " ".join(t[:200].split()[:1]), "vary prompts and generators"),

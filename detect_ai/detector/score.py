@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_S = 10
+BATCH_DOCUMENTS = 64  # of a corpus split, scored together
 FILE_ROWS, FILE_CHARS = 4096, 32 << 20  # of a file of verdicts: rows, characters of their texts
 
 
@@ -110,7 +111,7 @@ def _map(
         batch_size=batch_size,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=config.cpus_per_worker,
+        num_cpus=1,
         num_gpus=1 if config.use_gpu else 0,
         fn_constructor_args=(storage.root, key, load, work, config.threads_per_worker),
     )
@@ -121,8 +122,8 @@ def _require_workers(config: ScoreConfig, for_reading: int) -> None:
     ray_runtime.connect()
     extra = f" + {for_reading}" if for_reading else ""
     ray_runtime.require_resources(
-        f"scoring ({config.workers} workers x {config.cpus_per_worker:g} CPUs{extra})",
-        config.workers * config.cpus_per_worker + for_reading,
+        f"scoring ({config.workers} workers x 1 CPU{extra})",
+        config.workers + for_reading,
         config.workers if config.use_gpu else 0,
     )
 
@@ -176,7 +177,7 @@ def score_split(
     paths = [storage.path(corpus.shard_key(shard)) for shard in corpus.shards(split)]
     rows = ray.data.read_parquet(paths, filesystem=storage.filesystem).select_columns(["id", "label", "input_ids"])
     work = partial(score_documents, lengths=tuple(lengths), classifier=classifier)
-    scored = _map(rows, (storage, key), load, work, config, config.batch_size, config.workers)
+    scored = _map(rows, (storage, key), load, work, config, BATCH_DOCUMENTS, config.workers)
     ids = corpus.read(split, ["id"])["id"].to_pylist()
     ordered: Any = scored.to_pandas().set_index("id").loc[ids]
     is_whole = ordered["is_whole"].to_numpy().astype(np.bool_)
@@ -327,7 +328,6 @@ def verdict_rows(detector: Detector, texts: Sequence[Text], config: ScoreConfig)
                 "tampering": json.dumps(verdict.tampering),
                 "verdicts": json.dumps({repr(t): v.label.value for t, v in verdicts.items()}),
                 "spans": None if spans is None else json.dumps([span.model_dump() for span in spans]),
-                "text": text.text if config.keep_text else None,
             }
         )
     return rows

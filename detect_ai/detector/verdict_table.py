@@ -45,7 +45,6 @@ VERDICT_SCHEMA = pa.schema(
         ("verdicts", pa.string()),  # JSON: by target FPR
         ("spans", pa.string()),  # JSON
         ("ai_fraction", pa.float64()),
-        ("text", pa.string()),
         ("model_version", pa.string()),
     ]
 )

@@ -106,7 +106,7 @@ def _report(
     baseline = None
     if config.evaluation.baseline:
         baseline = baseline_for(corpora[owner], places[owner], specs[owner], config.seed)
-    check = config.evaluation.contamination and any(corpora.values())
+    check = config.evaluation.baseline and any(corpora.values())
     baseline_scores, signatures = score_baseline_and_hash(config, config.data, first, baseline, check)
     contaminated = {}
     if signatures is not None:

@@ -10,16 +10,18 @@ from detect_ai.detector.dataset import texts_at
 from detect_ai.detector.verdict_table import Verdicts
 from detect_ai.evaluation.task import EvalTask
 
+NUM_TEXTS = 20
+
 
 def top_false_positives(task: EvalTask, verdicts: Verdicts) -> list[dict[str, Any]]:
     """Human texts called AI at the default target, those of the highest probability first.
 
-    `evaluation.top_false_positives` is their number; `evaluation.include_texts` adds scored sentences.
+    `evaluation.include_texts` adds scored sentences.
     """
     options, target = task.config.evaluation, task.spec.default_target_fpr
     false_positives = np.flatnonzero((verdicts.labels == 0) & (verdicts.calls(target) == 1))
     order = np.argsort(-verdicts.probabilities[false_positives], kind="stable")
-    top = verdicts[false_positives[order][: options.top_false_positives]]
+    top = verdicts[false_positives[order][:NUM_TEXTS]]
     sentences: dict[str, list[dict[str, Any]]] = {}
     if options.include_texts and len(top):
         texts = texts_at(task.data, task.config.score, top.rows.tolist())

@@ -45,9 +45,9 @@ def result_name(config: Config) -> str:
 
 
 def data_name(config: Config) -> str:
-    """The name of `data` in results: `evaluation.name`, or that of the file or folder."""
+    """The name of `data` in results: that of the file or folder."""
     last = config.data.partition("?")[0].rstrip("/").rpartition("/")[2].partition(".")[0]
-    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in config.evaluation.name or last)
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in last)
     return safe[:48].strip("-._") or "data"
 
 
@@ -172,7 +172,7 @@ def _report(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
     overall = slices.overall_metrics(verdicts, spec)
     baseline = baseline_for(corpus, task.bundle, spec, config.seed) if config.evaluation.baseline else None
     # The test split needs no check: `prepare` keeps near duplicates in one split.
-    check = config.evaluation.contamination and corpus is not None and not task.is_test
+    check = config.evaluation.baseline and corpus is not None and not task.is_test
     baseline_scores, signatures = score_baseline_and_hash(config, task.data, verdicts, baseline, check)
     contaminated = 0 if task.is_test else None
     if signatures is not None and corpus is not None:

@@ -51,7 +51,7 @@ class EvalTask:
             columns = zip(*rows, strict=True)
             table = pa.table(dict(zip(("id", "text", "attack"), map(list, columns), strict=True)))
             storage.write_bytes(f"{key}/texts/texts.parquet", parquet(table, table.schema))
-            options = {"columns": {}, "labels": {}, "spans": spans, "keep_text": False, "format": "parquet"}
+            options = {"columns": {}, "labels": {}, "spans": spans, "format": "parquet"}
             scoring = self.config.score.model_copy(update=options)
             score_texts(storage.uri(f"{key}/texts"), self.bundle, scoring, (storage, f"{key}/verdicts"))
             return Verdicts.read(storage, f"{key}/verdicts")

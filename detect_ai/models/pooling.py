@@ -41,7 +41,6 @@ class MeanPooledClassifier(PreTrainedModel):
 
     config_class = MeanPooledConfig
     base_model_prefix = "encoder"
-    supports_gradient_checkpointing = True
 
     def __init__(self, config: MeanPooledConfig, encoder: PreTrainedModel | None = None) -> None:
         if encoder is None:

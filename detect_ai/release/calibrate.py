@@ -38,16 +38,14 @@ _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "numpy", "pyarrow", 
 def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
     """Fit scaling and thresholds on the calibration split, and write the candidate bundle.
 
-    The checkpoint is `calibration.checkpoint`, or that of the last training under this run name.
+    The checkpoint is that of the last training under this run name.
 
     Raises:
         CalibrationError: too few human texts for a target FPR.
-        ConfigError: no such checkpoint.
+        ConfigError: no training under this run name.
     """
     c = config.calibration
-    checkpoint = c.checkpoint or read_result(storage, config.run, "train")["checkpoint"]
-    if not storage.exists(checkpoint):
-        raise ConfigError(f"calibration.checkpoint={checkpoint}: no such checkpoint under {storage.root}")
+    checkpoint = read_result(storage, config.run, "train")["checkpoint"]
     corpus = Corpus.of_run(storage, config.run)
     require_enough_texts(config, corpus)
     classifier = fit_domain_classifier(config, corpus)
@@ -106,7 +104,7 @@ def calibrate_scores(scored: ScoredSpans, config: CalibrationConfig) -> Calibrat
     """The calibration of scored documents and of spans of them in the ranges of `config.verdict_lengths`."""
     documents = scored[scored.is_whole]
     whole = calibrate(documents.labels, documents.scores, config.target_fprs, config.prevalence)
-    return calibrate_domains(whole, scored, config.verdict_lengths, config.min_tpr)
+    return calibrate_domains(whole, scored, config.verdict_lengths)
 
 
 def require_enough_texts(config: Config, corpus: Corpus) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from detect_ai.core.config import Config, check_names, parse_config
 from detect_ai.core.errors import ConfigError
 
-_TRAIN = ("lr", "batch_size", "warmup", "weight_decay", "max_grad_norm")
+_TRAIN = ("lr", "batch_size", "warmup", "weight_decay")
 _AUGMENTATION = ("shortest_span", "attack_weight", "adversarial")
 _MODEL = ("dropout", "pooling", "layers")
 PLACES = {**dict.fromkeys(_TRAIN + _AUGMENTATION, "train"), **dict.fromkeys(_MODEL, "model")}

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # Ray Data needs CPUs that the workers do not hold: with none it makes no progress, and no error says so.
 DATA_CPUS = 1
+RESIZE_SECONDS = 60.0  # between checks of an elastic training for free resources
+KEEP_CHECKPOINTS = 2  # the best by AUROC; Ray keeps the last one in addition
 
 
 @dataclass(frozen=True)
@@ -112,15 +114,13 @@ def run_training(
             num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]
             use_gpu=config.train.use_gpu,
             resources_per_worker={"CPU": config.train.cpus_per_worker} | ({"GPU": 1.0} if config.train.use_gpu else {}),
-            elastic_resize_monitor_interval_s=config.train.resize_every_s,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=RunConfig(
             name=name,
             storage_path=storage.path(f"runs/{config.run}"),
             storage_filesystem=storage.filesystem,
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=config.train.keep_checkpoints, checkpoint_score_attribute="score"
-            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEEP_CHECKPOINTS, checkpoint_score_attribute="score"),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
             callbacks=[checkpoint.snapshot_backup(storage.root, folder), *callbacks],  # type: ignore[list-item]  # typed for V1
         ),

@@ -30,6 +30,7 @@ from detect_ai.text.windows import aggregate_windows
 from detect_ai.training.batch_plan import Microbatch
 from detect_ai.training.throughput import Meter, gather
 
+MAX_GRAD_NORM = 1.0
 _MAX_NAMED = 20  # documents in an error message
 
 
@@ -136,7 +137,7 @@ class Trainer:
         """
         with self._out_of_memory_named(f"update of step {self.steps + 1}", microbatches[-1]):
             self.scaler.unscale_(self.optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), MAX_GRAD_NORM)
             # Not read back here. The scale of a scaler does not exist before its first use.
             scale = self.scaler._scale if self.scaler.is_enabled() else None
             scale = torch.ones_like(norm) if scale is None else scale.clone().reshape(())
@@ -245,7 +246,7 @@ class Trainer:
             raise ResourceError(
                 f"{what}: no memory left on {self.device} for {rows} rows of {width} tokens (documents "
                 f"{_named(part.documents)}): lower train.microbatch_size ({self.config.microbatch_size}) or "
-                "model.window, or set train.gradient_checkpointing=true"
+                "model.window"
             ) from error
 
     def _non_finite_message(self, step: _PendingStep, losses: list[float]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from detect_ai.core.config import Config, TrainConfig
+from detect_ai.core.config import Config
 from detect_ai.core.errors import TrainingError
 from detect_ai.models import encoder
 from detect_ai.training import checkpoint
@@ -40,7 +40,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
     trainer = _build_trainer(config, arguments["steps_per_epoch"])
     history = checkpoint.restore(trainer)
     with suppress(TrainingError), open_telemetry(arguments, trainer) as telemetry:
-        if is_finished(trainer, history, config.train):  # resumed from the last checkpoint of all
+        if trainer.steps >= trainer.total_steps:  # resumed from the last checkpoint of all
             return
         training, validation = (ray.train.get_dataset_shard(split) for split in ("train", "validation"))
         steps = group_steps(read(training), trainer.rank, trainer.world_size)
@@ -58,7 +58,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
             if trainer.at_epoch_end or (every and trainer.steps % every == 0):
                 telemetry.flush()
                 checkpoint.report(trainer, history)
-            if is_finished(trainer, history, config.train):
+            if trainer.steps >= trainer.total_steps:
                 return
 
 
@@ -74,18 +74,6 @@ def train_step(trainer: Trainer, microbatches: list[Microbatch]) -> None:
         with perturbed_embeddings(trainer.module, trainer.config.adversarial):
             losses += [trainer.backward(part, sync=part is microbatches[-1]) for part in microbatches]
     trainer.update(microbatches, losses)
-
-
-def is_finished(trainer: Trainer, history: list[dict[str, Any]], config: TrainConfig) -> bool:
-    """Whether all steps are done, or AUROC has not improved for `train.patience` evaluations.
-
-    Every rank decides alike: the metrics are those of all ranks' scores.
-    """
-    if trainer.steps >= trainer.total_steps:
-        return True
-    aurocs = [epoch["auroc"] for epoch in history]
-    since_best = len(aurocs) - 1 - aurocs.index(max(aurocs)) if aurocs else 0
-    return bool(config.patience) and since_best >= config.patience
 
 
 def read(shard: Any) -> Iterator[Microbatch]:
@@ -114,8 +102,6 @@ def _build_trainer(config: Config, steps_per_epoch: int) -> Trainer:
     context = ray.train.get_context()
     torch.set_num_threads(config.train.threads_per_worker)
     module = encoder.build(config.model, config.seed)
-    if config.train.gradient_checkpointing:
-        module.gradient_checkpointing_enable()
     # No buffer of an encoder changes, so none is broadcast before a step.
     ddp = {"forward_sync_buffers": False, "gradient_as_bucket_view": True}
     return Trainer(

@@ -38,6 +38,7 @@ from serve_app.api.errors import MEDIA_TYPE, RETRY_AFTER, ProblemError, http_pro
 from serve_app.api.middleware import Guard
 from serve_app.api.pages import add_pages
 from serve_app.auth.access import ADMIN, ANYBODY, AccessControl
+from serve_app.auth.api_keys import REFRESH_S
 from serve_app.engine.batcher import ClosedError, QueueFullError
 from serve_app.engine.engine import Engine, Options
 from serve_app.engine.metrics import Telemetry
@@ -83,7 +84,7 @@ def create_app(versions: Versions, access: AccessControl, telemetry: Telemetry |
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         versions.start()
-        access.start(config.keys_refresh_s)
+        access.start(REFRESH_S)
         yield
         await access.stop()
         await versions.close()

@@ -35,6 +35,7 @@ from detect_ai.core.storage import Storage
 
 ENVIRONMENT = "DETECT_AI_API_KEYS"
 FOLDER = "auth/keys"
+REFRESH_S = 5  # delay until running replicas refuse a revoked key
 OLD_FILE = "auth/keys.json"
 _TOKEN = re.compile(r"dai_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 _NO_HASH = "0" * 64  # compared where no key has the id, so that both answers take the same time
@@ -210,7 +211,7 @@ def _run(store: KeyStore, arguments: argparse.Namespace) -> str:
         if arguments.id not in keys:
             raise ConfigError(f"no key {arguments.id!r} in {FOLDER}/; found {', '.join(keys) or 'none'}")
         store.put(keys[arguments.id].model_copy(update={"revoked": _now()}))
-        return f"revoked {arguments.id}: running replicas refuse it within serve.keys_refresh_s"
+        return f"revoked {arguments.id}: running replicas refuse it within {REFRESH_S} s"
     limits = {"tokens_per_minute": arguments.tokens_per_minute, "expires": arguments.expires}
     token, key = create_key(arguments.name, arguments.scope, **limits)
     store.put(key)

@@ -25,7 +25,7 @@ from detect_ai.text.windows import aggregate_windows
 from serve_app.api.errors import ProblemError
 from serve_app.engine.batcher import Batcher, ClosedError, Ids, QueueFullError, Scores, timed
 from serve_app.engine.metrics import Telemetry
-from serve_app.files.reader import SLACK, FileReader
+from serve_app.files.reader import FILE_LIMITS, SLACK, FileReader
 
 T = TypeVar("T")
 Charge = Callable[[int], None]
@@ -41,10 +41,7 @@ LIMITS = (
     "max_chars",
     "max_tokens",
     "max_body_bytes",
-    "max_files",
-    "max_file_bytes",
     "max_upload_bytes",
-    "max_pages",
 )
 
 
@@ -321,4 +318,4 @@ class Engine:
 
     def info(self) -> ModelInfo:
         """The model and its limits."""
-        return model_info(self.detector.spec, {name: getattr(self.config, name) for name in LIMITS})
+        return model_info(self.detector.spec, {name: getattr(self.config, name) for name in LIMITS} | FILE_LIMITS)

@@ -29,6 +29,11 @@ logger = logging.getLogger("ray.serve")
 
 PROCESSES = 2  # that parse Word and PDF files at once
 MAX_WAITING_FILES = 32  # for a process; more are rejected
+MAX_FILES = 16  # in a request
+MAX_FILE_BYTES = 10_000_000
+MAX_PAGES = 500  # of a PDF
+TIMEOUT_S = 10.0  # to extract the text of a Word or PDF file
+FILE_LIMITS = {"max_files": MAX_FILES, "max_file_bytes": MAX_FILE_BYTES, "max_pages": MAX_PAGES}
 UPLOADS = 8  # of the largest size that a replica holds at once
 MEMORY_BYTES = 512 * 1024 * 1024  # of each process
 SLACK = 4  # characters before normalising per character after it, at most
@@ -135,8 +140,8 @@ def is_plain(upload: Upload) -> bool:
 def read_file(upload: Upload, config: ServeConfig) -> FileText:
     """Extract the text of a file. Raises ProblemError."""
     content = upload.content
-    if len(content) > config.max_file_bytes:
-        raise ProblemError(413, f"The file has {len(content)} bytes, the limit is {config.max_file_bytes}: split it.")
+    if len(content) > MAX_FILE_BYTES:
+        raise ProblemError(413, f"The file has {len(content)} bytes, the limit is {MAX_FILE_BYTES}: split it.")
     kind = check_type(upload)
     if kind == TEXT:
         try:
@@ -148,7 +153,7 @@ def read_file(upload: Upload, config: ServeConfig) -> FileText:
     if is_blank(result.text):
         raise ProblemError(422, EMPTY)
     if len(result.text) > SLACK * config.max_chars:
-        raise _refusal({"problem": "chars", "found": SLACK * config.max_chars}, kind, config)
+        raise _refusal({"problem": "chars", "found": SLACK * config.max_chars}, kind)
     return result
 
 
@@ -171,15 +176,15 @@ def check_type(upload: Upload) -> str:
 def run_parser(content: bytes, kind: str, config: ServeConfig) -> FileText:
     """Extract the text of a Word or PDF file in a subprocess with a time limit. Raises ProblemError."""
     max_chars = SLACK * config.max_chars
-    limits = Limits(kind, max_chars, config.max_pages, MEMORY_BYTES, config.file_timeout_s)
+    limits = Limits(kind, max_chars, MAX_PAGES, MEMORY_BYTES, TIMEOUT_S)
     command = [sys.executable, "-B", "-P", str(Path(__file__).with_name("parsers.py")), json.dumps(asdict(limits))]
     environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     pipe, null = subprocess.PIPE, subprocess.DEVNULL
-    deadline = time.monotonic() + config.file_timeout_s
+    deadline = time.monotonic() + TIMEOUT_S
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, env=environment) as process:  # noqa: S603
         assert process.stdin
         assert process.stdout
-        timer = threading.Timer(config.file_timeout_s, process.kill)
+        timer = threading.Timer(TIMEOUT_S, process.kill)
         timer.start()
         try:
             with suppress(BrokenPipeError), process.stdin as stdin:
@@ -191,24 +196,22 @@ def run_parser(content: bytes, kind: str, config: ServeConfig) -> FileText:
             is_late = time.monotonic() >= deadline
             process.kill()
     if is_late:
-        raise ProblemError(
-            422, f"The file could not be read within {config.file_timeout_s:g} seconds: send it as .txt."
-        )
+        raise ProblemError(422, f"The file could not be read within {TIMEOUT_S:g} seconds: send it as .txt.")
     try:
         result = json.loads(output)
     except ValueError:  # the process exceeded a limit
         logger.warning("The parser of a %s file ended with %s", kind, process.returncode)
         result = {"problem": "memory"}
     if "text" not in result:
-        raise _refusal(result, kind, config)
+        raise _refusal(result, kind)
     # Parsers may return unpaired surrogates, which cannot be sent in a response.
     return FileText(SURROGATE.sub("\ufffd", str(result["text"])), int(result["hidden"]))
 
 
-def _refusal(result: dict[str, Any], kind: str, config: ServeConfig) -> ProblemError:
+def _refusal(result: dict[str, Any], kind: str) -> ProblemError:
     if "error" in result:
         logger.info("A %s file could not be read: %s", kind, result["error"])
     status, message = REFUSALS[result["problem"]]
-    numbers = {"found": result.get("found"), "max_pages": config.max_pages, "max_entries": MAX_ENTRIES}
+    numbers = {"found": result.get("found"), "max_pages": MAX_PAGES, "max_entries": MAX_ENTRIES}
     names = {DOCX: "a Word document (.docx)", PDF: "a PDF"}
     return ProblemError(status, message.format(kind=names.get(kind, "a text"), **numbers))

@@ -18,7 +18,7 @@ from detect_ai.schemas import FileOptions, FilesResponse, FileVerdict, Label, Re
 from detect_ai.text.normalize import Normalised, expanded_length, normalise
 from serve_app.api.errors import ProblemError, invalid_request
 from serve_app.engine.engine import Charge, EncodedRequest, Engine, Options
-from serve_app.files.reader import SLACK, FileText, Upload
+from serve_app.files.reader import MAX_FILES, SLACK, FileText, Upload
 
 MAX_FIELDS = 16  # other than files
 MAX_FIELD_BYTES = 100
@@ -46,7 +46,7 @@ async def read_form(request: Request, config: ServeConfig) -> tuple[list[Upload]
     parser = InMemoryParser(
         request.headers,
         request.stream(),
-        max_files=config.max_files,
+        max_files=MAX_FILES,
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
     )
@@ -55,7 +55,7 @@ async def read_form(request: Request, config: ServeConfig) -> tuple[list[Upload]
     except (MultiPartException, FormParserError) as error:
         message = str(getattr(error, "message", ""))
         if message.startswith("Too many files"):
-            raise ProblemError(413, f"More than {config.max_files} files: send several requests.") from None
+            raise ProblemError(413, f"More than {MAX_FILES} files: send several requests.") from None
         if message.startswith("Too many fields"):
             raise ProblemError(422, f"More than {MAX_FIELDS} fields that are not files. {NO_FILES}") from None
         if message.startswith("Part exceeded"):

@@ -47,7 +47,6 @@ def config(encoder: Path, store: Storage) -> Config:
     made.serve.port = free_port()
     made.serve.max_replicas = 1
     made.serve.batch_tokens, made.serve.max_wait_s = BATCH_TOKENS, 600
-    made.serve.max_ongoing_requests, made.serve.max_queued_requests = 20, 40
     return made
 
 

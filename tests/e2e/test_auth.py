@@ -66,7 +66,6 @@ def keyed(
         KeyStore(storage).put(key)
     own, is_shared = config.model_copy(deep=True), is_deployed()
     own.serve.min_replicas = own.serve.max_replicas = 2
-    own.serve.keys_refresh_s = 0.2
     yield Service(str(deploy(own, storage)["url"]), tokens, own, storage)
     if is_shared:
         deploy(config, store)

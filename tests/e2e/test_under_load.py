@@ -22,6 +22,7 @@ from detect_ai.core.ray_runtime import free_port
 from detect_ai.core.storage import Storage
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
+from serve_app import deployment
 from serve_app.deploy import deploy, rollback_service, stop
 from serve_app.deployment import APP, DEPLOYMENT
 from tests.e2e.load_generator import REPLICA, Load, actors, quantile
@@ -165,9 +166,12 @@ def test_overload_is_refused_quickly(tmp_path: Path) -> None:
     assert refused < 0.05
 
 
-def test_replicas_follow_the_load(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
-    settings = {"min_replicas": 0, "max_replicas": 3, "target_ongoing_requests": 2, "downscale_delay_s": 5}
-    with serving(encoder, store, **settings, upscale_delay_s=1) as (url, _):
+def test_replicas_follow_the_load(
+    encoder: Path, store: Storage, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"min_replicas": 0, "max_replicas": 3, "downscale_delay_s": 5}
+    monkeypatch.setattr(deployment, "TARGET_ONGOING_REQUESTS", 2)
+    with serving(encoder, store, **settings) as (url, _):
         load = Load(url, Detector.load(tiny_bundle))
 
         async def scenario() -> None:
@@ -183,10 +187,13 @@ def test_replicas_follow_the_load(encoder: Path, store: Storage, tiny_bundle: Pa
         assert load.seen.wrong == []
 
 
-def test_refused_requests_add_replicas(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
+def test_refused_requests_add_replicas(
+    encoder: Path, store: Storage, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Far fewer requests than the target are ongoing, because most are refused.
-    settings = {"max_replicas": 3, "target_ongoing_requests": 100, "max_wait_s": 0.1, "batch_tokens": 2048}
-    with serving(encoder, store, **settings, upscale_delay_s=1) as (url, _):
+    settings = {"max_replicas": 3, "max_wait_s": 0.1, "batch_tokens": 2048}
+    monkeypatch.setattr(deployment, "TARGET_ONGOING_REQUESTS", 100)
+    with serving(encoder, store, **settings) as (url, _):
         load = Load(url, Detector.load(tiny_bundle), words=(3000, 4000))
 
         async def scenario() -> None:

@@ -12,6 +12,7 @@ import pytest
 from detect_ai.core.config import Config
 from detect_ai.core.job import read_result, result_key, run_stage
 from detect_ai.core.storage import Storage
+from detect_ai.corpus import shards
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
 from detect_ai.detector.detector import Detector
@@ -72,9 +73,10 @@ def few(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> tuple[Config
 def many(tmp_path_factory: pytest.TempPathFactory, encoder: Path, source: Path) -> tuple[Config, Corpus]:
     """An odd number of documents in several shards."""
     config = small_config(encoder, tmp_path_factory.mktemp("many"), source)
-    config.corpus.shard_rows = 40
     storage = Storage(config.storage.root)
-    corpus = Corpus.open(storage, prepare(config, storage)["corpus"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "SHARD_ROWS", 40)
+        corpus = Corpus.open(storage, prepare(config, storage)["corpus"])
     assert corpus.num_rows("train") % 2 == 1
     assert len(corpus.shards("train")) == 2
     return config, corpus
@@ -90,9 +92,7 @@ def streamed(many: tuple[Config, Corpus], few: tuple[Config, Corpus]) -> dict[tu
 @pytest.fixture(scope="package")
 def candidate(run: Run) -> Config:
     """A run name of its own with a calibrated candidate."""
-    plain = run.config.evaluation.model_copy(
-        update={"baseline": False, "contamination": False, "top_false_positives": 0}
-    )
+    plain = run.config.evaluation.model_copy(update={"baseline": False, "include_texts": False})
     config = run.config.model_copy(update={"run": "candidate", "evaluation": plain})
     for stage in ("prepare", "train"):
         record = run.storage.read_json(result_key(run.config.run, stage))

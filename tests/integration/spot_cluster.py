@@ -20,7 +20,7 @@ from detect_ai.core import ray_runtime
 from detect_ai.core.config import Config
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.training.train import run_training
+from detect_ai.training import train
 from tests.integration.runs import last_start, registered, until
 
 CHECKPOINTS = 5  # after which the node goes
@@ -35,10 +35,13 @@ def main() -> None:
     spot = machines.add_node(num_cpus=cpus)
     os.environ["RAY_ADDRESS"] = machines.address
     ray_runtime.connect()
+    train.RESIZE_SECONDS = 2
     storage = Storage(config.storage.root)
     results: list[Any] = []
     # Ray adds nodes from the main thread only.
-    training = threading.Thread(target=lambda: results.append(run_training(config, Corpus.open(storage, key), name)))
+    training = threading.Thread(
+        target=lambda: results.append(train.run_training(config, Corpus.open(storage, key), name))
+    )
     training.start()
     folder = f"runs/{config.run}/{name}"
 

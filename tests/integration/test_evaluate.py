@@ -61,7 +61,7 @@ def mine(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows
 @pytest.fixture(scope="module")
 def on_mine(run: Run, candidate: Config, mine: tuple[Path, Rows], version: str, on_test: Any) -> dict[str, Any]:
     config = candidate.model_copy(update={"data": str(mine[0]), "bundle": version[:8]})
-    config = with_evaluation(config, baseline=True, contamination=True, attacks=["zero_width_space"])
+    config = with_evaluation(config, baseline=True, include_texts=True, attacks=["zero_width_space"])
     return run_stage(result_name(config), evaluate, config, run.storage)
 
 
@@ -166,14 +166,14 @@ def test_human_texts_alone_have_rates_and_false_positives(
     texts = [tiny_models.text("ai", random.Random(i)) for i in range(6)]  # labelled human: false positives
     data = write_csv(tmp_path / "people.csv", [{"id": f"p{i}", "text": t, "label": 0} for i, t in enumerate(texts)])
     config = candidate.model_copy(update={"data": str(data), "bundle": version})
-    result = evaluate(with_evaluation(config, top_false_positives=2), run.storage)
+    result = evaluate(with_evaluation(config, include_texts=True), run.storage)
     assert (result["n_human"], result["n_ai"]) == (6, 0)
     missing = {name for name in (*GATED, *RATES, "auroc", "ece") if result[name] is None}
     tpr = {name for name in (*GATED, *RATES) if name.startswith("tpr")}
     assert missing == tpr | {"auroc", "ece", "fpr_at_target_1", "cleared_ai_fraction", "abstained_ai"}
     assert result["fpr_at_target"] > 0.5
     worst = run.storage.read_json(result["report_json"])["top_false_positives"]
-    assert len(worst) == 2
+    assert len(worst) >= 2
     assert worst[0]["probability"] >= worst[1]["probability"] >= 0.5
     for row in worst:
         assert " ".join(sentence["text"] for sentence in row["sentences"]) == texts[int(row["id"][1:])]

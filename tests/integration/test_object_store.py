@@ -50,9 +50,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, encoder: Path, gcs_bucket
     config = small_config(encoder, folder, rows)
     config.storage.root = root
     config.corpus.sources[0].path = gcs.under(gcs_bucket, "loop/in/texts.jsonl")
-    config.train = config.train.model_copy(
-        update={"num_workers": 1, "epochs": 2, "keep_checkpoints": 1, "checkpoint_every": 3}
-    )
+    config.train = config.train.model_copy(update={"num_workers": 1, "epochs": 2, "checkpoint_every": 3})
     config.storage.keep = 1
     yield config
     assert sorted(path.name for path in folder.iterdir()) == ["texts.jsonl"], (

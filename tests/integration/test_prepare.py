@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 from detect_ai.core.config import SPLITS, Config, SourceConfig, load_config
 from detect_ai.core.errors import CorpusError
 from detect_ai.core.storage import Storage
+from detect_ai.corpus import augment, shards
 from detect_ai.corpus import prepare as stage
 from detect_ai.corpus.manifest import CONTAMINATION, ORIGINAL, QUARANTINE, Corpus
 from detect_ai.corpus.prepare import prepare
@@ -61,7 +63,7 @@ class Prepared:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Prepared:
+def prepared(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Iterator[Prepared]:
     """Essays, near duplicates of twenty of them, a row for each reason to drop one, an evaluation set and copies."""
     folder = tmp_path_factory.mktemp("prepared")
     rows: list[dict[str, Any]] = [
@@ -80,11 +82,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Prepare
     config = config_for(encoder, folder / "store", path, "jsonl")
     config.corpus.sources[0].attack = "how"
     config.corpus.against = [SourceConfig(kind="jsonl", path=str(folder / "exam.jsonl"), name="exam", id="id")]
-    config.corpus.shard_rows = 17
-    config.corpus.augment, config.corpus.augment_share = list(ATTACKS), 0.5
+    config.corpus.augment = list(ATTACKS)
     storage = Storage(config.storage.root)
-    result = prepare(config, storage)
-    return Prepared(config, Corpus.open(storage, result["corpus"]), result, len(rows) + 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "SHARD_ROWS", 17)
+        patch.setattr(augment, "COPIED", 0.5)
+        result = prepare(config, storage)
+        yield Prepared(config, Corpus.open(storage, result["corpus"]), result, len(rows) + 2)
 
 
 def test_every_row_is_kept_or_in_the_quarantine(prepared: Prepared) -> None:

@@ -127,10 +127,9 @@ def worse(run: Run, published: dict[str, Any]) -> Config:
     target = Path(run.storage.path(key))
     target.mkdir()
     save(network, target)
-    config = run.config.model_copy(
-        update={"run": "worse", "calibration": run.config.calibration.model_copy(update={"checkpoint": key})}
-    )
+    config = run.config.model_copy(update={"run": "worse"})
     write_results(run, config, "prepare")
+    run_stage("train", lambda *_: {"checkpoint": key}, config, run.storage)
     for name in ("calibrate", "evaluate"):
         run_stage(name, STAGES[name], config, run.storage)
     return config

@@ -97,7 +97,7 @@ def test_validation_reads_every_window_once(many: tuple[Config, Corpus]) -> None
 
 def test_attack_weight_scales_augmented_copies_only(encoder: Path, source: Path, tmp_path: Path) -> None:
     config = small_config(encoder, tmp_path, source)
-    config.corpus.augment, config.corpus.augment_share = ["homoglyph"], 0.5
+    config.corpus.augment = ["homoglyph"]
     config.train.attack_weight, config.train.num_workers, config.train.epochs = 0.25, 1, 1
     storage = Storage(config.storage.root)
     corpus = Corpus.open(storage, prepare(config, storage)["corpus"])

@@ -60,7 +60,7 @@ def test_unknown_key_is_refused(override):
         "calibration.verdict_lengths=[128,64]",
         "calibration.default_target_fpr=0.02",
         "serve.port=65536",
-        "serve.max_ongoing_requests=1",
+        "serve.min_replicas=9",
     ],
 )
 def test_impossible_value_names_key_and_value(override):
@@ -196,7 +196,6 @@ def test_published_configuration_has_no_local_paths(tmp_path):
         "storage": {"root": secret},
         "corpus": {"sources": [source, {"kind": "hub", "path": "org/set"}], "against": [source]},
         "model": {"path": f"{secret}/encoder/"},
-        "calibration": {"checkpoint": f"runs/{secret}"},
         "score": {"out": secret},
         "compare": {"bundles": [secret]},
     }

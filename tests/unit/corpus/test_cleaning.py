@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detect_ai.core.config import CorpusConfig
+from detect_ai.corpus import cleaning
 from detect_ai.corpus.cleaning import CLEAN_FIELDS, clean, detect_language, normalised_text, repair
 from detect_ai.corpus.dedup import signatures
 from detect_ai.text import language as language_model
@@ -86,9 +87,9 @@ def test_normalised_text_equals_normalise(text):
     assert normalised_text(text) == normalise(text).text
 
 
-@given(st.lists(TEXTS, max_size=5), st.sampled_from(["keep", "remove", "drop"]), st.sampled_from(["", "en"]))
-def test_rows_keep_their_order_and_get_the_fields(texts, boilerplate, language):
-    table = clean(rows(*texts), CorpusConfig(boilerplate=boilerplate, language=language, min_words=2))
+@given(st.lists(TEXTS, max_size=5), st.sampled_from(["", "en"]))
+def test_rows_keep_their_order_and_get_the_fields(texts, language):
+    table = clean(rows(*texts), CorpusConfig(language=language, min_words=2))
     assert table.column_names == ["id", "text", "language", "problem", *(field.name for field in CLEAN_FIELDS)]
     assert [table.schema.field(field.name) for field in CLEAN_FIELDS] == CLEAN_FIELDS
     assert table["text"].to_pylist() == texts
@@ -138,8 +139,9 @@ def test_min_words(words, problem):
 
 
 @pytest.mark.parametrize(("chars", "problem"), [(99, ""), (100, ""), (101, "too_long")])
-def test_max_chars_counts_normalised_characters(chars, problem):
-    assert cleaned("\u200b".join("x" * chars) + "  ", max_chars=100)["problem"] == problem
+def test_max_chars_counts_normalised_characters(chars, problem, monkeypatch):
+    monkeypatch.setattr(cleaning, "MAX_CHARS", 100)
+    assert cleaned("\u200b".join("x" * chars) + "  ")["problem"] == problem
 
 
 def test_min_words_excludes_the_opener():
@@ -149,23 +151,14 @@ def test_min_words_excludes_the_opener():
 # Boilerplate
 
 
-@pytest.mark.parametrize(
-    ("boilerplate", "normalised", "problem"),
-    [
-        ("keep", "Sure, here is an essay on the roads: The road is long.", ""),
-        ("remove", "The road is long.", ""),
-        ("drop", "Sure, here is an essay on the roads: The road is long.", "boilerplate"),
-    ],
-)
-def test_boilerplate_modes(boilerplate, normalised, problem):
-    row = cleaned(OPENER + "The road is long.", boilerplate=boilerplate)
-    assert (row["normalised"], row["problem"]) == (normalised, problem)
+def test_boilerplate_is_removed():
+    row = cleaned(OPENER + "The road is long.")
+    assert (row["normalised"], row["problem"]) == ("The road is long.", "")
 
 
-@pytest.mark.parametrize(("boilerplate", "problem"), [("keep", ""), ("remove", "boilerplate"), ("drop", "boilerplate")])
-def test_refusals(boilerplate, problem):
-    row = cleaned("I’m sorry, but I can’t assist with that request.", boilerplate=boilerplate)
-    assert (row["normalised"], row["problem"]) == ("I'm sorry, but I can't assist with that request.", problem)
+def test_refusal_is_dropped():
+    row = cleaned("I’m sorry, but I can’t assist with that request.")
+    assert (row["normalised"], row["problem"]) == ("I'm sorry, but I can't assist with that request.", "boilerplate")
 
 
 # Language
@@ -204,8 +197,9 @@ def test_short_or_unsure_texts_stay(text):
     ("own", "wanted", "max_chars"), [("en", "en", 1000), ("", "", 1000), ("fr", "en", 1000), ("", "en", 9)]
 )
 def test_language_model_is_used_only_when_needed(own, wanted, max_chars, monkeypatch):
+    monkeypatch.setattr(cleaning, "MAX_CHARS", max_chars)
     monkeypatch.setattr(language_model, "detector", None)
-    assert cleaned(ENGLISH, own, language=wanted, max_chars=max_chars)["language"] == own
+    assert cleaned(ENGLISH, own, language=wanted)["language"] == own
 
 
 def test_language_model_needs_no_network(monkeypatch):

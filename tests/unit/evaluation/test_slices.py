@@ -72,9 +72,10 @@ def test_curves_need_both_classes():
     assert (slices.curves(human, None, 0.5)["roc"], slices.curves(human, None, 0.5)["reliability"]) == (None, [])
 
 
-def test_top_false_positives_are_human_texts_called_ai():
+def test_top_false_positives_are_human_texts_called_ai(monkeypatch):
     config = Config()
-    config.evaluation.include_texts, config.evaluation.top_false_positives = False, 2
+    config.evaluation.include_texts = False
+    monkeypatch.setattr(errors, "NUM_TEXTS", 2)
     verdicts = verdicts_of(
         labels=[0, 0, 0, 0, 1],
         scores=[9.0, 5.0, 1.0, 2.0, 9.0],

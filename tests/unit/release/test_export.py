@@ -57,7 +57,7 @@ def test_an_export_keeps_the_domain_classifier(tiny_bundle: Path, tmp_path: Path
 
 def test_a_bundle_is_recalibrated_with_its_own_settings(tiny_bundle: Path) -> None:
     settings = CalibrationConfig(
-        target_fprs=[0.05, 0.1], default_target_fpr=0.05, verdict_lengths=[32, 64], min_tpr=0.7, prevalence=0.2
+        target_fprs=[0.05, 0.1], default_target_fpr=0.05, verdict_lengths=[32, 64], prevalence=0.2
     )
     spec = replace(read_spec(tiny_bundle), provenance={"config": {"calibration": settings.model_dump()}})
     assert calibration_settings(spec) == settings

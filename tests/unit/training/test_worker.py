@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from detect_ai.core.config import TrainConfig
-from detect_ai.training.worker import group_steps, is_finished
+from detect_ai.training.worker import group_steps
 
 
 def parts(*slots: int, ends: tuple[int, ...]) -> Any:
@@ -39,23 +38,3 @@ def test_microbatches_of_another_rank_fail(wrong: tuple[int, ...]) -> None:
 def test_stream_that_ends_within_a_step_fails() -> None:
     with pytest.raises(AssertionError):
         grouped(parts(0, 0, ends=(0,)), 0, 1)
-
-
-@pytest.mark.parametrize(
-    ("steps", "patience", "aurocs", "finished"),
-    [
-        (10, 0, [0.9, 0.8], True),
-        (5, 0, [0.9, 0.8], False),
-        (5, 1, [0.9, 0.8], True),
-        (5, 1, [0.8, 0.9], False),
-        (5, 2, [0.9, 0.8], False),
-        (5, 2, [0.9, 0.8, 0.9], True),  # an equal AUROC is no improvement
-        (5, 1, [], False),
-    ],
-)
-def test_run_ends_after_its_steps_or_without_improvement(
-    steps: int, patience: int, aurocs: list[float], finished: bool
-) -> None:
-    trainer: Any = SimpleNamespace(steps=steps, total_steps=10)
-    history = [{"auroc": auroc} for auroc in aurocs]
-    assert is_finished(trainer, history, TrainConfig(patience=patience)) == finished

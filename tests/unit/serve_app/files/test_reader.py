@@ -18,7 +18,7 @@ from serve_app.files.uploads import file_name, report_hidden
 from tests.fixtures import documents
 from tests.fixtures.fake_service import verdict
 
-CONFIG = ServeConfig(max_pages=20, file_timeout_s=20)
+CONFIG = ServeConfig()
 SENTENCE = "The council met on Tuesday to vote on the bridge."
 BILLION_LAUGHS = (
     b'<!DOCTYPE d [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'
@@ -185,7 +185,7 @@ BAD = {
     "truncated PDF": ("a.pdf", b"%PDF-1.7\nnothing", 422, "damaged"),
     "scanned": ("a.pdf", documents.pdf("", ""), 422, "scanned"),
     "password": ("a.pdf", documents.pdf(SENTENCE, password="secret"), 422, "password"),
-    "many pages": ("a.pdf", documents.pdf_of(SHOW, 21), 413, "21 pages"),
+    "many pages": ("a.pdf", documents.pdf_of(SHOW, 501), 413, "501 pages"),
 }
 
 
@@ -198,9 +198,10 @@ def test_bad_file_is_refused_with_its_problem(name: str) -> None:
     assert refused.value.status == status
 
 
-def test_too_many_bytes_are_refused() -> None:
+def test_too_many_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MAX_FILE_BYTES", 10)
     with pytest.raises(ProblemError, match="11 bytes"):
-        text("a.pdf", b"%PDF-1.7 ab", CONFIG.model_copy(update={"max_file_bytes": 10}))
+        text("a.pdf", b"%PDF-1.7 ab")
 
 
 @pytest.mark.parametrize(
@@ -212,12 +213,13 @@ def test_too_many_characters_are_refused(content: tuple[str, bytes]) -> None:
     assert refused.value.status == 413
 
 
-def test_endless_pdf_is_stopped() -> None:
+def test_endless_pdf_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "TIMEOUT_S", 2)
     endless = documents.pdf_of(SHOW * 2_000_000)
     assert len(endless) < 1_000_000
     started = time.monotonic()
     with pytest.raises(ProblemError, match="within 2 seconds"):
-        text("a.pdf", endless, CONFIG.model_copy(update={"file_timeout_s": 2, "max_chars": 2_000_000}))
+        text("a.pdf", endless, CONFIG.model_copy(update={"max_chars": 2_000_000}))
     assert time.monotonic() - started < 6
 
 
