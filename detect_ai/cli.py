@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detect_ai import __version__
 from detect_ai.core.errors import DetectAIError, InputError
-from detect_ai.schemas import CategoryInfo, Label, ModelInfo, Reason, Verdict
+from detect_ai.schemas import Label, ModelInfo, Reason, Verdict
 from detect_ai.text.file_type import DESCRIPTIONS, TEXT, decode_text, file_type
 from detect_ai.text.normalize import is_blank
 
@@ -291,21 +291,18 @@ def model_lines(info: ModelInfo) -> list[str]:
         default = " (default)" if threshold.target_fpr == info.default_target_fpr else ""
         lines.append(
             f"--target-fpr {threshold.target_fpr:g}{default}: AI at a probability of {percent(threshold.probability)} "
-            f"or higher. Expected false positive rate {out_of_100(threshold.expected_fpr)} human texts, up to "
-            f"{out_of_100(threshold.fpr_upper_bound)}. {threshold.min_tokens} tokens or more."
+            f"or higher, {threshold.min_tokens} tokens or more. Of human texts like those, and of no others, it calls "
+            f"{out_of_100(threshold.expected_fpr)} AI on average, and up to {out_of_100(threshold.fpr_upper_bound)}."
         )
-        lines += [f"  {_category_line(category)}" for category in threshold.categories]
+        lines += [
+            f"  {domain.name}: AI at {percent(domain.probability)}, {domain.min_tokens} tokens or more; of texts like "
+            f"its {domain.num_human} human texts {out_of_100(domain.expected_fpr)} on average, up to "
+            f"{out_of_100(domain.fpr_upper_bound)}."
+            for domain in threshold.domains
+        ]
     if info.limits:
         lines.append(f"Limits of a request: {', '.join(f'{name} {value:,}' for name, value in info.limits.items())}.")
     return [*lines, info.guarantee]
-
-
-def _category_line(category: CategoryInfo) -> str:
-    return (
-        f"{category.compared_with} of {category.min_tokens} or more tokens: AI at "
-        f"{percent(category.probability)}, from {category.num_human} human texts; expected false positive rate "
-        f"{out_of_100(category.expected_fpr)}, up to {out_of_100(category.fpr_upper_bound)}."
-    )
 
 
 def percent(fraction: float) -> str:

@@ -68,11 +68,8 @@ class Verdict(BaseModel):
     num_compared: int = Field(default=0, description="Human calibration texts behind `p_value` and `threshold`")
     fpr_upper_bound: float | None = Field(
         default=None,
-        description="95% upper bound of the false positive rate of `threshold` for texts exchangeable with those; null "
-        "where none holds",
-    )
-    no_bound_reason: Literal["unknown_domain"] | None = Field(
-        default=None, description="Why there is no `fpr_upper_bound`: the text is of no domain that calibration knows"
+        description="95% upper bound of the false positive rate of `threshold`, only for texts like those calibration "
+        "texts; null where none holds, as for a text of no known domain",
     )
     reasons: list[Reason] = Field(description="Why the label is `uncertain`; empty otherwise")
     tampering: dict[str, int] = Field(
@@ -239,28 +236,26 @@ class LabelScore(BaseModel):
     score: float = Field(description="Calibrated probability at the prevalence of `/v1/model`")
 
 
-class CategoryInfo(BaseModel):
+class DomainInfo(BaseModel):
     """Threshold and error rates at one target for one domain."""
 
-    compared_with: str = Field(description="Name of the domain")
-    min_tokens: int = Field(description="Shorter texts of it are `uncertain` at this target")
+    name: str
     num_human: int = Field(description="Human calibration texts behind the threshold")
     probability: float = Field(description="Texts with at least this probability are labelled `ai`")
-    expected_fpr: float = Field(description="Expected false positive rate on exchangeable texts")
-    fpr_lower_bound: float = Field(description="95% lower bound of the false positive rate, given those texts")
-    fpr_upper_bound: float = Field(description="95% upper bound of the false positive rate, given those texts")
+    expected_fpr: float = Field(description="Expected false positive rate on texts like the calibration texts")
+    fpr_upper_bound: float = Field(description="95% upper bound of it, only for texts like the calibration texts")
+    min_tokens: int = Field(description="Shorter texts of the domain are `uncertain` at this target")
 
 
 class ThresholdInfo(BaseModel):
-    """Threshold and error rates at one target; with categories, the highest value among them."""
+    """Threshold and error rates at one target; with domains, the highest value among them."""
 
     target_fpr: float
     probability: float = Field(description="Texts with at least this probability are labelled `ai`")
-    expected_fpr: float = Field(description="Expected false positive rate on exchangeable texts")
-    fpr_lower_bound: float = Field(default=0.0, description="95% lower bound of it, given the calibration set")
-    fpr_upper_bound: float = Field(description="95% upper bound of it, given the calibration set")
+    expected_fpr: float = Field(description="Expected false positive rate on texts like the calibration texts")
+    fpr_upper_bound: float = Field(description="95% upper bound of it, only for texts like the calibration texts")
     min_tokens: int = Field(description="Shorter texts of no known domain are `uncertain` at this target")
-    categories: list[CategoryInfo] = Field(default=[], description="Thresholds by domain, if there are any")
+    domains: list[DomainInfo] = Field(default=[], description="Thresholds by domain, if there are any")
 
 
 class ModelInfo(BaseModel):

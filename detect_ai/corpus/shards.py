@@ -57,7 +57,7 @@ QUARANTINE_SCHEMA = pa.schema(
     [
         *map(ROW_SCHEMA.field, _DESCRIBED),
         ("reason", pa.string()),
-        ("twin", pa.string()),  # id of the row that it duplicates
+        ("duplicate_of", pa.string()),  # id of the row that it duplicates
     ]
 )
 
@@ -224,7 +224,7 @@ class ShardPlan:
         number: counted from 0 within the split.
         file: position of each row's scratch file.
         row: its place in that file.
-        columns: what was decided: `weight` and `copy` (the attack on a copy, or ""), else `reason` and `twin`.
+        columns: what was decided: `weight` and `copy` (the attack on a copy, or ""), else `reason` and `duplicate_of`.
     """
 
     split: str
@@ -255,7 +255,7 @@ def plan_shards(rows: Rows, config: Config) -> list[ShardPlan]:
     for number, start in enumerate(range(0, len(bad), size)):
         part = bad[start : start + size]
         originals = [str(ids[position]) if position >= 0 else "" for position in rows.duplicate_of[part]]
-        add(QUARANTINE, number, part, {"reason": rows.reason[part].tolist(), "twin": originals})
+        add(QUARANTINE, number, part, {"reason": rows.reason[part].tolist(), "duplicate_of": originals})
     return plans
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from detect_ai.calibration.conformal import CONFIDENCE, fpr_bound
-from detect_ai.schemas import CategoryInfo, ModelInfo, ThresholdInfo
+from detect_ai.schemas import DomainInfo, ModelInfo, ThresholdInfo
 
 if TYPE_CHECKING:
-    from detect_ai.calibration.calibration import GroupCalibration
     from detect_ai.detector.bundle import DetectorSpec
 
 GUARANTEE = (
-    "The false positive rate holds on average for human texts exchangeable with the calibration set: the same sources, "
+    "False positive rates and bounds hold for human texts exchangeable with the calibration set: the same sources, "
     "topics, writers and lengths. For other texts there is no guarantee. Do not use a score as the only evidence "
     "against a person."
 )
@@ -29,7 +27,7 @@ def model_info(spec: DetectorSpec, limits: Mapping[str, int]) -> ModelInfo:
         language=str(spec.corpus.get("language", "")),
         prevalence=calibration.prevalence,
         default_target_fpr=spec.default_target_fpr,
-        thresholds=[_threshold(spec, target) for target in sorted(calibration.thresholds)],
+        thresholds=_thresholds(spec),
         num_human=calibration.num_human,
         min_tokens=spec.min_tokens,
         window=spec.window,
@@ -55,34 +53,33 @@ def card_info(spec: DetectorSpec) -> dict[str, Any]:
         "git_revision": spec.provenance["git_revision"],
         "prevalence": spec.calibration.prevalence,
         "num_human": spec.calibration.num_human,
-        "thresholds": [
-            {**row.model_dump(), "domains": [{"name": c.compared_with, **c.model_dump()} for c in row.categories]}
-            for row in (_threshold(spec, target) for target in sorted(spec.calibration.thresholds))
-        ],
+        "thresholds": [row.model_dump() for row in _thresholds(spec)],
     }
 
 
-def _threshold(spec: DetectorSpec, target: float) -> ThresholdInfo:
-    """Threshold and error rates at a target, the highest values over all domains."""
-    domains = [
-        CategoryInfo(
-            compared_with=group.domain,
-            min_tokens=spec.min_tokens_at(target, group.domain),
-            num_human=group.num_human,
-            **_error_rates(group, target),
+def _thresholds(spec: DetectorSpec) -> list[ThresholdInfo]:
+    """Threshold and error rates at each target: of the domains, and the highest values over them."""
+    calibration, rows = spec.calibration, []
+    for target in sorted(calibration.thresholds):
+        domains = [
+            DomainInfo(
+                name=group.domain,
+                num_human=group.num_human,
+                probability=float(group.probability(group.bounds(target)[1])),
+                expected_fpr=group.thresholds[target].expected_fpr,
+                fpr_upper_bound=group.thresholds[target].fpr_bound,
+                min_tokens=spec.min_tokens_at(target, group.domain),
+            )
+            for group in calibration.domains or (calibration,)
+        ]
+        rows.append(
+            ThresholdInfo(
+                target_fpr=target,
+                probability=max(domain.probability for domain in domains),
+                expected_fpr=max(domain.expected_fpr for domain in domains),
+                fpr_upper_bound=max(domain.fpr_upper_bound for domain in domains),
+                min_tokens=max(domain.min_tokens for domain in domains),
+                domains=domains if calibration.domains else [],
+            )
         )
-        for group in spec.calibration.domains
-    ]
-    groups = [_error_rates(group, target) for group in spec.calibration.domains or (spec.calibration,)]
-    highest = {name: max(rates[name] for rates in groups) for name in groups[0]}
-    return ThresholdInfo(target_fpr=target, min_tokens=spec.min_tokens_at(target), categories=domains, **highest)
-
-
-def _error_rates(group: GroupCalibration, target: float) -> dict[str, float]:
-    threshold = group.thresholds[target]
-    return {
-        "probability": float(group.probability(group.bounds(target)[1])),
-        "expected_fpr": threshold.expected_fpr,
-        "fpr_lower_bound": fpr_bound(group.num_human, target, 1 - CONFIDENCE),
-        "fpr_upper_bound": threshold.fpr_bound,
-    }
+    return rows

@@ -38,7 +38,6 @@ VERDICT_SCHEMA = pa.schema(
         ("compared_with", pa.string()),
         ("num_compared", pa.int32()),
         ("fpr_upper_bound", pa.float64()),  # null where none holds
-        ("no_bound_reason", pa.string()),
         ("tampering", pa.string()),  # JSON
         ("num_tokens", pa.int32()),
         ("num_windows", pa.int32()),

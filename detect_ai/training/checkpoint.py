@@ -2,7 +2,7 @@
 
 A checkpoint is the model as a bundle has it (`config.json`, `model.safetensors`), what resuming needs
 (`optimizer.safetensors`, `state.json`), the evaluations so far (`history.json`) and the one at this step
-(`figures.json`). Ray Train registers a checkpoint once all of it is in the storage, so a run never resumes from an
+(`metrics.json`). Ray Train registers a checkpoint once all of it is in the storage, so a run never resumes from an
 incomplete one.
 """
 
@@ -53,7 +53,7 @@ def report(trainer: Trainer, history: list[dict[str, Any]]) -> None:
         write_state(state, folder)
         (folder / "history.json").write_text(json.dumps(history))
         if evaluated:
-            (folder / "figures.json").write_text(json.dumps(history[-1]))
+            (folder / "metrics.json").write_text(json.dumps(history[-1]))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(name))
 
 

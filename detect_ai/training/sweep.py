@@ -225,7 +225,7 @@ def _trial_result(result: Any, storage: Storage, folder: str) -> Trial:
 def evaluated_checkpoints(storage: Storage, folder: str) -> list[tuple[str, dict[str, Any]]]:
     """The registered checkpoints of a run that have an evaluation: their keys and metrics."""
     keys = [f"{folder}/{result['checkpoint_dir_name']}" for result in checkpoint.registered(storage, folder)]
-    return [(key, storage.read_json(f"{key}/figures.json")) for key in keys if storage.exists(f"{key}/figures.json")]
+    return [(key, storage.read_json(f"{key}/metrics.json")) for key in keys if storage.exists(f"{key}/metrics.json")]
 
 
 def _score(metrics: Mapping[str, Any]) -> tuple[float, float]:

@@ -257,7 +257,7 @@ def test_best_epoch_is_kept(long: Run) -> None:
     result = run_stage("train", train, config, long.storage)
     aurocs = [epoch["auroc"] for epoch in result["history"]]
     assert len(aurocs) == 6
-    assert long.storage.read_json(f"{result['checkpoint']}/figures.json") == result["validation"]
+    assert long.storage.read_json(f"{result['checkpoint']}/metrics.json") == result["validation"]
     assert result["validation"]["auroc"] == max(aurocs)
     folder = result["checkpoint"].rpartition("/")[0]
     kept = [name for name in long.storage.list(folder) if name.startswith("checkpoint_2")]

@@ -95,10 +95,10 @@ def test_every_row_is_kept_or_in_the_quarantine(prepared: Prepared) -> None:
     manifest, corpus = prepared.corpus.manifest, prepared.corpus
     assert manifest.rows_read == prepared.rows_read
     assert manifest.dropped == DROPPED
-    rows = corpus.read(QUARANTINE, ["text", "reason", "twin"]).to_pylist()
+    rows = corpus.read(QUARANTINE, ["text", "reason", "duplicate_of"]).to_pylist()
     reasons = [row["reason"] for row in rows]
     assert {reason: reasons.count(reason) for reason in reasons} == DROPPED
-    assert {row["reason"] for row in rows if row["twin"]} == {"duplicate", "both_labels", "contaminated"}
+    assert {row["reason"] for row in rows if row["duplicate_of"]} == {"duplicate", "both_labels", "contaminated"}
     assert {row["text"] for row in rows if row["reason"] == "language"} == {GERMAN}
     kept = sum(row["rows"] for row in manifest.counts if row["attack"] == ORIGINAL)
     assert kept == manifest.rows_read - sum(DROPPED.values())
@@ -128,9 +128,9 @@ def test_groups_and_near_duplicates_share_a_split(prepared: Prepared) -> None:
 
 
 def test_contamination_is_listed(prepared: Prepared) -> None:
-    rows = prepared.corpus.read(QUARANTINE, ["id", "text", "reason", "twin"]).to_pylist()
+    rows = prepared.corpus.read(QUARANTINE, ["id", "text", "reason", "duplicate_of"]).to_pylist()
     (row,) = [row for row in rows if row["reason"] == "contaminated"]
-    assert (row["text"], row["twin"]) == (ESSAYS[47], "e1")
+    assert (row["text"], row["duplicate_of"]) == (ESSAYS[47], "e1")
     assert prepared.result["contamination"] == {"exam": 1}
     assert prepared.corpus.storage.read_json(f"{prepared.corpus.key}/{CONTAMINATION}") == {"exam": [[row["id"], "e1"]]}
 

@@ -46,8 +46,8 @@ def write_corpus(root):
     """A finished corpus with a quarantine, and the result of `prepare` that names it."""
     storage, shards = Storage(str(root)), []
     rows = {split: rows_of(split) for split in SPLITS}
-    dropped = [{**row, "reason": "duplicate", "twin": "train-1"} for row in rows["train"][:30]]
-    dropped += [{**row, "reason": "too_short", "twin": ""} for row in rows["test"][:2]]
+    dropped = [{**row, "reason": "duplicate", "duplicate_of": "train-1"} for row in rows["train"][:30]]
+    dropped += [{**row, "reason": "too_short", "duplicate_of": ""} for row in rows["test"][:2]]
     for split, members in {**rows, QUARANTINE: dropped}.items():
         schema = QUARANTINE_SCHEMA if split == QUARANTINE else SCHEMA
         for number, start in enumerate(range(0, len(members), SHARD_ROWS)):

@@ -15,7 +15,7 @@ def test_thresholds_of_all_texts(tiny_bundle):
     info = model_info(spec, {"max_texts": 3})
     assert [threshold.target_fpr for threshold in info.thresholds] == [0.05, 0.1]
     assert info.thresholds[0].fpr_upper_bound == spec.calibration.thresholds[0.05].fpr_bound
-    assert info.thresholds[0].categories == []
+    assert info.thresholds[0].domains == []
     assert (info.model_version, info.num_human, info.limits) == (spec.version, 40, {"max_texts": 3})
 
 
@@ -37,8 +37,8 @@ def test_of_several_domains_the_highest_values_are_stated(tiny_bundle):
     prose = domains[1]
     for threshold in info.thresholds:
         held = prose.thresholds[threshold.target_fpr]
-        assert [(c.compared_with, c.num_human) for c in threshold.categories] == [("essays", 40), ("prose", 21)]
-        assert threshold.fpr_upper_bound == threshold.categories[1].fpr_upper_bound == held.fpr_bound
+        assert [(d.name, d.num_human) for d in threshold.domains] == [("essays", 40), ("prose", 21)]
+        assert threshold.fpr_upper_bound == threshold.domains[1].fpr_upper_bound == held.fpr_bound
         assert threshold.probability == pytest.approx(float(prose.probability(prose.bounds(threshold.target_fpr)[1])))
-    assert [c.min_tokens for c in info.thresholds[0].categories] == [10, 64]
+    assert [d.min_tokens for d in info.thresholds[0].domains] == [10, 64]
     assert [threshold.min_tokens for threshold in info.thresholds] == [64, 10]

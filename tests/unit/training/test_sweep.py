@@ -32,7 +32,7 @@ def storage(tmp_path: Path) -> Storage:
     """A trial of three checkpoints: evaluated and complete, not evaluated, and one whose write was interrupted."""
     store = Storage(str(tmp_path))
     for name in ("complete", "torn"):
-        store.write_json(f"{FOLDER}/checkpoint_{name}/figures.json", {"auroc": 0.9, "step": 6})
+        store.write_json(f"{FOLDER}/checkpoint_{name}/metrics.json", {"auroc": 0.9, "step": 6})
     store.write_bytes(f"{FOLDER}/checkpoint_between/model.safetensors", b"weights")
     registered = [{"checkpoint_dir_name": f"checkpoint_{name}", "metrics": {}} for name in ("between", "complete")]
     store.write_json(f"{FOLDER}/{SNAPSHOT}", {"checkpoint_results": registered})
