@@ -11,6 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray import serve
+from ray.serve.context import _get_global_client
+
 from detect_ai.core.config import Config, ServeConfig
 from detect_ai.core.errors import ConfigError, ConflictError, ResourceError
 from detect_ai.core.ray_runtime import connect, require_free_port, require_resources
@@ -24,6 +28,7 @@ from serve_app.desired_state import DesiredState, State
 
 logger = logging.getLogger(__name__)
 
+APP = "detect_ai"
 DEPLOY_TIMEOUT_S = 300
 POLL_S = 0.5
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -53,36 +58,45 @@ def deploy(config: Config, storage: Storage, keys: str | None = None) -> dict[st
         ResourceError: a port in use, too few CPUs, or replicas that did not start.
         ConflictError: a newer deployment has replaced this one.
     """
-    version, keys = checked_version(config.serve, storage), checked_keys(config.serve, storage, keys)
+    settings = config.serve
+    version, keys = checked_version(settings, storage), checked_keys(settings, storage, keys)
     connect()
-    needed = max(1, config.serve.min_replicas)
-    gpus = needed * int(config.serve.use_gpu)
-    require_resources(f"serve.min_replicas={needed}", needed * config.serve.cpus_per_replica, gpus)
-    started_serve = start_serve(config.serve)
+    needed = max(1, settings.min_replicas)
+    what = f"serve.min_replicas={needed}"
+    require_resources(what, needed * settings.cpus_per_replica, needed * int(settings.use_gpu))
+    started_serve = start_serve(settings)
     is_new = not is_deployed()
-    replaced = None if is_new else served_version(config.serve)
+    replaced = None if is_new else served_version(settings)
     desired = desired_state(storage)
-    number = desired.start(config.serve, version, keys)
+    values = settings.model_dump() | {"version": version}
+    state = State(status="starting", version=version, settings=values, keys=keys)
+    number = desired.advance(state, after=desired.read()[0])
     try:
         hand_over(desired, storage.root)
-        wait_until_served(desired, number, config.serve, version)
-        desired.confirm(number)
+        deadline = time.monotonic() + DEPLOY_TIMEOUT_S
+        while True:
+            desired.require(number)  # first: the state of Serve may be that of a newer deployment
+            if is_answering(settings, version):
+                break
+            if time.monotonic() > deadline:
+                raise ResourceError(
+                    f"version {version} did not answer within {DEPLOY_TIMEOUT_S} s: see `serve status`; a replica "
+                    f"needs {settings.cpus_per_replica:g} free CPUs"
+                )
+            time.sleep(POLL_S)
+        desired.advance(state.model_copy(update={"status": "live"}), after=number)
     except BaseException:
         with suppress(ConflictError):  # a newer deployment continues
             if is_new:
                 desired.require(number)
                 stop(app=True, serve_too=started_serve)
-            elif state := desired.revert(number):
-                logger.warning("Version %s was not deployed: the service returns to %s", version, state.version)
+            elif last := desired.last_live():
+                desired.advance(last, after=number)
+                logger.warning("Version %s was not deployed: the service returns to %s", version, last.version)
                 hand_over(desired, storage.root)
         raise
     stop_limiters(keep=ACTOR_NAME)
-    return {
-        "url": url(config.serve),
-        "model_version": version,
-        "replaced": replaced,
-        "started_serve": started_serve,
-    }
+    return {"url": url(settings), "model_version": version, "replaced": replaced, "started_serve": started_serve}
 
 
 def desired_state(storage: Storage) -> DesiredState:
@@ -144,8 +158,6 @@ def require_place(config: ServeConfig, storage: Storage) -> None:
         ConfigError: no API keys for a service that other machines can reach.
         ResourceError: something other than Ray Serve uses the port.
     """
-    from ray.serve.context import _get_global_client
-
     checked_keys(config, storage)
     if _get_global_client(raise_if_no_controller_running=False) is None:
         require_free_port(config.host, config.port)
@@ -181,9 +193,6 @@ def checked_keys(config: ServeConfig, storage: Storage, keys: str | None = None)
 
 def start_serve(config: ServeConfig) -> bool:
     """Start Ray Serve unless it runs; returns whether it did. Raises ResourceError when the port is taken."""
-    from ray import serve
-    from ray.serve.context import _get_global_client
-
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is not None:
         running = client.http_config
@@ -214,47 +223,23 @@ def hand_over(desired: DesiredState, storage_root: str) -> None:
 
 def apply(state: State, storage_root: str) -> None:
     """Deploy a state on Ray Serve, without waiting for replicas."""
-    from ray import serve
-
-    from serve_app.deployment import APP, build
+    from serve_app.deployment import build
 
     app = build(state.config, storage_root, state.version, runtime_env(), state.keys)
     target = serve.RunTarget(app, name=APP, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
-def wait_until_served(desired: DesiredState, number: int, config: ServeConfig, version: str) -> None:
-    """Wait until a deployment answers. Raises ResourceError, or ConflictError when a newer one has begun."""
-    deadline = time.monotonic() + DEPLOY_TIMEOUT_S
-    while True:
-        desired.require(number)  # first: the state of Serve may be that of the newer one
-        if is_answering(config, version):
-            return
-        if time.monotonic() > deadline:
-            raise ResourceError(
-                f"version {version} did not answer within {DEPLOY_TIMEOUT_S} s: see `serve status`; a replica needs "
-                f"{config.cpus_per_replica:g} free CPUs"
-            )
-        time.sleep(POLL_S)
-
-
 def is_answering(config: ServeConfig, version: str) -> bool:
     """Whether all replicas run a version. Raises ResourceError when it failed to start."""
-    from ray import serve
-
-    from serve_app.deployment import APP
-
     app = serve.status().applications.get(APP)
     if app is not None and app.status == "DEPLOY_FAILED":
-        raise ResourceError(f"version {version} did not start: {reason(app)}")
+        messages = [app.message, *(deployment.message for deployment in app.deployments.values())]
+        lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+        # The error stands after its traceback.
+        reason = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no reason given")
+        raise ResourceError(f"version {version} did not start: {reason}")
     return app is not None and app.status == "RUNNING" and served_version(config) == version
-
-
-def reason(app: Any) -> str:
-    """The last line of Serve's messages about a failed application: the error, after its traceback."""
-    messages = [app.message, *(deployment.message for deployment in app.deployments.values())]
-    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no reason given")
 
 
 def runtime_env() -> dict[str, Any]:
@@ -262,8 +247,6 @@ def runtime_env() -> dict[str, Any]:
 
     Ray merges a job's variables into those of its actors, so others than the allowed ones are emptied, not left out.
     """
-    import ray
-
     inherited = dict(ray.get_runtime_context().runtime_env)
     given = inherited.get("env_vars", {})
     variables = {name: value if name.startswith(ALLOWED_VARIABLES) else "" for name, value in given.items()}
@@ -289,19 +272,11 @@ def served_version(config: ServeConfig) -> str | None:
 
 def is_deployed() -> bool:
     """Whether Serve has the application; starts nothing."""
-    from ray import serve
-
-    from serve_app.deployment import APP
-
     return APP in serve.status().applications
 
 
 def stop(app: bool, serve_too: bool) -> None:
     """Delete the application and shut down Serve; requests in progress are answered first."""
-    from ray import serve
-
-    from serve_app.deployment import APP
-
     if app and is_deployed():
         serve.delete(APP)
     if serve_too:

@@ -15,12 +15,15 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import CARD_FILE
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
+from serve_app.api.app import create_app
 from serve_app.auth.access import AccessControl
 from serve_app.auth.api_keys import KeyStore
 from serve_app.auth.rate_limit import connect_limiter
 from serve_app.engine.autoscaling import DEMAND, scale_on_demand
+from serve_app.engine.engine import Engine
+from serve_app.engine.metrics import RayTelemetry
+from serve_app.engine.versions import Versions
 
-APP = "detect_ai"
 DEPLOYMENT = "Detector"
 LOOK_BACK_S = 12.0  # of autoscaling; replicas report every 10 seconds
 UPSCALE_DELAY_S = 5.0  # load lasts this long before a replica is added
@@ -36,21 +39,20 @@ class Replica:
 
     Args:
         config: the service.
-        storage_root: of the registry and the API keys.
+        storage_root: of the registry and the API keys; absolute, because replicas run in another directory.
         version: of the bundle; pinned: it does not follow the champion.
         keys: hashed API keys of the environment, as JSON; None: no keys are required.
     """
 
     def __init__(self, config: ServeConfig, storage_root: str, version: str, keys: str | None) -> None:
-        from serve_app.engine.engine import Engine
-        from serve_app.engine.metrics import RayTelemetry
-        from serve_app.engine.versions import Versions
-
-        self.telemetry = RayTelemetry()
+        self.telemetry, storage = RayTelemetry(), Storage(storage_root)
 
         def engine(name: str) -> Engine:
-            detector, card = load(config, storage_root, name)
-            loaded = Engine(detector, config, self.telemetry, card)
+            with Registry(storage).folder(name) as folder:  # every byte is checked
+                detector = Detector.load(folder, "cuda" if config.use_gpu else "cpu", config.batch_tokens)
+                card = folder / CARD_FILE
+                text = card.read_text(encoding="utf-8") if card.exists() else ""
+            loaded = Engine(detector, config, self.telemetry, text)
             loaded.warm_up()
             return loaded
 
@@ -60,12 +62,10 @@ class Replica:
             connect_limiter(),
             config.tokens_per_minute,
             config.max_concurrent_per_key,
-            None if keys is None else KeyStore(Storage(storage_root), keys).read,
+            None if keys is None else KeyStore(storage, keys).read,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        from serve_app.api.app import create_app
-
         return create_app(self.versions, self.access, self.telemetry)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -78,37 +78,17 @@ class Replica:
             raise RuntimeError("the batcher has stopped")
 
 
-def load(config: ServeConfig, storage_root: str, version: str) -> tuple[Detector, str]:
-    """The detector of a version, verified, and its model card; empty without one."""
-    device = "cuda" if config.use_gpu else "cpu"
-    with Registry(Storage(storage_root)).folder(version) as folder:
-        card = folder / CARD_FILE
-        detector = Detector.load(folder, device, config.batch_tokens)
-        return detector, card.read_text(encoding="utf-8") if card.exists() else ""
-
-
 def build(
-    config: ServeConfig,
-    storage_root: str,
-    version: str,
-    runtime_env: dict[str, Any] | None = None,
-    keys: str | None = None,
+    config: ServeConfig, storage_root: str, version: str, runtime_env: dict[str, Any], keys: str | None
 ) -> serve.Application:
-    """The application for one version.
-
-    Args:
-        config: the service.
-        storage_root: an absolute path or a URI, because replicas run in another directory.
-        version: of the bundle in the registry.
-        runtime_env: of the replicas; None: that of the job.
-        keys: hashed API keys of the environment, as JSON; None: no keys are required.
-    """
-    actor: dict[str, Any] = {"num_cpus": config.cpus_per_replica, "num_gpus": int(config.use_gpu)}
-    if runtime_env is not None:
-        actor["runtime_env"] = runtime_env
+    """The application for one version: the arguments of a `Replica`, and the runtime environment of its process."""
     deployment = serve.deployment(
         name=DEPLOYMENT,
-        ray_actor_options=actor,
+        ray_actor_options={
+            "num_cpus": config.cpus_per_replica,
+            "num_gpus": int(config.use_gpu),
+            "runtime_env": runtime_env,
+        },
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         max_queued_requests=MAX_QUEUED_REQUESTS,
         backpressure_config=BackpressureConfig(retry_after_s=1),

@@ -6,23 +6,20 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Security
+from fastapi import APIRouter, FastAPI, Request, Security, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field, TypeAdapter
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from detect_ai import __version__
-from detect_ai.core.config import LOOPBACK
 from detect_ai.schemas import (
     DetectRequest,
     DetectResponse,
@@ -84,9 +81,9 @@ def create_app(versions: Versions, access: AccessControl, telemetry: Telemetry |
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         versions.start()
-        access.start(REFRESH_S)
+        refreshing = asyncio.create_task(access.refresh(REFRESH_S))
         yield
-        await access.stop()
+        refreshing.cancel()
         await versions.close()
 
     app = FastAPI(
@@ -101,16 +98,8 @@ def create_app(versions: Versions, access: AccessControl, telemetry: Telemetry |
         exception_handlers={HTTPException: http_problem, RequestValidationError: validation_problem},
     )
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs characters of the body
-    app.add_middleware(
-        Guard,
-        access=access,
-        telemetry=telemetry or Telemetry(),
-        max_body_bytes=config.max_body_bytes,
-        other_bounds={"/v1/detect/file": config.max_upload_bytes},
-        hosts=LOOPBACK if config.is_local and not access.requires_keys else None,
-        cors_origins=config.cors_origins,
-    )
-    app.add_middleware(Stamp, model_version=versions.main.detector.version)
+    version, telemetry = versions.main.detector.version, telemetry or Telemetry()
+    app.add_middleware(Guard, access=access, telemetry=telemetry, config=config, model_version=version)
     if config.cors_origins:  # outermost: preflight requests carry no key
         app.add_middleware(
             CORSMiddleware,
@@ -121,41 +110,11 @@ def create_app(versions: Versions, access: AccessControl, telemetry: Telemetry |
         )
     # For the OpenAPI description only: the middleware has checked the key already.
     needs_key = [Security(HTTPBearer(auto_error=False))] if access.requires_keys else []
-    app.include_router(json_routes(versions), dependencies=needs_key)
+    app.include_router(text_routes(versions), dependencies=needs_key)
     app.include_router(file_routes(versions), dependencies=needs_key)
-    app.include_router(model_routes(versions, access), dependencies=needs_key)
-    app.include_router(health_routes(versions, access))
+    app.include_router(state_routes(versions, access, needs_key))
     add_pages(app, versions.main.card)
     return app
-
-
-class Stamp:
-    """ASGI middleware that adds `X-Model-Version` and `Server-Timing` to every response, and answers HEAD like GET.
-
-    Args:
-        app: the application.
-        model_version: the version reported where no route has chosen another.
-    """
-
-    def __init__(self, app: ASGIApp, model_version: str) -> None:
-        self.app, self.model_version = app, model_version
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        started, is_head = time.perf_counter(), scope.get("method") == "HEAD"
-        if is_head:  # FastAPI's routes do not answer it
-            scope = {**scope, "method": "GET"}
-
-        async def send_stamped(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["X-Model-Version"] = scope["state"].get("model_version", self.model_version)
-                headers["Server-Timing"] = f"replica;dur={1000 * (time.perf_counter() - started):.1f}"
-            elif is_head and message["type"] == "http.response.body":
-                message = {**message, "body": b""}
-            await send(message)
-
-        await self.app(scope, receive, send_stamped)
 
 
 def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
@@ -172,44 +131,34 @@ def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def bounded(request: Request) -> Response:
-                check_media_type(request, media_type)
-                caller = request.state.caller.name
-                engine = versions.choose(request.state.request_id if caller == ANYBODY else caller)
+                headers, state, caller = request.headers, request.state, request.state.caller.name
+                if headers.get("content-type", "").partition(";")[0].strip().lower() != media_type:
+                    raise ProblemError(415, f"Expected the header `Content-Type: {media_type}`.")
+                if headers.get("content-encoding", "identity").strip().lower() != "identity":
+                    detail = "Compressed bodies are not supported: leave out the header `Content-Encoding`."
+                    raise ProblemError(415, detail, {"Accept-Encoding": "identity"})
+                length = headers.get("content-length", "")
+                state.num_bytes = int(length) if length.isdigit() else 0  # 0: unknown
+                state.engine = versions.choose(state.request_id if caller == ANYBODY else caller)
+                state.model_version = state.engine.detector.version
                 # Caller in the queue, for fair turns: the API key, or without keys the connection.
-                queue = ":".join(map(str, request.client)) if caller == ANYBODY and request.client else caller
-                request.state.engine, request.state.queue = engine, queue
-                request.state.model_version = engine.detector.version
+                state.queue = ":".join(map(str, request.client)) if caller == ANYBODY and request.client else caller
                 try:
-                    engine.require_room(announced_bytes(request), queue)
+                    state.engine.require_room(state.num_bytes, state.queue)
                     async with asyncio.timeout(seconds):
                         return await handle(request)
                 except TimeoutError:
                     detail = f"No answer within {seconds:g} seconds: send less text at once, or try again later."
                     raise ProblemError(503, detail, RETRY_AFTER) from None
                 except QueueFullError as error:
-                    headers = {"Retry-After": str(error.retry_after_s)}
-                    raise ProblemError(503, "The queue is full: try again later.", headers) from None
+                    retry = {"Retry-After": str(error.retry_after_s)}
+                    raise ProblemError(503, "The queue is full: try again later.", retry) from None
                 except ClosedError:
                     raise ProblemError(503, "The replica is shutting down: try again.", RETRY_AFTER) from None
 
             return bounded
 
     return BoundedRoute
-
-
-def check_media_type(request: Request, media_type: str) -> None:
-    """Raise ProblemError for a body of another type, or a compressed one."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != media_type:
-        raise ProblemError(415, f"Expected the header `Content-Type: {media_type}`.")
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
-        detail = "Compressed bodies are not supported: leave out the header `Content-Encoding`."
-        raise ProblemError(415, detail, {"Accept-Encoding": "identity"})
-
-
-def announced_bytes(request: Request) -> int:
-    """Length of the body by its header; 0 without one."""
-    length = request.headers.get("content-length", "")
-    return int(length) if length.isdigit() else 0
 
 
 async def answer(versions: Versions, request: Request, work: Callable[[Engine], Awaitable[bytes]]) -> Response:
@@ -219,7 +168,7 @@ async def answer(versions: Versions, request: Request, work: Callable[[Engine], 
     return Response(content, media_type="application/json")
 
 
-def json_routes(versions: Versions) -> APIRouter:
+def text_routes(versions: Versions) -> APIRouter:
     """Detection for texts in JSON."""
     router = APIRouter(route_class=bounded_route(versions, "application/json"))
 
@@ -227,13 +176,11 @@ def json_routes(versions: Versions) -> APIRouter:
         request: Request, texts: list[str], options: Options, respond: Callable[[list[Verdict]], bytes]
     ) -> Response:
         state, size = request.state, sum(map(len, texts))
-        return await answer(
-            versions,
-            request,
-            lambda engine: engine.run(
-                lambda: engine.encode(texts, options), respond, size, state.queue, state.caller.charge
-            ),
-        )
+
+        def work(engine: Engine) -> Awaitable[bytes]:
+            return engine.run(lambda: engine.encode(texts, options), respond, size, state.queue, state.caller.charge)
+
+        return await answer(versions, request, work)
 
     @router.post("/v1/detect", response_model=DetectResponse)
     async def detect(request: Request, body: DetectRequest) -> Response:
@@ -294,30 +241,28 @@ def file_routes(versions: Versions) -> APIRouter:
         comments of Word documents are not read. A file that cannot be read has a `problem` instead of a `verdict`; the
         other files are not affected.
         """
-        state, files = request.state, versions.main.files
-        with files.held(announced_bytes(request) or versions.main.config.max_upload_bytes):
-            uploads, options = await read_form(request, versions.main.config)
-            return await answer(
-                versions,
-                request,
-                lambda engine: detect_files(
-                    engine, uploads, options, state.request_id, state.queue, state.caller.charge
-                ),
-            )
+        state, main = request.state, versions.main
+
+        def work(engine: Engine) -> Awaitable[bytes]:
+            return detect_files(engine, uploads, options, state.request_id, state.queue, state.caller.charge)
+
+        with main.files.held(state.num_bytes or main.config.max_upload_bytes):
+            uploads, options = await read_form(request, main.config)
+            return await answer(versions, request, work)
 
     return router
 
 
-def model_routes(versions: Versions, access: AccessControl) -> APIRouter:
-    """The model, and the state of the replica for operators."""
+def state_routes(versions: Versions, access: AccessControl, needs_key: Sequence[params.Security]) -> APIRouter:
+    """The model and the state of the replica; liveness and readiness need no key."""
     router, started = APIRouter(), time.monotonic()
 
-    @router.get("/v1/model", response_model=ModelInfo)
+    @router.get("/v1/model", dependencies=needs_key)
     async def model() -> ModelInfo:
         """The model that answers, its thresholds and limits."""
         return versions.main.info()
 
-    @router.get(f"{ADMIN}status", response_model=Status)
+    @router.get(f"{ADMIN}status", dependencies=needs_key)
     async def status() -> Status:
         """The replica that answers. Needs a key with the scope `admin`."""
         return Status(
@@ -333,13 +278,6 @@ def model_routes(versions: Versions, access: AccessControl) -> APIRouter:
                 if key.is_valid
             ],
         )
-
-    return router
-
-
-def health_routes(versions: Versions, access: AccessControl) -> APIRouter:
-    """Liveness and readiness, without a key."""
-    router = APIRouter()
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:

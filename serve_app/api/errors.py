@@ -18,25 +18,13 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = {"Retry-After": "1"}
 MAX_REPORTED = 3  # errors of one request
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
-_DETAILS = {
-    400: "The body is not valid JSON in UTF-8.",
-    404: "No such path: see /docs for the API.",
-}
+_DETAILS = {400: "The body is not valid JSON in UTF-8.", 404: "No such path: see /docs for the API."}
 _EXPECTED = {"target_fpr": "expected a number above 0 and below 1"}  # also for NaN and 1e999
-_PHRASES = {
-    "missing": "is missing",
-    "model_attributes_type": "expected a JSON object",
-}
+_PHRASES = {"missing": "is missing", "model_attributes_type": "expected a JSON object"}
 
 
 class ProblemError(Exception):
-    """A request that cannot be answered.
-
-    Args:
-        status: HTTP status.
-        detail: what was expected, what was found, how to fix it; no text of the request.
-        headers: additional headers of the response.
-    """
+    """A request that cannot be answered; `detail` says what was expected and found, without text of the request."""
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -56,19 +44,20 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ProblemError:
     """A problem from pydantic's errors: the names of fields and the expected values, never the input."""
     if errors[0]["type"] == "json_invalid":
         return ProblemError(400, f"The body is not valid JSON: {errors[0]['ctx']['error']}.")
-    return ProblemError(422, "; ".join(map(_sentence, errors[:MAX_REPORTED])) + ".")
-
-
-def _sentence(error: Mapping[str, Any]) -> str:
-    kind, location = error["type"], [part for part in error["loc"] if part != "body"]
-    if kind == "value_error":
-        return str(error["ctx"]["error"])
-    if kind == "extra_forbidden":  # its name comes from the request
-        name = str(location[-1])
-        return f"unknown field `{name}`" if _FIELD_NAME.fullmatch(name) else "a field has an unknown name"
-    path = ".".join(str(part) for part in location if not str(part).startswith(("str", "list[", "constrained")))
-    phrase = _EXPECTED.get(path) or _PHRASES.get(kind) or str(error["msg"]).replace("Input should be", "expected")
-    return f"`{path}` {phrase}" if path else f"the body: {phrase}"
+    sentences = []
+    for error in errors[:MAX_REPORTED]:
+        kind, location = error["type"], [str(part) for part in error["loc"] if part != "body"]
+        path = ".".join(part for part in location if not part.startswith(("str", "list[", "constrained")))
+        if kind == "value_error":
+            sentences.append(str(error["ctx"]["error"]))
+        elif kind == "extra_forbidden":  # its name comes from the request
+            is_name = _FIELD_NAME.fullmatch(location[-1])
+            sentences.append(f"unknown field `{location[-1]}`" if is_name else "a field has an unknown name")
+        else:
+            message = str(error["msg"]).replace("Input should be", "expected")
+            phrase = _EXPECTED.get(path) or _PHRASES.get(kind) or message
+            sentences.append(f"`{path}` {phrase}" if path else f"the body: {phrase}")
+    return ProblemError(422, "; ".join(sentences) + ".")
 
 
 async def validation_problem(request: Request, error: Exception) -> Response:

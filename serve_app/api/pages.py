@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse
+from markdown_it import MarkdownIt
 from starlette.staticfiles import StaticFiles
 
 from serve_app.api.errors import ProblemError
@@ -15,13 +16,10 @@ WEB = Path(__file__).resolve().parents[1] / "web"
 
 
 def add_pages(app: FastAPI, card: str) -> None:
-    """Add the pages to an application.
-
-    Args:
-        app: the application.
-        card: the model card as Markdown; empty without one.
-    """
-    card_page = render_card(card)
+    """Add the pages to an application; `card` is the model card as Markdown, empty without one."""
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")  # HTML in a card is escaped
+    template = (WEB / "card.html").read_text(encoding="utf-8")
+    card_page = template.replace("<!-- card -->", markdown.render(card))
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -39,11 +37,3 @@ def add_pages(app: FastAPI, card: str) -> None:
 
     app.mount("/static", StaticFiles(directory=WEB))
     app.mount("/swagger-ui", StaticFiles(directory=str(files("fastapi_offline") / "static")))
-
-
-def render_card(card: str) -> str:
-    """A model card as an HTML page. HTML in it is escaped."""
-    from markdown_it import MarkdownIt
-
-    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-    return (WEB / "card.html").read_text(encoding="utf-8").replace("<!-- card -->", markdown.render(card))

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.datastructures import Headers
 
@@ -36,10 +36,10 @@ class Caller:
     tokens_per_minute: int = 0  # rate limit; 0: none
     slot: int = 0  # of the reservation
 
-    def charge(self, tokens: int) -> None:
-        """Count tokens that the model reads for this request; a negative number refunds them."""
-        if self.limiter and self.tokens_per_minute:
-            self.limiter.charge(self.name, tokens)
+    @property
+    def charge(self) -> Callable[[int], None] | None:
+        """Counts tokens that the model reads for this request, a negative number refunds them; None without a rate."""
+        return partial(self.limiter.charge, self.name) if self.limiter and self.tokens_per_minute else None
 
     def release(self) -> None:
         """End the request."""
@@ -68,7 +68,6 @@ class AccessControl:
         self._tokens_per_minute, self._max_concurrent = tokens_per_minute, max_concurrent
         self.ring = read_keys() if read_keys else KeyRing()
         self._read_at = time.monotonic()
-        self._task: asyncio.Task[None] | None = None
 
     @property
     def requires_keys(self) -> bool:
@@ -110,23 +109,12 @@ class AccessControl:
             raise ProblemError(403, f"This key has the scope {scopes}; this path needs the scope {needed}.")
         return key
 
-    def start(self, refresh_s: float) -> None:
-        """Read the keys periodically, on the running event loop."""
-        if self._read_keys:
-            self._task = asyncio.get_running_loop().create_task(self._refresh(refresh_s, self._read_keys))
-
-    async def stop(self) -> None:
-        """Stop reading the keys."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-
-    async def _refresh(self, refresh_s: float, read_keys: Callable[[], KeyRing]) -> None:
-        while True:
-            await asyncio.sleep(refresh_s)
+    async def refresh(self, every_s: float) -> None:
+        """Read the keys periodically."""
+        while self._read_keys:
+            await asyncio.sleep(every_s)
             try:
-                self.ring = await asyncio.get_running_loop().run_in_executor(None, read_keys)
+                self.ring = await asyncio.get_running_loop().run_in_executor(None, self._read_keys)
                 self._read_at = time.monotonic()
             except Exception as error:  # storage is unavailable, or a file is being repaired: retry later
                 # Other errors may quote what they read.

@@ -28,7 +28,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pyarrow.fs import FileSelector
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from detect_ai.core.errors import ConfigError, DetectAIError
 from detect_ai.core.storage import Storage
@@ -36,7 +36,6 @@ from detect_ai.core.storage import Storage
 ENVIRONMENT = "DETECT_AI_API_KEYS"
 FOLDER = "auth/keys"
 REFRESH_S = 5  # delay until running replicas refuse a revoked key
-OLD_FILE = "auth/keys.json"
 _TOKEN = re.compile(r"dai_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 _NO_HASH = "0" * 64  # compared where no key has the id, so that both answers take the same time
 
@@ -53,13 +52,11 @@ class ApiKey(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}$")]
-    name: Annotated[str, StringConstraints(pattern=r"^[ -~]{1,64}$")] = Field(description="Owner")
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    id: str = Field(pattern=r"^[0-9a-f]{8}$")
+    name: str = Field(pattern=r"^[ -~]{1,64}$")  # owner
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     scopes: frozenset[Scope]
-    tokens_per_minute: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Rate limit over all replicas; default: serve.tokens_per_minute"
-    )
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None  # over all replicas; None: serve.tokens_per_minute
     created: AwareDatetime | None = None
     expires: AwareDatetime | None = None
     revoked: AwareDatetime | None = None
@@ -99,33 +96,27 @@ class KeyStore:
     def __init__(self, storage: Storage, environment: str = "") -> None:
         self._storage = storage
         self._environment = _parse(_KEYS, environment, ENVIRONMENT).get("keys", []) if environment else []
-        self._known: dict[str, tuple[tuple[Any, Any], ApiKey]] = {}  # by file name, with (mtime, size)
+        self._known: dict[str, tuple[tuple[Any, Any], ApiKey]] = {}  # by id, with (mtime, size)
 
     def read(self) -> KeyRing:
         """All keys, revoked ones included; reads only objects that have changed. Raises ConfigError."""
-        if self._storage.exists(OLD_FILE):
-            raise ConfigError(
-                f"{self._storage.uri(OLD_FILE)}: expected one file per key, {FOLDER}/<id>.json: create the keys again "
-                f"with `python -m serve_app.auth.api_keys create NAME` and delete this file"
-            )
         known: dict[str, tuple[tuple[Any, Any], ApiKey]] = {}
         selector = FileSelector(self._storage.path(FOLDER), allow_not_found=True, recursive=True)
         for info in self._storage.filesystem.get_file_info(selector):
-            if info.base_name.endswith(".json"):
-                version, key = self._known.get(info.base_name, (None, None))
-                if key is None or version != (info.mtime_ns, info.size):
-                    key = self.get(info.base_name.removesuffix(".json"))
-                known[info.base_name] = ((info.mtime_ns, info.size), key)
+            number, changed = info.base_name.removesuffix(".json"), (info.mtime_ns, info.size)
+            if number == info.base_name:
+                continue
+            if number in self._known and self._known[number][0] == changed:
+                known[number] = self._known[number]
+                continue
+            name = f"{FOLDER}/{info.base_name}"
+            where = self._storage.uri(name)
+            key = _parse(_KEY, self._storage.read_bytes(name).decode(errors="replace"), where)
+            if key.id != number:
+                raise ConfigError(f"{where}: expected the key {number}, found {key.id}")
+            known[number] = (changed, key)
         self._known = known
         return KeyRing([*(key for _, key in known.values()), *self._environment])
-
-    def get(self, number: str) -> ApiKey:
-        """The key of an object. Raises ConfigError, which repeats no hash, or FileNotFoundError."""
-        name = f"{FOLDER}/{number}.json"
-        key: ApiKey = _parse(_KEY, self._storage.read_bytes(name).decode(errors="replace"), self._storage.uri(name))
-        if key.id != number:
-            raise ConfigError(f"{self._storage.uri(name)}: expected the key {number}, found {key.id}")
-        return key
 
     def put(self, key: ApiKey) -> None:
         """Create or replace the object of a key."""
@@ -151,14 +142,15 @@ def create_key(name: str, scopes: Iterable[Scope] = (Scope.DETECT,), **limits: A
     """
     number = secrets.token_hex(4)
     token = f"dai_{number}_{secrets.token_urlsafe(32)}"
-    known = {"id": number, "sha256": digest(token), "created": _now()}
+    known = {"id": number, "name": name, "sha256": digest(token), "scopes": scopes, "created": _now()}
     try:
-        return token, ApiKey.model_validate({"name": name, "scopes": scopes, **known, **limits})
+        return token, ApiKey.model_validate(known | limits)
     except ValidationError as error:
         raise ConfigError(f"key: {_reason(error)}") from None
 
 
 def _parse(adapter: TypeAdapter[Any], text: str, where: str) -> Any:
+    """Parsed keys. Raises ConfigError, which repeats no hash."""
     try:
         return adapter.validate_json(text)
     except ValidationError as error:
@@ -171,6 +163,10 @@ def _reason(error: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Create, list or revoke keys. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m serve_app.auth.api_keys", description="API keys of the service.")
@@ -181,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     create.add_argument("name", help="owner")
     create.add_argument("--scope", nargs="+", type=Scope, default=[Scope.DETECT], choices=list(Scope))
     create.add_argument("--tokens-per-minute", type=int, help="rate limit; default: serve.tokens_per_minute")
-    create.add_argument("--expires", type=_utc, help="a date such as 2027-01-31")
+    create.add_argument("--expires", type=datetime.fromisoformat, help="a date such as 2027-01-31")
     commands.add_parser("list", help="ids, owners and scopes")
     commands.add_parser("revoke", help="make a key invalid").add_argument("id")
     arguments = parser.parse_args(argv)
@@ -195,34 +191,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _utc(text: str) -> datetime:
-    return datetime.fromisoformat(text).astimezone(UTC)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC).replace(microsecond=0)
-
-
 def _run(store: KeyStore, arguments: argparse.Namespace) -> str:
+    if arguments.command == "create":
+        expires = arguments.expires and arguments.expires.astimezone(UTC)
+        limits = {"tokens_per_minute": arguments.tokens_per_minute, "expires": expires}
+        token, key = create_key(arguments.name, arguments.scope, **limits)
+        store.put(key)
+        return token
     keys = store.read().keys
-    if arguments.command == "list":
-        return "\n".join(_line(key) for key in keys.values()) or f"no keys in {FOLDER}/"
     if arguments.command == "revoke":
         if arguments.id not in keys:
             raise ConfigError(f"no key {arguments.id!r} in {FOLDER}/; found {', '.join(keys) or 'none'}")
         store.put(keys[arguments.id].model_copy(update={"revoked": _now()}))
         return f"revoked {arguments.id}: running replicas refuse it within {REFRESH_S} s"
-    limits = {"tokens_per_minute": arguments.tokens_per_minute, "expires": arguments.expires}
-    token, key = create_key(arguments.name, arguments.scope, **limits)
-    store.put(key)
-    return token
-
-
-def _line(key: ApiKey) -> str:
-    rate = f"{key.tokens_per_minute} tokens/min" if key.tokens_per_minute else "default rate"
-    dates = {"created": key.created, "expires": key.expires, "revoked": key.revoked}
-    ends = [f"{name} {date:%Y-%m-%d}" for name, date in dates.items() if date]
-    return "  ".join([key.id, key.name, " ".join(sorted(key.scopes)), rate, *ends])
+    lines = []
+    for key in keys.values():
+        rate = f"{key.tokens_per_minute} tokens/min" if key.tokens_per_minute else "default rate"
+        dates = {"created": key.created, "expires": key.expires, "revoked": key.revoked}
+        ends = [f"{name} {date:%Y-%m-%d}" for name, date in dates.items() if date]
+        lines.append("  ".join([key.id, key.name, " ".join(sorted(key.scopes)), rate, *ends]))
+    return "\n".join(lines) or f"no keys in {FOLDER}/"
 
 
 if __name__ == "__main__":

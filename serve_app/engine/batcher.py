@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,16 +57,6 @@ class _Job:
     waiting_tokens: int
     num_scored: int = 0
 
-    def take(self, index: int) -> None:
-        self.waiting.remove(index)
-        self.waiting_tokens -= self.costs[index]
-
-    def put(self, index: int, score: float) -> None:
-        self.scores[index] = score
-        self.num_scored += 1
-        if self.num_scored == len(self.rows) and not self.done.done():
-            self.done.set_result(self.scores)
-
 
 @dataclass(eq=False)
 class Batcher:
@@ -94,9 +84,6 @@ class Batcher:
         lanes: batches that run in parallel.
         on_batch: called with the padded tokens and the seconds of every batch.
         on_queue: called with the tokens that wait, when they change.
-
-    Attributes:
-        peers: batchers that share the processor, this one included. They share the bounds of the queue.
     """
 
     score: Score
@@ -108,9 +95,8 @@ class Batcher:
     max_wait_s: float = math.inf
     threads: int = 1
     lanes: int = 1
-    on_batch: Callable[[int, float], None] | None = None
-    on_queue: Callable[[int], None] | None = None
-    peers: list[Batcher] = field(default_factory=list)
+    on_batch: Callable[[int, float], None] = lambda tokens, seconds: None
+    on_queue: Callable[[int], None] = lambda tokens: None
     offered_tokens: float = field(default=0.0, init=False)  # of all requests since `demand` was read, refused ones too
     _token_s: float = field(default=0.0, init=False)  # moving average of thread-seconds for a token
     _running_tokens: int = field(default=0, init=False)
@@ -123,14 +109,11 @@ class Batcher:
     _closing: bool = field(default=False, init=False)
     _demand_read: float = field(default_factory=time.perf_counter, init=False)
 
-    def __post_init__(self) -> None:
-        self.peers = self.peers or [self]
-
     def start(self) -> None:
         """Start the tasks that fill the lanes, on the running event loop."""
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._run()) for _ in range(self.lanes + 1)]
-        self._queue_changed()
+        self.on_queue(self.waiting_tokens)
 
     async def close(self) -> None:
         """Accept no more work and finish what was accepted."""
@@ -161,7 +144,7 @@ class Batcher:
     @property
     def waiting_tokens(self) -> int:
         """Padded tokens that wait for the model."""
-        return sum(job.waiting_tokens for job in self._jobs())
+        return sum(job.waiting_tokens for jobs in self._queues.values() for job in jobs)
 
     def costs(self, rows: Sequence[Ids]) -> list[int]:
         """Padded tokens of each window."""
@@ -184,11 +167,16 @@ class Batcher:
             return np.empty(0)
         costs = self.costs(rows)
         self.offered_tokens += sum(costs)
-        self._check_room(costs, caller)
+        jobs = [job for jobs in self._queues.values() for job in jobs]
+        if counted := sum(min(job.waiting_tokens, self.batch_tokens) for job in jobs):
+            bound = self.max_waiting_tokens * (1 if caller in self._queues else 2)
+            seconds = self.delay_s(len(costs), caller)
+            if seconds > self.max_wait_s or counted + min(sum(costs), self.batch_tokens) > bound:
+                raise QueueFullError(max(1, math.ceil(seconds)))
         done = asyncio.get_running_loop().create_future()
         job = _Job(rows, costs, done, np.empty(len(rows)), list(range(len(rows))), sum(costs))
         self._queues.setdefault(caller, []).append(job)
-        self._queue_changed()
+        self.on_queue(self.waiting_tokens)
         self._wake.set()
         try:
             return await job.done
@@ -196,8 +184,18 @@ class Batcher:
             self._drop(job)
 
     def delay_s(self, windows: int = 1, caller: str = "") -> float:
-        """Estimated seconds until the last of so many new windows of a caller gets its turn."""
-        return sum(peer._seconds_ahead(windows, caller) for peer in self._live_peers())
+        """Estimated seconds until the last of so many new windows of a caller gets its turn.
+
+        Callers take turns, then the requests of a caller.
+        """
+        own = self._queues.get(caller, [])
+        tokens = sum(job.costs[index] for job in own for index in job.waiting[:windows])
+        turns = windows + sum(min(windows, len(job.waiting)) for job in own)
+        for other, jobs in self._queues.items():
+            if other != caller:
+                waiting = sum(len(job.waiting) for job in jobs)
+                tokens += round(sum(job.waiting_tokens for job in jobs) * min(1.0, turns / max(1, waiting)))
+        return (self._running_tokens + tokens) * self._token_s / self.threads
 
     def demand(self) -> float:
         """Work offered since the last call, refused requests included, as a fraction of the capacity of all threads."""
@@ -208,8 +206,10 @@ class Batcher:
 
     @contextmanager
     def lane(self, tokens: int) -> Iterator[int]:
-        """Occupy a lane for a batch; yields its number of threads."""
-        threads = self._threads_of_next()
+        """Occupy a lane for a batch; yields its share of the idle threads, which as many batches as wait divide."""
+        waiting = math.ceil(self.waiting_tokens / self.lane_tokens)
+        others = min(max(0, self.lanes - self._busy_lanes - 1), waiting)
+        threads = max(1, (self.threads - self._busy_threads) // (1 + others)) if self.lanes > 1 else self.threads
         self._busy_lanes, self._busy_threads = self._busy_lanes + 1, self._busy_threads + threads
         self._running_tokens += tokens
         self._batch_starts.append(start := time.perf_counter())
@@ -219,46 +219,15 @@ class Batcher:
             self._busy_lanes, self._busy_threads = self._busy_lanes - 1, self._busy_threads - threads
             self._running_tokens -= tokens
             self._batch_starts.remove(start)
-            self._wake.set()
+            if self._queues:
+                self._wake.set()
 
     def measure(self, tokens: int, seconds: float, threads: int) -> None:
         """Update the time of a token from a batch that has run."""
         # A small batch takes hardly less time than a larger one: alone it would overestimate the time of a token.
         token_s = seconds * threads / max(tokens, self.lane_tokens * MIN_MEASURED_FILL)
         self._token_s = 0.8 * self._token_s + 0.2 * token_s if self._token_s else token_s
-        if self.on_batch is not None:
-            self.on_batch(tokens, seconds)
-
-    def _jobs(self) -> Iterator[_Job]:
-        return (job for jobs in self._queues.values() for job in jobs)
-
-    def _live_peers(self) -> list[Batcher]:
-        return [peer for peer in self.peers if peer is self or peer.alive]
-
-    def _check_room(self, costs: list[int], caller: str) -> None:
-        peers = self._live_peers()
-        counted = sum(min(job.waiting_tokens, self.batch_tokens) for peer in peers for job in peer._jobs())
-        if not counted:
-            return
-        bound = self.max_waiting_tokens * (1 if any(caller in peer._queues for peer in peers) else 2)
-        seconds = self.delay_s(len(costs), caller)
-        if seconds > self.max_wait_s or counted + min(sum(costs), self.batch_tokens) > bound:
-            raise QueueFullError(max(1, math.ceil(seconds)))
-
-    def _seconds_ahead(self, windows: int, caller: str) -> float:
-        """Seconds of work that come before the last of so many new windows: callers take turns, as do requests."""
-        own = self._queues.get(caller, [])
-        tokens = sum(job.costs[index] for job in own for index in job.waiting[:windows])
-        turns = windows + sum(min(windows, len(job.waiting)) for job in own)
-        for other, jobs in self._queues.items():
-            if other != caller:
-                waiting = sum(len(job.waiting) for job in jobs)
-                tokens += round(sum(job.waiting_tokens for job in jobs) * min(1.0, turns / max(1, waiting)))
-        return (self._running_tokens + tokens) * self._token_s / self.threads
-
-    def _queue_changed(self) -> None:
-        if self.on_queue is not None:
-            self.on_queue(self.waiting_tokens)
+        self.on_batch(tokens, seconds)
 
     def _drop(self, job: _Job) -> None:
         for caller, jobs in self._queues.items():
@@ -266,13 +235,18 @@ class Batcher:
                 jobs.remove(job)
                 if not jobs:
                     del self._queues[caller]
-                self._queue_changed()
+                self.on_queue(self.waiting_tokens)
                 return
 
     async def _run(self) -> None:
-        """Run batch after batch, each in the first free lane."""
+        """Run batch after batch, each in the first free lane, until the batcher is closed and the queue is empty."""
         loop = asyncio.get_running_loop()
-        while batch := await self._next_batch():
+        while True:
+            while not (batch := self._take()):
+                if self._closing:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
             rows = [job.rows[index] for job, index in batch]
             tokens = sum(job.costs[index] for job, index in batch)
             with self.lane(tokens) as threads:
@@ -283,64 +257,47 @@ class Batcher:
                         self._drop(job)
                         if not job.done.done():
                             job.done.set_exception(error)
-                else:
-                    for (job, index), score in zip(batch, scores, strict=True):
-                        job.put(index, score)
-                    self.measure(tokens, seconds, threads)
-
-    def _threads_of_next(self) -> int:
-        """Threads of the next batch: an even share of the idle ones, for as many batches as wait."""
-        if self.lanes == 1:
-            return self.threads
-        others = min(max(0, self.lanes - self._busy_lanes - 1), math.ceil(self.waiting_tokens / self.lane_tokens))
-        return max(1, (self.threads - self._busy_threads) // (1 + others))
-
-    async def _next_batch(self) -> list[tuple[_Job, int]]:
-        """Windows to score next; empty once the batcher is closed and the queue is empty."""
-        while not (batch := self._take()) and not self._closing:
-            self._wake.clear()
-            await self._wake.wait()
-        return batch
+                    continue
+            for (job, index), score in zip(batch, scores, strict=True):
+                job.scores[index] = score
+                job.num_scored += 1
+                if job.num_scored == len(job.rows) and not job.done.done():
+                    job.done.set_result(job.scores)
+            self.measure(tokens, seconds, threads)
 
     def _take(self) -> list[tuple[_Job, int]]:
         """Remove the next batch from the queue; empty where nothing waits."""
         if not self._queues or (self._busy_lanes >= self.lanes and self.waiting_tokens < self.lane_tokens):
             return []  # with all lanes busy, a small batch may still grow
-        candidates = self._candidates()
-        costs = np.asarray([job.costs[index] for job, index in candidates])
-        batch = [candidates[i] for i in cheapest_with_first(costs, self.lane_tokens, self.pass_tokens)]
-        for job, index in batch:
-            job.take(index)
-        served = {id(job) for job, _ in batch}
-        for caller, jobs in list(self._queues.items()):
-            if not any(id(job) in served for job in jobs):
-                continue
-            last = [job for job in jobs if id(job) in served and job.waiting]
-            del self._queues[caller]
-            if jobs := [job for job in jobs if id(job) not in served] + last:
-                self._queues[caller] = jobs  # callers and requests that had a turn go to the end
-        self._queue_changed()
-        return batch
-
-    def _candidates(self) -> list[tuple[_Job, int]]:
-        """The next windows in the order of their turns."""
-        turns = round_robin(
-            round_robin(zip(repeat(job), job.waiting, strict=False) for job in jobs) for jobs in self._queues.values()
-        )
         candidates: list[tuple[_Job, int]] = []
         tokens = 0
-        for job, index in turns:
+        for job, index in round_robin(  # of callers, then of the requests of each
+            round_robin(zip(repeat(job), job.waiting, strict=False) for job in jobs) for jobs in self._queues.values()
+        ):
             candidates.append((job, index))
             tokens += job.costs[index]
             if tokens >= LOOK_AHEAD * self.batch_tokens or len(candidates) == MAX_CANDIDATES:
                 break
-        return candidates
+        costs = np.asarray([job.costs[index] for job, index in candidates])
+        batch = [candidates[i] for i in cheapest_with_first(costs, self.lane_tokens, self.pass_tokens)]
+        for job, index in batch:
+            job.waiting.remove(index)
+            job.waiting_tokens -= job.costs[index]
+        served = {id(job) for job, _ in batch}
+        for caller, jobs in list(self._queues.items()):  # callers and requests that had a turn go to the end
+            if any(id(job) in served for job in jobs):
+                last = [job for job in jobs if id(job) in served and job.waiting]
+                del self._queues[caller]
+                if jobs := [job for job in jobs if id(job) not in served] + last:
+                    self._queues[caller] = jobs
+        self.on_queue(self.waiting_tokens)
+        return batch
 
 
-def timed(score: Score, rows: Sequence[Ids], threads: int) -> tuple[Scores, float]:
-    """Scores of windows, and the seconds they took."""
+def timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float]:
+    """The result of a function, and the seconds it took."""
     start = time.perf_counter()
-    return score(rows, threads), time.perf_counter() - start
+    return function(*arguments), time.perf_counter() - start
 
 
 def round_robin(iterables: Iterable[Iterable[T]]) -> Iterator[T]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from detect_ai.core.config import ServeConfig
@@ -47,43 +47,23 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a request.
+    """Options of a request."""
 
-    Attributes:
-        target_fpr: the model's default when None.
-        spans: score each sentence.
-        explain: score the text without each sentence; needs `spans`.
-    """
-
-    target_fpr: float | None = None
-    spans: bool = False
-    explain: bool = False
+    target_fpr: float | None = None  # the model's default when None
+    spans: bool = False  # score each sentence
+    explain: bool = False  # score the text without each sentence; needs `spans`
 
 
 @dataclass(frozen=True)
 class EncodedRequest:
-    """A request, normalised and tokenised.
+    """A request, normalised and tokenised."""
 
-    Attributes:
-        target_fpr: one of the model's targets.
-        options: as requested.
-        documents: its texts.
-        sentences: of each document; empty unless spans were requested.
-        rows: windows of all documents, then of all sentences, then of the documents without each sentence.
-        owners: index of the document or sentence that each window belongs to, shape (windows,).
-    """
-
-    target_fpr: float
+    target_fpr: float  # one of the model's targets
     options: Options
     documents: list[Document]
-    sentences: list[list[Sentence]]
-    rows: list[Ids]
-    owners: NDArray[np.int64]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the model reads for it."""
-        return sum(map(len, self.rows))
+    sentences: list[list[Sentence]]  # of each document; empty unless spans were requested
+    rows: list[Ids]  # windows of all documents, then of all sentences, then of the documents without each sentence
+    owners: NDArray[np.int64]  # index of the document or sentence that each window belongs to, shape (windows,)
 
 
 class Engine:
@@ -129,8 +109,6 @@ class Engine:
         """Score texts of several lengths, so that the first request finds kernels and memory ready."""
 
         def detect() -> None:
-            import torch
-
             torch.set_num_threads(self.config.threads)
             for words in WARM_UP_WORDS:
                 self.detector.detect([" ".join(["word"] * words)])
@@ -177,24 +155,22 @@ class Engine:
             nonlocal charged
             encoded = encode()
             if charge is not None:
-                charged = encoded.num_tokens
+                charged = sum(map(len, encoded.rows))
                 loop.call_soon_threadsafe(charge, charged)  # also where the caller has left meanwhile
             return encoded
 
+        def conclude(encoded: EncodedRequest, scores: Scores) -> tuple[list[Verdict], T]:
+            verdicts = self.verdicts(encoded, scores)
+            return verdicts, respond(verdicts)
+
         try:
             if self.batcher.is_idle and not self._unread_chars:
-                result = await self._run_alone(encode_and_charge, respond, size)
+                result = await self._run_alone(encode_and_charge, conclude, size)
             else:
                 result = await self._encode(encode_and_charge, size)
             if isinstance(result, EncodedRequest):
-                encoded = result
-                scores = await self.batcher.scores(encoded.rows, caller)
-
-                def conclude() -> tuple[list[Verdict], T]:
-                    verdicts = self.verdicts(encoded, scores)
-                    return verdicts, respond(verdicts)
-
-                result = await loop.run_in_executor(self.readers, conclude)
+                scores = await self.batcher.scores(result.rows, caller)
+                result = await loop.run_in_executor(self.readers, conclude, result, scores)
         except Exception:  # not CancelledError: a caller that leaves pays for the work
             if charge is not None and charged:
                 charge(-charged)
@@ -204,7 +180,10 @@ class Engine:
         return answer
 
     async def _run_alone(
-        self, encode: Callable[[], EncodedRequest], respond: Callable[[list[Verdict]], T], size: int
+        self,
+        encode: Callable[[], EncodedRequest],
+        conclude: Callable[[EncodedRequest, Scores], tuple[list[Verdict], T]],
+        size: int,
     ) -> EncodedRequest | tuple[list[Verdict], T]:
         """All steps in one job of a model thread. A request longer than a batch is only encoded: it takes turns."""
         tokens, seconds = 0, 0.0
@@ -216,8 +195,7 @@ class Engine:
             if not 0 < tokens <= self.batcher.lane_tokens:
                 return encoded
             scores, seconds = timed(self._score, encoded.rows, threads)
-            verdicts = self.verdicts(encoded, scores)
-            return verdicts, respond(verdicts)
+            return conclude(encoded, scores)
 
         occupied = ExitStack()
         threads = occupied.enter_context(self.batcher.lane(size // CHARS_PER_TOKEN))
@@ -233,23 +211,17 @@ class Engine:
         return await asyncio.shield(future)  # a caller that leaves does not free the lane: the thread does
 
     async def _encode(self, encode: Callable[[], EncodedRequest], size: int) -> EncodedRequest:
-        def measured() -> EncodedRequest:
-            start = time.perf_counter()
-            encoded = encode()
-            char_s = (time.perf_counter() - start) / max(size, MIN_MEASURED_CHARS)
-            self._char_s = 0.8 * self._char_s + 0.2 * char_s if self._char_s else char_s
-            return encoded
-
         self._unread_chars += size
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.readers, measured)
+            encoded, seconds = await asyncio.get_running_loop().run_in_executor(self.readers, timed, encode)
         finally:
             self._unread_chars -= size
+        char_s = seconds / max(size, MIN_MEASURED_CHARS)
+        self._char_s = 0.8 * self._char_s + 0.2 * char_s if self._char_s else char_s
+        return encoded
 
     def _score(self, rows: Sequence[Ids], threads: int) -> Scores:
         """Log-odds of windows. In torch, the number of threads belongs to the calling thread."""
-        import torch
-
         torch.set_num_threads(threads)
         return self.detector.window_scores(rows)
 

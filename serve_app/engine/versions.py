@@ -18,8 +18,8 @@ logger = logging.getLogger("ray.serve")
 class Versions:
     """The engines of a replica: the deployed version, and a canary that answers a fraction of the callers.
 
-    Each has threads of its own, so a canary that hangs does not block the deployed version; both share the bounds of
-    the queue. The health of a replica depends on the deployed version alone.
+    Each has threads and a queue of its own, so a canary that hangs does not block the deployed version. The health of a
+    replica depends on the deployed version alone.
 
     Args:
         main: the deployed version.
@@ -30,8 +30,6 @@ class Versions:
     def __init__(self, main: Engine, canary: Engine | None = None, canary_share: float = 0.0) -> None:
         self.main, self.canary, self.canary_share = main, canary, canary_share
         self.engines = [main, canary] if canary else [main]
-        for engine in self.engines:
-            engine.batcher.peers = [each.batcher for each in self.engines]
 
     def choose(self, caller: str) -> Engine:
         """The version that answers a caller (a key id, or a request id without keys)."""

@@ -19,6 +19,7 @@ from detect_ai.core.config import Config
 from detect_ai.core.ray_runtime import free_port
 from detect_ai.core.storage import Storage
 from detect_ai.detector.registry import Registry
+from serve_app import deployment
 from serve_app.deploy import deploy, stop
 from tests.fixtures import tiny_models
 
@@ -52,8 +53,11 @@ def config(encoder: Path, store: Storage) -> Config:
 
 @pytest.fixture(scope="session")
 def url(cluster: Path, config: Config, store: Storage) -> Iterator[str]:
-    """The service, deployed."""
-    yield str(deploy(config, store)["url"])
+    """The service, deployed with short queues."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deployment, "MAX_ONGOING_REQUESTS", 20)
+        patch.setattr(deployment, "MAX_QUEUED_REQUESTS", 40)
+        yield str(deploy(config, store)["url"])
     stop(app=True, serve_too=True)
 
 

@@ -36,16 +36,6 @@ class Seen:
     wrong: list[str] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
 
-    @property
-    def succeeded(self) -> float:
-        """Fraction of the requests that succeeded."""
-        return self.statuses.count(200) / len(self.statuses)
-
-
-def quantile(seconds: list[float], probability: float) -> float:
-    """Quantile of durations."""
-    return sorted(seconds)[int(probability * (len(seconds) - 1))]
-
 
 class Load:
     """Clients that send texts whose probabilities are known.

@@ -58,13 +58,6 @@ def test_files_get_the_verdict_of_their_text_or_a_problem(url: str, expected: li
     assert_same([file.verdict for file in files if file.verdict], [*expected, expected[0]])
 
 
-def test_explain_returns_the_effect_of_each_sentence(url: str) -> None:
-    with Client(url) as client:
-        verdict = client.detect(TEXTS[-1], explain=True)
-    assert verdict.spans
-    assert all(span.effect is not None for span in verdict.spans)
-
-
 def test_command_gives_the_verdict_of_the_library(
     url: str, expected: list[Verdict], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -119,33 +118,6 @@ def test_a_failing_job_prints_one_line(submit: Submit) -> None:
     assert "exit code 2" in done.stdout
     assert "error: config: train.rate" in done.stdout
     assert "Traceback" not in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("stage", "override", "message"),
-    [
-        ("prepare", "corpus.sources.0.path=/nowhere.csv", "/nowhere.csv"),
-        ("rollback", "run=other", "no version before the champion"),
-        ("evaluate", "bundle=nope", "bundle=nope: expected a version of the registry"),
-        ("score", "data=/nowhere.csv", "data=/nowhere.csv"),
-    ],
-)
-def test_a_stage_that_cannot_run_fails_in_one_line(
-    stage: str,
-    override: str,
-    message: str,
-    results: dict[str, Any],
-    settings: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(sys, "argv", [f"jobs/{stage}.py", *settings, override])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(CHECKOUT / f"jobs/{stage}.py"), run_name="__main__")
-    printed = capsys.readouterr()
-    (line,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
-    assert (ended.value.code, message in line, "Traceback" in printed.err) == (2, True, False)
 
 
 def test_the_package_of_a_job_is_code_only(results: dict[str, Any], cluster: LocalCluster) -> None:

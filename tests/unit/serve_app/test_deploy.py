@@ -18,13 +18,13 @@ import pytest
 import ray
 
 from detect_ai.core.config import Config, ServeConfig
-from detect_ai.core.errors import ConfigError, ConflictError, DetectAIError, RegistryError, ResourceError
+from detect_ai.core.errors import ConfigError, ConflictError, RegistryError, ResourceError
 from detect_ai.core.storage import Storage
 from detect_ai.detector.registry import Registry
 from serve_app import deploy as module
 from serve_app.auth.api_keys import ENVIRONMENT, KeyStore, create_key
 from serve_app.deploy import checked_keys, deploy, rollback_service, runtime_env
-from serve_app.desired_state import KEY, DesiredState, State
+from serve_app.desired_state import DesiredState, State
 from tests.fixtures import tiny_models
 
 
@@ -86,32 +86,22 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
     return serve
 
 
-@pytest.fixture
-def roll_back_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """The champion that a rollback returns to."""
-
-    def choose(version: str) -> None:
-        monkeypatch.setattr(module, "rollback", lambda *_: {"champion": version, "before": "vX"})
-
-    return choose
+def roll_back_to(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """Choose the champion that a rollback returns to."""
+    monkeypatch.setattr(module, "rollback", lambda *_: {"champion": version, "before": "vX"})
 
 
 def config(version: str, **settings: Any) -> Config:
     return Config(serve=ServeConfig().model_copy(update={"version": version, **settings}))
 
 
-def wait_for(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 def started(fake: FakeServe, run: Callable[[], Any], pool: ThreadPoolExecutor) -> Future[Any]:
     """A command that has deployed its version on Serve."""
-    targets = len(fake.targets)
+    targets, deadline = len(fake.targets), time.monotonic() + 20
     future = pool.submit(run)
-    wait_for(lambda: len(fake.targets) > targets or future.done())
+    while len(fake.targets) == targets and not future.done():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
     return future
 
 
@@ -131,27 +121,13 @@ def test_a_failed_first_deployment_leaves_nothing(fake: FakeServe, storage: Stor
     assert fake.live is None
 
 
-def test_a_failed_deployment_never_undoes_a_newer_one(
-    fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A deploys v2, whose replicas are slow; B deploys the hotfix v3; then A runs into its time limit."""
-    fake.released = {"v1", "v3"}
-    deploy(config("v1"), storage)
-    with ThreadPoolExecutor(2) as pool:
-        slow = started(fake, lambda: deploy(config("v2"), storage), pool)
-        assert deploy(config("v3"), storage)["model_version"] == "v3"
-        with pytest.raises(ConflictError, match=r"^version v3 was deployed meanwhile, by .* at "):
-            slow.result(20)
-    assert (fake.settle(), DesiredState(storage).read()[1].version) == ("v3", "v3")  # type: ignore[union-attr]
-
-
 @pytest.mark.parametrize("order", list(itertools.permutations(["a", "b", "rollback"])))
 @pytest.mark.parametrize("finish", ["first", "last"])
 def test_the_live_version_is_that_of_the_successful_command(
-    order: tuple[str, ...], finish: str, fake: FakeServe, storage: Storage, roll_back_to: Callable[[str], None]
+    order: tuple[str, ...], finish: str, fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two deployments and a rollback overlap, in all orders; replicas start from the first version on or the last."""
-    roll_back_to("v0")
+    roll_back_to(monkeypatch, "v0")
     fake.released = {"v1"}
     deploy(config("v1", max_texts=7), storage)
     commands: dict[str, Callable[[], Any]] = {
@@ -194,14 +170,14 @@ def test_a_late_hand_over_does_not_displace_a_newer_deployment(
 
 
 def test_rollback_keeps_the_settings_of_the_service(
-    fake: FakeServe, storage: Storage, roll_back_to: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.released = {"v1", "v2"}
     key = json.dumps({"keys": [create_key("one")[1].model_dump(mode="json", exclude_none=True)]})
     monkeypatch.setenv(ENVIRONMENT, key)
     deploy(config("v2", host="0.0.0.0", port=8080, max_texts=7, max_replicas=3), storage)
     monkeypatch.delenv(ENVIRONMENT)
-    roll_back_to("v1")
+    roll_back_to(monkeypatch, "v1")
     result = rollback_service(config(""), storage)
     state = fake.targets[-1]
     assert (result["champion"], result["deploy"]["model_version"]) == ("v1", "v1")
@@ -235,14 +211,6 @@ def test_rollback_to_a_damaged_bundle_changes_nothing(
     assert (registry.champion(), [state.version for state in fake.targets]) == (second, [second])
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"foo": 1}'])
-def test_a_malformed_record_is_one_clear_error(fake: FakeServe, storage: Storage, content: bytes) -> None:
-    storage.write_bytes(f"{KEY}/000001.json", content)
-    with pytest.raises(DetectAIError, match="000001") as error:
-        deploy(config("v1"), storage)
-    assert "\n" not in str(error.value)
-
-
 def test_settings_of_another_release_are_refused() -> None:
     state = State(status="live", version="v1", settings={"no_such_key": 1}, keys=None)
     with pytest.raises(ConfigError, match="of another release"):
@@ -271,7 +239,6 @@ def test_pipeline_checks_keys_before_the_training(storage: Storage, monkeypatch:
 
 def test_replicas_get_no_secret_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"WANDB_API_KEY": "s", "HF_TOKEN": "s", "AWS_REGION": "eu", "DETECT_AI_API_KEYS": "{}"}
-
     context = SimpleNamespace(runtime_env={"working_dir": "gcs://package.zip", "env_vars": given})
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     assert runtime_env() == {

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -86,14 +85,6 @@ class Counted(Telemetry):
 @pytest.fixture
 def detector(tiny_bundle: Path) -> Detector:
     return Detector.load(tiny_bundle)
-
-
-@pytest.fixture
-def serve_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    logger = logging.getLogger("ray.serve")  # it does not propagate to the root
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 async def unlimited(method: str, *arguments: Any) -> Reservation:
@@ -351,11 +342,11 @@ def test_refused_tokens_are_returned_to_the_rate(detector: Detector) -> None:
     async def scenario(_: httpx.AsyncClient, engine: Engine) -> None:
         for some in (files[:1], files[:2], files):
             await detect_files(engine, some, FileOptions(), "request-1", "", spent.append)
-        engine.batcher._check_room = refuse  # type: ignore[method-assign]
+        engine.batcher.scores = refuse  # type: ignore[method-assign]
         with pytest.raises(ClosedError):
             await engine.run(lambda: engine.encode(["a " * 3000] * 3, Options()), list, 9000, "", spent.append)
 
-    def refuse(*_: Any) -> None:
+    async def refuse(*_: Any) -> None:
         raise ClosedError
 
     ask(detector, scenario)

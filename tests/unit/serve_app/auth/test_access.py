@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from starlette.datastructures import Headers
@@ -76,6 +75,7 @@ def test_tokens_count_against_the_rate_of_the_key() -> None:
     async def scenario() -> None:
         headers = Headers({"Authorization": f"Bearer {token}"})
         caller = await closed.authorize("POST", "/v1/detect", headers)
+        assert caller.charge is not None
         caller.charge(89)
         caller.release()
         with pytest.raises(ProblemError) as refused:
@@ -102,13 +102,6 @@ def test_concurrent_requests_of_a_key_are_limited() -> None:
     asyncio.run(scenario())
 
 
-@pytest.fixture
-def serve_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    logging.getLogger("ray.serve").addHandler(caplog.handler)
-    yield caplog
-    logging.getLogger("ray.serve").removeHandler(caplog.handler)
-
-
 def test_keys_are_read_again_and_survive_errors(serve_log: pytest.LogCaptureFixture) -> None:
     token, key = create_key("one")
     answers: list[object] = [KeyRing([key]), ConfigError("auth/keys/x: expected {"), ValueError("secret"), KeyRing()]
@@ -122,7 +115,7 @@ def test_keys_are_read_again_and_survive_errors(serve_log: pytest.LogCaptureFixt
 
     async def scenario() -> list[bool]:
         closed = control(read)
-        closed.start(0.02)
+        refreshing = asyncio.create_task(closed.refresh(0.02))
         valid = []
         while answers:
             left = len(answers)
@@ -130,7 +123,7 @@ def test_keys_are_read_again_and_survive_errors(serve_log: pytest.LogCaptureFixt
                 await asyncio.sleep(0.005)
             await asyncio.sleep(0.01)
             valid.append(closed.ring.find(token) is not None)
-        await closed.stop()
+        refreshing.cancel()
         return valid
 
     assert asyncio.run(asyncio.wait_for(scenario(), 10)) == [True, True, False]

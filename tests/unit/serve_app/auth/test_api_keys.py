@@ -12,7 +12,7 @@ import pytest
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
 from serve_app.auth import api_keys
-from serve_app.auth.api_keys import FOLDER, OLD_FILE, ApiKey, KeyRing, KeyStore, Scope, create_key
+from serve_app.auth.api_keys import FOLDER, ApiKey, KeyRing, KeyStore, Scope, create_key
 
 
 @pytest.fixture
@@ -124,12 +124,6 @@ def test_an_object_of_another_id_is_refused(storage: Storage) -> None:
     key = create_key("one")[1]
     storage.write_bytes(f"{FOLDER}/00000000.json", key.model_dump_json().encode())
     with pytest.raises(ConfigError, match=f"expected the key 00000000, found {key.id}"):
-        KeyStore(storage).read()
-
-
-def test_a_file_of_the_former_format_is_refused(storage: Storage) -> None:
-    storage.write_json(OLD_FILE, {"keys": []})
-    with pytest.raises(ConfigError, match="one file per key"):
         KeyStore(storage).read()
 
 

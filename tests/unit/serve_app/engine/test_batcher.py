@@ -89,14 +89,6 @@ def test_every_caller_gets_its_own_scores() -> None:
     run(scenario)
 
 
-def test_waiting_requests_share_a_batch() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        tasks = [await hold(batcher, model), *[await queue(batcher, [row(i)]) for i in (1, 2, 3)]]
-        await release(model, *tasks)
-
-    assert run(scenario).batches == [[0], [1, 2, 3]]
-
-
 @pytest.mark.parametrize(
     ("special", "length", "batch_tokens", "per_batch"), [(0, 30, 64, 2), (2, 15, 48, 2), (0, 500, 64, 1)]
 )
@@ -260,21 +252,6 @@ def test_demand_counts_refused_work() -> None:
         await release(model, *tasks)
 
     run(scenario, max_wait_s=0.1)
-
-
-def test_peers_share_the_bound_of_the_delay() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        other = Batcher(model.score, batcher.model, 64, 10**6, max_wait_s=1.0)
-        batcher.peers = other.peers = [batcher, other]
-        other.start()
-        batcher.measure(64, 4.0, 1)
-        tasks = [await hold(batcher, model), *[await queue(batcher, [row(i)]) for i in (1, 2)]]
-        tasks.append(await queue(other, [row(1)]))  # nothing of its own waits, but 1.5 s of its peer's
-        assert isinstance((await asyncio.gather(*tasks[3:], return_exceptions=True))[0], QueueFullError)
-        await release(model, *tasks[:3])
-        await other.close()
-
-    run(scenario)
 
 
 def test_a_cancelled_request_leaves_the_queue() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 from detect_ai.core.config import ServeConfig
 from detect_ai.detector.detector import Detector
 from detect_ai.schemas import Verdict
-from serve_app.engine.batcher import QueueFullError
 from serve_app.engine.engine import Charge, Engine, Options
 from serve_app.engine.versions import Versions
 from tests.fixtures import tiny_models
@@ -127,67 +125,3 @@ def test_a_hung_canary_leaves_the_main_version_healthy(
         hung.cancel()
 
     run(detectors, 1.0, scenario, request_timeout_s=0.1)
-
-
-def test_versions_share_one_queue_bound(detectors: tuple[Detector, Detector]) -> None:
-    detectors[0].backend, detectors[1].backend = Held(), Held()
-
-    async def scenario(versions: Versions) -> None:
-        main, canary = (engine.batcher for engine in versions.engines)
-        for batcher in (main, canary):
-            batcher.measure(1000, 100.0, 1)
-        tasks = [asyncio.create_task(main.scores([np.zeros(40, np.int32)])) for _ in range(4)]
-        await asyncio.sleep(0.05)
-        with pytest.raises(QueueFullError):
-            await canary.scores([np.zeros(40, np.int32)])
-        detectors[0].backend.gate.set()  # type: ignore[attr-defined]
-        await asyncio.gather(*tasks)
-
-    run(detectors, 1.0, scenario, max_wait_s=15, batch_tokens=64)
-
-
-@pytest.mark.slow
-def test_an_admitted_request_waits_no_longer_with_a_canary(detectors: tuple[Detector, Detector]) -> None:
-    """Both versions are slow; what is admitted is answered within the bound and the batches that run."""
-
-    class Slow:
-        has_lanes = False
-        lock = threading.Lock()  # both share the processor
-
-        def log_odds(self, batch: Any) -> Any:
-            with self.lock:
-                time.sleep(0.02)
-            return np.zeros(len(batch.lengths))
-
-    detectors[0].backend, detectors[1].backend = Slow(), Slow()
-
-    async def scenario(versions: Versions) -> tuple[int, float]:
-        waits: list[float] = []
-
-        async def one(i: int) -> None:
-            start = time.perf_counter()
-            try:
-                await versions.engines[i % 2].batcher.scores([np.zeros(60, np.int32)], str(i))
-            except QueueFullError:
-                return
-            waits.append(time.perf_counter() - start)
-
-        tasks = []
-        for i in range(150):
-            tasks.append(asyncio.create_task(one(i)))
-            await asyncio.sleep(0.005)
-        await asyncio.gather(*tasks)
-        return len(waits), max(waits)
-
-    answered, longest = run(detectors, 0.5, scenario, max_wait_s=0.3, batch_tokens=64)
-    assert answered < 150
-    assert longest < 2 * 0.3
-
-
-def test_demand_is_that_of_all_versions(detectors: tuple[Detector, Detector]) -> None:
-    async def scenario(versions: Versions) -> float:
-        await detect(versions)
-        await detect(versions)
-        return versions.demand()
-
-    assert run(detectors, 0.5, scenario) > 0
