@@ -31,7 +31,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 from material import CHECKOUT
 
+Ask = Callable[..., Any]
 HERE = Path(__file__).parent
 INFINITY = CHECKOUT / ".venv-infinity" / "bin" / "infinity_emb"
 OURS = ("ours", "loopback")
@@ -88,31 +89,23 @@ def main() -> int:
     return 0
 
 
-class Helper:
-    """A subprocess that answers lines of JSON."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def ask(self, **question: Any) -> Any:
-        """Send a line and return the answer. Raises SystemExit if the process has ended."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        if not (line := self._process.stdout.readline()):
-            raise SystemExit(f"{self._process.args[1]} has ended")  # type: ignore[index]
-        return json.loads(line)
-
-
 @contextlib.contextmanager
-def helper(script: str, argument: str) -> Iterator[Helper]:
-    """A subprocess for the time of the block."""
+def helper(script: str, argument: str) -> Iterator[Ask]:
+    """A subprocess that answers lines of JSON, for the time of the block; a question raises SystemExit if it ended."""
     command = [sys.executable, str(HERE / script), argument]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=CHECKOUT, text=True, **pipes) as process:  # type: ignore[call-overload]
+    with subprocess.Popen(command, cwd=CHECKOUT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+
+        def ask(**question: Any) -> Any:
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            if not (line := process.stdout.readline()):
+                raise SystemExit(f"{script} has ended")
+            return json.loads(line)
+
         try:
-            yield Helper(process)
+            yield ask
         finally:
             process.kill()
 
@@ -120,12 +113,10 @@ def helper(script: str, argument: str) -> Iterator[Helper]:
 class Bench:
     """One set of arms: all with matched settings, or each with its defaults."""
 
-    def __init__(
-        self, options: argparse.Namespace, job: dict[str, Any], limit: Helper, load: Helper, defaults: bool
-    ) -> None:
+    def __init__(self, options: argparse.Namespace, job: dict[str, Any], limit: Ask, load: Ask, defaults: bool) -> None:
         self.options, self.job, self.defaults = options, job, defaults
         self.limit, self.load = limit, load
-        self.expected = limit.ask()
+        self.expected = limit()
 
     def run(self) -> dict[str, list[dict[str, Any]]]:
         """Results of every arm, one per round; the defaults run one round less."""
@@ -135,7 +126,7 @@ class Bench:
             for arm in arms if number % 2 == 0 else arms[::-1]:
                 found[arm].append(self.visit(arm))
                 if arm in OURS:
-                    both = self.limit.ask(all=True)
+                    both = self.limit(all=True)
                     found["limit"].append({"texts_per_second": max(both), "one_batch_at_a_time": both[1]})
         return found
 
@@ -143,14 +134,15 @@ class Bench:
         """Start an arm, compare its scores, measure it and stop it."""
         with self.served(arm) as (url, process):
             asking = {"url": url, "form": "ours" if arm in OURS else arm}
-            self.check(arm, self.load.ask(**asking, concurrency=8, only=list(range(CHECKED))))
+            self.check(arm, self.load(**asking, concurrency=8, only=list(range(CHECKED))))
             rounds = [self.alone(asking, start) for start in range(0, 4 * BLOCK, BLOCK)]
             requests = self.options.requests
-            c16 = self.load.ask(**asking, concurrency=16, warm=16, measured=requests // 2)
+            c16 = self.load(**asking, concurrency=16, warm=16, measured=requests // 2)
             before = cpu_seconds(process.pid)
             started = time.perf_counter()
-            c64 = self.load.ask(**asking, concurrency=64, warm=64, measured=requests)
-            cores = busy(before, cpu_seconds(process.pid), time.perf_counter() - started)
+            c64 = self.load(**asking, concurrency=64, warm=64, measured=requests)
+            after, seconds = cpu_seconds(process.pid), time.perf_counter() - started
+            cores = {name: round((after[name] - before[name]) / seconds, 2) for name in after}
         for answers in (c16, c64):
             self.check(arm, answers)
         trips, bare = (np.concatenate(each) for each in zip(*rounds, strict=True))
@@ -175,8 +167,8 @@ class Bench:
     def alone(self, asking: dict[str, Any], start: int) -> tuple[Any, Any]:
         """Round trips of some texts with one connection, and the bare model on the same, in seconds."""
         positions = list(range(start, start + BLOCK))
-        trips = self.load.ask(**asking, only=[positions[-1], *positions], warm=1)["seconds"]
-        return np.asarray(trips), np.asarray(self.limit.ask(only=positions))
+        trips = self.load(**asking, only=[positions[-1], *positions], warm=1)["seconds"]
+        return np.asarray(trips), np.asarray(self.limit(only=positions))
 
     def check(self, arm: str, answers: dict[str, Any]) -> None:
         """Raise SystemExit if an arm gives other scores than the bare model."""
@@ -273,11 +265,6 @@ def kind(command: str) -> str:
     return "rest of Ray" if is_ray else "server"
 
 
-def busy(before: Counter[str], after: Counter[str], seconds: float) -> dict[str, float]:
-    """Average CPUs used by each kind of process."""
-    return {name: round((after[name] - before[name]) / seconds, 2) for name in after}
-
-
 def report(found: dict[str, dict[str, list[dict[str, Any]]]], options: argparse.Namespace) -> dict[str, Any]:
     """The final JSON: ratios and results of ours, then all results."""
     first = found[options.sets[0]]
@@ -307,14 +294,13 @@ def headline_results(found: dict[str, list[dict[str, Any]]], arm: str) -> dict[s
 
 def ratio(found: dict[str, list[dict[str, Any]]], arm: str, other: str) -> float | None:
     """One arm to another with 64 connections, by the medians over the rounds; None where one of them is missing."""
-    speeds = [[speed(visit) for visit in found.get(name, [])] for name in (arm, other)]
-    return round(statistics.median(speeds[0]) / statistics.median(speeds[1]), 3) if all(speeds) else None
 
+    def speeds(name: str) -> list[float]:
+        texts = [visit["texts_per_second"] for visit in found.get(name, [])]
+        return [each[64] if isinstance(each, dict) else each for each in texts]  # of the bare model: a number
 
-def speed(visit: dict[str, Any]) -> float:
-    """Texts a second with 64 connections, or of the bare model."""
-    found = visit["texts_per_second"]
-    return found[64] if isinstance(found, dict) else found
+    own, others = speeds(arm), speeds(other)
+    return round(statistics.median(own) / statistics.median(others), 3) if own and others else None
 
 
 def summary(visits: list[dict[str, Any]]) -> dict[str, Any]:

@@ -36,13 +36,7 @@ CHARS_PER_TOKEN = 4
 MIN_MEASURED_CHARS = 2000  # shorter requests say little about the time of a character
 MAX_WAITING_BATCHES = 64
 WARM_UP_WORDS = (8, 100, 1000)
-LIMITS = (
-    "max_texts",
-    "max_chars",
-    "max_tokens",
-    "max_body_bytes",
-    "max_upload_bytes",
-)
+LIMITS = ("max_texts", "max_chars", "max_tokens", "max_body_bytes", "max_upload_bytes")
 
 
 @dataclass(frozen=True)

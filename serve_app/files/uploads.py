@@ -87,7 +87,7 @@ def file_name(sent: str) -> str:
 
 
 async def detect_files(
-    engine: Engine, uploads: Sequence[Upload], options: FileOptions, request_id: str, caller: str, charge: Charge
+    engine: Engine, uploads: Sequence[Upload], options: FileOptions, request_id: str, caller: str, charge: Charge | None
 ) -> bytes:
     """The JSON of a FilesResponse. Raises ProblemError for an invalid request."""
     started = time.perf_counter()
