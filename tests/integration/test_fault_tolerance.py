@@ -45,6 +45,8 @@ from tests.integration.runs import (
     with_train,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Run:
@@ -95,7 +97,6 @@ def test_killed_worker_changes_neither_curve_nor_parameters(long: Run) -> None:
     assert_same_end(long, result)
 
 
-@pytest.mark.slow
 def test_run_ends_when_workers_fail_too_often(long: Run) -> None:
     config = with_train(long.config, max_failures=0)
     with (
@@ -137,7 +138,6 @@ def resumed(long: Run, interrupted: tuple[Config, str]) -> dict[str, Any]:
     return run_stage("train", train, interrupted[0], long.storage)
 
 
-@pytest.mark.slow
 def test_killed_job_resumes_when_submitted_again(
     long: Run, interrupted: tuple[Config, str], resumed: dict[str, Any]
 ) -> None:
@@ -150,7 +150,6 @@ def test_killed_job_resumes_when_submitted_again(
     assert [line["step"] for line in lines if line["kind"] == "training"] == [10], "a line from before the kill is lost"
 
 
-@pytest.mark.slow
 def test_run_resumes_with_another_number_of_workers(long: Run, interrupted: tuple[Config, str]) -> None:
     config, name = interrupted
     alone = with_train(config.model_copy(update={"run": "interrupted-too"}), num_workers=1)
@@ -193,7 +192,6 @@ def on_a_spot_node(
     return json.loads(done.stdout.strip().splitlines()[-1]), start
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_preempted_node_that_is_replaced_changes_nothing(long: Run, tmp_path: Path) -> None:
     result, start = on_a_spot_node(long, tmp_path, "replaced", 2, "replaced")
@@ -201,7 +199,6 @@ def test_preempted_node_that_is_replaced_changes_nothing(long: Run, tmp_path: Pa
     assert_same_end(long, TrainingResult(result["checkpoint"], {}, result["history"]))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_run_continues_with_the_workers_that_are_left(long: Run, tmp_path: Path) -> None:
     result, start = on_a_spot_node(long, tmp_path, "fewer", [1, 2], "gone")
@@ -209,7 +206,6 @@ def test_run_continues_with_the_workers_that_are_left(long: Run, tmp_path: Path)
     assert_near(result, long.trained)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_run_grows_onto_a_new_node_with_the_same_schedule(long: Run, tmp_path: Path) -> None:
     """From two workers to one and back to two. Long enough for Ray Train to see the node while the run is at work."""
@@ -237,7 +233,6 @@ def test_second_job_on_a_run_is_refused(long: Run) -> None:
             pass
 
 
-@pytest.mark.slow
 def test_non_finite_loss_is_not_retried(long: Run) -> None:
     config = with_train(long.config, lr=1e30, max_failures=3)
     with pytest.raises(TrainingError, match=r"at step \d+ \(learning rate .*documents [\d, ]+ of the split train\)"):
@@ -246,7 +241,6 @@ def test_non_finite_loss_is_not_retried(long: Run) -> None:
     assert [line["kind"] for line in lines if line["kind"] != "training"] == ["start", "error"]
 
 
-@pytest.mark.slow
 def test_best_epoch_is_kept(long: Run) -> None:
     """At a learning rate at which the epochs differ, with earlier runs in the store."""
     config = own_copy(long.config, long.storage, "best")
@@ -265,7 +259,6 @@ def test_best_epoch_is_kept(long: Run) -> None:
     assert attempts(long, "best") == ["train-20200103T000000000", folder.rpartition("/")[2]]
 
 
-@pytest.mark.slow
 def test_max_steps_profile_and_wandb(long: Run) -> None:
     """Two steps longer than an epoch, under the profiler, reported to W&B."""
     epoch = long.trained["history"][0]["step"]
