@@ -188,7 +188,7 @@ def peak_memory(folder: Path, pool: list[str], rows: int) -> tuple[int, float]:
         row = json.dumps({"text": text, "label": number % 2, "group": f"g{number // 2}"})
         with (path / f"{number // FILE_ROWS:03d}.jsonl").open("a", encoding="utf-8") as file:
             file.write(row + "\n")
-    cluster = LocalCluster.start(object_store_bytes=OBJECT_STORE_BYTES)
+    cluster = LocalCluster(f"--object-store-memory={OBJECT_STORE_BYTES}")
     try:
         started = time.perf_counter()
         job = subprocess.Popen(

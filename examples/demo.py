@@ -43,7 +43,7 @@ def main() -> int:
     keep = os.environ.get("KEEP", "") not in ("", "0")
     root = os.environ.get("DETECT_AI_STORAGE_ROOT") or str(CHECKOUT / ".demo")
     say("starting a local Ray cluster")
-    cluster = LocalCluster.start()
+    cluster = LocalCluster()
     try:
         port = free_port()
         results = submit(cluster, root, port)

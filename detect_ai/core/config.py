@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.ray_runtime import cores
@@ -28,28 +28,13 @@ OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 Split = Literal["train", "validation", "calibration", "test"]
 Label = Literal[0, 1]  # human, ai
-Precision = Literal["fp32", "bf16"]
-
-
-def _name(name: str) -> str:
-    if not re.fullmatch(r"[^\W_][\w.-]{0,63}", name):
-        raise ValueError("expected letters, digits, '.', '_' and '-', at most 64")
-    return name
-
-
-Name = Annotated[str, AfterValidator(_name)]
+Name = Annotated[str, Field(pattern=r"^[^\W_][\w.-]{0,63}$")]
 
 
 class Section(BaseModel):
     """A group of keys: an unknown key or a value of another type is refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
-
-
-def _require(holds: bool, key: str, value: Any, expected: str) -> None:
-    """For rules about several keys. Raises ValueError."""
-    if not holds:
-        raise ValueError(f"{key}={value}: expected {expected}")
 
 
 class StorageConfig(Section):
@@ -95,11 +80,6 @@ class HoldoutConfig(Section):
     column: Literal["", "domain", "generator", "group"] = ""  # empty: nothing is held out
     values: list[str] = []
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _require(bool(self.column) == bool(self.values), "values", self.values, "values exactly if column is set")
-        return self
-
 
 class CorpusConfig(Section):
     """Sources, filters and splits of a corpus."""
@@ -115,12 +95,6 @@ class CorpusConfig(Section):
     augment: list[str] = []  # attacks (detect_ai/text/attacks.py), on copies of 30% of the training rows
     workers: Count = 2  # concurrent tasks that read, clean and tokenise
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        complete = set(self.split) == set(SPLITS) and abs(sum(self.split.values()) - 1) < 1e-6
-        _require(complete, "split", self.split, f"fractions of {', '.join(SPLITS)} that add up to 1")
-        return self
-
 
 class ModelConfig(Section):
     """The encoder to fine-tune, and the windows that documents are read in."""
@@ -135,11 +109,6 @@ class ModelConfig(Section):
     window: Annotated[int, Field(ge=16)] = 128  # tokens, special tokens included
     stride: Count = 96  # tokens between the starts of neighbouring windows
     dropout: FractionBelow1 = 0.0  # hidden and classifier dropout
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _require(self.stride <= self.window - 2, "stride", self.stride, f"at most window - 2 ({self.window - 2})")
-        return self
 
 
 class TrainConfig(Section):
@@ -158,7 +127,7 @@ class TrainConfig(Section):
     attack_weight: Positive = 1.0  # of attacked copies (corpus.augment)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # fp16: on a GPU only
     compile: bool = False  # torch.compile: pays on a GPU in long runs
-    num_workers: int | list[int] = 2  # or [min, max]: elastic, Ray Train takes what the cluster has
+    num_workers: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] = 2  # or [min, max]: elastic
     cpus_per_worker: Positive = 1
     threads_per_worker: Count = 1
     use_gpu: bool = False
@@ -166,17 +135,6 @@ class TrainConfig(Section):
     max_failures: Natural = 3  # times that lost workers are replaced; training resumes from the last checkpoint
     log_every: Count = 10  # steps
     profile: bool = False  # record a few steps of rank 0 with torch.profiler
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        fewest, most = self.worker_range if isinstance(self.num_workers, int) or len(self.num_workers) == 2 else (0, 0)
-        _require(1 <= fewest <= most, "num_workers", self.num_workers, "a number, or [min, max], at least 1")
-        batch = self.batch_size
-        _require(
-            self.microbatch_size <= batch, "microbatch_size", self.microbatch_size, f"at most batch_size ({batch})"
-        )
-        _require(self.precision != "fp16" or self.use_gpu, "precision", "fp16", "bf16 or fp32 without use_gpu")
-        return self
 
     @property
     def worker_range(self) -> tuple[int, int]:
@@ -197,11 +155,6 @@ class SweepConfig(Section):
     stop: Literal["none", "asha"] = "none"  # asha stops trials that fall behind
     max_concurrent: Natural = 0  # 0: as many as fit the cluster
 
-    @property
-    def num_trials(self) -> int:
-        """Number of trials: every combination of a grid, else `trials`."""
-        return math.prod(map(len, self.space.values())) if self.search == "grid" else self.trials
-
 
 class CalibrationConfig(Section):
     """Probabilities and conformal thresholds."""
@@ -209,24 +162,15 @@ class CalibrationConfig(Section):
     target_fprs: Annotated[list[OpenFraction], Field(min_length=1)] = [0.01, 0.05]
     default_target_fpr: OpenFraction = 0.01
     min_tokens: Natural = 50  # shorter texts get no verdict
-    precision: Precision = "fp32"  # of the encoder; a bundle runs at the precision that it was calibrated at
+    precision: Literal["fp32", "bf16"] = (
+        "fp32"  # of the encoder; a bundle runs at the precision that it was calibrated at
+    )
     prevalence: OpenFraction = 0.5  # fraction of AI texts that probabilities assume
     # Domains with thresholds of their own: a name and its sources. Empty: one threshold for all.
     domains: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
     # Tokens; a span of each calibration text in every range between these is scored, to measure the detection rate by
     # length and to scale the scores of sentences. Empty: min_tokens alone decides what is too short.
     verdict_lengths: list[Count] = []
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        targets, lengths, domains = self.target_fprs, self.verdict_lengths, self.domains
-        default = self.default_target_fpr
-        _require(default in targets, "default_target_fpr", default, f"one of target_fprs ({targets})")
-        _require(lengths == sorted(set(lengths)), "verdict_lengths", lengths, "ascending lengths")
-        names = [name for sources in domains.values() for name in sources]
-        distinct = len(domains) != 1 and len(names) == len(set(names))
-        _require(distinct, "domains", domains, "none, or two or more with different sources")
-        return self
 
 
 class ScoreConfig(Section):
@@ -309,12 +253,6 @@ class ServeConfig(Section):
     max_body_bytes: Count = 1_000_000  # of a request
     max_upload_bytes: Count = 20_000_000  # of a request with files
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        least = self.min_replicas
-        _require(self.max_replicas >= least, "max_replicas", self.max_replicas, f"at least min_replicas ({least})")
-        return self
-
     @property
     def is_local(self) -> bool:
         """Whether the service listens on loopback only."""
@@ -359,18 +297,39 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        longest, span = self.model.window - 2, self.train.shortest_span
-        _require(span <= longest, "train.shortest_span", span, f"at most model.window - 2 ({longest})")
-        return self
+        """Rules about several keys."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The whole configuration as plain values."""
-        return self.model_dump()
+        def require(holds: bool, key: str, allowed: str) -> None:
+            if not holds:
+                raise ValueError(f"{key}={attrgetter(key)(self)}: expected {allowed}")
+
+        corpus, model, train, calibration = self.corpus, self.model, self.train, self.calibration
+        complete = set(corpus.split) == set(SPLITS) and abs(sum(corpus.split.values()) - 1) < 1e-6
+        require(complete, "corpus.split", f"fractions of {', '.join(SPLITS)} that add up to 1")
+        both = bool(corpus.holdout.column) == bool(corpus.holdout.values)
+        require(both, "corpus.holdout.values", "values exactly if corpus.holdout.column is set")
+        longest = model.window - 2
+        require(model.stride <= longest, "model.stride", f"at most model.window - 2 ({longest})")
+        require(train.shortest_span <= longest, "train.shortest_span", f"at most model.window - 2 ({longest})")
+        largest = train.batch_size
+        require(train.microbatch_size <= largest, "train.microbatch_size", f"at most train.batch_size ({largest})")
+        require(train.worker_range[0] <= train.worker_range[1], "train.num_workers", "a number, or [min, max]")
+        require(train.precision != "fp16" or train.use_gpu, "train.precision", "bf16 or fp32 without train.use_gpu")
+        targets, lengths = calibration.target_fprs, calibration.verdict_lengths
+        is_target = calibration.default_target_fpr in targets
+        require(is_target, "calibration.default_target_fpr", f"one of calibration.target_fprs ({targets})")
+        require(lengths == sorted(set(lengths)), "calibration.verdict_lengths", "ascending lengths")
+        names = [name for sources in calibration.domains.values() for name in sources]
+        distinct = len(calibration.domains) != 1 and len(names) == len(set(names))
+        require(distinct, "calibration.domains", "none, or two or more with different sources")
+        least = self.serve.min_replicas
+        require(self.serve.max_replicas >= least, "serve.max_replicas", f"at least serve.min_replicas ({least})")
+        return self
 
     def published(self) -> dict[str, Any]:
         """The part that leaves the storage root, in bundles and W&B: no paths of this machine or cluster."""
         sections = dict.fromkeys(("storage", "tracking", "bundle", "data", "compare"), True)
-        values = self.model_dump(exclude={**sections, "score": {"out"}, "calibration": {"checkpoint"}})
+        values = self.model_dump(exclude={**sections, "score": {"out"}})
         for source in (values["model"], *values["corpus"]["sources"], *values["corpus"]["against"]):
             source["path"] = public_path(source["path"])
         return values
@@ -382,14 +341,6 @@ def public_path(path: str) -> str:
     if is_id and not Path(path).exists():
         return path
     return path.partition("?")[0].rstrip("/").rpartition("/")[2]
-
-
-def parse_config(values: Mapping[str, Any]) -> Config:
-    """Validate plain values. Raises ConfigError with one line: the first wrong key, its value and what is allowed."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"config: {_invalid(error)}") from error
 
 
 def check_names(key: str, names: Iterable[str], allowed: Iterable[str]) -> None:
@@ -419,16 +370,16 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
 
     if config_dir and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such directory")
-    ConfigStore.instance().store(name="schema", node=Config().to_dict())
+    ConfigStore.instance().store(name="schema", node=Config().model_dump())
     search = [f"hydra.searchpath=[{_quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             composed = compose("config", overrides=[*map(_literal, overrides), *search])
         values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except YAMLError as error:
-        raise ConfigError(f"config: {' '.join(str(error).split())}") from error
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"config: {_not_composed(error, overrides)}") from error
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
+        override = getattr(error, "override", None) or ""
+        message = " ".join(f"{override} {error} {error.__cause__ or ''}".split())
+        raise ConfigError(f"config: {message.partition('Config search path')[0]}") from error
     return parse_config(values)
 
 
@@ -436,17 +387,16 @@ def _literal(override: str) -> str:
     """An override with the values of text keys quoted, so that Hydra neither parses nor converts them."""
     override = override.rstrip("\r\n")
     match = re.fullmatch(r"\+{0,2}([\w.]+)=(.*)", override, re.DOTALL)
-    if not match:
+    if not match or ("." not in match[1] and match[1] not in Config.model_fields):  # a group of `configs/`
         return override
-    (key, value), quotes = match.groups(), ("'", '"')
-    kind = _kind_of(key.split("."))
-    if kind is None or _is_section(kind):
+    key, value = match.groups()
+    kind = _kind_of(key)
+    if isinstance(kind, type) and issubclass(kind, Section):
         return override
-    if kind is str and not (value[:1] == value[-1:] and value[:1] in quotes):
+    if kind is str and not (value[:1] == value[-1:] and value[:1] in ("'", '"')):
         value = _quoted(value)
-    elif get_origin(kind) is list and get_args(kind)[0] is str and re.fullmatch(r"\[.*\]", value, re.DOTALL):
-        items = re.findall(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]+)""", value[1:-1])
-        value = f"[{','.join(item if item[0] in quotes else _quoted(item.strip()) for item in items)}]"
+    elif kind == list[str] and re.fullmatch(r"\[[^'\"]+\]", value):
+        value = f"[{','.join(_quoted(item.strip()) for item in value[1:-1].split(','))}]"
     return f"++{key}={value}"  # ++: also keys of a source that its file leaves out, and new keys of a mapping
 
 
@@ -455,68 +405,33 @@ def _quoted(value: str) -> str:
     return "'" + re.sub(r"\\+(?='|$)", lambda m: m[0] * 2, value).replace("'", "\\'") + "'"
 
 
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Section)
-
-
-def _kind_of(path: Sequence[str | int]) -> Any:
+def _kind_of(key: str) -> Any:
     """The type of a key, without its constraints; None where there is no such key."""
     kind: Any = Config
-    for part in path:
+    for part in key.split(".") if key else []:
         if get_origin(kind) in (dict, list):
             kind = get_args(kind)[-1]
-        elif _is_section(kind) and part in kind.model_fields:
-            kind = kind.model_fields[str(part)].annotation
         else:
-            return None
+            field = getattr(kind, "model_fields", {}).get(part)
+            kind = field and field.annotation
         while get_origin(kind) is Annotated:
             kind = get_args(kind)[0]
     return kind
 
 
-def _invalid(error: ValidationError) -> str:
-    """The first validation error in one line."""
-    first = error.errors()[0]
-    where = list(first["loc"])
-    while where and first["type"] != "extra_forbidden" and _kind_of(where) is None:
-        where.pop()  # pydantic appends the alternative of a union, or "[key]"
-    key, message = ".".join(map(str, where)), first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        return _unknown(key)
-    if not where or (first["type"] == "value_error" and _is_section(_kind_of(where))):
-        return f"{key}.{message}".removeprefix(".")  # a rule about several keys names its own
-    value = first["input"] if isinstance(first["input"], str) else json.dumps(first["input"], default=str)
-    if first["type"] == "string_type":
-        message += ": quote it"
-    return f"{key}={value}: {message.replace('Input should be', 'expected')}"
-
-
-def _unknown(key: str) -> str:
-    """An unknown key, with the keys that are allowed in its place."""
-    *parents, name = key.split(".")
-    kind = _kind_of(parents)
-    allowed = ", ".join(kind.model_fields) if _is_section(kind) else "none"
-    return f"{key}: no key {name!r}; allowed here: {allowed}"
-
-
-def _not_composed(error: Exception, overrides: Sequence[str]) -> str:
-    """An error of Hydra or OmegaConf in one line."""
-    from omegaconf.errors import OmegaConfBaseException
-
-    if override := (getattr(error, "override", None) or "").removeprefix("++"):
-        return f"""{override}: expected key=value; quote for the shell and for Hydra, such as "key={{a: 'x (1)'}}\""""
-    if missing := getattr(error, "missing_cfg_file", None):
-        group, _, option = missing.rpartition("/")
-        return f"{group}={option}: expected one of {', '.join(getattr(error, 'options', None) or [])}"
-    source = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error
-    reason = str(source).strip()  # under a debugger OmegaConf's errors have a cause, which lacks the key
-    key = re.sub(r"\[(\d+)\]", r".\1", "".join(re.findall(r"full_key: (\S+)", reason)[:1]))
-    if "Missing mandatory value" in reason:
-        return f"{key}: required, give {key}=…"
-    if "struct" in reason and key:
-        return _unknown(key)
-    if "Cannot merge" in reason and (place := re.search(r"sweep\.space\.(\w+)", " ".join(overrides))):
-        return f"{place[0]}: a list and a range cannot be merged: remove the old one, as ~{place[0]} +{place[0]}=..."
-    given = next((o for o in overrides if key and o.lstrip("+~").split("=")[0] == key), key or " ".join(overrides))
-    reason = re.sub(r"\A.+ raised while composing config:\n", "", reason).split("\n")[0]
-    return f"{given}: {reason}" if given else reason
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """Validate plain values. Raises ConfigError with one line: the first wrong key, its value and what is allowed."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        # Without the names that pydantic gives to the alternatives of a union and to keys of a mapping.
+        key = ".".join(str(part) for part in first["loc"] if not re.search(r"constrained|\[", str(part)))
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        value = first["input"] if isinstance(first["input"], str) else json.dumps(first["input"], default=str)
+        if first["type"] == "extra_forbidden":
+            parent = _kind_of(key.rpartition(".")[0])
+            message = f"{key}: no such key; allowed here: {', '.join(parent.model_fields)}"
+        elif first["type"] != "value_error":  # a rule about several keys names its own
+            message = f"{key}={value}: {message}" + (": quote it" if first["type"] == "string_type" else "")
+        raise ConfigError(f"config: {message}") from error

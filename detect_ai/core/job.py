@@ -42,7 +42,15 @@ def run_job(
         0 after printing the result as one JSON line; after one `error:` line 2 for bad input, 1 for everything else.
         `--verbose` prints the traceback.
     """
-    arguments = _arguments(name, stage, sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog=f"python jobs/{name}.py",
+        description=(stage.__doc__ or "").strip().split("\n")[0],
+        epilog="Overrides are Hydra's: train.lr=3e-5 model=distilbert. All keys: detect_ai/core/config.py.",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the configuration")
+    parser.add_argument("--config-dir", help="a directory with further options for the groups")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+    arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
@@ -56,19 +64,15 @@ def run_job(
         if arguments.verbose:
             traceback.print_exc()
         cause = unwrap_ray_error(error)
-        print(f"error: {_describe(cause, arguments.verbose)}", file=sys.stderr, flush=True)  # noqa: T201
+        lines = redact_row(str(cause)).strip().splitlines() or [""]
+        hint = "" if arguments.verbose else " (--verbose shows the traceback)"
+        shown = lines[0] if isinstance(cause, DetectAIError) else f"{type(cause).__name__}: {lines[-1].strip()}{hint}"
+        print(f"error: {shown}", file=sys.stderr, flush=True)  # noqa: T201
         return 2 if isinstance(cause, InputError) else 1
-    _leave_cluster()
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()  # so that no worker output follows the result
     print(json.dumps(result), flush=True)  # noqa: T201
     return 0
-
-
-def _leave_cluster() -> None:
-    """Disconnect, so that no worker output follows the result."""
-    if "ray" in sys.modules:
-        import ray
-
-        ray.shutdown()
 
 
 def run_stage(name: str, stage: Stage, config: Config, storage: Storage) -> dict[str, Any]:
@@ -76,15 +80,16 @@ def run_stage(name: str, stage: Stage, config: Config, storage: Storage) -> dict
     logger.info("%s: started (run %s, storage %s)", name, config.run, storage.root)
     started = time.time()
     result = stage(config, storage)
-    logger.info("%s: done in %.0f s", name, time.time() - started)
+    seconds = time.time() - started
+    logger.info("%s: done in %.0f s", name, seconds)
     record = {
         "stage": name,
         "run": config.run,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.time() - started, 1),
+        "seconds": round(seconds, 1),
         "detect_ai": __version__,
         "result": result,
-        "config": config.to_dict(),
+        "config": config.model_dump(),
     }
     storage.write_json(result_key(config.run, name), record)
     return result
@@ -96,42 +101,16 @@ def result_key(run: str, stage: str) -> str:
 
 
 def read_result(storage: Storage, run: str, stage: str) -> dict[str, Any]:
-    """The result of an earlier stage of the same run.
-
-    Raises:
-        ConfigError: the stage has not run yet under this run name.
-    """
+    """The result of an earlier stage of the same run. Raises ConfigError when it has not run under this run name."""
     try:
-        record = storage.read_json(result_key(run, stage))
+        result: dict[str, Any] = storage.read_json(result_key(run, stage))["result"]
     except FileNotFoundError:
         raise ConfigError(
             f"run={run}: no result of '{stage}' under {storage.root}: run `python jobs/{stage}.py run={run}` first"
         ) from None
-    result: dict[str, Any] = record["result"]
     return result
 
 
 def attempt(kind: str) -> str:
     """A new name for a run; with a name used before, Ray Train would restore the old run."""
     return f"{kind}-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%f')[:-3]}"
-
-
-def _describe(error: BaseException, verbose: bool) -> str:
-    lines = redact_row(str(error)).strip().splitlines() or [""]
-    if isinstance(error, DetectAIError):
-        return lines[0]
-    hint = "" if verbose else " (--verbose shows the traceback)"
-    return f"{type(error).__name__}: {lines[-1].strip()}{hint}"
-
-
-def _arguments(name: str, stage: Stage, argv: Sequence[str]) -> argparse.Namespace:
-    summary = (stage.__doc__ or "").strip().split("\n")[0]
-    parser = argparse.ArgumentParser(
-        prog=f"python jobs/{name}.py",
-        description=summary,
-        epilog="Overrides are Hydra's: train.lr=3e-5 model=distilbert. All keys: detect_ai/core/config.py.",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the configuration")
-    parser.add_argument("--config-dir", help="a directory with further options for the groups")
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
-    return parser.parse_intermixed_args(list(argv))

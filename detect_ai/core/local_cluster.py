@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 
 from detect_ai.core.errors import ResourceError
@@ -25,107 +24,102 @@ START_SECONDS = 90
 STOP_SECONDS = 5  # then SIGKILL: after actors have run, a raylet takes 30 s to stop (Ray 2.60)
 
 
-@dataclass(frozen=True)
 class LocalCluster:
-    """A running cluster.
+    """A cluster that takes jobs when the constructor returns.
+
+    Args:
+        options: further ones of `ray start`.
 
     Attributes:
         pid: of its main process; ending it ends the cluster.
         address: of the dashboard, for `ray job submit --address`.
-        agent: URL that answers when jobs can run.
         folder: logs, sockets and the token; deleted when the cluster stops.
         environment: variables that a client process needs.
+
+    Raises:
+        ResourceError: it did not start; the message contains the end of its log.
     """
 
-    pid: int
-    address: str
-    agent: str
-    folder: Path
-    environment: dict[str, str]
-
-    @classmethod
-    def start(cls, num_cpus: int | None = None, object_store_bytes: int | None = None) -> LocalCluster:
-        """Start a cluster and wait until it takes jobs.
-
-        Args:
-            num_cpus: logical ones; `LOCAL_CPUS` or those of the machine when None.
-            object_store_bytes: shared memory for objects; Ray's default when None.
-
-        Raises:
-            ResourceError: it did not start; the message contains the end of its log.
-        """
-        folder = Path(tempfile.mkdtemp(prefix="dai-", dir="/tmp"))  # socket paths must stay short
+    def __init__(self, *options: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="dai-", dir="/tmp"))  # socket paths must stay short
         port, dashboard, agent = free_port(), free_port(), free_port()
-        environment = _environment(folder) | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+        self.address, self._agent = f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{agent}"
+        self._token = secrets.token_hex(32)
+        token_file = self.folder / "token"
+        token_file.touch(mode=0o600)
+        token_file.write_text(self._token)
+        # RAY_AUTH_TOKEN would override the token file.
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")
+        }
+        environment |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token_file),
+            "RAY_TMPDIR": str(self.folder),
+        }
+        environment |= {"RAY_USAGE_STATS_ENABLED": "0", **ONE_MACHINE}
+        self.environment = environment | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
             *("--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"),
             *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={free_port()}"),
-            f"--num-cpus={num_cpus or max(LOCAL_CPUS, cores())}",
-            *([f"--object-store-memory={object_store_bytes}"] if object_store_bytes else []),
+            *(f"--num-cpus={max(LOCAL_CPUS, cores())}", *options),
         ]
-        with (folder / "start.log").open("wb") as log:
-            process = subprocess.Popen(  # noqa: S603 - our own command
+        with (self.folder / "start.log").open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - our own command
                 command,
-                env={k: v for k, v in environment.items() if k != "RAY_ADDRESS"},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        health = f"http://127.0.0.1:{agent}/api/local_raylet_healthz"
-        cluster = cls(process.pid, f"http://127.0.0.1:{dashboard}", health, folder, environment)
+        self.pid = self._process.pid
         try:
-            cluster._wait(process)
+            self._wait()
         except BaseException:
-            cluster.stop()
+            self.stop()
             raise
-        return cluster
 
-    def _wait(self, process: subprocess.Popen[bytes]) -> None:
+    def _wait(self) -> None:
         until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until:
-            if process.poll() is not None:
-                break
-            if self._takes_jobs():
+        while self._process.poll() is None and time.monotonic() < until:
+            if self.takes_jobs():
                 return
             time.sleep(0.5)
         tail = (self.folder / "start.log").read_text(errors="replace").strip().splitlines()[-5:]
-        ended = process.poll() is not None
+        ended = self._process.poll() is not None
         problem = "Ray ended while it started" if ended else f"no Ray cluster after {START_SECONDS} s"
         raise ResourceError(f"{problem}: {' | '.join(tail)}")
 
-    def _takes_jobs(self) -> bool:
+    def takes_jobs(self) -> bool:
         """Whether a node is alive and its agent, which runs jobs, answers."""
-        return '"ALIVE"' in self._get(f"{self.address}/nodes?view=summary") and bool(self._get(self.agent))
-
-    def _get(self, url: str) -> str:
-        token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310 - loopback
-        try:
-            with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
-                return str(answer.read().decode())
-        except OSError:
-            return ""
+        answers = []
+        for url in (f"{self.address}/nodes?view=summary", f"{self._agent}/api/local_raylet_healthz"):
+            request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self._token}"})  # noqa: S310
+            try:
+                with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - loopback
+                    answers.append(answer.read().decode())
+            except OSError:
+                return False
+        return '"ALIVE"' in answers[0] and bool(answers[1])
 
     def stop(self) -> None:
         """End the processes of this cluster and delete its folder."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)  # `ray start --block` ends what it started
-        until = time.monotonic() + STOP_SECONDS
-        while _runs(self.pid) and time.monotonic() < until:
-            time.sleep(0.2)
+        self._process.terminate()  # `ray start --block` ends what it started
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_SECONDS)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def main() -> None:
     """Start a cluster, print the variables for clients, and stop it at Ctrl-C."""
-    cluster = LocalCluster.start()
-    variables = {"RAY_ADDRESS": cluster.address} | {
-        name: cluster.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
-    }
+    cluster = LocalCluster()
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+    variables = {"RAY_ADDRESS": cluster.address} | {name: cluster.environment[name] for name in names}
     print("A Ray cluster on this machine, until Ctrl-C. In another shell:", flush=True)  # noqa: T201
     print("export " + " ".join(f"{name}={value}" for name, value in variables.items()), flush=True)  # noqa: T201
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -133,32 +127,6 @@ def main() -> None:
         signal.pause()
     except KeyboardInterrupt:
         cluster.stop()
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process is running; reaps it otherwise."""
-    try:
-        return os.waitpid(pid, os.WNOHANG) == (0, 0)
-    except ChildProcessError:  # not a child of this process
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, 0)
-            return True
-        return False
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    ours = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_TMPDIR": str(folder),
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    # RAY_AUTH_TOKEN would override the token file.
-    inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
-    return {**inherited, **ours, **ONE_MACHINE}
 
 
 if __name__ == "__main__":

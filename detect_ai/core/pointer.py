@@ -41,12 +41,12 @@ class Pointer:
 
     def read(self) -> Record | None:
         """The current record; None before the first. Raises InputError when its file is malformed."""
-        numbers = self._numbers()
-        return self._load(numbers[-1]) if numbers else None
+        names = self._names()
+        return self._load(names[-1]) if names else None
 
     def history(self) -> list[Record]:
         """All records, oldest first. Raises InputError when a file is malformed."""
-        return [self._load(number) for number in self._numbers()]
+        return [self._load(name) for name in self._names()]
 
     def advance(self, value: dict[str, Any], after: int) -> Record:
         """Append a record, provided that none was appended since the one that the caller has read.
@@ -60,33 +60,27 @@ class Pointer:
         """
         by = f"{os.environ.get('USER', 'unknown')}@{socket.gethostname()}"
         record = Record(number=after + 1, value=value, by=by, when=datetime.now(UTC).isoformat(timespec="seconds"))
-        if not self.storage.create(self._key(record.number), record.model_dump_json(indent=2).encode()):
-            winner = self._load(record.number)
+        name = f"{record.number:06d}.json"
+        if not self.storage.create(f"{self.prefix}/{name}", record.model_dump_json(indent=2).encode()):
+            winner = self._load(name)
             version = f" with version {winner.value['version']}" if "version" in winner.value else ""
             raise ConflictError(  # without the value: that of a service has its settings and hashed keys
-                f"{self._key(record.number)}: {winner.by} was first at {winner.when}{version}; "
+                f"{self.prefix}/{name}: {winner.by} was first at {winner.when}{version}; "
                 "look at the new state and try again"
             )
         return record
 
-    def _key(self, number: int) -> str:
-        return f"{self.prefix}/{number:06d}.json"
-
-    def _numbers(self) -> list[int]:
+    def _names(self) -> list[str]:
         names = self.storage.list(self.prefix)
-        return sorted(int(name.removesuffix(".json")) for name in names if re.fullmatch(r"\d{6,}\.json", name))
+        return sorted((name for name in names if re.fullmatch(r"\d{6,}\.json", name)), key=lambda name: int(name[:-5]))
 
-    def _load(self, number: int) -> Record:
-        key = self._key(number)
+    def _load(self, name: str) -> Record:
+        key = f"{self.prefix}/{name}"
         try:
-            record = Record.model_validate_json(self.storage.read_bytes(key))
-            if record.number != number:
-                raise ValueError(f"number: {record.number}")
-        except ValueError as error:
-            where = error.errors()[0] if isinstance(error, ValidationError) else None
-            reason = f"{'.'.join(map(str, where['loc']))} {where['msg']}".strip() if where else error
+            return Record.model_validate_json(self.storage.read_bytes(key))
+        except ValidationError as error:
+            first = error.errors()[0]
             raise InputError(
-                f"{self.storage.uri(key)}: expected a record with number {number}, value (an object), by and when; "
-                f"found: {reason}. Restore the file, or delete it to return to the record before it"
+                f"{self.storage.uri(key)}: {'.'.join(map(str, first['loc']))} {first['msg']}. "
+                "Restore the file, or delete it to return to the record before it"
             ) from error
-        return record

@@ -28,7 +28,6 @@ ONE_MACHINE = {
 ROUNDING = 1e-3  # Ray counts in ten-thousandths
 WAIT_SECONDS = 300  # for CPUs that other jobs hold
 CONNECT_SECONDS = 10  # for a TCP connection to RAY_ADDRESS
-_GCS_PORT = "RAY_GCS_SERVER_PORT"  # where ray.init starts the head of a new cluster
 
 
 def cores() -> int:
@@ -39,9 +38,17 @@ def cores() -> int:
 
 
 def connect() -> None:
-    """Connect to the cluster that RAY_ADDRESS names, or start one on this machine for the life of the process."""
+    """Connect to the cluster that RAY_ADDRESS names, or start one on this machine for the life of the process.
+
+    Raises:
+        ConfigError: RAY_ADDRESS is that of a dashboard.
+        ResourceError: no cluster answers at RAY_ADDRESS.
+    """
     if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
-        _init()
+        if address := os.environ.get("RAY_ADDRESS"):
+            _join(address)
+        else:
+            _start()
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -57,28 +64,35 @@ def _is_below_error(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR
 
 
-def _init() -> None:
-    address = os.environ.get("RAY_ADDRESS", "")
+def _join(address: str) -> None:
     if address.startswith("http"):
         raise ConfigError(
             f"RAY_ADDRESS={address}: expected host:port of a cluster, not the dashboard of `ray job submit`. "
             "Unset RAY_ADDRESS to start Ray on this machine"
         )
-    if not address:
-        os.environ.update(ONE_MACHINE)  # for the processes that this one starts
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():  # neither `auto` nor `local`
+        try:  # Ray itself would retry for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        except OSError as error:
+            raise ResourceError(
+                f"RAY_ADDRESS={address}: no cluster answers ({error.strerror or error}). Start it, or unset RAY_ADDRESS"
+            ) from error
+    import ray
+
+    ray.init(logging_level=logging.WARNING)
+
+
+def _start() -> None:
+    os.environ.update(ONE_MACHINE)  # for the processes that this one starts
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray._private import ray_constants
 
-    if address:
-        _require_answer(address)
-        ray.init(logging_level=logging.WARNING)
-        return
     ray_constants.ENABLE_RAY_CLUSTER = False  # read at import, which may be long ago
-    cpus = max(LOCAL_CPUS, cores())
+    cpus, port = max(LOCAL_CPUS, cores()), str(free_port())
     logger.info("RAY_ADDRESS is not set: starting Ray on this machine with %d logical CPUs", cpus)
-    port = free_port()
-    os.environ[_GCS_PORT] = str(port)
+    os.environ["RAY_GCS_SERVER_PORT"] = port  # where the head of the new cluster listens
     try:
         # With the dashboard off, trials that a scheduler stops leak their placement groups (Ray 2.60).
         ray.init(
@@ -91,27 +105,8 @@ def _init() -> None:
             # machine whether the run is alive, and may end the run (Ray 2.60).
             runtime_env={"env_vars": {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}},
         )
-    except OSError as error:
-        if "AF_UNIX" in str(error):
-            raise ResourceError(
-                f"the path of the temporary folder is too long for Ray's sockets: set RAY_TMPDIR=/tmp ({error})"
-            ) from error
-        raise
     finally:
-        del os.environ[_GCS_PORT]
-
-
-def _require_answer(address: str) -> None:
-    """Raise ResourceError when nothing listens at host:port; Ray itself would retry for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():  # `auto`, `local`
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ResourceError(
-            f"RAY_ADDRESS={address}: no cluster answers ({error.strerror or error}). Start it, or unset RAY_ADDRESS"
-        ) from error
+        del os.environ["RAY_GCS_SERVER_PORT"]
 
 
 def require_resources(what: str, cpus: float, gpus: float = 0) -> None:
@@ -124,6 +119,7 @@ def require_resources(what: str, cpus: float, gpus: float = 0) -> None:
 
     if can_grow():
         return
+    until, logged = time.monotonic() + WAIT_SECONDS, False
     for name, needed, flag in (("CPU", cpus, "--num-cpus"), ("GPU", gpus, "--num-gpus")):
         total = ray.cluster_resources().get(name, 0.0)
         if needed > total:
@@ -131,22 +127,16 @@ def require_resources(what: str, cpus: float, gpus: float = 0) -> None:
                 f"{what} needs {needed:g} {name}s, the cluster has {total:g}: {needed - total:g} missing. "
                 f"Lower the number of workers, or start Ray with {flag}={needed:g}"
             )
-        _wait_for(what, name, needed, total)
-
-
-def _wait_for(what: str, name: str, needed: float, total: float) -> None:
-    """Wait until enough is free. Raises ResourceError after `WAIT_SECONDS`."""
-    import ray
-
-    until, logged = time.monotonic() + WAIT_SECONDS, False
-    while (free := ray.available_resources().get(name, 0.0)) < needed - ROUNDING:
-        busy = f"{what} needs {needed:g} {name}s, {free:g} of the cluster's {total:g} are free"
-        if time.monotonic() > until:
-            raise ResourceError(f"{busy}: stop other jobs (`ray status` shows them), or lower the number of workers")
-        if not logged and time.monotonic() > until - WAIT_SECONDS + 5:
-            logger.info("%s: waiting for up to %d s", busy, WAIT_SECONDS)
-            logged = True
-        time.sleep(0.2)
+        while (free := ray.available_resources().get(name, 0.0)) < needed - ROUNDING:
+            busy = f"{what} needs {needed:g} {name}s, {free:g} of the cluster's {total:g} are free"
+            if time.monotonic() > until:
+                raise ResourceError(
+                    f"{busy}: stop other jobs (`ray status` shows them), or lower the number of workers"
+                )
+            if not logged and time.monotonic() > until - WAIT_SECONDS + 5:
+                logger.info("%s: waiting for up to %d s", busy, WAIT_SECONDS)
+                logged = True
+            time.sleep(0.2)
 
 
 @contextmanager

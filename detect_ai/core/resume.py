@@ -12,7 +12,7 @@ from typing import Any
 from detect_ai.core import ray_runtime
 from detect_ai.core.config import CONFIG_DIR, Config, load_config
 from detect_ai.core.errors import ConfigError
-from detect_ai.core.job import Stage, attempt, read_result, run_stage
+from detect_ai.core.job import Stage, attempt, read_result, result_key, run_stage
 from detect_ai.core.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -26,20 +26,16 @@ _SEARCHED = ("train", "model")  # sections with keys that a sweep searches
 
 def digest(config: Config, *more: Any) -> str:
     """A hash of all settings that affect the trained parameters, and of further values such as the corpus."""
-    settings = {name: value for name, value in config.train.model_dump().items() if name not in _FREE}
-    decisive = [settings, config.model.model_dump(), config.seed, *more]
+    decisive = [config.train.model_dump(exclude=_FREE), config.model.model_dump(), config.seed, *more]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def interrupted(storage: Storage, run: str, kind: str, digest: str) -> str | None:
     """The newest attempt of a kind in a run, if it has this digest and did not finish."""
-    names = [name for name in storage.list(f"runs/{run}") if name.startswith(f"{kind}-")]
-    for name in reversed(names):
-        try:
-            record = storage.read_json(f"runs/{run}/{name}/{_NAME}")
-        except FileNotFoundError:
-            continue
-        return name if record == {"digest": digest, "finished": False} else None
+    for name in reversed(storage.list(f"runs/{run}")):
+        key = f"runs/{run}/{name}/{_NAME}"
+        if name.startswith(f"{kind}-") and storage.exists(key):
+            return name if storage.read_json(key) == {"digest": digest, "finished": False} else None
     return None
 
 
@@ -109,12 +105,13 @@ def run_stages(config: Config, storage: Storage, kind: str, stages: Mapping[str,
     Raises:
         ResourceError: another job works on it.
     """
-    with attempted(storage, config.run, kind, digest(config, config.to_dict(), *more)) as (name, resumed):
+    with attempted(storage, config.run, kind, digest(config, config.model_dump(), *more)) as (name, resumed):
         key = f"runs/{config.run}/{name}/results.json"
         before = storage.read_json(key) if resumed and storage.exists(key) else {}
         results: dict[str, Any] = {}
         for stage, run in stages.items():
-            if stage in before and before[stage] == _newest(storage, config.run, stage):
+            is_stored = stage in before and storage.exists(result_key(config.run, stage))
+            if is_stored and before[stage] == read_result(storage, config.run, stage):
                 logger.info("%s: finished before the %s was interrupted", stage, kind)
                 results[stage] = before[stage]
             else:
@@ -123,10 +120,3 @@ def run_stages(config: Config, storage: Storage, kind: str, stages: Mapping[str,
                 storage.write_json(key, results)
     storage.prune(f"runs/{config.run}", f"{kind}-", config.storage.keep)
     return results
-
-
-def _newest(storage: Storage, run: str, stage: str) -> Any:
-    try:
-        return read_result(storage, run, stage)
-    except ConfigError:
-        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -25,12 +25,10 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of a local path or a URI, and the path inside it. Raises ConfigError."""
     if "://" not in uri:
         return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    if re.match(r"[^/]*://[^/@]*:[^/@]*@", uri):
+        raise ConfigError("expected a URI without a password, which would appear in logs: use the environment")
     try:
-        if urlsplit(uri).password:
-            raise ConfigError("expected a URI without a password, which would appear in logs: use the environment")
         filesystem, path = pafs.FileSystem.from_uri(uri)
-    except ConfigError:
-        raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"{uri}: expected a local path or a URI such as gs://bucket/folder: {error}") from error
     return filesystem, str(path)
@@ -80,10 +78,7 @@ class Storage:
     """
 
     def __init__(self, root: str) -> None:
-        try:
-            self.filesystem, base = open_uri(root)
-        except ConfigError as error:
-            raise ConfigError(f"storage.root={error}") from error
+        self.filesystem, base = open_uri(root)
         self.root = root if "://" in root else base
         self._base = base.rstrip("/")
         self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
@@ -204,12 +199,9 @@ class Storage:
         if self.is_local:
             yield Path(self.path(key))
             return
-        scratch = tempfile.mkdtemp(prefix="detect_ai-")
-        try:
+        with tempfile.TemporaryDirectory(prefix="detect_ai-", ignore_cleanup_errors=True) as scratch:
             pafs.copy_files(self.path(key), scratch, self.filesystem, pafs.LocalFileSystem())
             yield Path(scratch)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def prune(self, key: str, prefix: str, keep: int) -> None:
         """Delete all but the last `keep` folders (by name) under a key whose names start with a prefix."""

@@ -17,7 +17,7 @@ from detect_ai.core.config import Config, check_names
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt, read_result
 from detect_ai.core.storage import Storage
-from detect_ai.core.tracking import open_run
+from detect_ai.core.tracking import Tracker
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector.dataset import require_labels
 from detect_ai.detector.registry import Registry, spec_of
@@ -134,17 +134,11 @@ def _main_metrics(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _track(task: EvalTask, report: dict[str, Any]) -> None:
-    """Log metrics, ROC and reliability curve to W&B."""
+    """Log metrics to W&B."""
     name = f"{result_name(task.config)}-{task.spec.version}"
-    with open_run(task.config, name=name, group=task.config.run, job_type="evaluate") as tracker:
+    with Tracker(task.config, name=name, group=task.config.run, job_type="evaluate") as tracker:
         metrics = {f"evaluation/{k}": v for k, v in report["overall"].items() if isinstance(v, int | float)}
         tracker.log({**metrics, "evaluation/version": task.spec.version, "evaluation/data": task.name})
-        roc = report["curves"]["roc"]
-        if roc:
-            points = zip(roc["fpr"], roc["tpr"], strict=True)
-            tracker.curve("evaluation/roc", "ROC", ("false positive rate", "true positive rate"), points)
-        bins = [(row["mean_probability"], row["fraction_ai"]) for row in report["curves"]["reliability"]]
-        tracker.curve("evaluation/calibration", "Calibration", ("probability of AI", "fraction of AI texts"), bins)
 
 
 def _task(config: Config, storage: Storage, key: str) -> EvalTask:

@@ -13,7 +13,7 @@ from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError, GateError, RegistryError
 from detect_ai.core.job import read_result
 from detect_ai.core.storage import Storage
-from detect_ai.core.tracking import open_run
+from detect_ai.core.tracking import Tracker
 from detect_ai.detector import bundle
 from detect_ai.detector.model_info import card_info
 from detect_ai.detector.registry import Registry
@@ -62,7 +62,7 @@ def publish(config: Config, storage: Storage) -> dict[str, Any]:
     if not config.bundle:
         version = add_version(storage, candidate["bundle"], evaluations)
     registry.set_champion(version, after=number)
-    with open_run(config, name=f"publish-{version}", group=config.run, job_type="publish") as tracker:
+    with Tracker(config, name=f"publish-{version}", group=config.run, job_type="publish") as tracker:
         scalars = {name: value for name, value in evaluations[TEST].items() if isinstance(value, int | float)}
         with registry.folder(version) as folder:
             tracker.artifact("detector", folder, scalars, [version, "champion"])

@@ -43,7 +43,7 @@ def apply(config: Config, values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: a value is impossible, alone or together with the rest.
     """
-    plain = config.to_dict()
+    plain = config.model_dump()
     for name, value in values.items():
         plain[PLACES[name]][name] = value
     plain["train"]["microbatch_size"] = min(plain["train"]["microbatch_size"], plain["train"]["batch_size"])

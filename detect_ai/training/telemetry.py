@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from detect_ai.core.config import Config
 from detect_ai.core.errors import TrainingError
 from detect_ai.core.storage import Storage
-from detect_ai.core.tracking import Tracker, open_run
+from detect_ai.core.tracking import Tracker
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ def open_telemetry(arguments: dict[str, Any], trainer: Trainer) -> Iterator[Tele
     storage, folder = Storage(config.storage.root), f"runs/{config.run}/{name}"
     log = MetricsLog(storage, folder, trainer.steps) if writes else None
     with (
-        open_run(
+        Tracker(
             config,
             enabled=writes,
             group=arguments["group"],

@@ -56,7 +56,7 @@ def clusters() -> set[Path]:
 
 
 def test_demo_runs_twice_next_to_another_cluster(tmp_path: Path, usual_ports_taken: None) -> None:
-    other = LocalCluster.start(num_cpus=1)
+    other = LocalCluster("--num-cpus=1")
     before = clusters()
     try:
         result, _ = demo(tmp_path)
@@ -72,6 +72,6 @@ def test_demo_runs_twice_next_to_another_cluster(tmp_path: Path, usual_ports_tak
         assert httpx.get(f"{url}/readyz").status_code == 200
         subprocess.run(stop, shell=True, check=True)
         assert clusters() == before
-        assert other._takes_jobs()  # the demo stopped only its own cluster
+        assert other.takes_jobs()  # the demo stopped only its own cluster
     finally:
         other.stop()

@@ -33,7 +33,7 @@ Submit = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     """A cluster of its own, as `make demo` starts it."""
-    started = LocalCluster.start()
+    started = LocalCluster()
     yield started
     started.stop()
 

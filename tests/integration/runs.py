@@ -146,7 +146,7 @@ def driver(stage: str, config: Config, folder: Path) -> subprocess.Popen[bytes]:
     """A process that runs a stage (`module:function`) on the same cluster, with its log in a folder."""
     import ray
 
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    (folder / "config.json").write_text(json.dumps(config.model_dump()))
     module, _, function = stage.partition(":")
     code = (
         "import sys; from detect_ai.core.config import Config\n"

@@ -164,7 +164,7 @@ def on_a_spot_node(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The result of a training on two nodes, one of which is taken away, and the start of its last workers."""
     config = with_train(run.config, num_workers=num_workers, cpus_per_worker=2, **changes)
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    (folder / "config.json").write_text(json.dumps(config.model_dump()))
     inherited = {
         key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", *ray_runtime.ONE_MACHINE)
     }

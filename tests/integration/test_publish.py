@@ -93,7 +93,7 @@ def test_old_candidates_are_pruned(run: Run, published: dict[str, Any]) -> None:
 
 def test_every_result_has_its_configuration(run: Run, published: dict[str, Any]) -> None:
     for stage in ("prepare", "train", *published):
-        assert run.storage.read_json(result_key(run.config.run, stage))["config"] == run.config.to_dict()
+        assert run.storage.read_json(result_key(run.config.run, stage))["config"] == run.config.model_dump()
 
 
 def test_a_target_of_1_percent_needs_more_texts(run: Run) -> None:

@@ -29,26 +29,18 @@ def test_advance_appends_to_history(storage):
     assert pointer.history() == [first, second]
 
 
-def test_conflict_names_the_winner(storage, monkeypatch):
+@pytest.mark.parametrize("version", [{"version": "4f2a"}, {}])
+def test_conflict_names_the_winner_without_its_value(storage, monkeypatch, version):
     monkeypatch.setenv("USER", "ada")
     pointer = Pointer(storage, "p")
-    winner = pointer.advance({"version": "4f2a", "keys": "hashed"}, after=0)
+    winner = pointer.advance({**version, "keys": "hashed"}, after=0)
     with pytest.raises(ConflictError) as error:
         pointer.advance({"version": "b"}, after=0)
     message = str(error.value)
     assert "\n" not in message
-    assert all(part in message for part in ("ada@", winner.when, "4f2a"))
+    assert all(part in message for part in ("ada@", winner.when, *version.values()))
     assert "hashed" not in message
     assert pointer.history() == [winner]
-
-
-def test_conflict_without_version_leaves_the_value_out(storage):
-    pointer = Pointer(storage, "p")
-    winner = pointer.advance({"keys": "hashed"}, after=0)
-    with pytest.raises(ConflictError) as error:
-        pointer.advance({"keys": "others"}, after=0)
-    assert winner.when in str(error.value)
-    assert "hashed" not in str(error.value)
 
 
 def increment(root, prefix, rounds):
@@ -79,14 +71,10 @@ def test_concurrent_writers_lose_no_record(storage):
     "content",
     [
         b"",
-        b"{",
         b"\xff\xfe",
-        b"null",
         b"[]",
-        b'"text"',
         b'{"number": 1}',
         b'{"number": "1", "value": {}, "by": "a", "when": "b"}',
-        b'{"number": 2, "value": {}, "by": "a", "when": "b"}',
         b'{"number": 1, "value": [], "by": "a", "when": "b"}',
         b'{"number": 1, "value": {}, "by": null, "when": "b"}',
         b'{"number": 1, "value": {}, "by": "a", "when": "b", "more": 1}',

@@ -45,17 +45,6 @@ def test_answering_address_is_passed_to_ray(address, monkeypatch):
             ray_runtime.connect()
 
 
-def test_long_socket_path_names_the_fix(monkeypatch):
-    def init(**_):
-        raise OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /x")
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(ResourceError, match="RAY_TMPDIR=/tmp"):
-        ray_runtime.connect()
-
-
 def test_ray_data_does_not_log_errors_that_it_raises(monkeypatch, caplog):
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     ray_runtime.connect()

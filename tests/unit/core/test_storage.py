@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from detect_ai.core.errors import ConfigError, InputError
-from detect_ai.core.storage import Storage, open_uri
+from detect_ai.core.storage import Storage
 
 
 @pytest.fixture
@@ -58,21 +58,14 @@ def test_local_root_is_absolute(tmp_path, monkeypatch):
     assert (tmp_path / "here/key").read_bytes() == b"x"
 
 
-def test_tilde_is_the_home_directory(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert Storage("~/root").root == str(tmp_path / "root")
-
-
-@pytest.mark.parametrize("open_", [Storage, open_uri])
-def test_unknown_scheme_is_refused(open_):
+def test_unknown_scheme_is_refused():
     with pytest.raises(ConfigError, match="nosuch://bucket/x"):
-        open_("nosuch://bucket/x")
+        Storage("nosuch://bucket/x")
 
 
-@pytest.mark.parametrize("open_", [Storage, open_uri])
-def test_password_in_a_uri_is_refused_and_not_repeated(open_):
-    with pytest.raises(ConfigError) as error:
-        open_("s3://key:verysecret@bucket/x")
+def test_password_in_a_uri_is_refused_and_not_repeated():
+    with pytest.raises(ConfigError, match="password") as error:
+        Storage("s3://key:verysecret@bucket/x")
     assert "verysecret" not in str(error.value)
 
 
@@ -96,25 +89,20 @@ def test_around_splits_a_path(tmp_path, monkeypatch, uri, root, name):
         assert storage.uri(key) == uri.replace("/?", "?").rstrip("/")
 
 
-@pytest.mark.parametrize("uri", ["", "/", ".", "a/..", "~", "gs://bucket/?scheme=http"])
+@pytest.mark.parametrize("uri", ["", "/", "a/..", "gs://bucket/?scheme=http"])
 def test_around_needs_a_name(uri):
     with pytest.raises(ConfigError, match="ends in the name"):
         Storage.around(uri)
 
 
-def test_uri_of_a_key_names_the_same_file(storage):
-    storage.write_bytes("runs/x/result.json", b"1")
-    again, key = Storage.around(storage.uri("runs/x/result.json"))
-    assert again.read_bytes(key) == b"1"
-
-
 # Files
 
 
-def test_written_bytes_are_read_and_replaced(storage):
+def test_written_bytes_are_replaced_and_read_by_uri(storage):
     storage.write_bytes("a/b/c.bin", b"\x00\xff and more")
     storage.write_bytes("a/b/c.bin", b"\x00\xff")
-    assert storage.read_bytes("a/b/c.bin") == b"\x00\xff"
+    around, key = Storage.around(storage.uri("a/b/c.bin"))
+    assert storage.read_bytes("a/b/c.bin") == around.read_bytes(key) == b"\x00\xff"
 
 
 def test_json_round_trips(storage):
@@ -123,12 +111,9 @@ def test_json_round_trips(storage):
     assert storage.read_json("runs/x/result.json") == value
     with pytest.raises(FileNotFoundError):
         storage.read_json("runs/none.json")
-
-
-def test_malformed_json_is_named(local):
-    local.write_bytes("runs/x.json", b"{")
+    storage.write_bytes("runs/x.json", b"{")
     with pytest.raises(InputError, match=r"runs/x\.json: expected JSON"):
-        local.read_json("runs/x.json")
+        storage.read_json("runs/x.json")
 
 
 def test_exists_and_list(storage):

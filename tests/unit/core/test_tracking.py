@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from detect_ai.core import tracking
 from detect_ai.core.config import load_config
 from detect_ai.core.storage import Storage
-from detect_ai.core.tracking import Tracker, open_run, resolve_mode
+from detect_ai.core.tracking import Tracker
 from tests.fixtures import gcs
 from tests.fixtures.wandb_reader import finished, history
 
@@ -30,29 +31,15 @@ def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path / "root"))
 
 
-def test_auto_is_offline_without_a_key() -> None:
-    assert resolve_mode("auto") == "offline"
-
-
-@pytest.mark.parametrize(("machine", "mode"), [("api.wandb.ai", "online"), ("api.github.com", "offline")])
-def test_auto_is_online_with_a_netrc_key(tmp_path: Path, machine: str, mode: str) -> None:
-    (tmp_path / ".netrc").write_text(f"machine {machine}\n  login user\n  password {'k' * 40}\n")
-    assert resolve_mode("auto") == mode
-
-
-def test_environment_mode_beats_key_but_not_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    assert resolve_mode("auto") == "online"
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert resolve_mode("auto") == "disabled"
-    assert resolve_mode("offline") == "offline"
+def tracker(storage: Storage, mode: str = "offline", **settings: Any) -> Tracker:
+    return Tracker(load_config([f"storage.root={storage.root}", f"tracking.mode={mode}"]), **settings)
 
 
 @pytest.mark.parametrize("mode", ["disabled", "offline"])
 def test_missing_package_stops_no_run(storage: Storage, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with Tracker(mode, storage, keep=2) as tracker:
-        tracker.log({"loss": 1.0}, 1)
+    with tracker(storage, mode) as run:
+        run.log({"loss": 1.0}, 1)
     assert storage.list("wandb") == []
 
 
@@ -76,49 +63,81 @@ class Run:
 
 
 @pytest.fixture
-def init(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Makes `wandb.init` return a run or raise an error."""
+def init(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[str]]:
+    """Makes `wandb.init` return a run or raise an error; gives the modes that it was called with."""
     import wandb
 
-    def prepare(outcome: Any) -> None:
-        def fake(**_: Any) -> Any:
+    def prepare(outcome: Any) -> list[str]:
+        modes = []
+
+        def fake(mode: str, **_: Any) -> Any:
+            modes.append(mode)
             if isinstance(outcome, Exception):
                 raise outcome
             return outcome
 
         monkeypatch.setattr(wandb, "init", fake)
+        return modes
 
     return prepare
 
 
+@pytest.mark.parametrize(
+    ("environment", "configured", "expected"),
+    [
+        ({}, "auto", ["offline"]),
+        ({"WANDB_API_KEY": "k" * 40}, "auto", ["online"]),
+        ({"WANDB_API_KEY": "k" * 40, "WANDB_MODE": "offline"}, "auto", ["offline"]),
+        ({"WANDB_MODE": "disabled"}, "auto", []),
+        ({"WANDB_MODE": "disabled"}, "offline", ["offline"]),
+    ],
+)
+def test_mode_follows_config_environment_and_key(
+    storage: Storage,
+    init: Callable[[Any], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    configured: str,
+    expected: list[str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    modes = init(Run())
+    tracker(storage, configured)
+    assert modes == expected
+
+
 @pytest.mark.parametrize("outcome", [OSError("no space left"), Run("log"), Run("finish")])
 def test_failure_is_logged_once(
-    storage: Storage, init: Callable[[Any], None], caplog: pytest.LogCaptureFixture, outcome: Any
+    storage: Storage, init: Callable[[Any], list[str]], caplog: pytest.LogCaptureFixture, outcome: Any
 ) -> None:
     init(outcome)
-    with Tracker("online", storage, keep=2) as tracker:
-        tracker.log({"loss": 1.0}, 1)
-        tracker.log({"loss": 0.5}, 2)
+    with tracker(storage) as run:
+        run.log({"loss": 1.0}, 1)
+        run.log({"loss": 0.5}, 2)
     (warning,) = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert "no space left" in warning
 
 
-def test_failed_run_has_an_exit_code(storage: Storage, init: Callable[[Any], None]) -> None:
+def test_failed_run_has_an_exit_code(storage: Storage, init: Callable[[Any], list[str]]) -> None:
     run = Run()
     init(run)
-    with pytest.raises(ZeroDivisionError), Tracker("offline", storage, keep=2):
+    with pytest.raises(ZeroDivisionError), tracker(storage):
         raise ZeroDivisionError
     assert run.calls == [("finish", 1)]
 
 
-def test_oldest_runs_are_deleted(storage: Storage, init: Callable[[Any], None]) -> None:
+def test_oldest_runs_are_deleted(
+    storage: Storage, init: Callable[[Any], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     init(Run())
-    names = [f"{'offline-' * (day % 2)}run-2026010{day}_000000-x" for day in range(5)]
+    monkeypatch.setattr(tracking, "RUNS_PER_KEPT", 1)
+    names = [f"{kind}run-2026010{day}_000000-x" for kind in ("", "offline-") for day in range(5)]
     for name in ("other", *names):
         storage.write_bytes(f"wandb/{name}/file", b"x")
-    with Tracker("offline", storage, keep=3):
+    with tracker(storage):
         pass
-    assert storage.list("wandb") == sorted(["other", *names[2:]])
+    assert storage.list("wandb") == sorted(["other", *names[2:5], *names[7:]])
 
 
 @pytest.fixture(scope="module", params=["local", "gcs"])
@@ -132,10 +151,8 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         if request.param == "local"
         else gcs.under(request.getfixturevalue("gcs_bucket"), "tracked")
     )
-    config = load_config([f"storage.root={root}", "tracking.mode=offline", "seed=7"])
-    with open_run(config, facts={"corpus_fingerprint": "abc"}, group="sweep-1", name="trial-1") as run:
+    with tracker(Storage(root), facts={"corpus_fingerprint": "abc"}, group="sweep-1", name="trial-1") as run:
         run.log({"validation/auroc": 0.75}, step=3)
-        run.curve("evaluation/roc", "ROC", ("fpr", "tpr"), [(0.0, 0.0), (0.5, 1.0)])
         run.artifact("champion", folder / "bundle", {"version": "v1"}, ["champion"])
     with Storage(root).local_folder("wandb") as runs:
         return finished(runs)
@@ -145,7 +162,7 @@ def test_run_has_group_name_and_config(recorded: list[Any]) -> None:
     (run,) = [record.run for record in recorded if record.HasField("run")]
     assert (run.run_group, run.display_name, run.project) == ("sweep-1", "trial-1", "detect_ai")
     known = {item.key: json.loads(item.value_json) for item in run.config.update}
-    assert (known["seed"], known["corpus_fingerprint"]) == (7, "abc")
+    assert known["corpus_fingerprint"] == "abc"
     assert known["train"]["epochs"] == load_config([]).train.epochs
     assert not {"storage", "tracking"} & set(known)
 
@@ -153,11 +170,6 @@ def test_run_has_group_name_and_config(recorded: list[Any]) -> None:
 def test_metrics_have_their_step(recorded: list[Any]) -> None:
     assert history(recorded)["validation/auroc"] == 0.75
     assert 3 in [record.history.step.num for record in recorded if record.HasField("history")]
-
-
-def test_curve_is_a_table(recorded: list[Any]) -> None:
-    found, table = history(recorded), "evaluation/roc_table"
-    assert [found[f"{table}/{name}"] for name in ("_type", "nrows", "ncols")] == ["table-file", 2, 2]
 
 
 def test_artifact_has_files_and_aliases(recorded: list[Any]) -> None:

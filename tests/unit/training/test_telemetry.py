@@ -104,7 +104,7 @@ def test_failed_start_closes_the_wandb_run(arguments: dict[str, Any], monkeypatc
     closed = []
 
     @contextmanager
-    def open_run(*_: Any, **__: Any) -> Any:
+    def tracker(*_: Any, **__: Any) -> Any:
         try:
             yield None
         finally:
@@ -113,7 +113,7 @@ def test_failed_start_closes_the_wandb_run(arguments: dict[str, Any], monkeypatc
     def fail(*_: Any) -> None:
         raise OSError("no profiler")
 
-    monkeypatch.setattr(telemetry, "open_run", open_run)
+    monkeypatch.setattr(telemetry, "Tracker", tracker)
     monkeypatch.setattr(telemetry, "_profiler", fail)
     arguments["config"].train.profile = True
     with pytest.raises(OSError, match="no profiler"):
