@@ -37,15 +37,10 @@ def storage(tmp_path: Path) -> Storage:
     ],
 )
 def test_newest_unfinished_attempt_is_resumed(storage: Storage, attempts: list[Any], expected: str | None) -> None:
+    storage.write_bytes("runs/mine/train-20200103T000000000/checkpoint", b"")  # no attempt
     for name, digest, finished in attempts:
         storage.write_json(f"runs/mine/{name}/attempt.json", {"digest": digest, "finished": finished})
     assert resume.interrupted(storage, "mine", "train", "this") == expected
-
-
-def test_folder_without_attempt_file_is_ignored(storage: Storage) -> None:
-    storage.write_json(f"runs/mine/{OLD}/attempt.json", {"digest": "this", "finished": False})
-    storage.write_bytes(f"runs/mine/{NEW}/checkpoint", b"")
-    assert resume.interrupted(storage, "mine", "train", "this") == OLD
 
 
 @pytest.mark.parametrize("override", ["seed=9", "train.epochs=9", "model.dropout=0.3"])
@@ -157,50 +152,40 @@ def config_dir(tmp_path: Path) -> Path:
 DEMO = ("run=demo", "sweep=grid", "gate.max_auroc_drop=1", "gate.max_fpr_increase=1")
 
 
-@pytest.mark.parametrize("overrides", [(), DEMO, ("train=gpu",), ("train.epochs=9",), ("model=mpnet",)])
-def test_pipeline_sweeps_by_default(overrides: tuple[str, ...]) -> None:
-    assert settled(*overrides).train.from_sweep is True
-
-
-@pytest.mark.parametrize("override", ["experiment=same_rate", "experiment=no_sweep"])
-def test_experiment_decides_about_the_sweep(override: str, config_dir: Path) -> None:
-    assert settled(override, config_dir=config_dir).train.from_sweep is (override == "experiment=same_rate")
-
-
-@pytest.mark.parametrize(("experiment", "rate"), [("essays", 1.4e-4), ("essays_large", 5e-5)])
-def test_shipped_experiment_trains_with_its_own_rate(experiment: str, rate: float) -> None:
-    config = settled(f"experiment={experiment}")
-    assert (config.train.from_sweep, config.train.lr) == (False, rate)
-
-
-def test_pipeline_without_sweep_keeps_given_rate() -> None:
-    config = settled("train.from_sweep=false", "train.lr=3e-5")
-    assert (config.train.from_sweep, config.train.lr) == (False, 3e-5)
+@pytest.mark.parametrize(
+    ("overrides", "sweeps", "rate"),
+    [
+        (DEMO, True, 1.5e-4),
+        (("train=gpu",), True, 5e-5),
+        (("train.epochs=9", "model=mpnet"), True, 1.5e-4),
+        (("experiment=same_rate",), True, 1.5e-4),
+        (("experiment=no_sweep",), False, 7e-5),
+        (("experiment=essays",), False, 1.4e-4),
+        (("train.from_sweep=false", "train.lr=3e-5"), False, 3e-5),
+        (("experiment=rate", "train.from_sweep=true"), True, 7e-5),
+        (("train=mine", "train.from_sweep=true"), True, 7e-5),
+    ],
+)
+def test_pipeline_sweeps_unless_told_otherwise(
+    overrides: tuple[str, ...], sweeps: bool, rate: float, config_dir: Path
+) -> None:
+    config = settled(*overrides, config_dir=config_dir)
+    assert (config.train.from_sweep, config.train.lr) == (sweeps, rate)
 
 
 @pytest.mark.parametrize(
-    ("override", "key"),
+    ("overrides", "key"),
     [
-        ("train.lr=3e-5", "train.lr"),
-        ("train.lr=1.5e-4", "train.lr"),
-        ("experiment=rate", "train.lr"),
-        ("train=mine", "train.lr"),
-        ("experiment=dropout", "model.dropout"),
-        ("bundle=4f2a", "bundle"),
-        ("data=x.csv", "data"),
-        ("experiment=data", "data"),
+        (("train.lr=3e-5",), "train.lr"),
+        (("train.lr=1.5e-4",), "train.lr"),
+        (("train.lr=3e-5", "train.from_sweep=true"), "train.lr"),
+        (("experiment=rate",), "train.lr"),
+        (("train=mine",), "train.lr"),
+        (("experiment=dropout",), "model.dropout"),
+        (("bundle=4f2a",), "bundle"),
+        (("experiment=data",), "data"),
     ],
 )
-def test_pipeline_refuses_values_that_it_would_ignore(override: str, key: str, config_dir: Path) -> None:
+def test_pipeline_refuses_values_that_it_would_ignore(overrides: tuple[str, ...], key: str, config_dir: Path) -> None:
     with pytest.raises(ConfigError, match=f"^{key}"):
-        settled(override, config_dir=config_dir)
-
-
-@pytest.mark.parametrize("override", ["experiment=rate", "train=mine", "experiment=dropout", "experiment=essays"])
-def test_explicit_sweep_replaces_the_value_of_a_file(override: str, config_dir: Path) -> None:
-    assert settled(override, "train.from_sweep=true", config_dir=config_dir).train.from_sweep is True
-
-
-def test_explicit_sweep_and_explicit_value_contradict() -> None:
-    with pytest.raises(ConfigError, match=r"^train\.lr"):
-        settled("train.from_sweep=true", "train.lr=3e-5")
+        settled(*overrides, config_dir=config_dir)

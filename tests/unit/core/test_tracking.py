@@ -83,25 +83,27 @@ def init(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("environment", "configured", "expected"),
+    ("has_key", "environment", "configured", "expected"),
     [
-        ({}, "auto", ["offline"]),
-        ({"WANDB_API_KEY": "k" * 40}, "auto", ["online"]),
-        ({"WANDB_API_KEY": "k" * 40, "WANDB_MODE": "offline"}, "auto", ["offline"]),
-        ({"WANDB_MODE": "disabled"}, "auto", []),
-        ({"WANDB_MODE": "disabled"}, "offline", ["offline"]),
+        (False, "", "auto", ["offline"]),
+        (True, "", "auto", ["online"]),
+        (True, "offline", "auto", ["offline"]),
+        (True, "disabled", "auto", []),
+        (True, "disabled", "offline", ["offline"]),
     ],
 )
 def test_mode_follows_config_environment_and_key(
     storage: Storage,
     init: Callable[[Any], list[str]],
     monkeypatch: pytest.MonkeyPatch,
-    environment: dict[str, str],
+    has_key: bool,
+    environment: str,
     configured: str,
     expected: list[str],
 ) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("wandb.login", lambda **_: has_key)
+    if environment:
+        monkeypatch.setenv("WANDB_MODE", environment)
     modes = init(Run())
     tracker(storage, configured)
     assert modes == expected
