@@ -81,6 +81,6 @@ class Pointer:
         except ValidationError as error:
             first = error.errors()[0]
             raise InputError(
-                f"{self.storage.uri(key)}: {'.'.join(map(str, first['loc']))} {first['msg']}. "
+                f"{self.storage.uri(key)}: {' '.join([*map(str, first['loc']), first['msg']])}. "
                 "Restore the file, or delete it to return to the record before it"
             ) from error
