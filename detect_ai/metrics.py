@@ -17,24 +17,26 @@ Floats = NDArray[np.float64]
 RELIABILITY_BINS = 15
 
 
-def check_binary(labels: ArrayLike, values: ArrayLike, name: str = "scores") -> tuple[Labels, Floats]:
-    """Convert labels and values to int64 and float64 arrays of shape (n,).
+def check_binary(labels: ArrayLike, scores: ArrayLike, both_classes: bool = False) -> tuple[Labels, Floats]:
+    """Convert labels and scores to int64 and float64 arrays of shape (n,).
 
     Raises:
-        InputError: the shapes differ or are not (n,) with n >= 1, a label is neither 0 nor 1, or a value is not finite.
+        InputError: the shapes differ or are not (n,) with n >= 1, a label is neither 0 nor 1, a score is not finite, or
+            a class is missing where both are needed.
     """
-    truth, numbers = np.asarray(labels), np.asarray(values, dtype=np.float64)
-    if truth.ndim != 1 or truth.shape != numbers.shape or not truth.size:
+    truth, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    if truth.ndim != 1 or truth.shape != values.shape or not truth.size:
         raise InputError(
-            f"labels and {name} must have one shape (n,) with n >= 1, found {truth.shape} and {numbers.shape}"
+            f"labels and scores must have one shape (n,) with n >= 1, found {truth.shape} and {values.shape}"
         )
-    unknown = truth[~np.isin(truth, (0, 1))]
-    if unknown.size:
-        raise InputError(f"labels must be 0 (human) or 1 (ai), found {unknown[0]}")
-    not_finite = int((~np.isfinite(numbers)).sum())
-    if not_finite:
-        raise InputError(f"{name} must be finite, found {not_finite} of {numbers.size} that are not")
-    return truth.astype(np.int64), numbers
+    if not np.isin(truth, (0, 1)).all():
+        raise InputError(f"labels must be 0 (human) or 1 (ai), found {truth[~np.isin(truth, (0, 1))][0]}")
+    if not np.isfinite(values).all():
+        raise InputError(f"scores must be finite, found {(~np.isfinite(values)).sum()} of {values.size} that are not")
+    num_ai = int(truth.sum())
+    if both_classes and not 0 < num_ai < truth.size:
+        raise InputError(f"texts of both classes are needed, found {truth.size - num_ai} human and {num_ai} ai")
+    return truth.astype(np.int64), values
 
 
 def key_of_target(target: float) -> str:
@@ -59,14 +61,10 @@ def predictions_at(scores: ArrayLike, lower: float, upper: float) -> Labels:
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Area under the ROC curve from the Mann-Whitney statistic, ties counted as one half.
-
-    Raises:
-        InputError: as `check_binary`, or one class is missing.
-    """
+    """Area under the ROC curve from the Mann-Whitney statistic, ties counted as one half. Raises InputError."""
     from scipy.stats import rankdata
 
-    truth, values = _check_both(labels, scores)
+    truth, values = check_binary(labels, scores, both_classes=True)
     num_ai = int(truth.sum())
     above = rankdata(values)[truth == 1].sum() - num_ai * (num_ai + 1) / 2
     return float(above / (num_ai * (truth.size - num_ai)))
@@ -76,47 +74,31 @@ def tpr_at_fpr(labels: ArrayLike, scores: ArrayLike, fpr: float) -> float:
     """The largest detection rate (TPR) over all thresholds whose FPR on these texts is at most `fpr`.
 
     Texts with equal scores are predicted together and nothing is interpolated, so the value belongs to a threshold
-    that exists.
-
-    Raises:
-        InputError: as `auroc`.
+    that exists. Raises InputError.
     """
-    truth, values = _check_both(labels, scores)
+    truth, values = check_binary(labels, scores, both_classes=True)
     human = np.sort(values[truth == 0])[::-1]
     allowed = largest_count(fpr, human.size)
     return 1.0 if allowed == human.size else float((values[truth == 1] > human[allowed]).mean())
 
 
-def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
-    """Fraction of texts whose predicted class is their label."""
-    return float((np.asarray(labels) == np.asarray(predictions)).mean())
-
-
-def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Mean negative log-likelihood in nats; see `log_losses`."""
-    return float(log_losses(*check_binary(labels, probabilities, "probabilities")).mean())
-
-
-def log_losses(truth: Labels, probabilities: Floats) -> Floats:
-    """Negative log-likelihood of each text, shape (n,); P(AI) is clipped one float64 epsilon away from 0 and 1."""
+def log_losses(labels: Labels, probabilities: Floats) -> Floats:
+    """Negative log-likelihood of each text in nats; P(AI) is clipped one float64 epsilon away from 0 and 1."""
     epsilon = np.finfo(np.float64).eps
     clipped = np.clip(probabilities, epsilon, 1 - epsilon)
-    return np.asarray(-np.log(np.where(truth == 1, clipped, 1 - clipped)), np.float64)
+    return np.asarray(-np.log(np.where(labels == 1, clipped, 1 - clipped)), np.float64)
 
 
-def roc(labels: ArrayLike, scores: ArrayLike, points: int = 200) -> dict[str, list[float]]:
-    """The ROC curve from (0, 0) to (1, 1), thinned to about `points` points for plotting.
+def roc(labels: ArrayLike, scores: ArrayLike) -> dict[str, list[float]]:
+    """The ROC curve from (0, 0) to (1, 1), thinned to about 200 points for plotting. Raises InputError.
 
     The points are spread evenly over the FPR and the TPR, and logarithmically over small FPRs.
-
-    Raises:
-        InputError: as `auroc`.
     """
     from sklearn.metrics import roc_curve
 
-    fpr, tpr, _ = roc_curve(*_check_both(labels, scores), drop_intermediate=True)
-    if fpr.size > points:
-        grid, small = np.linspace(0, 1, points // 3), np.geomspace(1e-4, 0.01, points // 3)
+    fpr, tpr, _ = roc_curve(*check_binary(labels, scores, both_classes=True), drop_intermediate=True)
+    if fpr.size > 200:
+        grid, small = np.linspace(0, 1, 66), np.geomspace(1e-4, 0.01, 66)
         at_fpr = np.searchsorted(fpr, np.concatenate([grid, small]), side="right") - 1
         kept = np.union1d(at_fpr, np.searchsorted(tpr, grid))
         fpr, tpr = fpr[kept], tpr[kept]
@@ -128,26 +110,13 @@ def bin_numbers(probabilities: Floats) -> Labels:
     return np.minimum((probabilities * RELIABILITY_BINS).astype(np.int64), RELIABILITY_BINS - 1)
 
 
-def reliability(labels: ArrayLike, probabilities: ArrayLike, prevalence: float) -> list[dict[str, Any]]:
-    """Reliability diagram at a prevalence of AI texts: `count`, `mean_probability` and `fraction_ai` of each bin.
-
-    Raises:
-        InputError: as `auroc`.
-    """
-    truth, p = _check_both(labels, probabilities)
-    num_ai = int(truth.sum())
-    weights = np.where(truth == 1, prevalence / num_ai, (1 - prevalence) / (truth.size - num_ai))
-    rows, numbers = [], bin_numbers(p)
+def reliability(labels: Labels, p: Floats, prevalence: float) -> list[dict[str, Any]]:
+    """Reliability diagram at a prevalence of AI texts: `count`, `mean_probability` and `fraction_ai` of each bin."""
+    ai, numbers = labels == 1, bin_numbers(p)
+    weights = np.where(ai, prevalence / ai.sum(), (1 - prevalence) / (~ai).sum())
+    rows = []
     for i in np.unique(numbers):
         own = numbers == i
-        probability, fraction = (float(np.average(v[own], weights=weights[own])) for v in (p, truth))
+        probability, fraction = (float(np.average(v[own], weights=weights[own])) for v in (p, labels))
         rows.append({"count": int(own.sum()), "mean_probability": probability, "fraction_ai": fraction})
     return rows
-
-
-def _check_both(labels: ArrayLike, values: ArrayLike) -> tuple[Labels, Floats]:
-    truth, numbers = check_binary(labels, values)
-    num_ai = int(truth.sum())
-    if not 0 < num_ai < truth.size:
-        raise InputError(f"texts of both classes are needed, found {truth.size - num_ai} human and {num_ai} ai")
-    return truth, numbers

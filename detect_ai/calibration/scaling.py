@@ -72,7 +72,7 @@ def fit_scaling(labels: ArrayLike, scores: ArrayLike, prevalence: float = 0.5) -
 
 def check_both_classes(labels: ArrayLike, scores: ArrayLike) -> tuple[Labels, Floats]:
     """Labels and scores as arrays. Raises CalibrationError when a class is missing, InputError as `check_binary`."""
-    truth, logits = check_binary(labels, scores, "logits")
+    truth, logits = check_binary(labels, scores)
     num_ai = int(truth.sum())
     if not 0 < num_ai < truth.size:
         raise CalibrationError(

@@ -17,11 +17,11 @@ from detect_ai.detector.dataset import SLICES, require_labels
 from detect_ai.detector.registry import Registry, spec_of
 from detect_ai.detector.score import score_texts
 from detect_ai.detector.verdict_table import Verdicts
-from detect_ai.evaluation.baseline import baseline_for, baseline_metrics
-from detect_ai.evaluation.contamination import corpus_of, count_contaminated, score_baseline_and_hash
+from detect_ai.evaluation.contamination import corpus_of, count_contaminated
 from detect_ai.evaluation.evaluate import data_name
 from detect_ai.evaluation.slices import differences, overall_metrics
 from detect_ai.evaluation.summary import without_intervals
+from detect_ai.reports.evaluation import comparison_report
 
 logger = logging.getLogger(__name__)
 
@@ -44,21 +44,26 @@ def compare(config: Config, storage: Storage) -> dict[str, Any]:
     registry = Registry(storage)
     places = {name: registry.resolve(name) for name in config.compare.bundles}
     specs = {name: spec_of(*place) for name, place in places.items()}
-    target = _common_target(specs)
+    common = set.intersection(*(set(spec.calibration.thresholds) for spec in specs.values()))
+    if not common:
+        have = "; ".join(f"{name}: {sorted(spec.calibration.thresholds)}" for name, spec in specs.items())
+        raise ConfigError(f"compare.bundles: no target FPR that all have a threshold for ({have})")
     key = f"runs/{config.run}/{attempt('comparison')}"
     with storage.whole(key):
         require_labels(config.data, config.score)
-        scored = {
-            name: _score(config, place, (storage, f"{key}/verdicts-{i}"))
-            for i, (name, place) in enumerate(places.items())
-        }
-        report = _report(config, storage, places, specs, scored, target)
-        _write(storage, key, report)
+        scoring = config.score.model_copy(update={"format": "parquet", "target_fpr": 0.0})
+        scored = {}
+        for i, (name, place) in enumerate(places.items()):
+            score_texts(config.data, place, scoring, (storage, f"{key}/verdicts-{i}"))
+            verdicts = Verdicts.read(storage, f"{key}/verdicts-{i}")
+            verdicts = verdicts[verdicts.labelled]
+            scored[name] = verdicts[np.argsort(verdicts.rows, kind="stable")]  # the same order for all bundles
+        report = _report(config, storage, specs, scored, target=min(common))
+        storage.write_json(f"{key}/report.json", report)
+        storage.write_bytes(f"{key}/report.html", comparison_report(report).encode())
     storage.prune(f"runs/{config.run}", "comparison-", config.storage.keep)
     return {
         "bundles": [without_intervals(bundle) for bundle in report["bundles"]],
-        "baseline": report["baseline"] and without_intervals(report["baseline"]),
-        "contaminated": report["data"]["contaminated"],
         "pairs": report["pairs"],
         "data": config.data,
         "report": f"{key}/report.html",
@@ -66,88 +71,51 @@ def compare(config: Config, storage: Storage) -> dict[str, Any]:
     }
 
 
-def _common_target(specs: dict[str, DetectorSpec]) -> float:
-    """The smallest target FPR that all bundles have a threshold for. Raises ConfigError if there is none."""
-    common = set.intersection(*(set(spec.calibration.thresholds) for spec in specs.values()))
-    if not common:
-        have = "; ".join(f"{name}: {sorted(spec.calibration.thresholds)}" for name, spec in specs.items())
-        raise ConfigError(f"compare.bundles: no target FPR that all have a threshold for ({have})")
-    return min(common)
-
-
-def _score(config: Config, bundle: tuple[Storage, str], out: tuple[Storage, str]) -> Verdicts:
-    """Verdicts of the labelled texts in the order of the data."""
-    score_texts(config.data, bundle, config.score.model_copy(update={"format": "parquet", "target_fpr": 0.0}), out)
-    verdicts = Verdicts.read(*out)
-    verdicts = verdicts[verdicts.labelled]
-    return verdicts[np.argsort(verdicts.rows, kind="stable")]
-
-
 def _report(
-    config: Config,
-    storage: Storage,
-    places: dict[str, tuple[Storage, str]],
-    specs: dict[str, DetectorSpec],
-    scored: dict[str, Verdicts],
-    target: float,
+    config: Config, storage: Storage, specs: dict[str, DetectorSpec], scored: dict[str, Verdicts], target: float
 ) -> dict[str, Any]:
     """Everything that the page shows, as plain values; see `detect_ai.reports.evaluation`."""
     first = next(iter(scored.values()))
+    contaminated: dict[str, int | None] = {}  # texts, by fingerprint of the corpus
+    for spec in specs.values():
+        fingerprint = spec.corpus["fingerprint"]
+        if fingerprint not in contaminated:
+            corpus = corpus_of(storage, spec) if config.evaluation.baseline else None
+            count = count_contaminated(corpus, config.data, config.score, first) if corpus else None
+            contaminated[fingerprint] = count
+    if len(contaminated) > 1:
+        logger.warning("the bundles were trained on %d corpora, which may explain differences", len(contaminated))
     bundles = [
-        {"name": name, "version": specs[name].version, **overall_metrics(verdicts, specs[name])}
+        {
+            "name": name,
+            "version": specs[name].version,
+            "contaminated": contaminated[specs[name].corpus["fingerprint"]],
+            **overall_metrics(verdicts, specs[name]),
+        }
         for name, verdicts in scored.items()
     ]
-    fingerprints = {spec.corpus["fingerprint"] for spec in specs.values()}
-    if len(fingerprints) > 1:
-        logger.warning("the bundles were trained on %d corpora, which may explain differences", len(fingerprints))
-    corpora = {name: corpus_of(storage, spec) for name, spec in specs.items()}
-    # The baseline is that of the first bundle whose corpus is in this storage.
-    owner = next((name for name, corpus in corpora.items() if corpus), next(iter(specs)))
-    baseline = None
-    if config.evaluation.baseline:
-        baseline = baseline_for(corpora[owner], places[owner], specs[owner], config.seed)
-    check = config.evaluation.baseline and any(corpora.values())
-    baseline_scores, signatures = score_baseline_and_hash(config, config.data, first, baseline, check)
-    contaminated = {}
-    if signatures is not None:
-        distinct = {corpus.manifest.fingerprint: corpus for corpus in corpora.values() if corpus}
-        contaminated = {fingerprint: count_contaminated(corpus, signatures) for fingerprint, corpus in distinct.items()}
-    for bundle in bundles:
-        bundle["contaminated"] = contaminated.get(specs[bundle["name"]].corpus["fingerprint"])
+    slices = [
+        {
+            "column": column,
+            "value": value,
+            "metrics": {
+                name: overall_metrics(verdicts[mask], specs[name], score_intervals=False)
+                for name, verdicts in scored.items()
+            },
+        }
+        for column in SLICES
+        for value, mask in first.by_value(column, MAX_SLICES, MIN_SLICE)
+    ]
     return {
         "data": {
             "name": data_name(config),
             "rows": len(first),
             "skipped": {},
-            "one_class": not 0 < int(first.labels.sum()) < len(first),
-            "contaminated": max(contaminated.values(), default=None),  # of the bundle that has seen most of them
-            "contamination_checked": set(contaminated) == fingerprints,
-            "other_corpus": len(fingerprints) > 1,
+            "other_corpus": len(contaminated) > 1,
             "fingerprint": first.fingerprint,
         },
         "bundles": bundles,
         "target": target,
         "pairs": [{"a": a, "b": b, **differences(scored[a], scored[b], target)} for a, b in combinations(scored, 2)],
-        "slices": [
-            {
-                "column": column,
-                "value": value,
-                "metrics": {
-                    name: overall_metrics(verdicts[mask], specs[name], score_intervals=False)
-                    for name, verdicts in scored.items()
-                },
-            }
-            for column in SLICES
-            for value, mask in first.by_value(column, MAX_SLICES, MIN_SLICE)
-        ],
-        "baseline": None
-        if baseline is None or baseline_scores is None
-        else baseline_metrics(scored[owner], specs[owner], baseline, baseline_scores),
+        "slices": slices,
     }
-
-
-def _write(storage: Storage, key: str, report: dict[str, Any]) -> None:
-    from detect_ai.reports.evaluation import comparison_report
-
-    storage.write_json(f"{key}/report.json", report)
-    storage.write_bytes(f"{key}/report.html", comparison_report(report).encode())

@@ -10,27 +10,19 @@ from detect_ai.detector.dataset import texts_at
 from detect_ai.detector.verdict_table import Verdicts
 from detect_ai.evaluation.task import EvalTask
 
-NUM_TEXTS = 20
+MAX_TEXTS = 20
 
 
 def top_false_positives(task: EvalTask, verdicts: Verdicts) -> list[dict[str, Any]]:
-    """Human texts called AI at the default target, those of the highest probability first.
-
-    `evaluation.include_texts` adds scored sentences.
-    """
-    options, target = task.config.evaluation, task.spec.default_target_fpr
-    false_positives = np.flatnonzero((verdicts.labels == 0) & (verdicts.calls(target) == 1))
-    order = np.argsort(-verdicts.probabilities[false_positives], kind="stable")
-    top = verdicts[false_positives[order][:NUM_TEXTS]]
-    sentences: dict[str, list[dict[str, Any]]] = {}
-    if options.include_texts and len(top):
-        texts = texts_at(task.data, task.config.score, top.rows.tolist())
-        scored = task.score_generated([(row, text, "") for row, text in texts.items()], "windows")
-        for row, spans in zip(scored.ids.tolist(), scored.spans.tolist(), strict=True):
-            sentences[row] = [
-                {"text": texts[row][span["start"] : span["end"]], "probability": span["probability"]}
-                for span in spans or []
-            ]
+    """Human texts called AI at the default target, those of the highest probability first."""
+    called_ai = np.flatnonzero((verdicts.labels == 0) & (verdicts.calls(task.spec.default_target_fpr) == 1))
+    order = np.argsort(-verdicts.probabilities[called_ai], kind="stable")
+    top = verdicts[called_ai[order][:MAX_TEXTS]]
+    if not (len(top) and task.config.evaluation.include_texts):
+        return []
+    texts = texts_at(task.data, task.config.score, top.rows.tolist())
+    scored = task.score_generated([(row, text, "") for row, text in texts.items()], "windows")
+    spans = dict(zip(scored.ids.tolist(), scored.spans.tolist(), strict=True))
     return [
         {
             "id": top.ids[i],
@@ -39,7 +31,10 @@ def top_false_positives(task: EvalTask, verdicts: Verdicts) -> list[dict[str, An
             "probability": float(top.probabilities[i]),
             "p_value": float(top.p_values[i]),
             "num_tokens": int(top.num_tokens[i]),
-            "sentences": sentences.get(row, []),
+            "sentences": [
+                {"text": texts[row][span["start"] : span["end"]], "probability": span["probability"]}
+                for span in spans[row] or []
+            ],
         }
         for i, row in enumerate(top.rows.tolist())
     ]

@@ -6,6 +6,7 @@ Thresholds are those of the bundle, set on its calibration split; the evaluated 
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -23,20 +24,23 @@ from detect_ai.detector.dataset import require_labels
 from detect_ai.detector.registry import Registry, spec_of
 from detect_ai.detector.score import score_texts
 from detect_ai.detector.verdict_table import Verdicts
-from detect_ai.evaluation import raid_format, slices, summary
-from detect_ai.evaluation.baseline import baseline_for, baseline_metrics
-from detect_ai.evaluation.contamination import corpus_of, count_contaminated, score_baseline_and_hash
+from detect_ai.evaluation import slices
+from detect_ai.evaluation.baseline import evaluate_baseline
+from detect_ai.evaluation.contamination import corpus_of, count_contaminated
 from detect_ai.evaluation.errors import top_false_positives
 from detect_ai.evaluation.intervals import MIN_GROUPS
 from detect_ai.evaluation.mixed_documents import sentence_score_metrics
 from detect_ai.evaluation.robustness import attacked_metrics
+from detect_ai.evaluation.summary import without_intervals
 from detect_ai.evaluation.task import EvalTask
 from detect_ai.metrics import key_of_target
+from detect_ai.reports.evaluation import evaluation_report
 from detect_ai.text.attacks import ATTACKS
 
 logger = logging.getLogger(__name__)
 
-REPORTED_TARGETS = ("1", "5")  # percent: these keys are always present, null if the bundle has no such target
+# Of a slice, by the beginning of their names: a published bundle carries them, and there may be hundreds of slices.
+MAIN_METRICS = ("column", "value", "n_human", "n_ai", "auroc", "tpr_", "fpr_at", "cleared_ai_", "abstained_fraction")
 
 
 def result_name(config: Config) -> str:
@@ -47,8 +51,7 @@ def result_name(config: Config) -> str:
 def data_name(config: Config) -> str:
     """The name of `data` in results: that of the file or folder."""
     last = config.data.partition("?")[0].rstrip("/").rpartition("/")[2].partition(".")[0]
-    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in last)
-    return safe[:48].strip("-._") or "data"
+    return re.sub(r"[^\w.-]", "-", last)[:48].strip("-._") or "data"
 
 
 def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
@@ -75,62 +78,40 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
         scored = score_texts(task.data, task.bundle, scoring, (storage, f"{key}/verdicts"))
         verdicts = Verdicts.read(storage, f"{key}/verdicts")
         skipped = {"no_text": scored.skipped, "no_label": int((~verdicts.labelled).sum())}
-        verdicts = verdicts[verdicts.labelled]
-        report = _report(task, verdicts)
+        report = _report(task, verdicts[verdicts.labelled])
         report["data"]["skipped"] = {reason: count for reason, count in skipped.items() if count}
         report["seconds"] = round(time.perf_counter() - started, 1)
-        written = _write(task, report, verdicts)
+        storage.write_json(f"{key}/report.json", report)
+        storage.write_bytes(f"{key}/report.html", evaluation_report(report).encode())
     storage.prune(folder, "evaluation-", config.storage.keep)
     overall = report["overall"]
     logger.info("%s on %s: %s", task.spec.version, task.name, describe(overall))
     _track(task, report)
     return {
-        **{f"{name}_at_target_{percent}": None for name in ("fpr", "tpr") for percent in REPORTED_TARGETS},
         **overall,
         "default_target": task.spec.default_target_fpr,
-        "baseline": report["baseline"] and summary.without_intervals(report["baseline"]),
-        "slices": [_main_metrics(row) for row in report["slices"]],
-        "attacks": report["attacks"],
-        "notes": report["notes"],
-        "sentence_scores": report["sentence_scores"],
+        "baseline": report["baseline"] and without_intervals(report["baseline"]),
+        "slices": [
+            {name: value for name, value in row.items() if value is not None and name.startswith(MAIN_METRICS)}
+            for row in report["slices"]
+        ],
+        **{name: report[name] for name in ("attacks", "notes", "sentence_scores")},
         "contaminated": report["data"]["contaminated"],
         "data": task.data,
         "bundle": task.bundle[1] if task.bundle[0] is storage else task.bundle[0].uri(task.bundle[1]),
         "version": task.spec.version,
         "test_fingerprint": report["data"]["fingerprint"],
-        **written,
+        "report": f"{key}/report.html",
+        "report_json": f"{key}/report.json",
     }
 
 
 def describe(metrics: dict[str, Any]) -> str:
     """The main metrics in one line."""
-    names = (
-        "auroc",
-        "tpr_at_fpr_1",
-        "fpr_at_target",
-        "tpr_at_target",
-        "cleared_ai_fraction",
-        "abstained_fraction",
-        "ece",
-    )
+    decisions = ("fpr_at_target", "tpr_at_target", "cleared_ai_fraction", "abstained_fraction")
+    names = ("auroc", "tpr_at_fpr_1", *decisions, "ece")
     shown = [f"{name} {metrics[name]:.3f}" for name in names if metrics.get(name) is not None]
     return f"{', '.join(shown)} ({metrics['n_human']} human, {metrics['n_ai']} AI texts)"
-
-
-def _main_metrics(row: dict[str, Any]) -> dict[str, Any]:
-    """The main metrics of a slice: a published bundle carries them, and there may be hundreds of slices."""
-    names = (
-        "column",
-        "value",
-        "n_human",
-        "n_ai",
-        "auroc",
-        "tpr_",
-        "fpr_at",
-        "cleared_ai_fraction",
-        "abstained_fraction",
-    )
-    return {name: value for name, value in row.items() if value is not None and name.startswith(names)}
 
 
 def _track(task: EvalTask, report: dict[str, Any]) -> None:
@@ -162,16 +143,16 @@ def _task(config: Config, storage: Storage, key: str) -> EvalTask:
 
 def _report(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
     """Everything that the page shows, as plain values; see `detect_ai.reports.evaluation`."""
-    config, spec, corpus = task.config, task.spec, task.corpus
-    overall = slices.overall_metrics(verdicts, spec)
-    baseline = baseline_for(corpus, task.bundle, spec, config.seed) if config.evaluation.baseline else None
-    # The test split needs no check: `prepare` keeps near duplicates in one split.
-    check = config.evaluation.baseline and corpus is not None and not task.is_test
-    baseline_scores, signatures = score_baseline_and_hash(config, task.data, verdicts, baseline, check)
-    contaminated = 0 if task.is_test else None
-    if signatures is not None and corpus is not None:
-        contaminated = count_contaminated(corpus, signatures)
+    spec, corpus = task.spec, task.corpus
+    fingerprint, contaminated = verdicts.fingerprint, None
+    scores, baseline = evaluate_baseline(task, verdicts) if task.config.evaluation.baseline else (None, None)
+    if corpus and task.is_test:
+        # `prepare` keeps near duplicates in one split. Metrics of different test splits are not compared.
+        fingerprint, contaminated = ",".join(shard.sha256 for shard in corpus.shards("test")), 0
+    elif corpus and task.config.evaluation.baseline:
+        contaminated = count_contaminated(corpus, task.data, task.config.score, verdicts)
     targets = sorted(spec.calibration.thresholds)
+    overall = slices.overall_metrics(verdicts, spec)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "bundle": {
@@ -186,33 +167,24 @@ def _report(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
         "data": {
             "name": task.name,
             "rows": len(verdicts),
-            "one_class": not 0 < verdicts.labels.sum() < len(verdicts),
             "contaminated": contaminated,
-            "contamination_checked": contaminated is not None,
             "other_corpus": not task.is_test,
-            "fingerprint": test_fingerprint(corpus) if task.is_test and corpus else verdicts.fingerprint,
+            "fingerprint": fingerprint,
         },
         "overall": overall,
-        "baseline": None
-        if baseline is None or baseline_scores is None
-        else baseline_metrics(verdicts, spec, baseline, baseline_scores),
+        "baseline": baseline,
         "slices": slices.slices(verdicts, spec),
         "lengths": slices.lengths(verdicts, spec),
         "attacks": attacked_metrics(task, verdicts),
-        "curves": slices.curves(verdicts, baseline_scores, spec.calibration.prevalence),
+        "curves": slices.curves(verdicts, scores, spec.calibration.prevalence),
         "abstentions": dict(Counter(reason for reasons in verdicts.reasons for reason in reasons).most_common()),
         "top_false_positives": top_false_positives(task, verdicts),
         "sentence_scores": sentence_score_metrics(task, verdicts),
-        "notes": _notes(task, verdicts, overall, targets),
+        "notes": _notes(task, verdicts, overall),
     }
 
 
-def test_fingerprint(corpus: Corpus) -> str:
-    """Identifies the test split: metrics of different test data are not compared."""
-    return ",".join(shard.sha256 for shard in corpus.shards("test"))
-
-
-def _notes(task: EvalTask, verdicts: Verdicts, overall: dict[str, Any], targets: list[float]) -> list[str]:
+def _notes(task: EvalTask, verdicts: Verdicts, overall: dict[str, Any]) -> list[str]:
     """Limits of the thresholds' guarantee and of the intervals on these texts."""
     notes = []
     if task.corpus is not None and not task.is_test:
@@ -228,9 +200,9 @@ def _notes(task: EvalTask, verdicts: Verdicts, overall: dict[str, Any], targets:
             f"The texts come from {overall['n_groups']} groups; fewer than {MIN_GROUPS} do not show how metrics vary "
             f"between groups, so there are no intervals."
         )
-    for target in targets:
+    for target in sorted(task.spec.calibration.thresholds):
         name = f"fpr_at_target_{key_of_target(target)}"
-        if overall[f"{name}_low"] is not None and overall[f"{name}_low"] > target:
+        if (overall[f"{name}_low"] or 0) > target:
             notes.append(
                 f"At the {100 * target:g}% target {100 * overall[name]:.1f}% of the human texts were called AI, more "
                 f"than chance explains: they are unlike the calibration texts."
@@ -242,20 +214,3 @@ def _notes(task: EvalTask, verdicts: Verdicts, overall: dict[str, Any], targets:
             f"({', '.join(task.spec.domains)}); the strictest thresholds apply to them, without a guarantee."
         )
     return notes
-
-
-def _write(task: EvalTask, report: dict[str, Any], verdicts: Verdicts) -> dict[str, str]:
-    from detect_ai.reports.evaluation import evaluation_report
-
-    storage, key = task.out
-    storage.write_json(f"{key}/report.json", report)
-    storage.write_bytes(f"{key}/report.html", evaluation_report(report).encode())
-    ids, probabilities = verdicts.ids.tolist(), verdicts.probabilities.tolist()
-    predictions = [{"id": name, "score": p} for name, p in zip(ids, probabilities, strict=True)]
-    storage.write_json(f"{key}/predictions.json", predictions)
-    attacks = np.where(verdicts.columns["attack"] == "", "none", verdicts.columns["attack"])
-    results = raid_format.results(
-        verdicts.labels, verdicts.probabilities, verdicts.columns["domain"], verdicts.columns["generator"], attacks
-    )
-    storage.write_json(f"{key}/results.json", results)
-    return {"report": f"{key}/report.html", "report_json": f"{key}/report.json"}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from detect_ai.metrics import Floats, Labels
@@ -23,21 +23,10 @@ NONE: Interval = (None, None)
 _CHUNK = 400_000  # weights in memory at once
 
 
-def group_ids(groups: ArrayLike | None, texts: int) -> Labels:
-    """Number the groups of texts; "" marks a text that is a group of its own.
-
-    Args:
-        groups: the group of each text, shape (texts,); None: every text is a group of its own.
-        texts: number of texts.
-
-    Returns:
-        0, 1, 2, …, shape (texts,).
-    """
-    if groups is None:
-        return np.arange(texts)
-    names, numbers = np.unique(np.asarray(groups, str), return_inverse=True)
-    alone = numbers == np.searchsorted(names, "") if "" in names else np.zeros(texts, bool)
-    numbers = np.where(alone, len(names) + np.arange(texts), numbers)
+def group_ids(groups: NDArray[np.str_]) -> Labels:
+    """Number the groups of texts 0, 1, 2, …, shape (n,); each text without one ("") is a group of its own."""
+    names, numbers = np.unique(groups, return_inverse=True)
+    numbers = np.where(groups == "", len(names) + np.arange(len(groups)), numbers)
     return np.asarray(np.unique(numbers, return_inverse=True)[1], np.int64)
 
 
@@ -46,29 +35,31 @@ def enough_groups(ids: Labels, *classes: NDArray[np.bool_]) -> bool:
     return all(len(np.unique(ids[mask])) >= MIN_GROUPS for mask in classes)
 
 
-def bootstrap(
-    statistics: Callable[[Floats], dict[str, Floats]], ids: Labels, seed: int = 0, rounds: int = ROUNDS
-) -> dict[str, Interval]:
+def bootstrap(statistics: Callable[[Floats], dict[str, Floats]], ids: Labels) -> dict[str, Interval]:
     """Percentile intervals of several statistics from the same resamples of groups (Efron 1979).
 
     Args:
         statistics: maps the number of times that each text is in each resample, float64 of shape (resamples, texts), to
             values by name, each of shape (resamples,); NaN where a resample lacks a class.
         ids: see `group_ids`.
-        seed: of the resamples.
-        rounds: number of resamples.
 
     Returns:
         The bounds by name; None where the resamples do not vary, since a bootstrap says nothing then.
     """
-    rng, groups = np.random.default_rng(seed), int(ids.max()) + 1
+    rng, groups = np.random.default_rng(0), int(ids.max()) + 1
     values: dict[str, list[Floats]] = {}
     size = max(1, _CHUNK // len(ids))
-    for start in range(0, rounds, size):
-        drawn = rng.multinomial(groups, np.full(groups, 1 / groups), size=min(size, rounds - start))
+    for start in range(0, ROUNDS, size):
+        drawn = rng.multinomial(groups, np.full(groups, 1 / groups), size=min(size, ROUNDS - start))
         for name, part in statistics(drawn[:, ids].astype(np.float64)).items():
             values.setdefault(name, []).append(part)
-    return {name: _percentiles(np.concatenate(parts)) for name, parts in values.items()}
+    bounds: dict[str, Interval] = {}
+    for name, parts in values.items():
+        known = np.concatenate(parts)
+        known = known[~np.isnan(known)]
+        varies = known.size and known.min() != known.max()
+        bounds[name] = tuple(np.quantile(known, [0.025, 0.975]).tolist()) if varies else NONE
+    return bounds
 
 
 def exact_rate_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -78,15 +69,11 @@ def exact_rate_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def rate_interval(events: NDArray[np.bool_], ids: Labels) -> Interval:
-    """The interval of the fraction of texts with an event.
+    """The interval of the fraction of texts with an event, given as a mask, in groups of the same shape (n,).
 
     Exact (Clopper and Pearson) where every text is a group of its own, else the bootstrap. With few events the
     bootstrap is too narrow: the result is never narrower than the exact interval, and where all or none of the texts
     have the event, the groups count as the trials of the exact interval.
-
-    Args:
-        events: shape (n,).
-        ids: the group of each text, shape (n,).
     """
     groups, own = np.unique(ids, return_inverse=True)
     exact = exact_rate_interval(int(events.sum()), len(events))
@@ -101,23 +88,19 @@ def rate_interval(events: NDArray[np.bool_], ids: Labels) -> Interval:
     return exact if low is None or high is None else (min(low, exact[0]), max(high, exact[1]))
 
 
-def group_spread(events: NDArray[np.bool_], ids: Labels, min_texts: int = 20) -> dict[str, Any]:
-    """Number of groups with at least `min_texts` texts, and the least, median and largest rate among them."""
+def group_spread(events: NDArray[np.bool_], ids: Labels) -> dict[str, Any] | None:
+    """Number of groups of 20 or more texts, and the least, median and largest rate among them; None below two groups."""
     texts = np.bincount(ids)
-    large = texts >= min_texts
+    large = texts >= 20
     rates = np.bincount(ids, weights=events)[large] / texts[large]
     if len(rates) < 2:
-        return {"groups": len(rates), "min": None, "median": None, "max": None}
-    return {
-        "groups": len(rates),
-        "min": float(rates.min()),
-        "median": float(np.median(rates)),
-        "max": float(rates.max()),
-    }
+        return None
+    low, median, high = float(rates.min()), float(np.median(rates)), float(rates.max())
+    return {"groups": len(rates), "min": low, "median": median, "max": high}
 
 
 def paired_differences(
-    labels: Labels, scores: Sequence[Floats], predictions: Sequence[Labels], ids: Labels, seed: int = 0
+    labels: Labels, scores: Sequence[Floats], predictions: Sequence[Labels], ids: Labels
 ) -> dict[str, float | None]:
     """Differences of AUROC, FPR and TPR of two detectors on the same texts, the first minus the second.
 
@@ -128,14 +111,13 @@ def paired_differences(
         scores: of the two detectors, each of shape (n,).
         predictions: of the two detectors: 0, 1 or -1, each of shape (n,).
         ids: see `group_ids`.
-        seed: of the resamples.
 
     Returns:
         `auroc_difference`, `fpr_difference` and `tpr_difference` with bounds `_low` and `_high`; None where a class is
         missing, bounds also where there are too few groups.
     """
     human, ai = labels == 0, labels == 1
-    areas = [weighted_auroc(labels, values) for values in scores]
+    curves = [weighted_roc(labels, values) for values in scores]
     positive = [np.asarray(values == 1, np.float64) for values in predictions]
 
     def differences(drawn: Floats) -> dict[str, Floats]:
@@ -145,16 +127,16 @@ def paired_differences(
                 chosen = drawn[:, mask]
                 by_name[name] = _ratio(chosen @ (positive[0] - positive[1])[mask], chosen.sum(axis=1))
         if human.any() and ai.any():
-            by_name["auroc_difference"] = areas[0](drawn) - areas[1](drawn)
+            by_name["auroc_difference"] = area(*curves[0](drawn)) - area(*curves[1](drawn))
         return by_name
 
     values = differences(np.ones((1, len(labels))))
-    needed = {"auroc_difference": (human, ai), "fpr_difference": (human,), "tpr_difference": (ai,)}
-    bounds = bootstrap(differences, ids, seed)
+    bounds = bootstrap(differences, ids)
     report: dict[str, float | None] = {}
-    for name, masks in needed.items():
-        low, high = bounds.get(name, NONE) if enough_groups(ids, *masks) else NONE
-        report |= {name: float(values[name][0]) if name in values else None, f"{name}_low": low, f"{name}_high": high}
+    for name, masks in {"auroc": (human, ai), "fpr": (human,), "tpr": (ai,)}.items():
+        key = f"{name}_difference"
+        low, high = bounds.get(key, NONE) if enough_groups(ids, *masks) else NONE
+        report |= {key: float(values[key][0]) if key in values else None, f"{key}_low": low, f"{key}_high": high}
     return report
 
 
@@ -177,14 +159,8 @@ def weighted_roc(labels: Labels, scores: Floats) -> Callable[[Floats], tuple[Flo
     return curves
 
 
-def weighted_auroc(labels: Labels, scores: Floats) -> Callable[[Floats], Floats]:
-    """AUROCs of resamples as a function of weights, shape (resamples, n); NaN where a resample lacks a class."""
-    curves = weighted_roc(labels, scores)
-    return lambda weights: area(*curves(weights))
-
-
 def area(false: Floats, true: Floats) -> Floats:
-    """Areas under curves of `weighted_roc`, shape (resamples,)."""
+    """Areas under curves of `weighted_roc` (AUROC), shape (resamples,); NaN where a resample lacks a class."""
     twice = (np.diff(false) * (true[:, 1:] + true[:, :-1])).sum(axis=1)
     return _ratio(twice, 2 * false[:, -1] * true[:, -1])
 
@@ -193,11 +169,3 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     """The quotient; NaN where the denominator is zero."""
     quotient: Floats = np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator != 0)
     return quotient
-
-
-def _percentiles(values: Floats) -> Interval:
-    known = values[~np.isnan(values)]
-    if not known.size or known.min() == known.max():
-        return NONE
-    low, high = np.quantile(known, [0.025, 0.975])
-    return float(low), float(high)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detect_ai import metrics
-from detect_ai.core.errors import InputError
 from detect_ai.detector.dataset import texts_at
 from detect_ai.detector.verdict_table import CALLS, Verdicts
 from detect_ai.evaluation.task import EvalTask
@@ -21,19 +19,6 @@ from detect_ai.text.sentences import sentences
 Span = tuple[int, int]
 MIN_RUN = 2  # sentences
 MIN_TOKENS = 100  # of a text that a mixed document is made of
-
-
-@dataclass(frozen=True, slots=True)
-class Mixed:
-    """A text of two authors.
-
-    Attributes:
-        text: begins and ends with human text.
-        ai_spans: `[start, end)` of the AI parts in characters, ascending and disjoint.
-    """
-
-    text: str
-    ai_spans: tuple[Span, ...]
 
 
 def sentence_score_metrics(task: EvalTask, verdicts: Verdicts) -> dict[str, Any] | None:
@@ -49,12 +34,11 @@ def sentence_score_metrics(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]
     documents = _mixed_documents(task, verdicts)
     if not documents:
         return None
-    scored = task.score_generated([(str(i), mixed.text, "") for i, mixed in enumerate(documents)], "occlusion")
-    target = task.spec.default_target_fpr
+    scored = task.score_generated([(str(i), text, "") for i, (text, _) in enumerate(documents)], "occlusion")
     labels, by_window, by_occlusion, errors = [], [], [], []
     for number, spans in zip(scored.ids.tolist(), scored.spans.tolist(), strict=True):
         places = [(span["start"], span["end"]) for span in spans]
-        truth = sentence_labels(places, documents[int(number)].ai_spans)
+        truth = sentence_labels(places, documents[int(number)][1])
         labels.append(truth)
         by_window += [span["probability"] for span in spans]
         by_occlusion += [span["effect"] for span in spans]
@@ -63,40 +47,38 @@ def sentence_score_metrics(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]
         errors.append(abs(float((sizes * predicted).sum() - (sizes * truth).sum()) / sizes.sum()))
     truth = np.concatenate(labels)
     both = 0 < truth.sum() < len(truth)
+    calls = scored.calls(task.spec.default_target_fpr)
     return {
         "n_documents": len(documents),
         "n_sentences": len(truth),
         "sentence_auroc_windows": metrics.auroc(truth, by_window) if both else None,
         "sentence_auroc_occlusion": metrics.auroc(truth, by_occlusion) if both else None,
         "ai_fraction_error": float(np.mean(errors)),
-        "predictions": {name: float((scored.calls(target) == call).mean()) for name, call in CALLS.items()},
+        "predictions": {name: float((calls == call).mean()) for name, call in CALLS.items()},
     }
 
 
-def _mixed_documents(task: EvalTask, verdicts: Verdicts) -> list[Mixed]:
+def _mixed_documents(task: EvalTask, verdicts: Verdicts) -> list[tuple[str, list[Span]]]:
     """Up to `evaluation.mixed_documents` documents, each of a pair of texts of one domain."""
-    config, rng = task.config, np.random.default_rng([task.config.seed, 4])
-    long = verdicts.num_tokens >= MIN_TOKENS
-    pairs = []
+    rng, pairs = np.random.default_rng([task.config.seed, 4]), []
     for domain in np.unique(verdicts.columns["domain"]).tolist():
-        own = long & (verdicts.columns["domain"] == domain)
+        own = (verdicts.num_tokens >= MIN_TOKENS) & (verdicts.columns["domain"] == domain)
         human, ai = (rng.permutation(np.flatnonzero(own & (verdicts.labels == label))) for label in (0, 1))
         pairs += list(zip(human.tolist(), ai.tolist(), strict=False))
-    pairs = [pairs[i] for i in rng.permutation(len(pairs))[: config.evaluation.mixed_documents]]
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))[: task.config.evaluation.mixed_documents]]
     if not pairs:
         return []
-    texts = texts_at(task.data, config.score, [verdicts.rows[i] for pair in pairs for i in pair])
+    texts = texts_at(task.data, task.config.score, [verdicts.rows[i] for pair in pairs for i in pair])
     documents = []
     for pair in pairs:
         human_text, ai_text = (normalise(texts[verdicts.rows[i]]).text for i in pair)
-        try:
-            documents.append(mix(human_text, ai_text, rng, fraction=float(rng.uniform(0.2, 0.6)), runs=2))
-        except InputError:  # fewer than two sentences
-            continue
+        fraction = float(rng.uniform(0.2, 0.6))
+        if min(len(sentences(human_text)), len(sentences(ai_text))) >= MIN_RUN:
+            documents.append(mix(human_text, ai_text, rng, fraction, runs=2))
     return documents
 
 
-def mix(human: str, ai: str, rng: np.random.Generator, fraction: float = 0.3, runs: int = 1) -> Mixed:
+def mix(human: str, ai: str, rng: np.random.Generator, fraction: float, runs: int) -> tuple[str, list[Span]]:
     """Insert successive sentences of an AI text between the sentences of a human text, which stays complete.
 
     Args:
@@ -106,14 +88,11 @@ def mix(human: str, ai: str, rng: np.random.Generator, fraction: float = 0.3, ru
         fraction: of the mixed text's sentences that are AI, in (0, 1); less where the AI text is too short.
         runs: number of AI parts, of two or more sentences each; fewer where there is no room.
 
-    Raises:
-        InputError: a text of fewer than two sentences.
+    Returns:
+        The text, which begins and ends with human text, and `[start, end)` of the AI parts in characters.
     """
     ours, theirs = sentences(human), sentences(ai)
-    if min(len(ours), len(theirs)) < MIN_RUN:
-        raise InputError(f"mix: need texts of two sentences, got {len(ours)} (human) and {len(theirs)} (AI)")
-    wanted = round(len(ours) * fraction / (1 - fraction))
-    count = min(len(theirs), max(MIN_RUN, wanted))
+    count = min(len(theirs), max(MIN_RUN, round(len(ours) * fraction / (1 - fraction))))
     runs = min(runs, count // MIN_RUN, len(ours) - 1)
     first = int(rng.integers(len(theirs) - count + 1))
     after = np.sort(rng.choice(len(ours) - 1, size=runs, replace=False)).tolist()
@@ -127,16 +106,11 @@ def mix(human: str, ai: str, rng: np.random.Generator, fraction: float = 0.3, ru
         spans.append((len(text), len(text) + len(part)))
         text += part + human[end:resumes]
         copied = resumes
-    return Mixed(text + human[copied:], tuple(spans))
+    return text + human[copied:], spans
 
 
 def sentence_labels(spans: Sequence[Span], ai_spans: Sequence[Span]) -> NDArray[np.int64]:
-    """1 for each sentence `[start, end)` with more than half of its characters in the AI parts, else 0.
-
-    Args:
-        spans: of the sentences, in characters.
-        ai_spans: disjoint, in characters of the same text.
-    """
+    """1 for each sentence `[start, end)` with more than half of its characters in the disjoint AI parts, else 0."""
     sentence = np.array(spans, np.int64).reshape(-1, 1, 2)
     part = np.array(ai_spans, np.int64).reshape(1, -1, 2)
     shared = np.minimum(sentence[..., 1], part[..., 1]) - np.maximum(sentence[..., 0], part[..., 0])

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from detect_ai.corpus.splits import shuffle_key
 from detect_ai.detector.dataset import texts_at
@@ -22,19 +21,22 @@ def attacked_metrics(task: EvalTask, verdicts: Verdicts) -> list[dict[str, Any]]
     Both classes are attacked: tampering must not turn a human text into AI either. Each row of an attack holds the
     differences to the unchanged texts at the default target, see `intervals.paired_differences`.
     """
-    attacks, config, spec = task.config.evaluation.attacks, task.config, task.spec
-    clean = verdicts[_sample(verdicts, config.evaluation.attack_sample_size, config.seed)]
-    if not attacks or not len(clean):
+    options, seed, spec = task.config.evaluation, task.config.seed, task.spec
+    rng = np.random.default_rng([seed, 3])
+    unattacked = np.isin(verdicts.columns["attack"], ("", "none"))
+    by_class = [rng.permutation(np.flatnonzero(unattacked & (verdicts.labels == label))) for label in (0, 1)]
+    clean = verdicts[np.sort(np.concatenate([places[: options.attack_sample_size] for places in by_class]))]
+    if not options.attacks or not len(clean):
         return []
-    texts = texts_at(task.data, config.score, clean.rows.tolist())
+    texts = texts_at(task.data, task.config.score, clean.rows.tolist())
     changed = [
-        (row, ATTACKS[name](text, np.random.default_rng(shuffle_key(config.seed, f"{row}\0{name}"))), name)
-        for name in attacks
+        (row, ATTACKS[name](text, np.random.default_rng(shuffle_key(seed, f"{row}\0{name}"))), name)
+        for name in options.attacks
         for row, text in texts.items()
     ]
     scored = task.score_generated(changed)
     rows = [{"attack": "none", **overall_metrics(clean, spec, score_intervals=False)}]
-    for name in attacks:
+    for name in options.attacks:
         attacked = aligned(scored[scored.columns["attack"] == name], clean)
         metrics = overall_metrics(attacked, spec, score_intervals=False)
         rows.append({"attack": name, **metrics, **differences(attacked, clean, spec.default_target_fpr)})
@@ -46,11 +48,3 @@ def aligned(attacked: Verdicts, clean: Verdicts) -> Verdicts:
     place = {row: i for i, row in enumerate(attacked.ids.tolist())}
     ordered = attacked[np.asarray([place[row] for row in clean.rows.tolist()])]
     return replace(ordered, labels=clean.labels, columns={**ordered.columns, "group": clean.columns["group"]})
-
-
-def _sample(verdicts: Verdicts, size: int, seed: int) -> NDArray[np.int64]:
-    """Positions of at most `size` unattacked texts of each class."""
-    rng = np.random.default_rng([seed, 3])
-    clean = np.isin(verdicts.columns["attack"], ("", "none"))
-    picks = [rng.permutation(np.flatnonzero(clean & (verdicts.labels == label)))[:size] for label in (0, 1)]
-    return np.sort(np.concatenate(picks))

@@ -6,21 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
-from detect_ai.core.errors import InputError
 from detect_ai.evaluation import intervals
 from detect_ai.evaluation.intervals import NONE, Interval
-from detect_ai.metrics import (
-    RELIABILITY_BINS,
-    Floats,
-    Labels,
-    bin_numbers,
-    check_binary,
-    key_of_target,
-    largest_count,
-    log_losses,
-)
+from detect_ai.metrics import RELIABILITY_BINS, Floats, Labels, bin_numbers, key_of_target, largest_count, log_losses
 
 Metrics = dict[str, Any]
 SCORE_METRICS = ("auroc", "tpr_at_fpr_0_1", "tpr_at_fpr_1", "tpr_at_fpr_5", "ece", "brier", "log_loss")
@@ -34,13 +24,13 @@ def without_intervals(metrics: Metrics) -> Metrics:
 
 
 def compute_metrics(
-    labels: ArrayLike,
-    scores: ArrayLike,
-    probabilities: ArrayLike,
-    predictions: Mapping[float, ArrayLike],
-    default_target: float | None = None,
+    labels: Labels,
+    scores: Floats,
+    probabilities: Floats,
+    predictions: Mapping[float, Labels],
+    default_target: float,
+    groups: NDArray[np.str_],
     prevalence: float = 0.5,
-    groups: ArrayLike | None = None,
     score_intervals: bool = True,
 ) -> Metrics:
     """Compute all metrics of one set of texts. A metric that the texts cannot support is None.
@@ -58,55 +48,53 @@ def compute_metrics(
 
     Args:
         labels: 0 human, 1 AI, shape (n,).
-        scores: higher = more AI, shape (n,).
+        scores: higher = more AI, finite, shape (n,).
         probabilities: P(AI), shape (n,).
         predictions: by target FPR: 0 human, 1 AI, -1 uncertain, shape (n,).
-        default_target: one of these targets; None: the largest.
+        default_target: one of these targets.
+        groups: the group of each text, "" for none, shape (n,).
         prevalence: that the probabilities assume.
-        groups: the group of each text, "" for none, shape (n,); None: texts are independent.
         score_intervals: compute the intervals of AUROC and the like, which take most of the time.
-
-    Raises:
-        InputError: as `metrics.check_binary`, or the default target is not among the targets.
     """
-    truth, values = check_binary(labels, scores)
-    _, p = check_binary(truth, probabilities, "probabilities")
-    by_target = {target: np.asarray(values, np.int64) for target, values in predictions.items()}
-    default = max(by_target, default=None) if default_target is None else default_target
-    if default is not None and default not in by_target:
-        raise InputError(f"default target: expected one of {sorted(by_target)}, found {default}")
-    ids = intervals.group_ids(groups, truth.size)
-    human, ai = truth == 0, truth == 1
+    ids = intervals.group_ids(groups)
+    human, ai = labels == 0, labels == 1
     metrics: Metrics = {"n_human": int(human.sum()), "n_ai": int(ai.sum()), "n_groups": int(ids.max()) + 1}
-    metrics |= _score_metrics(truth, values, p, prevalence, ids, score_intervals)
-    for target, predicted in by_target.items():
-        key = key_of_target(target)
-        rates = _decision_rates(truth, predicted, ids)
-        metrics |= {
-            f"{name}{end}": rates[f"{rate}{end}"]
-            for name, rate in ((f"fpr_at_target_{key}", "fpr_at_target"), (f"tpr_at_target_{key}", "tpr_at_target"))
-            for end in ("", "_low", "_high")
-        }
-        metrics |= {f"{name}_at_{key}": rates[name] for name in ("cleared_ai_fraction", "abstained_fraction")}
-        if target == default:
+    values: dict[str, Floats] = {}
+    bounds: dict[str, Interval] = {}
+    if human.any() and ai.any():
+        statistics = score_statistics(labels, scores, probabilities, prevalence)
+        values = statistics(np.ones((1, labels.size)))
+        if score_intervals and intervals.enough_groups(ids, human, ai):
+            bounds = intervals.bootstrap(statistics, ids)
+    for name in SCORE_METRICS:
+        low, high = bounds.get(name, NONE)
+        value = float(values[name][0]) if name in values else None
+        metrics |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    for target, predicted in predictions.items():
+        key, rates = key_of_target(target), _decision_rates(labels, predicted, ids)
+        for rate in ("fpr_at_target", "tpr_at_target"):
+            metrics |= {f"{rate}_{key}{end}": rates[f"{rate}{end}"] for end in ("", "_low", "_high")}
+        metrics |= {f"{rate}_at_{key}": rates[rate] for rate in ("cleared_ai_fraction", "abstained_fraction")}
+        if target == default_target:
             metrics |= rates
-    if default is not None:
-        fpr, tpr = metrics["fpr_at_target"], metrics["tpr_at_target"]
-        metrics |= {f"ppv_at_{100 * rate:g}": _ppv(fpr, tpr, rate) for rate in PPV_PREVALENCES}
-        _, human_ids = np.unique(ids[human], return_inverse=True)
-        metrics["fpr_by_group"] = intervals.group_spread(by_target[default][human] == 1, human_ids)
+    fpr, tpr = metrics["fpr_at_target"], metrics["tpr_at_target"]
+    for share in PPV_PREVALENCES:
+        has_ppv = fpr is not None and tpr is not None and fpr + tpr > 0
+        metrics[f"ppv_at_{100 * share:g}"] = share * tpr / (share * tpr + (1 - share) * fpr) if has_ppv else None
+    human_ids = np.unique(ids[human], return_inverse=True)[1]
+    metrics["fpr_by_group"] = intervals.group_spread(predictions[default_target][human] == 1, human_ids)
     return metrics
 
 
-def _decision_rates(truth: Labels, predictions: Labels, ids: Labels) -> Metrics:
-    """Rates of the predictions at one target with their intervals, and abstentions by class without."""
-    human, ai, every = truth == 0, truth == 1, np.ones(truth.size, bool)
+def _decision_rates(labels: Labels, predictions: Labels, ids: Labels) -> Metrics:
+    """Rates of the predictions at one target with their intervals."""
+    human, ai = labels == 0, labels == 1
     rates: Metrics = {}
     for name, mask, value in (
         ("fpr_at_target", human, 1),
         ("tpr_at_target", ai, 1),
         ("cleared_ai_fraction", ai, 0),
-        ("abstained_fraction", every, -1),
+        ("abstained_fraction", human | ai, -1),
         ("abstained_human", human, -1),
         ("abstained_ai", ai, -1),
     ):
@@ -116,41 +104,15 @@ def _decision_rates(truth: Labels, predictions: Labels, ids: Labels) -> Metrics:
     return rates
 
 
-def _ppv(fpr: float | None, tpr: float | None, prevalence: float) -> float | None:
-    """Fraction of texts called AI that are AI (positive predictive value) at a prevalence of AI texts."""
-    if fpr is None or tpr is None or fpr + tpr == 0:
-        return None
-    return prevalence * tpr / (prevalence * tpr + (1 - prevalence) * fpr)
-
-
-def _score_metrics(
-    truth: Labels, scores: Floats, p: Floats, prevalence: float, ids: Labels, with_intervals: bool
-) -> Metrics:
-    """`SCORE_METRICS` with their bounds; None without both classes."""
-    human, ai = truth == 0, truth == 1
-    values: dict[str, float] = {}
-    bounds: dict[str, Interval] = {}
-    if human.any() and ai.any():
-        statistics = score_statistics(truth, scores, p, prevalence)
-        values = {name: float(value[0]) for name, value in statistics(np.ones((1, truth.size))).items()}
-        if with_intervals and intervals.enough_groups(ids, human, ai):
-            bounds = intervals.bootstrap(statistics, ids)
-    metrics: Metrics = {}
-    for name in SCORE_METRICS:
-        low, high = bounds.get(name, NONE)
-        metrics |= {name: values.get(name), f"{name}_low": low, f"{name}_high": high}
-    return metrics
-
-
 def score_statistics(
-    truth: Labels, scores: Floats, p: Floats, prevalence: float
+    labels: Labels, scores: Floats, p: Floats, prevalence: float
 ) -> Callable[[Floats], dict[str, Floats]]:
     """`SCORE_METRICS` of resamples, see `intervals.bootstrap`: the scores are sorted once for all of them."""
-    curves = intervals.weighted_roc(truth, scores)
-    ai, bins = truth == 1, np.eye(RELIABILITY_BINS)[bin_numbers(p)]
+    curves = intervals.weighted_roc(labels, scores)
+    ai, bins = labels == 1, np.eye(RELIABILITY_BINS)[bin_numbers(p)]
     # Columns: signed error in each bin for the ECE, squared error, negative log-likelihood, number of texts.
-    losses = np.column_stack([bins * (p - truth)[:, None], (p - truth) ** 2, log_losses(truth, p)])
-    per_class = [np.column_stack([losses, np.ones(truth.size)]) * mask[:, None] for mask in (~ai, ai)]
+    losses = np.column_stack([bins * (p - labels)[:, None], (p - labels) ** 2, log_losses(labels, p)])
+    per_class = [np.column_stack([losses, np.ones(labels.size)]) * mask[:, None] for mask in (~ai, ai)]
     fprs = {name: fpr for name, fpr in FIXED_FPRS.items() if largest_count(fpr, int((~ai).sum()))}
 
     def statistics(drawn: Floats) -> dict[str, Floats]:

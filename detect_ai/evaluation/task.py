@@ -40,7 +40,7 @@ class EvalTask:
     out: tuple[Storage, str]
 
     def score_generated(self, rows: list[tuple[str, str, str]], spans: str = "none") -> Verdicts:
-        """Score texts that are made here, such as attacked ones; nothing of them stays in storage.
+        """Score texts that the evaluation makes, such as attacked ones; they are not kept in storage.
 
         Args:
             rows: id, text and attack of each text.
@@ -48,8 +48,8 @@ class EvalTask:
         """
         storage, key = self.out[0], f"{self.out[1]}/generated"
         try:
-            columns = zip(*rows, strict=True)
-            table = pa.table(dict(zip(("id", "text", "attack"), map(list, columns), strict=True)))
+            ids, texts, attacks = map(list, zip(*rows, strict=True))
+            table = pa.table({"id": ids, "text": texts, "attack": attacks})
             storage.write_bytes(f"{key}/texts/texts.parquet", parquet(table, table.schema))
             options = {"columns": {}, "labels": {}, "spans": spans, "format": "parquet"}
             scoring = self.config.score.model_copy(update=options)

@@ -196,8 +196,8 @@ class Trainer:
             meter.exclude(time.perf_counter() - started)
         return {
             "auroc": metrics.auroc(labels, by_document),
-            "val_loss": metrics.log_loss(labels, probabilities),
-            "accuracy": metrics.accuracy(labels, probabilities >= 0.5),
+            "val_loss": float(metrics.log_losses(labels, probabilities).mean()),
+            "accuracy": float((labels == (probabilities >= 0.5)).mean()),
         }
 
     def _score(self, stream: Iterable[Microbatch]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
