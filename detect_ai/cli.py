@@ -12,11 +12,11 @@ import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from detect_ai import __version__
 from detect_ai.core.errors import DetectAIError, InputError
-from detect_ai.schemas import Label, ModelInfo, Reason, Verdict
+from detect_ai.schemas import Label, Reason, Verdict
 from detect_ai.text.file_type import DESCRIPTIONS, TEXT, decode_text, file_type
 from detect_ai.text.normalize import is_blank
 
@@ -49,37 +49,9 @@ WARNING = (
     "talk to them, and look at drafts and sources."
 )
 LABELS = {Label.HUMAN: "No sign of AI", Label.AI: "Likely AI-generated", Label.UNCERTAIN: "Uncertain"}
-REASONS = {
-    Reason.TOO_SHORT: "too short",
-    Reason.OTHER_SCRIPT: "not in Latin script",
-    Reason.OTHER_LANGUAGE: "not in the language of the model",
-    Reason.NOT_LANGUAGE: "not readable as language",
-    Reason.MOSTLY_CODE: "mostly code",
-    Reason.MOSTLY_TABLES: "mostly tables or numbers",
-    Reason.MOSTLY_QUOTATIONS: "mostly quotations",
-    Reason.NOT_PROSE: "mostly links, references or other non-prose",
-    Reason.HIDDEN_TEXT: "contains much hidden text",
-    Reason.BETWEEN_THRESHOLDS: "the score is in the range of both human and AI texts",
-}
-TAMPERING = {
-    "invisible": "invisible characters",
-    "homoglyph": "look-alike letters of another alphabet",
-    "lookalike_form": "full-width or decorated letters",
-    "filler": "blank filler characters",
-    "hidden": "characters of hidden text",
-}
 # Without a status (local), or with one of these, the error is about one file and the next one can be read.
 FILE_ERRORS = (None, 400, 413, 415, 422)
-
-
-class Result(NamedTuple):
-    """A verdict and the text that its spans refer to."""
-
-    verdict: Verdict
-    text: str
-
-
-Predict = Callable[[str], Result]  # takes a file name; raises DetectAIError
+Predict = Callable[[str], tuple[Verdict, str]]  # file name to verdict and text; raises DetectAIError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,7 +81,6 @@ def build_parser() -> argparse.ArgumentParser:
     group = source.add_mutually_exclusive_group()
     group.add_argument("--bundle", type=Path, metavar="PATH", help="a local bundle")
     group.add_argument("--url", metavar="URL", help="a service, such as http://127.0.0.1:8000")
-    source.add_argument("--json", action="store_true", help="print JSON, one line per file")
     page: dict[str, Any] = {"epilog": EPILOG, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = argparse.ArgumentParser("detect-ai", description="Detect AI-generated text.", **page)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -119,9 +90,10 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("files", nargs="+", metavar="FILE", help="a file, or - for standard input")
     check.add_argument("--target-fpr", type=float, metavar="RATE", help="one listed by `detect-ai model`, such as 0.05")
     check.add_argument("--spans", action="store_true", help="print the probability of each sentence")
+    check.add_argument("--json", action="store_true", help="print JSON, one line per file")
     check.add_argument("--uncertain-ok", action="store_true", help="exit with 0 for uncertain verdicts")
-    description = "Show the model, its thresholds and limits."
-    commands.add_parser("model", parents=[source], help="show the model", description=description, **page)
+    description = "Print the model, its thresholds, their error rates and the limits of a request as JSON."
+    commands.add_parser("model", parents=[source], help="print the model", description=description, **page)
     return parser
 
 
@@ -129,9 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the selected command. Returns the exit code. Raises DetectAIError."""
     is_check = arguments.command == "check"
     if arguments.bundle is not None:
-        if is_check:
-            return check_files(bundle_predictor(arguments), arguments)
-        return print_model(read_bundle_info(arguments.bundle), arguments.json)
+        return check_files(bundle_predictor(arguments), arguments) if is_check else print_spec(arguments.bundle)
     if not (arguments.url or os.environ.get("DETECT_AI_URL")):
         raise InputError("no detector: give --bundle PATH or --url URL, or set DETECT_AI_URL")
     from detect_ai.client import Client
@@ -139,15 +109,17 @@ def run(arguments: argparse.Namespace) -> int:
     with Client(arguments.url) as client:
         if is_check:
             return check_files(service_predictor(client, arguments), arguments)
-        return print_model(client.model(), arguments.json)
+        print_line(client.model().model_dump_json(indent=2))
+    return OK
 
 
-def read_bundle_info(folder: Path) -> ModelInfo:
-    """Describe a bundle without loading its weights."""
+def print_spec(folder: Path) -> int:
+    """Print the model of a bundle without loading its weights. Returns the exit code."""
     from detect_ai.detector.bundle import read_spec
     from detect_ai.detector.model_info import model_info
 
-    return model_info(read_spec(folder), {})
+    print_line(model_info(read_spec(folder), {}).model_dump_json(indent=2))
+    return OK
 
 
 def bundle_predictor(arguments: argparse.Namespace) -> Predict:
@@ -157,12 +129,12 @@ def bundle_predictor(arguments: argparse.Namespace) -> Predict:
     detector = Detector.load(arguments.bundle)
     target_fpr = detector.check_target(arguments.target_fpr)
 
-    def predict(name: str) -> Result:
+    def predict(name: str) -> tuple[Verdict, str]:
         if is_document(name):
             raise InputError("docx and pdf are supported by a service only: give --url, or save it as txt")
         text = read_text(name)
         [verdict] = detector.detect([text], target_fpr, arguments.spans)
-        return Result(verdict, text)
+        return verdict, text
 
     return predict
 
@@ -171,35 +143,44 @@ def service_predictor(client: Client, arguments: argparse.Namespace) -> Predict:
     """Predict with a service."""
     target_fpr, spans = arguments.target_fpr, arguments.spans
 
-    def predict(name: str) -> Result:
+    def predict(name: str) -> tuple[Verdict, str]:
         if not is_document(name):
             text = read_text(name)
-            return Result(client.detect(text, target_fpr=target_fpr, return_spans=spans), text)
+            return client.detect(text, target_fpr=target_fpr, return_spans=spans), text
         [file] = client.detect_files([name], target_fpr=target_fpr, return_spans=spans, return_text=spans)
         if file.verdict is None:
             raise InputError(file.problem.detail if file.problem else "the service returned no verdict")
-        return Result(file.verdict, file.text or "")
+        return file.verdict, file.text or ""
 
     return predict
 
 
 def check_files(predict: Predict, arguments: argparse.Namespace) -> int:
     """Predict and print each file. Returns the exit code."""
-    labels, failed = set(), False
+    labels: set[Label | None] = set()  # None: a file failed
     for name in arguments.files:
+        verdict, text, message = None, "", None
         try:
-            result = predict(name)
+            verdict, text = predict(name)
         except InputError as error:
             if getattr(error, "status", None) not in FILE_ERRORS:
                 raise
-            failed = True
-            print_failure(name, error, arguments.json)
-            continue
-        labels.add(result.verdict.label)
-        print_verdict(name, result, arguments.json)
-    if labels and not arguments.json:
-        print_lines([WARNING], indent="")
-    if failed:
+            message = str(error).removeprefix(f"{name}: ")
+            print_error(f"{printable(name)}: {message}")
+        labels.add(verdict and verdict.label)
+        if arguments.json:
+            file = name.encode(errors="replace").decode()  # strict parsers refuse unpaired surrogates
+            values = verdict and verdict.model_dump(mode="json")
+            print_line(json.dumps({"file": file, "verdict": values, "error": message}))
+        elif verdict:
+            reasons = ", ".join(reason.replace("_", " ") for reason in verdict.reasons)
+            print_line(f"{printable(name)}: {LABELS[verdict.label]}{f': {reasons}' if reasons else ''}")
+            for line in [*explanation(verdict), *sentence_lines(text, verdict)]:
+                print_line(textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="  "))
+            print_line("")
+    if labels != {None} and not arguments.json:
+        print_line(textwrap.fill(WARNING, WIDTH))
+    if None in labels:
         return BAD_INPUT
     if Label.AI in labels:
         return AI
@@ -232,12 +213,6 @@ def read_text(name: str) -> str:
     return text
 
 
-def headline(verdict: Verdict) -> str:
-    """Label and reasons."""
-    reasons = ", ".join(REASONS[reason] for reason in verdict.reasons)
-    return LABELS[verdict.label] + (f": {reasons}" if reasons else "")
-
-
 def explanation(verdict: Verdict) -> list[str]:
     """Explanation of a verdict, one line per statement; no probability for a text that is out of scope."""
     bound = verdict.fpr_upper_bound
@@ -262,8 +237,10 @@ def explanation(verdict: Verdict) -> list[str]:
             f"Labelled AI at {percent(verdict.threshold)} or higher.",
         ]
     if verdict.tampering:
-        counts = ", ".join(f"{count} {TAMPERING.get(kind, kind)}" for kind, count in verdict.tampering.items())
-        lines.append(f"Removed or replaced before reading: {counts}. Copying can cause this, and so can manipulation.")
+        counts = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in verdict.tampering.items())
+        lines.append(
+            f"Characters removed or replaced before reading: {counts}. Copying can cause this, and so can manipulation."
+        )
     windows = "one window" if verdict.num_windows == 1 else f"{verdict.num_windows} windows"
     return [*lines, f"Read in full: {verdict.num_tokens} tokens in {windows}. Model {verdict.model_version}."]
 
@@ -277,32 +254,6 @@ def sentence_lines(text: str, verdict: Verdict) -> list[str]:
         "Each is scored with its neighbours; a single sentence is weak evidence:"
     )
     return [head, *(f"{percent(s.probability):>9}  {printable(text[s.start : s.end])}" for s in verdict.spans)]
-
-
-def model_lines(info: ModelInfo) -> list[str]:
-    """A model, its thresholds, their error rates and limits."""
-    corpus, language = info.corpus.get("name", "unknown"), info.language or "any language"
-    lines = [
-        f"Model {info.model_version}: {info.base_model}, trained on the corpus {corpus} ({language}).",
-        f"Thresholds from {info.num_human} human texts; probabilities assume that {out_of_100(info.prevalence)} texts "
-        "are AI.",
-    ]
-    for threshold in info.thresholds:
-        default = " (default)" if threshold.target_fpr == info.default_target_fpr else ""
-        lines.append(
-            f"--target-fpr {threshold.target_fpr:g}{default}: AI at a probability of {percent(threshold.probability)} "
-            f"or higher, {threshold.min_tokens} tokens or more. Of human texts like those, and of no others, it calls "
-            f"{out_of_100(threshold.expected_fpr)} AI on average, and up to {out_of_100(threshold.fpr_upper_bound)}."
-        )
-        lines += [
-            f"  {domain.name}: AI at {percent(domain.probability)}, {domain.min_tokens} tokens or more; of texts like "
-            f"its {domain.num_human} human texts {out_of_100(domain.expected_fpr)} on average, up to "
-            f"{out_of_100(domain.fpr_upper_bound)}."
-            for domain in threshold.domains
-        ]
-    if info.limits:
-        lines.append(f"Limits of a request: {', '.join(f'{name} {value:,}' for name, value in info.limits.items())}.")
-    return [*lines, info.guarantee]
 
 
 def percent(fraction: float) -> str:
@@ -324,46 +275,6 @@ def printable(text: str) -> str:
     line = " ".join(text.split())
     line = "".join("\ufffd" if unicodedata.category(char) in ("Cc", "Cf") else char for char in line)
     return line.encode(errors="replace").decode()
-
-
-def print_model(info: ModelInfo, as_json: bool) -> int:
-    """Print a model. Returns the exit code."""
-    if as_json:
-        print_line(info.model_dump_json())
-    else:
-        print_lines(model_lines(info), indent="")
-    return OK
-
-
-def print_verdict(name: str, result: Result, as_json: bool) -> None:
-    """Print the verdict of one file."""
-    verdict, text = result
-    if as_json:
-        print_json(name, verdict.model_dump(mode="json"), None)
-        return
-    print_line(f"{printable(name)}: {headline(verdict)}")
-    print_lines([*explanation(verdict), *sentence_lines(text, verdict)])
-    print_line("")
-
-
-def print_failure(name: str, error: DetectAIError, as_json: bool) -> None:
-    """Print why a file has no verdict."""
-    message = str(error).removeprefix(f"{name}: ")
-    print_error(f"{printable(name)}: {message}")
-    if as_json:
-        print_json(name, None, message)
-
-
-def print_json(name: str, verdict: dict[str, Any] | None, error: str | None) -> None:
-    """Print one file as a line of JSON."""
-    file = name.encode(errors="replace").decode()  # strict parsers refuse unpaired surrogates
-    print_line(json.dumps({"file": file, "verdict": verdict, "error": error}))
-
-
-def print_lines(lines: Sequence[str], indent: str = "  ") -> None:
-    """Print lines, wrapped."""
-    for line in lines:
-        print_line(textwrap.fill(line, WIDTH, initial_indent=indent, subsequent_indent=indent))
 
 
 def print_line(line: str) -> None:

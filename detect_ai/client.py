@@ -8,16 +8,17 @@ Temporary failures are retried with exponential backoff. Long lists are split in
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Self, TypedDict, TypeVar, Unpack, overload
 
 import httpx
 import tenacity
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, HttpUrl, TypeAdapter, ValidationError
 
 from detect_ai import __version__
 from detect_ai.core.errors import DetectAIError, InputError
@@ -32,7 +33,6 @@ _PART_BYTES = 1000  # room for the headers of a file in a multipart body
 Item = TypeVar("Item")
 Model = TypeVar("Model", bound=BaseModel)
 Result = TypeVar("Result")
-Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 
 class DetectOptions(TypedDict, total=False):
@@ -81,9 +81,9 @@ class AnswerError(ServiceError):
     """The response does not match the schemas of this version."""
 
 
-def _error(response: httpx.Response) -> ServiceError:
+def _error(response: httpx.Response, origin: str) -> ServiceError:
     """The error for a response without success. Repeats nothing of a body that is no problem document."""
-    status, origin = response.status_code, _origin(response.request.url)
+    status = response.status_code
     kind = RejectedError if 400 <= status < 500 else ServiceError
     # The proxy of Ray Serve sends a 500 when a replica dies; a 500 of the application is a problem document.
     is_problem = response.headers.get("Content-Type", "").startswith("application/problem+json")
@@ -92,37 +92,8 @@ def _error(response: httpx.Response) -> ServiceError:
     try:
         problem = Problem.model_validate_json(response.content if is_problem else b"")
     except ValidationError:
-        if kind is UnavailableError:
-            return kind(f"{origin} is busy or not ready ({status}): try again later.", response)
-        hint = "; redirects are not followed" if response.is_redirect else ""
-        return kind(f"{origin} answered {status} without an explanation: check the address{hint}.", response)
+        return kind(f"{origin} answered {status} without an explanation: check address and service.", response)
     return kind(problem.detail, response, problem.request_id)
-
-
-def _check(response: httpx.Response) -> httpx.Response:
-    if not response.is_success:
-        raise _error(response)
-    return response
-
-
-def _halves(chunk: list[Item], error: RejectedError) -> list[list[Item]]:
-    """A chunk that is too large (413) in two: the service also limits tokens, which the client does not know."""
-    if error.status != 413 or len(chunk) == 1:
-        raise error
-    half = len(chunk) // 2
-    return [chunk[:half], chunk[half:]]
-
-
-def _connection_error(error: httpx.RequestError, url: str) -> UnavailableError:
-    # Messages of other errors may contain a header, and therefore the API key.
-    reason = f": {error}" if isinstance(error, httpx.ConnectError) and str(error) else ""
-    name = type(error).__name__
-    return UnavailableError(f"{_origin(httpx.URL(url))} cannot be reached ({name}{reason}): check address and service.")
-
-
-def _origin(url: httpx.URL) -> str:
-    """Scheme, host and port, without credentials."""
-    return f"{url.scheme}://{url.netloc.decode()}"
 
 
 def _parse(model: type[Model], response: httpx.Response) -> Model:
@@ -130,41 +101,8 @@ def _parse(model: type[Model], response: httpx.Response) -> Model:
         return model.model_validate_json(response.content)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "not JSON"
-        raise AnswerError(
-            f"the response is no {model.__name__} ({where}): check address and version", response
-        ) from None
-
-
-@dataclass(frozen=True)
-class _Batch(Generic[Item, Result]):
-    """A list as POST requests, and the results of their responses."""
-
-    path: str
-    items: list[Item]
-    limits: tuple[str, str]  # keys of `ModelInfo.limits`: items in a request, their total size
-    size: Callable[[Item], int]
-    request: Callable[[Sequence[Item]], dict[str, Any]]
-    response: Callable[[httpx.Response], list[Result]]
-
-    def chunks(self, limits: Mapping[str, int]) -> list[list[Item]]:
-        """Group items in order within the limits. An item that exceeds the size limit forms its own chunk."""
-        max_items, max_size = (limits.get(name, 10**12) for name in self.limits)
-        chunks: list[list[Item]] = []
-        room = 0
-        for item in self.items:
-            if not chunks or len(chunks[-1]) == max_items or self.size(item) > room:
-                chunks.append([])
-                room = max_size
-            chunks[-1].append(item)
-            room -= self.size(item)
-        return chunks
-
-    def results(self, response: httpx.Response, chunk: Sequence[Item]) -> list[Result]:
-        """One result per item. Raises AnswerError."""
-        results = self.response(response)
-        if len(results) != len(chunk):
-            raise AnswerError(f"expected {len(chunk)} results from the service, found {len(results)}", response)
-        return results
+        message = f"the response is no {model.__name__} ({where}): check address and version"
+        raise AnswerError(message, response) from None
 
 
 def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,96 +120,14 @@ def _as_list(values: Iterable[Item], expected: str) -> list[Item]:
     return list(values)
 
 
-def _text_batch(texts: str | Iterable[str], options: DetectOptions) -> _Batch[str, Verdict]:
-    plain = _plain_options(options)
-    items = [texts] if isinstance(texts, str) else _as_list(texts, "a text or a list of texts")
-    for i, text in enumerate(items):
-        if not isinstance(text, str):
-            raise InputError(f"texts[{i}]: expected a string, found {type(text).__name__}; drop missing values first")
-        if is_blank(text):
-            raise InputError(f"texts[{i}] is empty: expected at least one visible character")
-    return _Batch(
-        path="/v1/detect",
-        items=[SURROGATE.sub("\ufffd", text) for text in items],
-        limits=("max_texts", "max_chars"),
-        size=len,
-        request=lambda chunk: {"json": {"texts": list(chunk), **plain}},
-        response=lambda response: _parse(DetectResponse, response).verdicts,
-    )
+def _wait(state: tenacity.RetryCallState) -> float:
+    """Seconds before the next attempt: those that the service asked for, and a random backoff."""
+    error = state.outcome and state.outcome.exception()
+    return (getattr(error, "retry_after", None) or 0) + _BACKOFF(state)
 
 
-def _file_batch(paths: Iterable[str | Path], options: FileDetectOptions) -> _Batch[tuple[str, bytes], FileVerdict]:
-    plain, files = _plain_options(options), []
-    for path in map(Path, _as_list(paths, "a list of paths")):
-        try:
-            files.append((path.name.encode(errors="replace").decode(), path.read_bytes()))
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}") from None
-    return _Batch(
-        path="/v1/detect/file",
-        items=files,
-        limits=("max_files", "max_upload_bytes"),
-        size=lambda file: len(file[1]) + _PART_BYTES,
-        request=lambda chunk: {"files": [("files", file) for file in chunk], "data": plain},
-        response=lambda response: _parse(FilesResponse, response).files,
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-class _BaseClient(Generic[Http]):
-    """Address, key, connection pool and retry policy."""
-
-    _http_type: type[Http]
-
-    def __init__(
-        self, url: str | None = None, api_key: str | None = None, *, timeout_s: float = 60.0, **httpx_options: Any
-    ) -> None:
-        self._url = (url or os.environ.get("DETECT_AI_URL", "")).strip().rstrip("/")
-        key = (api_key or os.environ.get("DETECT_AI_API_KEY", "")).strip()
-        try:
-            parsed = httpx.URL(self._url)
-        except (httpx.InvalidURL, ValueError):
-            parsed = httpx.URL("")
-        is_address = parsed.scheme in ("http", "https") and parsed.host and (parsed.port or 0) < 65_536
-        if not is_address or parsed.query or parsed.fragment:  # not quoted: it may contain a password
-            raise InputError("expected `url` or DETECT_AI_URL to be an address such as http://127.0.0.1:8000")
-        if not (key.isascii() and key.isprintable()) or " " in key:
-            raise InputError("the API key contains characters that no key has, such as spaces: was it copied whole?")
-        is_local = _is_loopback(parsed.host)
-        if key and parsed.scheme == "http" and not is_local:
-            raise InputError("the API key is not sent over http: use https for any host but this machine")
-        headers = {"User-Agent": f"detect-ai/{__version__}"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        # Proxies of the environment are for other machines.
-        options = {"trust_env": not is_local, "timeout": httpx.Timeout(timeout_s, connect=10), **httpx_options}
-        try:
-            self._http: Http = self._http_type(headers=headers, **options)
-        except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
-            raise InputError(
-                f"proxy or certificate settings cannot be used ({type(error).__name__}): check ALL_PROXY, HTTP_PROXY, "
-                "HTTPS_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
-            ) from None
-        self._limits: dict[str, int] | None = None
-        self._policy: dict[str, Any] = {
-            "retry": tenacity.retry_if_exception_type(UnavailableError),
-            "stop": tenacity.stop_after_attempt(MAX_ATTEMPTS) | tenacity.stop_before_delay(RETRY_FOR_S),
-            "wait": lambda state: (state.outcome.exception().retry_after or 0) + _BACKOFF(state),
-            "reraise": True,
-        }
-
-    def _read_model(self, response: httpx.Response) -> ModelInfo:
-        info = _parse(ModelInfo, response)
-        self._limits = info.limits
-        return info
-
-
-class Client(_BaseClient[httpx.Client]):
-    """Blocking client. Threads may share one.
+class AsyncClient:
+    """Client for asyncio. Tasks of one event loop may share one.
 
     Args:
         url: address of the service; default: environment variable DETECT_AI_URL.
@@ -283,73 +139,35 @@ class Client(_BaseClient[httpx.Client]):
         InputError: the address, the key, or the proxy or certificate settings are invalid.
     """
 
-    _http_type = httpx.Client
+    _http_type: Callable[..., Any] = httpx.AsyncClient
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
-
-    @overload
-    def detect(self, texts: str, **options: Unpack[DetectOptions]) -> Verdict: ...  # type: ignore[overload-overlap]
-    @overload
-    def detect(self, texts: Iterable[str], **options: Unpack[DetectOptions]) -> list[Verdict]: ...
-    def detect(self, texts: str | Iterable[str], **options: Unpack[DetectOptions]) -> Verdict | list[Verdict]:
-        """Return the verdict of a text, or the verdicts of any number of texts in order.
-
-        Unpaired surrogates are read as U+FFFD, as by the service.
-
-        Raises:
-            InputError: a text is empty or not a string, or an option is impossible; nothing was sent.
-            ServiceError: the request failed; subclasses name the cause.
-        """
-        verdicts = self._run(_text_batch(texts, options))
-        return verdicts[0] if isinstance(texts, str) else verdicts
-
-    def detect_files(self, paths: Iterable[str | Path], **options: Unpack[FileDetectOptions]) -> list[FileVerdict]:
-        """Return a verdict, or the problem with the file, for each file (txt, md, docx, pdf), in order.
-
-        Raises:
-            InputError: a file cannot be read; nothing was sent.
-            ServiceError: the request failed; subclasses name the cause.
-        """
-        return self._run(_file_batch(paths, options))
-
-    def model(self) -> ModelInfo:
-        """Return the served model, its thresholds and the limits of a request. Raises ServiceError."""
-        return self._read_model(self._send("GET", "/v1/model"))
-
-    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
-        def attempt() -> httpx.Response:
-            try:
-                return _check(self._http.request(method, self._url + path, **request))
-            except httpx.RequestError as error:
-                raise _connection_error(error, self._url) from None
-
-        return tenacity.Retrying(**self._policy)(attempt)
-
-    def _run(self, batch: _Batch[Item, Result]) -> list[Result]:
-        if len(batch.items) > 1 and self._limits is None:
-            self.model()
-        results, chunks = [], batch.chunks(self._limits or {})
-        while chunks:
-            chunk = chunks.pop(0)
-            try:
-                results += batch.results(self._send("POST", batch.path, **batch.request(chunk)), chunk)
-            except RejectedError as error:
-                chunks[:0] = _halves(chunk, error)
-        return results
-
-
-class AsyncClient(_BaseClient[httpx.AsyncClient]):
-    """Client for asyncio, with the arguments and methods of `Client`. Tasks of one event loop may share one."""
-
-    _http_type = httpx.AsyncClient
+    def __init__(
+        self, url: str | None = None, api_key: str | None = None, *, timeout_s: float = 60.0, **httpx_options: Any
+    ) -> None:
+        url = (url or os.environ.get("DETECT_AI_URL", "")).strip()
+        key = (api_key or os.environ.get("DETECT_AI_API_KEY", "")).strip()
+        try:
+            parsed = TypeAdapter(HttpUrl).validate_python(url)
+        except ValidationError:  # not quoted: it may contain a password
+            raise InputError("expected `url` or DETECT_AI_URL to be like http://127.0.0.1:8000") from None
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise InputError("the API key contains characters that no key has, such as spaces: was it copied whole?")
+        is_local = re.fullmatch(r"localhost|127(\.\d+){3}|\[::1\]", parsed.host or "") is not None
+        if key and parsed.scheme == "http" and not is_local:
+            raise InputError("the API key is not sent over http: use https for any host but this machine")
+        headers = {"User-Agent": f"detect-ai/{__version__}"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        # Proxies of the environment are for other machines.
+        options = {"trust_env": not is_local, "timeout": httpx.Timeout(timeout_s, connect=10), **httpx_options}
+        try:
+            self._http = self._http_type(headers=headers, **options)
+        except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
+            raise InputError(
+                f"proxy or certificate settings cannot be used ({type(error).__name__}): check ALL_PROXY, HTTP_PROXY, "
+                "HTTPS_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
+            ) from None
+        self._url = str(parsed).rstrip("/")
+        self._origin = f"{parsed.scheme}://{parsed.host}:{parsed.port}"
+        self._limits: dict[str, int] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -366,37 +184,177 @@ class AsyncClient(_BaseClient[httpx.AsyncClient]):
     @overload
     async def detect(self, texts: Iterable[str], **options: Unpack[DetectOptions]) -> list[Verdict]: ...
     async def detect(self, texts: str | Iterable[str], **options: Unpack[DetectOptions]) -> Verdict | list[Verdict]:
-        """See `Client.detect`."""
-        verdicts = await self._run(_text_batch(texts, options))
+        """Return the verdict of a text, or the verdicts of any number of texts in order.
+
+        Unpaired surrogates are read as U+FFFD, as by the service.
+
+        Raises:
+            InputError: a text is empty or not a string, or an option is impossible; nothing was sent.
+            ServiceError: the request failed; subclasses name the cause.
+        """
+        plain = _plain_options(options)
+        items = [texts] if isinstance(texts, str) else _as_list(texts, "a text or a list of texts")
+        for i, text in enumerate(items):
+            if not isinstance(text, str):
+                kind = type(text).__name__
+                raise InputError(f"texts[{i}]: expected a string, found {kind}; drop missing values first")
+            if is_blank(text):
+                raise InputError(f"texts[{i}] is empty: expected at least one visible character")
+
+        async def send(chunk: list[str]) -> list[Verdict]:
+            response = await self._send("POST", "/v1/detect", json={"texts": chunk, **plain})
+            return _parse(DetectResponse, response).verdicts
+
+        clean = [SURROGATE.sub("\ufffd", text) for text in items]
+        verdicts = await self._in_chunks(send, clean, len, ("max_texts", "max_chars"))
         return verdicts[0] if isinstance(texts, str) else verdicts
 
     async def detect_files(
         self, paths: Iterable[str | Path], **options: Unpack[FileDetectOptions]
     ) -> list[FileVerdict]:
-        """See `Client.detect_files`."""
-        return await self._run(_file_batch(paths, options))
+        """Return a verdict, or the problem with the file, for each file (txt, md, docx, pdf), in order.
+
+        Raises:
+            InputError: a file cannot be read; nothing was sent.
+            ServiceError: the request failed; subclasses name the cause.
+        """
+        plain, files = _plain_options(options), []
+        for path in map(Path, _as_list(paths, "a list of paths")):
+            try:
+                files.append((path.name.encode(errors="replace").decode(), path.read_bytes()))
+            except OSError as error:
+                raise InputError(f"{path}: {error.strerror}") from None
+
+        async def send(chunk: list[tuple[str, bytes]]) -> list[FileVerdict]:
+            parts = [("files", file) for file in chunk]
+            return _parse(FilesResponse, await self._send("POST", "/v1/detect/file", files=parts, data=plain)).files
+
+        def size(file: tuple[str, bytes]) -> int:
+            return len(file[1]) + _PART_BYTES
+
+        return await self._in_chunks(send, files, size, ("max_files", "max_upload_bytes"))
 
     async def model(self) -> ModelInfo:
-        """See `Client.model`."""
-        return self._read_model(await self._send("GET", "/v1/model"))
+        """Return the served model, its thresholds and the limits of a request. Raises ServiceError."""
+        info = _parse(ModelInfo, await self._send("GET", "/v1/model"))
+        self._limits = info.limits
+        return info
+
+    async def _in_chunks(
+        self,
+        send: Callable[[list[Item]], Coroutine[Any, Any, list[Result]]],
+        items: list[Item],
+        size: Callable[[Item], int],
+        limits: tuple[str, str],
+    ) -> list[Result]:
+        """Results of items in order, in chunks within two limits of the service: their number and their total size."""
+        if len(items) > 1 and self._limits is None:
+            await self.model()
+        max_items, max_size = ((self._limits or {}).get(name, 10**12) for name in limits)
+        if len(items) <= 1 or (len(items) <= max_items and sum(map(size, items)) <= max_size):
+            try:
+                results = await send(items) if items else []
+            except RejectedError as error:
+                # The service also limits tokens, which the client does not know.
+                if error.status != 413 or len(items) == 1:
+                    raise
+            else:
+                if len(results) != len(items):
+                    raise AnswerError(f"expected {len(items)} results from the service, found {len(results)}")
+                return results
+        half = len(items) // 2
+        return [
+            *await self._in_chunks(send, items[:half], size, limits),
+            *await self._in_chunks(send, items[half:], size, limits),
+        ]
 
     async def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """A successful response, after retries."""
+
         async def attempt() -> httpx.Response:
             try:
-                return _check(await self._http.request(method, self._url + path, **request))
+                response = await self._request(method, self._url + path, **request)
             except httpx.RequestError as error:
-                raise _connection_error(error, self._url) from None
+                # Messages of other errors may contain a header, and therefore the API key.
+                reason = f": {error}" if isinstance(error, httpx.ConnectError) and str(error) else ""
+                cause = f"{self._origin} cannot be reached ({type(error).__name__}{reason})"
+                raise UnavailableError(f"{cause}: check address and service.") from None
+            if not response.is_success:
+                raise _error(response, self._origin)
+            return response
 
-        return await tenacity.AsyncRetrying(**self._policy)(attempt)
+        return await tenacity.AsyncRetrying(
+            sleep=self._sleep,
+            retry=tenacity.retry_if_exception_type(UnavailableError),
+            stop=tenacity.stop_after_attempt(MAX_ATTEMPTS) | tenacity.stop_before_delay(RETRY_FOR_S),
+            wait=_wait,
+            reraise=True,
+        )(attempt)
 
-    async def _run(self, batch: _Batch[Item, Result]) -> list[Result]:
-        if len(batch.items) > 1 and self._limits is None:
-            await self.model()
-        results, chunks = [], batch.chunks(self._limits or {})
-        while chunks:
-            chunk = chunks.pop(0)
-            try:
-                results += batch.results(await self._send("POST", batch.path, **batch.request(chunk)), chunk)
-            except RejectedError as error:
-                chunks[:0] = _halves(chunk, error)
-        return results
+    async def _request(self, method: str, url: str, **request: Any) -> httpx.Response:
+        response: httpx.Response = await self._http.request(method, url, **request)
+        return response
+
+    async def _sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class _BlockingClient(AsyncClient):
+    """The coroutines of `AsyncClient` over a blocking HTTP client: they never suspend, so they need no event loop."""
+
+    _http_type = httpx.Client
+
+    async def _request(self, method: str, url: str, **request: Any) -> httpx.Response:
+        response: httpx.Response = self._http.request(method, url, **request)
+        return response
+
+    async def _sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    async def close(self) -> None:
+        self._http.close()
+
+
+def _run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """The result of a coroutine that never suspends."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: Result = done.value
+        return result
+    raise AssertionError("a coroutine of the blocking client suspended")
+
+
+class Client:
+    """Blocking client, with the arguments, methods and errors of `AsyncClient`. Threads may share one."""
+
+    def __init__(
+        self, url: str | None = None, api_key: str | None = None, *, timeout_s: float = 60.0, **httpx_options: Any
+    ) -> None:
+        self._client = _BlockingClient(url, api_key, timeout_s=timeout_s, **httpx_options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        _run(self._client.close())
+
+    @overload
+    def detect(self, texts: str, **options: Unpack[DetectOptions]) -> Verdict: ...  # type: ignore[overload-overlap]
+    @overload
+    def detect(self, texts: Iterable[str], **options: Unpack[DetectOptions]) -> list[Verdict]: ...
+    def detect(self, texts: str | Iterable[str], **options: Unpack[DetectOptions]) -> Verdict | list[Verdict]:
+        """See `AsyncClient.detect`."""
+        return _run(self._client.detect(texts, **options))
+
+    def detect_files(self, paths: Iterable[str | Path], **options: Unpack[FileDetectOptions]) -> list[FileVerdict]:
+        """See `AsyncClient.detect_files`."""
+        return _run(self._client.detect_files(paths, **options))
+
+    def model(self) -> ModelInfo:
+        """See `AsyncClient.model`."""
+        return _run(self._client.model())

@@ -28,7 +28,6 @@ from detect_ai.evaluation import slices
 from detect_ai.evaluation.baseline import evaluate_baseline
 from detect_ai.evaluation.contamination import corpus_of, count_contaminated
 from detect_ai.evaluation.errors import top_false_positives
-from detect_ai.evaluation.intervals import MIN_GROUPS
 from detect_ai.evaluation.mixed_documents import sentence_score_metrics
 from detect_ai.evaluation.robustness import attacked_metrics
 from detect_ai.evaluation.summary import without_intervals
@@ -129,8 +128,8 @@ def _task(config: Config, storage: Storage, key: str) -> EvalTask:
         bundle = storage, str(read_result(storage, config.run, "calibrate")["bundle"])
     spec, out = spec_of(*bundle), (storage, key)
     if config.data:
-        trained_on = corpus_of(storage, spec)
-        return EvalTask(config, bundle, spec, config.data, data_name(config), trained_on, is_test=False, out=out)
+        known = corpus_of(storage, spec)
+        return EvalTask(config, bundle, spec, config.data, data_name(config), known, is_test=False, out=out)
     corpus = Corpus.of_run(storage, config.run)
     if corpus.manifest.fingerprint != spec.corpus["fingerprint"]:
         raise ConfigError(
@@ -185,7 +184,7 @@ def _report(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
 
 
 def _notes(task: EvalTask, verdicts: Verdicts, overall: dict[str, Any]) -> list[str]:
-    """Limits of the thresholds' guarantee and of the intervals on these texts."""
+    """Limits of the thresholds' guarantee on these texts."""
     notes = []
     if task.corpus is not None and not task.is_test:
         known = {row["domain"] for row in task.corpus.manifest.counts if row["split"] == "calibration"}
@@ -195,11 +194,6 @@ def _notes(task: EvalTask, verdicts: Verdicts, overall: dict[str, Any]) -> list[
             fraction = float(np.isin(domains, unseen).mean())
             listed = ", ".join(unseen[:8]) + (" …" if len(unseen) > 8 else "")
             notes.append(f"{100 * fraction:.0f}% of the human texts are of domains not seen in calibration ({listed}).")
-    if overall["n_groups"] < MIN_GROUPS:
-        notes.append(
-            f"The texts come from {overall['n_groups']} groups; fewer than {MIN_GROUPS} do not show how metrics vary "
-            f"between groups, so there are no intervals."
-        )
     for target in sorted(task.spec.calibration.thresholds):
         name = f"fpr_at_target_{key_of_target(target)}"
         if (overall[f"{name}_low"] or 0) > target:

@@ -89,7 +89,7 @@ def rate_interval(events: NDArray[np.bool_], ids: Labels) -> Interval:
 
 
 def group_spread(events: NDArray[np.bool_], ids: Labels) -> dict[str, Any] | None:
-    """Number of groups of 20 or more texts, and the least, median and largest rate among them; None below two groups."""
+    """Number of groups with 20 or more texts; the least, median and largest rate among them. None below two groups."""
     texts = np.bincount(ids)
     large = texts >= 20
     rates = np.bincount(ids, weights=events)[large] / texts[large]

@@ -47,12 +47,12 @@ def compute_metrics(
     Bounds of 95% intervals end in `_low` and `_high`; see `detect_ai.evaluation.intervals`.
 
     Args:
-        labels: 0 human, 1 AI, shape (n,).
-        scores: higher = more AI, finite, shape (n,).
-        probabilities: P(AI), shape (n,).
-        predictions: by target FPR: 0 human, 1 AI, -1 uncertain, shape (n,).
+        labels: 0 human, 1 AI; like all arrays of shape (n,).
+        scores: higher = more AI, finite.
+        probabilities: P(AI).
+        predictions: by target FPR: 0 human, 1 AI, -1 uncertain.
         default_target: one of these targets.
-        groups: the group of each text, "" for none, shape (n,).
+        groups: of the texts, "" for none.
         prevalence: that the probabilities assume.
         score_intervals: compute the intervals of AUROC and the like, which take most of the time.
     """

@@ -17,27 +17,16 @@ from detect_ai.detector.verdict_table import Verdicts
 
 @dataclass(frozen=True)
 class EvalTask:
-    """A bundle and the texts that it is evaluated on.
-
-    Attributes:
-        config: of the job.
-        bundle: storage and key.
-        spec: of the bundle.
-        data: a path or a URI.
-        name: of the data, for results.
-        corpus: that the bundle was trained on, if storage has it.
-        is_test: the data is the test split of that corpus.
-        out: storage and key of the folder for results.
-    """
+    """A bundle and the texts that it is evaluated on."""
 
     config: Config
-    bundle: tuple[Storage, str]
+    bundle: tuple[Storage, str]  # storage and key
     spec: DetectorSpec
-    data: str
-    name: str
-    corpus: Corpus | None
-    is_test: bool
-    out: tuple[Storage, str]
+    data: str  # path or URI
+    name: str  # of the data, for results
+    corpus: Corpus | None  # that the bundle was trained on, if storage has it
+    is_test: bool  # the data is the test split of that corpus
+    out: tuple[Storage, str]  # storage and key of the folder for results
 
     def score_generated(self, rows: list[tuple[str, str, str]], spans: str = "none") -> Verdicts:
         """Score texts that the evaluation makes, such as attacked ones; they are not kept in storage.

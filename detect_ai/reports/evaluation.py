@@ -76,7 +76,6 @@ def evaluation_report(report: Mapping[str, Any]) -> str:
 def comparison_report(report: Mapping[str, Any]) -> str:
     """Render a comparison of bundles on the same texts as one HTML page without scripts or external files."""
     bundles = report["bundles"]
-    columns = [*bundles, *([{"name": "TF-IDF baseline", **report["baseline"]}] if report["baseline"] else [])]
     return render(
         "compare.html.jinja",
         report=report,
@@ -84,8 +83,7 @@ def comparison_report(report: Mapping[str, Any]) -> str:
         key=key_of_target(report["target"]),
         summary=_leader(bundles, report["pairs"]),
         warnings=list(_data_warnings(report)),
-        columns=columns,
-        rows=_rows(_lines([report["target"]]), columns),
+        rows=_rows(_lines([report["target"]]), bundles),
         slices=_by_column(report["slices"]),
     )
 
@@ -125,16 +123,19 @@ def _baseline_warnings(metrics: Mapping[str, Any], baseline: Mapping[str, Any] |
 
 
 def _data_warnings(report: Mapping[str, Any]) -> Iterator[str]:
-    data = report["data"]
-    if data["one_class"]:
+    data, bundles = report["data"], report.get("bundles", [])
+    metrics = bundles[0] if bundles else report["overall"]
+    if not (metrics["n_human"] and metrics["n_ai"]):
         yield "All texts are of one class: metrics that compare the classes are missing."
-    if data["contaminated"]:
-        yield (
-            f"{number(data['contaminated'])} of these texts have a near duplicate in the training data: the metrics "
-            f"are too optimistic."
-        )
-    if not data["contamination_checked"]:
-        yield "Contamination was not checked: these texts may be in the training data."
+    for name, count in [(row["name"], row["contaminated"]) for row in bundles] or [("", data["contaminated"])]:
+        of = f" of {name}" if name else ""
+        if count is None:
+            yield f"Contamination was not checked: these texts may be in the training data{of}."
+        elif count:
+            yield (
+                f"{number(count)} of these texts have a near duplicate in the training data{of}: the metrics are too "
+                f"optimistic."
+            )
     if data["other_corpus"]:
         yield (
             "The detectors were trained on different corpora, which may explain their differences."

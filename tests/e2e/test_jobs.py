@@ -21,7 +21,7 @@ from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
-from detect_ai.metrics import log_loss
+from detect_ai.metrics import log_losses
 from tests.e2e.conftest import CHECKOUT, listening
 from tests.fixtures import tiny_models
 
@@ -104,7 +104,7 @@ def test_training_bundle_and_service_agree_on_scores(results: dict[str, Any], st
     corpus = Corpus.open(storage, results["prepare"]["corpus"])
     rows = corpus.read("validation", ["text", "label", "input_ids"]).to_pydict()
     scores = detector.score([np.asarray(ids, np.int32) for ids in rows["input_ids"]])
-    loss = log_loss(rows["label"], expit(scores))  # training reports it before any calibration
+    loss = log_losses(np.asarray(rows["label"]), expit(scores)).mean()  # training reports it before any calibration
     assert loss == pytest.approx(results["train"]["validation"]["val_loss"], abs=1e-4)
     answer = httpx.post(f"{results['deploy']['url']}/v1/detect", json={"texts": rows["text"]}, timeout=60)
     served = logit([verdict["probability"] for verdict in answer.json()["verdicts"]])

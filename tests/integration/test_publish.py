@@ -62,7 +62,7 @@ def test_metrics_are_those_of_the_champion_on_the_test_split(
     calls = {target: metrics.predictions_at(scores, *calibration.bounds(target)) for target in calibration.thresholds}
     default = champion.spec.default_target_fpr
     labels, probabilities = table["label"].to_numpy(), calibration.probability(scores)
-    expected = compute_metrics(labels, scores, probabilities, calls, default, groups=table["group"].to_pylist())
+    expected = compute_metrics(labels, scores, probabilities, calls, default, np.asarray(table["group"].to_pylist()))
     assert published["evaluate"]["fpr_by_group"] == expected.pop("fpr_by_group")
     found = {name: published["evaluate"][name] for name in expected}
     assert found == pytest.approx(expected, abs=1e-5)

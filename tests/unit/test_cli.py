@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detect_ai import __version__
 from detect_ai.calibration.calibration import calibrate
 from detect_ai.cli import WARNING, main
 from detect_ai.core.ray_runtime import free_port
@@ -144,21 +143,11 @@ def test_unknown_target_lists_the_known_ones(decided, files, capsys):
     assert "0.05, 0.1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["check"], ["check", "-", "--bundle", "a", "--url", "b"]])
-def test_usage_errors_of_argparse_exit_with_2(arguments):
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
-
-
-def test_help_documents_exit_codes_and_version(capsys):
+def test_help_documents_exit_codes(capsys):
     with pytest.raises(SystemExit):
         main(["check", "--help"])
     output = capsys.readouterr().out
     assert all(f"\n  {code} " in output for code in (0, 1, 2, 3, 4, 130))
-    with pytest.raises(SystemExit):
-        main(["--version"])
-    assert capsys.readouterr().out == f"detect-ai {__version__}\n"
 
 
 # Output
@@ -227,19 +216,10 @@ def test_closed_standard_input_is_an_input_error(decided, capsys, monkeypatch):
     assert "standard input" in capsys.readouterr().err
 
 
-def test_utf16_is_read(decided, files, tmp_path):
-    path = tmp_path / "notepad.txt"
-    path.write_text(files[Label.AI].read_text(), encoding="utf-16")
-    assert check(decided, path) == 3
-
-
-def test_model_prints_thresholds_and_guarantee(decided, detector, capsys):
+def test_model_is_printed_as_json(decided, detector, capsys):
     assert main(["model", "--bundle", str(decided)]) == 0
-    output = capsys.readouterr().out
-    assert detector.version in output
-    assert "--target-fpr 0.05 (default)" in output
-    assert main(["model", "--bundle", str(decided), "--json"]) == 0
-    assert ModelInfo.model_validate_json(capsys.readouterr().out).model_version == detector.version
+    info = ModelInfo.model_validate_json(capsys.readouterr().out)
+    assert (info.model_version, [row.target_fpr for row in info.thresholds]) == (detector.version, [0.05, 0.1])
 
 
 # With a service
@@ -294,13 +274,6 @@ def test_unreachable_service_exits_with_1(files, capsys):
     url = f"http://127.0.0.1:{free_port()}"
     assert main(["check", "--url", url, str(files[Label.AI])]) == 1
     assert capsys.readouterr().err.startswith(f"error: {url}")
-
-
-@pytest.mark.parametrize(("name", "value"), [("ALL_PROXY", "socks9://127.0.0.1:1"), ("SSL_CERT_FILE", "/nowhere")])
-def test_invalid_proxy_settings_exit_with_2(files, capsys, monkeypatch, name, value):
-    monkeypatch.setenv(name, value)
-    assert main(["check", "--url", "https://detector.example", str(files[Label.AI])]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 # As a process

@@ -15,24 +15,22 @@ from detect_ai.corpus.baseline import HASHED_FEATURES, TfidfModel
 from detect_ai.corpus.manifest import FORMAT, Corpus, Manifest, Shard
 from detect_ai.corpus.shards import parquet
 from detect_ai.evaluation import baseline as module
-from detect_ai.evaluation.baseline import fit_baseline
+from detect_ai.evaluation.baseline import fit_baseline, score_normalised
 from detect_ai.metrics import auroc
 from tests.fixtures import tiny_models
 
-SCHEMA = pa.schema(
-    {
-        "text": pa.string(),
-        "label": pa.int8(),
-        "weight": pa.float32(),
-        "attack": pa.string(),
-    }
-)
+SCHEMA = pa.schema({"text": pa.string(), "label": pa.int8(), "weight": pa.float32(), "attack": pa.string()})
 
 
 def rows_of(seed, pairs=30, attack="none"):
     rows = tiny_models.rows(pairs, seed)
-    made = [{"text": row["text"], "label": row["label"], "weight": 1.0 + row["label"]} for row in rows]
-    return [{**row, "attack": attack} for row in made]
+    return [
+        {"text": row["text"], "label": row["label"], "weight": 1.0 + row["label"], "attack": attack} for row in rows
+    ]
+
+
+def columns(rows):
+    return [row["label"] for row in rows], [row["text"] for row in rows]
 
 
 def corpus_of(folder, train, calibration, fingerprint="f" * 64):
@@ -57,38 +55,31 @@ def test_scores_match_sklearn(corpus, monkeypatch):
     hashing = HashingVectorizer(ngram_range=(1, 2), n_features=HASHED_FEATURES, alternate_sign=False, norm=None)
     regression = LogisticRegression(C=10.0, solver="liblinear", random_state=0)
     model = make_pipeline(hashing, TfidfTransformer(sublinear_tf=True), regression)
-    rows = rows_of(0)
-    weights = [row["weight"] for row in rows]
-    texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
-    model.fit(texts, labels, logisticregression__sample_weight=weights)
-    texts = [str(row["text"]) for row in tiny_models.rows(10, seed=2)] + ["", "zzz"]
-    assert fit_baseline(corpus, [0.1]).score(texts) == pytest.approx(model.decision_function(texts), abs=1e-9)
-
-
-def test_baseline_separates_the_tiny_classes(corpus):
-    rows = tiny_models.rows(20, seed=3)
-    scores = fit_baseline(corpus, [0.1]).score(str(row["text"]) for row in rows)
-    assert auroc([row["label"] for row in rows], scores) > 0.95
+    labels, texts = columns(rows_of(0))
+    model.fit(texts, labels, logisticregression__sample_weight=[row["weight"] for row in rows_of(0)])
+    texts = [*columns(rows_of(2, 10))[1], "", "zzz"]
+    scores = score_normalised(fit_baseline(corpus, [0.1]).model, texts)
+    assert scores == pytest.approx(model.decision_function(texts), abs=1e-9)
 
 
 def test_calibration_is_that_of_the_calibration_split(corpus):
-    baseline, rows = fit_baseline(corpus, [0.05, 0.1], prevalence=0.2), rows_of(1)
-    scores = baseline.score(row["text"] for row in rows)
-    assert baseline.calibration == calibrate([row["label"] for row in rows], scores, [0.05, 0.1], prevalence=0.2)
+    baseline, (labels, texts) = fit_baseline(corpus, [0.05, 0.1], prevalence=0.2), columns(rows_of(1))
+    scores = score_normalised(baseline.model, texts)
+    assert baseline.calibration == calibrate(labels, scores, [0.05, 0.1], prevalence=0.2)
+    assert auroc(labels, scores) > 0.95
 
 
 def test_thresholds_belong_to_predicted_domains(tmp_path):
     press, post = rows_of(1), [{**row, "label": 1 - row["label"]} for row in rows_of(2)]
     corpus = corpus_of(tmp_path, rows_of(0), [*press, *post, *rows_of(5)])
-    domains = np.repeat(["press", "post", ""], 60)
-    baseline = fit_baseline(corpus, [0.1], domains=domains)
+    baseline = fit_baseline(corpus, [0.1], domains=np.repeat(["press", "post", ""], 60))
     for domain, rows in (("press", press), ("post", post)):
-        labels, scores = [row["label"] for row in rows], baseline.score(row["text"] for row in rows)
+        labels, texts = columns(rows)
+        scores = score_normalised(baseline.model, texts)
         lower, upper = calibrate(labels, scores, [0.1]).bounds(0.1)
-        expected = np.where(scores >= upper, 1, np.where(scores < lower, 0, -1))
-        predicted = baseline.predictions(scores, np.full(len(rows), domain), 0.1)
-        assert predicted.tolist() == expected.tolist()
-        assert (predicted[np.asarray(labels) == 0] == 1).mean() <= 0.1
+        _, predictions = baseline.decide(scores, np.full(len(rows), domain), [0.1])
+        assert predictions[0.1].tolist() == np.where(scores >= upper, 1, np.where(scores < lower, 0, -1)).tolist()
+        assert (predictions[0.1][np.asarray(labels) == 0] == 1).mean() <= 0.1
 
 
 def test_small_domains_share_one_threshold(tmp_path):
@@ -97,19 +88,16 @@ def test_small_domains_share_one_threshold(tmp_path):
     assert baseline.calibration == fit_baseline(corpus, [0.1]).calibration
 
 
-def test_a_model_is_fitted_once(corpus, monkeypatch):
+def test_a_corpus_has_one_model_fitted_once(corpus, tmp_path, monkeypatch):
     first = fit_baseline(corpus, [0.05])
+    swapped = [{**row, "label": 1 - row["label"]} for row in rows_of(0)]
+    other = corpus_of(tmp_path, swapped, rows_of(1), fingerprint="e" * 64)
+    text = [tiny_models.text("ai", random.Random(0))]
+    assert score_normalised(first.model, text) > 0 > score_normalised(fit_baseline(other, [0.05]).model, text)
     monkeypatch.setattr(TfidfModel, "fit", lambda *_: pytest.fail("it was fitted again"))
     again = fit_baseline(corpus, [0.05, 0.1])
     assert np.array_equal(first.model.weights, again.model.weights)
     assert again.calibration.thresholds[0.05] == first.calibration.thresholds[0.05]
-
-
-def test_each_corpus_has_its_own_model(corpus, tmp_path):
-    texts = [tiny_models.text("ai", random.Random(0))]
-    swapped = [{**row, "label": 1 - row["label"]} for row in rows_of(0)]
-    other = corpus_of(tmp_path / "other", swapped, rows_of(1), fingerprint="e" * 64)
-    assert fit_baseline(corpus, [0.1]).score(texts)[0] > 0 > fit_baseline(other, [0.1]).score(texts)[0]
 
 
 def test_attacked_copies_are_left_out(tmp_path):

@@ -18,8 +18,7 @@ SPEC = SimpleNamespace(
 
 def verdicts_of(labels, scores, calls=None, probabilities=None, **columns):
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
-    n = len(labels)
-    empty = np.full(n, "")
+    n, empty = len(labels), np.full(len(labels), "")
     return Verdicts(
         rows=np.asarray([f"0-{i}" for i in range(n)], object),
         ids=np.asarray([f"id{i}" for i in range(n)], object),
@@ -73,16 +72,20 @@ def test_curves_need_both_classes():
 
 
 def test_top_false_positives_are_human_texts_called_ai(monkeypatch):
-    config = Config()
-    config.evaluation.include_texts = False
-    monkeypatch.setattr(errors, "NUM_TEXTS", 2)
     verdicts = verdicts_of(
         labels=[0, 0, 0, 0, 1],
         scores=[9.0, 5.0, 1.0, 2.0, 9.0],
         calls=[-1, 1, 1, 1, 1],
         probabilities=[0.99, 0.6, 0.95, 0.9, 0.99],
     )
-    rows = errors.top_false_positives(SimpleNamespace(config=config, spec=SPEC), verdicts)
+
+    def generated(rows, spans):
+        return SimpleNamespace(ids=np.asarray([row for row, *_ in rows]), spans=np.full(len(rows), None))
+
+    monkeypatch.setattr(errors, "texts_at", lambda data, config, rows: dict.fromkeys(rows, "A text."))
+    monkeypatch.setattr(errors, "MAX_TEXTS", 2)
+    task = SimpleNamespace(config=Config(), spec=SPEC, data="", score_generated=generated)
+    rows = errors.top_false_positives(task, verdicts)
     assert [row["id"] for row in rows] == ["id2", "id3"]
 
 

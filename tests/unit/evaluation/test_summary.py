@@ -5,7 +5,6 @@ import pytest
 import sklearn.metrics as sk
 
 from detect_ai import metrics
-from detect_ai.core.errors import InputError
 from detect_ai.evaluation.intervals import exact_rate_interval
 from detect_ai.evaluation.summary import compute_metrics, without_intervals
 
@@ -18,9 +17,15 @@ def texts(humans=300, ais=200, seed=0, apart=2.5):
     return labels, rng.normal(apart * labels, 1.0)
 
 
-def computed(labels, scores, **options):
+def alone(labels):
+    """Every text a group of its own."""
+    return np.full(len(labels), "")
+
+
+def computed(labels, scores, groups=None, target=0.05, **options):
     predictions = {target: metrics.predictions_at(scores, upper - 1, upper) for target, upper in TARGETS.items()}
-    return compute_metrics(labels, scores, 1 / (1 + np.exp(1 - scores)), predictions, **options)
+    groups = alone(labels) if groups is None else groups
+    return compute_metrics(labels, scores, 1 / (1 + np.exp(1 - scores)), predictions, target, groups, **options)
 
 
 def test_score_metrics_match_the_plain_functions():
@@ -50,15 +55,16 @@ def test_calibrated_probabilities_have_no_error_at_another_share():
     p = rng.random(200_000)
     labels = (rng.random(p.size) < p).astype(int)
     kept = (labels == 0) | (rng.random(p.size) < 1 / 9)
-    found = compute_metrics(labels[kept], p[kept], p[kept], {}, prevalence=0.5, score_intervals=False)
-    assert labels[kept].mean() < 0.12
+    labels, p = labels[kept], p[kept]
+    found = compute_metrics(labels, p, p, {0.05: labels}, 0.05, alone(labels), score_intervals=False)
+    assert labels.mean() < 0.12
     assert found["ece"] < 0.01
 
 
 def test_decisions_are_counted_by_class():
     labels = np.asarray([0] * 10 + [1] * 10)
     predictions = np.asarray([1] * 2 + [-1] * 3 + [0] * 5 + [1] * 6 + [-1] * 1 + [0] * 3)
-    found = compute_metrics(labels, predictions, np.full(20, 0.5), {0.05: predictions})
+    found = compute_metrics(labels, predictions, np.full(20, 0.5), {0.05: predictions}, 0.05, alone(labels))
     rates = {
         "fpr_at_target": 0.2,
         "tpr_at_target": 0.6,
@@ -71,20 +77,19 @@ def test_decisions_are_counted_by_class():
     assert found["fpr_at_target_5"] == 0.2
     assert found["cleared_ai_fraction_at_5"] == 0.3
     assert (found["fpr_at_target_low"], found["fpr_at_target_high"]) == exact_rate_interval(2, 10)
+    assert found["fpr_at_target_5_low"] == found["fpr_at_target_low"]
     assert found["ppv_at_20"] == pytest.approx(0.2 * 0.6 / (0.2 * 0.6 + 0.8 * 0.2))
 
 
-def test_default_target_is_the_largest_or_the_named_one():
-    labels, scores = texts()
-    assert computed(labels, scores)["fpr_at_target"] == computed(labels, scores)["fpr_at_target_5"]
-    found = computed(labels, scores, default_target=0.01)
-    assert found["cleared_ai_fraction"] == found["cleared_ai_fraction_at_1"]
-    with pytest.raises(InputError, match="default target"):
-        computed(labels, scores, default_target=0.2)
+def test_rates_are_those_of_the_default_target():
+    for target, key in ((0.05, "5"), (0.01, "1")):
+        found = computed(*texts(), target=target)
+        assert found["fpr_at_target"] == found[f"fpr_at_target_{key}"]
+        assert found["cleared_ai_fraction"] == found[f"cleared_ai_fraction_at_{key}"]
 
 
 def test_three_texts_have_no_degenerate_intervals():
-    found = compute_metrics([0, 0, 1], [0.0, 0.1, 0.9], [0.1, 0.2, 0.9], {0.01: [0, 0, 1]})
+    found = computed(np.asarray([0, 0, 1]), np.asarray([0.0, 0.1, 9.0]))
     assert found["auroc"] == 1.0
     assert found["auroc_low"] is found["auroc_high"] is None
     assert found["tpr_at_fpr_1"] is found["tpr_at_fpr_5"] is None
@@ -97,10 +102,8 @@ def test_a_rate_below_one_text_is_missing(humans, name):
 
 
 def test_perfect_separation_has_no_interval():
-    labels, scores = texts(apart=30)
-    found = computed(labels, scores)
-    assert found["auroc"] == 1.0
-    assert found["auroc_low"] is None
+    found = computed(*texts(apart=30))
+    assert (found["auroc"], found["auroc_low"]) == (1.0, None)
 
 
 def test_groups_widen_every_interval():
@@ -126,7 +129,7 @@ def test_three_groups_have_metrics_without_intervals():
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_has_its_rates_alone(label):
-    found = compute_metrics([label] * 30, np.zeros(30), np.full(30, 0.5), {0.05: [1] * 30})
+    found = computed(np.full(30, label), np.full(30, 9.0))
     missing = ("auroc", "ece", "brier", "log_loss", "ppv_at_5", ("tpr" if label == 0 else "fpr") + "_at_target")
     assert {found[name] for name in missing} == {None}
     assert found[("fpr", "tpr")[label] + "_at_target"] == 1.0

@@ -20,12 +20,12 @@ GROUPS = RNG.integers(0, 12, 500).astype(str)
 def metrics_of(mask=slice(None), scores=SCORES):
     s = scores[mask]
     predictions = {target: metrics.predictions_at(s, upper - 1, upper) for target, upper in ((0.01, 2.5), (0.05, 1.8))}
-    return compute_metrics(LABELS[mask], s, 1 / (1 + np.exp(1 - s)), predictions, 0.05, groups=GROUPS[mask])
+    return compute_metrics(LABELS[mask], s, 1 / (1 + np.exp(1 - s)), predictions, 0.05, GROUPS[mask])
 
 
 def data(**changes):
-    plain = {"name": "test", "rows": 500, "skipped": {"no_text": 2}, "one_class": False, "contaminated": 0}
-    return {**plain, "contamination_checked": True, "other_corpus": False, "fingerprint": "f00d" * 8, **changes}
+    plain = {"name": "test", "rows": 500, "skipped": {"no_text": 2}, "contaminated": 0, "other_corpus": False}
+    return {**plain, "fingerprint": "f00d" * 8, **changes}
 
 
 def report(mask=slice(None), **changes):
@@ -50,7 +50,7 @@ def report(mask=slice(None), **changes):
             "prevalence": 0.5,
             "min_tokens_by_target": {"0.01": 64, "0.05": 32},
         },
-        "data": data(one_class=not both),
+        "data": data(),
         "overall": metrics_of(mask),
         "baseline": metrics_of(mask, SCORES + RNG.normal(0, 2, 500)),
         "slices": [{"column": "domain", "value": value, **metrics_of(mask)} for value in ("news", EVIL)],
@@ -144,11 +144,11 @@ def test_contamination_is_a_warning():
 def test_comparison_page_shows_bundles_and_differences():
     scores = SCORES, SCORES + RNG.normal(0, 1, 500)
     made = {
-        "data": data(contaminated=None, contamination_checked=False, other_corpus=True),
+        "data": data(other_corpus=True),
         "target": 0.05,
         "bundles": [
-            {"name": name, "version": f"v-{i}", "contaminated": None, **metrics_of(scores=scores[i])}
-            for i, name in enumerate(("first", EVIL))
+            {"name": name, "version": f"v-{i}", "contaminated": count, **metrics_of(scores=scores[i])}
+            for i, (name, count) in enumerate((("first", None), (EVIL, 3)))
         ],
         "pairs": [
             {
@@ -158,9 +158,10 @@ def test_comparison_page_shows_bundles_and_differences():
             }
         ],
         "slices": [{"column": "domain", "value": "news", "metrics": {"first": metrics_of(), EVIL: metrics_of()}}],
-        "baseline": None,
     }
     page = page_of(comparison_report(made))
     assert "v-1" in page.text
     assert f"{made['pairs'][0]['auroc_difference']:+.3f}" in page.text
     assert "excludes zero" in page.text
+    assert "the training data of first" in page.text
+    assert f"3 of these texts have a near duplicate in the training data of {EVIL}" in page.text
