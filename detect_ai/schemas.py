@@ -10,9 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from detect_ai.text.normalize import is_blank
 
 _EMPTY = "a text is empty: expected at least one visible character"
-TargetFpr = Annotated[float, Field(gt=0, lt=1)]
-_TARGET = Field(default=None, description="One of the targets of /v1/model; default: that of the model")
-_SPANS = Field(default=False, description="Return the score of each sentence")
+_EXAMPLE = "The council met on Tuesday to vote on the bridge."
 
 
 class Label(StrEnum):
@@ -45,7 +43,7 @@ class Span(BaseModel):
     end: int = Field(description="Offset after the last character")
     probability: float = Field(description="Calibrated probability of AI of the sentence with its neighbours")
     effect: float | None = Field(
-        default=None, description="By how much the log-odds of the text fall without the sentence, if `explain` is set"
+        None, description="Fall of the text's log-odds without the sentence, if `explain` is set"
     )
 
 
@@ -57,9 +55,7 @@ class Verdict(BaseModel):
     prevalence: float = Field(description="Fraction of AI texts that `probability` assumes")
     target_fpr: float = Field(description="Accepted false positive rate")
     threshold: float = Field(description="Texts with at least this probability are labelled `ai`")
-    p_value: float = Field(
-        description="Conformal p-value: fraction of human calibration texts with at least this score"
-    )
+    p_value: float = Field(description="Conformal p-value: fraction of human calibration texts that score as high")
     compared_with: str = Field(
         default="",
         description="Domain (text type) of the calibration texts that it was compared with; empty without domains, and "
@@ -72,13 +68,9 @@ class Verdict(BaseModel):
         "texts; null where none holds, as for a text of no known domain",
     )
     reasons: list[Reason] = Field(description="Why the label is `uncertain`; empty otherwise")
-    tampering: dict[str, int] = Field(
-        description="Number of characters removed or replaced before reading, by kind, such as `invisible`, `homoglyph`"
-    )
+    tampering: dict[str, int] = Field(description="Characters removed or replaced before reading, by kind")
     spans: list[Span] | None = Field(default=None, description="Scores by sentence, if requested")
-    ai_fraction: float | None = Field(
-        default=None, description="Fraction of the text in sentences more likely AI than human, if spans are requested"
-    )
+    ai_fraction: float | None = Field(None, description="Fraction of the text in sentences that are more likely AI")
     num_tokens: int = Field(description="Length of the normalised text in tokens; all are read")
     num_windows: int = Field(description="Number of overlapping windows")
     model_version: str
@@ -90,31 +82,30 @@ class Problem(BaseModel):
     type: str = "about:blank"
     title: str
     status: int
-    detail: str = Field(
-        description="What was expected, what was found and how to fix it; never contains submitted text"
-    )
+    detail: str = Field(description="What was expected, what was found and the fix; never contains submitted text")
     request_id: str
 
 
-class DetectRequest(BaseModel):
+class RequestOptions(BaseModel):
+    """Options of a request for verdicts."""
+
+    target_fpr: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="One of the targets of /v1/model; default: that of the model"
+    )
+    return_spans: bool = Field(False, description="Return the score of each sentence")
+    explain: bool = Field(
+        False, description="Return spans with the `effect` of removing each sentence; reads the text once per sentence"
+    )
+
+
+class DetectRequest(RequestOptions):
     """One text, or several."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={"examples": [{"text": "The council met on Tuesday to vote on the bridge."}]},
-    )
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"text": _EXAMPLE}]})
 
-    text: str | None = Field(default=None, description="One text")
+    text: str | None = Field(None, description="One text")
     texts: Annotated[list[str], Field(fail_fast=True)] | None = Field(
-        default=None,
-        description="Several texts, at most `max_texts` of /v1/model; verdicts are returned in the same order",
-    )
-    target_fpr: TargetFpr | None = _TARGET
-    return_spans: bool = _SPANS
-    explain: bool = Field(
-        default=False,
-        description="Return spans with the `effect` of removing each sentence; reads the text once per sentence",
+        None, description="Several texts, at most `max_texts` of /v1/model; verdicts are returned in the same order"
     )
 
     @model_validator(mode="after")
@@ -141,17 +132,12 @@ class DetectResponse(BaseModel):
     seconds: float = Field(description="Processing time of the request in the replica")
 
 
-class FileOptions(BaseModel):
+class FileOptions(RequestOptions):
     """Form fields of `/v1/detect/file` in addition to `files`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    target_fpr: TargetFpr | None = _TARGET
-    return_spans: bool = _SPANS
-    explain: bool = Field(default=False, description="Return spans with the `effect` of removing each sentence")
-    return_text: bool = Field(
-        default=False, description="Return the extracted text, which the offsets of spans refer to"
-    )
+    return_text: bool = Field(False, description="Return the extracted text, which the offsets of spans refer to")
 
 
 class FileVerdict(BaseModel):
@@ -159,11 +145,9 @@ class FileVerdict(BaseModel):
 
     name: str = Field(description="File name without directories; empty if none was sent")
     num_chars: int = Field(description="Characters of the extracted text; 0 if it could not be extracted")
-    text: str | None = Field(
-        default=None, description="Extracted text, if requested; the offsets of `spans` refer to it"
-    )
-    verdict: Verdict | None = Field(default=None, description="Null if there is a `problem`")
-    problem: Problem | None = Field(default=None, description="Why there is no verdict; null if there is one")
+    text: str | None = Field(None, description="Extracted text, if requested; the offsets of `spans` refer to it")
+    verdict: Verdict | None = Field(None, description="Null if there is a `problem`")
+    problem: Problem | None = Field(None, description="Why there is no verdict; null if there is one")
 
 
 class FilesResponse(BaseModel):
@@ -180,18 +164,11 @@ class PredictParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    top_k: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Number of labels to return; default: both"
-    )
-    return_all_scores: bool | None = Field(
-        default=None, description="Older form of `top_k`: false returns the first label"
-    )
+    top_k: Annotated[int, Field(ge=1)] | None = Field(None, description="Number of labels to return; default: both")
     function_to_apply: Literal["sigmoid", "softmax"] | None = Field(
-        default=None, description="Accepted for compatibility: the scores are calibrated probabilities in any case"
+        None, description="Accepted for compatibility: the scores are calibrated probabilities in any case"
     )
-    truncation: bool | str | None = Field(
-        default=None, description="Accepted for compatibility: the whole text is read in any case"
-    )
+    truncation: bool | str | None = Field(None, description="Accepted for compatibility: the whole text is read anyway")
 
 
 class PredictRequest(BaseModel):
@@ -200,16 +177,12 @@ class PredictRequest(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
-        json_schema_extra={
-            "examples": [{"inputs": "The council met on Tuesday to vote on the bridge.", "parameters": {"top_k": 1}}]
-        },
+        json_schema_extra={"examples": [{"inputs": _EXAMPLE, "parameters": {"top_k": 1}}]},
     )
 
     inputs: str | Annotated[list[str], Field(fail_fast=True)] = Field(description="One text or several")
     parameters: PredictParameters = PredictParameters()
-    options: dict[str, Any] | None = Field(
-        default=None, description="Accepted for compatibility and ignored, such as `wait_for_model`"
-    )
+    options: dict[str, Any] | None = Field(None, description="Ignored, such as `wait_for_model`")
 
     @model_validator(mode="after")
     def _not_empty(self) -> PredictRequest:
@@ -222,11 +195,6 @@ class PredictRequest(BaseModel):
     def all_texts(self) -> list[str]:
         """The texts in order."""
         return [self.inputs] if isinstance(self.inputs, str) else self.inputs
-
-    @property
-    def top_k(self) -> int | None:
-        """Number of labels to return; None for both."""
-        return 1 if self.parameters.return_all_scores is False else self.parameters.top_k
 
 
 class LabelScore(BaseModel):

@@ -208,7 +208,7 @@ def text_routes(versions: Versions) -> APIRouter:
         """
 
         def respond(verdicts: list[Verdict]) -> bytes:
-            return PREDICTIONS.dump_json([labels(verdict)[: body.top_k] for verdict in verdicts])
+            return PREDICTIONS.dump_json([labels(verdict)[: body.parameters.top_k] for verdict in verdicts])
 
         return await answer_texts(request, body.all_texts(), Options(), respond)
 
