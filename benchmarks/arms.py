@@ -1,7 +1,7 @@
-"""One arm of `benchmarks/train.py` in a process of its own: `python benchmarks/arms.py ARM JOB`, JOB being JSON.
+"""One arm of `benchmarks/train.py` in its own process: `python benchmarks/arms.py ARM JOB`; JOB is JSON.
 
-Every arm makes some warm-up steps and then the `steps` of the job, which are measured, or two whole epochs (`steps` 0),
-once for each of its `seeds`. Prints metrics as JSON: tokens a second (without padding, warm-up and start-up), fraction
+Every arm runs warm-up steps and then the `steps` of the job, which are measured, or two whole epochs (`steps` 0), once
+for each of its `seeds`. Prints metrics as JSON: tokens a second (without padding, warm-up and start-up), fraction
 of padding, `start_up` (seconds until the first batch is read, of ours requested), `overhead` (seconds of everything but
 the training), validation loss.
 """
@@ -24,7 +24,7 @@ THREADS = 2
 
 
 def warm(job: dict[str, Any]) -> int:
-    """Steps before the clock runs: processes still start, a GPU's libraries and compiled code load."""
+    """Steps before the measurement, in which processes start and GPU libraries and compiled code load."""
     return 20 if job["gpu"] else 2
 
 
@@ -83,7 +83,7 @@ def trainer(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     started = time.perf_counter()
     first = None
     if job["steps"]:
-        # What a process loads at its first step, it loads for short texts as well.
+        # Short texts load the same libraries in the first step.
         few = train if job["gpu"] else train.select(np.argsort([len(ids) for ids in train["input_ids"]])[:16])
         warming, first = hugging_face(arm, job, config, few, warm(job) if job["gpu"] else 1)
         warming.train()
@@ -100,7 +100,7 @@ def trainer(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
 
 
 def hugging_face(arm: str, job: dict[str, Any], config: Any, rows: Any, steps: int) -> tuple[Any, Counter]:
-    """A Trainer as an arm has it, and what counts its tokens."""
+    """The Trainer of an arm, and a counter of its tokens."""
     import torch
     import transformers
 
@@ -138,7 +138,7 @@ def hugging_face(arm: str, job: dict[str, Any], config: Any, rows: Any, steps: i
 
 
 def with_attention_dropout(network: Any, rate: float) -> Any:
-    """The same model with dropout in attention, which ours never has."""
+    """The same model with dropout in attention, which our encoder lacks."""
     for name in ("attention_probs_dropout_prob", "attention_dropout"):
         if hasattr(network.config, name):
             setattr(network.config, name, rate)
@@ -148,10 +148,10 @@ def with_attention_dropout(network: Any, rate: float) -> Any:
 
 
 class Counter:
-    """Counts what a network reads while it learns. A collator hands out a batch more, which nobody trains on."""
+    """Counts tokens of training batches. The collator prepares one batch more than the training uses."""
 
     def __init__(self, network: Any) -> None:
-        self._tokens: Any = 0  # on the device: reading it at every step would make a GPU wait
+        self._tokens: Any = 0  # on the device: reading it at every step would synchronise the GPU
         self.padded = 0
         self.began = 0.0  # when the first batch was read
         network.register_forward_pre_hook(self._count, with_kwargs=True)
@@ -169,7 +169,7 @@ class Counter:
 
 
 def rows_of(config: Any, corpus: Any, split: str) -> Any:
-    """A split as the Trainer takes it."""
+    """A split as a dataset for the Trainer."""
     import datasets
 
     labels = [int(label) for label in corpus.labels(split)]
@@ -179,7 +179,7 @@ def rows_of(config: Any, corpus: Any, split: str) -> Any:
 
 
 def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
-    """A bare loop over our batches, made in advance."""
+    """A bare loop over our batches, which are prepared in advance."""
     import torch
 
     from detect_ai.models import encoder
@@ -212,7 +212,7 @@ def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
 
 
 def wait_for(device: Any) -> None:
-    """Wait until a GPU has done what it was given."""
+    """Wait for queued work of a GPU."""
     import torch
 
     if device.type == "cuda":

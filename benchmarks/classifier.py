@@ -80,7 +80,7 @@ def prepared(scratch: Path, path: str | None, count: int, precision: str) -> dic
 
 
 def fitting(text: str, tokenizer: Any) -> str:
-    """A text as every arm reads it: normalised, and cut after the last word that fits a window."""
+    """A text as every arm reads it: normalised and truncated after the last word that fits a window."""
     words = normalise(text).text.split(" ")
     lengths = np.cumsum([len(ids) for ids in tokenizer.encode(words)])
     return " ".join(words[: np.searchsorted(lengths, WINDOW - tokenizer.num_special, side="right")])

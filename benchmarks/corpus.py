@@ -116,7 +116,7 @@ def tokenise_times(folder: Path, pool: list[str], rows: int) -> tuple[list[float
 
 
 def write_scratch(folder: Path, pool: list[str], rows: int) -> list[str]:
-    """The scratch files that a scan leaves."""
+    """Scratch files as `prepare` writes them."""
     files = []
     texts = made_texts(pool, rows, seed=0)
     for start in range(0, rows, SCRATCH_FILE_ROWS):
@@ -167,7 +167,7 @@ def timed_map(folder: Path, files: list[str], config: Config, number: int) -> fl
 
 
 def hub_tokenizer(config: Config) -> Any:
-    """The same tokenizer as transformers hands it out, without truncation."""
+    """The same tokenizer as transformers loads it, without truncation."""
     from transformers import AutoTokenizer
 
     from detect_ai.models.encoder import resolve
@@ -211,7 +211,7 @@ def peak_memory(folder: Path, pool: list[str], rows: int) -> tuple[int, float]:
 
 
 def prepare_command(path: Path, root: Path) -> list[str]:
-    """The job on rows of our own."""
+    """The job `prepare` on the generated rows."""
     source = ["corpus=csv", "corpus.sources.0.kind=jsonl", f"corpus.sources.0.path={path}"]
     overrides = [*source, "corpus.sources.0.group=group", f"storage.root={root}"]
     return [sys.executable, "jobs/prepare.py", *overrides]
@@ -219,7 +219,7 @@ def prepare_command(path: Path, root: Path) -> list[str]:
 
 @contextmanager
 def watched(*pids: int) -> Iterator[list[int]]:
-    """The largest PSS of some process trees together, in bytes, looked at twice a second."""
+    """The largest total PSS of some process trees, in bytes, sampled twice a second."""
     peak, done = [0], threading.Event()
 
     def watch() -> None:
@@ -236,7 +236,7 @@ def watched(*pids: int) -> Iterator[list[int]]:
 
 
 def tree_pss(pid: int) -> int:
-    """PSS of a process and all that it started."""
+    """PSS of a process and its descendants."""
     total = 0
     try:
         processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -245,13 +245,13 @@ def tree_pss(pid: int) -> int:
     for process in processes:
         try:
             total += process.memory_full_info().pss
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # it has ended
             continue
     return total
 
 
 def say(line: str) -> None:
-    """A line of our own."""
+    """Print a progress line."""
     print(f"==> {line}", flush=True)
 
 

@@ -22,7 +22,7 @@ MODELS = ("minilm", "distilbert")
 def prepared(
     scratch: Path, name: str, path: str | None, documents: int, gpu: bool = False, words: int | None = None
 ) -> dict[str, Any]:
-    """A corpus of so many training documents, tokenised, and a model; what an arm must know, as plain values.
+    """A corpus of so many training documents, tokenised, and a model; the arms' settings as plain values.
 
     A GPU takes a batch of 64 at once, two cores one of 16 in four parts. Texts may be cut after some words: where only
     losses are compared, short ones do.
@@ -37,9 +37,8 @@ def prepared(
     rows = texts(path, round(documents / 0.7))
     rows["text"] = [" ".join(text.split()[:words]) if words else text for text in rows["text"]]
     rows.to_csv(folder / "texts.csv", index=False)
-    epochs = (
-        2 if words else max(2, math.ceil(documents / (0.7 * len(rows))))
-    )  # of few texts, such as the sample's on a GPU
+    # More epochs of few texts, such as the sample's on a GPU.
+    epochs = 2 if words else max(2, math.ceil(documents / (0.7 * len(rows))))
     overrides = [
         *encoder,
         *("model.pooling=encoder", "train.shortest_span=0"),  # as transformers has it

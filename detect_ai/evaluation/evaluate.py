@@ -85,7 +85,10 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
     storage.prune(folder, "evaluation-", config.storage.keep)
     overall = report["overall"]
     logger.info("%s on %s: %s", task.spec.version, task.name, describe(overall))
-    _track(task, report)
+    name = f"{result_name(config)}-{task.spec.version}"
+    with Tracker(config, name=name, group=config.run, job_type="evaluate") as tracker:
+        scalars = {f"evaluation/{k}": v for k, v in overall.items() if isinstance(v, int | float)}
+        tracker.log({**scalars, "evaluation/version": task.spec.version, "evaluation/data": task.name})
     return {
         **overall,
         "default_target": task.spec.default_target_fpr,
@@ -111,14 +114,6 @@ def describe(metrics: dict[str, Any]) -> str:
     names = ("auroc", "tpr_at_fpr_1", *decisions, "ece")
     shown = [f"{name} {metrics[name]:.3f}" for name in names if metrics.get(name) is not None]
     return f"{', '.join(shown)} ({metrics['n_human']} human, {metrics['n_ai']} AI texts)"
-
-
-def _track(task: EvalTask, report: dict[str, Any]) -> None:
-    """Log metrics to W&B."""
-    name = f"{result_name(task.config)}-{task.spec.version}"
-    with Tracker(task.config, name=name, group=task.config.run, job_type="evaluate") as tracker:
-        metrics = {f"evaluation/{k}": v for k, v in report["overall"].items() if isinstance(v, int | float)}
-        tracker.log({**metrics, "evaluation/version": task.spec.version, "evaluation/data": task.name})
 
 
 def _task(config: Config, storage: Storage, key: str) -> EvalTask:

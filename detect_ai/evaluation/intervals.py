@@ -104,13 +104,8 @@ def paired_differences(
 ) -> dict[str, float | None]:
     """Differences of AUROC, FPR and TPR of two detectors on the same texts, the first minus the second.
 
-    Each resample holds the same texts for both, so that what makes a text hard cancels.
-
-    Args:
-        labels: shape (n,).
-        scores: of the two detectors, each of shape (n,).
-        predictions: of the two detectors: 0, 1 or -1, each of shape (n,).
-        ids: see `group_ids`.
+    Each resample holds the same texts for both, so that what makes a text hard cancels. Scores and predictions (0, 1
+    or -1) are those of the two detectors; all arrays have shape (n,).
 
     Returns:
         `auroc_difference`, `fpr_difference` and `tpr_difference` with bounds `_low` and `_high`; None where a class is

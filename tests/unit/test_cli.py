@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from detect_ai import client
 from detect_ai.calibration.calibration import calibrate
 from detect_ai.cli import WARNING, main
 from detect_ai.core.ray_runtime import free_port
@@ -99,14 +100,10 @@ def test_failed_file_takes_precedence_and_does_not_stop_the_others(decided, file
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.txt", b" \n", "no text"),
-        ("invisible.txt", "\u200b\ufeff\u00ad".encode(), "no text"),
+        ("empty.txt", " \n\u200b\ufeff\u00ad".encode(), "no text"),
         ("latin.txt", b"ma\xefs canary", "position 2"),
         ("image", b"a\0b", "NUL"),
-        ("rtf.txt", rb"{\rtf1\ansi canary}", "RTF"),
         ("pdf.txt", b"%PDF-1.7 canary", "PDF"),
-        ("page.txt", b"<!DOCTYPE html><p>canary", "HTML"),
-        ("paper.docx", b"PK", "--url"),
         ("paper.PDF", b"%PDF", "--url"),
         ("page.html", b"<p>canary", "txt or md"),
     ],
@@ -181,14 +178,6 @@ def test_text_out_of_scope_gets_no_probability(decided, tmp_path, capsys):
     assert "%" not in output
 
 
-def test_spans_print_every_sentence_with_its_probability(decided, files, detector, capsys):
-    check(decided, files[Label.AI], "--spans")
-    output = " ".join(capsys.readouterr().out.split())
-    text = files[Label.AI].read_text()
-    for span in detector.detect([text], return_spans=True)[0].spans:
-        assert f"% {text[span.start : span.end]}" in output
-
-
 def test_control_characters_are_not_printed(tmp_path, capsys):
     path = tmp_path / "a\x1b[31m\u202e.txt"
     path.write_text("One\x1b]0;title\x07 sentence.", newline="")
@@ -201,8 +190,9 @@ def test_control_characters_are_not_printed(tmp_path, capsys):
     assert not {"\x1b", "\x07", "\u202e"} & set(output)
 
 
-def test_standard_input_is_read(decided, files, capsys, monkeypatch):
-    data = b"\xef\xbb\xbf" + files[Label.AI].read_bytes()
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_standard_input_is_read(decided, files, capsys, monkeypatch, encoding):
+    data = files[Label.AI].read_text().encode(encoding)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     assert check(decided, "-", "--json") == 3
     [line] = json_lines(capsys)
@@ -270,7 +260,8 @@ def test_error_that_concerns_all_files_ends_the_command(files, status, code, req
     assert len(server.requests) == requests
 
 
-def test_unreachable_service_exits_with_1(files, capsys):
+def test_unreachable_service_exits_with_1(files, capsys, monkeypatch):
+    monkeypatch.setattr(client, "MAX_ATTEMPTS", 1)
     url = f"http://127.0.0.1:{free_port()}"
     assert main(["check", "--url", url, str(files[Label.AI])]) == 1
     assert capsys.readouterr().err.startswith(f"error: {url}")

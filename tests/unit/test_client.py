@@ -67,8 +67,7 @@ def test_temporary_failure_is_retried(call, status):
 def test_retry_waits_as_long_as_asked(call):
     with serving(replies(problem(503, retry_after="1"))) as server:
         call(server.url, "detect", "a text")
-    first, second = server.requests
-    assert second.at - first.at >= 1
+    assert server.requests[1].at - server.requests[0].at >= 1
 
 
 def test_dead_replica_is_retried_but_application_error_is_not(call):
@@ -121,10 +120,10 @@ def test_errors_contain_no_key_password_or_page(call):
 
 def test_one_text_is_one_request(call):
     with serving(service) as server:
-        found = call(server.url, "detect", "Grüße – “so”", target_fpr=np.float32(0.5), explain=np.bool_(True))
+        found = call(server.url, "detect", "Grüße \ud800", target_fpr=np.float32(0.5), explain=np.bool_(True))
     [request] = server.requests
     assert isinstance(found, Verdict)
-    assert json.loads(request.body) == {"texts": ["Grüße – “so”"], "target_fpr": 0.5, "explain": True}
+    assert json.loads(request.body) == {"texts": ["Grüße \ufffd"], "target_fpr": 0.5, "explain": True}
     assert (request.method, request.path) == ("POST", "/v1/detect")
     assert request.headers["Authorization"] == f"Bearer {KEY}"
 
@@ -155,35 +154,24 @@ def test_empty_list_sends_nothing(call):
 @pytest.mark.parametrize(
     ("method", "values", "message"),
     [
-        ("detect", ["a", " \n"], r"texts\[1\] is empty"),
-        ("detect", ["a", "\u200b\ufeff\u00ad"], r"texts\[1\] is empty"),
-        ("detect", ["a", None], r"texts\[1\]: .* found NoneType"),
+        ("detect", ["a", " \u200b\ufeff\u00ad"], r"texts\[1\] is empty"),
         ("detect", ["a", "b", float("nan")], r"texts\[2\]: .* found float"),
         ("detect", {"text": "a"}, "found dict"),
-        ("detect", b"a", "found bytes"),
         ("detect_files", "a.txt", "found str"),
         ("detect_files", ["missing.txt"], "missing.txt: No such file"),
     ],
 )
 def test_invalid_input_is_located_before_sending(call, method, values, message):
-    with serving(service) as server, pytest.raises(InputError, match=message) as raised:
+    with serving(service) as server, pytest.raises(InputError, match=message):
         call(server.url, method, values)
-    assert "canary" not in str(raised.value)
     assert server.requests == []
 
 
 @pytest.mark.parametrize("target", [float("nan"), float("inf"), 0, 1])
 @pytest.mark.parametrize("method", ["detect", "detect_files"])
-def test_impossible_target_is_not_sent(call, method, target):
-    with serving(service) as server, pytest.raises(InputError, match="above 0 and below 1"):
-        call(server.url, method, ["missing.txt"], target_fpr=target)
-    assert server.requests == []
-
-
-def test_unpaired_surrogates_are_sent_as_replacement_characters(call):
-    with serving(service) as server:
-        call(server.url, "detect", ["a \ud800"])
-    assert json.loads(server.requests[0].body)["texts"] == ["a \ufffd"]
+def test_impossible_target_is_refused(method, target):
+    with Client("http://127.0.0.1:1") as client, pytest.raises(InputError, match="above 0 and below 1"):
+        getattr(client, method)(["missing.txt"], target_fpr=target)
 
 
 @pytest.mark.parametrize(
@@ -252,24 +240,17 @@ def test_invalid_key_is_refused_without_repeating_it(key):
     assert "cret" not in str(raised.value)
 
 
-@pytest.mark.parametrize("url", ["http://detector.example", "http://192.168.1.2:8000", "http://localhost.example"])
-def test_key_is_not_sent_over_plain_http(url):
+@pytest.mark.parametrize(
+    "url", ["http://detector.example", "http://192.168.1.2", "http://localhost.example", "http://127.0.0.1.example"]
+)
+def test_key_is_sent_over_https_or_to_this_machine_only(url):
     with pytest.raises(InputError, match="https"):
         Client(url, KEY)
-    Client(url).close()
+    for allowed in (url.replace("http", "https"), "http://localhost:1", "http://127.0.0.2:1", "http://[::1]:1"):
+        Client(allowed, KEY).close()
 
 
-@pytest.mark.parametrize(
-    "url", ["http://localhost:1", "http://127.0.0.2:1", "http://[::1]:1", "https://detector.example"]
-)
-def test_key_is_accepted_for_loopback_and_https(url):
-    Client(url, KEY).close()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("ALL_PROXY", "socks9://127.0.0.1:1"), ("HTTPS_PROXY", "nonsense://x"), ("SSL_CERT_FILE", "/no")],
-)
+@pytest.mark.parametrize(("name", "value"), [("ALL_PROXY", "socks9://127.0.0.1:1"), ("SSL_CERT_FILE", "/no")])
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_invalid_proxy_or_certificate_setting_is_an_input_error(kind, name, value, monkeypatch):
     monkeypatch.setenv(name, value)
