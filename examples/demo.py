@@ -13,12 +13,12 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
+from detect_ai import Client
 from detect_ai.core.errors import DetectAIError
 from detect_ai.core.local_cluster import LocalCluster
 from detect_ai.core.ray_runtime import free_port
@@ -26,7 +26,7 @@ from detect_ai.core.revision import git_revision
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.evaluation.evaluate import describe
-from detect_ai.schemas import DetectResponse, Label, Verdict
+from detect_ai.schemas import Label, Verdict
 from detect_ai.training.sweep import table
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -71,8 +71,7 @@ def submit(cluster: LocalCluster, root: str, port: int) -> dict[str, Any]:
         *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", cluster.address),
         *("--working-dir", str(CHECKOUT), "--runtime-env-json", runtime_env(root, cluster), "--", *job),
     ]
-    shown = " ".join(["ray job submit --working-dir . -- python", *job[1:]])
-    say(shown)
+    say(" ".join(["ray job submit --working-dir . -- python", *job[1:]]))
     last = ""
     log = Path(root).expanduser() / "demo.log" if "://" not in root else cluster.folder / "demo.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -125,12 +124,8 @@ def ask(url: str, storage: Storage, corpus_key: str) -> list[Verdict]:
         raise DetectAIError(
             f"expected the pair {PAIR} in the test split of {corpus_key}, found {len(pair)} texts of it"
         )
-    body = json.dumps({"texts": [row["text"] for row in pair]}).encode()
-    request = urllib.request.Request(  # noqa: S310 - http on loopback
-        f"{url}/v1/detect", data=body, headers={"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
-        return DetectResponse.model_validate_json(answer.read()).verdicts
+    with Client(url) as client:
+        return client.detect([row["text"] for row in pair])
 
 
 def show(results: dict[str, Any], verdicts: list[Verdict]) -> None:
