@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from detect_ai import Client
+from detect_ai.client import Client
 from detect_ai.core.errors import DetectAIError
 from detect_ai.core.local_cluster import LocalCluster
 from detect_ai.core.ray_runtime import free_port

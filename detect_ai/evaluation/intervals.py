@@ -57,8 +57,10 @@ def bootstrap(statistics: Callable[[Floats], dict[str, Floats]], ids: Labels) ->
     for name, parts in values.items():
         known = np.concatenate(parts)
         known = known[~np.isnan(known)]
-        varies = known.size and known.min() != known.max()
-        bounds[name] = tuple(np.quantile(known, [0.025, 0.975]).tolist()) if varies else NONE
+        bounds[name] = NONE
+        if known.size and known.min() != known.max():
+            low, high = np.quantile(known, [0.025, 0.975])
+            bounds[name] = float(low), float(high)
     return bounds
 
 
