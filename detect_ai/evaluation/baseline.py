@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -36,27 +35,6 @@ MAX_TEXTS = 50_000  # of training: the leading rows, which are in random order
 SCORED_AT_ONCE = 512
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """A TF-IDF model with its calibration."""
-
-    model: TfidfModel
-    calibration: Calibration
-
-    def decide(
-        self, scores: Floats, domains: NDArray[np.str_], targets: Iterable[float]
-    ) -> tuple[Floats, dict[float, Labels]]:
-        """P(AI), and 0 human, 1 ai, -1 uncertain by target, of texts of these domains ("": unknown), shape (texts,)."""
-        probabilities = np.empty(len(scores))
-        predictions = {target: np.empty(len(scores), np.int64) for target in targets}
-        for domain in np.unique(domains).tolist():
-            own, group = domains == domain, self.calibration.select_group(domain)
-            probabilities[own] = group.probability(scores[own])
-            for target, predicted in predictions.items():
-                predicted[own] = predictions_at(scores[own], *group.bounds(target))
-        return probabilities, predictions
-
-
 def evaluate_baseline(task: EvalTask, verdicts: Verdicts) -> tuple[Floats, dict[str, Any]] | tuple[None, None]:
     """Scores and metrics of the baseline on the same texts; None if the detector's corpus is not in this storage."""
     spec, calibration = task.spec, task.spec.calibration
@@ -70,14 +48,14 @@ def evaluate_baseline(task: EvalTask, verdicts: Verdicts) -> tuple[Floats, dict[
         classifier = load_domain_classifier(folder, spec)
     domains = predict_domains(task.corpus, "calibration", classifier) if classifier else None
     targets = sorted(calibration.thresholds)
-    baseline = fit_baseline(task.corpus, targets, calibration.prevalence, domains, task.config.seed)
+    model, fitted = fit_baseline(task.corpus, targets, calibration.prevalence, domains, task.config.seed)
     place = {row: i for i, row in enumerate(verdicts.rows.tolist())}
     scores = np.empty(len(place))
     texts = (text for text in texts_of(task.data, task.config.score) if text.row in place)
     while batch := list(islice(texts, SCORED_AT_ONCE)):
         rows = [place[text.row] for text in batch]
-        scores[rows] = score_normalised(baseline.model, (normalise(text.text).text for text in batch))
-    probabilities, predictions = baseline.decide(scores, verdicts.columns["compared_with"], targets)
+        scores[rows] = score_normalised(model, (normalise(text.text).text for text in batch))
+    probabilities, predictions = decide(fitted, scores, verdicts.columns["compared_with"])
     return scores, compute_metrics(
         verdicts.labels,
         scores,
@@ -95,7 +73,7 @@ def fit_baseline(
     prevalence: float = 0.5,
     domains: NDArray[np.str_] | None = None,
     seed: int = 0,
-) -> Baseline:
+) -> tuple[TfidfModel, Calibration]:
     """Fit and calibrate the baseline of a corpus; the model is read from storage if it has been fitted before.
 
     Args:
@@ -131,7 +109,19 @@ def fit_baseline(
             calibration = calibrate_domains(calibration, whole)
         except CalibrationError as error:
             logger.warning("the baseline has one threshold for all domains: %s", error)
-    return Baseline(model, calibration)
+    return model, calibration
+
+
+def decide(calibration: Calibration, scores: Floats, domains: NDArray[np.str_]) -> tuple[Floats, dict[float, Labels]]:
+    """P(AI), and 0 human, 1 ai, -1 uncertain by target, of texts of these domains ("": unknown), shape (texts,)."""
+    probabilities = np.empty(len(scores))
+    predictions = {target: np.empty(len(scores), np.int64) for target in sorted(calibration.thresholds)}
+    for domain in np.unique(domains).tolist():
+        own, group = domains == domain, calibration.select_group(domain)
+        probabilities[own] = group.probability(scores[own])
+        for target, predicted in predictions.items():
+            predicted[own] = predictions_at(scores[own], *group.bounds(target))
+    return probabilities, predictions
 
 
 def score_normalised(model: TfidfModel, texts: Iterable[str]) -> Floats:

@@ -15,7 +15,7 @@ from detect_ai.corpus.baseline import HASHED_FEATURES, TfidfModel
 from detect_ai.corpus.manifest import FORMAT, Corpus, Manifest, Shard
 from detect_ai.corpus.shards import parquet
 from detect_ai.evaluation import baseline as module
-from detect_ai.evaluation.baseline import fit_baseline, score_normalised
+from detect_ai.evaluation.baseline import decide, fit_baseline, score_normalised
 from detect_ai.metrics import auroc
 from tests.fixtures import tiny_models
 
@@ -58,50 +58,52 @@ def test_scores_match_sklearn(corpus, monkeypatch):
     labels, texts = columns(rows_of(0))
     model.fit(texts, labels, logisticregression__sample_weight=[row["weight"] for row in rows_of(0)])
     texts = [*columns(rows_of(2, 10))[1], "", "zzz"]
-    scores = score_normalised(fit_baseline(corpus, [0.1]).model, texts)
+    scores = score_normalised(fit_baseline(corpus, [0.1])[0], texts)
     assert scores == pytest.approx(model.decision_function(texts), abs=1e-9)
 
 
 def test_calibration_is_that_of_the_calibration_split(corpus):
-    baseline, (labels, texts) = fit_baseline(corpus, [0.05, 0.1], prevalence=0.2), columns(rows_of(1))
-    scores = score_normalised(baseline.model, texts)
-    assert baseline.calibration == calibrate(labels, scores, [0.05, 0.1], prevalence=0.2)
+    model, calibration = fit_baseline(corpus, [0.05, 0.1], prevalence=0.2)
+    labels, texts = columns(rows_of(1))
+    scores = score_normalised(model, texts)
+    assert calibration == calibrate(labels, scores, [0.05, 0.1], prevalence=0.2)
     assert auroc(labels, scores) > 0.95
 
 
 def test_thresholds_belong_to_predicted_domains(tmp_path):
     press, post = rows_of(1), [{**row, "label": 1 - row["label"]} for row in rows_of(2)]
     corpus = corpus_of(tmp_path, rows_of(0), [*press, *post, *rows_of(5)])
-    baseline = fit_baseline(corpus, [0.1], domains=np.repeat(["press", "post", ""], 60))
+    model, calibration = fit_baseline(corpus, [0.1], domains=np.repeat(["press", "post", ""], 60))
     for domain, rows in (("press", press), ("post", post)):
         labels, texts = columns(rows)
-        scores = score_normalised(baseline.model, texts)
+        scores = score_normalised(model, texts)
         lower, upper = calibrate(labels, scores, [0.1]).bounds(0.1)
-        _, predictions = baseline.decide(scores, np.full(len(rows), domain), [0.1])
+        _, predictions = decide(calibration, scores, np.full(len(rows), domain))
         assert predictions[0.1].tolist() == np.where(scores >= upper, 1, np.where(scores < lower, 0, -1)).tolist()
         assert (predictions[0.1][np.asarray(labels) == 0] == 1).mean() <= 0.1
 
 
 def test_small_domains_share_one_threshold(tmp_path):
     corpus = corpus_of(tmp_path, rows_of(0), [*rows_of(1), *rows_of(2, pairs=3)])
-    baseline = fit_baseline(corpus, [0.1], domains=np.repeat(["press", "post"], [60, 6]))
-    assert baseline.calibration == fit_baseline(corpus, [0.1]).calibration
+    _, calibration = fit_baseline(corpus, [0.1], domains=np.repeat(["press", "post"], [60, 6]))
+    assert calibration == fit_baseline(corpus, [0.1])[1]
 
 
 def test_a_corpus_has_one_model_fitted_once(corpus, tmp_path, monkeypatch):
-    first = fit_baseline(corpus, [0.05])
+    first, before = fit_baseline(corpus, [0.05])
     swapped = [{**row, "label": 1 - row["label"]} for row in rows_of(0)]
     other = corpus_of(tmp_path, swapped, rows_of(1), fingerprint="e" * 64)
     text = [tiny_models.text("ai", random.Random(0))]
-    assert score_normalised(first.model, text) > 0 > score_normalised(fit_baseline(other, [0.05]).model, text)
+    assert score_normalised(first, text) > 0 > score_normalised(fit_baseline(other, [0.05])[0], text)
     monkeypatch.setattr(TfidfModel, "fit", lambda *_: pytest.fail("it was fitted again"))
-    again = fit_baseline(corpus, [0.05, 0.1])
-    assert np.array_equal(first.model.weights, again.model.weights)
-    assert again.calibration.thresholds[0.05] == first.calibration.thresholds[0.05]
+    again, calibration = fit_baseline(corpus, [0.05, 0.1])
+    assert np.array_equal(first.weights, again.weights)
+    assert calibration.thresholds[0.05] == before.thresholds[0.05]
 
 
 def test_attacked_copies_are_left_out(tmp_path):
     corpus = corpus_of(tmp_path / "clean", rows_of(0), rows_of(1))
     attacked = [{**row, "label": 1 - row["label"]} for row in rows_of(4, attack="homoglyph")]
     mixed = corpus_of(tmp_path, [*attacked, *rows_of(0)], rows_of(1), fingerprint="e" * 64)
-    assert np.array_equal(fit_baseline(mixed, [0.1]).model.weights, fit_baseline(corpus, [0.1]).model.weights)
+    models = [fit_baseline(source, [0.1])[0] for source in (corpus, mixed)]
+    assert np.array_equal(models[0].weights, models[1].weights)
