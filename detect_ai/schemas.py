@@ -42,9 +42,7 @@ class Span(BaseModel):
     start: int = Field(description="Offset of the first character in the submitted text, in code points")
     end: int = Field(description="Offset after the last character")
     probability: float = Field(description="Calibrated probability of AI of the sentence with its neighbours")
-    effect: float | None = Field(
-        None, description="Fall of the text's log-odds without the sentence, if `explain` is set"
-    )
+    effect: float | None = Field(default=None, description="Fall of the text's log-odds without it, if `explain`")
 
 
 class Verdict(BaseModel):
@@ -70,7 +68,7 @@ class Verdict(BaseModel):
     reasons: list[Reason] = Field(description="Why the label is `uncertain`; empty otherwise")
     tampering: dict[str, int] = Field(description="Characters removed or replaced before reading, by kind")
     spans: list[Span] | None = Field(default=None, description="Scores by sentence, if requested")
-    ai_fraction: float | None = Field(None, description="Fraction of the text in sentences that are more likely AI")
+    ai_fraction: float | None = Field(default=None, description="Fraction of the text in sentences more likely AI")
     num_tokens: int = Field(description="Length of the normalised text in tokens; all are read")
     num_windows: int = Field(description="Number of overlapping windows")
     model_version: str
@@ -90,12 +88,10 @@ class RequestOptions(BaseModel):
     """Options of a request for verdicts."""
 
     target_fpr: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="One of the targets of /v1/model; default: that of the model"
+        default=None, description="A target of /v1/model; default: the model's"
     )
-    return_spans: bool = Field(False, description="Return the score of each sentence")
-    explain: bool = Field(
-        False, description="Return spans with the `effect` of removing each sentence; reads the text once per sentence"
-    )
+    return_spans: bool = Field(default=False, description="Return the score of each sentence")
+    explain: bool = Field(default=False, description="Return spans with their `effect`; slow")
 
 
 class DetectRequest(RequestOptions):
@@ -103,9 +99,9 @@ class DetectRequest(RequestOptions):
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"text": _EXAMPLE}]})
 
-    text: str | None = Field(None, description="One text")
+    text: str | None = Field(default=None, description="One text")
     texts: Annotated[list[str], Field(fail_fast=True)] | None = Field(
-        None, description="Several texts, at most `max_texts` of /v1/model; verdicts are returned in the same order"
+        default=None, description="Several texts, at most `max_texts` of /v1/model"
     )
 
     @model_validator(mode="after")
@@ -137,7 +133,7 @@ class FileOptions(RequestOptions):
 
     model_config = ConfigDict(extra="forbid")
 
-    return_text: bool = Field(False, description="Return the extracted text, which the offsets of spans refer to")
+    return_text: bool = Field(default=False, description="Return the extracted text")
 
 
 class FileVerdict(BaseModel):
@@ -145,9 +141,9 @@ class FileVerdict(BaseModel):
 
     name: str = Field(description="File name without directories; empty if none was sent")
     num_chars: int = Field(description="Characters of the extracted text; 0 if it could not be extracted")
-    text: str | None = Field(None, description="Extracted text, if requested; the offsets of `spans` refer to it")
-    verdict: Verdict | None = Field(None, description="Null if there is a `problem`")
-    problem: Problem | None = Field(None, description="Why there is no verdict; null if there is one")
+    text: str | None = Field(default=None, description="Extracted text, if requested; `spans` refer to it")
+    verdict: Verdict | None = Field(default=None, description="Null if there is a `problem`")
+    problem: Problem | None = Field(default=None, description="Why there is no verdict; null if there is one")
 
 
 class FilesResponse(BaseModel):
@@ -164,11 +160,11 @@ class PredictParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    top_k: Annotated[int, Field(ge=1)] | None = Field(None, description="Number of labels to return; default: both")
+    top_k: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Number of labels; default: both")
     function_to_apply: Literal["sigmoid", "softmax"] | None = Field(
-        None, description="Accepted for compatibility: the scores are calibrated probabilities in any case"
+        default=None, description="Accepted; scores are always probabilities"
     )
-    truncation: bool | str | None = Field(None, description="Accepted for compatibility: the whole text is read anyway")
+    truncation: bool | str | None = Field(default=None, description="Accepted; the whole text is read in any case")
 
 
 class PredictRequest(BaseModel):
@@ -182,7 +178,7 @@ class PredictRequest(BaseModel):
 
     inputs: str | Annotated[list[str], Field(fail_fast=True)] = Field(description="One text or several")
     parameters: PredictParameters = PredictParameters()
-    options: dict[str, Any] | None = Field(None, description="Ignored, such as `wait_for_model`")
+    options: dict[str, Any] | None = Field(default=None, description="Ignored, such as `wait_for_model`")
 
     @model_validator(mode="after")
     def _not_empty(self) -> PredictRequest:

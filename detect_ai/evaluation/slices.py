@@ -36,7 +36,7 @@ def overall_metrics(verdicts: Verdicts, spec: DetectorSpec, score_intervals: boo
 def differences(one: Verdicts, other: Verdicts, target: float) -> dict[str, float | None]:
     """Differences of two detectors on the same texts at a target, see `intervals.paired_differences`."""
     predictions = one.calls(target), other.calls(target)
-    ids = group_ids(one.columns["group"], len(one))
+    ids = group_ids(one.columns["group"])
     return paired_differences(one.labels, (one.scores, other.scores), predictions, ids)
 
 
