@@ -91,7 +91,7 @@ class RequestOptions(BaseModel):
         default=None, description="A target of /v1/model; default: the model's"
     )
     return_spans: bool = Field(default=False, description="Return the score of each sentence")
-    explain: bool = Field(default=False, description="Return spans with their `effect`; slow")
+    explain: bool = Field(default=False, description="Return spans with their `effect`; one pass per sentence")
 
 
 class DetectRequest(RequestOptions):
