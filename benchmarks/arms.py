@@ -70,7 +70,6 @@ def ours(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
         "start_up": lines[0]["time"] - BEGAN,
         "overhead": seconds - sum(epoch["seconds"] for epoch in result.history),
         "val_loss": last["val_loss"],
-        **({"mfu": sum(line["mfu"] * line["seconds"] for line in measured) / clock} if "mfu" in last else {}),
     }
 
 

@@ -6,7 +6,6 @@ import math
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -125,10 +124,9 @@ def our_steps(config: Any, corpus: Any) -> list[Any]:
     from detect_ai.training.worker import group_steps
 
     form = data.WindowFormat.of(checked_tokenizer(config, corpus), config.model)
-    plan = replace(data.TrainingPlan.from_config(config), num_workers=1)
-    rows = (
-        row
-        for pool in data.training_pools(corpus, plan, 0)
-        for row in data.training_rows(data.read_pool(corpus.storage.root, pool), pool, form, plan)
+    microbatches = (
+        part
+        for pool in data.training_pools(corpus, config, 0)
+        for part in data.training_microbatches(data.read_pool(corpus.storage.root, pool), pool, form, config, 1)
     )
-    return list(islice(group_steps(map(data.read_microbatch, rows), 0, 1), config.train.max_steps or None))
+    return list(islice(group_steps(microbatches, 0, 1), config.train.max_steps or None))

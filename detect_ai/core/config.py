@@ -125,7 +125,7 @@ class TrainConfig(Section):
     weight_decay: NonNegative = 0.01
     adversarial: NonNegative = 0.0  # length of the SAM-like step on the word embeddings; 0: none
     attack_weight: Positive = 1.0  # of attacked copies (corpus.augment)
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # fp16: on a GPU only
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
     compile: bool = False  # torch.compile: pays on a GPU in long runs
     num_workers: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] = 2  # or [min, max]: elastic
     cpus_per_worker: Positive = 1
@@ -314,7 +314,6 @@ class Config(Section):
         largest = train.batch_size
         require(train.microbatch_size <= largest, "train.microbatch_size", f"at most train.batch_size ({largest})")
         require(train.worker_range[0] <= train.worker_range[1], "train.num_workers", "a number, or [min, max]")
-        require(train.precision != "fp16" or train.use_gpu, "train.precision", "bf16 or fp32 without train.use_gpu")
         targets, lengths = calibration.target_fprs, calibration.verdict_lengths
         is_target = calibration.default_target_fpr in targets
         require(is_target, "calibration.default_target_fpr", f"one of calibration.target_fprs ({targets})")

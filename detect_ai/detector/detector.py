@@ -86,7 +86,7 @@ class Scorer:
         """Load a training checkpoint. Raises BundleError when it is damaged."""
         from detect_ai.models import encoder
 
-        backend = backends.load(folder, backends.DEFAULT, device, precision)
+        backend = backends.get(backends.DEFAULT).load(folder, device, precision)
         return cls(encoder.load_tokenizer(config), backend, config.window, config.stride)
 
     def read(self, texts: Sequence[str]) -> list[Document]:
@@ -173,7 +173,7 @@ class Detector(Scorer):
         spec = bundle.read_spec(folder)
         tokenizer = Tokenizer.load(folder, spec.pad_id)
         classifier = bundle.load_domain_classifier(folder, spec)
-        backend = backends.load(folder, spec.backend, device, spec.precision)
+        backend = backends.get(spec.backend).load(folder, device, spec.precision)
         return cls(spec, tokenizer, backend, batch_tokens, classifier)
 
     def encode(self, texts: Sequence[str], normalised: Sequence[Normalised]) -> list[Document]:

@@ -27,14 +27,19 @@ _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn
 def resolve(config: ModelConfig) -> tuple[str, str | None]:
     """Location of the weights: a local directory, or a hub id with its revision.
 
-    A directory is checked against `model.sha256` when that is given.
-
     Raises:
-        ConfigError: no such package or directory, a hub id without a pinned revision, or a checksum that differs.
+        ConfigError: no such package or directory, a hub id without a pinned revision, or not `model.sha256`.
     """
     path = config.path
     if path.startswith("package:"):
-        path = str(_in_package(path.removeprefix("package:")))
+        package, _, inner = path.removeprefix("package:").partition("/")
+        try:
+            spec = importlib.util.find_spec(package)  # does not import the package
+        except (ImportError, ValueError):  # of a name with dots, of none
+            spec = None
+        if spec is None or spec.origin is None:
+            raise ConfigError(f"model.path={path}: no package '{package}': pip install 'detect-ai[sample]'")
+        path = str(Path(spec.origin).parent / inner)
     if not Path(path).expanduser().is_dir():
         if not re.fullmatch("[0-9a-f]{40}", config.revision) or path.count("/") > 1 or path.startswith((".", "/", "~")):
             raise ConfigError(
@@ -48,21 +53,14 @@ def resolve(config: ModelConfig) -> tuple[str, str | None]:
         raise ConfigError(
             f"model.path={config.path}: expected a file model.safetensors in it; pickled weights are refused"
         )
-    if config.sha256 and (actual := file_sha256(weights)) != config.sha256:
-        raise ConfigError(f"model.path={config.path}: model.safetensors has sha256 {actual}, expected {config.sha256}")
+    if config.sha256:
+        with weights.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if actual != config.sha256:
+            raise ConfigError(
+                f"model.path={config.path}: model.safetensors has sha256 {actual}, expected {config.sha256}"
+            )
     return str(folder), None
-
-
-def _in_package(path: str) -> Path:
-    """The folder of `package/folder`, without importing the package."""
-    package, _, inner = path.partition("/")
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # of a name with dots, of none
-        spec = None
-    if spec is None or spec.origin is None:
-        raise ConfigError(f"model.path=package:{path}: no package '{package}': pip install 'detect-ai[sample]'")
-    return Path(spec.origin).parent / inner
 
 
 def build(config: ModelConfig, seed: int) -> PreTrainedModel:
@@ -80,39 +78,35 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
     path, revision = resolve(config)
     with _as_config_errors(config):
         hf_config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    for name in (*_DROPOUT, *_ATTENTION_DROPOUT):
-        if hasattr(hf_config, name):
-            setattr(hf_config, name, config.dropout if name in _DROPOUT else 0.0)  # attention is slower with dropout
+    dropout = dict.fromkeys(_DROPOUT, config.dropout) | dict.fromkeys(_ATTENTION_DROPOUT, 0.0)  # slow in attention
+    hf_config.update({name: rate for name, rate in dropout.items() if hasattr(hf_config, name)})
     if config.layers:
         available = getattr(hf_config, "num_hidden_layers", 0)
         if config.layers > available:
-            raise ConfigError(
-                f"model.layers={config.layers}: expected at most {available}, the layers of {config.path}"
-            )
+            raise ConfigError(f"model.layers={config.layers}: expected at most {available}, those of {config.path}")
         hf_config.num_hidden_layers = config.layers
         if getattr(hf_config, "layer_types", None):  # of encoders whose layers differ
             hf_config.layer_types = hf_config.layer_types[: config.layers]
     labels: Any = {"id2label": ID2LABEL, "label2id": {label: i for i, label in ID2LABEL.items()}}
     mean = config.pooling == "mean"
     if not mean:
-        hf_config.num_labels = len(ID2LABEL)
-        hf_config.id2label, hf_config.label2id = labels["id2label"], labels["label2id"]
+        hf_config.update({"num_labels": len(ID2LABEL), **labels})
     torch.manual_seed(seed)
     kind: Any = AutoModel if mean else AutoModelForSequenceClassification
     with _quiet(), _as_config_errors(config):
-        model: PreTrainedModel = kind.from_pretrained(
-            path,
-            config=hf_config,
-            revision=revision,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-        )
+        options: Any = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32}
+        model: PreTrainedModel = kind.from_pretrained(path, config=hf_config, revision=revision, **options)
     if mean:
         hf_config.name_or_path = ""  # a local path, which would be saved
         model = MeanPooledClassifier(MeanPooledConfig(encoder=hf_config, **labels), model)
+    if positions := getattr(model.base_model.config, "max_position_embeddings", None):
+        tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+        # RoBERTa and its relatives count from after the position of padding: 514 of them hold 512 tokens.
+        padding = [getattr(table, "padding_idx", None) for table in tables]
+        positions -= max((index + 1 for index in padding if index is not None), default=0)
+        if config.window > positions:
+            raise ConfigError(f"model.window={config.window}: expected at most {positions}, as {config.path} has")
     _expand_masks(model)
-    _check_window(config, model)
     return model
 
 
@@ -129,20 +123,6 @@ def _expand_masks(model: PreTrainedModel) -> None:
 def _expand_mask(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     mask = kwargs.get("attention_mask")
     return args, kwargs if mask is None or mask.ndim != 2 else kwargs | {"attention_mask": mask[:, None, None].bool()}
-
-
-def _check_window(config: ModelConfig, model: PreTrainedModel) -> None:
-    positions = getattr(model.base_model.config, "max_position_embeddings", None)
-    if positions is None:
-        return
-    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
-    # RoBERTa and its relatives count from after the position of padding: 514 of them hold 512 tokens.
-    unused = max(
-        (table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None), default=0
-    )
-    positions -= unused
-    if config.window > positions:
-        raise ConfigError(f"model.window={config.window}: expected at most {positions}, the positions of {config.path}")
 
 
 def load_tokenizer(config: ModelConfig) -> Tokenizer:
@@ -223,7 +203,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
     if precision == "bf16" or (precision == "auto" and has_bf16(device)):
         return torch.bfloat16
-    return torch.float16 if precision == "fp16" else None
+    return None
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -235,9 +215,3 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,12 +17,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class MeanPooledConfig(PreTrainedConfig):
-    """Configuration of `MeanPooledClassifier`.
-
-    Args:
-        encoder: configuration of the encoder, or its values as in `config.json`.
-        kwargs: of the classifier, such as `id2label`.
-    """
+    """Configuration of `MeanPooledClassifier` around that of an encoder, or its values as in `config.json`."""
 
     model_type = "detect_ai_mean_pooled"
 
@@ -34,17 +29,14 @@ class MeanPooledConfig(PreTrainedConfig):
 class MeanPooledClassifier(PreTrainedModel):
     """Classes from the mean of an encoder's last states over the tokens that are not padding.
 
-    Args:
-        config: of the classifier.
-        encoder: pretrained; without one it is made from the configuration, for weights that are loaded afterwards.
+    Without a pretrained encoder one is made from the configuration, for weights that are loaded afterwards.
     """
 
     config_class = MeanPooledConfig
     base_model_prefix = "encoder"
 
     def __init__(self, config: MeanPooledConfig, encoder: PreTrainedModel | None = None) -> None:
-        if encoder is None:
-            encoder = AutoModel.from_config(config.encoder)
+        encoder = encoder or AutoModel.from_config(config.encoder)
         super().__init__(config)
         self.encoder = encoder
         self.encoder.pooler = None  # of encoders that have one: it reads the first token

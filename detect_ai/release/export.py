@@ -166,7 +166,7 @@ def make(name: str, parent: Path, folder: Path) -> DetectorSpec:
 
     spec = bundle.read_spec(parent)
     folder.mkdir()
-    backends.save(encoder.load(parent), folder, name)
+    backends.get(name).save(encoder.load(parent), folder)
     for file in sorted(set(spec.files) & {"tokenizer.json", "tokenizer_config.json", DOMAINS_FILE}):
         shutil.copy(parent / file, folder)
     provenance = {**spec.provenance, "export": name}

@@ -13,11 +13,8 @@ from transformers import PreTrainedModel
 def perturbed_embeddings(model: PreTrainedModel, length: float) -> Iterator[None]:
     """Move the word-embedding matrix by `length` along its gradient, and restore it afterwards.
 
-    The loss there, added to that of the step, makes scores depend less on single words. This is the ascent step of
-    sharpness-aware minimisation (Foret et al., 2021) restricted to one matrix and with the gradients of both points
-    summed; unlike the adversarial training of Miyato, Dai and Goodfellow (2017) there is one direction for all
-    documents of a step. It is that of all ranks' gradients, so it does not depend on the number of ranks. A gradient
-    that overflowed moves nothing.
+    The ascent step of sharpness-aware minimisation (Foret et al., 2021) restricted to one matrix: scores then depend
+    less on single words. Its gradient is that of all ranks. One that overflowed moves nothing.
     """
     words = model.base_model.get_input_embeddings().weight  # type: ignore[operator]
     kept, gradient = words.detach().clone(), words.grad

@@ -34,7 +34,6 @@ class Microbatch:
         step_weight: weight of all documents of the whole step, over all ranks.
         slot: its place in the step over all ranks: rank r of W has those of r, r + W, r + 2 W …
         last: whether the step ends with it on this rank.
-        epoch: counted from 0.
     """
 
     batch: Batch
@@ -44,7 +43,6 @@ class Microbatch:
     step_weight: float
     slot: int
     last: bool
-    epoch: int
 
 
 def num_steps(num_rows: int, batch_size: int) -> int:
@@ -55,21 +53,19 @@ def num_steps(num_rows: int, batch_size: int) -> int:
 def plan_steps(
     lengths: Ints, labels: Ints, batch_size: int, microbatch_size: int, rng: np.random.Generator
 ) -> list[list[Ints]]:
-    """Cut a pool of documents into steps of microbatches.
+    """Cut a pool of documents into steps of microbatches, in a random order that `rng` determines.
 
-    Padded lengths are compared; documents of equal length are in random order, so that no two epochs have the same
-    batches. Steps differ by at most one document and come in random order.
+    Documents of equal padded length are in random order, so that no two epochs have the same batches.
 
     Args:
         lengths: tokens of each document as it will be read, special tokens included, shape (n,).
         labels: class of each document, shape (n,).
-        batch_size: documents in a step, at most.
+        batch_size: documents in a step, at most; steps differ by at most one.
         microbatch_size: documents in a microbatch, at most.
         rng: determines every order.
 
     Returns:
-        For each step its microbatches, shortest first; each is an array of positions in `lengths`. Every position
-        occurs once.
+        For each step its microbatches, shortest first: arrays of positions in `lengths`, where each occurs once.
     """
     padded = padded_length(lengths)
     order = rng.permutation(len(lengths))

@@ -8,7 +8,6 @@ the number of workers, may differ.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 # Ray Data needs CPUs that the workers do not hold: with none it makes no progress, and no error says so.
 DATA_CPUS = 1
-RESIZE_SECONDS = 60.0  # between checks of an elastic training for free resources
 KEEP_CHECKPOINTS = 2  # the best by AUROC; Ray keeps the last one in addition
+RESIZE_SECONDS = 60.0  # between checks of an elastic training for free resources
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ def train(config: Config, storage: Storage) -> dict[str, Any]:
     checked_tokenizer(config, corpus)
     require_training_resources(config, "a training")  # before anything of the attempt is written
     digest = resume.digest(config, corpus.manifest.fingerprint)
-    with resume.attempted(storage, config.run, "train", digest) as (name, goes_on):
-        if goes_on:
+    with resume.attempted(storage, config.run, "train", digest) as (name, resumed):
+        if resumed:
             logger.info("train: resuming the interrupted run %s from its last checkpoint", name)
         result = run_training(config, corpus, name)
     storage.prune(f"runs/{config.run}", "train-", config.storage.keep)
@@ -76,7 +75,7 @@ def run_training(
 
     Args:
         config: model, train, seed, tracking and storage are read.
-        corpus: a finished corpus, tokenised by the tokenizer of the model.
+        corpus: tokenised by the tokenizer of the model.
         name: of this attempt; results and checkpoints are under `runs/<run>/<name>`.
         callbacks: of Ray Train, such as the one that reports to Ray Tune.
         group: of runs that belong together in W&B.
@@ -90,27 +89,24 @@ def run_training(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from detect_ai.training.data import StreamDataConfig, TrainingPlan, WindowFormat, stream_placeholder
-    from detect_ai.training.telemetry import read_metrics
+    from detect_ai.training.data import StreamDataConfig, WindowFormat, steps_per_epoch
 
     form = WindowFormat.of(checked_tokenizer(config, corpus), config.model)
     require_training_resources(config, f"run {name}")
-    plan = TrainingPlan.from_config(config)
     storage, folder = corpus.storage, f"runs/{config.run}/{name}"
-    checkpoint.repair_snapshot(storage, folder)
+    checkpoint.discard_torn_snapshot(storage, folder)
     fewest, most = worker_range(config)
     trainer = TorchTrainer(
-        _train_loop,
+        _train_loop,  # type: ignore[arg-type]  # typed for V1, as more below
         train_loop_config={
             "config": config,
-            "steps_per_epoch": plan.num_steps(corpus),
+            "steps_per_epoch": steps_per_epoch(corpus, config.train.batch_size),
             "validation_labels": corpus.labels("validation"),
             "corpus": corpus.manifest.fingerprint,
             "name": name,
             "group": group,
-            "bar": sys.stderr.isatty(),
         },
-        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # typed for V1
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
             num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]
             use_gpu=config.train.use_gpu,
             resources_per_worker={"CPU": config.train.cpus_per_worker} | ({"GPU": 1.0} if config.train.use_gpu else {}),
@@ -122,30 +118,29 @@ def run_training(
             storage_filesystem=storage.filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=KEEP_CHECKPOINTS, checkpoint_score_attribute="score"),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
-            callbacks=[checkpoint.snapshot_backup(storage.root, folder), *callbacks],  # type: ignore[list-item]  # typed for V1
+            callbacks=list(callbacks),  # type: ignore[arg-type]
         ),
-        datasets={"train": stream_placeholder, "validation": stream_placeholder},
-        dataset_config=StreamDataConfig(corpus, form, plan, folder),
+        datasets=dict.fromkeys(("train", "validation"), lambda: None),  # type: ignore[arg-type, return-value]  # built below
+        dataset_config=StreamDataConfig(corpus, form, config, folder),
     )
-    result = trainer.fit()
-    for line in read_metrics(storage, folder):
-        if line["kind"] == "error":
-            raise TrainingError(line["error"])
+    result: Any = trainer.fit()
+    if error := result.return_value["error"]:
+        raise TrainingError(error)
     # On an easy corpus many epochs have the same AUROC: the one with the lowest loss is taken, not the first.
-    evaluated = [pair for pair in result.best_checkpoints or [] if pair[1]["auroc"] != checkpoint.NOT_EVALUATED]
+    evaluated = [pair for pair in result.best_checkpoints if pair[1]["auroc"] != checkpoint.NOT_EVALUATED]
     best, best_metrics = max(evaluated, key=lambda pair: (pair[1]["auroc"], -pair[1]["val_loss"]))
     return TrainingResult(
         checkpoint=f"{folder}/{Path(best.path).name}",
-        metrics={key: value for key, value in best_metrics.items() if key not in ("history", "score")},
-        history=(result.metrics or {})["history"],  # of the last report, whose checkpoint need not be among the kept
+        metrics={key: value for key, value in best_metrics.items() if key != "score"},
+        history=result.return_value["history"],
     )
 
 
-def _train_loop(arguments: dict[str, Any]) -> None:
+def _train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     """The training loop, imported where it runs: Ray Train's controller and sweep trials need no torch."""
     from detect_ai.training.worker import train_loop
 
-    train_loop(arguments)
+    return train_loop(arguments)
 
 
 def worker_range(config: Config) -> tuple[int, int]:

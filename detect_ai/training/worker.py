@@ -1,4 +1,4 @@
-"""The training loop that Ray Train runs on every worker: step, evaluate, checkpoint, log.
+"""The training loop that Ray Train runs on every worker: step, accumulate, evaluate, checkpoint, log.
 
 Optimizer, schedule and evaluation are in `detect_ai.training.trainer`, the input streams in `detect_ai.training.data`.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import Any
 
+import ray.train.torch
 import torch
 
 from detect_ai.core.config import Config
@@ -18,48 +18,53 @@ from detect_ai.models import encoder
 from detect_ai.training import checkpoint
 from detect_ai.training.adversarial import perturbed_embeddings
 from detect_ai.training.batch_plan import Microbatch
-from detect_ai.training.data import read_microbatch
+from detect_ai.training.data import read_stream
 from detect_ai.training.telemetry import open_telemetry
 from detect_ai.training.trainer import Trainer
 
 
-def train_loop(arguments: dict[str, Any]) -> None:
+def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     """Train from the run's last checkpoint, or from the pretrained encoder, to the end.
 
     Ray Train calls this on every worker; after a failure, again on new ones. A loss that is not finite would recur:
-    it is logged and every rank returns, since an exception would make Ray Train restart the workers.
+    it is returned as `error`, since an exception would make Ray Train restart the workers.
 
     Args:
         arguments: `config`, `steps_per_epoch`, `validation_labels` (one for each document, in order), `corpus` (its
-            fingerprint), `name` and `group` of the run, and `bar` (whether to draw a progress bar).
-    """
-    import ray.train
+            fingerprint), `name` and `group` of the run.
 
+    Returns:
+        `history` (the metrics of all evaluations) and `error` (None, or a message).
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config: Config = arguments["config"]
     trainer = _build_trainer(config, arguments["steps_per_epoch"])
     history = checkpoint.restore(trainer)
-    with suppress(TrainingError), open_telemetry(arguments, trainer) as telemetry:
-        if trainer.steps >= trainer.total_steps:  # resumed from the last checkpoint of all
-            return
-        training, validation = (ray.train.get_dataset_shard(split) for split in ("train", "validation"))
-        steps = group_steps(read(training), trainer.rank, trainer.world_size)
-        for microbatches in telemetry.time_data_wait(steps):
-            train_step(trainer, microbatches)
-            telemetry.log_step()
-            if trainer.at_epoch_end:
-                trainer.synchronize()
-                metrics = trainer.epoch.metrics()
-                metrics |= trainer.evaluate(read(validation), arguments["validation_labels"])
-                metrics |= {"epoch": -(-trainer.steps // trainer.steps_per_epoch), "step": trainer.steps}
-                history.append(metrics | {"lr": trainer.lr})
-                telemetry.log_evaluation(history[-1])
-            every = config.train.checkpoint_every
-            if trainer.at_epoch_end or (every and trainer.steps % every == 0):
-                telemetry.flush()
-                checkpoint.report(trainer, history)
-            if trainer.steps >= trainer.total_steps:
-                return
+    if trainer.steps == trainer.total_steps:  # resumed from the last checkpoint of all
+        return {"history": history, "error": None}
+    every = config.train.checkpoint_every
+    training, validation = (ray.train.get_dataset_shard(split) for split in ("train", "validation"))
+    steps = group_steps(read_stream(training), trainer.rank, trainer.world_size)
+    try:
+        with open_telemetry(arguments, trainer) as telemetry:
+            for microbatches in telemetry.time_data_wait(steps):
+                train_step(trainer, microbatches)
+                telemetry.log_step()
+                if trainer.at_epoch_end:
+                    trainer.synchronize()
+                    metrics = trainer.epoch.metrics()
+                    metrics |= trainer.evaluate(read_stream(validation), arguments["validation_labels"])
+                    metrics |= {"epoch": -(-trainer.steps // trainer.steps_per_epoch), "step": trainer.steps}
+                    history.append(metrics | {"lr": trainer.lr})
+                    telemetry.log_evaluation(history[-1])
+                if trainer.at_epoch_end or (every and trainer.steps % every == 0):
+                    telemetry.flush()
+                    checkpoint.report(trainer, history)
+                if trainer.steps == trainer.total_steps:
+                    break
+    except TrainingError as error:
+        return {"history": history, "error": str(error)}
+    return {"history": history, "error": None}
 
 
 def train_step(trainer: Trainer, microbatches: list[Microbatch]) -> None:
@@ -72,14 +77,9 @@ def train_step(trainer: Trainer, microbatches: list[Microbatch]) -> None:
     losses = [trainer.backward(part, sync=part is microbatches[-1]) for part in microbatches]
     if trainer.config.adversarial:
         with perturbed_embeddings(trainer.module, trainer.config.adversarial):
-            losses += [trainer.backward(part, sync=part is microbatches[-1]) for part in microbatches]
+            for part in microbatches:
+                trainer.backward(part, sync=part is microbatches[-1])
     trainer.update(microbatches, losses)
-
-
-def read(shard: Any) -> Iterator[Microbatch]:
-    """The microbatches that Ray Data deals to this rank, the next one fetched while the model runs."""
-    rows = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-    return map(read_microbatch, rows)
 
 
 def group_steps(stream: Iterable[Microbatch], rank: int, world_size: int) -> Iterator[list[Microbatch]]:
@@ -96,9 +96,6 @@ def group_steps(stream: Iterable[Microbatch], rank: int, world_size: int) -> Ite
 
 
 def _build_trainer(config: Config, steps_per_epoch: int) -> Trainer:
-    import ray.train
-    import ray.train.torch
-
     context = ray.train.get_context()
     torch.set_num_threads(config.train.threads_per_worker)
     module = encoder.build(config.model, config.seed)

@@ -45,9 +45,7 @@ def part(seed: int = 0, rows: int = ROWS) -> Microbatch:
     lengths = rng.integers(LENGTH // 2, LENGTH + 1, rows).astype(np.int32)
     batch = Batch(rng.integers(5, 25, (rows, LENGTH)).astype(np.int32), lengths)
     labels = rng.integers(0, 2, rows)
-    return Microbatch(
-        batch, labels, np.ones(rows, np.float32), np.arange(rows), float(rows), slot=0, last=True, epoch=0
-    )
+    return Microbatch(batch, labels, np.ones(rows, np.float32), np.arange(rows), float(rows), slot=0, last=True)
 
 
 def losses(trainer: Trainer, count: int) -> list[float]:
@@ -55,17 +53,16 @@ def losses(trainer: Trainer, count: int) -> list[float]:
     for seed in range(count):
         train_step(trainer, [part(seed)])
         trainer.synchronize()
-        values.append(trainer.last_loss)
+        values.append(trainer.since_log.metrics()["train_loss"])
     return values
 
 
-@pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-4), ("bf16", 0.02), ("fp16", 0.02), ("auto", 0.02)])
+@pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-4), ("bf16", 0.02), ("auto", 0.02)])
 def test_losses_match_the_cpu(encoder: Path, device: torch.device, precision: str, within: float) -> None:
     expected = losses(trainer_of(network(encoder), torch.device("cpu"), precision="fp32"), 6)
     trainer = trainer_of(network(encoder), device, precision=precision)
     assert losses(trainer, 6) == pytest.approx(expected, abs=within)
-    assert trainer.dtype == {"fp32": None, "fp16": torch.float16}.get(precision, torch.bfloat16)
-    assert trainer.scaler.is_enabled() == (precision == "fp16")
+    assert trainer.dtype == (None if precision == "fp32" else torch.bfloat16)
 
 
 def test_step_returns_before_the_gpu_is_done(encoder: Path, device: torch.device) -> None:
@@ -80,21 +77,7 @@ def test_step_returns_before_the_gpu_is_done(encoder: Path, device: torch.device
     assert torch.cuda.current_stream().query()
 
 
-def test_fp16_skips_overflowing_steps(encoder: Path, device: torch.device) -> None:
-    module = network(encoder)
-    trainer = trainer_of(module, device, precision="fp16")
-    scale = trainer.scaler.get_scale()
-    before = [p.detach().clone() for p in module.parameters()]
-    hook = module.classifier.weight.register_hook(lambda gradient: gradient * torch.inf)
-    losses(trainer, 1)
-    hook.remove()
-    assert trainer.scaler.get_scale() == scale / 2
-    assert all(torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
-    losses(trainer, 1)
-    assert not all(torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resumed_run_ends_with_equal_parameters(
     encoder: Path, device: torch.device, precision: str, tmp_path: Path
 ) -> None:
@@ -127,19 +110,9 @@ def test_out_of_memory_names_batch_and_remedy(encoder: Path, device: torch.devic
             ResourceError, match=r"step 1: no memory left on cuda for 60000 rows of 64 tokens"
         ) as refused:
             train_step(trainer, [part(rows=60_000)])
-        assert "documents 0, 1, 2" in str(refused.value)
         assert "lower train.microbatch_size" in str(refused.value)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-
-
-def test_metrics_have_mfu(encoder: Path, device: torch.device) -> None:
-    trainer = trainer_of(network(encoder), device)
-    losses(trainer, 3)
-    metrics = trainer.since_log.metrics()
-    assert torch.cuda.max_memory_allocated() > 0
-    if trainer.since_log._peak is not None:  # of a card that is not listed no peak is known
-        assert 0 < metrics["mfu"] < 1
 
 
 @pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-3), ("auto", 0.1)])
@@ -154,7 +127,9 @@ def test_compiled_model_trains_alike_at_every_shape(encoder: Path, device: torch
     plain = trainer_of(network(encoder), device, precision="fp32")
     compiled = trainer_of(network(encoder), device, precision="fp32", compile=True)
     for seed, rows in enumerate((16, 8, 3, 16)):
+        step = []
         for trainer in (plain, compiled):
             train_step(trainer, [part(seed, rows)])
             trainer.synchronize()
-        assert compiled.last_loss == pytest.approx(plain.last_loss, abs=1e-4)
+            step.append(trainer.since_log.metrics()["train_loss"])
+        assert step[1] == pytest.approx(step[0], abs=1e-4)

@@ -24,7 +24,7 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.models import encoder as model
 from detect_ai.training import data, worker
 from detect_ai.training.batch_plan import Microbatch
-from detect_ai.training.data import TrainingPlan, WindowFormat
+from detect_ai.training.data import WindowFormat
 from detect_ai.training.telemetry import read_metrics
 from tests.fixtures import tiny_models
 
@@ -78,14 +78,14 @@ def consume(dataset: Any, workers: int) -> list[list[Microbatch]]:
     """Rows that each rank reads, all ranks at once as under Ray Train."""
     import ray
 
-    read = ray.remote(num_cpus=0)(lambda shard: list(worker.read(shard)))
+    read = ray.remote(num_cpus=0)(lambda shard: list(data.read_stream(shard)))
     return ray.get([read.remote(shard) for shard in dataset.streaming_split(workers, equal=True)])
 
 
 def training_ranks(corpus: Corpus, config: Config, workers: int, seed: int = 0) -> list[Steps]:
     """The steps that each rank makes in `EPOCHS` epochs."""
-    plan = TrainingPlan(batch_size=8, microbatch_size=3, epochs=EPOCHS, seed=seed, num_workers=workers)
-    parts = consume(data.training_stream(corpus, window_format(config), plan), workers)
+    config = with_train(config, batch_size=8, microbatch_size=3, epochs=EPOCHS).model_copy(update={"seed": seed})
+    parts = consume(data.training_stream(corpus, window_format(config), config, workers), workers)
     return [list(worker.group_steps(part, rank, workers)) for rank, part in enumerate(parts)]
 
 

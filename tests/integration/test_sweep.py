@@ -64,7 +64,7 @@ def test_best_trial_has_a_checkpoint(swept: dict[str, Any], run: Run) -> None:
     best = swept["best"]
     assert (best["values"], best["status"], best["epoch"]) == ({"lr": 1e-2}, "finished", 1)
     assert run.storage.exists(f"{best['checkpoint']}/model.safetensors")
-    metrics = run.storage.read_json(f"{best['checkpoint']}/metrics.json")
+    metrics = run.storage.read_json(f"{best['checkpoint']}/state.json")["history"][-1]
     assert (metrics["auroc"], metrics["val_loss"]) == (best["auroc"], best["val_loss"])
 
 
@@ -94,8 +94,7 @@ def test_asha_stops_worse_trials(run: Run) -> None:
     status = {trial["values"]["lr"]: trial["status"] for trial in result["trials"]}
     assert status == {1e-2: "finished", 1e-6: "stopped"}
     for trial in result["trials"]:
-        last = epochs(run, trial["checkpoint"].rpartition("/")[0])[-1]
-        assert (last == 4) == (trial["status"] == "finished")
+        assert (trial["epoch"] == 4) == (trial["status"] == "finished")
     assert result["best"]["values"]["lr"] == 1e-2
     assert everything_is_free()
 
@@ -144,7 +143,7 @@ def test_killed_sweep_resumes_without_repeating_finished_trials(run: Run, tmp_pa
     process = driver("detect_ai.training.sweep:sweep", config, tmp_path)
     name = until(lambda: sweeps(run, "killed-sweep"))[0]
     folder = Path(run.storage.path(f"runs/killed-sweep/{name}"))
-    until(lambda: len(list(folder.glob("*/checkpoint_*/metrics.json"))) >= 4 or process.poll() is not None)
+    until(lambda: len(list(folder.glob("*/checkpoint_*/state.json"))) >= 4 or process.poll() is not None)
     assert process.poll() is None, (tmp_path / "driver.log").read_text()
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from detect_ai.detector.detector import Scorer
 from detect_ai.detector.score import checkpoint_loader, score_split
 from detect_ai.models import encoder
 from detect_ai.training import data, worker
-from detect_ai.training.data import TrainingPlan
 from detect_ai.training.train import run_training, train
 from detect_ai.training.trainer import Trainer
 from tests.fixtures import tiny_models
@@ -55,7 +53,7 @@ def gradients_of_a_rank(arguments: dict[str, Any]) -> None:
     context = ray.train.get_context()
     trainer = Trainer(config.train, network, torch.device("cpu"), context.get_world_size(), 20)
     seen = watch(trainer)
-    stream = worker.read(ray.train.get_dataset_shard("train"))
+    stream = data.read_stream(ray.train.get_dataset_shard("train"))
     steps = list(worker.group_steps(stream, context.get_world_rank(), context.get_world_size()))
     for step in steps[:GRADIENT_STEPS]:
         worker.train_step(trainer, step)
@@ -69,15 +67,14 @@ def gradients(many: tuple[Config, Corpus], tmp_path_factory: pytest.TempPathFact
     from ray.train import DataConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    config, corpus = with_train(many[0], adversarial=0.5), many[1]
+    config, corpus = with_train(many[0], adversarial=0.5, epochs=1, microbatch_size=3), many[1]
     folder = tmp_path_factory.mktemp("gradients")
-    plan = replace(TrainingPlan.from_config(config), epochs=1, microbatch_size=3)
     TorchTrainer(
         gradients_of_a_rank,
         train_loop_config={"config": config, "folder": str(folder)},
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(name="gradients", storage_path=str(folder)),
-        datasets={"train": data.training_stream(corpus, window_format(config), plan)},
+        datasets={"train": data.training_stream(corpus, window_format(config), config, 2)},
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
     ).fit()
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]

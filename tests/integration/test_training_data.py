@@ -16,8 +16,7 @@ from detect_ai.corpus.prepare import prepare
 from detect_ai.text.windows import split_windows
 from detect_ai.training import data
 from detect_ai.training.batch_plan import Microbatch
-from detect_ai.training.data import TrainingPlan
-from tests.integration.runs import EPOCHS, Steps, consume, small_config, training_ranks, window_format
+from tests.integration.runs import EPOCHS, Steps, consume, small_config, window_format
 
 
 def documents(parts: list[Microbatch]) -> list[int]:
@@ -32,13 +31,8 @@ def test_ranks_make_the_planned_steps(
     shape: tuple[str, int], streamed: dict[Any, list[Steps]], many: tuple[Config, Corpus], few: tuple[Config, Corpus]
 ) -> None:
     corpus = {"many": many, "few": few}[shape[0]][1]
-    planned = EPOCHS * TrainingPlan(8, 3, EPOCHS, 0, shape[1]).num_steps(corpus)
+    planned = EPOCHS * data.steps_per_epoch(corpus, 8)
     assert [len(rank) for rank in streamed[shape]] == [planned] * shape[1]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_ranks_make_equal_forward_passes(shape: tuple[str, int], streamed: dict[Any, list[Steps]]) -> None:
-    assert len({tuple(map(len, rank)) for rank in streamed[shape]}) == 1
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -46,17 +40,10 @@ def test_every_document_is_read_once_per_epoch(
     shape: tuple[str, int], streamed: dict[Any, list[Steps]], many: tuple[Config, Corpus], few: tuple[Config, Corpus]
 ) -> None:
     rows = {"many": many, "few": few}[shape[0]][1].num_rows("train")
-    parts = [part for rank in streamed[shape] for step in rank for part in step]
     for epoch in range(EPOCHS):
-        assert Counter(documents([p for p in parts if p.epoch == epoch])) == Counter(range(rows))
-
-
-def test_microbatches_carry_labels_and_weights(streamed: dict[Any, list[Steps]], many: tuple[Config, Corpus]) -> None:
-    labels = many[1].labels("train")
-    for part in (part for rank in streamed["many", 2] for step in rank for part in step):
-        real = part.documents >= 0
-        assert part.labels[real].tolist() == labels[part.documents[real]].tolist()
-        assert part.weights.tolist() == real.astype(float).tolist()
+        half = slice(epoch * len(streamed[shape][0]) // EPOCHS, (epoch + 1) * len(streamed[shape][0]) // EPOCHS)
+        parts = [part for rank in streamed[shape] for step in rank[half] for part in step]
+        assert Counter(documents(parts)) == Counter(range(rows))
 
 
 @pytest.mark.parametrize("workers", [2, 3])
@@ -66,23 +53,6 @@ def test_steps_are_equal_at_any_world_size(workers: int, streamed: dict[Any, lis
         return [sorted(d for parts in step for d in documents(parts)) for step in steps]
 
     assert by_step(workers) == by_step(1)
-
-
-def test_step_weight_is_the_sum_over_ranks(streamed: dict[Any, list[Steps]]) -> None:
-    for step in zip(*streamed["many", 3], strict=True):
-        weight = len([d for parts in step for d in documents(parts)])
-        assert {part.step_weight for parts in step for part in parts} == {weight}
-
-
-def test_epochs_have_different_batches(streamed: dict[Any, list[Steps]]) -> None:
-    steps = [frozenset(documents(step)) for step in streamed["many", 1][0]]
-    half = len(steps) // EPOCHS
-    assert set(steps[:half]) != set(steps[half:])
-
-
-def test_seeds_make_different_batches(many: tuple[Config, Corpus], streamed: dict[Any, list[Steps]]) -> None:
-    other = training_ranks(many[1], many[0], 1, seed=1)
-    assert [documents(step) for step in other[0]] != [documents(step) for step in streamed["many", 1][0]]
 
 
 def test_validation_reads_every_window_once(many: tuple[Config, Corpus]) -> None:
@@ -103,7 +73,6 @@ def test_attack_weight_scales_augmented_copies_only(encoder: Path, source: Path,
     corpus = Corpus.open(storage, prepare(config, storage)["corpus"])
     attacks = np.asarray(corpus.read("train", ["attack"])["attack"].to_pylist())
     assert set(attacks) == {ORIGINAL, "homoglyph"}
-    stream = data.training_stream(corpus, window_format(config), TrainingPlan.from_config(config))
-    (parts,) = consume(stream, 1)
+    (parts,) = consume(data.training_stream(corpus, window_format(config), config, 1), 1)
     weights = {int(d): float(w) for part in parts for d, w in zip(part.documents, part.weights, strict=True) if d >= 0}
     assert weights == {i: 1.0 if attack == ORIGINAL else 0.25 for i, attack in enumerate(attacks)}

@@ -24,23 +24,9 @@ class Backend(Protocol):
 
     has_lanes: bool
 
-    def log_odds(self, batch: Batch) -> NDArray[np.float64]:
-        """Log-odds of AI for each row, shape (rows,)."""
-        ...
-
-
-class BundleBackend(Backend, Protocol):
-    """A backend that a bundle can name: it also saves and loads the weights."""
-
     @classmethod
     def load(cls, folder: Path, device: str, precision: str) -> Self:
-        """Load a bundle. Raises BundleError when the weights are damaged or it does not run here.
-
-        Args:
-            folder: of the bundle.
-            device: `cpu` or `cuda`.
-            precision: of PyTorch; a backend with a precision of its own ignores it.
-        """
+        """Load a bundle for `cpu` or `cuda`. Raises BundleError when it is damaged or does not run here."""
         ...
 
     @classmethod
@@ -51,4 +37,8 @@ class BundleBackend(Backend, Protocol):
     @classmethod
     def unavailable_reason(cls, device: str) -> str | None:
         """Why the backend cannot run, or would not be faster, on this machine; None if it can."""
+        ...
+
+    def log_odds(self, batch: Batch) -> NDArray[np.float64]:
+        """Log-odds of AI for each row, shape (rows,)."""
         ...

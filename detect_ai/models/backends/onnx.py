@@ -27,18 +27,12 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxBackend:
-    """An encoder as an ONNX file.
-
-    Args:
-        file: its bytes.
-        provider: of ONNX Runtime, for the device.
-    """
+    """An encoder as the bytes of an ONNX file, with the provider of ONNX Runtime for the device."""
 
     has_lanes = False  # a session has threads of its own
 
     def __init__(self, file: bytes, provider: str) -> None:
-        self._file = file
-        self._provider = provider
+        self._file, self._provider = file, provider
         self._session: Any = None
 
     @classmethod
@@ -58,11 +52,7 @@ class OnnxBackend:
 
     @classmethod
     def save(cls, network: PreTrainedModel, folder: Path) -> None:
-        """Write a classifier as `model.onnx`, for batches of any number of rows and any length.
-
-        Raises:
-            ImportError: onnx or onnxscript is not installed.
-        """
+        """Write a classifier as `model.onnx`, for any number of rows and any length. Needs onnx and onnxscript."""
         mask = torch.ones(2, 16, dtype=torch.int64)
         mask[1, 12:] = 0
         rows, length = torch.export.Dim("rows"), torch.export.Dim("length")
@@ -90,7 +80,13 @@ class OnnxBackend:
     def log_odds(self, batch: Batch) -> NDArray[np.float64]:
         """Log-odds of AI for each row, shape (rows,)."""
         if self._session is None:
-            self._session, self._file = _session(self._file, self._provider, torch.get_num_threads()), b""
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            self._session = onnxruntime.InferenceSession(self._file, options, providers=[self._provider])
+            self._file = b""
         mask = attention_mask(batch.lengths, batch.input_ids.shape[1])
         given = dict(zip(_INPUTS, (batch.input_ids.astype(np.int64), mask), strict=True))
         logits: NDArray[np.float64] = self._session.run(None, given)[0].astype(np.float64)
@@ -102,26 +98,14 @@ class OnnxInt8Backend(OnnxBackend):
 
     @classmethod
     def save(cls, network: PreTrainedModel, folder: Path) -> None:
-        """Write `model.onnx` and quantise its weights with a scale for each column.
-
-        They take 7 of the 8 bits: on a CPU without VNNI the sums of 8 bits could overflow and change the scores.
-        """
+        """Write `model.onnx` and quantise its weights with a scale for each column."""
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         super().save(network, folder)
-        exact = folder / f"exact-{FILE}"
-        (folder / FILE).rename(exact)
+        exact = (folder / FILE).rename(folder / f"exact-{FILE}")
+        # reduce_range: 7 of the 8 bits, for on a CPU without VNNI the sums of 8 bits could overflow.
         quantize_dynamic(exact, folder / FILE, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
         exact.unlink()
-
-
-def _session(file: bytes, provider: str, threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(file, options, providers=[provider])
 
 
 class _Logits(torch.nn.Module):

@@ -59,12 +59,7 @@ class TorchBackend:
 
 
 class Bf16Backend(TorchBackend):
-    """PyTorch in bf16, for any requested precision."""
-
-    @classmethod
-    def load(cls, folder: Path, device: str, precision: str) -> Self:
-        """Load a bundle. Raises BundleError when its weights are damaged."""
-        return super().load(folder, device, "bf16")
+    """PyTorch in bf16: an export whose bundle has that precision."""
 
     @classmethod
     def unavailable_reason(cls, device: str) -> str | None:
@@ -73,7 +68,7 @@ class Bf16Backend(TorchBackend):
 
 
 class CompiledBackend(TorchBackend):
-    """PyTorch in fp32, compiled for any shape at the first batch, for the threads that torch has then: a minute."""
+    """PyTorch, compiled for any shape at the first batch, for the threads that torch has then: a minute."""
 
     def __init__(self, model: PreTrainedModel, device: torch.device, precision: str = "fp32") -> None:
         super().__init__(model, device, precision)
@@ -82,15 +77,10 @@ class CompiledBackend(TorchBackend):
         self._is_compiled = False
 
     @classmethod
-    def load(cls, folder: Path, device: str, precision: str) -> Self:
-        """Load a bundle. Raises BundleError when its weights are damaged."""
-        return super().load(folder, device, "fp32")
-
-    @classmethod
     def unavailable_reason(cls, device: str) -> str | None:
         """On a CPU a C++ compiler is needed."""
-        compilers = (os.environ.get("CXX", "g++"), "clang++")
-        return None if device != "cpu" or any(map(shutil.which, compilers)) else "no C++ compiler: install g++"
+        has_compiler = any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+        return None if device != "cpu" or has_compiler else "no C++ compiler: install g++"
 
     def log_odds(self, batch: Batch) -> NDArray[np.float64]:
         """Log-odds of AI for each row, shape (rows,)."""

@@ -46,7 +46,6 @@ def test_unknown_key_lists_allowed_keys():
         "train.num_workers=[2,1]",
         "train.microbatch_size=17",
         "train.shortest_span=999",
-        "train.precision=fp16",
         "seed=true",
         "model.stride=255",
         "run=../x",

@@ -34,9 +34,10 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         if weights.ndim >= 2:
             weights.data *= 8
     network.classifier.weight.data *= 20
-    for name in backends.BACKENDS:
+    assert set(TOLERANCES) == set(backends.BACKENDS)
+    for name in TOLERANCES:
         (folder / name).mkdir()
-        backends.save(network, folder / name, name)
+        backends.get(name).save(network, folder / name)
     return folder
 
 
@@ -47,13 +48,12 @@ def texts() -> list[NDArray[np.int32]]:
     return [rng.integers(5, 200, length).astype(np.int32) for length in (1, 7, 8, 30, 31, 62, 63, 200)]
 
 
-def scorer(saved: Path, name: str, encoder: Path, precision: str = "fp32") -> Scorer:
-    backend = backends.load(saved / name, name, precision=precision)
-    return Scorer(model.load_tokenizer(config_of(encoder)), backend, 64, 48, batch_tokens=256)
+def load(saved: Path, name: str, device: str = "cpu") -> Any:
+    return backends.get(name).load(saved / name, device, "bf16" if name == "torch-bf16" else "fp32")
 
 
-def test_every_backend_has_a_tolerance() -> None:
-    assert set(TOLERANCES) == set(backends.BACKENDS)
+def scorer(saved: Path, name: str, encoder: Path) -> Scorer:
+    return Scorer(model.load_tokenizer(config_of(encoder)), load(saved, name), 64, 48, batch_tokens=256)
 
 
 @pytest.mark.parametrize("name", [*FAST, COMPILED])
@@ -69,17 +69,6 @@ def test_scores_match_torch_in_fp32(saved: Path, encoder: Path, texts: list[Any]
 def test_scores_do_not_depend_on_the_batch(saved: Path, encoder: Path, texts: list[Any], name: str) -> None:
     backend = scorer(saved, name, encoder)
     np.testing.assert_allclose([backend.score([text])[0] for text in texts], backend.score(texts), atol=1e-4)
-
-
-def test_only_the_torch_backend_takes_a_precision(saved: Path) -> None:
-    for name, asked, dtype in (
-        ("torch", "fp32", None),
-        ("torch", "bf16", torch.bfloat16),
-        ("torch-bf16", "fp32", torch.bfloat16),
-        ("torch-compile", "bf16", None),
-    ):
-        backend: Any = backends.load(saved / name, name, precision=asked)
-        assert backend.dtype is dtype, name
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -107,14 +96,14 @@ def test_compiled_programs_exist_before_the_second_text(saved: Path, encoder: Pa
 
 def test_missing_onnx_provider_or_runtime_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BundleError, match=r"no CUDAExecutionProvider here, only .*CPUExecutionProvider"):
-        backends.load(saved / "onnx", "onnx", device="cuda")
+        load(saved, "onnx", "cuda")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BundleError, match=r"pip install 'detect-ai\[onnx\]'"):
-        backends.load(saved / "onnx", "onnx")
+        load(saved, "onnx")
 
 
 def test_onnx_session_uses_the_threads_of_torch(saved: Path) -> None:
-    backend: Any = backends.load(saved / "onnx", "onnx")
+    backend = load(saved, "onnx")
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -3,7 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers
@@ -39,10 +39,7 @@ def test_truncation_and_padding_of_the_file_are_ignored(truncating, tokenizer, l
     assert [len(ids) for ids in expected] == [1200, 1]
     assert [ids.tolist() for ids in loaded.encode([LONG, "rain"])] == [ids.tolist() for ids in expected]
     assert loaded.encode_with_offsets(LONG)[0].tolist() == expected[0].tolist()
-
-
-def test_fingerprint_ignores_truncation_and_padding(truncating, tokenizer):
-    assert Tokenizer.from_pretrained(str(truncating)).fingerprint == tokenizer.fingerprint
+    assert loaded.fingerprint == tokenizer.fingerprint
 
 
 def test_special_tokens_around_a_text(tokenizer, encoder):
@@ -59,18 +56,10 @@ def test_tokenizer_without_special_tokens():
     assert (tokenizer.prefix.tolist(), tokenizer.suffix.tolist(), tokenizer.num_special) == ([], [], 0)
 
 
-def test_encoded_texts_have_no_special_tokens(tokenizer):
-    special = {*tokenizer.prefix.tolist(), *tokenizer.suffix.tolist(), tokenizer.pad_id}
-    for ids in tokenizer.encode(["the bridge", "", "rain and bread"]):
-        assert ids.dtype == np.int32
-        assert special.isdisjoint(ids.tolist())
-
-
 def test_empty_text_has_no_tokens(tokenizer):
     ids, offsets = tokenizer.encode_with_offsets("")
     assert (ids.shape, offsets.shape) == ((0,), (0, 2))
-    assert tokenizer.encode([""])[0].shape == (0,)
-    assert tokenizer.encode([]) == []
+    assert [ids.shape for ids in tokenizer.encode([""])] == [(0,)]
 
 
 @given(text=st.text(st.sampled_from("abc the. BRIDGE 中é-'"), max_size=60))
@@ -139,26 +128,12 @@ def test_only_bert_tokenizers_cache_words(tokenizer):
 
 
 @given(st.lists(st.text(), max_size=4))
+@example(["", " ", "  a  b ", "a\x1cb\x85c\u3000d e", "[SEP]a [PAD] b[MASK]"])
+@example(["e\u0301 \u0301a", "\u4e2d\u6587 x", "x" * 300])
 def test_cached_words_give_the_tokens_of_whole_texts(tokenizer, whole, texts):
     expected = [whole.encode(text, add_special_tokens=False).ids for text in texts]
     assert [ids.tolist() for ids in tokenizer.encode(texts)] == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        " ",
-        "  a  b ",
-        "a\x1cb\x85c\u3000d e",
-        "[SEP]a [PAD] b[MASK]",
-        "e\u0301 \u0301a",
-        "\u4e2d\u6587 x",
-        "x" * 300,
-    ],
-)
-def test_odd_texts_have_the_tokens_of_whole_texts(tokenizer, whole, text):
-    assert tokenizer.encode([text])[0].tolist() == whole.encode(text, add_special_tokens=False).ids
+    assert all(ids.dtype == np.int32 for ids in tokenizer.encode(texts))
 
 
 def test_word_cache_is_bounded(encoder, whole, monkeypatch):

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
@@ -14,11 +14,10 @@ from detect_ai.core import ray_runtime
 from detect_ai.core.config import Config, load_config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
-from detect_ai.training import sweep, train
-from detect_ai.training.checkpoint import SNAPSHOT
-from detect_ai.training.sweep import evaluated_checkpoints, ranked, table, trial_function
+from detect_ai.training import search_space, sweep, train
+from detect_ai.training.checkpoint import NOT_EVALUATED
+from detect_ai.training.sweep import ranked, run_trial, table
 
-FOLDER = "runs/a/sweep-1/t"
 LOST = RayActorError()
 
 
@@ -27,23 +26,13 @@ def config() -> Config:
     return load_config(["model.window=256"])
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    """A trial of three checkpoints: evaluated and complete, not evaluated, and one whose write was interrupted."""
-    store = Storage(str(tmp_path))
-    for name in ("complete", "torn"):
-        store.write_json(f"{FOLDER}/checkpoint_{name}/metrics.json", {"auroc": 0.9, "step": 6})
-    store.write_bytes(f"{FOLDER}/checkpoint_between/model.safetensors", b"weights")
-    registered = [{"checkpoint_dir_name": f"checkpoint_{name}", "metrics": {}} for name in ("between", "complete")]
-    store.write_json(f"{FOLDER}/{SNAPSHOT}", {"checkpoint_results": registered})
-    return store
+def result(lr: float = 1e-4, error: Exception | None = None, **reported: Any) -> Any:
+    """A result of Ray Tune."""
+    return SimpleNamespace(config={"lr": lr}, metrics=reported or None, error=error)
 
 
-def trial(name: str, auroc: float | None, status: str = "finished", val_loss: float = 0.1) -> dict[str, Any]:
-    metrics = dict.fromkeys(("auroc", "val_loss", "accuracy", "epoch"))
-    if auroc is not None:
-        metrics = {"auroc": auroc, "val_loss": val_loss, "accuracy": 0.8, "epoch": 2}
-    return {"trial": name, "values": {"lr": 1e-4}, "status": status, "error": "boom", **metrics}
+def evaluation(auroc: float, val_loss: float = 0.1) -> dict[str, Any]:
+    return {"auroc": auroc, "val_loss": val_loss, "accuracy": 0.8, "epoch": 2, "trial_id": "t"}
 
 
 @pytest.mark.parametrize("overrides", [["~sweep.space.lr"], ["sweep=optuna"]])
@@ -58,6 +47,38 @@ def test_impossible_sweep_is_refused_before_ray_starts(
 
 
 @pytest.mark.parametrize(
+    ("search", "name", "given", "expected"),
+    [
+        ("random", "epochs", [1], "expected one of lr"),
+        ("random", "lr", [], "expected a list of values, or a range"),
+        ("random", "lr", {"low": 1e-5}, "expected a list of values, or a range"),
+        ("random", "lr", {"low": 1e-5, "high": "1"}, "expected numbers"),
+        ("random", "lr", {"low": 1e-4, "high": 1e-5}, "expected low < high"),
+        ("random", "warmup", {"low": 0, "high": 0.3}, "expected low above 0, or log: false"),
+        ("random", "warmup", {"low": 0, "high": 1, "log": False}, "train.warmup=1"),
+        ("random", "pooling", ["mean", "median"], "model.pooling=median"),
+        ("grid", "lr", {"low": 1e-5, "high": 1e-4}, "expected a list of values for sweep.search=grid"),
+    ],
+)
+def test_impossible_search_space_is_refused(search: str, name: str, given: Any, expected: str) -> None:
+    config = load_config([])
+    config.sweep.search, config.sweep.space = search, {name: given}
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        search_space.check(config)
+
+
+def test_space_of_ray_tune_samples_within_bounds() -> None:
+    config = load_config([])
+    config.sweep.space = {"batch_size": {"low": 4, "high": 5.2}, "warmup": {"low": 0, "high": 0.3, "log": False}}
+    search_space.check(config)
+    space = search_space.tune_space(config)
+    drawn = [{name: domain.sample() for name, domain in space.items()} for _ in range(100)]
+    assert {values["batch_size"] for values in drawn} == {4, 5}
+    assert 0 <= min(v["warmup"] for v in drawn) < 0.1 < 0.2 < max(v["warmup"] for v in drawn) <= 0.3
+    assert search_space.apply(config, drawn[0]).train.microbatch_size == 4
+
+
+@pytest.mark.parametrize(
     ("free", "can_grow", "asked", "expected"),
     [(8.0, False, 0, 2), (4.0, False, 0, 1), (0.0, False, 0, 1), (2.0, True, 4, 4), (2.0, True, 0, 1)],
 )
@@ -69,14 +90,6 @@ def test_concurrency_follows_free_cpus_or_the_limit(
     config.train.num_workers, config.train.cpus_per_worker, config.train.use_gpu = 2, 1, False
     config.sweep.max_concurrent = asked
     assert sweep.concurrency(config) == expected
-
-
-def test_only_registered_evaluated_checkpoints_count(storage: Storage) -> None:
-    complete = [(f"{FOLDER}/checkpoint_complete", {"auroc": 0.9, "step": 6})]
-    assert evaluated_checkpoints(storage, FOLDER) == complete
-    storage.write_bytes(f"{FOLDER}/{SNAPSHOT}", b'{"checkpoint_res')
-    assert evaluated_checkpoints(storage, FOLDER) == []
-    assert evaluated_checkpoints(storage, "runs/a/sweep-1/other") == []
 
 
 @pytest.mark.parametrize(
@@ -96,30 +109,34 @@ def test_trial_fails_for_its_values_not_for_lost_machines(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(ray, "get", lambda _: (load_config([]), None))
     monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "t"))
     monkeypatch.setattr(tune, "report", reports.append)
-    monkeypatch.setattr(sweep, "_report_evaluations", lambda _: None)  # needs Ray Tune, which does not run here
+    monkeypatch.setattr(sweep, "ReportEvaluations", lambda _: None)  # needs Ray Tune, which does not run here
     monkeypatch.setattr(train, "run_training", fail)
-    run = trial_function(None, "sweep")
+    corpus: Any = None
     if is_result:
-        run({})
+        run_trial({}, load_config([]), corpus, "sweep")
         assert [line["error"] for line in reports]
     else:
         with pytest.raises(type(error)):
-            run({})
+            run_trial({}, load_config([]), corpus, "sweep")
         assert not reports
 
 
 def test_finished_trials_rank_before_stopped_and_failed_ones() -> None:
-    trials = [
-        trial("failed", None, "failed"),
-        trial("stopped", 0.99, "stopped"),
-        trial("second", 0.9, val_loss=0.2),
-        trial("first", 0.9, val_loss=0.1),
+    results = [
+        result(5, OSError("the machine\nis gone")),
+        result(4, **{"auroc": NOT_EVALUATED, "epoch": 0, "done": True, "error": "it diverged"}),
+        result(3, done=False, **evaluation(0.99)),
+        result(2, done=True, **evaluation(0.9, val_loss=0.2)),
+        result(1, done=True, checkpoint="runs/a/c", **evaluation(0.9)),
     ]
-    assert [t["trial"] for t in ranked(trials)] == ["first", "second", "stopped", "failed"]
+    trials = ranked([sweep._trial_result(r) for r in results])
+    assert [trial["values"]["lr"] for trial in trials] == [1, 2, 3, 5, 4]
+    assert [trial["status"] for trial in trials] == ["finished", "finished", "stopped", "failed", "failed"]
+    assert [trial["error"] for trial in trials[2:]] == [None, "is gone", "it diverged"]
+    assert (trials[0]["checkpoint"], trials[0]["auroc"], trials[4]["auroc"]) == ("runs/a/c", 0.9, None)
     lines = table(trials).splitlines()
-    assert lines[0].split() == ["lr", "auroc", "val_loss", "accuracy", "epoch", "status"]
-    assert lines[1].split() == ["0.0001", "0.9000", "0.1000", "0.8000", "2", "finished"]
-    assert lines[4].endswith("failed: boom")
+    assert lines[0].split() == ["lr", "auroc", "val_loss", "accuracy", "epoch", "status", "error"]
+    assert lines[1].split() == ["1", "0.9", "0.1", "0.8", "2", "finished"]
+    assert lines[5].endswith("it diverged")
