@@ -75,12 +75,13 @@ class Pointer:
         return sorted((name for name in names if re.fullmatch(r"\d{6,}\.json", name)), key=lambda name: int(name[:-5]))
 
     def _load(self, name: str) -> Record:
-        key = f"{self.prefix}/{name}"
+        key, record = f"{self.prefix}/{name}", None
         try:
-            return Record.model_validate_json(self.storage.read_bytes(key))
+            record = Record.model_validate_json(self.storage.read_bytes(key))
+            problem = f"number {record.number} does not match the name"
         except ValidationError as error:
-            first = error.errors()[0]
-            raise InputError(
-                f"{self.storage.uri(key)}: {' '.join([*map(str, first['loc']), first['msg']])}. "
-                "Restore the file, or delete it to return to the record before it"
-            ) from error
+            problem = " ".join(map(str, [*error.errors()[0]["loc"], error.errors()[0]["msg"]]))
+        if record is None or record.number != int(name[:-5]):
+            advice = "Restore the file, or delete it to return to the record before it"
+            raise InputError(f"{self.storage.uri(key)}: {problem}. {advice}")
+        return record

@@ -10,15 +10,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from pyarrow import fs as pafs
 
 from detect_ai.core.errors import ConfigError, InputError
-
-if TYPE_CHECKING:
-    from obstore.store import ObjectStore
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -46,20 +43,6 @@ def _scratch_file(path: str, data: bytes) -> Iterator[Path]:
         yield scratch
     finally:
         scratch.unlink(missing_ok=True)
-
-
-def _object_store(root: str, bucket: str) -> ObjectStore:
-    """The bucket of a URI for conditional writes. `endpoint_override` names an emulator, which needs no credentials."""
-    from obstore.store import GCSStore, from_url
-
-    url = urlsplit(root)
-    options = dict(parse_qsl(url.query))
-    if "endpoint_override" not in options:
-        return from_url(f"{url.scheme}://{bucket}")
-    endpoint = f"{options.get('scheme', 'https')}://{options['endpoint_override']}"
-    nobody = {"disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
-    account = json.dumps({"gcs_base_url": endpoint, **nobody})
-    return GCSStore(bucket, service_account_key=account, client_options={"allow_http": True})
 
 
 class Storage:
@@ -148,10 +131,20 @@ class Storage:
             return True
         import obstore  # pyarrow has no conditional write
         from obstore.exceptions import AlreadyExistsError
+        from obstore.store import GCSStore, from_url
 
         bucket, _, name = path.partition("/")
+        url = urlsplit(self.root)
+        options = dict(parse_qsl(url.query))
+        if "endpoint_override" in options:  # an emulator, which needs no credentials
+            endpoint = f"{options.get('scheme', 'https')}://{options['endpoint_override']}"
+            nobody = {"disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+            account = json.dumps({"gcs_base_url": endpoint, **nobody})
+            store: Any = GCSStore(bucket, service_account_key=account, client_options={"allow_http": True})
+        else:
+            store = from_url(f"{url.scheme}://{bucket}")
         try:
-            obstore.put(_object_store(self.root, bucket), name, data, mode="create")
+            obstore.put(store, name, data, mode="create")
         except AlreadyExistsError:
             return False
         return True
