@@ -16,10 +16,6 @@ Attack = Callable[[str, np.random.Generator], str]
 
 # Letters of other scripts that look like a Latin one (UTS #39).
 _HOMOGLYPHS = str.maketrans("ABCEHIJKMNOPSTXYZaceiopsxyhj", "ΑВСЕНІЈКΜΝОРЅТХΥΖасеіорѕхуһј")
-_ARTICLE = re.compile(r"\b(?:the|a|an)\s+", re.IGNORECASE)
-_NUMBER = re.compile(r"\d+")
-_WORD = re.compile(r"[^\W\d_]+")
-_LETTER = re.compile(r"[^\W\d_]")
 # Not parts of contractions (don't, we'll); of a possessive, the word before its s.
 _WHOLE_WORD = re.compile(r"(?<!\w)(?<!\w['’])[^\W\d_]++(?![\d_]|['’](?!s\b)[^\W\d_])")
 # With a preceding article. No compounds (long-term), no names: capitals after a lower-case letter or a comma.
@@ -37,22 +33,11 @@ def alternative_spelling(text: str, rng: np.random.Generator) -> str:
     return _WHOLE_WORD.sub(lambda match: _match_case(match[0], table.get(match[0].lower(), match[0])), text)
 
 
-def article_deletion(text: str, rng: np.random.Generator) -> str:
-    """Delete half of the articles."""
-    return _at(_ARTICLE, text, rng, 0.5, lambda _: "")
-
-
-def homoglyph(text: str, rng: np.random.Generator) -> str:
-    """Replace every letter that has a look-alike in another script."""
-    return text.translate(_HOMOGLYPHS)
-
-
 def insert_paragraphs(text: str, rng: np.random.Generator) -> str:
     """Insert a paragraph break after half of the sentences."""
     spans = sentences(text)
-    breaks = rng.random(len(spans)) < 0.5
-    parts = [text[start:end] + ("\n\n" if broken else " ") for (start, end), broken in zip(spans, breaks, strict=True)]
-    return "".join(parts).strip()
+    gaps = np.where(rng.random(len(spans)) < 0.5, "\n\n", " ")
+    return "".join(text[start:end] + gap for (start, end), gap in zip(spans, gaps, strict=True)).strip()
 
 
 def misspelling(text: str, rng: np.random.Generator) -> str:
@@ -65,11 +50,6 @@ def misspelling(text: str, rng: np.random.Generator) -> str:
         return _match_case(word, _one_of(choices, rng)) if choices and rng.random() < 0.2 else word
 
     return _WHOLE_WORD.sub(misspell, text)
-
-
-def number_swap(text: str, rng: np.random.Generator) -> str:
-    """Replace the digits of half of the numbers with random ones."""
-    return _at(_NUMBER, text, rng, 0.5, lambda number: "".join(str(rng.integers(10)) for _ in number))
 
 
 def synonym(text: str, rng: np.random.Generator) -> str:
@@ -90,43 +70,9 @@ def synonym(text: str, rng: np.random.Generator) -> str:
     return _PHRASE.sub(swap, text)
 
 
-def upper_lower(text: str, rng: np.random.Generator) -> str:
-    """Swap the case of the first letter of one word in twenty."""
-    return _at(_WORD, text, rng, 0.05, lambda word: word[0].swapcase() + word[1:])
-
-
-def whitespace(text: str, rng: np.random.Generator) -> str:
-    """Double a fifth of the spaces."""
-    return _at(re.compile(" "), text, rng, 0.2, lambda space: 2 * space)
-
-
-def zero_width_space(text: str, rng: np.random.Generator) -> str:
-    """Insert a zero-width space after every letter."""
-    return _at(_LETTER, text, rng, 1.0, lambda letter: letter + "\u200b")
-
-
-ATTACKS: dict[str, Attack] = {
-    attack.__name__: attack
-    for attack in (
-        alternative_spelling,
-        article_deletion,
-        homoglyph,
-        insert_paragraphs,
-        misspelling,
-        number_swap,
-        synonym,
-        upper_lower,
-        whitespace,
-        zero_width_space,
-    )
-}
-
-
-def _at(
-    pattern: re.Pattern[str], text: str, rng: np.random.Generator, fraction: float, new: Callable[[str], str]
-) -> str:
-    """Replace a fraction of the matches, sampled independently."""
-    return pattern.sub(lambda match: new(match[0]) if rng.random() < fraction else match[0], text)
+def _at(pattern: str, text: str, rng: np.random.Generator, fraction: float, new: Callable[[str], str]) -> str:
+    """Replace a fraction of the matches."""
+    return re.sub(pattern, lambda match: new(match[0]) if rng.random() < fraction else match[0], text)
 
 
 def _one_of(choices: tuple[str, ...], rng: np.random.Generator) -> str:
@@ -140,3 +86,20 @@ def _match_case(word: str, new: str) -> str:
     if word.isupper() and len(word) > 1:
         return new.upper()
     return new.capitalize() if word == word.capitalize() else word
+
+
+# Fractions are of the matches that change, sampled independently.
+ATTACKS: dict[str, Attack] = {
+    "alternative_spelling": alternative_spelling,
+    "article_deletion": lambda text, rng: _at(r"(?i)\b(?:the|a|an)\s+", text, rng, 0.5, lambda _: ""),
+    "homoglyph": lambda text, rng: text.translate(_HOMOGLYPHS),
+    "insert_paragraphs": insert_paragraphs,
+    "misspelling": misspelling,
+    "number_swap": lambda text, rng: _at(
+        r"\d+", text, rng, 0.5, lambda number: "".join(str(rng.integers(10)) for _ in number)
+    ),
+    "synonym": synonym,
+    "upper_lower": lambda text, rng: _at(r"[^\W\d_]+", text, rng, 0.05, lambda word: word[0].swapcase() + word[1:]),
+    "whitespace": lambda text, rng: _at(" ", text, rng, 0.2, lambda space: 2 * space),
+    "zero_width_space": lambda text, rng: re.sub(r"([^\W\d_])", "\\1\u200b", text),
+}

@@ -13,17 +13,14 @@ DESCRIPTIONS = {
     "rtf": "RTF",
     "html": "HTML",
 }
-_HEAD_BYTES = 1024  # a PDF may have other bytes before its signature
 
 
 def file_type(content: bytes, expected: str = TEXT) -> str:
-    """The type of a file by its first bytes, a key of `DESCRIPTIONS`.
+    """The type of a file by its first bytes, a key of `DESCRIPTIONS`; `expected` is the type by its name.
 
-    Args:
-        content: the file, or its first 1,024 bytes.
-        expected: type by the name of the file. A text may mention the signature of a PDF; a PDF need not begin with it.
+    A text may mention the signature of a PDF; a PDF may have up to 1,024 other bytes before its signature.
     """
-    head = content[:_HEAD_BYTES]
+    head = content[:1024]
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if head.startswith(b"PK\x03\x04"):
         return DOCX
@@ -37,11 +34,7 @@ def file_type(content: bytes, expected: str = TEXT) -> str:
 
 
 def decode_text(content: bytes) -> str:
-    """Plain text in UTF-8, or in UTF-16 with a byte order mark, which is removed.
-
-    Raises:
-        InputError: another encoding, or binary data; gives the position.
-    """
+    """Plain text in UTF-8, or in UTF-16 with a byte order mark. Raises InputError for anything else."""
     encoding = "utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
     try:
         text = content.decode(encoding)

@@ -53,8 +53,7 @@ def detect_language(normalised_text: str, wanted: str) -> str:
         normalised_text: output of `normalise`.
         wanted: expected language, such as `en` or `en-GB`. Returned unless more than `MAX_OTHER_FRACTION` is in others.
     """
-    fractions = language_fractions(normalised_text, wanted)
-    other = _other(fractions, code(wanted))
+    fractions, other = _fractions(normalised_text, code(wanted))
     if sum(other.values()) > MAX_OTHER_FRACTION:
         return max(other, key=other.__getitem__)
     return code(wanted) if fractions.get(code(wanted), 0) > 1 - MAX_GARBLED_FRACTION else ""
@@ -69,33 +68,25 @@ def language_problem(normalised_text: str, wanted: str) -> Literal["other_langua
 
     Returns:
         `other_language` if more than `MAX_OTHER_FRACTION` is in other languages. `not_language` if most of it is not
-        recognised as running text (encoded data, lists of names, missing or spurious spaces, text extracted without a
-        character map, a language that the model does not know), or if over `MAX_LOST_FRACTION` of the characters were
-        lost by a wrong encoding.
+        recognised as running text (encoded data, lists of names, missing or spurious spaces, a language that the model
+        does not know), or if over `MAX_LOST_FRACTION` of the characters were lost by a wrong encoding.
     """
-    fractions = language_fractions(normalised_text, wanted)
-    if sum(_other(fractions, code(wanted)).values()) > MAX_OTHER_FRACTION:
+    fractions, other = _fractions(normalised_text, code(wanted))
+    if sum(other.values()) > MAX_OTHER_FRACTION:
         return "other_language"
     lost = normalised_text.count("\ufffd") > MAX_LOST_FRACTION * len(normalised_text)
     return "not_language" if lost or fractions.get(NOT_LANGUAGE, 0) > MAX_GARBLED_FRACTION else None
 
 
-def language_fractions(normalised_text: str, wanted: str) -> dict[str, float]:
-    """Fractions of a text by language code, and of what is no language (`NOT_LANGUAGE`); they sum to 1.
-
-    At most `_MAX_PIECES` pieces are read, evenly spaced. Empty for a text with too few words.
-    """
-    last = max(0, len(normalised_text) - _PIECE_CHARS)
+def _fractions(text: str, wanted: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Fractions of at most `_MAX_PIECES` pieces of a text by language: of all, and of those not wanted."""
+    last = max(0, len(text) - _PIECE_CHARS)
     steps = min(_MAX_PIECES - 1, -(-last // _PIECE_CHARS))
     starts = [last * i // steps for i in range(steps + 1)] if steps else [0]
-    pieces = (normalised_text[start : start + _PIECE_CHARS] for start in starts)
-    counts = Counter(found for piece in pieces if (found := _classify(piece, code(wanted))))
-    return {language: count / counts.total() for language, count in counts.items()}
-
-
-def _other(fractions: dict[str, float], wanted: str) -> dict[str, float]:
-    """Fractions in other languages than the wanted one; empty if any language is wanted."""
-    return {language: part for language, part in fractions.items() if wanted and language not in (wanted, NOT_LANGUAGE)}
+    pieces = (text[start : start + _PIECE_CHARS] for start in starts)
+    counts = Counter(found for piece in pieces if (found := _classify(piece, wanted)))
+    fractions = {language: count / counts.total() for language, count in counts.items()}
+    return fractions, {key: part for key, part in fractions.items() if wanted and key not in (wanted, NOT_LANGUAGE)}
 
 
 def _classify(piece: str, wanted: str) -> str:

@@ -1,8 +1,7 @@
 """Text normalisation: one versioned function that runs before every tokenisation.
 
-`normalise` reverts changes of code points that a reader does not see: the homoglyph, zero-width, white-space and
-paragraph attacks of RAID (Dugan et al. 2024, arXiv:2405.07940), full-width and mathematical letters, fillers, and
-typographic quotes and dashes. It keeps a map to the offsets of the submitted text.
+It reverts changes that a reader does not see: the homoglyph, zero-width, white-space and paragraph attacks of RAID
+(arXiv:2405.07940), decorated letters, fillers, typographic quotes and dashes; it keeps a map to the source's offsets.
 """
 
 import json
@@ -54,7 +53,6 @@ _MIN_FOLDED_FRACTION = 0.9
 _MIN_LATIN_FRACTION = 0.05
 
 _Offsets = npt.NDArray[np.int32]
-_Edit = tuple[int, int, str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,9 +60,8 @@ class Normalised:
     """A normalised text and its map to the submitted text.
 
     Attributes:
-        text: The normalised text.
-        starts: for each character of `text`, where its source begins; shape (len(text),), non-decreasing.
-        ends: for each character of `text`, where its source ends (exclusive); likewise.
+        text: the normalised text.
+        starts, ends: source span `[start, end)` of each character; shape (len(text),), non-decreasing.
         tampering: number of characters of the source that were `invisible`, a `homoglyph`, a `lookalike_form`
             (full-width, mathematical and enclosed letters) or a `filler`; only counts above 0.
     """
@@ -75,11 +72,8 @@ class Normalised:
     tampering: dict[str, int]
 
     def to_source(self, start: int, end: int) -> tuple[int, int]:
-        """The span of the submitted text, in code points, that `text[start:end]` came from."""
-        if start < end:
-            return int(self.starts[start]), int(self.ends[end - 1])
-        at = self.starts[start] if start < len(self.text) else self.ends[-1] if self.text else 0
-        return int(at), int(at)
+        """The span of the submitted text, in code points, that `text[start:end]` came from; `start` < `end`."""
+        return int(self.starts[start]), int(self.ends[end - 1])
 
 
 @dataclass(slots=True)
@@ -91,7 +85,7 @@ class _Draft:
     ends: _Offsets
     tampering: Counter[str]
 
-    def apply_edits(self, edits: list[_Edit]) -> None:
+    def apply_edits(self, edits: list[tuple[int, int, str]]) -> None:
         """Replace disjoint, ascending, non-empty spans; each new character maps to its whole span."""
         if not edits:
             return
@@ -135,8 +129,7 @@ def normalise(text: str) -> Normalised:
 
     One pass is enough, because no step creates work for an earlier one: invisible characters are removed before
     NFKC, so that marks follow their base; NFKC yields quotes and dashes (from U+2034, U+FE31 …), so those are
-    replaced again; folding keeps the number of letters, so the document's fraction of Latin is unchanged, and
-    a folded base may compose with the mark after it.
+    replaced again; folding keeps the document's fraction of Latin, and a folded base may compose with its mark.
     """
     size = len(text)
     draft = _Draft(text, np.arange(size, dtype=np.int32), np.arange(1, size + 1, dtype=np.int32), Counter())
@@ -146,30 +139,28 @@ def normalise(text: str) -> Normalised:
         _replace_special(draft)
         _fold_confusables(draft)
         _compose(draft)
-        _squeeze_spaces(draft)
+        size = len(draft.text)
+        spans = (match.span() for match in re.finditer(r"\s\s+|[^\S ]|^ | \Z", draft.text))
+        draft.apply_edits([(start, end, "" if start == 0 or end == size else " ") for start, end in spans])
     return Normalised(draft.text, draft.starts, draft.ends, dict(+draft.tampering))
 
 
 def _replace_special(draft: _Draft) -> None:
     """Remove invisible characters and fillers; replace quotes, dashes and lone surrogates."""
-    blank = _blank_for(draft.text)
+    # Fillers that show as a gap become spaces, unless they are too dense to separate words.
+    num_gaps = len(re.findall(f"[{_GAP_FILLERS}]+", draft.text))
+    num_visible = len(re.sub(rf"[\s{_GAP_FILLERS}]+", "", draft.text)) if num_gaps else 0
     edits = []
     for match in _SPECIAL.finditer(draft.text):
         kind, new = match.lastgroup, ""
-        if kind == "filler" and not set(_GAP_FILLERS).isdisjoint(match[0]):
-            new = blank
+        if kind == "filler" and num_visible >= 3 * num_gaps and not set(_GAP_FILLERS).isdisjoint(match[0]):
+            new = " "
         if kind is None:
             new = _TYPOGRAPHY.get(match[0], "\ufffd")
         elif not _SPELLING.match(draft.text, match.start()):
             draft.tampering[kind] += len(match[0])
         edits.append((*match.span(), new))
     draft.apply_edits(edits)
-
-
-def _blank_for(text: str) -> str:
-    """Replacement of fillers that show as a gap: a space, or nothing where they are too dense to separate words."""
-    runs = len(re.findall(f"[{_GAP_FILLERS}]+", text))
-    return " " if runs == 0 or len(re.sub(rf"[\s{_GAP_FILLERS}]+", "", text)) >= 3 * runs else ""
 
 
 def _compose(draft: _Draft) -> None:
@@ -220,7 +211,7 @@ def _confusables() -> dict[str, str]:
 
 
 def _fold_confusables(draft: _Draft) -> None:
-    """Fold homoglyphs to Latin in the words of a Latin document that hold no other letters.
+    """Fold homoglyphs to Latin in the words of a Latin document that hold no other letters (nor are all α, σ …).
 
     Documents are Latin by nine letters in ten, homoglyphs counted in: RAID replaces every letter it can, while
     half the letters of Russian or Greek are like no Latin one. A quoted foreign word keeps such letters, too.
@@ -229,34 +220,25 @@ def _fold_confusables(draft: _Draft) -> None:
         return
     if _fraction(draft.text, lambda char: _is_latin(char) or _fold(char) != char) < _MIN_FOLDED_FRACTION:
         return
-    words = (match for match in _WORD.finditer(draft.text) if not match[0].isascii())
-    edits = [edit for word in words for edit in _fold_word(word.start(), word[0])]
+    edits = []
+    for match in _WORD.finditer(draft.text):
+        if match[0].isascii():
+            continue
+        folded: list[str] = []
+        for char in match[0]:
+            is_inside = folded and folded[-1].islower()
+            folded.append("l" if is_inside and char != "I" == _fold(char) else _fold(char))
+        if _PLAIN.fullmatch("".join(folded)) and not re.fullmatch("[ά-ώἀ-\u1fff]+", match[0]):
+            pairs = enumerate(zip(match[0], folded, strict=True), match.start())
+            edits += [(at, at + 1, new) for at, (old, new) in pairs if old != new]
     draft.tampering["homoglyph"] += len(edits)
     draft.apply_edits(edits)
-
-
-def _fold_word(at: int, word: str) -> list[_Edit]:
-    """The edits that make a word Latin; none where a letter is not, or all are Greek lower case (α, σ)."""
-    folded: list[str] = []
-    for char in word:
-        within_word = folded and folded[-1].islower()
-        folded.append("l" if within_word and char != "I" == _fold(char) else _fold(char))
-    if re.fullmatch("[ά-ώἀ-\u1fff]+", word) or not _PLAIN.fullmatch("".join(folded)):
-        return []
-    return [(at + i, at + i + 1, new) for i, (old, new) in enumerate(zip(word, folded, strict=True)) if old != new]
 
 
 @lru_cache(maxsize=4096)
 def _fold(char: str) -> str:
     decomposed = unicodedata.normalize("NFD", char)
     return unicodedata.normalize("NFC", _confusables().get(decomposed[0], decomposed[0]) + decomposed[1:])
-
-
-def _squeeze_spaces(draft: _Draft) -> None:
-    """Every run of white space to one space, none at the ends."""
-    size = len(draft.text)
-    spans = (match.span() for match in re.finditer(r"\s\s+|[^\S ]|^ | \Z", draft.text))
-    draft.apply_edits([(start, end, "" if start == 0 or end == size else " ") for start, end in spans])
 
 
 def latin_fraction(text: str) -> float:

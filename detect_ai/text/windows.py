@@ -42,31 +42,23 @@ def split_windows(documents: Sequence[Ids], content: int, stride: int) -> tuple[
     Returns:
         The windows in order, and the document index of each, shape (num_windows,). Every document has a window.
     """
-    rows: list[Ids] = []
-    owners: list[int] = []
-    for owner, ids in enumerate(documents):
-        spans = window_spans(len(ids), content, stride)
-        rows += [ids[start:stop] for start, stop in spans]
-        owners += [owner] * len(spans)
-    return rows, np.asarray(owners, dtype=np.int64)
+    spans = [window_spans(len(ids), content, stride) for ids in documents]
+    rows = [ids[start:stop] for ids, found in zip(documents, spans, strict=True) for start, stop in found]
+    return rows, np.repeat(np.arange(len(documents)), [len(found) for found in spans])
 
 
 def aggregate_windows(
     scores: NDArray[np.float64], owners: NDArray[np.int64], num_documents: int
 ) -> NDArray[np.float64]:
-    """Aggregate window scores to document scores: the mean log-odds of the windows.
+    """Aggregate window scores to document scores, shape (num_documents,): the mean log-odds of the windows.
 
     Args:
         scores: log-odds of each window, shape (num_windows,).
         owners: document index of each window, shape (num_windows,).
         num_documents: each has at least one window.
-
-    Returns:
-        Log-odds of each document, shape (num_documents,).
     """
     totals = np.bincount(owners, weights=scores, minlength=num_documents)
-    counts = np.bincount(owners, minlength=num_documents)
-    means: NDArray[np.float64] = totals / counts
+    means: NDArray[np.float64] = totals / np.bincount(owners, minlength=num_documents)
     return means
 
 
@@ -96,15 +88,9 @@ def sample_span(documents: Sequence[Ids], content: int, shortest: int, rng: np.r
 
 
 def sample_spans_by_length(num_tokens: int, edges: Sequence[int], rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Sample one span of a document in each length range below its own length, and add the whole document.
+    """Sample one span `[start, end)` of a document in each length range below its own length, and add the whole one.
 
-    Args:
-        num_tokens: length of the document.
-        edges: ascending token counts that separate the length ranges; empty for the whole document only.
-        rng: samples lengths and positions uniformly.
-
-    Returns:
-        Spans `[start, end)`, the whole document last.
+    Lengths and positions are uniform. `edges` are ascending token counts that separate the length ranges.
     """
     spans = []
     for low, high in pairwise([MIN_SPAN_TOKENS, *edges]):

@@ -1,7 +1,6 @@
-"""Word lists of the attacks, read on first use: spellings and misspellings of codespell, and our synonyms.
+"""Word lists of the attacks, lower case, read on first use: spellings and misspellings of codespell, and our synonyms.
 
-The lists of codespell come from Wikipedia (CC BY-SA 3.0) and are read from the installed package; its code (GPL-2.0)
-is never imported.
+The lists of codespell come from Wikipedia (CC BY-SA 3.0); its code (GPL-2.0) is never imported.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from pathlib import Path
 
 from detect_ai.core.errors import InputError
 
-Choices = dict[str, tuple[str, ...]]
-
 _SINGLE = re.compile("[a-z]+")
 # American forms that are also British, in another sense or as a variant: they stay.
 _ALSO_BRITISH = re.compile(
@@ -28,11 +25,7 @@ _ALSO_BRITISH = re.compile(
 
 @cache
 def spellings() -> dict[str, str]:
-    """Map British to American spelling, and back where the American form is not British too. All lower case.
-
-    Raises:
-        InputError: codespell is not installed.
-    """
+    """Map British to American spelling, and back where the American form is not British too. Raises InputError."""
     american = {}
     for british, replacements in _entries("dictionary_en-GB_to_en-US.txt"):
         first = replacements.split(",")[0].strip()
@@ -46,12 +39,8 @@ def spellings() -> dict[str, str]:
 
 
 @cache
-def misspellings() -> Choices:
-    """Map words to common misspellings that are misspellings of no other word. All lower case.
-
-    Raises:
-        InputError: codespell is not installed.
-    """
+def misspellings() -> dict[str, tuple[str, ...]]:
+    """Map words to common misspellings that are misspellings of no other word. Raises InputError."""
     found = defaultdict(list)
     for wrong, right in _entries("dictionary.txt"):
         if _SINGLE.fullmatch(wrong) and _SINGLE.fullmatch(right):
@@ -60,15 +49,15 @@ def misspellings() -> Choices:
 
 
 @cache
-def synonyms() -> Choices:
-    """Map words to the other words of their group in `synonyms.txt`. All lower case."""
+def synonyms() -> dict[str, tuple[str, ...]]:
+    """Map words to the other words of their group in `synonyms.txt`."""
     lines = files("detect_ai.text").joinpath("synonyms.txt").read_text("utf-8").splitlines()
     groups = [line.split() for line in lines if not line.startswith("#")]
     return {word: tuple(other for other in group if other != word) for group in groups for word in group}
 
 
 def _entries(name: str) -> Iterator[tuple[str, str]]:
-    """The left and right sides of `->` in the lines of a codespell list."""
+    """Both sides of `->` in the lines of a codespell list, lower case. Raises InputError without codespell."""
     spec = importlib.util.find_spec("codespell_lib")
     if spec is None or spec.origin is None:
         raise InputError("spelling attacks need the word lists of codespell: pip install codespell")

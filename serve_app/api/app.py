@@ -247,7 +247,7 @@ def file_routes(versions: Versions) -> APIRouter:
             return detect_files(engine, uploads, options, state.request_id, state.queue, state.caller.charge)
 
         with main.files.held(state.num_bytes or main.config.max_upload_bytes):
-            uploads, options = await read_form(request, main.config)
+            uploads, options = await read_form(request)
             return await answer(versions, request, work)
 
     return router

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from detect_ai.text.file_type import DESCRIPTIONS, DOCX, PDF, TEXT, decode_text,
 from detect_ai.text.normalize import SURROGATE, is_blank
 from serve_app.api.errors import ProblemError
 from serve_app.engine.batcher import QueueFullError
-from serve_app.files.parsers import MAX_ENTRIES, Limits
+from serve_app.files.parsers import Limits
 
 logger = logging.getLogger("ray.serve")
 
@@ -40,19 +41,17 @@ SLACK = 4  # characters before normalising per character after it, at most
 MAX_JSON_BYTES_PER_CHAR = 12  # a pair of escaped surrogates
 KINDS = {".txt": TEXT, ".md": TEXT, ".docx": DOCX, ".pdf": PDF}
 ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")  # variables that a parser process gets
-EMPTY = "The file has no text: expected at least one visible character."
 # Problems that `serve_app.files.parsers` reports: HTTP status and message. {found} is the number it reports.
 REFUSALS = {
     "chars": (413, "The file has more than {found} characters: split it."),
-    "pages": (413, "The PDF has {found} pages, the limit is {max_pages}: split it."),
-    "entries": (413, "The archive of this document has {found} files, the limit is {max_entries}: send it as .txt."),
-    "unpacked": (413, "The document unpacks to {found} bytes, which exceeds the limit: send it as .txt."),
+    "pages": (413, f"The PDF has {{found}} pages, the limit is {MAX_PAGES}: split it."),
+    "late": (422, "The file could not be read within {seconds:g} seconds: send it as .txt."),
     "memory": (413, "Reading the file exceeds the memory limit: send it as .txt."),
     "encrypted": (422, "The file is protected by a password: save it without one."),
     "scanned": (422, "The PDF has no text on its {found} pages; it may be scanned: run text recognition (OCR) first."),
     "not_word": (415, "Expected a Word document (.docx), found another archive: save it as .docx."),
     "embedded": (422, "The document embeds another one (altChunk): open it in Word and save it again."),
-    "damaged": (422, "The file is damaged and cannot be read as {kind}: open it and save it again."),
+    "damaged": (422, "The file is damaged and cannot be read as {name}: open it and save it again."),
 }
 
 
@@ -63,25 +62,20 @@ class FileText(NamedTuple):
     hidden: int = 0
 
 
-@dataclass(frozen=True)
-class Upload:
-    """An uploaded file.
-
-    Attributes:
-        name: without directories.
-        content: its bytes.
-    """
+class Upload(NamedTuple):
+    """An uploaded file: its name without directories, and its bytes."""
 
     name: str
     content: bytes
 
+    @property
+    def suffix(self) -> str:
+        """End of the name, in lower case, with its dot."""
+        return Path(self.name).suffix.lower()
+
 
 class FileReader:
-    """Extracts the texts of files; Word and PDF files are parsed in subprocesses, `PROCESSES` at once.
-
-    Args:
-        config: limits.
-    """
+    """Extracts the texts of files; Word and PDF files are parsed in subprocesses, `PROCESSES` at once."""
 
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
@@ -108,18 +102,15 @@ class FileReader:
     async def texts(self, uploads: Sequence[Upload]) -> list[FileText | ProblemError]:
         """The text of each file, or the problem with it. Raises QueueFullError."""
         loop = asyncio.get_running_loop()
-
-        def begin(upload: Upload) -> Awaitable[FileText | ProblemError]:
-            return loop.run_in_executor(None if is_plain(upload) else self._threads, self._text, upload)
-
-        num_files = sum(not is_plain(upload) for upload in uploads)
-        if num_files:
+        needs_process = [KINDS.get(upload.suffix, TEXT) != TEXT for upload in uploads]
+        if any(needs_process):
             self._check_queue()
-        self._waiting_files += num_files
+        self._waiting_files += sum(needs_process)
         try:
-            return await asyncio.gather(*map(begin, uploads))
+            threads = [self._threads if process else None for process in needs_process]
+            return await asyncio.gather(*map(loop.run_in_executor, threads, repeat(self._text), uploads))
         finally:
-            self._waiting_files -= num_files
+            self._waiting_files -= sum(needs_process)
 
     def _check_queue(self) -> None:
         if self._waiting_files >= MAX_WAITING_FILES:
@@ -132,86 +123,65 @@ class FileReader:
             return problem
 
 
-def is_plain(upload: Upload) -> bool:
-    """Whether a file needs no subprocess, by its name."""
-    return KINDS.get(Path(upload.name).suffix.lower(), TEXT) == TEXT
-
-
 def read_file(upload: Upload, config: ServeConfig) -> FileText:
     """Extract the text of a file. Raises ProblemError."""
-    content = upload.content
+    content, kind = upload.content, KINDS.get(upload.suffix)
     if len(content) > MAX_FILE_BYTES:
         raise ProblemError(413, f"The file has {len(content)} bytes, the limit is {MAX_FILE_BYTES}: split it.")
-    kind = check_type(upload)
-    if kind == TEXT:
-        try:
-            result = FileText(decode_text(content))
-        except InputError as error:
-            raise ProblemError(422, f"The file is {error}.") from None
-    else:
-        result = run_parser(content, kind, config)
-    if is_blank(result.text):
-        raise ProblemError(422, EMPTY)
-    if len(result.text) > SLACK * config.max_chars:
-        raise _refusal({"problem": "chars", "found": SLACK * config.max_chars}, kind)
-    return result
-
-
-def check_type(upload: Upload) -> str:
-    """The type of a file by its name. Raises ProblemError if its content has another one."""
-    kind = KINDS.get(Path(upload.name).suffix.lower())
     if kind is None:
         raise ProblemError(415, "Expected a file whose name ends in .txt, .md, .docx or .pdf.")
-    if not upload.content:
+    if not content:
         raise ProblemError(422, "The file is empty.")
-    found = file_type(upload.content, kind)
-    if found != kind:
-        expected = Path(upload.name).suffix.lower()
-        raise ProblemError(
-            415, f"The file is named {expected} but contains {DESCRIPTIONS[found]}: save it as {expected}."
-        )
-    return kind
-
-
-def run_parser(content: bytes, kind: str, config: ServeConfig) -> FileText:
-    """Extract the text of a Word or PDF file in a subprocess with a time limit. Raises ProblemError."""
+    if (found := file_type(content, kind)) != kind:
+        suffix, contents = upload.suffix, DESCRIPTIONS[found]
+        raise ProblemError(415, f"The file is named {suffix} but contains {contents}: save it as {suffix}.")
     max_chars = SLACK * config.max_chars
-    limits = Limits(kind, max_chars, MAX_PAGES, MEMORY_BYTES, TIMEOUT_S)
+    if kind == TEXT:
+        try:
+            text = decode_text(content)
+        except InputError as error:
+            raise ProblemError(422, f"The file is {error}.") from None
+        result = {"problem": "chars", "found": max_chars} if len(text) > max_chars else {"text": text, "hidden": 0}
+    else:
+        result = run_parser(content, Limits(kind, max_chars, MAX_PAGES, MEMORY_BYTES, TIMEOUT_S))
+    if "error" in result:
+        logger.info("A %s file could not be read: %s", kind, result["error"])
+    if "text" not in result:
+        status, message = REFUSALS[result["problem"]]
+        name = "a PDF" if kind == PDF else "a Word document (.docx)"
+        raise ProblemError(status, message.format(found=result.get("found"), name=name, seconds=TIMEOUT_S))
+    if is_blank(result["text"]):
+        raise ProblemError(422, "The file has no text: expected at least one visible character.")
+    return FileText(result["text"], result["hidden"])
+
+
+def run_parser(content: bytes, limits: Limits) -> dict[str, Any]:
+    """Extract the text of a Word or PDF file in a subprocess: `text` and `hidden`, or `problem`, a key of REFUSALS."""
     command = [sys.executable, "-B", "-P", str(Path(__file__).with_name("parsers.py")), json.dumps(asdict(limits))]
     environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     pipe, null = subprocess.PIPE, subprocess.DEVNULL
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + limits.seconds
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, env=environment) as process:  # noqa: S603
         assert process.stdin
         assert process.stdout
-        timer = threading.Timer(TIMEOUT_S, process.kill)
+        timer = threading.Timer(limits.seconds, process.kill)
         timer.start()
         try:
             with suppress(BrokenPipeError), process.stdin as stdin:
                 stdin.write(content)
             # A process that a hostile file took over cannot make the replica read without end.
-            output = process.stdout.read(MAX_JSON_BYTES_PER_CHAR * max_chars + 1000)
+            output = process.stdout.read(MAX_JSON_BYTES_PER_CHAR * limits.max_chars + 1000)
         finally:
             timer.cancel()
             is_late = time.monotonic() >= deadline
             process.kill()
     if is_late:
-        raise ProblemError(422, f"The file could not be read within {TIMEOUT_S:g} seconds: send it as .txt.")
+        return {"problem": "late"}
     try:
-        result = json.loads(output)
+        result: dict[str, Any] = json.loads(output)
     except ValueError:  # the process exceeded a limit
-        logger.warning("The parser of a %s file ended with %s", kind, process.returncode)
-        result = {"problem": "memory"}
-    if "text" not in result:
-        raise _refusal(result, kind)
-    # Parsers may return unpaired surrogates, which cannot be sent in a response.
-    return FileText(SURROGATE.sub("\ufffd", str(result["text"])), int(result["hidden"]))
-
-
-def _refusal(result: dict[str, Any], kind: str) -> ProblemError:
-    if "error" in result:
-        logger.info("A %s file could not be read: %s", kind, result["error"])
-    status, message = REFUSALS[result["problem"]]
-    numbers = {"found": result.get("found"), "max_pages": MAX_PAGES, "max_entries": MAX_ENTRIES}
-    names = {DOCX: "a Word document (.docx)", PDF: "a PDF"}
-    return ProblemError(status, message.format(kind=names.get(kind, "a text"), **numbers))
+        logger.warning("The parser of a %s file ended with %s", limits.kind, process.returncode)
+        return {"problem": "memory"}
+    if "text" in result:  # parsers may return unpaired surrogates, which cannot be sent in a response
+        result["text"] = SURROGATE.sub("\ufffd", result["text"])
+    return result

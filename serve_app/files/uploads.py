@@ -9,11 +9,10 @@ from pathlib import PurePosixPath, PureWindowsPath
 from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from detect_ai.core.config import ServeConfig
 from detect_ai.schemas import FileOptions, FilesResponse, FileVerdict, Label, Reason, Verdict
 from detect_ai.text.normalize import Normalised, expanded_length, normalise
 from serve_app.api.errors import ProblemError, invalid_request
@@ -33,7 +32,7 @@ class InMemoryParser(MultiPartParser):
     spool_max_size = 0  # never
 
 
-async def read_form(request: Request, config: ServeConfig) -> tuple[list[Upload], FileOptions]:
+async def read_form(request: Request) -> tuple[list[Upload], FileOptions]:
     """Parse the files and options of a request.
 
     Raises:
@@ -43,42 +42,29 @@ async def read_form(request: Request, config: ServeConfig) -> tuple[list[Upload]
     _, parameters = parse_options_header(request.headers["content-type"])
     if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
         raise ProblemError(415, "Expected a form in UTF-8: leave `charset` out of the header `Content-Type`.")
-    parser = InMemoryParser(
-        request.headers,
-        request.stream(),
-        max_files=MAX_FILES,
-        max_fields=MAX_FIELDS,
-        max_part_size=MAX_FIELD_BYTES,
-    )
+    limits = {"max_files": MAX_FILES, "max_fields": MAX_FIELDS, "max_part_size": MAX_FIELD_BYTES}
     try:
-        form = await parser.parse()
+        form = await InMemoryParser(request.headers, request.stream(), **limits).parse()
     except (MultiPartException, FormParserError) as error:
-        message = str(getattr(error, "message", ""))
-        if message.startswith("Too many files"):
-            raise ProblemError(413, f"More than {MAX_FILES} files: send several requests.") from None
-        if message.startswith("Too many fields"):
-            raise ProblemError(422, f"More than {MAX_FIELDS} fields that are not files. {NO_FILES}") from None
-        if message.startswith("Part exceeded"):
-            raise ProblemError(
-                422, f"A field that is no file has more than {MAX_FIELD_BYTES} bytes. {NO_FILES}"
-            ) from None
-        raise ProblemError(400, "The body is not valid multipart/form-data with its `boundary`.") from None
+        problems = {
+            "Too many files": (413, f"More than {MAX_FILES} files: send several requests."),
+            "Too many fields": (422, f"More than {MAX_FIELDS} fields that are not files. {NO_FILES}"),
+            "Part exceeded": (422, f"A field that is no file has more than {MAX_FIELD_BYTES} bytes. {NO_FILES}"),
+            "": (400, "The body is not valid multipart/form-data with its `boundary`."),
+        }
+        message = getattr(error, "message", "")
+        raise ProblemError(*next(problems[start] for start in problems if message.startswith(start))) from None
     try:
-        uploads = [Upload(file_name(file.filename or ""), await file.read()) for file in form_files(form)]
-        return uploads, FileOptions.model_validate({name: v for name, v in form.multi_items() if name != "files"})
+        parts = form.multi_items()
+        files = [value for name, value in parts if name == "files" and isinstance(value, UploadFile)]
+        if not files or any(isinstance(value, UploadFile) != (name == "files") for name, value in parts):
+            raise ProblemError(422, NO_FILES)
+        uploads = [Upload(file_name(file.filename or ""), await file.read()) for file in files]
+        return uploads, FileOptions.model_validate({name: value for name, value in parts if name != "files"})
     except ValidationError as error:
         raise invalid_request(error.errors(include_url=False, include_input=False)) from None
     finally:
         await form.close()
-
-
-def form_files(form: FormData) -> list[UploadFile]:
-    """The files of a form. Raises ProblemError without files, or for files in other fields."""
-    parts = [(name, value) for name, value in form.multi_items() if name == "files" or isinstance(value, UploadFile)]
-    files = [value for name, value in parts if name == "files" and isinstance(value, UploadFile)]
-    if not parts or len(files) < len(parts):
-        raise ProblemError(422, NO_FILES)
-    return files
 
 
 def file_name(sent: str) -> str:
@@ -92,27 +78,36 @@ async def detect_files(
     """The JSON of a FilesResponse. Raises ProblemError for an invalid request."""
     started = time.perf_counter()
     engine.check_target(options.target_fpr)
-    texts = await engine.files.texts(uploads)
+    files = await engine.files.texts(uploads)
 
     def encode() -> EncodedRequest:
-        nonlocal texts
-        normalised, texts = fit(texts, engine.config.max_chars)
+        nonlocal files
+        normalised, files = fit(files, engine.config.max_chars)
         return engine.encode_normalised(
-            [file.text for file in texts if isinstance(file, FileText)],
+            [file.text for file in files if isinstance(file, FileText)],
             normalised,
             Options(options.target_fpr, options.return_spans or options.explain, options.explain),
         )
 
     def respond(verdicts: list[Verdict]) -> bytes:
+        remaining, entries = iter(verdicts), []
+        for upload, file in zip(uploads, files, strict=True):
+            entry = FileVerdict(name=upload.name, num_chars=0)
+            if isinstance(file, FileText):
+                entry.num_chars, entry.verdict = len(file.text), report_hidden(next(remaining), file)
+                entry.text = file.text if options.return_text else None
+            else:
+                entry.problem = file.problem(request_id)
+            entries.append(entry)
         response = FilesResponse(
             request_id=request_id,
             model_version=engine.detector.version,
-            files=_entries(uploads, texts, verdicts, options.return_text, request_id),
+            files=entries,
             seconds=round(time.perf_counter() - started, 6),
         )
         return response.model_dump_json().encode()
 
-    size = sum(len(file.text) for file in texts if isinstance(file, FileText))
+    size = sum(len(file.text) for file in files if isinstance(file, FileText))
     return await engine.run(encode, respond, size, caller, charge)
 
 
@@ -129,19 +124,19 @@ def fit(
     for file in files:
         if isinstance(file, FileText):
             num_chars = expanded_length(file.text)
-            result = normalise(file.text) if num_chars <= budget else None
-            if result is not None:
+            is_fitting = num_chars <= budget
+            if is_fitting:
                 budget -= num_chars
+                result = normalise(file.text)
                 num_chars = len(result.text)
-            if result is not None and total + num_chars <= max_chars:
+                is_fitting = total + num_chars <= max_chars
+            if is_fitting:
                 total += num_chars
                 normalised.append(result)
             else:
-                others = f" after {total} of other files" if total else ""
-                detail = (
-                    f"The file has {num_chars} characters{others}, the limit is {max_chars}: send it alone or split it."
-                )
-                file = ProblemError(413, detail)
+                after = f" after {total} of other files" if total else ""
+                detail = f"The file has {num_chars} characters{after}, the limit is {max_chars}"
+                file = ProblemError(413, f"{detail}: send it alone or split it.")
         fitting.append(file)
     return normalised, fitting
 
@@ -154,24 +149,3 @@ def report_hidden(verdict: Verdict, file: FileText) -> Verdict:
     if file.hidden > MAX_HIDDEN_FRACTION * (len(file.text) + file.hidden):
         changes |= {"label": Label.UNCERTAIN, "reasons": [*verdict.reasons, Reason.HIDDEN_TEXT]}
     return verdict.model_copy(update=changes)
-
-
-def _entries(
-    uploads: Sequence[Upload],
-    files: Sequence[FileText | ProblemError],
-    verdicts: Sequence[Verdict],
-    return_text: bool,
-    request_id: str,
-) -> list[FileVerdict]:
-    remaining = iter(verdicts)
-    entries = []
-    for upload, file in zip(uploads, files, strict=True):
-        if isinstance(file, FileText):
-            text, verdict = file.text, report_hidden(next(remaining), file)
-            entry = FileVerdict(
-                name=upload.name, num_chars=len(text), text=text if return_text else None, verdict=verdict
-            )
-        else:
-            entry = FileVerdict(name=upload.name, num_chars=0, problem=file.problem(request_id))
-        entries.append(entry)
-    return entries

@@ -4,17 +4,21 @@
 const byId = (id) => document.getElementById(id);
 const LEVELS = 5;
 const VERDICTS = { human: "No sign of AI", ai: "Likely AI-generated", uncertain: "Uncertain" };
-const SHORT_REASONS = {
-  too_short: "too short",
-  other_script: "not in Latin script",
-  other_language: "another language",
-  not_language: "not recognised as English text",
-  mostly_code: "mostly code",
-  mostly_tables: "mostly tables",
-  mostly_quotations: "mostly quotations",
-  not_prose: "mostly links or references",
-  hidden_text: "much hidden text",
-  between_thresholds: "between human and AI",
+// In a headline, and as a sentence.
+const REASONS = {
+  too_short: ["too short", "The text is too short:"],
+  other_script: ["not in Latin script", "Most of the text is not in Latin script. The model reads English."],
+  other_language: ["another language", "Part or all of the text is in another language. The model reads English."],
+  not_language: [
+    "not recognised as English text",
+    "Most of the text is not recognised as English, or characters were lost: check that it was copied or extracted correctly.",
+  ],
+  mostly_code: ["mostly code", "Most of the text is code. The model reads prose."],
+  mostly_tables: ["mostly tables", "Most of the text is tables or numbers. The model reads prose."],
+  mostly_quotations: ["mostly quotations", "Most of the text is quotations, which have other authors."],
+  not_prose: ["mostly links or references", "Most of the text is links, references or other content that is not prose."],
+  hidden_text: ["much hidden text", "The file contains much text that a reader cannot see. It was not scored."],
+  between_thresholds: ["between human and AI", "The score is in the range of both human and AI texts."],
 };
 const TAMPERING = {
   invisible: "invisible characters",
@@ -33,10 +37,9 @@ function element(name, text, className) {
 }
 
 const percent = (fraction) => {
-  const value = 100 * fraction;
-  if (value > 0 && value < 1) return "under 1%";
-  if (value > 99 && value < 100) return "over 99%";
-  return `${Math.round(value)}%`;
+  if (fraction > 0 && fraction < 0.01) return "under 1%";
+  if (fraction > 0.99 && fraction < 1) return "over 99%";
+  return `${Math.round(100 * fraction)}%`;
 };
 
 // Natural frequencies such as "3 of 100" are understood better than 0.03.
@@ -86,19 +89,9 @@ function showStatus(text, isError = false) {
 function showReasons(verdict) {
   // A verdict from the history may be from a model with other targets.
   const needed = model?.thresholds.find((threshold) => threshold.target_fpr === verdict.target_fpr)?.min_tokens;
-  const words = {
-    too_short: `The text is too short: ${verdict.num_tokens} tokens; the model needs ${needed ? `at least ${needed}` : "more"}.`,
-    other_script: "Most of the text is not in Latin script. The model reads English.",
-    other_language: "Part or all of the text is in another language. The model reads English.",
-    not_language: "Most of the text is not recognised as English, or characters were lost: check that it was copied or extracted correctly.",
-    mostly_code: "Most of the text is code. The model reads prose.",
-    mostly_tables: "Most of the text is tables or numbers. The model reads prose.",
-    mostly_quotations: "Most of the text is quotations, which have other authors.",
-    not_prose: "Most of the text is links, references or other content that is not prose.",
-    hidden_text: "The file contains much text that a reader cannot see. It was not scored.",
-    between_thresholds: "The score is in the range of both human and AI texts.",
-  };
-  byId("reasons").replaceChildren(...verdict.reasons.map((reason) => element("li", words[reason] || reason)));
+  const tokens = ` ${verdict.num_tokens} tokens; the model needs ${needed ? `at least ${needed}` : "more"}.`;
+  const texts = verdict.reasons.map((name) => (REASONS[name]?.[1] ?? name) + (name === "too_short" ? tokens : ""));
+  byId("reasons").replaceChildren(...texts.map((text) => element("li", text)));
   byId("reasons").hidden = verdict.reasons.length === 0;
 }
 
@@ -151,7 +144,7 @@ function showSentences(text, verdict) {
 
 function headline(verdict) {
   const [reason] = verdict.reasons;
-  return reason ? `${VERDICTS[verdict.label]}: ${SHORT_REASONS[reason] || reason}` : VERDICTS[verdict.label];
+  return reason ? `${VERDICTS[verdict.label]}: ${REASONS[reason]?.[0] ?? reason}` : VERDICTS[verdict.label];
 }
 
 function show(text, verdict) {
@@ -273,8 +266,6 @@ byId("keep").addEventListener("change", () => {
   else past.disable();
   showHistory();
 });
-byId("theme").value = theme.get();
-byId("theme").addEventListener("change", () => theme.set(byId("theme").value));
 showHistory();
 loadModel().catch((error) => showStatus(error.message, true));
 countWords();

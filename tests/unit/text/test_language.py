@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import codecs
 import random
-import socket
 
 import pytest
 
@@ -139,18 +138,3 @@ def test_languages_that_models_confuse_count_as_one(wanted: str, found: str, mon
     monkeypatch.setattr(language, "detector", Model)
     assert problem(ENGLISH, wanted) is None
     assert problem(ENGLISH, "cy") == "other_language"
-
-
-def test_model_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    language.detector.cache_clear()
-    assert detect_language(GERMAN, "en") == "de"
-
-
-@pytest.mark.parametrize("name", ["en", "EN", " en-GB", "en_US "])
-def test_code_drops_the_region(name: str) -> None:
-    assert language.code(name) == "en"

@@ -48,19 +48,6 @@ def test_window_spans_cover_all_tokens_in_order(num_tokens, window, data):
     assert all(0 < step <= stride for step in steps[-1:])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ((0, 4, 2), [(0, 0)]),
-        ((3, 4, 2), [(0, 3)]),
-        ((8, 4, 2), [(0, 4), (2, 6), (4, 8)]),
-        ((9, 4, 4), [(0, 4), (4, 8), (5, 9)]),
-    ],
-)
-def test_window_spans_examples(arguments, expected):
-    assert window_spans(*arguments) == expected
-
-
 @pytest.mark.parametrize(("window", "stride"), [(0, 1), (4, 0), (4, 5), (-1, -1)])
 def test_impossible_window_is_refused(window, stride):
     with pytest.raises(InputError, match=f"window={window}, stride={stride}"):
@@ -79,12 +66,6 @@ def test_split_windows_cover_their_own_document_only(lengths, shape):
         assert set(np.concatenate(own).tolist()) == set(ids.tolist())
 
 
-def test_every_document_has_a_window():
-    rows, owners = split_windows(documents_of([0, 5, 0]), 4, 2)
-    assert as_lists(rows) == [[], [0, 1, 2, 3], [1, 2, 3, 4], []]
-    assert owners.tolist() == [0, 1, 1, 2]
-
-
 def test_document_score_is_the_mean_of_its_windows():
     scores, owners = np.asarray([1.0, -4.0, 2.0, 6.0]), np.asarray([1, 0, 1, 1])
     assert aggregate_windows(scores, owners, 2).tolist() == [-4.0, 3.0]
@@ -99,12 +80,6 @@ def test_sampled_window_is_one_of_the_document(lengths, shape, seed):
     assert len(sampled) == len(documents)
     for owner, window in enumerate(sampled):
         assert window.tolist() in [row.tolist() for row, o in zip(rows, owners, strict=True) if o == owner]
-
-
-def test_every_window_is_sampled_eventually():
-    generator = rng()
-    sampled = {sample_window(documents_of([100]), 10, 10, generator)[0][0] for _ in range(200)}
-    assert sampled == set(range(0, 100, 10))
 
 
 @given(DOCUMENTS, st.integers(1, 40).flatmap(lambda content: st.tuples(st.integers(1, content), st.just(content))))
@@ -127,11 +102,6 @@ def test_sampled_span_lengths_are_log_uniform_with_full_windows():
     assert fractions == pytest.approx([0.25] * 4, abs=0.03)
 
 
-def test_sampled_spans_reach_both_ends():
-    starts = {int(part[0]) for part in sample_span([np.arange(10)] * 300, 8, 8, rng())}
-    assert starts == {0, 1, 2}
-
-
 @given(st.integers(0, 600), st.sets(st.integers(MIN_SPAN_TOKENS + 1, 400), max_size=4).map(sorted), st.integers(0, 3))
 def test_spans_by_length_fill_every_range(length, edges, seed):
     *short, whole = sample_spans_by_length(length, edges, rng(seed))
@@ -141,21 +111,3 @@ def test_spans_by_length_fill_every_range(length, edges, seed):
     for (start, stop), (low, high) in zip(short, ranges, strict=True):
         assert low <= stop - start < high
         assert 0 <= start <= stop <= length
-
-
-def test_spans_by_length_have_all_lengths_and_positions():
-    sampled = [sample_spans_by_length(20, [10], rng(seed))[0] for seed in range(300)]
-    assert {stop - start for start, stop in sampled} == {8, 9}
-    assert {start for start, stop in sampled if stop - start == 9} == set(range(12))
-
-
-@pytest.mark.parametrize(
-    "sample",
-    [
-        lambda seed: as_lists(sample_window(documents_of([100, 300, 20]), 10, 5, rng(seed))),
-        lambda seed: as_lists(sample_span(documents_of([300] * 20), 100, 10, rng(seed))),
-        lambda seed: sample_spans_by_length(500, [64, 128], rng(seed)),
-    ],
-)
-def test_samples_depend_on_the_seed_only(sample):
-    assert sample(1) == sample(1) != sample(2)

@@ -85,20 +85,21 @@ HIDDEN_DOCX = {
 
 @pytest.mark.parametrize("name", HIDDEN_PDF)
 def test_hidden_pdf_text_is_left_out(name: str) -> None:
-    file = read_file(Upload("a.pdf", documents.pdf_of(VISIBLE + HIDDEN_PDF[name] + b"0 Tr " + VISIBLE)), CONFIG)
+    content = documents.pdf_of(VISIBLE + HIDDEN_PDF[name] + b"0 Tr " + VISIBLE.replace(b"700", b"500"))
+    file = read_file(Upload("a.pdf", content), CONFIG)
     assert (file.text.split(), file.hidden) == (["Shown.", "Shown."], 6)
 
 
 def test_text_layer_of_a_scan_is_read() -> None:
-    layer = b"q /Im0 Do Q\n" + HIDDEN_PDF["invisible mode"]
+    layer = b"q 600 0 0 800 0 0 cm BI /W 1 /H 1 /CS /G /BPC 8 ID \x80 EI Q\n" + HIDDEN_PDF["invisible mode"]
     assert read_file(Upload("a.pdf", documents.pdf_of(layer)), CONFIG) == ("Secret\n\n", 0)
     mixed = read_file(Upload("a.pdf", documents.pdf_of(VISIBLE + layer)), CONFIG)
     assert (mixed.text.split(), mixed.hidden) == (["Shown."], 6)
 
 
 def test_size_of_a_type3_font_does_not_hide_its_text() -> None:
-    content = HIDDEN_PDF["tiny"]
-    assert read_file(Upload("a.pdf", documents.pdf_of(VISIBLE + content, font=b"/Type3")), CONFIG).hidden == 0
+    content = documents.pdf_of(b"BT /F1 1 Tf 50 600 Td (aaa) Tj ET\n", font=documents.TYPE3)
+    assert read_file(Upload("a.pdf", content), CONFIG) == ("aaa\n\n", 0)
 
 
 @pytest.mark.parametrize("name", HIDDEN_DOCX)
@@ -135,9 +136,7 @@ def test_deleted_paragraph_mark_joins_paragraphs() -> None:
 @pytest.mark.parametrize(
     ("target", "part"),
     [
-        ("/Word/Document.xml", "word/document.xml"),
-        ("word\\document.xml", "word/document.xml"),
-        ("word/my%20document.xml", "word/my document.xml"),
+        ("/word/document2.xml", "word/document2.xml"),
         ("other/main.xml", "other/main.xml"),
     ],
 )
@@ -174,14 +173,7 @@ BAD = {
     "truncated XML": ("a.docx", documents.docx_of(b"<w:document"), 422, "damaged"),
     "Word without text": ("a.docx", documents.docx_of("<w:p/>"), 422, "no text"),
     "entities": ("a.docx", documents.docx_of(BILLION_LAUGHS), 422, "damaged"),
-    "bomb": ("a.docx", documents.docx_of(b" " * 49_000_000), 413, "49000000 bytes"),
-    "understated bomb": (
-        "a.docx",
-        documents.understated(documents.docx_of(b" " * 49_000_000), 49_000_000),
-        422,
-        "damaged",
-    ),
-    "many entries": ("a.docx", documents.docx_of("<w:p/>", 2_500), 413, "2502 files"),
+    "bomb": ("a.docx", documents.docx_of(f"<w:p><w:r><w:t>{'a' * 49_000_000}</w:t></w:r></w:p>"), 413, "characters"),
     "truncated PDF": ("a.pdf", b"%PDF-1.7\nnothing", 422, "damaged"),
     "scanned": ("a.pdf", documents.pdf("", ""), 422, "scanned"),
     "password": ("a.pdf", documents.pdf(SENTENCE, password="secret"), 422, "password"),
@@ -215,7 +207,7 @@ def test_too_many_characters_are_refused(content: tuple[str, bytes]) -> None:
 
 def test_endless_pdf_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "TIMEOUT_S", 2)
-    endless = documents.pdf_of(SHOW * 2_000_000)
+    endless = documents.pdf_of(SHOW * 300_000, 20)
     assert len(endless) < 1_000_000
     started = time.monotonic()
     with pytest.raises(ProblemError, match="within 2 seconds"):
