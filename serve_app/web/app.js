@@ -176,7 +176,6 @@ function showHistory() {
     again.type = "button";
     again.addEventListener("click", () => {
       byId("text").value = text;
-      countWords();
       show(text, verdict);
     });
     const item = element("li", "");
@@ -202,7 +201,6 @@ async function detectFile(file) {
   const result = (await request("v1/detect/file", { method: "POST", body: form })).files[0];
   if (result.problem) throw new Error(`${result.name}: ${result.problem.detail}`);
   byId("text").value = result.text;
-  countWords();
   addResult(result.text, result.verdict);
 }
 
@@ -219,11 +217,6 @@ async function check(detect) {
   } finally {
     byId("check").disabled = false;
   }
-}
-
-function countWords() {
-  const words = byId("text").value.trim().split(/\s+/).filter(Boolean).length;
-  byId("length").textContent = words === 1 ? "1 word" : `${words} words`;
 }
 
 byId("form").addEventListener("submit", (event) => {
@@ -257,7 +250,6 @@ byId("text").addEventListener("drop", (event) => {
   event.preventDefault();
   check(() => detectFile(file));
 });
-byId("text").addEventListener("input", countWords);
 byId("text").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("form").requestSubmit();
 });
@@ -268,4 +260,3 @@ byId("keep").addEventListener("change", () => {
 });
 showHistory();
 loadModel().catch((error) => showStatus(error.message, true));
-countWords();
