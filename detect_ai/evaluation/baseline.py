@@ -1,8 +1,7 @@
-"""The TF-IDF baseline of an evaluation: trained once for a corpus, cached, calibrated like the detector.
+"""The TF-IDF baseline of an evaluation: fitted once for a corpus, cached, calibrated like the detector.
 
-It is calibrated on the calibration split of the same corpus, at the same prevalence. Where the detector has thresholds
-by domain, so has the baseline. Both then use the domain that the detector's classifier predicts, in calibration as in
-evaluation.
+Where the detector has thresholds by domain, so has the baseline. Both use the domain that the detector's classifier
+predicts, in calibration as in evaluation.
 """
 
 from __future__ import annotations
@@ -74,14 +73,9 @@ def fit_baseline(
     domains: NDArray[np.str_] | None = None,
     seed: int = 0,
 ) -> tuple[TfidfModel, Calibration]:
-    """Fit and calibrate the baseline of a corpus; the model is read from storage if it has been fitted before.
+    """Fit the baseline on the training split, calibrate it on the calibration split; the model is cached in storage.
 
-    Args:
-        corpus: the model is fitted on its training split and calibrated on its calibration split.
-        targets: FPRs.
-        prevalence: of AI texts, that the probabilities assume.
-        domains: predicted for each text of the calibration split ("": unknown); None: one threshold for all texts.
-        seed: of the regression.
+    `domains` are those predicted for the calibration split ("": unknown); without any, all texts have one threshold.
     """
     from safetensors.numpy import load, save
     from scipy.sparse import vstack

@@ -36,15 +36,11 @@ def enough_groups(ids: Labels, *classes: NDArray[np.bool_]) -> bool:
 
 
 def bootstrap(statistics: Callable[[Floats], dict[str, Floats]], ids: Labels) -> dict[str, Interval]:
-    """Percentile intervals of several statistics from the same resamples of groups (Efron 1979).
+    """Percentile intervals by name of several statistics from the same resamples of groups (Efron 1979).
 
-    Args:
-        statistics: maps the number of times that each text is in each resample, float64 of shape (resamples, texts), to
-            values by name, each of shape (resamples,); NaN where a resample lacks a class.
-        ids: see `group_ids`.
-
-    Returns:
-        The bounds by name; None where the resamples do not vary, since a bootstrap says nothing then.
+    `statistics` maps the number of times that each text is in each resample, float64 of shape (resamples, texts), to
+    values by name, each of shape (resamples,), NaN where a resample lacks a class. Bounds are None where the resamples
+    do not vary, since a bootstrap says nothing then.
     """
     rng, groups = np.random.default_rng(0), int(ids.max()) + 1
     values: dict[str, list[Floats]] = {}

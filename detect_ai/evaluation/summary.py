@@ -33,18 +33,10 @@ def compute_metrics(
     prevalence: float = 0.5,
     score_intervals: bool = True,
 ) -> Metrics:
-    """Compute all metrics of one set of texts. A metric that the texts cannot support is None.
+    """Compute all metrics of one set of texts, which docs/EVALUATION.md defines.
 
-    - `auroc`, `tpr_at_fpr_0_1`, `_1`, `_5`: of the order of the scores. A TPR at an FPR needs so many human texts that
-      one of them may be called AI: 1,000, 100 or 20.
-    - `ece`, `brier`, `log_loss`: of the probabilities, with the classes weighted to `prevalence`.
-    - For each target (`1` stands for 1%): `fpr_at_target_1` and `tpr_at_target_1`, the fractions of human and of AI
-      texts called AI; `cleared_ai_fraction_at_1`, of AI texts called human; `abstained_fraction_at_1`, of all texts.
-    - At the default target: `fpr_at_target`, `tpr_at_target`, `cleared_ai_fraction`, `abstained_fraction`, the latter
-      also by class (`abstained_human`, `abstained_ai`); `ppv_at_5` and `ppv_at_20`, the fraction of texts called AI
-      that are AI where 5% and 20% of all texts are; `fpr_by_group`, see `intervals.group_spread`.
-
-    Bounds of 95% intervals end in `_low` and `_high`; see `detect_ai.evaluation.intervals`.
+    A metric that the texts cannot support is None: a TPR at a fixed FPR needs so many human texts that one of them may
+    be called AI. Bounds of 95% intervals end in `_low` and `_high`; see `detect_ai.evaluation.intervals`.
 
     Args:
         labels: 0 human, 1 AI; like all arrays of shape (n,).

@@ -29,12 +29,7 @@ class EvalTask:
     out: tuple[Storage, str]  # storage and key of the folder for results
 
     def score_generated(self, rows: list[tuple[str, str, str]], spans: str = "none") -> Verdicts:
-        """Score texts that the evaluation makes, such as attacked ones; they are not kept in storage.
-
-        Args:
-            rows: id, text and attack of each text.
-            spans: scores of sentences, as `score.spans`.
-        """
+        """Score generated texts, given as id, text and attack, which are not kept; `spans` is that of `score`."""
         storage, key = self.out[0], f"{self.out[1]}/generated"
         try:
             ids, texts, attacks = map(list, zip(*rows, strict=True))
