@@ -167,7 +167,7 @@ def check_files(predict: Predict, arguments: argparse.Namespace) -> int:
                 raise
             message = str(error).removeprefix(f"{name}: ")
             print_error(f"{printable(name)}: {message}")
-        labels.add(verdict and verdict.label)
+        labels.add(verdict.label if verdict else None)
         if arguments.json:
             file = name.encode(errors="replace").decode()  # strict parsers refuse unpaired surrogates
             values = verdict and verdict.model_dump(mode="json")

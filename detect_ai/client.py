@@ -196,8 +196,7 @@ class AsyncClient:
         items = [texts] if isinstance(texts, str) else _as_list(texts, "a text or a list of texts")
         for i, text in enumerate(items):
             if not isinstance(text, str):
-                kind = type(text).__name__
-                raise InputError(f"texts[{i}]: expected a string, found {kind}; drop missing values first")
+                raise InputError(f"texts[{i}]: expected a string, found {type(text).__name__}; drop missing values")
             if is_blank(text):
                 raise InputError(f"texts[{i}] is empty: expected at least one visible character")
 
