@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -136,11 +137,10 @@ def timed_shards(folder: Path, files: list[str], rows: int, config: Config, numb
     order = np.random.default_rng(number).permutation(rows)
     size = SHARD_ROWS
     parts = [np.sort(order[start : start + size]) for start in range(0, rows, size)]
-    columns = [{"weight": [1.0] * len(part), "copy": [""] * len(part)} for part in parts]
-    places = [(part // SCRATCH_FILE_ROWS, part % SCRATCH_FILE_ROWS) for part in parts]
+    decided = {"weight": 1.0, "copy": ""}
     plans = [
-        ShardPlan("train", i, file.astype(np.int32), row.astype(np.int32), columns[i])
-        for i, (file, row) in enumerate(places)
+        ShardPlan("train", i, pd.DataFrame({"file": p // SCRATCH_FILE_ROWS, "row": p % SCRATCH_FILE_ROWS, **decided}))
+        for i, p in enumerate(parts)
     ]
     tokenizer = load_tokenizer(config.model)
     started = time.perf_counter()

@@ -67,7 +67,6 @@ class SourceConfig(Section):
     # Value of the split column ("*": every row): the splits that its groups are distributed over. Others: any split.
     splits: dict[str, Annotated[list[Split], Field(min_length=1)]] = {}
     weight: Positive = 1.0  # of each of its rows in the loss
-    limit: Natural = 0  # whole groups are drawn up to this number of rows; 0: all rows
     # Hub
     subset: str = ""
     hub_split: str = "train"

@@ -1,22 +1,22 @@
-"""The stage `audit`: describe a corpus and find shortcuts that a detector could learn."""
+"""The stage `audit`: describe a corpus and warn of shortcuts that a detector could learn."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from detect_ai.calibration.conformal import texts_needed
 from detect_ai.core.config import SPLITS, Config
 from detect_ai.core.storage import Storage
-from detect_ai.corpus.findings import Finding, corpus_findings
-from detect_ai.corpus.manifest import QUARANTINE, Corpus
-from detect_ai.corpus.shortcuts import Audit, audit_texts
+from detect_ai.corpus.manifest import QUARANTINE, Corpus, Manifest
+from detect_ai.corpus.shortcuts import FEATURES, audit_texts
+from detect_ai.reports import plots
+from detect_ai.reports.render import render
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +24,11 @@ logger = logging.getLogger(__name__)
 MAX_ROWS = {"train": 10_000, "validation": 3_000, "calibration": 3_500, "test": 3_500}
 MAX_CHARACTERS = 100_000_000
 LENGTH_BINS = 40
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-LABELS = ("human", "ai")
-_SLICES = ("group", "domain", "generator", "source")
+MIN_AUROC = 0.70  # of a feature, for a warning
+EASY_AUROC = 0.97  # of the baseline
+MAX_SLICE_FPR = 0.15  # of a slice's human texts, where 5% of all are called AI
+MIN_HUMANS = 50  # in a slice, for that warning
+MAX_DROPPED_FRACTION = 0.05  # of the rows read, by one reason
 
 
 def audit(config: Config, storage: Storage) -> dict[str, Any]:
@@ -34,109 +36,121 @@ def audit(config: Config, storage: Storage) -> dict[str, Any]:
 
     Raises:
         ConfigError: `prepare` has not run yet under this run name.
-        CorpusError: the corpus is missing, or lacks a class.
+        CorpusError: the corpus is missing.
     """
     corpus = Corpus.of_run(storage, config.run)
-    result = audit_corpus(corpus)
-    manifest = corpus.manifest
-    findings = corpus_findings(result, manifest.counts, manifest.dropped, manifest.rows_read)
-    for finding in findings:
-        logger.warning("%s: %s", finding.about, finding.text)
-    report = describe(corpus, result, findings)
-    keys = _write(storage, f"runs/{config.run}/audit", report)
-    return {
-        **keys,
-        "corpus": corpus.key,
-        "fingerprint": manifest.fingerprint,
-        "texts_audited": result.n_human + result.n_ai,
-        "baseline": asdict(result.baseline),
-        "strongest_features": {f.name: f.auroc for f in result.features[:5]},
-        "warnings": [finding.text for finding in findings],
-    }
-
-
-def audit_corpus(corpus: Corpus) -> Audit:
-    """Audit the leading rows of each split."""
-    rows = pa.concat_tables(_leading_rows(corpus))
+    rows = pd.concat(_leading_rows(corpus), ignore_index=True)
     logger.info("auditing %d of %d texts", len(rows), sum(corpus.num_rows(split) for split in SPLITS))
-    slices = {name: rows[name].to_pylist() for name in ("split", *_SLICES)}
-    return audit_texts(rows["text"].to_pylist(), rows["label"].to_numpy(), slices, rows["weight"].to_numpy())
-
-
-def describe(corpus: Corpus, result: Audit, findings: list[Finding]) -> dict[str, Any]:
-    """The content of the report, as plain values.
-
-    Keys: `corpus` (what it is), `findings`, `counts` (rows of the whole corpus by split, label, source, domain,
-    generator and attack), `lengths` (tokens, by class), `quarantine` (rows by reason and source), `audit`.
-    """
-    manifest = corpus.manifest
+    measured = audit_texts(rows)
+    warnings = [*shortcut_warnings(measured), *count_warnings(corpus.manifest, config.calibration.target_fprs)]
+    for warning in warnings:
+        logger.warning("%s", warning)
+    report = {"warnings": warnings, "audit": measured, **_describe(corpus)}
+    page = render("corpus.html.jinja", report=report, lengths=plots.histogram(report["lengths"], "tokens", log="x"))
+    key = f"runs/{config.run}/audit"
+    storage.write_json(f"{key}/report.json", report)
+    storage.write_bytes(f"{key}/report.html", page.encode())
     return {
-        "corpus": {
-            "name": manifest.name,
-            "key": corpus.key,
-            "fingerprint": manifest.fingerprint,
-            "language": manifest.language,
-            "seed": manifest.seed,
-            "normaliser_version": manifest.normaliser_version,
-            "sources": [
-                {name: source.get(name, "") for name in ("name", "kind", "licence")} for source in manifest.sources
-            ],
-            "rows_read": manifest.rows_read,
-            "rows": {split: corpus.num_rows(split) for split in SPLITS},
-            "dropped": dict(sorted(manifest.dropped.items(), key=lambda item: -item[1])),
-            "near_duplicates": manifest.near_duplicates,
-            "contamination": manifest.contamination,
-        },
-        "findings": [asdict(finding) for finding in findings],
-        "counts": manifest.counts,
-        "lengths": _lengths(corpus),
-        "quarantine": _quarantine(corpus),
-        "audit": asdict(result),
+        "report": f"{key}/report.html",
+        "report_json": f"{key}/report.json",
+        "corpus": corpus.key,
+        "fingerprint": corpus.manifest.fingerprint,
+        "texts_audited": len(rows),
+        "baseline": measured["baseline"],
+        "strongest_features": {row["name"]: row["auroc"] for row in measured["features"][:5]},
+        "warnings": warnings,
     }
 
 
-def _leading_rows(corpus: Corpus) -> Iterator[pa.Table]:
+def _leading_rows(corpus: Corpus) -> Iterator[pd.DataFrame]:
     for split, rows in MAX_ROWS.items():
         characters = MAX_CHARACTERS * rows // sum(MAX_ROWS.values())
-        for batch in corpus.tables(split, ["text", "label", "weight", *_SLICES]):
+        for batch in corpus.tables(split, ["text", "label", "weight", "domain", "generator", "source"]):
             taken = batch.slice(0, rows)
-            yield taken.append_column("split", pa.array([split] * len(taken), pa.string()))
+            yield taken.to_pandas().assign(split=split)
             rows -= len(taken)
             characters -= taken["text"].nbytes
             if rows <= 0 or characters <= 0:
                 break
 
 
-def _lengths(corpus: Corpus) -> dict[str, Any]:
-    """Tokens of the texts by class: edges of the bins (logarithmic), counts and quantiles."""
-    tables = [corpus.read(split, ["label", "num_tokens"]) for split in SPLITS]
-    labels, tokens = (np.concatenate([table[name].to_numpy() for table in tables]) for name in ("label", "num_tokens"))
-    tokens = np.maximum(tokens, 1)
-    edges = np.geomspace(tokens.min(), tokens.max() + 1, LENGTH_BINS + 1)
-    by_class = {name: _distribution(tokens[labels == label], edges) for label, name in enumerate(LABELS)}
-    return {"edges": edges.tolist(), **by_class}
+def shortcut_warnings(measured: Mapping[str, Any]) -> Iterator[str]:
+    """What makes a corpus too easy, and what to do about it, from the result of `audit_texts`."""
+    for feature in measured["features"]:
+        if feature["auroc"] >= MIN_AUROC:
+            yield (
+                f"{feature['name']} alone gives AUROC {feature['auroc']:.2f}, higher in "
+                f"{'AI' if feature['higher_in'] == 'ai' else 'human'} texts: {FEATURES[feature['name']][1]}, or the "
+                f"detector will learn it"
+            )
+    if (measured["baseline"]["auroc"] or 0) >= EASY_AUROC:
+        yield (
+            f"TF-IDF and logistic regression reach AUROC {measured['baseline']['auroc']:.3f}: the classes differ in "
+            f"their words. Test on other domains and generators (corpus.holdout)"
+        )
+    for row in measured["slices"]:
+        if row["n_human"] >= MIN_HUMANS and row["fpr"] >= MAX_SLICE_FPR:
+            yield (
+                f"at an FPR of 5% over all human texts the baseline has {row['fpr']:.0%} on the {row['n_human']} of "
+                f"{row['column']} {row['value']!r}: add human texts like these"
+            )
 
 
-def _distribution(tokens: NDArray[np.int32], edges: NDArray[np.float64]) -> dict[str, Any]:
-    quantiles = np.quantile(tokens, QUANTILES)
+def count_warnings(manifest: Manifest, target_fprs: Sequence[float]) -> Iterator[str]:
+    """Sources of one class, splits with too few human texts for a target, and frequent reasons to drop rows."""
+    counts = pd.DataFrame(manifest.counts)
+    for column in ("source", "domain"):
+        labels = counts[counts[column] != ""].groupby(column)["label"].agg(["min", "max"])
+        single = labels.loc[labels["min"] == labels["max"], "max"]
+        if len(single):
+            names = [f"{name} ({'AI' if label else 'human'})" for name, label in single[:5].items()]
+            yield (
+                f"{len(single)} of {len(labels)} {column}s hold one class only: {', '.join(names)}"
+                f"{' …' if len(single) > 5 else ''}. A detector may learn the {column} instead of the class"
+            )
+    humans = counts[counts["label"] == 0].groupby("split")["rows"].sum()
+    for split, purpose in (("calibration", "set a threshold for"), ("test", "measure")):
+        for target in target_fprs:
+            if humans[split] < texts_needed(target):
+                yield (
+                    f"the {split} split has {humans[split]} human texts; it takes {texts_needed(target)} to {purpose} "
+                    f"an FPR of {target:.0%}"
+                )
+    for reason, rows in manifest.dropped.items():
+        if rows > MAX_DROPPED_FRACTION * manifest.rows_read and reason != "held_out":  # configured
+            yield f"{rows:,} of {manifest.rows_read:,} rows ({rows / manifest.rows_read:.0%}) were dropped: {reason}"
+
+
+def _describe(corpus: Corpus) -> dict[str, Any]:
+    """The contents of a corpus, without its texts and paths, as plain values."""
+    manifest = corpus.manifest
+    counts = pd.DataFrame(manifest.counts)
+    contents = {}
+    for column in ("split", "source", "domain", "generator", "attack"):
+        by_class = counts.pivot_table("rows", column, "label", aggfunc="sum", fill_value=0, sort=False)
+        by_class = by_class.reindex(columns=[0, 1], fill_value=0)
+        if column != "split":
+            by_class = by_class.loc[by_class.sum(axis=1).sort_values(ascending=False, kind="stable").index]
+        contents[column] = [{"value": name, "human": int(h), "ai": int(ai)} for name, h, ai in by_class.itertuples()]
+    tokens = pa.concat_tables([corpus.read(split, ["label", "num_tokens"]) for split in SPLITS]).to_pandas()
+    edges = np.geomspace(max(1, tokens["num_tokens"].min()), tokens["num_tokens"].max() + 1, LENGTH_BINS + 1)
+    by_label = [tokens.loc[tokens["label"] == label, "num_tokens"] for label in (0, 1)]
+    dropped = []
+    if corpus.shards(QUARANTINE):
+        reasons = corpus.read(QUARANTINE, ["reason", "source"]).to_pandas().value_counts()
+        dropped = reasons.rename("rows").reset_index().to_dict("records")
+    names = ("name", "fingerprint", "language", "seed", "normaliser_version", "rows_read", "near_duplicates")
     return {
-        "counts": np.histogram(tokens, edges)[0].tolist(),
-        "mean": float(tokens.mean()),
-        **{f"p{100 * q:g}": float(value) for q, value in zip(QUANTILES, quantiles, strict=True)},
+        "corpus": {
+            "key": corpus.key,
+            **{name: getattr(manifest, name) for name in (*names, "contamination")},
+            "sources": [{name: source[name] for name in ("name", "kind", "licence")} for source in manifest.sources],
+        },
+        "contents": contents,
+        "lengths": {
+            "edges": edges.tolist(),
+            **{name: np.histogram(by_label[i], edges)[0].tolist() for i, name in enumerate(("human", "ai"))},
+            "medians": [float(lengths.median()) for lengths in by_label],
+        },
+        "dropped": dropped,
     }
-
-
-def _quarantine(corpus: Corpus) -> list[dict[str, Any]]:
-    """Rows of the quarantine by reason and source."""
-    counts: Counter[tuple[str, str]] = Counter()
-    for batch in corpus.tables(QUARANTINE, ["reason", "source"]):
-        counts.update(zip(batch["reason"].to_pylist(), batch["source"].to_pylist(), strict=True))
-    return [{"reason": reason, "source": source, "rows": rows} for (reason, source), rows in counts.most_common()]
-
-
-def _write(storage: Storage, key: str, report: dict[str, Any]) -> dict[str, str]:
-    from detect_ai.reports.corpus import corpus_report
-
-    storage.write_json(f"{key}/report.json", report)
-    storage.write_bytes(f"{key}/report.html", corpus_report(report).encode())
-    return {"report": f"{key}/report.html", "report_json": f"{key}/report.json"}

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from detect_ai.metrics import Floats, Labels
 
 HASHED_FEATURES = 2**18  # hashed, so that memory is bounded whatever the vocabulary
 
@@ -30,7 +28,7 @@ class TfidfModel:
     bias: float
 
     @classmethod
-    def fit(cls, counts: Any, labels: Ints, sample_weights: Floats, seed: int = 0) -> Self:
+    def fit(cls, counts: Any, labels: Labels, sample_weights: Floats, seed: int = 0) -> Self:
         """Fit on the `word_counts` of texts with labels (0 human, 1 AI) and weights in the loss, shape (texts,)."""
         from sklearn.feature_extraction.text import TfidfTransformer
         from sklearn.linear_model import LogisticRegression

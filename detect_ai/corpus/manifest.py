@@ -20,7 +20,6 @@ from detect_ai.core.storage import Storage
 FORMAT = 2
 READ_AT_ONCE = 256  # rows of a table
 ORIGINAL = "none"  # the value of the column `attack` for texts that no attack has changed
-CONTAMINATION = "contamination.json"  # texts of the corpus that evaluation sets contain
 QUARANTINE = "quarantine"  # the folder of the dropped rows, next to those of the splits
 
 
@@ -69,9 +68,7 @@ class Corpus:
         try:
             data = storage.read_json(f"{key}/manifest.json")
         except FileNotFoundError:
-            raise CorpusError(
-                f"{where}: no manifest.json, so it is not a finished corpus: run jobs/prepare.py"
-            ) from None
+            raise CorpusError(f"{where}: no manifest.json, it is not finished: run jobs/prepare.py") from None
         if data.get("format") != FORMAT:
             raise CorpusError(f"{where}: manifest format {data.get('format')}, expected {FORMAT}: prepare it again")
         return cls(storage, key, Manifest(**{**data, "shards": [Shard(**s) for s in data["shards"]]}))

@@ -16,11 +16,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -33,7 +34,7 @@ from detect_ai.corpus.columns import ROW_SCHEMA
 from detect_ai.corpus.dedup import NUM_PERM
 from detect_ai.corpus.manifest import QUARANTINE, Shard
 from detect_ai.corpus.sources import Piece, list_pieces, read_piece
-from detect_ai.corpus.splits import OVER_LIMIT, Rows, shuffle_key
+from detect_ai.corpus.splits import Rows, shuffle_key
 from detect_ai.models.tokenizer import Tokenizer
 
 SHARD_ROWS = 4096
@@ -86,41 +87,40 @@ class Scan:
         index: one row for each row read: `file` and `row` (its place), `order` (uint64, drawn from the seed), `id`,
             `digest`, `label` (-1: none), `num_words`, `weight`, `against` (it belongs to an evaluation set, not to the
             corpus), `arrival` (its place in the signatures), and names as categories.
-        path: file of the signatures.
+        signatures: MinHash signatures by arrival, shape (rows, NUM_PERM), mapped from a file.
     """
 
     files: list[str]
     index: pd.DataFrame
-    path: Path
-
-    def signatures(self) -> NDArray[np.uint32]:
-        """MinHash signatures by arrival, shape (rows, NUM_PERM), mapped from the file."""
-        shape = (len(self.index), NUM_PERM)
-        return np.memmap(self.path, np.uint32, "r", shape=shape) if len(self.index) else np.empty(shape, np.uint32)
+    signatures: NDArray[np.uint32]
 
 
 @contextmanager
 def scan_sources(corpus: CorpusConfig, seed: int, storage: Storage, key: str, folder: Path) -> Iterator[Scan]:
     """Scan the sources of a corpus. The scratch files are under `key` and deleted when the context ends.
 
-    Args:
-        corpus: sources and rules.
-        seed: of the order.
-        storage: of the scratch files: every node must reach it.
-        key: of the scratch folder.
-        folder: local, for the signatures.
+    Every node must reach `storage`; `folder` is local, for the signatures.
 
     Raises:
-        CorpusError: a source is missing, cannot be parsed, lacks a column or has an unknown label.
+        CorpusError: a source is missing, empty or malformed, lacks a column or has an unknown label.
     """
     tables, path = [], folder / "signatures"
     try:
-        with path.open("wb") as signatures, reraise_own_errors():
+        with path.open("wb") as file, reraise_own_errors():
             for table in _scanned_rows(corpus, seed, storage, key):
-                _append_signatures(signatures, table)
-                tables.append(_copied(table.drop(["signature"])))
-        index, files = _indexed(tables)
-        yield Scan(files, index, path)
+                for chunk in table["signature"].chunks:
+                    file.write(chunk.flatten().to_numpy().astype(np.uint32, copy=False).tobytes())
+                # A copy: the table as it came keeps its whole block in Ray's object store.
+                tables.append(table.drop(["signature"]).take(pa.array(np.arange(len(table)))))
+        if not tables:
+            raise CorpusError("the sources hold no rows: expected texts with labels")
+        index = pa.concat_tables(tables).to_pandas(categories=[*_CATEGORIES, "file"])
+        index["label"] = index["label"].fillna(-1).astype(np.int8)
+        index["arrival"] = np.arange(len(index))
+        files = index["file"].cat.categories.tolist()
+        index["file"] = index["file"].cat.codes.astype(np.int32)
+        index = index.sort_values(["order", "id"], kind="stable", ignore_index=True)
+        yield Scan(files, index, np.memmap(path, np.uint32, "r", shape=(len(index), NUM_PERM)))
     finally:
         storage.delete(key)
 
@@ -174,8 +174,7 @@ def _gathered(task: list[tuple[Piece, bool]], num_rows: int) -> Iterator[pa.Tabl
 
 def _write_scratch_file(table: pa.Table, corpus: CorpusConfig, seed: int, root: str, key: str) -> pa.Table:
     """Clean rows and write them to a scratch file in their order. Returns the columns of the index."""
-    against = table["against"]
-    table = clean(table.drop(["against"]), corpus).append_column("against", against)
+    table = clean(table, corpus)
     names = zip(table["id"].to_pylist(), table["digest"].to_pylist(), strict=True)
     order = np.asarray([shuffle_key(seed, f"{name}\0{digest}") for name, digest in names], np.uint64)
     table = table.append_column("order", pa.array(order)).take(pa.array(np.argsort(order, kind="stable")))
@@ -187,61 +186,29 @@ def _write_scratch_file(table: pa.Table, corpus: CorpusConfig, seed: int, root: 
     return table.append_column("file", pa.array([name] * len(table), pa.string()))
 
 
-def _copied(table: pa.Table) -> pa.Table:
-    """A table in memory of its own: as it came, it keeps its whole block in Ray's object store."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return pa.ipc.open_stream(sink.getvalue()).read_all()
-
-
-def _append_signatures(file: IO[bytes], table: pa.Table) -> None:
-    for chunk in table["signature"].chunks:
-        file.write(chunk.flatten().to_numpy().astype(np.uint32, copy=False).tobytes())
-
-
-def _indexed(tables: Sequence[pa.Table]) -> tuple[pd.DataFrame, list[str]]:
-    """The index over all rows, in the corpus's order, and the keys of the scratch files."""
-    if not tables:
-        raise CorpusError("the sources hold no rows: expected texts with labels")
-    frame: pd.DataFrame = pa.concat_tables(tables).to_pandas(categories=[*_CATEGORIES, "file"])
-    frame["label"] = frame["label"].fillna(-1).astype(np.int8)
-    frame["arrival"] = np.arange(len(frame))
-    files = [str(name) for name in frame["file"].cat.categories]
-    frame["file"] = frame["file"].cat.codes.astype(np.int32)
-    return frame.sort_values(["order", "id"], kind="stable", ignore_index=True), files
-
-
 # The second pass
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard before it is written. Every array has one entry a row, in the shard's order.
+    """One shard before it is written.
 
     Attributes:
         split: one of `SPLITS`, or the quarantine.
         number: counted from 0 within the split.
-        file: position of each row's scratch file.
-        row: its place in that file.
-        columns: what was decided: `weight` and `copy` (the attack on a copy, or ""), else `reason` and `duplicate_of`.
+        rows: `file` and `row` of each row, in the shard's order, and what was decided: `weight` and `copy` (the attack
+            on a copy, or ""), else `reason` and `duplicate_of`. The data frame's index is the position in the scan.
     """
 
     split: str
     number: int
-    file: NDArray[np.int32]
-    row: NDArray[np.int32]
-    columns: dict[str, list[Any]]
+    rows: pd.DataFrame
 
 
 def plan_shards(rows: Rows, config: Config) -> list[ShardPlan]:
     """The shards of all splits and of the quarantine."""
     plans, size = [], SHARD_ROWS
-
-    def add(split: str, number: int, part: NDArray[np.int64], columns: dict[str, list[Any]]) -> None:
-        file, row = (rows.index[name].to_numpy()[part].astype(np.int32) for name in ("file", "row"))
-        plans.append(ShardPlan(split, number, file, row, columns))
-
+    places = rows.index[["file", "row"]].astype(np.int32)
     for position, name in enumerate(SPLITS):
         members = np.flatnonzero(rows.stays & (rows.split == position))
         for number, start in enumerate(range(0, len(members), size)):
@@ -249,28 +216,21 @@ def plan_shards(rows: Rows, config: Config) -> list[ShardPlan]:
             attacks = [""] * len(part)
             if name == "train":
                 part, attacks = add_augmented_rows(part, rows.index, config.corpus, config.seed)
-            add(name, number, part, {"weight": rows.weight[part].tolist(), "copy": attacks})
-    bad = np.flatnonzero(~rows.stays & ~rows.against & (rows.reason != OVER_LIMIT))
-    ids = rows.index["id"].to_numpy()
-    for number, start in enumerate(range(0, len(bad), size)):
-        part = bad[start : start + size]
-        originals = [str(ids[position]) if position >= 0 else "" for position in rows.duplicate_of[part]]
-        add(QUARANTINE, number, part, {"reason": rows.reason[part].tolist(), "duplicate_of": originals})
+            plans.append(ShardPlan(name, number, places.iloc[part].assign(weight=rows.weight[part], copy=attacks)))
+    ids = np.append(rows.index["id"].to_numpy(object), "")  # the last one is that of no row, -1
+    dropped = places.assign(reason=rows.reason, duplicate_of=ids[rows.duplicate_of])
+    dropped = dropped[~rows.stays & ~rows.against]
+    for number, start in enumerate(range(0, len(dropped), size)):
+        plans.append(ShardPlan(QUARANTINE, number, dropped[start : start + size]))
     return plans
 
 
 def write_shards(
     plans: Sequence[ShardPlan], files: Sequence[str], tokenizer: Tokenizer, workers: int, root: str, key: str
 ) -> list[Shard]:
-    """Write every shard, several at a time.
+    """Write every shard of the corpus `key` from the scratch files, in `workers` actors at most.
 
-    Args:
-        plans: of the shards.
-        files: keys of the scratch files.
-        tokenizer: of the model.
-        workers: actors, at most.
-        root: of the storage.
-        key: of the corpus.
+    The driver loads the tokenizer: loading it imports torch, which takes seconds in every actor.
     """
     import ray
 
@@ -290,14 +250,7 @@ def write_shards(
 
 
 class ShardWriter:
-    """An actor that holds the tokenizer and writes shards.
-
-    Args:
-        tokenizer: of the model, loaded by the driver: loading it imports torch, which takes seconds in every actor.
-        files: keys of the scratch files.
-        root: of the storage.
-        key: of the corpus.
-    """
+    """An actor that holds the tokenizer and writes shards; arguments as of `write_shards`."""
 
     def __init__(self, tokenizer: Tokenizer, files: list[str], root: str, key: str) -> None:
         self._tokenizer, self._files, self._key = tokenizer, files, key
@@ -306,9 +259,9 @@ class ShardWriter:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Write the shard of a plan."""
         plan: ShardPlan = pickle.loads(batch["item"][0])  # noqa: S301 - pickled by `write_shards`
-        table = read_rows(self._storage, self._files, plan)
-        for name, values in plan.columns.items():
-            table = table.append_column(name, pa.array(values))
+        table = self._read(plan.rows)
+        for column in plan.rows.columns.drop(["file", "row"]):
+            table = table.append_column(column, pa.array(plan.rows[column].tolist()))
         if plan.split == QUARANTINE:
             data = parquet(table, QUARANTINE_SCHEMA)
         else:
@@ -318,35 +271,27 @@ class ShardWriter:
         digest = hashlib.sha256(data).hexdigest()
         return {"split": [plan.split], "name": [name], "rows": [len(table)], "sha256": [digest]}
 
-
-def read_rows(storage: Storage, files: Sequence[str], plan: ShardPlan) -> pa.Table:
-    """The rows of a plan, in its order. Only the row groups that hold them are read."""
-    tables, places = [], []
-    for file in np.unique(plan.file):
-        wanted = np.flatnonzero(plan.file == file)
-        rows = plan.row[wanted]
-        groups = np.unique(rows // ROW_GROUP)
-        with storage.filesystem.open_input_file(storage.path(files[file])) as opened:
-            table = pq.ParquetFile(opened).read_row_groups(groups.tolist())
-        place = np.searchsorted(groups, rows // ROW_GROUP) * ROW_GROUP + rows % ROW_GROUP
-        tables.append(table.take(pa.array(place)))
-        places.append(wanted)
-    return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(places), kind="stable")))
+    def _read(self, rows: pd.DataFrame) -> pa.Table:
+        """The rows at these places, in their order. Only the row groups that hold them are read."""
+        tables, order = [], []
+        for file, own in rows.reset_index(drop=True).groupby("file"):
+            group, place = own["row"].to_numpy() // ROW_GROUP, own["row"].to_numpy() % ROW_GROUP
+            groups = np.unique(group)
+            with self._storage.filesystem.open_input_file(self._storage.path(self._files[file])) as opened:
+                table = pq.ParquetFile(opened).read_row_groups(groups.tolist())
+            tables.append(table.take(pa.array(np.searchsorted(groups, group) * ROW_GROUP + place)))
+            order.append(own.index.to_numpy())
+        return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order))))
 
 
 def tokenize(table: pa.Table, tokenizer: Tokenizer) -> pa.Table:
     """Add `input_ids` (whole text, no special tokens) and `num_tokens` to rows with `normalised`."""
-    parts = []
-    for batch in table.select(["normalised"]).to_batches(max_chunksize=TOKENIZE_ROWS):
-        ids = tokenizer.encode(batch.column(0).to_pylist())
-        lengths = np.asarray([len(each) for each in ids], dtype=np.int32)
-        offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-        values = np.concatenate(ids) if ids else np.empty(0, np.int32)
-        parts.append((pa.ListArray.from_arrays(offsets, values), lengths))
-    lists = pa.chunked_array([lists for lists, _ in parts], pa.list_(pa.int32()))
-    table = table.append_column("input_ids", lists)
-    counts = pa.chunked_array([pa.array(lengths) for _, lengths in parts], pa.int32())
-    return table.append_column("num_tokens", counts)
+    ids = [
+        pa.array(tokenizer.encode(batch.column(0).to_pylist()), pa.list_(pa.int32()))
+        for batch in table.select(["normalised"]).to_batches(max_chunksize=TOKENIZE_ROWS)
+    ]
+    lists = pa.chunked_array(ids, pa.list_(pa.int32()))
+    return table.append_column("input_ids", lists).append_column("num_tokens", pc.list_value_length(lists))
 
 
 def parquet(table: pa.Table, schema: pa.Schema) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from detect_ai.corpus.dedup import exact_duplicates
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-OVER_LIMIT = "over_limit"
+CONTAMINATED = "contaminated"
 ANY = (1 << len(SPLITS)) - 1  # a mask of splits, one bit each in the order of `SPLITS`
 TEST = 1 << SPLITS.index("test")
 # Near duplicates join groups while the joined group stays below this fraction of the rows. The thousands of essays on
@@ -29,19 +29,18 @@ MAX_WEIGHT, MIN_WEIGHT = 4.0, 0.25
 
 
 class Rows:
-    """The rows of a scan and what was decided about each, in the corpus's order.
+    """The rows of a scan and what was decided about each, in the corpus's order. Shapes are (rows,).
 
     Args:
         index: of the scan.
         corpus: the configuration.
 
     Attributes:
-        reason: why a row is dropped, "" while it stays; shape (rows,).
-        duplicate_of: position of the row it duplicates, -1 for none; shape (rows,).
-        split: position in `SPLITS`, shape (rows,).
-        weight: in the loss; float32, shape (rows,).
-        masks: splits that each row may go to, shape (rows,).
-        contaminated: near duplicates of the corpus and evaluation sets as (ours, theirs), shape (pairs, 2).
+        reason: why a row is dropped, "" while it stays.
+        duplicate_of: position of the row it duplicates, -1 for none.
+        split: position in `SPLITS`.
+        weight: in the loss, float32.
+        masks: splits that each row may go to.
     """
 
     def __init__(self, index: pd.DataFrame, corpus: CorpusConfig) -> None:
@@ -53,7 +52,6 @@ class Rows:
         self.split = np.zeros(len(index), np.int64)
         self.weight = index["weight"].to_numpy(np.float32).copy()
         self.masks = _allowed_splits(index, corpus)
-        self.contaminated = np.empty((0, 2), np.int64)
 
     @property
     def stays(self) -> Bools:
@@ -63,34 +61,15 @@ class Rows:
     @property
     def dropped(self) -> dict[str, int]:
         """Number of dropped rows by reason."""
-        own = self.reason[~self.against]
-        reasons, counts = np.unique(own[own != ""].astype(str), return_counts=True)
-        return dict(zip(reasons.tolist(), counts.tolist(), strict=True))
+        reasons = self.reason[~self.against & (self.reason != "")].tolist()
+        return dict(sorted(Counter(reasons).items()))
 
-    def drop(self, rows: Bools | Ints, reason: str, duplicate_of: Ints | None = None) -> None:
-        """Drop rows, except those already dropped and those of evaluation sets.
-
-        Args:
-            rows: a mask, or positions.
-            reason: of all of them.
-            duplicate_of: with positions: the row that each duplicates.
-        """
-        mask = np.zeros(len(self.reason), bool)
-        mask[rows] = True
-        mask &= self.stays
+    def drop(self, rows: Ints, reason: str, duplicate_of: Ints | None = None) -> None:
+        """Drop the rows at these positions (duplicates of those at others) that stay; shapes (dropped,)."""
+        own = self.stays[rows]
+        self.reason[rows[own]] = reason
         if duplicate_of is not None:
-            originals = np.full(len(mask), -1, np.int64)
-            originals[rows] = duplicate_of
-            self.duplicate_of = np.where(mask, originals, self.duplicate_of)
-        self.reason[mask] = reason
-
-    def codes(self, *columns: str) -> tuple[Ints, list[str]]:
-        """One code a row for a combination of columns, and the name of each code."""
-        joined = self.index[columns[0]].astype(str)
-        for column in columns[1:]:
-            joined = joined + "\0" + self.index[column].astype(str)
-        codes, names = pd.factorize(joined)
-        return codes.astype(np.int64), [str(name) for name in names]
+            self.duplicate_of[rows[own]] = duplicate_of[own]
 
 
 # Selection
@@ -99,16 +78,18 @@ class Rows:
 def drop_exact_duplicates(rows: Rows) -> None:
     """Drop texts with both labels, and all but one of equal texts: the one in the split nearest to the test stays."""
     alive = np.flatnonzero(rows.stays)
-    digests, labels = rows.index["digest"].to_numpy(np.uint64)[alive], rows.labels[alive]
+    digests, labels, masks = rows.index["digest"].to_numpy(np.uint64)[alive], rows.labels[alive], rows.masks[alive]
+    # The split furthest from the test that each row may go to; rows without one count as free.
+    lowest = ((np.where(masks == 0, ANY, masks)[:, None] >> np.arange(len(SPLITS))) & 1).argmax(axis=1)
     # A row that may only be tested on comes first, then the corpus's order.
-    rank = np.argsort(np.lexsort((alive, -_lowest_split(rows.masks[alive]))), kind="stable").astype(np.uint64)
+    rank = np.argsort(np.lexsort((alive, -lowest)), kind="stable").astype(np.uint64)
     found = exact_duplicates(digests, labels, rank)
     for mask, reason in ((found.both_labels, "both_labels"), (found.duplicate, "duplicate")):
         rows.drop(alive[mask], reason, alive[found.duplicate_of[mask]])
 
 
 def drop_contaminated(rows: Rows, clusters: Ints) -> None:
-    """Drop texts with a near duplicate in an evaluation set, and remember the first such pair of each.
+    """Drop texts with a near duplicate in an evaluation set, as duplicates of the first such text.
 
     Args:
         rows: after `drop_exact_duplicates`.
@@ -117,38 +98,11 @@ def drop_contaminated(rows: Rows, clusters: Ints) -> None:
     theirs = np.flatnonzero(rows.against)
     codes, first = np.unique(clusters[theirs], return_index=True)
     ours = np.flatnonzero(rows.stays & np.isin(clusters, codes))
-    originals = theirs[first[np.searchsorted(codes, clusters[ours])]] if len(ours) else ours
-    rows.contaminated = np.stack([ours, originals], axis=1)
-    rows.drop(ours, "contaminated", originals)
+    rows.drop(ours, CONTAMINATED, theirs[first[np.searchsorted(codes, clusters[ours])]])
 
 
-def drop_over_limit(rows: Rows) -> None:
-    """Keep whole groups of a source, in the corpus's order, until its limit is reached."""
-    sources = rows.index["source"].astype(str).to_numpy()
-    groups, _ = rows.codes("source", "group")
-    for source in rows.corpus.sources:
-        if not source.limit:
-            continue
-        own = np.flatnonzero(rows.stays & (sources == source.name))
-        codes, first, counts = np.unique(groups[own], return_index=True, return_counts=True)
-        order = np.argsort(first)
-        before = np.cumsum(counts[order]) - counts[order]
-        kept = codes[order][before < source.limit]
-        rows.drop(own[~np.isin(groups[own], kept)], OVER_LIMIT)
-
-
-def require_unique_ids(rows: Rows) -> None:
-    """Raise CorpusError if two texts that stay have one id: scores are joined to texts by it."""
-    ids = rows.index["id"][rows.stays]
-    if (repeated := ids[ids.duplicated()]).size:
-        raise CorpusError(
-            f"two different texts have the id {str(repeated.iloc[0])!r}: expected ids that are unique over all "
-            f"sources; without a column `id` each text gets one of its own"
-        )
-
-
-def require_both_classes(rows: Rows) -> None:
-    """Raise CorpusError for a split that lacks a class: no metric of it would mean anything."""
+def check_rows(rows: Rows) -> None:
+    """Raise CorpusError if a split lacks a class (no metric of it would mean anything), or two texts have one id."""
     splits, labels = rows.split[rows.stays], rows.labels[rows.stays]
     for position, name in enumerate(SPLITS):
         human, ai = (int(((splits == position) & (labels == label)).sum()) for label in (0, 1))
@@ -158,45 +112,52 @@ def require_both_classes(rows: Rows) -> None:
                 f"or groups of the missing class, or give the split a larger fraction in corpus.split. Of "
                 f"{int((~rows.against).sum())} rows read, dropped by reason: {rows.dropped or 'none'}"
             )
+    ids = rows.index["id"][rows.stays]  # scores are joined to texts by them
+    if (repeated := ids[ids.duplicated()]).size:
+        raise CorpusError(
+            f"two different texts have the id {str(repeated.iloc[0])!r}: expected ids that are unique over all "
+            f"sources; without a column `id` each text gets one of its own"
+        )
 
 
 # Splits
 
 
 def split_rows(rows: Rows, clusters: Ints, seed: int) -> None:
-    """Assign a split to every row that stays; drop rows that would leak from one split into another."""
-    rows.drop(rows.masks == 0, "held_out")
+    """Assign a split to every row that stays; drop rows that would leak from one split into another.
+
+    Of near duplicates in several splits those in the split nearest to the test stay: metrics must not rest on texts
+    that training has seen.
+    """
+    rows.drop(np.flatnonzero(rows.masks == 0), "held_out")
     alive = np.flatnonzero(rows.stays)
     if not len(alive):
         return
-    groups, names = rows.codes("group")
+    groups, names = pd.factorize(rows.index["group"].astype(str))
+    strata = rows.index.groupby(["label", "domain", "generator"], observed=True, sort=False).ngroup().to_numpy()
     masks = rows.masks[alive]
     joined = join_groups(groups[alive], masks, clusters[alive])
-    strata, _ = rows.codes("label", "domain", "generator")
-    rows.split[alive] = assign_splits(joined, names, strata[alive], masks, rows.corpus.split, seed)
+    rows.split[alive] = assign_splits(joined, names.tolist(), strata[alive], masks, rows.corpus.split, seed)
     rows.drop(alive[(masks >> rows.split[alive] & 1) == 0], "leak")
     alive = np.flatnonzero(rows.stays)
-    gone, kept = cross_split_duplicates(rows.split[alive], clusters[alive])
-    rows.drop(alive[gone], "leak", alive[kept])
+    alive = alive[np.lexsort((-rows.split[alive], clusters[alive]))]  # of each cluster the split nearest to the test
+    nearest = alive[_first_of_each(clusters[alive])]
+    leaks = rows.split[alive] < rows.split[nearest]
+    rows.drop(alive[leaks], "leak", nearest[leaks])
     holdout = rows.corpus.holdout
     if holdout.column == "generator":  # held-out generators are in the test split only, and alone there with humans
         is_held = rows.index["generator"].astype(str).isin(holdout.values).to_numpy()
-        rows.drop((rows.labels == 1) & (is_held != (rows.split == SPLITS.index("test"))), "held_out")
+        is_test = rows.split == SPLITS.index("test")
+        rows.drop(np.flatnonzero((rows.labels == 1) & (is_held != is_test)), "held_out")
 
 
 def join_groups(groups: Ints, masks: Ints, clusters: Ints) -> Ints:
     """Join the groups of near duplicates, so that they share a split.
 
     Groups that no split may hold together are not joined, nor those that would exceed `MAX_JOINED_FRACTION` of the rows
-    (or `MIN_JOINED_ROWS`); `cross_split_duplicates` finds what then crosses two splits.
+    (or `MIN_JOINED_ROWS`).
 
-    Args:
-        groups: code of each row's group, shape (rows,).
-        masks: splits that each row may go to, shape (rows,).
-        clusters: code of each row's near duplicates, shape (rows,).
-
-    Returns:
-        Codes, shape (rows,).
+    Arguments are codes of groups, masks of allowed splits and codes of near duplicates; all shapes are (rows,).
     """
     limit = max(MIN_JOINED_ROWS, int(MAX_JOINED_FRACTION * len(groups)))
     count = int(groups.max(initial=-1)) + 1
@@ -233,7 +194,7 @@ def assign_splits(
         names: name of each code; with the seed it decides the order of groups of one size.
         strata: code of each row's stratum (label x domain x generator), shape (rows,).
         masks: splits that each row may go to, shape (rows,).
-        fractions: fraction of each split.
+        fractions: of the rows, by split.
         seed: of the order.
 
     Returns:
@@ -265,17 +226,6 @@ def assign_splits(
     return chosen[groups]
 
 
-def cross_split_duplicates(splits: Ints, clusters: Ints) -> tuple[Ints, Ints]:
-    """Near duplicates that are in several splits, as (rows to drop, a row that stays for each of them).
-
-    Those that stay are in the split nearest to the test: metrics must not rest on texts that training has seen.
-    """
-    order = np.lexsort((-splits, clusters))  # of each cluster the split nearest to the test first
-    best = order[_first_of_each(clusters[order])]
-    is_behind = splits[order] < splits[best]
-    return order[is_behind], best[is_behind]
-
-
 def shuffle_key(seed: int, name: str) -> int:
     """A number of 64 bits that orders names at random, the same on every machine."""
     digest = hashlib.blake2b(f"{seed}\0{name}".encode("utf-8", "surrogatepass"), digest_size=8)
@@ -289,7 +239,7 @@ def _allowed_splits(index: pd.DataFrame, corpus: CorpusConfig) -> Ints:
     for source in corpus.sources:
         for value, names in source.splits.items():
             chosen = (sources == source.name) & ((splits == value) | (value == "*"))
-            masks[chosen] &= _mask_of(names)
+            masks[chosen] &= sum(1 << SPLITS.index(name) for name in set(names))
     holdout = corpus.holdout
     if holdout.column:
         values = index[holdout.column].astype(str)
@@ -304,22 +254,11 @@ def _allowed_splits(index: pd.DataFrame, corpus: CorpusConfig) -> Ints:
     return masks
 
 
-def _mask_of(names: Iterable[str]) -> int:
-    return sum(1 << SPLITS.index(name) for name in set(names))
-
-
 def _allowed_in_all(groups: Ints, masks: Ints, count: int) -> Ints:
     """Splits that all rows of a group may go to."""
     allowed = np.full(count, ANY, dtype=np.int64)
     np.bitwise_and.at(allowed, groups, masks)
     return allowed
-
-
-def _lowest_split(masks: Ints) -> Ints:
-    """The split furthest from the test that a row may go to; rows without one count as free."""
-    bits = (np.where(masks == 0, ANY, masks)[:, None] >> np.arange(len(SPLITS))) & 1
-    lowest: Ints = bits.argmax(axis=1)
-    return lowest
 
 
 def _first_of_each(clusters: Ints) -> Ints:
@@ -332,25 +271,18 @@ def _first_of_each(clusters: Ints) -> Ints:
 # Weights
 
 
-def weigh(rows: Rows) -> None:
-    """Multiply the weights of training rows by those that balance the classes, with `corpus.balance=weight`."""
-    if rows.corpus.balance == "none":
-        return
-    train = np.flatnonzero(rows.stays & (rows.split == SPLITS.index("train")))
-    domains, _ = rows.codes("domain")
-    num_words = rows.index["num_words"].to_numpy(np.int64)
-    rows.weight[train] *= balancing_weights(domains[train], num_words[train], rows.labels[train])
+def balance_classes(rows: Rows) -> None:
+    """Multiply the weights of training rows so that both classes of each domain and length class have the same sum.
 
-
-def balancing_weights(domains: Ints, num_words: Ints, labels: NDArray[np.int8]) -> NDArray[np.float32]:
-    """Weights that give both classes of each domain and length class the same sum, within bounds; mean 1.
-
-    A cell with one class keeps weight 1: there is nothing to balance it with. All shapes (rows,).
+    The factors are bounded and have a mean of 1. A domain and length class with one label has nothing to balance it
+    with: its factor is 1 before they are divided by their mean.
     """
+    train = np.flatnonzero(rows.stays & (rows.split == SPLITS.index("train")))
+    labels, num_words = rows.labels[train], rows.index["num_words"].to_numpy(np.int64)[train]
     lengths = np.floor(np.log(np.maximum(num_words, 1)) / LENGTH_STEP).astype(np.int64)
-    cell = np.unique(np.stack([domains, lengths]), axis=1, return_inverse=True)[1].reshape(-1).astype(np.int64)
-    size = int(cell.max(initial=-1)) + 1
-    human, ai = (np.bincount(cell[labels == label], minlength=size)[cell] for label in (0, 1))
+    domains = pd.factorize(rows.index["domain"].astype(str))[0][train]
+    cell = np.unique(np.stack([domains, lengths]), axis=1, return_inverse=True)[1].reshape(-1)
+    human, ai = (np.bincount(cell[labels == label], minlength=len(cell))[cell] for label in (0, 1))
     own, total = np.where(labels == 1, ai, human), human + ai
     weights = np.where(own == total, 1.0, np.clip(total / (2 * own), MIN_WEIGHT, MAX_WEIGHT))
-    return (weights / weights.mean()).astype(np.float32) if len(weights) else weights.astype(np.float32)
+    rows.weight[train] *= (weights / weights.mean()).astype(np.float32)

@@ -38,7 +38,7 @@ def model_info(spec: DetectorSpec, limits: Mapping[str, int]) -> ModelInfo:
 
 
 def card_info(spec: DetectorSpec) -> dict[str, Any]:
-    """Values of a bundle for its model card, see `reports.model_card.model_card`."""
+    """Values of a bundle for its model card."""
     return {
         "base_model": spec.base_model,
         "model_licence": spec.provenance["model_licence"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,100 +91,59 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str | None:
     return svg(3.6, draw)
 
 
-def histogram(counts: Mapping[str, Any]) -> str | None:
-    """Distribution of the probabilities of each class, on a logarithmic scale."""
-    classes = [row for row in (("human", "human", HUMAN), ("ai", "AI", AI)) if sum(counts[row[0]])]
-    if not classes:
-        return None
+def histogram(counts: Mapping[str, Any], label: str, log: Literal["x", "y"]) -> str:
+    """Distribution of a value in each class.
+
+    Args:
+        counts: `edges` of the bins, and under `human` and `ai` the number of texts in each bin.
+        label: of the value.
+        log: the axis with a logarithmic scale.
+    """
 
     def draw(axes: Axes) -> None:
-        for key, label, colour in classes:
-            total = sum(counts[key])
-            fractions = [100 * count / total for count in counts[key]]
-            axes.stairs(fractions, counts["edges"], color=colour, fill=True, alpha=0.25)
-            axes.stairs(fractions, counts["edges"], color=colour, label=f"{label} ({total:,})")
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set(xlim=(0, 1), xlabel="predicted probability of AI", ylabel="% of the class's texts")
-        axes.set_xticks(*_PERCENTS)
-        axes.legend(loc="upper center")
+        for key, name, colour in (("human", "human", HUMAN), ("ai", "AI", AI)):
+            if total := sum(counts[key]):
+                fractions = [100 * count / total for count in counts[key]]
+                axes.stairs(fractions, counts["edges"], color=colour, fill=True, alpha=0.25)
+                axes.stairs(fractions, counts["edges"], color=colour, label=f"{name} ({total:,})")
+        axes.set(xlabel=label, ylabel="% of the class's texts", **{f"{log}scale": "log"})
+        axis = axes.xaxis if log == "x" else axes.yaxis
+        axis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axis.set_minor_formatter("")  # its default is TeX, which `_STYLE` turns off
+        axes.legend()
 
     return svg(3, draw)
 
 
-def rates_by_slice(
-    rows: Sequence[Mapping[str, Any]], metric: str, count: str, label: str, target: float | None = None
-) -> str | None:
-    """A dot and a 95% interval for each slice with enough texts; red where the interval lies above `target`.
+def fpr_by_slice(rows: Sequence[Mapping[str, Any]], metric: str, target: float) -> str | None:
+    """FPR and 95% interval of each slice with enough human texts; red where the interval lies above `target`.
 
     Args:
         rows: slices with `column` and `value`, largest first within a column.
         metric: name of the rate.
-        count: name of the number of texts that it is a rate of.
-        label: of the axis.
-        target: FPR, drawn as a line.
+        target: drawn as a line.
     """
-    shown = [row for row in rows if row[count] >= MIN_TEXTS and row.get(metric) is not None][:MAX_BARS]
+    shown = [row for row in rows if row["n_human"] >= MIN_TEXTS and row.get(metric) is not None][:MAX_BARS]
     if not shown:
         return None
 
     def draw(axes: Axes) -> None:
+        names = []
         for place, row in enumerate(shown):
             low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
-            colour = WARN if target is not None and low is not None and low > target else HUMAN if target else AI
+            colour = WARN if low is not None and low > target else HUMAN
             if low is not None and high is not None:
                 axes.hlines(place, low, high, color=colour, linewidth=1.5)
             axes.plot(row[metric], place, "o", color=colour, markersize=4.5, clip_on=False)
-        if target is not None:
-            axes.axvline(target, color=GREY, linestyle="--", linewidth=1)
-        name_bars(axes, [f"{row['column']}: {row['value']}" if row["column"] else row["value"] for row in shown])
-        axes.set_xlim(0, 1 if target is None else None)
+            name = f"{row['column']}: {row['value']}" if row["column"] else row["value"]
+            plain = " ".join("".join(c if c.isprintable() else " " for c in name).split())
+            names.append(plain if len(plain) <= 34 else f"{plain[:33]}…")
+        axes.axvline(target, color=GREY, linestyle="--", linewidth=1)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
-        axes.set_xlabel(label)
+        axes.set_xlabel("false positive rate")
 
     return svg(0.7 + 0.21 * len(shown), draw)
-
-
-def lengths_by_class(lengths: Mapping[str, Any]) -> str:
-    """Distribution of the number of tokens of each class.
-
-    Args:
-        lengths: `edges` of the bins, and under `human` and `ai` their `counts`.
-    """
-
-    def draw(axes: Axes) -> None:
-        for key, label, colour in (("human", "human", HUMAN), ("ai", "AI", AI)):
-            counts = lengths[key]["counts"]
-            fractions = [100 * count / max(1, sum(counts)) for count in counts]
-            axes.stairs(fractions, lengths["edges"], color=colour, fill=True, alpha=0.25)
-            axes.stairs(fractions, lengths["edges"], color=colour, label=label)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.set(xlabel="tokens", ylabel="% of the class's texts")
-        axes.legend(loc="upper left")
-
-    return svg(3, draw)
-
-
-def bars(values: Mapping[str, float], label: str, start: float = 0.0) -> str | None:
-    """Horizontal bars by name, in their order, that begin at `start`."""
-    shown = dict(list(values.items())[:MAX_BARS])
-    if not shown:
-        return None
-
-    def draw(axes: Axes) -> None:
-        widths = [value - start for value in shown.values()]
-        axes.barh(range(len(shown)), widths, left=start, height=0.65, color=GREY)
-        name_bars(axes, list(shown))
-        axes.set_xlabel(label)
-
-    return svg(0.7 + 0.21 * len(shown), draw)
-
-
-def name_bars(axes: Axes, names: Sequence[str]) -> None:
-    """Label rows 0, 1, 2, … from the top."""
-    plain = [" ".join("".join(c if c.isprintable() else " " for c in name).split()) for name in names]
-    axes.set_yticks(range(len(names)), [name if len(name) <= 34 else f"{name[:33]}…" for name in plain])
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False, axis="y")

@@ -18,17 +18,13 @@ from detect_ai.corpus.splits import (
     TEST,
     Rows,
     assign_splits,
-    balancing_weights,
-    cross_split_duplicates,
+    balance_classes,
+    check_rows,
     drop_contaminated,
     drop_exact_duplicates,
-    drop_over_limit,
     join_groups,
-    require_both_classes,
-    require_unique_ids,
     shuffle_key,
     split_rows,
-    weigh,
 )
 
 NAMES = ("source", "domain", "generator", "group", "language", "split", "attack", "problem")
@@ -98,30 +94,25 @@ def test_contaminated_rows_are_dropped():
     rows = rows_of([{"against": True, "label": -1}, {}, {}])
     drop_contaminated(rows, near(rows, (1, 0)))
     assert rows.reason.tolist() == ["", "contaminated", ""]
-    assert rows.contaminated.tolist() == [[1, 0]]
     assert rows.duplicate_of.tolist() == [-1, 0, -1]
-
-
-def test_limit_keeps_whole_groups_of_its_source():
-    changes = [{"group": group} for group in "aabbbcc"] + [{"source": "other"}] * 2
-    rows = rows_of(changes, sources=[SourceConfig(name="mine", limit=3), SourceConfig(name="other")])
-    drop_over_limit(rows)
-    assert rows.reason.tolist() == [""] * 5 + ["over_limit"] * 2 + [""] * 2
-
-
-def test_repeated_ids_are_refused():
-    require_unique_ids(rows_of([{}, {"problem": "empty"}, {"id": "r1"}]))
-    with pytest.raises(CorpusError, match="'r1'"):
-        require_unique_ids(rows_of([{}, {}, {"id": "r1"}]))
 
 
 def test_split_without_a_class_is_refused_with_what_was_dropped():
     rows = rows_of([{}] * 8 + [{"problem": "bad_row"}] * 3)
     rows.split[:8] = np.repeat(np.arange(4), 2)
-    require_both_classes(rows)
+    check_rows(rows)
     rows.drop(np.asarray([3]), "duplicate")
     with pytest.raises(CorpusError, match=r"'validation' has 1 human and 0 AI .*'bad_row': 3, 'duplicate': 1"):
-        require_both_classes(rows)
+        check_rows(rows)
+
+
+def test_repeated_ids_are_refused():
+    rows = rows_of([{}] * 8 + [{"id": "r1", "problem": "empty"}, {"id": "r1"}])
+    rows.split[:8] = np.repeat(np.arange(4), 2)
+    with pytest.raises(CorpusError, match="'r1'"):
+        check_rows(rows)
+    rows.drop(np.asarray([9]), "duplicate")
+    check_rows(rows)
 
 
 # Splits
@@ -283,46 +274,42 @@ def test_groups_without_a_common_split_are_not_joined():
     assert joined(400, [(0, 1), (0, 2)], [ANY, TRAIN_ONLY, TEST, *[ANY] * 397])[:3] == [0, 0, 2]
 
 
-@given(st.lists(st.tuples(st.integers(0, 49), st.integers(0, 49)), max_size=80), st.integers(0, 5))
-def test_no_cluster_crosses_splits(pairs, seed):
-    clusters, groups, masks = clusters_of(50, pairs), np.arange(50) // 2, np.full(50, ANY)
-    splits = assign(join_groups(groups, masks, clusters), seed=seed)
-    dropped, kept = cross_split_duplicates(splits, clusters)
-    stays = ~np.isin(np.arange(50), dropped)
-    assert stays[kept].all()
-    assert all(len(set(splits[stays & (clusters == code)])) <= 1 for code in clusters)
-    assert (splits[dropped] < splits[kept]).all()
-
-
 # Weights
 
 
+def balanced(labels, num_words, domains=None, split="train", weight=1.0):
+    """Weights of rows after balancing."""
+    domains = ["news"] * len(labels) if domains is None else domains
+    rows = rows_of(
+        [
+            {"label": label, "num_words": words, "domain": domain, "weight": weight}
+            for label, words, domain in zip(labels, num_words, domains, strict=True)
+        ]
+    )
+    rows.split[:] = SPLITS.index(split)
+    balance_classes(rows)
+    return rows.weight
+
+
 def test_classes_of_a_cell_weigh_the_same():
-    labels = np.asarray([0] * 7 + [1] * 3 + [0] * 4, np.int8)
-    domains = np.asarray([0] * 10 + [1] * 4)
-    weights = balancing_weights(domains, np.full(14, 100), labels)
+    weights = balanced([0] * 7 + [1] * 3 + [0] * 4, [100] * 14, ["news"] * 10 + ["law"] * 4)
     assert np.isclose(weights[:7].sum(), weights[7:10].sum())
     assert np.isclose(weights.mean(), 1)
     assert len(set(weights[10:].tolist())) == 1  # nothing to balance with
 
 
 def test_balancing_weights_are_bounded():
-    weights = balancing_weights(np.zeros(1001, np.int64), np.full(1001, 100), np.asarray([0] * 1000 + [1], np.int8))
-    assert weights.max() / weights.min() <= MAX_WEIGHT / MIN_WEIGHT
+    weights = balanced([0] * 1000 + [1], [100] * 1001)
+    assert weights.max() / weights.min() <= MAX_WEIGHT / MIN_WEIGHT * (1 + 1e-6)
 
 
 def test_lengths_are_balanced_separately():
-    labels = np.asarray([0, 1, 0, 0, 1], np.int8)
-    weights = balancing_weights(np.zeros(5, np.int64), np.asarray([100, 105, 300, 310, 305]), labels)
+    weights = balanced([0, 1, 0, 0, 1], [100, 105, 300, 310, 305])
     assert np.isclose(weights[0], weights[1])
     assert np.isclose(weights[2] + weights[3], weights[4])
 
 
-def test_only_the_training_split_is_balanced():
-    changes = [{"split": "train" if i < 40 else "test", "label": int(i % 4 == 0), "weight": 2.0} for i in range(80)]
-    rows = rows_of(changes, sources=fixed(train=["train"], test=["test"]), balance="weight")
-    split_rows(rows, near(rows), 0)
-    weigh(rows)
-    train = rows.split == 0
-    assert rows.weight[~train].tolist() == [2.0] * 40
-    assert np.isclose(rows.weight[train & (rows.labels == 1)].sum(), rows.weight[train & (rows.labels == 0)].sum())
+def test_weights_of_sources_are_multiplied():
+    weights = balanced([0, 0, 1], [100] * 3, weight=2.0)
+    assert np.isclose(weights[:2].sum(), weights[2])
+    assert np.isclose(weights.mean(), 2)

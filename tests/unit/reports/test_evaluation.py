@@ -1,5 +1,7 @@
 """The evaluation and comparison pages for metrics of drawn scores."""
 
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -124,7 +126,7 @@ def test_evaluation_page_shows_the_main_rates():
     for name in ("fpr_at_target", "tpr_at_target", "cleared_ai_fraction", "abstained_human", "ppv_at_5"):
         value = made["overall"][name]
         assert f"{100 * value:.{1 if value < 0.1 else 0}f}%" in page.text
-    assert sum(tag == "img" for tag, _ in page.tags) == 5
+    assert sum(tag == "img" for tag, _ in page.tags) == 4
     assert f"Over {made['overall']['fpr_by_group']['groups']} groups" in page.text
 
 
@@ -162,6 +164,18 @@ def test_comparison_page_shows_bundles_and_differences():
     page = page_of(comparison_report(made))
     assert "v-1" in page.text
     assert f"{made['pairs'][0]['auroc_difference']:+.3f}" in page.text
-    assert "excludes zero" in page.text
     assert "the training data of first" in page.text
     assert f"3 of these texts have a near duplicate in the training data of {EVIL}" in page.text
+
+
+def test_plotting_leaves_no_global_state():
+    code = (
+        "import sys, matplotlib\n"
+        "parameters = lambda: {n: matplotlib.rcParams[n] for n in matplotlib.rcParams if n != 'backend'}\n"
+        "before = parameters()\n"
+        "from detect_ai.reports import plots\n"
+        "plots.reliability([{'count': 1, 'mean_probability': 0.5, 'fraction_ai': 0.5}])\n"
+        "assert parameters() == before\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""Jinja environment of the HTML reports and the number formats of their filters."""
+"""Jinja environment of the reports and the number formats of their filters."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ MAX_NAME = 60  # characters of a name in a table
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a template as HTML; all values are escaped."""
+    """Render a template. In HTML all values are escaped; in Markdown names from the data need the filter `cell`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("detect_ai", "reports/templates"),
         undefined=StrictUndefined,
-        autoescape=True,
+        autoescape=template.endswith(".html.jinja"),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "decimal": decimal, "signed": signed, "name": name}
+    filters = {"number": number, "percent": percent, "decimal": decimal, "signed": signed, "name": name}
+    environment.filters |= {**filters, "rate": rate, "cell": cell}
     return environment.get_template(template).render(**values)
 
 
@@ -55,6 +56,13 @@ def name(value: str) -> str:
     return (value if len(value) <= MAX_NAME else f"{value[: MAX_NAME - 1]}…") or "(none)"
 
 
-def token_range(row: Mapping[str, Any]) -> str:
-    """The lengths from `low` to below `high` (None: no limit)."""
-    return f"{row['low']:,}–{row['high'] - 1:,}" if row["high"] is not None else f"{row['low']:,} and more"
+def cell(value: str) -> str:
+    """A name from the data as plain text in a Markdown table."""
+    return "".join(f"\\{c}" if c in "\\|`*_[]<>#" else c for c in name(value))
+
+
+def rate(metrics: Mapping[str, Any], key: str) -> str:
+    """A rate with its interval where it has one."""
+    value, low, high = (metrics.get(f"{key}{end}") for end in ("", "_low", "_high"))
+    interval = "" if None in (value, low, high) else f" ({percent(low)} to {percent(high)})"
+    return f"{percent(value)}{interval}"
