@@ -76,21 +76,16 @@ def foreground(store: Storage, log: Path, *overrides: str) -> Iterator[tuple[sub
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=output, stderr=output)
     try:
-        wait_until_ready(process, log)
+        deadline = time.monotonic() + 120
+        while b"answers at" not in log.read_bytes():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
         yield process, f"http://127.0.0.1:{port}"
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         process.wait(60)
-
-
-def wait_until_ready(process: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
-    """Wait for the line that says where the service answers."""
-    deadline = time.monotonic() + seconds
-    while b"answers at" not in log.read_bytes():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.1)
 
 
 def listening(pid: int) -> set[str]:

@@ -58,12 +58,8 @@ def here(tmp_path_factory: pytest.TempPathFactory, encoder: Path, remote: Path) 
     folder = copy_of_the_project(tmp_path_factory.mktemp("dvc") / "here")
     texts = tiny_models.write_jsonl(folder.parent / "texts.jsonl", tiny_models.rows(80))
     overrides = [
-        *(
-            "corpus=csv",
-            "corpus.sources.0.kind=jsonl",
-            f"corpus.sources.0.path={texts}",
-            "corpus.sources.0.group=group",
-        ),
+        *("corpus=csv", "corpus.sources.0.kind=jsonl", f"corpus.sources.0.path={texts}"),
+        "corpus.sources.0.group=group",
         *(f"model.path={encoder}", "model.sha256=", "model.window=64", "model.stride=48", "tracking.mode=disabled"),
         *("sweep=grid", "sweep.space.lr=[5e-3]", "sweep.epochs=1", "train.epochs=1", "train.num_workers=1"),
         *("calibration.target_fprs=[0.1]", "calibration.default_target_fpr=0.1", "gate.min_auroc=0"),

@@ -54,15 +54,8 @@ def settings(storage: Storage, encoder: Path) -> list[str]:
         "corpus.sources.0.group=group",
         "corpus.split={train: 0.4, validation: 0.15, calibration: 0.3, test: 0.15}",
         *("sweep=grid", "sweep.space.lr=[4e-3]", "+sweep.space.batch_size=[4]", "sweep.epochs=1", "train.epochs=1"),
-        *(
-            "train.num_workers=1",
-            "train.precision=fp32",
-            "calibration.min_tokens=10",
-            "calibration.target_fprs=[0.05]",
-            "calibration.default_target_fpr=0.05",
-            "tracking.mode=disabled",
-        ),
-        "gate.min_auroc=0",
+        *("train.num_workers=1", "train.precision=fp32", "tracking.mode=disabled", "gate.min_auroc=0"),
+        *("calibration.min_tokens=10", "calibration.target_fprs=[0.05]", "calibration.default_target_fpr=0.05"),
     ]
 
 
