@@ -37,14 +37,14 @@ class Caller:
     slot: int = 0  # of the reservation
 
     @property
-    def charge(self) -> Callable[[int], None] | None:
+    def charge(self) -> Callable[[int], object] | None:
         """Counts tokens that the model reads for this request, a negative number refunds them; None without a rate."""
-        return partial(self.limiter.charge, self.name) if self.limiter and self.tokens_per_minute else None
+        return partial(self.limiter.call, "charge", self.name) if self.limiter and self.tokens_per_minute else None
 
     def release(self) -> None:
         """End the request."""
-        if self.limiter:
-            self.limiter.release(self.name, self.slot)
+        if self.limiter and self.slot:
+            self.limiter.call("release", self.name, self.slot)
 
 
 class AccessControl:

@@ -95,7 +95,7 @@ class Limiter:
     """A replica's client of the actor. While the actor does not answer, every request is admitted."""
 
     def __init__(self, call: Call, clock: Callable[[], float] = time.monotonic) -> None:
-        self._call, self._clock = call, clock
+        self.call, self._clock = call, clock
         self._silent_until = -math.inf
 
     async def reserve(self, key: str, tokens_per_minute: int, max_concurrent: int) -> Reservation:
@@ -103,23 +103,13 @@ class Limiter:
         if self._clock() < self._silent_until:
             return Reservation(0)
         try:
-            answer = self._call("reserve", key, tokens_per_minute, max_concurrent)
-            reservation: Reservation = await asyncio.wait_for(answer, ANSWER_S)
+            answer = self.call("reserve", key, tokens_per_minute, max_concurrent)
+            return Reservation(*await asyncio.wait_for(answer, ANSWER_S))
         except Exception as error:  # actor or node lost: Ray restarts it, with full balances
             self._silent_until = self._clock() + RETRY_S
             reason = type(error).__name__
             logger.warning("Rate limits are off for %g s: their actor did not answer (%s)", RETRY_S, reason)
             return Reservation(0)
-        return reservation
-
-    def charge(self, key: str, tokens: int) -> None:
-        """Report the cost of an admitted request. Does not wait."""
-        self._call("charge", key, tokens)
-
-    def release(self, key: str, slot: int) -> None:
-        """Report the end of an admitted request. Does not wait."""
-        if slot:
-            self._call("release", key, slot)
 
 
 def connect_limiter() -> Limiter:

@@ -28,7 +28,7 @@ from serve_app.engine.metrics import Telemetry
 from serve_app.files.reader import FILE_LIMITS, SLACK, FileReader
 
 T = TypeVar("T")
-Charge = Callable[[int], None]
+Charge = Callable[[int], object]
 
 PASS_TOKENS = 64  # fixed cost of a forward pass on a CPU, in tokens (docs/SERVING.md)
 READERS = 2  # threads that normalise and tokenise

@@ -47,9 +47,9 @@ def test_concurrent_requests_never_lose_a_charge(replicas: int) -> None:
             reservation = await limiter.reserve("k", rate, 0)
             if reservation.slot:
                 await asyncio.sleep(0.02 * drawn.random())  # the body is read
-                limiter.charge("k", cost - 1)
+                limiter.call("charge", "k", cost - 1)
                 charged += cost
-                limiter.release("k", reservation.slot)
+                limiter.call("release", "k", reservation.slot)
             cluster.now += 0.5
 
     async def scenario() -> None:
