@@ -73,6 +73,9 @@ class Batcher:
     Args:
         score: windows and a number of threads to log-odds, shape (windows,), in one forward pass.
         model: executor with one thread for each lane.
+        teams: executor of batches with several threads. Each thread that has run one keeps its team of OpenMP threads,
+            and once all teams have more threads than there are cores, libgomp hardly spins any more before it sleeps:
+            every parallel region of a forward pass then takes longer. So these batches keep to few threads.
         batch_tokens: padded tokens in all lanes together; bounds how long a new request waits for its first turn.
         max_waiting_tokens: bound of the queue. Each request counts with at most `batch_tokens`, so that one long
             document does not shut out the others; a caller without waiting requests may use twice the bound. A
@@ -88,6 +91,7 @@ class Batcher:
 
     score: Score
     model: Executor
+    teams: Executor
     batch_tokens: int
     max_waiting_tokens: int
     special_tokens: int = 0
@@ -222,6 +226,10 @@ class Batcher:
             if self._queues:
                 self._wake.set()
 
+    def executor(self, threads: int) -> Executor:
+        """The executor of a batch with so many threads."""
+        return self.teams if threads > 1 else self.model
+
     def measure(self, tokens: int, seconds: float, threads: int) -> None:
         """Update the time of a token from a batch that has run."""
         # A small batch takes hardly less time than a larger one: alone it would overestimate the time of a token.
@@ -251,7 +259,8 @@ class Batcher:
             tokens = sum(job.costs[index] for job, index in batch)
             with self.lane(tokens) as threads:
                 try:
-                    scores, seconds = await loop.run_in_executor(self.model, timed, self.score, rows, threads)
+                    executor = self.executor(threads)
+                    scores, seconds = await loop.run_in_executor(executor, timed, self.score, rows, threads)
                 except Exception as error:  # fails the requests of this batch; the next batch may succeed
                     for job, _ in batch:
                         self._drop(job)

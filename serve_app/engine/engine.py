@@ -80,11 +80,13 @@ class Engine:
         self.telemetry = telemetry or Telemetry()
         lanes = config.threads if detector.backend.has_lanes else 1
         self.model = ThreadPoolExecutor(lanes, "model")
+        self.teams = ThreadPoolExecutor(max(1, min(lanes, config.threads // 2)), "team")
         self.readers = ThreadPoolExecutor(READERS, "reader")
         self.files = FileReader(config)
         self.batcher = Batcher(
             self._score,
             self.model,
+            self.teams,
             config.batch_tokens,
             MAX_WAITING_BATCHES * config.batch_tokens,
             detector.tokenizer.num_special,
@@ -107,7 +109,7 @@ class Engine:
             for words in WARM_UP_WORDS:
                 self.detector.detect([" ".join(["word"] * words)])
 
-        self.model.submit(detect).result()
+        self.batcher.executor(self.config.threads).submit(detect).result()
 
     def require_room(self, size: int, caller: str) -> None:
         """Refuse a request by its size in characters before it is read. Raises QueueFullError."""
@@ -193,7 +195,7 @@ class Engine:
 
         occupied = ExitStack()
         threads = occupied.enter_context(self.batcher.lane(size // CHARS_PER_TOKEN))
-        future = asyncio.get_running_loop().run_in_executor(self.model, answer, threads)
+        future = asyncio.get_running_loop().run_in_executor(self.batcher.executor(threads), answer, threads)
 
         def finish(done: asyncio.Future[Any]) -> None:
             occupied.close()

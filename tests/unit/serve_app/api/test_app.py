@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
@@ -14,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from pydantic import BaseModel
 
 from detect_ai.core.config import ServeConfig
@@ -285,7 +287,7 @@ def test_a_lone_request_switches_threads_twice(detector: Detector) -> None:
 
             return count
 
-        for executor in (engine.model, engine.readers):
+        for executor in (engine.model, engine.teams, engine.readers):
             executor.submit = counted(executor.submit)  # type: ignore[method-assign]
         asyncio.get_running_loop().set_default_executor(engine.readers)  # nothing may go elsewhere
         await client.post("/v1/detect", json={"text": "the council met near the bridge " * 20})
@@ -297,6 +299,24 @@ def test_a_lone_request_switches_threads_twice(detector: Detector) -> None:
     alone, together = ask(detector, scenario, batch_tokens=4096)
     assert alone == 1  # to the model thread and back
     assert together > 3
+
+
+def test_batches_of_two_threads_share_one_team(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    teams, window_scores = set(), detector.window_scores
+
+    def scored(rows: Any) -> Any:
+        if torch.get_num_threads() == 2:
+            teams.add(threading.get_ident())
+        return window_scores(rows)
+
+    async def scenario(client: httpx.AsyncClient, _: Engine) -> None:
+        body = {"text": "the council met near the bridge " * 20}
+        for together in (8, 1, 1, 8, 1, 1):
+            await asyncio.gather(*(client.post("/v1/detect", json=body) for _ in range(together)))
+
+    monkeypatch.setattr(detector, "window_scores", scored)
+    ask(detector, scenario, threads_per_replica=2)
+    assert len(teams) == 1
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def run(scenario: Scenario, batch_tokens: int = 64, max_waiting: int = 10**6, la
 
     async def main() -> None:
         with ThreadPoolExecutor(lanes, "model") as pool:
-            batcher = Batcher(model.score, pool, batch_tokens, max_waiting, lanes=lanes, **options)
+            batcher = Batcher(model.score, pool, pool, batch_tokens, max_waiting, lanes=lanes, **options)
             batcher.start()
             try:
                 await asyncio.wait_for(scenario(batcher, model), 20)
