@@ -132,17 +132,6 @@ def test_no_other_choice_is_cheaper_per_token(costs: list[int], budget: int, pas
     assert efficiency(chosen) >= max(map(efficiency, others)) - 1e-9
 
 
-def test_a_short_text_joins_the_next_batch() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        first = await hold(batcher, model)
-        long, short = await queue(batcher, [row(1)] * 1000), await queue(batcher, [row(2)])
-        await release(model, first, short)
-        assert not long.done()
-        long.cancel()
-
-    assert 2 in run(scenario).batches[2]  # the one before was ready already
-
-
 def test_long_texts_share_every_batch_evenly() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
         tasks = [await hold(batcher, model), *[await queue(batcher, [row(i)] * 40) for i in (1, 2)]]
