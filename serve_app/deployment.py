@@ -21,7 +21,7 @@ from serve_app.auth.api_keys import KeyStore
 from serve_app.auth.rate_limit import connect_limiter
 from serve_app.engine.autoscaling import DEMAND, scale_on_demand
 from serve_app.engine.engine import Engine
-from serve_app.engine.metrics import RayTelemetry
+from serve_app.engine.metrics import ray_metrics
 from serve_app.engine.versions import Versions
 
 DEPLOYMENT = "Detector"
@@ -45,14 +45,14 @@ class Replica:
     """
 
     def __init__(self, config: ServeConfig, storage_root: str, version: str, keys: str | None) -> None:
-        self.telemetry, storage = RayTelemetry(), Storage(storage_root)
+        record, storage = ray_metrics(), Storage(storage_root)
 
         def engine(name: str) -> Engine:
             with Registry(storage).folder(name) as folder:  # every byte is checked
                 detector = Detector.load(folder, "cuda" if config.use_gpu else "cpu", config.batch_tokens)
                 card = folder / CARD_FILE
                 text = card.read_text(encoding="utf-8") if card.exists() else ""
-            loaded = Engine(detector, config, self.telemetry, text)
+            loaded = Engine(detector, config, record, text)
             loaded.warm_up()
             return loaded
 
@@ -66,7 +66,7 @@ class Replica:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self.versions, self.access, self.telemetry)
+        return create_app(self.versions, self.access)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Metrics for the autoscaling policy; Serve calls this periodically, on the event loop."""

@@ -38,7 +38,6 @@ from serve_app.auth.access import ADMIN, ANYBODY, AccessControl
 from serve_app.auth.api_keys import REFRESH_S
 from serve_app.engine.batcher import ClosedError, QueueFullError
 from serve_app.engine.engine import Engine, Options
-from serve_app.engine.metrics import Telemetry
 from serve_app.engine.versions import Versions
 from serve_app.files.uploads import detect_files, read_form
 
@@ -74,9 +73,9 @@ class Status(BaseModel):
     keys: list[KeyInfo]
 
 
-def create_app(versions: Versions, access: AccessControl, telemetry: Telemetry | None = None) -> FastAPI:
+def create_app(versions: Versions, access: AccessControl) -> FastAPI:
     """The ASGI application of one replica."""
-    config = versions.main.config
+    main, config = versions.main, versions.main.config
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -98,8 +97,7 @@ def create_app(versions: Versions, access: AccessControl, telemetry: Telemetry |
         exception_handlers={HTTPException: http_problem, RequestValidationError: validation_problem},
     )
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs characters of the body
-    version, telemetry = versions.main.detector.version, telemetry or Telemetry()
-    app.add_middleware(Guard, access=access, telemetry=telemetry, config=config, model_version=version)
+    app.add_middleware(Guard, access=access, record=main.record, config=config, model_version=main.detector.version)
     if config.cors_origins:  # outermost: preflight requests carry no key
         app.add_middleware(
             CORSMiddleware,
@@ -113,7 +111,7 @@ def create_app(versions: Versions, access: AccessControl, telemetry: Telemetry |
     app.include_router(text_routes(versions), dependencies=needs_key)
     app.include_router(file_routes(versions), dependencies=needs_key)
     app.include_router(state_routes(versions, access, needs_key))
-    add_pages(app, versions.main.card)
+    add_pages(app, main.card)
     return app
 
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from detect_ai.core.config import LOOPBACK, ServeConfig
 from serve_app.api.errors import ProblemError
 from serve_app.auth.access import ANYBODY, AccessControl, Caller
-from serve_app.engine.metrics import Telemetry
+from serve_app.engine.metrics import Record
 
 logger = logging.getLogger("ray.serve")
 
@@ -47,16 +47,16 @@ class Guard:
     Args:
         app: the application.
         access: admits requests, before a body is read.
-        telemetry: counts refusals.
+        record: counts refusals.
         config: limits and foreign origins. A service on loopback without keys answers to no other host names, which
             protects it from DNS rebinding.
         model_version: reported where no route has chosen another.
     """
 
     def __init__(
-        self, app: ASGIApp, access: AccessControl, telemetry: Telemetry, config: ServeConfig, model_version: str
+        self, app: ASGIApp, access: AccessControl, record: Record, config: ServeConfig, model_version: str
     ) -> None:
-        self.app, self.access, self.telemetry = app, access, telemetry
+        self.app, self.access, self.record = app, access, record
         self.config, self.model_version = config, model_version
         self.hosts = LOOPBACK if config.is_local and not access.requires_keys else None
 
@@ -91,13 +91,13 @@ class Guard:
             state["caller"] = caller = await self.access.authorize(scope["method"], scope["path"], headers)
             await self.app(scope, bounded(receive, max_bytes), send_stamped)
         except ClientDisconnect:
-            self.telemetry.refused(499)
+            self.record("refused", status="499")
         except asyncio.CancelledError:  # Serve cancels a request whose client has disconnected
-            self.telemetry.refused(499)
+            self.record("refused", status="499")
             raise
         except Exception as error:
             problem = error if isinstance(error, ProblemError) else internal(error, request_id)
-            self.telemetry.refused(problem.status)
+            self.record("refused", status=str(problem.status))
             if not has_started:
                 await problem.response(request_id)(scope, receive, send_stamped)
         finally:

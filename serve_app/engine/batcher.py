@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detect_ai.models.batch import lane_tokens, padded_length
+from serve_app.engine.metrics import Record, discard
 
 T = TypeVar("T")
 Ids = NDArray[np.int32]
@@ -85,8 +86,8 @@ class Batcher:
         max_wait_s: bound of the estimated queueing delay.
         threads: threads of all lanes together.
         lanes: batches that run in parallel.
-        on_batch: called with the padded tokens and the seconds of every batch.
-        on_queue: called with the tokens that wait, when they change.
+        record: records metrics.
+        name: label of the queue in metrics.
     """
 
     score: Score
@@ -99,8 +100,8 @@ class Batcher:
     max_wait_s: float = math.inf
     threads: int = 1
     lanes: int = 1
-    on_batch: Callable[[int, float], None] = lambda tokens, seconds: None
-    on_queue: Callable[[int], None] = lambda tokens: None
+    record: Record = discard
+    name: str = ""
     offered_tokens: float = field(default=0.0, init=False)  # of all requests since `demand` was read, refused ones too
     _token_s: float = field(default=0.0, init=False)  # moving average of thread-seconds for a token
     _running_tokens: int = field(default=0, init=False)
@@ -117,7 +118,7 @@ class Batcher:
         """Start the tasks that fill the lanes, on the running event loop."""
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._run()) for _ in range(self.lanes + 1)]
-        self.on_queue(self.waiting_tokens)
+        self.record("waiting_tokens", self.waiting_tokens, model_version=self.name)
 
     async def close(self) -> None:
         """Accept no more work and finish what was accepted."""
@@ -180,7 +181,7 @@ class Batcher:
         done = asyncio.get_running_loop().create_future()
         job = _Job(rows, costs, done, np.empty(len(rows)), list(range(len(rows))), sum(costs))
         self._queues.setdefault(caller, []).append(job)
-        self.on_queue(self.waiting_tokens)
+        self.record("waiting_tokens", self.waiting_tokens, model_version=self.name)
         self._wake.set()
         try:
             return await job.done
@@ -235,7 +236,8 @@ class Batcher:
         # A small batch takes hardly less time than a larger one: alone it would overestimate the time of a token.
         token_s = seconds * threads / max(tokens, self.lane_tokens * MIN_MEASURED_FILL)
         self._token_s = 0.8 * self._token_s + 0.2 * token_s if self._token_s else token_s
-        self.on_batch(tokens, seconds)
+        self.record("batch_tokens", tokens)
+        self.record("batch_seconds", seconds)
 
     def _drop(self, job: _Job) -> None:
         for caller, jobs in self._queues.items():
@@ -243,7 +245,7 @@ class Batcher:
                 jobs.remove(job)
                 if not jobs:
                     del self._queues[caller]
-                self.on_queue(self.waiting_tokens)
+                self.record("waiting_tokens", self.waiting_tokens, model_version=self.name)
                 return
 
     async def _run(self) -> None:
@@ -299,7 +301,7 @@ class Batcher:
                 del self._queues[caller]
                 if jobs := [job for job in jobs if id(job) not in served] + last:
                     self._queues[caller] = jobs
-        self.on_queue(self.waiting_tokens)
+        self.record("waiting_tokens", self.waiting_tokens, model_version=self.name)
         return batch
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,7 +23,7 @@ from detect_ai.text.normalize import Normalised, expanded_length, normalise
 from detect_ai.text.windows import aggregate_windows
 from serve_app.api.errors import ProblemError
 from serve_app.engine.batcher import Batcher, ClosedError, Ids, QueueFullError, Scores, timed
-from serve_app.engine.metrics import Telemetry
+from serve_app.engine.metrics import Record, discard
 from serve_app.files.reader import FILE_LIMITS, SLACK, FileReader
 
 T = TypeVar("T")
@@ -69,15 +68,12 @@ class Engine:
     Args:
         detector: a loaded bundle.
         config: limits and batch size.
-        telemetry: metrics.
+        record: records metrics.
         card: the model card as Markdown; empty without one.
     """
 
-    def __init__(
-        self, detector: Detector, config: ServeConfig, telemetry: Telemetry | None = None, card: str = ""
-    ) -> None:
-        self.detector, self.config, self.card = detector, config, card
-        self.telemetry = telemetry or Telemetry()
+    def __init__(self, detector: Detector, config: ServeConfig, record: Record = discard, card: str = "") -> None:
+        self.detector, self.config, self.record, self.card = detector, config, record, card
         lanes = config.threads if detector.backend.has_lanes else 1
         self.model = ThreadPoolExecutor(lanes, "model")
         self.teams = ThreadPoolExecutor(max(1, min(lanes, config.threads // 2)), "team")
@@ -95,8 +91,8 @@ class Engine:
             config.max_wait_s,
             config.threads,
             lanes,
-            self.telemetry.batch,
-            partial(self.telemetry.waiting, detector.version),
+            record,
+            detector.version,
         )
         self._unread_chars = 0
         self._char_s = 0.0  # moving average of the seconds a reader takes for a character
@@ -172,7 +168,8 @@ class Engine:
                 charge(-charged)
             raise
         verdicts, answer = result
-        self.telemetry.answered(verdicts)
+        for verdict in verdicts:
+            self.record("texts", label=verdict.label.value, model_version=verdict.model_version)
         return answer
 
     async def _run_alone(

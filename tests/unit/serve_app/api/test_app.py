@@ -38,7 +38,7 @@ from serve_app.auth.api_keys import KeyRing, Scope, create_key
 from serve_app.auth.rate_limit import Limiter, Reservation
 from serve_app.engine.batcher import ClosedError
 from serve_app.engine.engine import Engine, Options
-from serve_app.engine.metrics import Telemetry
+from serve_app.engine.metrics import Record, discard
 from serve_app.engine.versions import Versions
 from serve_app.files.reader import Upload
 from serve_app.files.uploads import detect_files
@@ -66,24 +66,6 @@ class Slow:
         return np.zeros(len(batch.lengths))
 
 
-class Counted(Telemetry):
-    """Keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.labels: list[str] = []
-        self.statuses: list[int] = []
-        self.batches: list[int] = []
-
-    def answered(self, verdicts: Any) -> None:
-        self.labels += [verdict.label for verdict in verdicts]
-
-    def refused(self, status: int) -> None:
-        self.statuses.append(status)
-
-    def batch(self, tokens: int, seconds: float) -> None:
-        self.batches.append(tokens)
-
-
 @pytest.fixture
 def detector(tiny_bundle: Path) -> Detector:
     return Detector.load(tiny_bundle)
@@ -101,12 +83,12 @@ def ask(
     detector: Detector,
     scenario: Scenario,
     control: AccessControl | None = None,
-    telemetry: Telemetry | None = None,
+    record: Record = discard,
     **options: Any,
 ) -> Any:
     async def main() -> Any:
-        engine = Engine(detector, ServeConfig(**options), telemetry)
-        app = create_app(Versions(engine), control or access(), telemetry)
+        engine = Engine(detector, ServeConfig(**options), record)
+        app = create_app(Versions(engine), control or access())
         engine.batcher.start()
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             try:
@@ -375,7 +357,10 @@ def test_refused_tokens_are_returned_to_the_rate(detector: Detector) -> None:
 
 
 def test_a_client_that_disconnects_is_no_error(detector: Detector, serve_log: pytest.LogCaptureFixture) -> None:
-    telemetry = Counted()
+    statuses: list[str] = []
+
+    def record(metric: str, value: float = 1, **labels: str) -> None:
+        statuses.extend([labels["status"]] if metric == "refused" else [])
 
     async def scenario(_: httpx.AsyncClient, engine: Engine) -> None:
         async def gone() -> dict[str, str]:
@@ -385,28 +370,31 @@ def test_a_client_that_disconnects_is_no_error(detector: Detector, serve_log: py
             raise AssertionError("it was answered")
 
         head = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-        app = create_app(Versions(engine), access(), telemetry)
+        app = create_app(Versions(engine), access())
         await app(
             {"type": "http", "method": "POST", "path": "/v1/detect", "headers": head, "query_string": b""}, gone, send
         )
 
-    ask(detector, scenario)
+    ask(detector, scenario, record=record)
     assert serve_log.records == []
-    assert telemetry.statuses == [499]
+    assert statuses == ["499"]
 
 
 def test_verdicts_problems_and_batches_are_counted(detector: Detector) -> None:
-    telemetry = Counted()
+    recorded: list[tuple[str, float, dict[str, str]]] = []
+
+    def record(metric: str, value: float = 1, **labels: str) -> None:
+        recorded.append((metric, value, labels))
 
     async def scenario(client: httpx.AsyncClient, engine: Engine) -> None:
         for body in ({"text": 5}, {"text": "the council met near the bridge " * 20}):
             await client.post("/v1/detect", json=body)
         await client.get("/nothing")
 
-    ask(detector, scenario, telemetry=telemetry)
-    assert telemetry.statuses == [422]  # wrong paths do not count
-    assert len(telemetry.labels) == 1
-    assert telemetry.batches[0] >= 60
+    ask(detector, scenario, record=record)
+    assert [labels for metric, _, labels in recorded if metric == "refused"] == [{"status": "422"}]  # no wrong paths
+    assert [metric for metric, *_ in recorded].count("texts") == 1
+    assert next(value for metric, value, _ in recorded if metric == "batch_tokens") >= 60
 
 
 def test_predict_ranks_ai_first_only_for_the_verdict_ai(detector: Detector) -> None:

@@ -12,7 +12,7 @@ from detect_ai.core.config import ServeConfig
 from serve_app.api.middleware import Guard
 from serve_app.auth.access import AccessControl, Caller
 from serve_app.auth.api_keys import KeyRing, create_key
-from serve_app.engine.metrics import Telemetry
+from serve_app.engine.metrics import discard
 from tests.unit.serve_app.auth.test_rate_limit import Cluster
 
 OWN = "http://127.0.0.1:8000"
@@ -39,7 +39,7 @@ def send(
 
     async def main() -> None:
         config = ServeConfig(cors_origins=list(cors_origins))
-        guard = Guard(app, access or AccessControl(Cluster().replica()), Telemetry(), config, "v1")
+        guard = Guard(app, access or AccessControl(Cluster().replica()), discard, config, "v1")
         sent = [
             (name.lower().encode(), value.encode()) for name, value in ({"Host": "127.0.0.1:8000"} | headers).items()
         ]

@@ -342,7 +342,10 @@ def test_a_hung_batch_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_queue_is_reported_when_it_changes() -> None:
-    waiting: list[int] = []
+    waiting: list[float] = []
+
+    def record(metric: str, value: float, **labels: str) -> None:
+        waiting.extend([value] if metric == "waiting_tokens" else [])
 
     async def scenario(batcher: Batcher, model: Model) -> None:
         tasks = [await hold(batcher, model), await queue(batcher, [row(1)] * 2)]
@@ -350,4 +353,4 @@ def test_the_queue_is_reported_when_it_changes() -> None:
         await release(model, *tasks)
         assert waiting[-1] == 0
 
-    run(scenario, on_queue=waiting.append)
+    run(scenario, record=record)
