@@ -252,8 +252,6 @@ def runtime_env() -> dict[str, Any]:
     variables = {name: value if name.startswith(ALLOWED_VARIABLES) else "" for name, value in given.items()}
     if not inherited.get("working_dir"):
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
-    # Otherwise Serve hands every message of a request to an event loop in another thread. Our code blocks no loop.
-    variables.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
     return {**inherited, "env_vars": variables}
 
 
