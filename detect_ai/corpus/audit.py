@@ -135,7 +135,7 @@ def _describe(corpus: Corpus) -> dict[str, Any]:
     tokens = pa.concat_tables([corpus.read(split, ["label", "num_tokens"]) for split in SPLITS]).to_pandas()
     edges = np.geomspace(max(1, tokens["num_tokens"].min()), tokens["num_tokens"].max() + 1, LENGTH_BINS + 1)
     by_label = [tokens.loc[tokens["label"] == label, "num_tokens"] for label in (0, 1)]
-    dropped = []
+    dropped: list[Any] = []
     if corpus.shards(QUARANTINE):
         reasons = corpus.read(QUARANTINE, ["reason", "source"]).to_pandas().value_counts()
         dropped = reasons.rename("rows").reset_index().to_dict("records")

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from detect_ai.core import ray_runtime
-from detect_ai.core.config import SPLITS, Config, CorpusConfig, check_names
+from detect_ai.core.config import SPLITS, Config, CorpusConfig, SourceConfig, check_names
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
 from detect_ai.corpus import splits
@@ -79,9 +79,9 @@ def _with_names(corpus: CorpusConfig) -> CorpusConfig:
     if not corpus.sources:
         raise ConfigError("config: corpus.sources is empty: name at least one, see configs/corpus/csv.yaml")
     check_names("corpus.augment", corpus.augment, ATTACKS)
-    named, names = {}, set()
-    for place in ("sources", "against"):
-        named[place] = []
+    names: set[str] = set()
+    named: dict[str, list[SourceConfig]] = {"sources": [], "against": []}
+    for place in named:
         for i, source in enumerate(getattr(corpus, place)):
             check_names(f"corpus.{place}.{i}.preset", [source.preset], ("", *PRESETS))
             if not source.path and source.kind != "sample":

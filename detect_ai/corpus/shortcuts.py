@@ -67,7 +67,7 @@ def audit_texts(rows: pd.DataFrame) -> dict[str, Any]:
     texts = [normalise(text).text for text in rows["text"]]
     labels, weights = rows["label"].to_numpy(np.int64), rows["weight"].to_numpy(np.float64)
     train = rows["split"].to_numpy() == "train"
-    features = []
+    features: list[dict[str, Any]] = []
     for name, (measure, _) in FEATURES.items():
         values = np.asarray([measure(text) for text in texts], np.float64)
         own, other = (
@@ -102,7 +102,7 @@ def audit_texts(rows: pd.DataFrame) -> dict[str, Any]:
     return {
         "n_human": int((labels == 0).sum()),
         "n_ai": int(labels.sum()),
-        "features": sorted(features, key=lambda feature: -float(feature["auroc"])),
+        "features": sorted(features, key=lambda feature: -feature["auroc"]),
         "baseline": measured(held, humans),
         "slices": [row for row in slices if row["auroc"] is not None or row["fpr"] is not None],
     }
