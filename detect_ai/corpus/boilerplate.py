@@ -7,8 +7,6 @@ grow with the text. Works on the text before it is normalised, since line breaks
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
 
 _LOOK = 600  # characters of each end
 _MAX_REFUSAL = 1000  # characters; a longer text that begins with a refusal then does what was asked
@@ -124,67 +122,36 @@ _RULE = re.compile(r"\n\s{0,4}[-*_=]{3,}\s*\Z")
 _BOUNDARY = re.compile(r"(?:[.!?][\"”')\]*]{0,4}\s{1,4}|\n\s{0,4})(?=\S)")
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Position of the text without its boilerplate.
-
-    Attributes:
-        start: of the text that stays, `text[start:stop]`.
-        stop: its end.
-        kind: "": nothing found; "around": before or after the text; "whole": a refusal, or boilerplate only.
-    """
-
-    start: int
-    stop: int
-    kind: Literal["", "around", "whole"]
-
-
-def find(text: str) -> Found:
-    """Find boilerplate before and after a text, or instead of it."""
+def strip_boilerplate(text: str) -> str | None:
+    """The text without boilerplate before and after it; None for a refusal or if boilerplate is all there is."""
     lead, size = len(text) - len(text.lstrip()), len(text.rstrip())
     head = _straight(text[lead : lead + _LOOK])
-    refused = _refusal(head)
-    if refused and size - lead <= _MAX_REFUSAL:
-        return Found(0, 0, "whole")
-    opened = _opener(head, refused)
-    closed = _closer(text, size)
-    if not opened and closed == size:
-        return Found(0, len(text), "")
-    start = lead + opened if opened else 0
-    stop = closed if closed < size else len(text)
-    return Found(start, stop, "around") if text[start:stop].strip() else Found(0, 0, "whole")
-
-
-def _straight(text: str) -> str:
-    """Replace curly apostrophes by straight ones, without changing the length."""
-    return text.replace("’", "'").replace("‘", "'").replace("´", "'").replace("ʼ", "'")
-
-
-def _refusal(head: str) -> int:
-    """The end of a refusal at the beginning; 0 if there is none."""
+    opener = 0  # end of the refusal and of consecutive openers in `head`
     if unable := _AI_UNABLE.match(head):
-        return unable.end()
-    refused = _REFUSED.match(head)
-    return refused.end() if refused and (refused["plain"] is None or _BY_RULE.search(head)) else 0
-
-
-def _opener(head: str, stop: int) -> int:
-    """The end of consecutive openers at the beginning; the first `stop` characters are a refusal."""
-    for pattern in (_SENTENCE_END if stop else _DISCLAIMED, _HOWEVER, _ANNOUNCED):
-        if (match := pattern.match(head, stop)) and (stop or pattern is not _HOWEVER):
-            stop = match.end()
-    space = _SPACE.match(head, stop) if stop else None
-    return space.end() if space else stop
-
-
-def _closer(text: str, size: int) -> int:
-    """The start of the closers, sentence by sentence from the end; `size` if there are none."""
+        opener = unable.end()
+    elif (refused := _REFUSED.match(head)) and (refused["plain"] is None or _BY_RULE.search(head)):
+        opener = refused.end()
+    if opener and size - lead <= _MAX_REFUSAL:
+        return None
+    for pattern in (_SENTENCE_END if opener else _DISCLAIMED, _HOWEVER, _ANNOUNCED):
+        if (match := pattern.match(head, opener)) and (opener or pattern is not _HOWEVER):
+            opener = match.end()
+    if opener and (space := _SPACE.match(head, opener)):
+        opener = space.end()
     stop = size
-    for _ in range(_MAX_CLOSERS):
+    for _ in range(_MAX_CLOSERS):  # sentence by sentence from the end
         start = max(0, stop - _LOOK)
         tail = _straight(text[start:stop])
         begin = max((match.end() for match in _BOUNDARY.finditer(tail)), default=0)
         if not _CLOSER.fullmatch(tail, begin):
             break
         stop = start + len(_RULE.sub("", tail[:begin].rstrip()).rstrip())
-    return stop
+    if not opener and stop == size:
+        return text
+    kept = text[lead + opener if opener else 0 : stop if stop < size else len(text)]
+    return kept if kept.strip() else None
+
+
+def _straight(text: str) -> str:
+    """Replace curly apostrophes by straight ones, without changing the length."""
+    return text.replace("’", "'").replace("‘", "'").replace("´", "'").replace("ʼ", "'")

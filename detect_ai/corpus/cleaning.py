@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cache
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from detect_ai.core.config import CorpusConfig
-from detect_ai.corpus import boilerplate
+from detect_ai.corpus.boilerplate import strip_boilerplate
 from detect_ai.corpus.dedup import NUM_PERM, signatures
-from detect_ai.text.language import code as _code
-from detect_ai.text.language import detect_language
+from detect_ai.text.language import code, detect_language
 from detect_ai.text.normalize import normalise
-
-if TYPE_CHECKING:
-    from ftfy import TextFixerConfig
 
 MAX_CHARS = 100_000  # of a text; longer ones are dropped
 CLEAN_FIELDS = [
@@ -28,42 +22,49 @@ CLEAN_FIELDS = [
 
 
 def clean(table: pa.Table, corpus: CorpusConfig) -> pa.Table:
-    """Repair, cut boilerplate, normalise and check each text.
-
-    Args:
-        table: rows with at least `text`, `language` and `problem`, as reading leaves them.
-        corpus: what to do and which texts to keep.
+    """Repair, cut boilerplate, normalise and check each text of a table with `text`, `language` and `problem`.
 
     Returns:
         The same rows in their order, with the columns of `CLEAN_FIELDS`; `problem` and `language` filled in. A row that
         came with a problem keeps it and is not cleaned. Rows with a problem have an empty signature.
     """
-    pairs = zip(table["text"].to_pylist(), table["problem"].to_pylist(), strict=True)
-    cleaned = [("", problem) if problem else _clean(text, corpus) for text, problem in pairs]
-    texts, problems = [text for text, _ in cleaned], [problem for _, problem in cleaned]
-    if corpus.language:
-        languages = [
-            own or ("" if problem else detect_language(text, corpus.language))
-            for own, text, problem in zip(table["language"].to_pylist(), texts, problems, strict=True)
-        ]
-        problems = [
-            problem or ("language" if language and _code(language) != _code(corpus.language) else "")
-            for language, problem in zip(languages, problems, strict=True)
-        ]
-        table = _replace(table, "language", languages)
-    return _with_fields(_replace(table, "problem", problems), texts, problems)
+    texts, problems, languages = [], [], []
+    for text, problem, known in zip(
+        *(table[name].to_pylist() for name in ("text", "problem", "language")), strict=True
+    ):
+        text, problem = ("", problem) if problem else _clean(text, corpus)
+        if corpus.language and not problem:
+            known = known or detect_language(text, corpus.language)
+            if known and code(known) != code(corpus.language):
+                problem = "language"
+        texts.append(text)
+        problems.append(problem)
+        languages.append(known)
+    for name, values in (("problem", problems), ("language", languages)):
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    sketches = signatures(["" if problem else text for text, problem in zip(texts, problems, strict=True)])
+    digests = [int.from_bytes(hashlib.sha256(text.casefold().encode()).digest()[:8], "big") for text in texts]
+    columns = [
+        pa.array(texts, pa.string()),
+        pa.array(digests, pa.uint64()),
+        pa.array([len(text.split()) for text in texts], pa.int32()),
+        pa.FixedSizeListArray.from_arrays(pa.array(sketches.ravel()), NUM_PERM),
+    ]
+    for field, column in zip(CLEAN_FIELDS, columns, strict=True):
+        table = table.append_column(field, column)
+    return table
 
 
 def _clean(text: str, corpus: CorpusConfig) -> tuple[str, str]:
     """The text that stays, normalised, and its problem ("" for none)."""
     text = repair(text)
-    found = boilerplate.find(text)
-    if found.kind == "whole":
+    stripped = strip_boilerplate(text)
+    if stripped is None:
         return normalised_text(text), "boilerplate"
-    text = normalised_text(text[found.start : found.stop])
+    text = normalised_text(stripped)
     if not text:
         return text, "empty"
-    if num_words(text) < corpus.min_words:
+    if len(text.split()) < corpus.min_words:
         return text, "too_short"
     return text, "too_long" if len(text) > MAX_CHARS else ""
 
@@ -75,54 +76,13 @@ def repair(text: str) -> str:
     """
     if text.isascii():
         return text
-    from ftfy import fix_text
+    from ftfy import fix_encoding
     from ftfy.badness import is_bad
 
-    return fix_text(text, _encoding_only()) if is_bad(text) else text
-
-
-@cache
-def _encoding_only() -> TextFixerConfig:
-    from ftfy import TextFixerConfig
-
-    return TextFixerConfig(
-        unescape_html=False,
-        remove_terminal_escapes=False,
-        fix_latin_ligatures=False,
-        fix_character_width=False,
-        uncurl_quotes=False,
-        fix_line_breaks=False,
-        fix_surrogates=False,
-        remove_control_chars=False,
-        normalization=None,
-        explain=False,
-    )
+    return "\n".join(map(fix_encoding, text.split("\n"))) if is_bad(text) else text
 
 
 def normalised_text(text: str) -> str:
     """`normalise(text).text`, without its offset maps if only white space has to be squeezed."""
     squeezed = " ".join(text.split())
     return squeezed if squeezed.isascii() and squeezed.isprintable() else normalise(text).text
-
-
-def num_words(normalised: str) -> int:
-    """Words of a normalised text, separated by single spaces."""
-    return normalised.count(" ") + 1 if normalised else 0
-
-
-def _replace(table: pa.Table, name: str, values: list[str]) -> pa.Table:
-    return table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
-
-
-def _with_fields(table: pa.Table, texts: list[str], problems: list[str]) -> pa.Table:
-    sketches = signatures(["" if problem else text for text, problem in zip(texts, problems, strict=True)])
-    digests = [int.from_bytes(hashlib.sha256(text.casefold().encode()).digest()[:8], "big") for text in texts]
-    columns = [
-        pa.array(texts, pa.string()),
-        pa.array(digests, pa.uint64()),
-        pa.array([num_words(text) for text in texts], pa.int32()),
-        pa.FixedSizeListArray.from_arrays(pa.array(sketches.ravel()), NUM_PERM),
-    ]
-    for field, column in zip(CLEAN_FIELDS, columns, strict=True):
-        table = table.append_column(field, column)
-    return table

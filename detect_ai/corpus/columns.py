@@ -15,18 +15,12 @@ from detect_ai.corpus.manifest import ORIGINAL
 from detect_ai.corpus.presets import preset_of
 from detect_ai.text.normalize import SURROGATE
 
+_STRINGS = ("source", "domain", "generator", "group", "language", "split", "attack")
 ROW_SCHEMA = pa.schema(
     [
-        ("id", pa.string()),
-        ("text", pa.string()),
+        *((name, pa.string()) for name in ("id", "text")),
         ("label", pa.int8()),
-        ("source", pa.string()),
-        ("domain", pa.string()),
-        ("generator", pa.string()),
-        ("group", pa.string()),
-        ("language", pa.string()),
-        ("split", pa.string()),
-        ("attack", pa.string()),
+        *((name, pa.string()) for name in _STRINGS),
         ("weight", pa.float32()),
         ("problem", pa.string()),
     ]
@@ -46,7 +40,7 @@ def plain_text(value: Any) -> str:
 
 def label_text(value: Any) -> str:
     """The normal form of a label: 1, 1.0, "1", "1.0" and true are "1"; words are lower case; "" if there is none."""
-    text = plain_text(int(value) if isinstance(value, bool) else value).lower()
+    text = plain_text(value).lower()
     return _SPELLINGS.get(text, text)
 
 
@@ -71,16 +65,7 @@ def shown_names(names: Iterable[str]) -> str:
 
 
 class ColumnMapper:
-    """Maps the rows of a source and checks that its columns exist.
-
-    Args:
-        source: with its preset applied.
-        name: of the source, for its rows.
-        unlabelled: a label is not expected.
-
-    Attributes:
-        count: rows so far.
-    """
+    """Maps the rows of a source with its preset applied, counts them, and checks that its columns exist."""
 
     def __init__(self, source: SourceConfig, name: str, unlabelled: bool) -> None:
         self._source, self._name, self._unlabelled = source, name, unlabelled
@@ -100,26 +85,19 @@ class ColumnMapper:
         wanted = {*self._required, *self._optional, self._source.label}
         return [name for name in names if self._preset.rows or name in wanted]
 
-    def rows(self, rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[Any, ...]]:
-        """Rows in the order of `ROW_SCHEMA`, from pairs of (file, row). Raises CorpusError for an unknown label."""
-        last_file, number = "", 0
+    def rows(self, rows: Iterable[tuple[str, Row]]) -> Iterator[dict[str, Any]]:
+        """Rows with `ROW_SCHEMA`, from pairs of (file, row). Raises CorpusError for an unknown label."""
         for file, row in rows:
-            number = number if file == last_file else 0
-            last_file = file
             self._seen |= row.values.keys()
             expanded = self._preset.rows(row.values) if self._preset.rows and row.values else [row.values]
             for values in expanded:
                 self._seen |= values.keys()
-                self.count, number = self.count + 1, number + 1
-                yield self._mapped(row._replace(values=values), f"{file}#{number}")
+                self.count += 1
+                yield self._mapped(row._replace(values=values), f"{file}#{self.count}")
 
     def check(self, whole: bool, where: str) -> None:
-        """Raise CorpusError if rows were read and none of them had a column that the source should have.
-
-        Args:
-            whole: all rows were read. Before, an optional column may still appear: JSON leaves out what is empty.
-            where: the source and its file, for the error.
-        """
+        """Raise CorpusError if rows were read and none of them had a column that the source should have."""
+        # Before all rows were read, an optional column may still appear: JSON leaves out what is empty.
         optional = self._optional if whole and not self._unlabelled else []
         self._require([*self._required, *optional] if self.count else self._preset.needs, where)
 
@@ -127,75 +105,46 @@ class ColumnMapper:
         missing = [name for name in dict.fromkeys(columns) if name not in self._seen]
         if self._seen and missing:
             schema = f" of the preset {self._source.preset!r}" if self._source.preset else ""
+            names = sorted(self._seen)
+            is_whole = len(names) == 1 and any(mark in names[0] for mark in ";\t|")
+            hint = ". The header is separated by another character: save the file with commas" if is_whole else ""
             raise CorpusError(
-                f"{where}: no column {', '.join(map(repr, missing))}{schema}; found {shown_names(sorted(self._seen))}. "
-                f"Map yours with corpus.sources.N.text=…, .label=…{separator_hint(self._seen)}"
+                f"{where}: no column {', '.join(map(repr, missing))}{schema}; found {shown_names(names)}. "
+                f"Map yours with corpus.sources.N.text=…, .label=…{hint}"
             )
 
-    def _mapped(self, row: Row, place: str) -> tuple[Any, ...]:
-        """One row in the order of `ROW_SCHEMA`. `place` names it if it has neither an id nor a text."""
+    def _mapped(self, row: Row, place: str) -> dict[str, Any]:
+        """One row with `ROW_SCHEMA`. `place` names it if it has neither an id nor a text."""
         source = self._source
 
         def value(column: str) -> str:
             return plain_text(row.values.get(column)) if column else ""
 
-        text = row.values.get(source.text)
-        problem = row.problem
+        text, problem = row.values.get(source.text), row.problem
         if not isinstance(text, str) or not text:
             text, problem = row.raw, problem or "no_text"
-        label, label_problem = self._label(row)
-        self._after_bad_row = problem == "bad_row"
-        text, digest = _digested(text)
+        text = text if text.isascii() else SURROGATE.sub("\ufffd", text)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         row_id = value(source.id) or f"{self._name}-{digest if text else place}"
-        return (
-            row_id,
-            text,
-            label,
-            self._name,
-            value(source.domain),
-            "" if label == 0 else value(source.generator),  # a human text has none
-            value(source.group) or row_id,
-            value(source.language),
-            value(source.split),
-            value(source.attack) or ORIGINAL,
-            source.weight,
-            problem or label_problem,
-        )
-
-    def _label(self, row: Row) -> tuple[int | None, str]:
-        """The label of a row and its problem. Raises CorpusError for a value that is not mapped."""
-        value = row.values.get(self._source.label)
-        text = label_text(value)
-        label = self._labels.get(text)
-        if label is not None or row.problem or self._unlabelled:
-            return label, ""
-        if not text:
-            return None, "no_label"
-        if self._after_bad_row:
-            return None, "bad_row"
-        raise unknown_label(
-            f"source {self._source.path}", self._source.label, value, self._labels, "corpus.sources.N.labels"
-        )
-
-
-def separator_hint(names: Iterable[str]) -> str:
-    """Advice for a header that was not split at commas."""
-    is_whole = len(list(names)) == 1 and any(mark in name for name in names for mark in ";\t|")
-    return ". The header is separated by another character: save the file with commas" if is_whole else ""
-
-
-def _digested(text: str) -> tuple[str, str]:
-    """A text as Arrow can hold it, and the digest that names it."""
-    try:
-        data = text.encode()
-    except UnicodeEncodeError:
-        text = SURROGATE.sub("\ufffd", text)
-        data = text.encode()
-    return text, hashlib.sha256(data).hexdigest()[:16]
-
-
-def table_of(rows: Sequence[tuple[Any, ...]]) -> pa.Table:
-    """Rows as a table with `ROW_SCHEMA`."""
-    columns = zip(*rows, strict=True)
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, ROW_SCHEMA, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=ROW_SCHEMA)
+        spelling = label_text(row.values.get(source.label))
+        label = self._labels.get(spelling)
+        if label is None and not row.problem and not self._unlabelled:
+            if spelling and not self._after_bad_row:
+                where, option = f"source {source.path}", "corpus.sources.N.labels"
+                raise unknown_label(where, source.label, row.values[source.label], self._labels, option)
+            problem = problem or ("bad_row" if spelling else "no_label")
+        self._after_bad_row = row.problem == "bad_row"
+        return {
+            "id": row_id,
+            "text": text,
+            "label": label,
+            "source": self._name,
+            "domain": value(source.domain),
+            "generator": "" if label == 0 else value(source.generator),  # a human text has none
+            "group": value(source.group) or row_id,
+            "language": value(source.language),
+            "split": value(source.split),
+            "attack": value(source.attack) or ORIGINAL,
+            "weight": source.weight,
+            "problem": problem,
+        }

@@ -20,17 +20,12 @@ _HUMAN_OR_AI = {"human": 0, "ai": 1}
 
 @dataclass(frozen=True)
 class Preset:
-    """A published schema.
+    """A published schema."""
 
-    Attributes:
-        sets: fields of `SourceConfig` and their values.
-        rows: converts one row of the file to our rows, if renaming columns is not enough.
-        needs: columns of the file that `rows` reads.
-    """
-
-    sets: Mapping[str, Any] = field(default_factory=dict)
+    sets: Mapping[str, Any] = field(default_factory=dict)  # fields of `SourceConfig` and their values
+    # Converts one row of the file to our rows, if renaming columns is not enough.
     rows: Callable[[Values], list[Values]] | None = None
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # columns of the file that `rows` reads
 
 
 def preset_of(source: SourceConfig) -> Preset:
@@ -45,28 +40,20 @@ def with_preset(source: SourceConfig) -> SourceConfig:
     return source.model_copy(update=fixed)
 
 
-def _key(text: Any) -> str:
-    """A short group name for a question or a prompt."""
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16] if isinstance(text, str) and text else ""
-
-
 def _essay(values: Values) -> list[Values]:
     return [{**values, "domain": "essay"}]
 
 
 def _hc3(values: Values) -> list[Values]:
-    common = {
-        **values,
-        "generator": "chatgpt",
-        "domain": values.get("source"),
-        "group": _key(values.get("question")),
-    }
-    answers = (("human", "human_answers"), ("ai", "chatgpt_answers"))
-    return [{**common, "text": text, "label": label} for label, column in answers for text in _list(values.get(column))]
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+    question = values.get("question")
+    group = hashlib.sha256(question.encode("utf-8", "replace")).hexdigest()[:16] if isinstance(question, str) else ""
+    common = {**values, "generator": "chatgpt", "domain": values.get("source"), "group": group}
+    rows = []
+    for label, column in (("human", "human_answers"), ("ai", "chatgpt_answers")):
+        answers = values.get(column) or []
+        answers = answers if isinstance(answers, list) else [answers]
+        rows += [{**common, "text": text, "label": label} for text in answers]
+    return rows
 
 
 # `sci_gen` is the one domain with an underscore; of `test_ood_set_gpt.csv` come names such as `cnn_gpt4_para`.
@@ -95,35 +82,23 @@ def _m4(values: Values) -> list[Values]:
     return [{**common, "text": values.get(column), "label": label} for label, column in sides]
 
 
-def _columns(*names: str) -> dict[str, str]:
-    return {name: name for name in names}
-
-
-_KINDS: dict[str, Preset] = {
-    "sample": Preset(_columns("id", "group", "domain", "generator")),
-    "folder": Preset(_columns("generator")),
-}
-
+_NAMED = {name: name for name in ("group", "domain", "generator")}
+_KINDS = {"sample": Preset({"id": "id", **_NAMED}), "folder": Preset({"generator": "generator"})}
+_RAID_MODELS = "chatgpt gpt4 gpt3 gpt2 cohere cohere-chat mpt mpt-chat mistral mistral-chat llama-chat".split()  # noqa: SIM905
 PRESETS: dict[str, Preset] = {
     # kaggle.com/competitions/llm-detect-ai-generated-text
     "kaggle": Preset(
-        {"kind": "csv", "label": "generated", "id": "id", "group": "prompt_id", "domain": "domain"},
-        rows=_essay,
+        {"kind": "csv", "label": "generated", "id": "id", "group": "prompt_id", "domain": "domain"}, _essay
     ),
     # kaggle.com/datasets/thedrcat/daigt-v2-train-dataset
-    "daigt_v2": Preset(
-        {"kind": "csv", "group": "prompt_name", "generator": "source", "domain": "domain"},
-        rows=_essay,
-    ),
+    "daigt_v2": Preset({"kind": "csv", "group": "prompt_name", "generator": "source", "domain": "domain"}, _essay),
     # Dugan et al. 2024, arXiv:2405.07940
     "raid": Preset(
         {
             "kind": "csv",
             "text": "generation",
             "label": "model",
-            "labels": {"human": 0}
-            | dict.fromkeys(["chatgpt", "gpt4", "gpt3", "gpt2", "cohere", "cohere-chat", "mpt", "mpt-chat"], 1)
-            | dict.fromkeys(["mistral", "mistral-chat", "llama-chat"], 1),
+            "labels": {"human": 0} | dict.fromkeys(_RAID_MODELS, 1),
             "id": "id",
             "group": "source_id",
             "domain": "domain",
@@ -133,20 +108,12 @@ PRESETS: dict[str, Preset] = {
     ),
     # Guo et al. 2023, arXiv:2301.07597
     "hc3": Preset(
-        {"kind": "jsonl", "labels": _HUMAN_OR_AI, **_columns("group", "domain", "generator")},
-        rows=_hc3,
-        needs=("question", "human_answers", "chatgpt_answers"),
+        {"kind": "jsonl", "labels": _HUMAN_OR_AI, **_NAMED}, _hc3, ("question", "human_answers", "chatgpt_answers")
     ),
     # Li et al. 2024, arXiv:2305.13242: its 0 is machine, its 1 human
     "mage": Preset(
-        {"kind": "csv", "labels": {"0": 1, "1": 0}, **_columns("domain", "generator")},
-        rows=_mage,
-        needs=("src",),
+        {"kind": "csv", "labels": {"0": 1, "1": 0}, "domain": "domain", "generator": "generator"}, _mage, ("src",)
     ),
     # Wang et al. 2024, arXiv:2305.14902
-    "m4": Preset(
-        {"kind": "jsonl", "labels": _HUMAN_OR_AI, **_columns("group", "domain", "generator")},
-        rows=_m4,
-        needs=("human_text", "machine_text"),
-    ),
+    "m4": Preset({"kind": "jsonl", "labels": _HUMAN_OR_AI, **_NAMED}, _m4, ("human_text", "machine_text")),
 }

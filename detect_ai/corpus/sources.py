@@ -11,13 +11,15 @@ import hashlib
 import importlib.util
 import io
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,30 +28,22 @@ from pyarrow import fs as pafs
 from detect_ai.core.config import SourceConfig
 from detect_ai.core.errors import CorpusError
 from detect_ai.core.storage import open_uri
-from detect_ai.corpus import hub
-from detect_ai.corpus.columns import ROW_SCHEMA, ColumnMapper, table_of
-from detect_ai.corpus.formats import (
-    Row,
-    SourceReadError,
-    csv_rows,
-    is_text,
-    json_rows,
-    parquet_batches,
-    refuse_foreign,
-    table_rows,
-    text_row,
-)
+from detect_ai.corpus.columns import ROW_SCHEMA, ColumnMapper
+from detect_ai.corpus.formats import Row, SourceReadError, csv_rows, json_rows, refuse_foreign, text_row
 from detect_ai.corpus.presets import with_preset
 
 TABLE_ROWS, TABLE_CHARS = 2000, 8 << 20  # of one table
+ARROW_ROWS = 256  # read at once: the memory of long texts stays bounded
 MAX_BAD_FRACTION = 0.1  # of the rows of a file: more cannot be parsed, and the file has another format
-FOLDER_FILES, FOLDER_BYTES = 512, 16 << 20  # of one piece: a folder may hold very many short files
+FOLDER_FILES = 512  # of one piece: a folder may hold very many short files
+HUB_PIECE_BYTES = 32 << 20  # unknown before reading
 SUFFIXES = {
     "csv": (".csv", ".csv.gz", ".csv.zst"),
     "jsonl": tuple(f"{kind}{end}" for kind in (".jsonl", ".json", ".ndjson") for end in ("", ".gz", ".zst")),
     "parquet": (".parquet",),
     "folder": (".txt", ".md"),
 }
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|__MACOSX/)")
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 _BAD_ROW_ADVICE = {
     "csv": 'CSV rows (RFC 4180): as many fields as the header, quotes inside a field doubled (""), not escaped by \\',
@@ -62,52 +56,36 @@ Select = Callable[[Sequence[str], str], list[str]]
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a source that can be read independently.
+    """A part of a source that can be read independently."""
 
-    Attributes:
-        source: with its preset applied.
-        root: the source's folder inside its file system.
-        files: paths below `root`.
-        size: bytes, approximate for the hub.
-        part: of a data set of the hub.
-        parts: number of parts of that data set.
-        unlabelled: a label is not expected.
-        alone: it is the only piece of its source, so it may not be empty.
-    """
-
-    source: SourceConfig
-    root: str = ""
-    files: tuple[str, ...] = ()
-    size: int = 0
-    part: int = 0
-    parts: int = 1
-    unlabelled: bool = False
-    alone: bool = False
+    source: SourceConfig  # with its preset applied
+    files: tuple[str, ...]  # paths below `root`; for the hub the name of the part
+    root: str = ""  # the source's folder inside its file system
+    size: int = 0  # bytes, approximate for the hub
+    data: Any = None  # a part of a data set of the hub (`datasets.IterableDataset`)
+    unlabelled: bool = False  # a label is not expected
+    alone: bool = True  # the only piece of its source, so it may not be empty
 
 
 def list_pieces(source: SourceConfig, unlabelled: bool = False) -> list[Piece]:
-    """The pieces of a source, in order.
-
-    Args:
-        source: of any kind, with or without a preset.
-        unlabelled: labels are optional.
+    """The pieces of a source, in order. With `unlabelled`, labels are optional.
 
     Raises:
         CorpusError: the source is missing or empty, or a data set of the hub cannot be loaded.
     """
     source = with_preset(source)
     if source.kind == "sample":
-        return [Piece(source, unlabelled=unlabelled, alone=True)]
-    if source.kind == "hub":
-        if hub.is_local(source.path):  # workers have another working directory
-            source = source.model_copy(update={"path": str(Path(source.path).expanduser().absolute())})
-        parts, size = hub.count_parts(source)
-        part = Piece(source, size=size, parts=parts, unlabelled=unlabelled, alone=parts == 1)
-        return [replace(part, part=i) for i in range(parts)]
-    listing = _list_files(source)
-    groups = list(_small_together(listing.files)) if source.kind == "folder" else [[file] for file in listing.files]
-    piece = Piece(source, listing.root, unlabelled=unlabelled, alone=len(groups) == 1)
-    return [replace(piece, files=tuple(n for n, _ in g), size=sum(size for _, size in g)) for g in groups]
+        pieces = [Piece(source, ("sample",))]
+    elif source.kind == "hub":
+        data = _load_hub(source)
+        parts = [data.shard(data.num_shards, i) for i in range(data.num_shards)]
+        pieces = [Piece(source, (f"part {i}",), size=HUB_PIECE_BYTES, data=part) for i, part in enumerate(parts)]
+    else:
+        root, files = _list_files(source)
+        step = FOLDER_FILES if source.kind == "folder" else 1
+        groups = [files[start : start + step] for start in range(0, len(files), step)]
+        pieces = [Piece(source, tuple(n for n, _ in g), root, sum(size for _, size in g)) for g in groups]
+    return [replace(piece, unlabelled=unlabelled, alone=len(pieces) == 1) for piece in pieces]
 
 
 def read_piece(piece: Piece) -> Iterator[pa.Table]:
@@ -119,78 +97,62 @@ def read_piece(piece: Piece) -> Iterator[pa.Table]:
     """
     mapper = ColumnMapper(piece.source, source_name(piece.source), piece.unlabelled)
     where = _where(piece.source, *piece.files)
-    batch: list[tuple[Any, ...]] = []
-    chars, text = 0, ROW_SCHEMA.get_field_index("text")
+    batch: list[dict[str, Any]] = []
+    chars = 0
     for row in mapper.rows(raw_rows(piece, mapper.select)):
         batch.append(row)
-        chars += len(row[text])
+        chars += len(row["text"])
         if len(batch) == TABLE_ROWS or chars >= TABLE_CHARS:
             mapper.check(whole=False, where=where)
-            yield table_of(batch)
+            yield pa.Table.from_pylist(batch, ROW_SCHEMA)
             batch, chars = [], 0
     mapper.check(whole=True, where=where)
     if not mapper.count and piece.alone:
         raise CorpusError(f"source {piece.source.path}: empty, expected rows of text and label")
     if batch:
-        yield table_of(batch)
+        yield pa.Table.from_pylist(batch, ROW_SCHEMA)
 
 
 def raw_rows(piece: Piece, select: Select) -> Iterator[tuple[str, Row]]:
-    """Rows of a piece with the columns of their file, each with the name of its file.
-
-    Args:
-        piece: of any source.
-        select: is called with the column names of each file that declares them, and chooses.
+    """Rows of a piece, each with the name of its file. Of files that declare their columns, `select` chooses some.
 
     Raises:
         CorpusError: a file is unreadable, or more than `MAX_BAD_FRACTION` of its rows cannot be parsed.
     """
     problems: Counter[str] = Counter()
     total = 0
-    for file, row in _rows(piece, select):
-        total += 1
-        if row.problem:
-            problems[row.problem] += 1
-            if total >= 1000:
-                _refuse_bad(piece, problems, total)
-        yield file, row
-    _refuse_bad(piece, problems, total)
-
-
-def _refuse_bad(piece: Piece, problems: Counter[str], total: int) -> None:
+    for file in piece.files:
+        with _wrap_read_errors(_where(piece.source, file)):
+            for row in _file_rows(piece, file, select):
+                total += 1
+                if row.problem:
+                    problems[row.problem] += 1
+                yield file, row
     bad = problems.total()
-    if not bad or (bad < total and bad <= max(2, MAX_BAD_FRACTION * total)):
-        return
-    advice = _BAD_ROW_ADVICE.get(piece.source.kind, "readable rows")
-    if problems["bad_encoding"] > problems["bad_row"]:
-        advice = "UTF-8: convert it, for example by `iconv -f windows-1252 -t utf-8`"
-    where = _where(piece.source, *piece.files)
-    raise CorpusError(f"{where}: {bad} of {total} rows cannot be read ({dict(problems)}); expected {advice}")
+    if bad and (bad == total or bad > max(2, MAX_BAD_FRACTION * total)):
+        advice = _BAD_ROW_ADVICE.get(piece.source.kind, "readable rows")
+        if problems["bad_encoding"] > problems["bad_row"]:
+            advice = "UTF-8: convert it, for example by `iconv -f windows-1252 -t utf-8`"
+        where = _where(piece.source, *piece.files)
+        raise CorpusError(f"{where}: {bad} of {total} rows cannot be read ({dict(problems)}); expected {advice}")
 
 
-def _rows(piece: Piece, select: Select) -> Iterator[tuple[str, Row]]:
+def _file_rows(piece: Piece, file: str, select: Select) -> Iterator[Row]:
     source = piece.source
+    columns = partial(_columns, source, file, select)
     if source.kind == "sample":
-        yield from (("sample", Row(values)) for values in _sample_rows(source_name(source)))
-    elif source.kind == "hub":
-        name = f"part {piece.part}"
-        for table in hub.read_tables(source, piece.part, piece.parts):
-            yield from ((name, row) for row in table_rows([table], _columns(source, table.schema, select, name)))
-    else:
-        filesystem, _ = open_uri(source.path)
-        for file in piece.files:
-            with _wrap_read_errors(source, file):
-                yield from ((file, row) for row in _file_rows(source, filesystem, piece.root, file, select))
-
-
-def _file_rows(
-    source: SourceConfig, filesystem: pafs.FileSystem, root: str, file: str, select: Select
-) -> Iterator[Row]:
-    path = f"{root}/{file}"
+        yield from map(Row, _sample_rows())
+        return
+    if source.kind == "hub":
+        for table in piece.data.with_format("arrow").iter(ARROW_ROWS):
+            yield from map(Row, table.select(columns(table.schema)).to_pylist())
+        return
+    filesystem, _ = open_uri(source.path)
+    path = f"{piece.root}/{file}"
     if source.kind == "parquet":
         data = pq.ParquetFile(filesystem.open_input_file(path), buffer_size=1 << 20, pre_buffer=False)
-        columns = _columns(source, data.schema_arrow, select, file)
-        yield from table_rows(parquet_batches(data, columns), columns) if columns else ()
+        for batch in data.iter_batches(ARROW_ROWS, columns=columns(data.schema_arrow), use_threads=False):
+            yield from map(Row, batch.to_pylist())
         return
     with filesystem.open_input_stream(path, compression=_CODECS.get(Path(file.lower()).suffix)) as stream:
         binary = io.BufferedReader(stream, 1 << 20)
@@ -198,80 +160,54 @@ def _file_rows(
             yield text_row(binary, file)
             return
         refuse_foreign(binary.peek(64)[:64])
-        if source.kind == "csv":
-            yield from csv_rows(binary, lambda names: _select(source, names, select, file))
-        else:
-            yield from json_rows(binary)
+        yield from csv_rows(binary, columns) if source.kind == "csv" else json_rows(binary)
 
 
-def _select(source: SourceConfig, names: Sequence[str], select: Select, file: str) -> list[str]:
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise SourceReadError(f"two columns have the name {repeated[0][:40]!r}: expected columns of different names")
+def _columns(source: SourceConfig, file: str, select: Select, header: Sequence[str] | pa.Schema) -> list[str]:
+    """The columns to read of a file with a header or schema."""
+    names = header.names if isinstance(header, pa.Schema) else header
+    if len(set(names)) < len(names):
+        repeated = Counter(names).most_common(1)[0][0]
+        raise SourceReadError(f"two columns have the name {repeated[:40]!r}: expected columns of different names")
+    if isinstance(header, pa.Schema) and source.text in names:
+        kind = header.field(source.text).type
+        values = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if str(values) not in ("string", "large_string", "string_view"):
+            raise SourceReadError(f"column {source.text!r} is of type {kind}; expected string")
     return select(names, _where(source, file))
-
-
-def _columns(source: SourceConfig, schema: pa.Schema, select: Select, file: str) -> list[str]:
-    columns = _select(source, schema.names, select, file)
-    if source.text in schema.names and not is_text(kind := schema.field(source.text).type):
-        raise CorpusError(f"{_where(source, file)}: column {source.text!r} is of type {kind}; expected string")
-    return columns
 
 
 # Files
 
 
-class Listing(NamedTuple):
-    """Data files of a source: paths below `root` with sizes in bytes, sorted; `is_file`: the source is one file."""
-
-    filesystem: pafs.FileSystem
-    root: str
-    files: list[tuple[str, int]]
-    is_file: bool
-
-
-def list_files(uri: str) -> Listing:
-    """All files of a path or URI except hidden ones (`.name`, `__MACOSX`). Raises CorpusError."""
+def list_files(uri: str) -> tuple[str, list[tuple[str, int]]]:
+    """The folder of a path or URI and the sorted files (path below it, bytes), not hidden ones. Raises CorpusError."""
     filesystem, path = open_uri(uri)
     path = path.rstrip("/")
-    with _wrap_read_errors(SourceConfig.model_construct(path=uri, kind="a file or folder"), ""):
+    with _wrap_read_errors(f"source {uri}"):
         info = filesystem.get_file_info(path)
-        is_file = info.type == pafs.FileType.File
-        selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-        infos = [info] if is_file else filesystem.get_file_info(selector)
-    root = path.rpartition("/")[0] if is_file else path
-    named = sorted((f.path.removeprefix(f"{root}/"), f.size) for f in infos if f.type == pafs.FileType.File)
-    return Listing(filesystem, root, [f for f in named if is_file or not _is_hidden(f[0])], is_file)
+        if info.type == pafs.FileType.File:
+            root, _, name = path.rpartition("/")
+            return root, [(name, info.size)]
+        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    files = sorted((f.path.removeprefix(f"{path}/"), f.size) for f in infos if f.type == pafs.FileType.File)
+    return path, [file for file in files if not _HIDDEN.search(file[0])]
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-
-
-def _list_files(source: SourceConfig) -> Listing:
-    """The files of a source's kind. Raises CorpusError if there are none, or all are empty."""
-    listing = list_files(source.path)
+def _list_files(source: SourceConfig) -> tuple[str, list[tuple[str, int]]]:
+    """The folder and the files of a source's kind. Raises CorpusError if there are none, or all are empty."""
+    root, listed = list_files(source.path)
     suffixes = SUFFIXES.get(source.kind, ("",))
-    files = [file for file in listing.files if file[0].lower().endswith(suffixes)]
+    files = [file for file in listed if file[0].lower().endswith(suffixes)]
     if not files:
-        state = f"no file that ends in {' or '.join(suffixes)}" if listing.files else "no such file or folder"
+        state = f"no file that ends in {' or '.join(suffixes)}" if listed else "no such file or folder"
         raise CorpusError(
             f"source {source.path}: {state}. Under `ray job submit` a relative path is one of the working directory: "
             f"give an absolute path or a gs:// URI that every node can read"
         )
     if not any(size for _, size in files):
         raise CorpusError(f"source {source.path}: empty, expected rows of text and label")
-    return listing._replace(files=files)
-
-
-def _small_together(files: list[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
-    group: list[tuple[str, int]] = []
-    for file in files:
-        if group and (len(group) == FOLDER_FILES or sum(size for _, size in group) >= FOLDER_BYTES):
-            yield group
-            group = []
-        group.append(file)
-    yield group
+    return root, files
 
 
 def _where(source: SourceConfig, *files: str) -> str:
@@ -281,16 +217,18 @@ def _where(source: SourceConfig, *files: str) -> str:
 
 
 @contextmanager
-def _wrap_read_errors(source: SourceConfig, file: str) -> Iterator[None]:
-    """Turn the errors of a parser into a CorpusError. Their own messages may hold a part of a text."""
+def _wrap_read_errors(where: str) -> Iterator[None]:
+    """Turn the errors of any parser or back end into a CorpusError. Their own messages may hold a part of a text."""
     try:
         yield
+    except CorpusError:
+        raise
     except SourceReadError as error:
-        raise CorpusError(f"{_where(source, file)}: {error}") from error
-    except (OSError, EOFError, pa.ArrowException) as error:
+        raise CorpusError(f"{where}: {error}") from error
+    except Exception as error:
         raise CorpusError(
-            f"{_where(source, file)}: cannot be read as {source.kind} ({type(error).__name__}): expected a whole file "
-            f"of that kind; it may be truncated, damaged or not readable by you: copy it again"
+            f"{where}: cannot be read ({type(error).__name__}): expected a whole file of its kind; it may be "
+            f"truncated, damaged or not readable by you: copy it again"
         ) from error
 
 
@@ -307,49 +245,64 @@ def source_digest(source: SourceConfig) -> str:
     the hub its name, subset, split and revision.
     """
     source = with_preset(source)
-    if source.kind == "hub" and not hub.is_local(source.path):
-        return _sha256([source.path, source.subset, source.hub_split, source.revision])
     if source.kind == "sample":
-        return _sha256(text for row in _sample_rows("") for text in (row["id"], row["text"]))
+        texts = [text for row in _sample_rows() for text in (row["id"], row["text"])]
+        return hashlib.sha256("\0".join([*texts, ""]).encode()).hexdigest()
+    if source.kind == "hub" and not Path(source.path).expanduser().is_dir():
+        names = [source.path, source.subset, source.hub_split, source.revision, ""]
+        return hashlib.sha256("\0".join(names).encode()).hexdigest()
     digest = hashlib.sha256()
-    listing = _list_files(source)
-    for name, size in listing.files:
-        if not listing.is_file:
+    root, files = _list_files(source)
+    filesystem, path = open_uri(source.path)
+    for name, size in files:
+        if path != f"{root}/{name}":  # of a folder
             digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
-        path = f"{listing.root}/{name}"
-        with _wrap_read_errors(source, name), listing.filesystem.open_input_stream(path, None) as stream:
+        with _wrap_read_errors(_where(source, name)), filesystem.open_input_stream(f"{root}/{name}", None) as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
 
 
-def _sha256(texts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(f"{text}\0".encode())
-    return digest.hexdigest()
+# The hub and the sample
 
 
-# The sample
+def _load_hub(source: SourceConfig) -> Any:
+    """A data set of the hub at a pinned revision, or of a local folder in its format, streamed. Raises CorpusError."""
+    import datasets
+
+    folder = Path(source.path).expanduser().absolute()
+    if not folder.is_dir() and not re.fullmatch("[0-9a-f]{40}", source.revision):
+        raise CorpusError(
+            f"source {source.path}: no such folder, so it is a data set of the hub: expected its "
+            f"corpus.sources.N.revision, a commit of 40 hex digits; found {source.revision!r}"
+        )
+    path, revision = (str(folder), None) if folder.is_dir() else (source.path, source.revision)
+    try:
+        return datasets.load_dataset(
+            path, source.subset or None, split=source.hub_split, revision=revision, streaming=True
+        )
+    except Exception as error:  # of any back end
+        # The message for a wrong subset or split names the existing ones.
+        detail = f": {str(error).splitlines()[0][:200]}" if isinstance(error, ValueError) and str(error) else ""
+        raise CorpusError(
+            f"source {source.path}: cannot be loaded from the hub or as a data set in its format "
+            f"({type(error).__name__}{detail}); requested subset {source.subset!r}, split {source.hub_split!r}"
+        ) from error
 
 
-def _sample_rows(name: str) -> Iterator[dict[str, Any]]:
+def _sample_rows() -> Iterator[dict[str, Any]]:
     """The embedded sample: distinct human stories and one AI mirror for each. Group: the mirror pair."""
-    stories = _lee_stories()
-    mirrors = (resources.files("detect_ai.corpus") / "sample/ai_mirrors.jsonl").read_text("utf-8").splitlines()
-    for mirror in map(json.loads, mirrors):
-        group = mirror["mirror_of"]
-        common = {"source": name, "domain": "news", "group": group}
-        human = stories[int(group.removeprefix("lee-"))]
-        yield {"id": group, "text": human, "generator": "", "label": 0, **common}
-        yield {"id": mirror["id"], "text": mirror["text"], "generator": "claude", "label": 1, **common}
-
-
-def _lee_stories() -> list[str]:
-    """The human stories, read from the file of the installed package; importing gensim takes seconds."""
+    # The stories are read from the file of the installed package; importing gensim takes seconds.
     spec = importlib.util.find_spec("gensim")
     if spec is None or spec.origin is None:
         raise CorpusError(
             "source sample: the human half comes with the package gensim: pip install 'detect-ai[sample]'"
         )
-    return (Path(spec.origin).parent / "test/test_data/lee_background.cor").read_text("latin-1").splitlines()
+    stories = (Path(spec.origin).parent / "test/test_data/lee_background.cor").read_text("latin-1").splitlines()
+    mirrors = (resources.files("detect_ai.corpus") / "sample/ai_mirrors.jsonl").read_text("utf-8").splitlines()
+    for mirror in map(json.loads, mirrors):
+        group = mirror["mirror_of"]
+        common = {"domain": "news", "group": group}
+        human = stories[int(group.removeprefix("lee-"))]
+        yield {"id": group, "text": human, "generator": "", "label": 0, **common}
+        yield {"id": mirror["id"], "text": mirror["text"], "generator": "claude", "label": 1, **common}

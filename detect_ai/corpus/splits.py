@@ -83,9 +83,9 @@ def drop_exact_duplicates(rows: Rows) -> None:
     lowest = ((np.where(masks == 0, ANY, masks)[:, None] >> np.arange(len(SPLITS))) & 1).argmax(axis=1)
     # A row that may only be tested on comes first, then the corpus's order.
     rank = np.argsort(np.lexsort((alive, -lowest)), kind="stable").astype(np.uint64)
-    found = exact_duplicates(digests, labels, rank)
-    for mask, reason in ((found.both_labels, "both_labels"), (found.duplicate, "duplicate")):
-        rows.drop(alive[mask], reason, alive[found.duplicate_of[mask]])
+    both, duplicate_of = exact_duplicates(digests, labels, rank)
+    for mask, reason in ((both, "both_labels"), (~both & (duplicate_of >= 0), "duplicate")):
+        rows.drop(alive[mask], reason, alive[duplicate_of[mask]])
 
 
 def drop_contaminated(rows: Rows, clusters: Ints) -> None:

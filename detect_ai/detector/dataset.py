@@ -90,7 +90,7 @@ def parts(data: str, config: ScoreConfig, shares: int = 1) -> list[Part]:
 
 def file_kind(data: str) -> str:
     """`parquet`, `csv` or `jsonl`, by the names of the files. Raises CorpusError if there are none or several kinds."""
-    names = [name for name, _ in list_files(data).files]
+    names = [name for name, _ in list_files(data)[1]]
     kinds = {
         kind: named
         for kind in ("parquet", "csv", "jsonl")

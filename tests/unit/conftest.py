@@ -56,10 +56,5 @@ def zstd(data):
     return pa.compress(data, "zstd", asbytes=True)
 
 
-def preset_rows(path, preset, unlabelled=False, **given):
-    found = list_pieces(SourceConfig(path=str(path), preset=preset, **given), unlabelled)
-    return [row for piece in found for table in read_piece(piece) for row in table.to_pylist()]
-
-
 def config_of(folder, **changes):
     return ModelConfig(name="tiny", path=str(folder), window=64, stride=48).model_copy(update=changes)

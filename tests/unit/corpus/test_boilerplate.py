@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detect_ai.corpus.boilerplate import find
+from detect_ai.corpus.boilerplate import strip_boilerplate
 
 # Longer than any refusal.
 BODY = "\n\n".join(
@@ -87,47 +87,39 @@ HUMAN = [
     st.sampled_from(["", "\n "]),
 )
 def test_openers_and_closers_are_cut(opener, closers, space):
-    text = space + opener + BODY + closers + space
-    found = find(text)
-    assert (text[found.start : found.stop].strip(), found.kind) == (BODY, "around")
+    assert strip_boilerplate(space + opener + BODY + closers + space).strip() == BODY
 
 
-def test_closers_are_cut_without_an_opener():
-    for closer in CLOSERS:
-        found = find(BODY + closer)
-        assert (found.start, (BODY + closer)[: found.stop], found.kind) == (0, BODY, "around"), closer
+@pytest.mark.parametrize("closer", CLOSERS)
+def test_closers_are_cut_without_an_opener(closer):
+    assert strip_boilerplate(BODY + closer) == BODY
 
 
 @pytest.mark.parametrize("text", REFUSALS)
 def test_refusal_is_the_whole_text(text):
-    found = find(text)
-    assert (found.kind, text[found.start : found.stop]) == ("whole", "")
+    assert strip_boilerplate(text) is None
 
 
 def test_long_text_after_a_refusal_stays():
     text = "I cannot fulfil this request as asked. However, I can write in general terms. " + "Cars are loud. " * 100
-    found = find(text)
-    assert (text[found.start : found.start + 14], found.kind) == ("Cars are loud.", "around")
+    assert strip_boilerplate(text) == "Cars are loud. " * 100
 
 
 @pytest.mark.parametrize("text", HUMAN)
 def test_human_text_stays(text):
-    found = find(text)
-    assert (found.start, found.stop, found.kind) == (0, len(text), "")
+    assert strip_boilerplate(text) == text
 
 
-def test_phrase_in_the_middle_stays():
-    for phrase in OPENERS + CLOSERS + REFUSALS:
-        text = f"{BODY} It began like this: {phrase.strip()} So it went on for a while, and then all left.\n\n{BODY}"
-        assert find(text).kind == "", phrase
+@pytest.mark.parametrize("phrase", OPENERS + CLOSERS + REFUSALS)
+def test_phrase_in_the_middle_stays(phrase):
+    text = f"{BODY} It began like this: {phrase.strip()} So it went on for a while, and then all left.\n\n{BODY}"
+    assert strip_boilerplate(text) == text
 
 
 @given(st.text(), st.sampled_from(["", *OPENERS]), st.sampled_from(["", *CLOSERS]))
 def test_result_is_a_part_of_the_text(body, opener, closer):
-    text = opener + body + closer
-    found = find(text)
-    assert 0 <= found.start <= found.stop <= len(text)
-    assert (found.kind == "") == ((found.start, found.stop) == (0, len(text)) and found.kind != "whole")
+    kept = strip_boilerplate(opener + body + closer)
+    assert kept is None or kept in opener + body + closer
 
 
 @pytest.mark.slow
@@ -138,5 +130,5 @@ def test_time_does_not_grow_with_the_text():
         texts = [first * (3_000_000 // len(first)), *((first + second) * 30_000 for second in repeated)]
         start = time.process_time()
         for text in texts:
-            find(text)
+            strip_boilerplate(text)
         assert time.process_time() - start < 2, first

@@ -1,7 +1,6 @@
 """Cleaning: repair, boilerplate, bounds and language."""
 
 import hashlib
-import socket
 
 import pyarrow as pa
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from detect_ai.core.config import CorpusConfig
 from detect_ai.corpus import cleaning
-from detect_ai.corpus.cleaning import CLEAN_FIELDS, clean, detect_language, normalised_text, repair
+from detect_ai.corpus.cleaning import CLEAN_FIELDS, clean, normalised_text, repair
 from detect_ai.corpus.dedup import signatures
 from detect_ai.text import language as language_model
 from detect_ai.text.normalize import normalise
@@ -28,14 +27,8 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
 def rows(*texts, language="", problem=""):
-    """Rows as reading leaves them, with a column of their own to see that others are carried along."""
-    count = len(texts)
-    columns = {
-        "id": [f"id-{number}" for number in range(count)],
-        "text": list(texts),
-        "language": [language] * count,
-        "problem": [problem] * count,
-    }
+    """Rows as reading leaves them."""
+    columns = {"text": list(texts), "language": [language] * len(texts), "problem": [problem] * len(texts)}
     return pa.table(columns, pa.schema([(name, pa.string()) for name in columns]))
 
 
@@ -58,25 +51,9 @@ def test_wrongly_decoded_text_is_repaired(text, encoding):
     assert repair(wrong + "\n" + "中文 stays") == text + "\n" + "中文 stays"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "“Curly” quotes, it’s style",
-        "ﬁne ligatures",
-        "ＦＵＬＬ width",
-        "fish &amp; chips",
-        "\x1b[31mred",
-        "é e\u0301",
-        "SÃO «é»",
-    ],
-)
-def test_style_is_not_repaired(text):
-    assert repair(text + "\nItâ€™s") == text + "\nIt’s"
-
-
-def test_repair_precedes_boilerplate():
-    row = cleaned("Sure, hereâ€™s an essay on the roads:\n\nItâ€™s  a long   road.")
-    assert (row["normalised"], row["problem"]) == ("It's a long road.", "")
+def test_style_is_not_repaired():
+    style = "“Curly” quotes, it’s\nﬁne ligatures\nＦＵＬＬ width\nfish &amp; chips\n\x1b[31mred\né e\u0301\nSÃO «é»\n"
+    assert repair(style + "Itâ€™s") == style + "It’s"
 
 
 # Normalising
@@ -90,7 +67,7 @@ def test_normalised_text_equals_normalise(text):
 @given(st.lists(TEXTS, max_size=5), st.sampled_from(["", "en"]))
 def test_rows_keep_their_order_and_get_the_fields(texts, language):
     table = clean(rows(*texts), CorpusConfig(language=language, min_words=2))
-    assert table.column_names == ["id", "text", "language", "problem", *(field.name for field in CLEAN_FIELDS)]
+    assert table.column_names == ["text", "language", "problem", *(field.name for field in CLEAN_FIELDS)]
     assert [table.schema.field(field.name) for field in CLEAN_FIELDS] == CLEAN_FIELDS
     assert table["text"].to_pylist() == texts
     for row in table.to_pylist():
@@ -101,11 +78,6 @@ def test_rows_keep_their_order_and_get_the_fields(texts, language):
         assert row["digest"] == int.from_bytes(digest[:8], "big")
         sketched = row["normalised"] if not row["problem"] else ""
         assert row["signature"] == signatures([sketched])[0].tolist()
-
-
-def test_empty_table():
-    table = clean(rows(), CorpusConfig())
-    assert (len(table), [table.schema.field(field.name) for field in CLEAN_FIELDS]) == (0, CLEAN_FIELDS)
 
 
 def test_digest_ignores_case_and_invisible_characters():
@@ -127,41 +99,42 @@ def test_rows_with_a_problem_are_not_cleaned(problem):
 # Bounds
 
 
-@pytest.mark.parametrize("text", ["", " \n", "\u200b\ufeff \t", "\0"])
-def test_invisible_text_is_empty(text):
-    assert cleaned(text)["problem"] == "empty"
-
-
-@pytest.mark.parametrize(("words", "problem"), [(4, "too_short"), (5, ""), (6, "")])
-def test_min_words(words, problem):
-    row = cleaned("word\n" * words, min_words=5)
-    assert (row["problem"], row["num_words"]) == (problem, words)
-
-
-@pytest.mark.parametrize(("chars", "problem"), [(99, ""), (100, ""), (101, "too_long")])
-def test_max_chars_counts_normalised_characters(chars, problem, monkeypatch):
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        *((text, "empty") for text in ("", " \n", "\u200b\ufeff \t", "\0")),
+        *(("word\n" * 4, "too_short"), ("word\n" * 5, "")),
+        *(("w w w w " + "\u200b".join("x" * 92) + "  ", ""), ("w w w w " + "x" * 93, "too_long")),
+    ],
+)
+def test_bounds_of_normalised_texts(text, problem, monkeypatch):
     monkeypatch.setattr(cleaning, "MAX_CHARS", 100)
-    assert cleaned("\u200b".join("x" * chars) + "  ")["problem"] == problem
-
-
-def test_min_words_excludes_the_opener():
-    assert cleaned(OPENER + "A long road.", min_words=5)["problem"] == "too_short"
+    assert cleaned(text, min_words=5)["problem"] == problem
 
 
 # Boilerplate
 
-
-def test_boilerplate_is_removed():
-    row = cleaned(OPENER + "The road is long.")
-    assert (row["normalised"], row["problem"]) == ("The road is long.", "")
+REFUSAL = "I'm sorry, but I can't assist with that request."
 
 
-def test_refusal_is_dropped():
-    row = cleaned("I’m sorry, but I can’t assist with that request.")
-    assert (row["normalised"], row["problem"]) == ("I'm sorry, but I can't assist with that request.", "boilerplate")
+@pytest.mark.parametrize(
+    ("text", "normalised", "problem"),
+    [
+        (OPENER + "The road is long.", "The road is long.", ""),
+        (OPENER + "A road.", "A road.", "too_short"),
+        ("Sure, hereâ€™s an essay on the roads:\n\nItâ€™s  a long   road.", "It's a long road.", ""),
+        (REFUSAL, REFUSAL, "boilerplate"),
+    ],
+)
+def test_boilerplate_is_cut_after_repair(text, normalised, problem):
+    row = cleaned(text, min_words=4)
+    assert (row["normalised"], row["problem"]) == (normalised, problem)
 
 
 # Language
+
+SHORT = " ".join(FRENCH.split()[:14])
+GARBLED = "fosss o brokeotypediya new savoir drasedisors collasierthfuse napzte dniihcs " * 3
 
 
 @pytest.mark.parametrize(
@@ -177,20 +150,13 @@ def test_refusal_is_dropped():
         (ENGLISH, "EN_us", "en", "EN_us", ""),
         (FRENCH, "", "", "", ""),
         (ENGLISH, "de", "", "de", ""),
+        (SHORT, "", "en", "", ""),
+        (GARBLED, "", "en", "", ""),
     ],
 )
 def test_other_languages_are_dropped(text, own, wanted, language, problem):
     row = cleaned(text, own, language=wanted)
     assert (row["language"], row["problem"]) == (language, problem)
-
-
-GARBLED = "fosss o brokeotypediya new savoir drasedisors collasierthfuse napzte dniihcs " * 3
-
-
-@pytest.mark.parametrize("text", [" ".join(FRENCH.split()[:14]), GARBLED])
-def test_short_or_unsure_texts_stay(text):
-    row = cleaned(text, language="en")
-    assert (row["language"], row["problem"]) == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -200,13 +166,3 @@ def test_language_model_is_used_only_when_needed(own, wanted, max_chars, monkeyp
     monkeypatch.setattr(cleaning, "MAX_CHARS", max_chars)
     monkeypatch.setattr(language_model, "detector", None)
     assert cleaned(ENGLISH, own, language=wanted)["language"] == own
-
-
-def test_language_model_needs_no_network(monkeypatch):
-    def refuse(*_, **__):
-        raise OSError("no network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    language_model.detector.cache_clear()
-    assert detect_language(normalise(FRENCH).text, "en") == "fr"

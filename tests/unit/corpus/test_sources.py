@@ -6,9 +6,7 @@ import hashlib
 import io
 import json
 import pickle
-import subprocess
 import sys
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,12 +17,18 @@ from hypothesis import strategies as st
 from detect_ai.core.config import SourceConfig
 from detect_ai.core.errors import CorpusError
 from detect_ai.core.storage import Storage
-from detect_ai.corpus import formats, hub, sources
+from detect_ai.corpus import formats
 from detect_ai.corpus.columns import ROW_SCHEMA
 from detect_ai.corpus.sources import list_pieces, read_piece, source_digest, source_name
 from tests.unit.conftest import refusal, rows, some, tables, write, zstd
 
+ROW = {"text": "a", "label": 0}
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+def parquet(path, **columns):
+    pq.write_table(pa.table(columns), path)
+    return path
 
 
 # Rows
@@ -42,15 +46,12 @@ def test_every_format_gives_the_same_rows(tmp_path):
     }  # fmt: skip
     pq.write_table(pa.Table.from_pylist(values), tmp_path / "a.parquet")
     expected = rows(tmp_path / "a.parquet", kind="parquet", group="g", name="n")
-    assert some(expected, "text", "label", "group", "problem") == [
-        ("One, two\nthree é", 0, "a", ""),
-        ("Four", 1, "b", ""),
-    ]
+    names = ("text", "label", "group", "problem")
+    assert some(expected, *names) == [("One, two\nthree é", 0, "a", ""), ("Four", 1, "b", "")]
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
         found = rows(tmp_path / name, kind="csv" if "csv" in name.lower() else "jsonl", group="g", name="n")
-        assert [row["text"].replace("\r", "") for row in found] == [row["text"] for row in expected], name
-        assert some(found, "label", "group", "problem") == some(expected, "label", "group", "problem"), name
+        assert some([{**row, "text": row["text"].replace("\r", "")} for row in found], *names) == some(expected, *names)
 
 
 def test_mapped_columns(tmp_path):
@@ -62,9 +63,7 @@ def test_mapped_columns(tmp_path):
         write(tmp_path / "a.jsonl", row), text="body", label="ai", id="key", group="prompt", domain="topic",
         generator="model", language="tongue", split="part", attack="how", name="mine", weight=2.5,
     )  # fmt: skip
-    assert list(found.values()) == [
-        "7", "Text.", 1, "mine", "news", "m", "p", "en", "dev", "homoglyph", 2.5, "",
-    ]  # fmt: skip
+    assert list(found.values()) == ["7", "Text.", 1, "mine", "news", "m", "p", "en", "dev", "homoglyph", 2.5, ""]
     assert list(found) == ROW_SCHEMA.names
 
 
@@ -79,14 +78,9 @@ def test_missing_values_are_filled_in(tmp_path, nothing):
 
 
 def test_whole_numbers_of_float_columns_stay_whole(tmp_path):
-    pq.write_table(pa.table({"text": ["a", "b"], "label": [0, 1], "g": [7.0, None]}), tmp_path / "a.parquet")
-    first, second = rows(tmp_path / "a.parquet", kind="parquet", group="g")
+    path = parquet(tmp_path / "a.parquet", text=["a", "b"], label=[0, 1], g=[7.0, None])
+    first, second = rows(path, kind="parquet", group="g")
     assert (first["group"], second["group"]) == ("7", second["id"])
-
-
-def test_human_texts_have_no_generator(tmp_path):
-    values = [{"text": "a", "label": 0, "m": "human"}, {"text": "b", "label": 1, "m": "gpt"}]
-    assert some(rows(write(tmp_path / "a.jsonl", *values), generator="m"), "generator") == [("",), ("gpt",)]
 
 
 def test_tables_are_bounded_and_in_order(tmp_path):
@@ -101,26 +95,22 @@ def test_tables_are_bounded_and_in_order(tmp_path):
 # Labels
 
 
+OWN = {"human": 0, "polished": 1, "0": 1}
+
+
 @pytest.mark.parametrize(
-    "values",
-    [[0, 1], ["0", " 1 "], [0.0, 1.0], [False, True], ["0.0", "1.0"], ["False", "TRUE"], ["human", "AI"]],
+    ("labels", "values", "expected"),
+    [
+        ({}, [0, "0", 0.0, False, "0.0", "False", "human"], (0, "")),
+        ({}, [1, " 1 ", 1.0, True, "1.0", "TRUE", "AI"], (1, "")),
+        (OWN, ["human", "Human"], (0, "")),
+        (OWN, ["polished", 0], (1, "")),
+        ({}, [None, float("nan"), "", "nan", " "], (None, "no_label")),
+    ],
 )
-def test_label_spellings(tmp_path, values):
+def test_label_values(tmp_path, labels, values, expected):
     path = write(tmp_path / "a.jsonl", *({"text": "a", "label": value} for value in values))
-    assert some(rows(path, labels={}), "label", "problem") == [(0, ""), (1, "")]
-
-
-def test_configured_labels(tmp_path):
-    path = write(tmp_path / "a.jsonl", *({"text": "a", "label": word} for word in ("AI", "human", "polished")))
-    assert some(rows(path, labels={"human": 0, "ai": 1, "polished": 1}), "label") == [(1,), (0,), (1,)]
-    path = write(tmp_path / "b.jsonl", {"text": "a", "label": 0}, {"text": "b", "label": 1})
-    assert some(rows(path, labels={"0": 1, "1": 0}), "label") == [(1,), (0,)]
-
-
-@pytest.mark.parametrize("value", ["null", "NaN", '""', '"nan"', '" "'])
-def test_missing_label_is_a_problem(tmp_path, value):
-    path = write(tmp_path / "a.jsonl", {"text": "first", "label": 1}, f'{{"text": "a", "label": {value}}}')
-    assert some(rows(path), "label", "problem")[1:] == [(None, "no_label")]
+    assert some(rows(path, labels=labels), "label", "problem") == [expected] * len(values)
 
 
 @pytest.mark.parametrize(
@@ -155,27 +145,14 @@ def test_missing_text_is_a_problem(tmp_path, value):
 def test_broken_json_rows_are_kept(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a", "label": 0}\n{"text": broken\n{"text": "ol\xe9", "label": 1}\n')
-    assert some(rows(path), "text", "label", "problem") == [
-        ("a", 0, ""),
-        ('{"text": broken\n', None, "bad_row"),
-        ("ol\ufffd", 1, "bad_encoding"),
-    ]
+    expected = [("a", 0, ""), ('{"text": broken\n', None, "bad_row"), ("ol\ufffd", 1, "bad_encoding")]
+    assert some(rows(path), "text", "label", "problem") == expected
 
 
 @pytest.mark.parametrize("line", ["one,two,0", "one", '"one" and,0', '"one \\"two\\" three",0'])
 def test_broken_csv_row_is_kept_alone(tmp_path, line):
     found = rows(write(tmp_path / "a.csv", "text,label", "first,0", line, "last,1"), kind="csv")
     assert some(found, "text", "problem") == [("first", ""), (f"{line}\n", "bad_row"), ("last", "")]
-
-
-def test_invalid_utf8_of_parquet_is_a_problem(tmp_path):
-    offsets = pa.array([0, 4, 8], pa.int32()).buffers()[1]
-    broken = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"goodol\xe9!")])
-    pq.write_table(pa.table({"text": broken, "label": [0, 1]}), tmp_path / "a.parquet")
-    assert some(rows(tmp_path / "a.parquet", kind="parquet"), "text", "problem") == [
-        ("good", ""),
-        ("ol\ufffd!", "bad_encoding"),
-    ]
 
 
 @pytest.mark.parametrize(
@@ -188,10 +165,10 @@ def test_invalid_utf8_of_parquet_is_a_problem(tmp_path):
 )
 def test_many_broken_rows_stop_the_job(tmp_path, kind, line, advice):
     path = tmp_path / f"a.{kind}"
-    good = ["text,label", *["good,0"] * 27] if kind == "csv" else ['{"text": "good", "label": 0}'] * 27
-    path.write_bytes(("\n".join([*good, *[line] * 3]) + "\n").encode("latin-1"))
+    good = "text,label\n" + "good,0\n" * 27 if kind == "csv" else '{"text": "good", "label": 0}\n' * 27
+    path.write_bytes((good + f"{line}\n" * 3).encode("latin-1"))
     assert len(rows(path, kind=kind)) == 30
-    path.write_bytes(("\n".join([*good, *[line] * 4]) + "\n").encode("latin-1"))
+    path.write_bytes((good + f"{line}\n" * 4).encode("latin-1"))
     message = refusal(rows, path, kind=kind)
     assert "4 of 31 rows" in message
     assert advice in message
@@ -237,34 +214,14 @@ def test_any_bytes_give_rows_or_one_error(tmp_path_factory, data, kind):
     assert {row["problem"] for row in found} <= {"", "bad_row", "bad_encoding", "no_text", "no_label"}
 
 
-def test_rows_are_read_lazily(monkeypatch):
-    monkeypatch.setattr(formats, "MAX_ROW", 100)
-    rest = iter(lambda: b'{"text": "a"}\n', None)
-
-    class Endless(io.RawIOBase):
-        def readable(self):
-            return True
-
-        def readinto(self, buffer):
-            line = next(rest)
-            buffer[: len(line)] = line
-            return len(line)
-
-    found = formats.json_rows(io.BufferedReader(Endless(), 1024))
-    assert [next(found).values["text"] for _ in range(1000)] == ["a"] * 1000
-
-
 # Columns
 
 
 def test_missing_columns_are_refused(tmp_path):
-    write(tmp_path / "a.csv", "text,label", "a,0")
-    write(tmp_path / "a.jsonl", {"text": "a", "label": 0})
-    pq.write_table(pa.table({"text": ["a"], "label": [0]}), tmp_path / "a.parquet")
-    for kind in ("csv", "jsonl", "parquet"):
-        path = tmp_path / f"a.{kind}"
-        for options in ({"text": "body"}, {"label": "body"}, {"group": "body"}):
-            message = refusal(rows, path, kind=kind, **options)
+    csv_file, json_file = write(tmp_path / "a.csv", "text,label", "a,0"), write(tmp_path / "a.jsonl", ROW)
+    for path in (csv_file, json_file, parquet(tmp_path / "a.parquet", text=["a"], label=[0])):
+        for column in ("text", "label", "group"):
+            message = refusal(rows, path, kind=path.suffix[1:], **{column: "body"})
             assert "no column 'body'; found 'label', 'text'" in message
 
 
@@ -283,24 +240,21 @@ def test_repeated_column_names_are_refused(tmp_path, kind):
 
 
 def test_json_may_leave_out_optional_columns(tmp_path):
-    human, ai = {"text": "a", "label": 0}, {"text": "b", "label": 1, "model": "gpt"}
-    path = write(tmp_path / "a.jsonl", *[human] * 3000, ai)
+    path = write(tmp_path / "a.jsonl", *[ROW] * 3000, {"text": "b", "label": 1, "model": "gpt"})
     assert rows(path, generator="model")[-1]["generator"] == "gpt"
 
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.binary(), pa.date32()])
 def test_text_column_of_another_type_is_refused(tmp_path, kind):
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": pa.nulls(2, kind), "label": [0, 1]}), path)
+    path = parquet(tmp_path / "a.parquet", text=pa.nulls(2, kind), label=[0, 1])
     assert str(kind) in refusal(rows, path, kind="parquet")
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
 def test_every_string_type_is_read(tmp_path, kind):
-    values = {"text": pa.array(["a", None]).cast(kind), "label": pa.array(["0", "1"]).dictionary_encode()}
-    pq.write_table(pa.table(values), tmp_path / "a.parquet")
-    expected = [("a", 0, ""), ("", 1, "no_text")]
-    assert some(rows(tmp_path / "a.parquet", kind="parquet"), "text", "label", "problem") == expected
+    text, label = pa.array(["a", None]).cast(kind), pa.array(["0", "1"]).dictionary_encode()
+    found = rows(parquet(tmp_path / "a.parquet", text=text, label=label), kind="parquet")
+    assert some(found, "text", "label", "problem") == [("a", 0, ""), ("", 1, "no_text")]
 
 
 # Files
@@ -316,17 +270,8 @@ def test_every_string_type_is_read(tmp_path, kind):
 )
 def test_folder_is_all_its_files_of_a_kind(tmp_path, kind, expected):
     hidden = ("._a.csv", ".ipynb_checkpoints/a-checkpoint.csv", "__MACOSX/in/b.csv", ".c.json", "in/._e.parquet")
-    for name in (
-        "in/b.CSV",
-        "a.csv",
-        "c.json",
-        "in/d.jsonl",
-        "e.parquet",
-        "README.md",
-        "h.ndjson",
-        "k.csv.zst",
-        *hidden,
-    ):
+    names = ("in/b.CSV", "a.csv", "c.json", "in/d.jsonl", "e.parquet", "README.md", "h.ndjson", "k.csv.zst")
+    for name in (*names, *hidden):
         write(tmp_path / name, "x" * 9)
     found = list_pieces(SourceConfig(kind=kind, path=f"{tmp_path}/"))
     assert [piece.files for piece in found] == [(name,) for name in expected]
@@ -334,7 +279,7 @@ def test_folder_is_all_its_files_of_a_kind(tmp_path, kind, expected):
 
 
 def test_piece_is_read_in_another_process_and_folder(tmp_path, monkeypatch):
-    path = write(tmp_path / "a.jsonl", {"text": "a", "label": 0})
+    path = write(tmp_path / "a.jsonl", ROW)
     monkeypatch.chdir(tmp_path)
     (piece,) = list_pieces(SourceConfig(kind="jsonl", path="a.jsonl"))
     monkeypatch.chdir("/")
@@ -345,38 +290,29 @@ def test_piece_is_read_in_another_process_and_folder(tmp_path, monkeypatch):
 def test_source_without_files_is_refused(tmp_path, kind):
     write(tmp_path / "in/a.xml", "x")
     assert "no such file or folder" in refusal(rows, tmp_path / "none", kind=kind)
-    assert ".txt" in refusal(rows, tmp_path, kind="folder")
-    assert f".{kind}" in refusal(rows, tmp_path, kind=kind) or kind == "folder"
+    assert {"folder": ".txt"}.get(kind, f".{kind}") in refusal(rows, tmp_path, kind=kind)
 
 
 @pytest.mark.parametrize(
     ("name", "data"),
-    [
-        ("a.csv", b""),
-        ("a.csv", b"text,label\n"),
-        ("a.jsonl", b"\n"),
-        ("a.json", b"[]"),
-        ("a.jsonl.gz", gzip.compress(b"", mtime=0)),
-    ],
+    [("a.csv", b""), ("a.csv", b"text,label\n"), ("a.json", b"[]"), ("a.jsonl.gz", gzip.compress(b""))],
 )
 def test_empty_source_is_refused(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     kind = "csv" if ".csv" in name else "jsonl"
     assert "empty" in refusal(rows, tmp_path / name, kind=kind)
-    write(tmp_path / f"z.{kind}", *(["text,label", "a,0"] if kind == "csv" else [{"text": "a", "label": 0}]))
+    write(tmp_path / f"z.{kind}", *(["text,label", "a,0"] if kind == "csv" else [ROW]))
     assert some(rows(tmp_path, kind=kind), "text") == [("a",)]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.csv.gz", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 def test_truncated_file_is_refused(tmp_path, name):
     values = [{"text": hashlib.sha256(str(i).encode()).hexdigest(), "label": 0} for i in range(1000)]
     lines = "".join(json.dumps(row) + "\n" for row in values).encode()
-    if ".csv" in name:
-        lines = b"text,label\n" + b"".join(b"%s,0\n" % row["text"].encode() for row in values)
     path = tmp_path / "in" / name
     path.parent.mkdir()
     pq.write_table(pa.Table.from_pylist(values), path)
-    data = {"gz": gzip.compress(lines, mtime=0), "st": zstd(lines)}.get(name[-2:], path.read_bytes())
+    data = {"gz": gzip.compress(lines), "st": zstd(lines)}.get(name[-2:], path.read_bytes())
     path.write_bytes(data[:-20])
     kind = name.split(".")[1]
     write(tmp_path / f"z.{kind}")
@@ -403,13 +339,6 @@ def test_file_of_another_format_is_refused(tmp_path, data, kind, expected):
     assert f"a.{kind}" in message
 
 
-def test_reading_imports_no_heavy_library():
-    heavy = {"ray", "torch", "transformers", "datasets", "pandas"}
-    code = f"import detect_ai.corpus.sources, sys; print({heavy} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
 def test_sources_in_an_object_store(gcs_root):
     root, _, query = gcs_root.partition("?")
     storage = Storage(gcs_root)
@@ -430,16 +359,15 @@ FOLDER = {"kind": "folder", "labels": {"human": 0, "gpt": 1}}
 
 
 def test_folder_names_are_labels(tmp_path):
-    texts = {"human/1.txt": "H", "human/deep/er/2.md": "D", "gpt/1.txt": "G", "README.md": "R", "human/._1.txt": "x"}
-    for name, text in texts.items():
-        write(tmp_path / name).write_text(text)
+    for name in ("human/1.txt", "human/deep/er/2.md", "gpt/1.txt", "README.md", "human/._1.txt"):
+        write(tmp_path / name, name)
     found = rows(tmp_path, **FOLDER, domain="folder", group="file")
     names = ("text", "label", "generator", "domain", "group", "problem")
     assert some(found, *names) == [
-        ("R", None, "", "", "README", "no_label"),
-        ("G", 1, "gpt", "", "1", ""),
-        ("H", 0, "", "", "1", ""),
-        ("D", 0, "", "deep/er", "2", ""),
+        ("README.md\n", None, "", "", "README", "no_label"),
+        ("gpt/1.txt\n", 1, "gpt", "", "1", ""),
+        ("human/1.txt\n", 0, "", "", "1", ""),
+        ("human/deep/er/2.md\n", 0, "", "deep/er", "2", ""),
     ]
     write(tmp_path / "claude/1.txt", "C")
     assert "'claude'" in refusal(rows, tmp_path, **FOLDER)
@@ -467,11 +395,9 @@ def data_set(tmp_path, monkeypatch):
     root = tmp_path / "essays"
     (root / "data").mkdir(parents=True)
     for i in range(3):
-        table = pa.table(
-            {"text": TRAIN[300 * i : 300 * (i + 1)], "label": [j % 2 for j in range(300)], "n": range(300)}
-        )
-        pq.write_table(table, root / f"data/train-{i:05d}-of-00003.parquet")
-    pq.write_table(pa.table({"text": ["v"], "label": [1], "n": [0]}), root / "data/validation-00000-of-00001.parquet")
+        path, texts = root / f"data/train-{i:05d}-of-00003.parquet", TRAIN[300 * i : 300 * (i + 1)]
+        parquet(path, text=texts, label=[j % 2 for j in range(300)], n=range(300))
+    parquet(root / "data/validation-00000-of-00001.parquet", text=["v"], label=[1], n=[0])
     write(root / "README.md", "---", "configs:", "- config_name: main", "  data_files:", "  - split: train",
           "    path: data/train-*", "  - split: validation", "    path: data/validation-*", "---")  # fmt: skip
     return root
@@ -481,22 +407,9 @@ def test_hub_data_set_is_read_in_order_and_parts(data_set):
     found = rows(data_set, kind="hub", subset="main", group="n")
     assert [row["text"] for row in found] == TRAIN
     assert some(found, "label", "group", "source", "problem")[:2] == [(0, "0", "essays", ""), (1, "1", "essays", "")]
-    (_, second, _) = list_pieces(SourceConfig(kind="hub", path=str(data_set)))
+    (_, second, _) = pickle.loads(pickle.dumps(list_pieces(SourceConfig(kind="hub", path=str(data_set)))))
     assert [text for table in read_piece(second) for text in table["text"].to_pylist()] == TRAIN[300:600]
     assert some(rows(data_set, kind="hub", hub_split="validation"), "text", "label") == [("v", 1)]
-
-
-def test_pinned_hub_data_set_is_loaded_once(data_set, monkeypatch):
-    """The folder plays the part of the hub."""
-    loads = []
-    load = hub._load_dataset
-    monkeypatch.setattr(hub, "_load_dataset", lambda *a, **o: loads.append(a) or load(*a, **o))
-    monkeypatch.setattr(hub, "is_local", lambda path: False)
-    monkeypatch.setattr(hub, "PART_BYTES", 4000)
-    pinned = {"kind": "hub", "revision": "a" * 40}
-    assert len(list_pieces(SourceConfig(path=str(data_set), **pinned))) > 2
-    assert [row["text"] for row in rows(data_set, **pinned)] == TRAIN
-    assert len(loads) == 1
 
 
 def test_changed_file_of_a_local_data_set_is_noticed(data_set):
@@ -504,7 +417,7 @@ def test_changed_file_of_a_local_data_set_is_noticed(data_set):
     before, _ = source_digest(source), rows(data_set, kind="hub")
     write(data_set / ".cache/huggingface/download/a.metadata", "12:00")
     assert source_digest(source) == before
-    pq.write_table(pa.table({"text": ["new"], "label": [1], "n": [0]}), data_set / "data/train-00000-of-00003.parquet")
+    parquet(data_set / "data/train-00000-of-00003.parquet", text=["new"], label=[1], n=[0])
     assert rows(data_set, kind="hub")[0]["text"] == "new"
     assert source_digest(source) != before
 
@@ -522,34 +435,26 @@ def test_unreadable_data_sets_are_refused(data_set):
     assert "org/essays" in refusal(list_pieces, SourceConfig(kind="hub", path="org/essays", revision="b" * 40))
     path = data_set / "data/train-00001-of-00003.parquet"
     path.write_bytes(path.read_bytes()[:-10])
-    assert "part 1 of 3" in refusal(rows, data_set, kind="hub")
+    assert "part 1" in refusal(rows, data_set, kind="hub")
 
 
 # Names and digests
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({"path": "/data/essays.csv.gz"}, "essays"),
-        ({"path": "gs://bucket/data/essays/?scheme=http"}, "essays"),
-        ({"path": "train.csv", "preset": "raid"}, "raid"),
-        ({"path": "train.csv", "preset": "raid", "name": "mine"}, "mine"),
-        ({"kind": "sample"}, "sample"),
-    ],
-)
-def test_source_name(options, expected):
-    assert source_name(SourceConfig(**options)) == expected
+def test_source_name():
+    assert source_name(SourceConfig(path="/data/essays.csv.gz")) == "essays"
+    assert source_name(SourceConfig(path="gs://bucket/data/essays/?scheme=http")) == "essays"
+    assert source_name(SourceConfig(path="train.csv", preset="raid")) == "raid"
+    assert source_name(SourceConfig(path="train.csv", preset="raid", name="mine")) == "mine"
+    assert source_name(SourceConfig(kind="sample")) == "sample"
 
 
 def test_digest_depends_on_bytes_and_names(tmp_path):
-    for name in ("human/1.txt", "gpt/1.txt"):
-        write(tmp_path / name, name)
-    source = SourceConfig(path=str(tmp_path), **FOLDER)
+    source = SourceConfig(path=str(write(tmp_path / "gpt/1.txt", "x").parents[1]), **FOLDER)
     seen = {source_digest(source)}
     (tmp_path / "gpt/1.txt").write_text("g")
     seen.add(source_digest(source))
-    (tmp_path / "gpt/1.txt").rename(tmp_path / "human/0.txt")  # another label, the same bytes in the same order
+    (tmp_path / "gpt").rename(tmp_path / "human")  # another label, the same bytes
     seen.add(source_digest(source))
     pinned = SourceConfig(kind="hub", path="org/essays", revision="a" * 40)
     changes = ({}, {"revision": "b" * 40}, {"subset": "x"}, {"hub_split": "test"}, {"path": "org/other"})
@@ -559,22 +464,12 @@ def test_digest_depends_on_bytes_and_names(tmp_path):
 # The sample
 
 
-@pytest.fixture(scope="module")
-def sample():
-    found = [t for piece in list_pieces(SourceConfig(kind="sample", name="lee")) for t in read_piece(piece)]
-    return [row for table in found for row in table.to_pylist()]
-
-
-def test_sample_is_pairs_of_human_and_ai_stories(sample):
-    assert len(sample) == 2 * 293 == len({row["text"] for row in sample}) == len({row["id"] for row in sample})
-    words = [{word for word in row["text"].lower().split() if len(word) > 6} for row in sample]
-    own = shifted = 0
-    for i, (human, ai) in enumerate(zip(sample[::2], sample[1::2], strict=True)):
+def test_sample_is_pairs_of_human_and_ai_stories():
+    found = rows("", kind="sample")
+    assert len(found) == 2 * 293 == len({row["text"] for row in found}) == len({row["id"] for row in found})
+    for human, ai in zip(found[::2], found[1::2], strict=True):
         assert (human["label"], ai["label"], human["generator"], ai["generator"]) == (0, 1, "", "claude")
         assert human["group"] == ai["group"] == human["id"]
-        own += len(words[2 * i] & words[2 * i + 1])
-        shifted += len(words[2 * i] & words[2 * i - 1])
-    assert own > 5 * shifted  # each mirror is on the topic of its story
 
 
 def test_sample_is_read_without_importing_gensim(monkeypatch):
@@ -584,10 +479,3 @@ def test_sample_is_read_without_importing_gensim(monkeypatch):
     assert "gensim" not in sys.modules
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "detect-ai[sample]" in refusal(rows, "", kind="sample")
-
-
-def test_sample_has_a_datasheet():
-    folder = Path(sources.__file__).parent / "sample"
-    lines = (folder / "ai_mirrors.jsonl").read_text("utf-8").splitlines()
-    assert all({"id", "mirror_of", "text"} <= set(json.loads(line)) for line in lines)
-    assert "CC0" in (folder / "README.md").read_text("utf-8")
