@@ -14,7 +14,6 @@ from typing import Any
 from detect_ai.core.config import SourceConfig
 
 Values = dict[str, Any]
-
 _HUMAN_OR_AI = {"human": 0, "ai": 1}
 
 

@@ -92,8 +92,7 @@ def read_piece(piece: Piece) -> Iterator[pa.Table]:
     """Rows of a piece as tables with `ROW_SCHEMA`, each at most `TABLE_ROWS` rows or about `TABLE_CHARS` characters.
 
     Raises:
-        CorpusError: a file is broken, a column is missing or of another type, a label is unknown, or the source has no
-            rows.
+        CorpusError: a file is broken, a column is missing or of another type, a label is unknown, or there are no rows.
     """
     mapper = ColumnMapper(piece.source, source_name(piece.source), piece.unlabelled)
     where = _where(piece.source, *piece.files)
@@ -303,6 +302,5 @@ def _sample_rows() -> Iterator[dict[str, Any]]:
     for mirror in map(json.loads, mirrors):
         group = mirror["mirror_of"]
         common = {"domain": "news", "group": group}
-        human = stories[int(group.removeprefix("lee-"))]
-        yield {"id": group, "text": human, "generator": "", "label": 0, **common}
+        yield {"id": group, "text": stories[int(group.removeprefix("lee-"))], "generator": "", "label": 0, **common}
         yield {"id": mirror["id"], "text": mirror["text"], "generator": "claude", "label": 1, **common}
