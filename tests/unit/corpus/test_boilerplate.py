@@ -82,17 +82,12 @@ HUMAN = [
 
 
 @given(
-    st.sampled_from(OPENERS),
+    st.sampled_from(["", *OPENERS]),
     st.lists(st.sampled_from(CLOSERS), max_size=3).map(lambda closers: "".join("\n" + c for c in closers)),
     st.sampled_from(["", "\n "]),
 )
 def test_openers_and_closers_are_cut(opener, closers, space):
     assert strip_boilerplate(space + opener + BODY + closers + space).strip() == BODY
-
-
-@pytest.mark.parametrize("closer", CLOSERS)
-def test_closers_are_cut_without_an_opener(closer):
-    assert strip_boilerplate(BODY + closer) == BODY
 
 
 @pytest.mark.parametrize("text", REFUSALS)
@@ -114,12 +109,6 @@ def test_human_text_stays(text):
 def test_phrase_in_the_middle_stays(phrase):
     text = f"{BODY} It began like this: {phrase.strip()} So it went on for a while, and then all left.\n\n{BODY}"
     assert strip_boilerplate(text) == text
-
-
-@given(st.text(), st.sampled_from(["", *OPENERS]), st.sampled_from(["", *CLOSERS]))
-def test_result_is_a_part_of_the_text(body, opener, closer):
-    kept = strip_boilerplate(opener + body + closer)
-    assert kept is None or kept in opener + body + closer
 
 
 @pytest.mark.slow
