@@ -83,19 +83,6 @@ WHERE orders.total > 100
 ORDER BY orders.total DESC
 LIMIT 20;
 """
-HTML = """<!DOCTYPE html>
-<html>
-  <head>
-    <title>A page about the sea</title>
-  </head>
-  <body>
-    <p>The sea is large and the boats on it are small, as everybody knows who has been there.</p>
-    <ul>
-      <li><a href="/one">One</a></li>
-    </ul>
-  </body>
-</html>
-"""
 JSON = json.dumps({"name": "sea", "size": [1, 2, 3], "notes": {"first": "The sea is large.", "on": True}}, indent=2)
 C = """#include <stdio.h>
 
@@ -120,7 +107,7 @@ DOCSTRING = f'''def mend(net):
 {ESSAY}    """
     return net.mended()
 '''
-CODE = {"python": PYTHON, "js": JAVASCRIPT, "sql": SQL, "html": HTML, "json": JSON, "c": C, "shell": SHELL}
+CODE = {"python": PYTHON, "js": JAVASCRIPT, "sql": SQL, "json": JSON, "c": C, "shell": SHELL}
 CODE |= {"sql in capitals": SQL.upper(), "page": PAGE, "docstring": DOCSTRING}
 MARKDOWN = (
     f"# Mending\n\n{ESSAY}\nCall it so:\n\n```python\nmend(net, winters=2)\n```\n\n{ESSAY}\n- [x] done\n- [ ] open\n"

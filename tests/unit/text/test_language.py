@@ -37,10 +37,6 @@ OUT_OF_SCOPE = {
     "behoort in die gees van broederskap teenoor mekaar op te tree.",
     "Somali": "Aadanaha dhammaantiis wuxuu dhashaa isagoo xor ah kana siman xagga sharafta iyo xuquuqada Waxaa Alle "
     "siiyay aqoon iyo wacyi waana in la isula dhaqmaa si walaaltinimo ah.",
-    "Indonesian": "Semua orang dilahirkan merdeka dan mempunyai martabat dan hak-hak yang sama. Mereka dikaruniai "
-    "akal dan hati nurani dan hendaknya bergaul satu sama lain dalam semangat persaudaraan.",
-    "Swahili": "Watu wote wamezaliwa huru, hadhi na haki zao ni sawa. Wote wamejaliwa akili na dhamiri, hivyo yapasa "
-    "watendeane kindugu. Kila mtu anastahili kuwa na haki zote na uhuru wote ambao umeelezwa katika Taarifa hii.",
     "rot13": codecs.encode(ENGLISH, "rot13"),
     "reversed": ENGLISH[::-1],
 }
