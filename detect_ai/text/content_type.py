@@ -49,7 +49,7 @@ _LONGEST_GAP = 7  # lines between two lines of code that may be code too
 _TAG = r"[ \t]*+</?[A-Za-z!][^<>\n]*>"
 _MANY_WORDS = 25  # in a line: then it is code only if much of it is in words with symbols that are no formulas
 _CODE_WORD = rf"(?<!\S)(?!(?=\S*[$\\])\S{{1,39}}(?!\S))[^\s{_SYMBOLS}]*+[{_SYMBOLS}]\S*+"
-_FENCE = re.compile(r"^ {0,3}(?:```++|~~~++(?=[ ]*+[A-Za-z]))[ ]*+([^\n`]*+)$", re.MULTILINE)
+_FENCE = r"^ {0,3}(?:```++|~~~++(?=[ ]*+[A-Za-z]))[ ]*+([^\n`]*+)$"
 _PROSE_FENCES = {"", "text", "txt", "plain", "plaintext", "markdown", "md"}
 _LINK = r"(?:https?://|www\.)[^\s)\]>]*|\]\([^()\s\]]*\)"
 # Two quotes in a paragraph without another one between them. Adjacent characters tell opening from closing quotes.
@@ -95,11 +95,8 @@ class _Lines:
     def count(self, spans: Iterable[tuple[int, int]]) -> _Ints:
         """Number of characters of each line in spans that do not cross lines."""
         starts, ends = np.array([*spans], np.int64).reshape(-1, 2).T
-        return np.bincount(self.find(starts).clip(0), ends - starts, len(self.starts)).astype(np.int64)
-
-    def find(self, positions: _Ints) -> _Ints:
-        """Index of the line of each position."""
-        return np.searchsorted(self.starts, positions, side="right") - 1
+        line = (np.searchsorted(self.starts, starts, side="right") - 1).clip(0)
+        return np.bincount(line, ends - starts, len(self.starts)).astype(np.int64)
 
 
 def content_fractions(text: str) -> dict[str, float]:
@@ -168,11 +165,11 @@ def _fenced(lines: _Lines, strong: _Mask) -> _Mask:
     """Lines in fenced code blocks. A fence without a programming language may contain prose."""
     found = np.zeros(len(strong), np.bool_)
     sentence = (lines.words >= 8) & (lines.letters > 0.85 * lines.size) & (lines.symbols < 0.04 * lines.size)
-    fences = [*_FENCE.finditer(lines.text)]
-    at = lines.find(np.array([fence.start() for fence in fences], np.int64)).tolist()
-    for fence, start, end in zip_longest(fences[::2], at[::2], at[1::2]):
+    languages = re.findall(_FENCE, lines.text, re.MULTILINE)
+    fences = np.flatnonzero(lines.match(_FENCE)).tolist()
+    for language, start, end in zip_longest(languages[::2], fences[::2], fences[1::2]):
         block = slice(start, None if end is None else end + 1)
-        if fence[1].strip().lower() not in _PROSE_FENCES:
+        if language.strip().lower() not in _PROSE_FENCES:
             found[block] = True
         elif strong[block].any():
             found[block] = ~sentence[block]

@@ -108,16 +108,8 @@ def is_blank(text: str) -> bool:
 
 
 def expanded_length(text: str) -> int:
-    """Upper bound of the length of a text after NFKC, which turns one character into up to 18.
-
-    One pass in C, whatever the text: check it before `normalise` where the text is not trusted.
-    """
-    return sum(count * _nfkc_length(char) for char, count in Counter(text).items())
-
-
-@lru_cache(maxsize=4096)
-def _nfkc_length(char: str) -> int:
-    return len(unicodedata.normalize("NFKC", char))
+    """Upper bound of the length after NFKC, which turns one character into up to 18: to check before `normalise`."""
+    return sum(count * len(unicodedata.normalize("NFKC", char)) for char, count in Counter(text).items())
 
 
 def normalise(text: str) -> Normalised:
@@ -251,6 +243,5 @@ def _fraction(text: str, holds: Callable[[str], bool]) -> float:
     return sum(count for char, count in letters.items() if holds(char)) / max(1, sum(letters.values()))
 
 
-@lru_cache(maxsize=4096)
 def _is_latin(char: str) -> bool:
     return "LATIN" in unicodedata.name(char, "")
