@@ -361,10 +361,7 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     if config_dir and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such directory")
@@ -374,7 +371,7 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             composed = compose("config", overrides=[*map(_literal, overrides), *search])
         values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
+    except Exception as error:  # Hydra, OmegaConf and YAML have no common base; composing depends on user input alone
         override = getattr(error, "override", None) or ""
         message = " ".join(f"{override} {error} {error.__cause__ or ''}".split())
         raise ConfigError(f"config: {message.partition('Config search path')[0]}") from error
@@ -389,9 +386,9 @@ def _literal(override: str) -> str:
         return override
     key, value = match.groups()
     kind = _kind_of(key)
-    if isinstance(kind, type) and issubclass(kind, Section):
+    if hasattr(kind, "model_fields"):  # a section
         return override
-    if kind is str and not (value[:1] == value[-1:] and value[:1] in ("'", '"')):
+    if kind is str and not re.fullmatch(r"'.*'|\".*\"", value, re.DOTALL):
         value = _quoted(value)
     elif kind == list[str] and re.fullmatch(r"\[[^'\"]+\]", value):
         value = f"[{','.join(_quoted(item.strip()) for item in value[1:-1].split(','))}]"
