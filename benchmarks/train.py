@@ -40,14 +40,8 @@ STEPS = {
     "distilbert": {"trainer": 1, "trainer_tuned": 3, "trainer_matched": 3, "ours_1": 3, "ours_2": 3, "bare": 3},
 }
 # On a GPU, of 64 documents.
-GPU_STEPS = {
-    "trainer": 40,
-    "trainer_tuned": 160,
-    "trainer_matched": 160,
-    "ours_1": 160,
-    "ours_compiled": 160,
-    "bare": 160,
-}
+GPU_ARMS = ("trainer", "trainer_tuned", "trainer_matched", "ours_1", "ours_compiled", "bare")
+GPU_STEPS = dict.fromkeys(GPU_ARMS, 160) | {"trainer": 40}
 DOCUMENTS = 240  # of training
 GPU_DOCUMENTS = 12_800
 SEEDS = (0, 1, 2)
@@ -131,8 +125,8 @@ def ratios(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         return round(min(ratios), 3) if ratios else None
 
     def against(ours: str) -> dict[str, float | None]:
-        peers = {"trainer": "trainer", "trainer_tuned": "trainer_tuned", "trainer_matched": "trainer_matched"}
-        return {f"vs_{name}": worst(ours, arm) for name, arm in {**peers, "bare_loop": "bare"}.items()}
+        peers = ("trainer", "trainer_tuned", "trainer_matched")
+        return {f"vs_{arm}": worst(ours, arm) for arm in peers} | {"vs_bare_loop": worst(ours, "bare")}
 
     return {
         **against("ours_1"),

@@ -190,12 +190,8 @@ def _trial_result(result: Any) -> Trial:
 
 def ranked(trials: list[Trial]) -> list[Trial]:
     """Finished trials, best first (by AUROC, ties by validation loss); then those that were stopped or failed."""
-
-    def key(trial: Trial) -> tuple[float, ...]:
-        place = ("finished", "stopped", "failed").index(trial["status"])
-        return place, -(trial["auroc"] or 0.0), trial["val_loss"] or 0.0
-
-    return sorted(trials, key=key)
+    places = {"finished": 0, "stopped": 1, "failed": 2}
+    return sorted(trials, key=lambda t: (places[t["status"]], -(t["auroc"] or 0.0), t["val_loss"] or 0.0))
 
 
 def table(trials: list[Trial]) -> str:

@@ -54,6 +54,7 @@ def test_tokenizer_without_special_tokens():
     fast.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = Tokenizer(fast, pad_id=2)
     assert (tokenizer.prefix.tolist(), tokenizer.suffix.tolist(), tokenizer.num_special) == ([], [], 0)
+    assert tokenizer._words is None, "only tokenizers of BERT's kind may cache words"
 
 
 def test_empty_text_has_no_tokens(tokenizer):
@@ -118,13 +119,6 @@ def test_tokenizer_without_padding_token_is_refused(encoder, tmp_path):
 def whole(encoder):
     """The tokenizer as its file has it."""
     return FastTokenizer.from_file(str(encoder / "tokenizer.json"))
-
-
-def test_only_bert_tokenizers_cache_words(tokenizer):
-    assert tokenizer._words is not None
-    fast = FastTokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, "[UNK]"))
-    fast.pre_tokenizer = pre_tokenizers.Whitespace()
-    assert Tokenizer(fast, 0)._words is None
 
 
 @given(st.lists(st.text(), max_size=4))
