@@ -75,7 +75,8 @@ class Pointer:
         return sorted((name for name in names if re.fullmatch(r"\d{6,}\.json", name)), key=lambda name: int(name[:-5]))
 
     def _load(self, name: str) -> Record:
-        key, record = f"{self.prefix}/{name}", None
+        key = f"{self.prefix}/{name}"
+        record: Record | None = None
         try:
             record = Record.model_validate_json(self.storage.read_bytes(key))
             problem = f"number {record.number} does not match the name"
