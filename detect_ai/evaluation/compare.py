@@ -76,13 +76,13 @@ def _report(
 ) -> dict[str, Any]:
     """Everything that the page shows, as plain values; see `detect_ai.reports.evaluation`."""
     first = next(iter(scored.values()))
-    contaminated: dict[str, int | None] = {}  # texts, by fingerprint of the corpus
-    for spec in specs.values():
-        fingerprint = spec.corpus["fingerprint"]
-        if fingerprint not in contaminated:
-            corpus = corpus_of(storage, spec) if config.evaluation.baseline else None
-            count = count_contaminated(corpus, config.data, config.score, first) if corpus else None
-            contaminated[fingerprint] = count
+    corpora = {spec.corpus["fingerprint"]: corpus_of(storage, spec) for spec in specs.values()}
+    contaminated = {
+        fingerprint: count_contaminated(corpus, config.data, config.score, first)
+        if corpus and config.evaluation.baseline
+        else None
+        for fingerprint, corpus in corpora.items()
+    }
     if len(contaminated) > 1:
         logger.warning("the bundles were trained on %d corpora, which may explain differences", len(contaminated))
     bundles = [

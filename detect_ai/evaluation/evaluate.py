@@ -124,7 +124,7 @@ def _task(config: Config, storage: Storage, key: str) -> EvalTask:
     spec, out = spec_of(*bundle), (storage, key)
     if config.data:
         known = corpus_of(storage, spec)
-        return EvalTask(config, bundle, spec, config.data, data_name(config), known, is_test=False, out=out)
+        return EvalTask(config, bundle, spec, config.data, data_name(config), known, out)
     corpus = Corpus.of_run(storage, config.run)
     if corpus.manifest.fingerprint != spec.corpus["fingerprint"]:
         raise ConfigError(
@@ -132,7 +132,7 @@ def _task(config: Config, storage: Storage, key: str) -> EvalTask:
             f"{corpus.manifest.fingerprint[:12]}, whose test split may be in its training data. Name the texts with "
             f"data=…: they are searched for near duplicates of the training data"
         )
-    return EvalTask(config, bundle, spec, storage.uri(f"{corpus.key}/test"), "test", corpus, is_test=True, out=out)
+    return EvalTask(config, bundle, spec, storage.uri(f"{corpus.key}/test"), "test", corpus, out)
 
 
 def _report(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _report(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
     spec, corpus = task.spec, task.corpus
     fingerprint, contaminated = verdicts.fingerprint, None
     scores, baseline = evaluate_baseline(task, verdicts) if task.config.evaluation.baseline else (None, None)
-    if corpus and task.is_test:
+    if corpus and not task.config.data:
         # `prepare` keeps near duplicates in one split. Metrics of different test splits are not compared.
         fingerprint, contaminated = ",".join(shard.sha256 for shard in corpus.shards("test")), 0
     elif corpus and task.config.evaluation.baseline:
@@ -162,7 +162,7 @@ def _report(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
             "name": task.name,
             "rows": len(verdicts),
             "contaminated": contaminated,
-            "other_corpus": not task.is_test,
+            "other_corpus": bool(task.config.data),
             "fingerprint": fingerprint,
         },
         "overall": overall,
@@ -181,7 +181,7 @@ def _report(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
 def _notes(task: EvalTask, verdicts: Verdicts, overall: dict[str, Any]) -> list[str]:
     """Limits of the thresholds' guarantee on these texts."""
     notes = []
-    if task.corpus is not None and not task.is_test:
+    if task.corpus and task.config.data:
         known = {row["domain"] for row in task.corpus.manifest.counts if row["split"] == "calibration"}
         domains = verdicts.columns["domain"][verdicts.labels == 0]
         unseen = [name for name in np.unique(domains).tolist() if name and name not in known]

@@ -111,9 +111,8 @@ def mix(human: str, ai: str, rng: np.random.Generator, fraction: float, runs: in
 
 def sentence_labels(spans: Sequence[Span], ai_spans: Sequence[Span]) -> NDArray[np.int64]:
     """1 for each sentence `[start, end)` with more than half of its characters in the disjoint AI parts, else 0."""
-    sentence = np.array(spans, np.int64).reshape(-1, 1, 2)
-    part = np.array(ai_spans, np.int64).reshape(1, -1, 2)
-    shared = np.minimum(sentence[..., 1], part[..., 1]) - np.maximum(sentence[..., 0], part[..., 0])
-    inside = shared.clip(min=0).sum(axis=1)
-    lengths = (sentence[..., 1] - sentence[..., 0])[:, 0]
-    return np.where(2 * inside > lengths, 1, 0)
+    labels = []
+    for start, end in spans:
+        inside = sum(max(0, min(end, ai_end) - max(start, ai_start)) for ai_start, ai_end in ai_spans)
+        labels.append(int(2 * inside > end - start))
+    return np.asarray(labels, np.int64)

@@ -42,11 +42,9 @@ def differences(one: Verdicts, other: Verdicts, target: float) -> dict[str, floa
 
 def slices(verdicts: Verdicts, spec: DetectorSpec) -> list[dict[str, Any]]:
     """Metrics of the values of each column that has two or more, largest first."""
-    few_groups = len(set(verdicts.columns["group"].tolist()) - {""}) <= MAX_SLICES
-    columns = (*SLICES, *(["group"] if few_groups else []), "compared_with")
     return [
         {"column": column, "value": value, **overall_metrics(verdicts[mask], spec, score_intervals=False)}
-        for column in columns
+        for column in (*SLICES, "compared_with")
         for value, mask in verdicts.by_value(column, MAX_SLICES, MIN_SLICE)
     ]
 

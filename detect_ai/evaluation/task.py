@@ -22,10 +22,9 @@ class EvalTask:
     config: Config
     bundle: tuple[Storage, str]  # storage and key
     spec: DetectorSpec
-    data: str  # path or URI
+    data: str  # path or URI: `config.data`, else the test split of the corpus
     name: str  # of the data, for results
     corpus: Corpus | None  # that the bundle was trained on, if storage has it
-    is_test: bool  # the data is the test split of that corpus
     out: tuple[Storage, str]  # storage and key of the folder for results
 
     def score_generated(self, rows: list[tuple[str, str, str]], spans: str = "none") -> Verdicts:

@@ -53,12 +53,6 @@ def test_slices_hold_the_metrics_of_their_texts():
     assert rows["a"]["auroc_low"] is None
 
 
-def test_few_groups_are_slices_without_intervals():
-    rows = slices.slices(drawn(group=np.resize(["p", "p", "q", "q", "r", "r"], 400)), SPEC)
-    assert [row["column"] for row in rows] == ["group"] * 3
-    assert {row["fpr_at_target_low"] for row in rows} == {None}
-
-
 def test_lengths_cover_all_texts():
     rows = slices.lengths(drawn(), SPEC)
     assert [(row["low"], row["high"]) for row in rows] == [(0, 64), (64, 128), (128, 256), (256, 512)]
