@@ -47,7 +47,7 @@ def _hc3(values: Values) -> list[Values]:
     question = values.get("question")
     group = hashlib.sha256(question.encode("utf-8", "replace")).hexdigest()[:16] if isinstance(question, str) else ""
     common = {**values, "generator": "chatgpt", "domain": values.get("source"), "group": group}
-    rows = []
+    rows: list[Values] = []
     for label, column in (("human", "human_answers"), ("ai", "chatgpt_answers")):
         answers = values.get(column) or []
         answers = answers if isinstance(answers, list) else [answers]
