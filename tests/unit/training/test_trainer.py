@@ -127,12 +127,6 @@ def test_weight_two_counts_like_the_document_twice(network: Any) -> None:
     assert_close(gradients(deepcopy(network), part(rows=1, weight=2.0)), gradients(network, doubled))
 
 
-def test_empty_microbatches_change_no_gradient(network: Any) -> None:
-    real = part(rows=2)
-    empty = part(rows=1, weight=0.0, step_weight=real.step_weight, seed=1)
-    assert_close(gradients(deepcopy(network), real), gradients(network, real, empty))
-
-
 def test_step_updates_once_and_clears_gradients(network: Any) -> None:
     before = [p.clone() for p in network.parameters()]
     trainer = trainer_of(network)
