@@ -158,7 +158,8 @@ def _code(lines: _Lines) -> _Mask:
     quotes = lines.hits('"""|\'{3}')
     in_docstring = ((np.cumsum(quotes) - quotes) % 2 == 1) | (quotes > 0)
     docstrings = in_docstring & (quotes.sum() > 1) & strong.any()
-    return (np.array([*filled]) == "c") | docstrings | _fenced(lines, strong)
+    code: _Mask = np.array([*filled]) == "c"
+    return code | docstrings | _fenced(lines, strong)
 
 
 def _fenced(lines: _Lines, strong: _Mask) -> _Mask:

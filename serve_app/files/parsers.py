@@ -195,9 +195,9 @@ def hides_text(item: Any, page: Any) -> bool:
     matrix = item.get_matrix()
     scale = max(math.hypot(matrix.a, matrix.b), math.hypot(matrix.c, matrix.d))
     # The unit of a Type 3 font may be any size: its glyphs count.
-    size = max(item.get_font_size() * scale, min(right - left, top - bottom))
+    size: float = max(item.get_font_size() * scale, min(right - left, top - bottom))
     page_left, page_bottom, page_right, page_top = page.get_bbox()
-    is_outside = left > page_right or right < page_left or bottom > page_top or top < page_bottom
+    is_outside: bool = left > page_right or right < page_left or bottom > page_top or top < page_bottom
     return size < MIN_POINTS or is_outside
 
 
