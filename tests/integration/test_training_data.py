@@ -59,7 +59,7 @@ def test_validation_reads_every_window_once(many: tuple[Config, Corpus]) -> None
     config, corpus = many
     frame = window_format(config)
     ids = [np.asarray(row, np.int32) for row in corpus.read("test", ["input_ids"])["input_ids"].to_pylist()]
-    _, owners = split_windows(ids, frame.content, frame.stride)
+    _, owners = split_windows(ids, frame.window - frame.num_special, frame.stride)
     assert len(owners) > len(ids), "no document has two windows"
     ranks = consume(data.scoring_stream(corpus, "test", frame, 3, batch_tokens=512), 3)
     assert Counter(documents([part for rank in ranks for part in rank])) == Counter(owners.tolist())
