@@ -1,4 +1,4 @@
-"""Score texts: python jobs/score.py data=texts.parquet, or bundle=… data=… score.out=… score.format=csv."""
+"""Score texts: python jobs/score.py data=texts.parquet, or bundle=… data=… score.out=… score.format=jsonl."""
 
 import sys
 

@@ -56,11 +56,13 @@ class DomainClassifier:
         save_file(tensors, folder / FILE)
 
     @classmethod
-    def load(cls, folder: Path, names: Sequence[str]) -> DomainClassifier:
-        """Read what `save` wrote. Raises BundleError when it is damaged or has another number of domains."""
+    def load(cls, folder: Path, names: Sequence[str]) -> DomainClassifier | None:
+        """Read what `save` wrote; None without domains. Raises BundleError when it is damaged or has other domains."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
+        if not names:
+            return None
         try:
             tensors = load_file(folder / FILE)
             weights, bias = tensors["weights"], tensors["bias"]

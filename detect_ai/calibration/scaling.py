@@ -9,8 +9,7 @@ from pydantic import ConfigDict
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from detect_ai.core.errors import CalibrationError
-from detect_ai.metrics import Floats, Labels, check_binary
+from detect_ai.metrics import Floats, check_binary
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
@@ -48,14 +47,13 @@ def fit_scaling(labels: ArrayLike, scores: ArrayLike, prevalence: float = 0.5) -
         prevalence: fraction of AI texts that the probabilities assume, whatever that of `labels` is; in (0, 1).
 
     Raises:
-        CalibrationError: one class is missing.
-        InputError: labels and scores do not fit (see `metrics.check_binary`).
+        InputError: labels and scores do not fit, or one class is missing (see `metrics.check_binary`).
     """
-    truth, logits = check_both_classes(labels, scores)
+    truth, logits = check_binary(labels, scores, both_classes=True)
     num_ai = int(truth.sum())
     num_human = truth.size - num_ai
     targets = np.where(truth == 1, (num_ai + 1) / (num_ai + 2), 1 / (num_human + 2))
-    weights = np.where(truth == 1, prevalence / num_ai, (1 - prevalence) / (truth.size - num_ai))
+    weights = np.where(truth == 1, prevalence / num_ai, (1 - prevalence) / num_human)
 
     def loss(parameters: Floats) -> tuple[float, Floats]:
         slope, intercept = parameters
@@ -68,14 +66,3 @@ def fit_scaling(labels: ArrayLike, scores: ArrayLike, prevalence: float = 0.5) -
     start = np.asarray([1.0, -float(np.median(logits))])
     slope, intercept = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
     return Scaling(float(1 / slope), float(-intercept / slope))
-
-
-def check_both_classes(labels: ArrayLike, scores: ArrayLike) -> tuple[Labels, Floats]:
-    """Labels and scores as arrays. Raises CalibrationError when a class is missing, InputError as `check_binary`."""
-    truth, logits = check_binary(labels, scores)
-    num_ai = int(truth.sum())
-    if not 0 < num_ai < truth.size:
-        raise CalibrationError(
-            f"calibration needs texts of both classes, found {truth.size - num_ai} human and {num_ai} ai"
-        )
-    return truth, logits

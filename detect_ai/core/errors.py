@@ -1,6 +1,12 @@
 """User-facing errors. Each message gives the offending value and a fix."""
 
+from __future__ import annotations
+
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 # Attributes in which Ray Core, Ray Train and Python keep the cause of an error.
 _WRAPPED = ("cause", "_base_exc", "controller_failure", "__cause__", "__context__")
@@ -53,6 +59,12 @@ class TrainingError(DetectAIError):
 def redact_row(message: str) -> str:
     """A parser's message without the row or value it quotes: errors never contain document text."""
     return re.sub(r"(columns, got \d+|invalid value)\b.*", r"\1", message, flags=re.DOTALL)
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a value as `key: problem`, without the value."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
 
 
 def unwrap_ray_error(error: BaseException) -> BaseException:

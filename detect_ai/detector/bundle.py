@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,8 +18,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from detect_ai.calibration.calibration import Calibration
-from detect_ai.calibration.domain_classifier import DomainClassifier
-from detect_ai.core.errors import BundleError, CalibrationError
+from detect_ai.core.errors import BundleError, first_problem
 from detect_ai.models.backends import BACKENDS, DEFAULT
 
 FORMAT = 3
@@ -28,50 +27,35 @@ SPEC_FILE, CARD_FILE, METRICS_FILE = "detector.json", "MODEL_CARD.md", "metrics.
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """Specification of a detector: from logits to verdicts, with provenance.
-
-    Attributes:
-        window: tokens the encoder reads at once, special tokens included.
-        stride: tokens between the starts of neighbouring windows.
-        pad_id: token id of padding.
-        precision: of the encoder when it was calibrated; every path runs it at this precision.
-        min_tokens: shorter texts get no verdict.
-        corpus: name, fingerprint, licences and language of the training corpus.
-        provenance: run, configuration, library versions, git revision.
-        domains: names of the domains that it distinguishes.
-        parent: version of the bundle that this one was exported from.
-        backend: runtime of the encoder, one of `backends.BACKENDS`.
-        files: sha256 of every other file of the bundle.
-    """
+    """Specification of a detector: from logits to verdicts, with provenance."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     base_model: str
     normaliser_version: int
-    window: int
-    stride: int
-    pad_id: int
-    precision: Literal["fp32", "bf16"]
+    window: int  # tokens the encoder reads at once, special tokens included
+    stride: int  # tokens between the starts of neighbouring windows
+    pad_id: int  # token id of padding
+    precision: Literal["fp32", "bf16"]  # of the encoder when it was calibrated; every path runs it at this precision
     calibration: Calibration
     default_target_fpr: float
-    min_tokens: int
-    corpus: dict[str, Any]
-    provenance: dict[str, Any]
-    domains: list[str] = field(default_factory=list)
-    parent: str | None = None
-    backend: str = DEFAULT
-    files: dict[str, str] = field(default_factory=dict)
+    min_tokens: int  # shorter texts get no verdict
+    corpus: dict[str, Any]  # name, fingerprint, licences and language of the training corpus
+    provenance: dict[str, Any]  # run, configuration, library versions, git revision
+    domains: list[str] = field(default_factory=list)  # names of the domains that it distinguishes
+    parent: str | None = None  # version of the bundle that this one was exported from
+    backend: str = DEFAULT  # runtime of the encoder, one of `backends.BACKENDS`
+    files: dict[str, str] = field(default_factory=dict)  # sha256 of every other file of the bundle
     format: int = FORMAT
 
     def to_bytes(self) -> bytes:
         """The canonical content of `detector.json`: its digest covers every other byte of it."""
-        content = {column.name: getattr(self, column.name) for column in fields(self)}
-        content["calibration"] = self.calibration.to_dict()
+        content = TypeAdapter(DetectorSpec).dump_python(self, mode="json")
         return canonical_json({**content, "digest": hashlib.sha256(canonical_json(content)).hexdigest()})
 
     def min_tokens_at(self, target_fpr: float, domain: str = "") -> int:
         """Texts of a domain with fewer tokens get no verdict at a target: the learned length, at least the floor."""
-        return max(self.min_tokens, self.calibration.select_group(domain).min_tokens_at(target_fpr))
+        return max(self.min_tokens, self.calibration.select_group(domain).min_tokens.get(target_fpr, 0))
 
     @cached_property
     def version(self) -> str:
@@ -93,15 +77,12 @@ def read_spec(folder: Path) -> DetectorSpec:
     Raises:
         BundleError: a file is missing, altered or unexpected, or the format or backend is unknown.
     """
-    path = folder / SPEC_FILE
     try:
-        data = path.read_bytes()
+        data = (folder / SPEC_FILE).read_bytes()
         content = json.loads(data)
         format_found = content["format"]
     except FileNotFoundError:
         raise BundleError(f"bundle {folder}: no {SPEC_FILE}, so it is not a finished bundle") from None
-    except OSError as error:
-        raise BundleError(f"bundle {folder}: {SPEC_FILE} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"bundle {folder}: {SPEC_FILE} is damaged: {error}") from error
     if format_found != FORMAT:
@@ -109,7 +90,12 @@ def read_spec(folder: Path) -> DetectorSpec:
             f"bundle {folder}: expected format {FORMAT}, found {format_found}: calibrate its checkpoint again "
             f"(python jobs/calibrate.py), or use the release of detect_ai that made it"
         )
-    spec = _parse(folder, content)
+    try:
+        content.pop("digest", None)
+        spec = TypeAdapter(DetectorSpec).validate_python(content)
+    except ValidationError as error:
+        problem = first_problem(error)
+        raise BundleError(f"bundle {folder}: {SPEC_FILE} has unexpected fields: {problem}") from error
     if spec.to_bytes() != data:
         raise BundleError(f"bundle {folder}: {SPEC_FILE} was altered: its digest does not match its content")
     if spec.backend not in BACKENDS:
@@ -121,23 +107,9 @@ def read_spec(folder: Path) -> DetectorSpec:
     return spec
 
 
-def load_domain_classifier(folder: Path, spec: DetectorSpec) -> DomainClassifier | None:
-    """The domain classifier of a bundle; None where the bundle has no domains. Raises BundleError."""
-    return DomainClassifier.load(folder, spec.domains) if spec.domains else None
-
-
 def canonical_json(content: Mapping[str, Any]) -> bytes:
     """The one JSON form of a value: sorted keys, indented, UTF-8."""
     return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def _parse(folder: Path, content: dict[str, Any]) -> DetectorSpec:
-    values = {name: value for name, value in content.items() if name != "digest"}
-    try:
-        calibration = Calibration.from_dict(values["calibration"])
-        return TypeAdapter(DetectorSpec).validate_python({**values, "calibration": calibration})
-    except (KeyError, CalibrationError, ValidationError) as error:
-        raise BundleError(f"bundle {folder}: {SPEC_FILE} has unexpected fields: {error}") from error
 
 
 def _check_files(folder: Path, expected: Mapping[str, str]) -> None:

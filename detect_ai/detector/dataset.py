@@ -5,7 +5,6 @@ Read by `corpus/sources.py` as training sources are, but nothing is cleaned: a t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -25,58 +24,33 @@ BATCH_ROWS, BATCH_CHARS = 256, 4 << 20
 
 @dataclass(frozen=True)
 class Text:
-    """One text.
+    """One text."""
 
-    Attributes:
-        row: number of its file and of its row; unique in the data, unlike `id`.
-        id: its own, else `row`.
-        label: 0 human, 1 AI, None if there is none.
-        values: of the columns of `SLICES` and `group`, "" if there is none.
-    """
-
-    row: str
-    id: str
+    row: str  # number of its file and of its row; unique in the data, unlike `id`
+    id: str  # its own, else `row`
     text: str
-    label: int | None
-    values: dict[str, str]
-
-    @property
-    def digest(self) -> str:
-        """A name by content."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+    label: int | None  # 0 human, 1 AI, None if there is none
+    values: dict[str, str]  # of the columns of `SLICES` and `group`, "" if there is none
 
 
 @dataclass(frozen=True)
 class Part:
-    """A fraction of the rows of a file: every `shares`-th batch, starting with batch `share`.
+    """A fraction of the rows of a file: every `shares`-th batch, starting with batch `share`."""
 
-    Attributes:
-        piece: the file.
-        number: of the piece in the data.
-        columns: our names to those of the file.
-        labels: label in normal form to 0 or 1.
-    """
-
-    piece: Piece
-    number: int
-    columns: dict[str, str]
-    labels: dict[str, int]
+    piece: Piece  # the file
+    number: int  # of the piece in the data
+    columns: dict[str, str]  # our names to those of the file
+    labels: dict[str, int]  # label in normal form to 0 or 1
     share: int = 0
     shares: int = 1
 
 
 def parts(data: str, config: ScoreConfig, shares: int = 1) -> list[Part]:
-    """The parts of a file, or of all files of a folder, that workers can read independently.
+    """The parts of a file, or of all files of a folder (a path or URI), that workers can read independently.
 
-    Args:
-        data: path or URI.
-        config: `columns` and `labels` map other names.
-        shares: parts of each file.
-
-    Raises:
-        CorpusError: there is nothing to read, files of several kinds, or no column of texts.
+    Raises CorpusError: there is nothing to read, files of several kinds, or no column of texts.
     """
-    pieces = list_pieces(SourceConfig.model_validate({"kind": file_kind(data), "path": data}), unlabelled=True)
+    pieces = list_pieces(SourceConfig.model_validate({"kind": _file_kind(data), "path": data}), unlabelled=True)
     # An empty file has no columns; `list_pieces` refuses data of empty files only.
     columns = _column_map(data, config.columns, next(filter(None, map(_column_names, pieces)), []))
     labels = label_map(config.labels)
@@ -88,24 +62,20 @@ def parts(data: str, config: ScoreConfig, shares: int = 1) -> list[Part]:
     ]
 
 
-def file_kind(data: str) -> str:
+def _file_kind(data: str) -> str:
     """`parquet`, `csv` or `jsonl`, by the names of the files. Raises CorpusError if there are none or several kinds."""
     names = [name for name, _ in list_files(data)[1]]
-    kinds = {
-        kind: named
-        for kind in ("parquet", "csv", "jsonl")
-        if (named := [name for name in names if name.lower().endswith(SUFFIXES[kind])])
-    }
-    if len(kinds) == 1:
-        return next(iter(kinds))
-    if kinds:
-        (first, *_), (second, *_) = list(kinds.values())[:2]
-        raise CorpusError(f"data={data}: files of several kinds, such as {first} and {second}: expected one kind")
-    state = f"{len(names)} files of other kinds" if names else "no such file or folder"
-    raise CorpusError(
-        f"data={data}: {state}; expected Parquet, CSV or JSON lines (.parquet, .csv, .jsonl, .json; .gz and .zst). "
-        f"Under `ray job submit` give an absolute path or a gs:// URI that every node can read"
-    )
+    kinds = ("parquet", "csv", "jsonl")
+    found = {kind: name for kind in kinds for name in names if name.lower().endswith(SUFFIXES[kind])}
+    if len(found) > 1:
+        raise CorpusError(f"data={data}: files of several kinds ({', '.join(found.values())}): expected one kind")
+    if not found:
+        state = f"{len(names)} files of other kinds" if names else "no such file or folder"
+        raise CorpusError(
+            f"data={data}: {state}; expected Parquet, CSV or JSON lines (.parquet, .csv, .jsonl, .json; .gz and .zst). "
+            f"Under `ray job submit` give an absolute path or a gs:// URI that every node can read"
+        )
+    return next(iter(found))
 
 
 def _column_names(piece: Piece) -> list[str]:
@@ -141,11 +111,8 @@ def _column_map(data: str, given: Mapping[str, str], names: Sequence[str]) -> di
 def read(part: Part) -> Iterator[tuple[list[Text], int]]:
     """The texts of a part in batches of at most `BATCH_ROWS` rows, and how many rows of each batch were skipped.
 
-    Rows without a text, and those that cannot be parsed or are not UTF-8, are skipped.
-
-    Raises:
-        CorpusError: the file is unreadable, too many rows are broken, there is no column of texts, or a label is
-            unknown.
+    Rows without a text, and those that cannot be parsed or are not UTF-8, are skipped. Raises CorpusError: the file is
+    unreadable, too many rows are broken, there is no column of texts, or a label is unknown.
     """
     text_column = part.columns["text"]
 
@@ -171,6 +138,22 @@ def read(part: Part) -> Iterator[tuple[list[Text], int]]:
         yield texts, rows - len(texts)
 
 
+def _text(part: Part, place: int, row: Row, after_bad: bool) -> Text | None:
+    values = {ours: row.values.get(theirs) for ours, theirs in part.columns.items()}
+    text, label = values["text"], label_text(values.get("label"))
+    if row.problem or not isinstance(text, str) or is_blank(text):
+        return None
+    if label and label not in part.labels:
+        if after_bad:
+            return None
+        where, option = f"data={part.piece.source.path}", "+score.labels={value: 0 or 1}"
+        raise unknown_label(where, part.columns["label"], values["label"], part.labels, option)
+    name = f"{part.number}-{place}"
+    strings = {column: plain_text(values.get(column)) for column in (*SLICES, "group")}
+    row_id = plain_text(values.get("id")) or name
+    return Text(name, row_id, SURROGATE.sub("\ufffd", text), part.labels.get(label), strings)
+
+
 def texts_of(data: str, config: ScoreConfig) -> Iterator[Text]:
     """All texts of a file or folder."""
     for part in parts(data, config):
@@ -191,22 +174,3 @@ def require_labels(data: str, config: ScoreConfig) -> None:
             f"data={data}: no text has a label; expected a column 'label' of 0 (human) and 1 (ai). Name yours with "
             f"+score.columns.label=…"
         )
-
-
-def _text(part: Part, place: int, row: Row, after_bad: bool) -> Text | None:
-    def value(name: str) -> str:
-        return plain_text(row.values.get(part.columns.get(name, "")))
-
-    text = row.values.get(part.columns["text"])
-    if row.problem or not isinstance(text, str) or is_blank(text):
-        return None
-    label = row.values.get(part.columns.get("label", ""))
-    spelling = label_text(label)
-    if spelling and spelling not in part.labels:
-        if after_bad:
-            return None
-        where, column = f"data={part.piece.source.path}", part.columns["label"]
-        raise unknown_label(where, column, label, part.labels, "+score.labels={value: 0 or 1}")
-    name = f"{part.number}-{place}"
-    values = {column: value(column) for column in (*SLICES, "group")}
-    return Text(name, value("id") or name, SURROGATE.sub("\ufffd", text), part.labels.get(spelling), values)

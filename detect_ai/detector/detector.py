@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from detect_ai.calibration.calibration import UnknownDomain
+from detect_ai.calibration.domain_classifier import DomainClassifier
 from detect_ai.core.errors import BundleError, InputError
 from detect_ai.detector import bundle
 from detect_ai.models import backends
@@ -24,7 +26,6 @@ from detect_ai.text.sentences import sentences
 from detect_ai.text.windows import aggregate_windows, split_windows
 
 if TYPE_CHECKING:
-    from detect_ai.calibration.domain_classifier import DomainClassifier
     from detect_ai.core.config import ModelConfig
     from detect_ai.detector.bundle import DetectorSpec
     from detect_ai.models.backends.base import Backend
@@ -37,28 +38,23 @@ BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class Document:
-    """A text as sent and as the detector reads it; `domain` is "" where it is not known."""
+    """A text as sent and as the detector reads it."""
 
     text: str
     normalised: Normalised
     input_ids: Ids
     num_windows: int
-    domain: str = ""
+    domain: str = ""  # "" where it is not known
+    reasons: tuple[Reason, ...] = ()  # why the text is out of scope for the detector
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence of a document.
+    """A sentence of a document."""
 
-    Attributes:
-        start: offset of its first character in the text as sent, in code points.
-        end: offset after its last one.
-        input_ids: its tokens between those of its neighbours.
-    """
-
-    start: int
-    end: int
-    input_ids: Ids
+    start: int  # offset of its first character in the text as sent, in code points
+    end: int  # offset after its last one
+    input_ids: Ids  # its tokens between those of its neighbours
 
 
 class Scorer:
@@ -139,15 +135,7 @@ class Scorer:
 
 
 class Detector(Scorer):
-    """A loaded bundle.
-
-    Args:
-        spec: calibration, windows and limits.
-        tokenizer: of the encoder.
-        backend: runs the encoder.
-        batch_tokens: padded tokens in one forward pass.
-        domain_classifier: where the calibration has several domains.
-    """
+    """A loaded bundle; `domain_classifier` where its calibration has several domains."""
 
     def __init__(
         self,
@@ -172,30 +160,43 @@ class Detector(Scorer):
         """Load and check a bundle; it runs at the precision of its calibration. Raises BundleError."""
         spec = bundle.read_spec(folder)
         tokenizer = Tokenizer.load(folder, spec.pad_id)
-        classifier = bundle.load_domain_classifier(folder, spec)
+        classifier = DomainClassifier.load(folder, spec.domains)
         backend = backends.get(spec.backend).load(folder, device, spec.precision)
         return cls(spec, tokenizer, backend, batch_tokens, classifier)
 
     def encode(self, texts: Sequence[str], normalised: Sequence[Normalised]) -> list[Document]:
-        """Tokenise normalised texts and predict their domains."""
+        """Tokenise normalised texts, predict their domains and find out which are out of scope."""
         documents = super().encode(texts, normalised)
-        if self.domain_classifier is None:
-            return documents
-        domains = self.domain_classifier.predict([document.input_ids for document in documents])
-        return [replace(document, domain=domain) for document, domain in zip(documents, domains, strict=True)]
+        domains = [""] * len(documents)
+        if self.domain_classifier is not None:
+            domains = self.domain_classifier.predict([document.input_ids for document in documents])
+        pairs = zip(documents, domains, strict=True)
+        return [replace(each, domain=domain, reasons=self._abstain_reasons(each)) for each, domain in pairs]
+
+    def _abstain_reasons(self, document: Document) -> tuple[Reason, ...]:
+        reasons: list[Reason] = []
+        problem = None
+        if latin_fraction(document.normalised.text) < MIN_LATIN_FRACTION:
+            reasons.append(Reason.OTHER_SCRIPT)
+        else:
+            problem = language_problem(document.normalised.text, str(self.spec.corpus.get("language", "")))
+        if problem == "other_language":
+            reasons.append(Reason.OTHER_LANGUAGE)
+        if kind := dominant_non_prose(document.text):
+            reasons.append(Reason(kind))
+        elif problem == "not_language":  # code and tables are no running text, either
+            reasons.append(Reason.NOT_LANGUAGE)
+        return tuple(reasons)
 
     def detect(
         self, texts: Sequence[str], target_fpr: float | None = None, return_spans: bool = False
     ) -> list[Verdict]:
-        """Verdicts of texts, in their order.
+        """Verdicts of texts, in their order; nothing is truncated.
 
         Args:
-            texts: as sent; nothing is truncated.
-            target_fpr: one of `targets`; the default of the bundle when None.
+            texts: as sent.
+            target_fpr: one of `targets` (else InputError); the default of the bundle when None.
             return_spans: score each sentence too.
-
-        Raises:
-            InputError: the bundle has no threshold for this target.
         """
         target = self.check_target(target_fpr)
         documents = self.read(texts)
@@ -217,18 +218,13 @@ class Detector(Scorer):
         return target
 
     def spans(self, document: Document, with_occlusion: bool = False) -> list[Span]:
-        """Scores by sentence, each read with its neighbours, since one sentence alone says little.
-
-        Args:
-            document: as read.
-            with_occlusion: add the effect of each sentence on the score of the document.
-        """
-        found = self.sentences(document)
-        spans = self.score_spans(document, found, self.score([sentence.input_ids for sentence in found]))
-        if not with_occlusion:
-            return spans
-        whole, *others = self.score([document.input_ids, *self.leave_one_out(document)])
-        return add_occlusion(spans, whole, others)
+        """Scores by sentence, each read with its neighbours, since one alone says little; with its effect if asked."""
+        found, effects = self.sentences(document), None
+        scores = self.score([sentence.input_ids for sentence in found])
+        if with_occlusion:
+            whole, *others = self.score([document.input_ids, *self.leave_one_out(document)])
+            effects = whole - np.asarray(others)
+        return self.score_spans(document, found, scores, effects)
 
     def leave_one_out(self, document: Document) -> list[Ids]:
         """The tokens of a document without its first sentence, without its second, and so on."""
@@ -250,37 +246,33 @@ class Detector(Scorer):
             for (start, end), (before, after) in zip(found, neighbours, strict=True)
         ]
 
-    def score_spans(self, document: Document, found: Sequence[Sentence], scores: Scores) -> list[Span]:
-        """The log-odds of sentences of a document, shape (sentences,), as spans of the text as sent."""
-        probabilities = self.spec.calibration.span_probability(scores, document.domain)
+    def score_spans(
+        self, document: Document, found: Sequence[Sentence], scores: Scores, effects: Scores | None = None
+    ) -> list[Span]:
+        """Spans of the text as sent, from the log-odds of its sentences and their effects on those of the document."""
+        calibration = self.spec.calibration
+        scaling = calibration.span_scaling or calibration.select_group(document.domain)
+        values: list[float | None] = [None] * len(found) if effects is None else effects.tolist()
         return [
-            Span(start=sentence.start, end=sentence.end, probability=float(probability))
-            for sentence, probability in zip(found, probabilities, strict=True)
+            Span(start=sentence.start, end=sentence.end, probability=probability, effect=effect)
+            for sentence, probability, effect in zip(found, scaling.probability(scores).tolist(), values, strict=True)
         ]
 
     def verdict(self, document: Document, score: float, spans: list[Span] | None, target_fpr: float) -> Verdict:
         """The verdict of a score at a target."""
-        return self.verdicts(document, score, spans, [target_fpr])[0]
-
-    def verdicts(
-        self, document: Document, score: float, spans: list[Span] | None, target_fprs: Sequence[float]
-    ) -> list[Verdict]:
-        """The verdicts of a score at several targets."""
-        reasons = self._abstain_reasons(document)
-        return [self._verdict(document, score, spans, target, reasons) for target in target_fprs]
-
-    def _verdict(
-        self, document: Document, score: float, spans: list[Span] | None, target_fpr: float, unfit: list[Reason]
-    ) -> Verdict:
         group = self.spec.calibration.select_group(document.domain)
         human_below, ai_from = group.bounds(target_fpr)
         is_short = len(document.input_ids) < self.spec.min_tokens_at(target_fpr, document.domain)
-        reasons = [*([Reason.TOO_SHORT] if is_short else []), *unfit]
+        reasons = [*([Reason.TOO_SHORT] if is_short else []), *document.reasons]
         if human_below <= score < ai_from:
             reasons.append(Reason.BETWEEN_THRESHOLDS)
-        label = Label.UNCERTAIN if reasons else (Label.AI if score >= ai_from else Label.HUMAN)
+        ai_fraction = None
+        if spans is not None:
+            lengths = np.asarray([span.end - span.start for span in spans], np.int64)
+            is_ai = np.asarray([span.probability >= 0.5 for span in spans], np.bool_)
+            ai_fraction = float(lengths[is_ai].sum() / max(1, lengths.sum()))
         return Verdict(
-            label=label,
+            label=Label.UNCERTAIN if reasons else (Label.AI if score >= ai_from else Label.HUMAN),
             probability=float(group.probability(score)),
             prevalence=self.spec.calibration.prevalence,
             target_fpr=target_fpr,
@@ -288,46 +280,12 @@ class Detector(Scorer):
             p_value=group.p_value(score),
             compared_with=group.domain,
             num_compared=group.num_human,
-            fpr_upper_bound=group.fpr_bound(target_fpr),
+            fpr_upper_bound=None if isinstance(group, UnknownDomain) else group.thresholds[target_fpr].fpr_bound,
             reasons=reasons,
             tampering=document.normalised.tampering,
             spans=spans,
-            ai_fraction=None if spans is None else _ai_fraction(spans),
+            ai_fraction=ai_fraction,
             num_tokens=len(document.input_ids),
             num_windows=document.num_windows,
             model_version=self.version,
         )
-
-    def _abstain_reasons(self, document: Document) -> list[Reason]:
-        """Why the text is out of scope for this detector."""
-        reasons = []
-        problem = None
-        if latin_fraction(document.normalised.text) < MIN_LATIN_FRACTION:
-            reasons.append(Reason.OTHER_SCRIPT)
-        else:
-            problem = language_problem(document.normalised.text, str(self.spec.corpus.get("language", "")))
-        if problem == "other_language":
-            reasons.append(Reason.OTHER_LANGUAGE)
-        if kind := dominant_non_prose(document.text):
-            reasons.append(Reason(kind))
-        elif problem == "not_language":  # code and tables are no running text, either
-            reasons.append(Reason.NOT_LANGUAGE)
-        return reasons
-
-
-def add_occlusion(spans: Sequence[Span], whole: float, others: Iterable[float]) -> list[Span]:
-    """Spans of a text with the effect of each on its score.
-
-    Args:
-        spans: its sentences.
-        whole: log-odds of the text.
-        others: log-odds of the text without each sentence, in order.
-    """
-    return [span.model_copy(update={"effect": float(whole - other)}) for span, other in zip(spans, others, strict=True)]
-
-
-def _ai_fraction(spans: Sequence[Span]) -> float:
-    """Fraction of the characters of all sentences that belong to sentences more likely AI than not."""
-    lengths = np.asarray([span.end - span.start for span in spans])
-    is_ai = np.asarray([span.probability >= 0.5 for span in spans])
-    return float(lengths[is_ai].sum() / max(1, lengths.sum())) if len(spans) else 0.0

@@ -39,18 +39,10 @@ def model_info(spec: DetectorSpec, limits: Mapping[str, int]) -> ModelInfo:
 
 def card_info(spec: DetectorSpec) -> dict[str, Any]:
     """Values of a bundle for its model card."""
+    fields = ("base_model", "corpus", "window", "stride", "domains", "parent", "backend", "precision")
     return {
-        "base_model": spec.base_model,
-        "model_licence": spec.provenance["model_licence"],
-        "corpus": spec.corpus,
-        "window": spec.window,
-        "stride": spec.stride,
-        "domains": spec.domains,
-        "parent": spec.parent,
-        "backend": spec.backend,
-        "precision": spec.precision,
-        "run": spec.provenance["run"],
-        "git_revision": spec.provenance["git_revision"],
+        **{name: getattr(spec, name) for name in fields},
+        **{name: spec.provenance[name] for name in ("model_licence", "run", "git_revision")},
         "prevalence": spec.calibration.prevalence,
         "num_human": spec.calibration.num_human,
         "thresholds": [row.model_dump() for row in _thresholds(spec)],

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from detect_ai.core.errors import BundleError, ConflictError, RegistryError
-from detect_ai.core.pointer import Pointer
+from detect_ai.core.errors import BundleError, RegistryError, first_problem
+from detect_ai.core.pointer import Pointer, Record
 from detect_ai.core.storage import Storage
 from detect_ai.detector import bundle
 from detect_ai.detector.bundle import DetectorSpec
@@ -25,23 +25,19 @@ def spec_of(storage: Storage, key: str) -> DetectorSpec:
 
 
 class Champion(BaseModel):
-    """A state of the champion pointer.
-
-    Attributes:
-        version: the champion.
-        previous: number of the record that a rollback returns to; 0: there is none.
-        action: how it became champion.
-    """
+    """A state of the champion pointer."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     version: str = Field(min_length=1)
-    previous: int = Field(ge=0)
-    action: Literal["publish", "rollback"]
+    previous: int = Field(ge=0)  # number of the record that a rollback returns to; 0: there is none
 
 
 class Registry:
-    """The registry under a storage root. A version never changes; only the champion pointer moves."""
+    """The registry under a storage root. A version never changes; only the champion pointer moves.
+
+    Reading the pointer raises RegistryError when a record is malformed.
+    """
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
@@ -62,17 +58,17 @@ class Registry:
         return spec.version
 
     def history(self) -> list[Champion]:
-        """All states of the champion pointer, oldest first. Raises RegistryError when one is malformed."""
-        return [self._parse(record.number, record.value) for record in self._pointer.history()]
+        """All states of the champion pointer, oldest first."""
+        return [self._state(record) for record in self._pointer.history()]
 
     def champion(self) -> str | None:
-        """The version in service, or None before the first one. Raises RegistryError when the pointer is malformed."""
+        """The version in service, or None before the first one."""
         return self.read_champion()[1]
 
     def read_champion(self) -> tuple[int, str | None]:
         """The number of the current state, for `set_champion`, and its version; (0, None) before the first one."""
         record = self._pointer.read()
-        return (record.number, self._parse(record.number, record.value).version) if record else (0, None)
+        return (record.number, self._state(record).version) if record else (0, None)
 
     def require_champion(self) -> str:
         """The champion. Raises RegistryError when nothing was published yet."""
@@ -84,11 +80,7 @@ class Registry:
         return version
 
     def set_champion(self, version: str, after: int | None = None) -> None:
-        """Move the pointer.
-
-        Args:
-            version: the new champion.
-            after: number of the state that the decision is based on (`read_champion`); None: the current one.
+        """Move the pointer, by a decision based on state `after` (a number of `read_champion`); None: the current one.
 
         Raises:
             RegistryError: the version is not in the registry, or cannot be loaded.
@@ -98,40 +90,38 @@ class Registry:
         number, champion = self.read_champion()
         after = number if after is None else after
         if (after, version) != (number, champion):
-            self._advance(Champion(version=version, previous=after, action="publish"), after)
+            self._pointer.advance(Champion(version=version, previous=after).model_dump(), after)
 
     def rollback(self) -> str:
-        """Move the pointer back to the champion before.
+        """Move the pointer back to the champion before, and return it.
 
         Raises:
             RegistryError: there is none, or its bundle cannot be loaded: the pointer stays.
             ConflictError: another process has moved the pointer meanwhile.
         """
-        number, champion = self.read_champion()
-        if not number:
-            raise RegistryError("there is no champion yet: nothing to roll back to")
         history = self.history()
-        previous = history[number - 1].previous
-        if not previous:
-            raise RegistryError(f"no version before the champion {champion}: nothing to roll back to")
-        target = history[previous - 1]
+        if not history:
+            raise RegistryError("there is no champion yet: nothing to roll back to")
+        if not history[-1].previous:
+            raise RegistryError(f"no version before the champion {history[-1].version}: nothing to roll back to")
+        target = history[history[-1].previous - 1]
         self._require_loadable(target.version)
-        self._advance(Champion(version=target.version, previous=target.previous, action="rollback"), number)
+        self._pointer.advance(target.model_dump(), len(history))
         return target.version
 
     @contextmanager
     def folder(self, version: str) -> Iterator[Path]:
-        """A local folder with the bundle of a version."""
+        """A local folder with the bundle of a version. Raises RegistryError when there is no such version."""
         self._require(version)
         with self.storage.local_folder(f"{_VERSIONS}/{version}") as folder:
             yield folder
 
-    def version(self, name: str) -> str:
-        """The version that a name is the start of. Raises RegistryError when there is none, or several."""
-        matches = self._matches(name)
-        if not matches:
-            raise RegistryError(f"bundle={name}: expected a version of the registry ({self._listed()})")
-        return matches[0]
+    def find(self, name: str) -> str | None:
+        """The version that a name is the start of, if there is one. Raises RegistryError for several."""
+        matches = [version for version in self.versions() if version.startswith(name)]
+        if len(matches) > 1:
+            raise RegistryError(f"bundle={name}: {len(matches)} versions start so: {', '.join(matches)}")
+        return matches[0] if matches else None
 
     def resolve(self, name: str) -> tuple[Storage, str]:
         """Storage and key of a bundle.
@@ -143,10 +133,8 @@ class Registry:
         Raises:
             RegistryError: there is no such bundle, or several versions start so.
         """
-        if not name:
-            return self.storage, f"{_VERSIONS}/{self.require_champion()}"
-        if matches := self._matches(name):
-            return self.storage, f"{_VERSIONS}/{matches[0]}"
+        if version := self.find(name) if name else self.require_champion():
+            return self.storage, f"{_VERSIONS}/{version}"
         is_key = "://" not in name and not name.startswith(("/", "~", "."))
         if is_key and self.storage.exists(f"{name.rstrip('/')}/{bundle.SPEC_FILE}"):
             return self.storage, name.rstrip("/")
@@ -157,13 +145,6 @@ class Registry:
                 f"{self.storage.root}, or a folder with {bundle.SPEC_FILE}"
             )
         return elsewhere, key
-
-    def _matches(self, name: str) -> list[str]:
-        """At most one version that starts so. Raises RegistryError for several."""
-        matches = [version for version in self.versions() if version.startswith(name)]
-        if len(matches) > 1:
-            raise RegistryError(f"bundle={name}: {len(matches)} versions start so: {', '.join(matches)}")
-        return matches
 
     def _listed(self) -> str:
         return ", ".join(self.versions()) or "it is empty"
@@ -180,22 +161,11 @@ class Registry:
         except BundleError as error:
             raise RegistryError(f"version {version} cannot become champion: {error}") from error
 
-    def _parse(self, number: int, value: object) -> Champion:
+    def _state(self, record: Record) -> Champion:
         try:
-            return Champion.model_validate(value)
+            return Champion.model_validate(record.value)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
             raise RegistryError(
-                f"{self.storage.root}/{_CHAMPION}, record {number}: {'.'.join(map(str, first['loc']))}: "
-                f"{first['msg']}; "
-                f"expected version, previous and action: restore the file, or delete it to return to the state before"
-            ) from error
-
-    def _advance(self, state: Champion, after: int) -> None:
-        try:
-            self._pointer.advance(state.model_dump(), after)
-        except ConflictError as error:
-            raise ConflictError(
-                f"{state.action} of {state.version}: another process has made {self.champion()} champion meanwhile, "
-                f"check it and run the job again"
+                f"{self.storage.root}/{_CHAMPION}, record {record.number}: {first_problem(error)}: "
+                f"restore the file, or delete it to return to the state before"
             ) from error

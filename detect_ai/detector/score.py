@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from detect_ai.calibration.domain_classifier import DomainClassifier
-from detect_ai.calibration.domains import ScoredSpans
 from detect_ai.core import ray_runtime
-from detect_ai.core.config import Config, ModelConfig, ScoreConfig
+from detect_ai.core.config import Config, ScoreConfig
 from detect_ai.core.errors import ConfigError, CorpusError, InputError
 from detect_ai.core.job import attempt
 from detect_ai.core.storage import Storage
@@ -30,10 +28,11 @@ from detect_ai.corpus.splits import shuffle_key
 from detect_ai.detector.dataset import Part, Text, parts, read
 from detect_ai.detector.detector import Detector, Scorer
 from detect_ai.detector.registry import Registry, spec_of
-from detect_ai.detector.verdict_table import VerdictWriter
+from detect_ai.detector.verdict_table import verdict_folder, write_verdicts
 from detect_ai.text.windows import sample_spans_by_length
 
 if TYPE_CHECKING:
+    import pandas as pd
     from ray.data import Dataset
 
 logger = logging.getLogger(__name__)
@@ -42,51 +41,34 @@ LOG_EVERY_S = 10
 BATCH_DOCUMENTS = 64  # of a corpus split, scored together
 FILE_ROWS, FILE_CHARS = 4096, 32 << 20  # of a file of verdicts: rows, characters of their texts
 
+Load = Callable[..., Scorer]  # a folder with weights and `device` to a scorer: `Detector.load` for a bundle
+
 
 def score(config: Config, storage: Storage) -> dict[str, Any]:
     """Score every text of `data` with `bundle` (default: the champion), and write the verdicts."""
     if not config.data:
         raise ConfigError("data=: expected a file or folder of Parquet, CSV or JSON lines with a column of texts")
-    where = Registry(storage).resolve(config.bundle)
+    bundle = Registry(storage).resolve(config.bundle)
     own = storage, f"runs/{config.run}/{attempt('scores')}"
     out = Storage.around(config.score.out) if config.score.out else own
-    summary = score_texts(config.data, where, config.score, out)
+    counts = score_texts(config.data, bundle, config.score, out)
     if not config.score.out:
         storage.prune(f"runs/{config.run}", "scores-", config.storage.keep)
-    return {
-        "out": out[0].uri(out[1]),
-        "texts": summary.texts,
-        "skipped": summary.skipped,
-        "texts_per_second": round(summary.texts / summary.seconds, 1),
-        "bundle": where[0].uri(where[1]),
-    }
+    return {"out": out[0].uri(out[1]), "bundle": bundle[0].uri(bundle[1]), **counts}
 
 
 class ScoringActor:
-    """A Ray Data actor that holds a scorer and does some work with it on each batch.
-
-    Args:
-        root: storage root of the weights.
-        key: of their folder.
-        load: turns that folder into a checkpoint's `Scorer` or a bundle's `Detector`.
-        work: takes the scorer and a batch, gives the tables that come out.
-        threads: of the forward pass.
-    """
+    """A Ray Data actor that loads a scorer from a key under a storage root, and works with it on each batch."""
 
     def __init__(
-        self,
-        root: str,
-        key: str,
-        load: Callable[[Path], Any],
-        work: Callable[[Any, pa.Table], Iterator[pa.Table]],
-        threads: int,
+        self, root: str, key: str, load: Load, work: Callable[..., Iterator[pa.Table]], config: ScoreConfig
     ) -> None:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(config.threads_per_worker)
         self._work = work
         with Storage(root).local_folder(key) as folder:
-            self._scorer = load(folder)
+            self._scorer = load(folder, device="cuda" if config.use_gpu else "cpu")
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """The tables of a batch."""
@@ -96,8 +78,8 @@ class ScoringActor:
 def _map(
     rows: Dataset,
     where: tuple[Storage, str],
-    load: Callable[[Path], Any],
-    work: Callable[[Any, pa.Table], Iterator[pa.Table]],
+    load: Load,
+    work: Callable[..., Iterator[pa.Table]],
     config: ScoreConfig,
     batch_size: int,
     actors: int,
@@ -113,7 +95,7 @@ def _map(
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
         num_gpus=1 if config.use_gpu else 0,
-        fn_constructor_args=(storage.root, key, load, work, config.threads_per_worker),
+        fn_constructor_args=(storage.root, key, load, work, config),
     )
 
 
@@ -131,44 +113,28 @@ def _require_workers(config: ScoreConfig, for_reading: int) -> None:
 # A corpus split
 
 
-def checkpoint_loader(config: ScoreConfig, model: ModelConfig, precision: str) -> Callable[[Path], Scorer]:
-    """Loads a checkpoint's folder in an actor."""
-    return partial(Scorer.from_checkpoint, config=model, precision=precision, device=device_of(config))
-
-
-def bundle_loader(config: ScoreConfig) -> Callable[[Path], Detector]:
-    """Loads a bundle's folder in an actor."""
-    return partial(Detector.load, device=device_of(config))
-
-
-def device_of(config: ScoreConfig) -> str:
-    """Device on which an actor runs the encoder."""
-    return "cuda" if config.use_gpu else "cpu"
-
-
 def score_split(
     corpus: Corpus,
     split: str,
     key: str,
-    load: Callable[[Path], Scorer],
+    load: Load,
     config: ScoreConfig,
     lengths: Sequence[int] = (),
     classifier: DomainClassifier | None = None,
-) -> ScoredSpans:
+) -> pd.DataFrame:
     """Score every document of a split.
 
     Args:
         corpus: a finished corpus, tokenised by the tokenizer of the scorer.
         split: its name.
         key: of the folder with the checkpoint or bundle, in the corpus's storage.
-        load: turns that folder into a scorer, see `checkpoint_loader` and `bundle_loader`.
+        load: turns that folder into a scorer.
         config: actors and threads.
-        lengths: also score a span of each document in every range of lengths between these edges, see
-            `windows.sample_spans_by_length`.
+        lengths: also score a span of each document between any two of these (`windows.sample_spans_by_length`).
         classifier: predicts the domains of documents and spans.
 
     Returns:
-        Scores in the corpus's order; the spans of a document precede it.
+        The columns of `calibration.domains`, in the corpus's order; the spans of a document precede it.
     """
     import ray
 
@@ -179,17 +145,10 @@ def score_split(
     work = partial(score_documents, lengths=tuple(lengths), classifier=classifier)
     scored = _map(rows, (storage, key), load, work, config, BATCH_DOCUMENTS, config.workers)
     ids = corpus.read(split, ["id"])["id"].to_pylist()
-    ordered: Any = scored.to_pandas().set_index("id").loc[ids]
-    is_whole = ordered["is_whole"].to_numpy().astype(np.bool_)
+    frame: Any = scored.to_pandas().set_index("id").loc[ids].reset_index(drop=True)
+    is_whole = frame["is_whole"].to_numpy().astype(np.bool_)
     assert is_whole.sum() == len(ids), f"{len(ids)} documents went in, {is_whole.sum()} came out"
-    return ScoredSpans(
-        labels=ordered["label"].to_numpy().astype(np.int64),
-        scores=ordered["score"].to_numpy(),
-        num_tokens=ordered["num_tokens"].to_numpy().astype(np.int64),
-        domains=ordered["domain"].to_numpy().astype(np.str_),
-        documents=np.cumsum(is_whole) - is_whole,
-        is_whole=is_whole,
-    )
+    return frame.assign(is_whole=is_whole, document=np.cumsum(is_whole) - is_whole)
 
 
 def score_documents(
@@ -223,25 +182,16 @@ def predict_domains(corpus: Corpus, split: str, classifier: DomainClassifier) ->
 # Texts
 
 
-@dataclass(frozen=True)
-class ScoringSummary:
-    """Number of scored texts, number of rows without text, and seconds."""
-
-    texts: int
-    skipped: int
-    seconds: float
-
-
-def score_texts(data: str, where: tuple[Storage, str], config: ScoreConfig, out: tuple[Storage, str]) -> ScoringSummary:
+def score_texts(
+    data: str, bundle: tuple[Storage, str], config: ScoreConfig, out: tuple[Storage, str]
+) -> dict[str, float]:
     """Score every text of a file or folder with a bundle, and write the verdicts as files of a folder.
 
-    Memory does not grow with the data: an actor reads, scores and writes a few hundred texts at a time.
+    Memory does not grow with the data: an actor reads, scores and writes a few hundred texts at a time. Bundle and
+    output (a folder that does not exist yet, or is empty) are a storage and a key.
 
-    Args:
-        data: a path or a URI.
-        where: storage and key of the bundle.
-        config: workers, columns, format of the output.
-        out: storage and key of a folder that does not exist yet, or is empty.
+    Returns:
+        Numbers of `texts` scored and of rows `skipped` for having no text, and `texts_per_second`.
 
     Raises:
         CorpusError: the data cannot be read.
@@ -250,21 +200,17 @@ def score_texts(data: str, where: tuple[Storage, str], config: ScoreConfig, out:
     """
     import ray
 
-    targets = sorted(spec_of(*where).calibration.thresholds)
+    targets = sorted(spec_of(*bundle).calibration.thresholds)
     if config.target_fpr and config.target_fpr not in targets:
         allowed = ", ".join(f"{target:g}" for target in targets)
         raise ConfigError(f"score.target_fpr={config.target_fpr:g}: this bundle has thresholds for {allowed}")
     work = parts(data, config, shares=config.workers)
-    storage, key = out
-    writer = VerdictWriter(storage, key, config.format)
-    writer.begin()
-    with storage.whole(key):
+    with verdict_folder(*out):
         _require_workers(config, for_reading=0)
         started = logged = time.perf_counter()
         items = ray.data.from_items([{"part": pickle.dumps(part)} for part in work], override_num_blocks=len(work))
-        actors = min(config.workers, len(work))
-        write = partial(write_verdicts, config=config, root=storage.root, key=key)
-        rows = _map(items, where, bundle_loader(config), write, config, 1, actors)
+        score = partial(score_part, config=config, root=out[0].root, key=out[1])
+        rows = _map(items, bundle, Detector.load, score, config, 1, min(config.workers, len(work)))
         rows.context.target_max_block_size = 1  # the counts of a batch come out when it is scored
         rows.context.enable_progress_bars = False
         texts = skipped = 0
@@ -277,26 +223,26 @@ def score_texts(data: str, where: tuple[Storage, str], config: ScoreConfig, out:
                     logger.info("%d texts scored, %.0f per second", texts, texts / (logged - started))
         if not texts:
             raise CorpusError(f"data={data}: {skipped} rows, none with a text")
-        writer.finish()
-    return ScoringSummary(texts, skipped, time.perf_counter() - started)
+    speed = round(texts / (time.perf_counter() - started), 1)
+    return {"texts": texts, "skipped": skipped, "texts_per_second": speed}
 
 
-def write_verdicts(detector: Detector, item: pa.Table, config: ScoreConfig, root: str, key: str) -> Iterator[pa.Table]:
+def score_part(detector: Detector, item: pa.Table, config: ScoreConfig, root: str, key: str) -> Iterator[pa.Table]:
     """Score the texts of a part and write their verdicts; the numbers `texts` and `skipped` of each batch come out."""
     part: Part = pickle.loads(item["part"][0].as_py())  # noqa: S301 - made by the driver
-    writer = VerdictWriter(Storage(root), key, config.format)
+    storage, name = Storage(root), f"{key}/{part.number:05d}-{part.share:03d}"
     rows: list[dict[str, Any]] = []
     files = chars = 0
     for texts, skipped in read(part):
         rows += verdict_rows(detector, texts, config)
         chars += sum(len(text.text) for text in texts)
         if len(rows) >= FILE_ROWS or chars >= FILE_CHARS:
-            if not writer.write(f"{part.number:05d}-{part.share:03d}-{files:05d}", rows):
+            if not write_verdicts(storage, f"{name}-{files:05d}", rows, config.format):
                 return
             files, rows, chars = files + 1, [], 0
         yield pa.table({"texts": [len(texts)], "skipped": [skipped]})
     if rows:
-        writer.write(f"{part.number:05d}-{part.share:03d}-{files:05d}", rows)
+        write_verdicts(storage, f"{name}-{files:05d}", rows, config.format)
 
 
 def verdict_rows(detector: Detector, texts: Sequence[Text], config: ScoreConfig) -> list[dict[str, Any]]:
@@ -313,7 +259,7 @@ def verdict_rows(detector: Detector, texts: Sequence[Text], config: ScoreConfig)
     rows = []
     for text, document, score in zip(texts, documents, scores, strict=True):
         spans = None if config.spans == "none" else detector.spans(document, config.spans == "occlusion")
-        verdicts = dict(zip(detector.targets, detector.verdicts(document, score, spans, detector.targets), strict=True))
+        verdicts = {each: detector.verdict(document, score, spans, each) for each in detector.targets}
         verdict = verdicts[target]
         rows.append(
             {
@@ -321,7 +267,7 @@ def verdict_rows(detector: Detector, texts: Sequence[Text], config: ScoreConfig)
                 **text.values,
                 "row": text.row,
                 "id": text.id,
-                "digest": text.digest,
+                "digest": hashlib.sha256(text.text.encode()).hexdigest()[:16],
                 "label": text.label,
                 "verdict": verdict.label.value,
                 "score": float(score),

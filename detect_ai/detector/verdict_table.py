@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -12,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyarrow import csv
 
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
@@ -49,115 +49,84 @@ VERDICT_SCHEMA = pa.schema(
 )
 UNFINISHED = "_unfinished"  # a file in the folder while more verdicts are written
 _JSON = ("tampering", "verdicts", "spans")
+_STRINGS = (*SLICES, "group", "compared_with")
 _COLUMNS = (
     *("row", "id", "digest", "label", "score", "probability", "p_value", "num_tokens"),
-    *("reasons", "verdicts", "compared_with", "spans"),
+    *("reasons", "verdicts", "spans", *_STRINGS),
 )
 
 
-@dataclass(frozen=True)
-class VerdictWriter:
-    """Writes files of verdicts (`parquet`, `jsonl` or `csv`) into a folder."""
-
-    storage: Storage
-    key: str
-    format: str
-
-    def begin(self) -> None:
-        """Mark the folder as unfinished. Raises ConfigError when it holds something."""
-        where = self.storage.uri(self.key)
-        if self.storage.filesystem.get_file_info(self.storage.path(self.key)).is_file:
-            raise ConfigError(f"score.out={where}: expected a folder, found a file")
-        if self.storage.list(self.key):
-            raise ConfigError(f"score.out={where}: it holds files already: name another folder, or delete it")
-        self.storage.write_bytes(f"{self.key}/{UNFINISHED}", b"")
-
-    def write(self, name: str, rows: list[dict[str, Any]]) -> bool:
-        """Write a file whole or not at all. False, and nothing written, where the folder was abandoned."""
-        data = _encode(pa.Table.from_pylist(rows, schema=VERDICT_SCHEMA), self.format)
-        if not self.storage.exists(f"{self.key}/{UNFINISHED}"):
-            return False
-        self.storage.write_bytes(f"{self.key}/{name}.{self.format}", data)
-        return True
-
-    def finish(self) -> None:
-        """Mark the folder as complete."""
-        self.storage.delete(f"{self.key}/{UNFINISHED}")
+@contextmanager
+def verdict_folder(storage: Storage, key: str) -> Iterator[None]:
+    """A new folder for verdicts; removed if the block fails. Raises ConfigError when it holds something."""
+    if storage.filesystem.get_file_info(storage.path(key)).is_file:
+        raise ConfigError(f"score.out={storage.uri(key)}: expected a folder, found a file")
+    if storage.list(key):
+        raise ConfigError(f"score.out={storage.uri(key)}: it holds files already: name another folder, or delete it")
+    with storage.whole(key):
+        storage.write_bytes(f"{key}/{UNFINISHED}", b"")
+        yield
+        storage.delete(f"{key}/{UNFINISHED}")
 
 
-def _encode(table: pa.Table, kind: str) -> bytes:
+def write_verdicts(storage: Storage, key: str, rows: list[dict[str, Any]], kind: str) -> bool:
+    """Write verdicts as a `parquet` or `jsonl` file of `VERDICT_SCHEMA`, whole or not at all; `key` has no suffix.
+
+    Returns False and writes nothing if the folder was removed because the scoring failed.
+    """
+    table = pa.Table.from_pylist(rows, schema=VERDICT_SCHEMA)
     if kind == "parquet":
-        return parquet(table, table.schema)
-    if kind == "jsonl":  # without nulls, and with no JSON inside JSON
-        rows = (
+        data = parquet(table, table.schema)
+    else:  # without nulls, and with no JSON inside JSON
+        lines = (
             {name: json.loads(v) if name in _JSON else v for name, v in row.items() if v is not None}
             for row in table.to_pylist()
         )
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    reasons = pa.array([";".join(values) for values in table["reasons"].to_pylist()], pa.string())
-    table = table.set_column(table.column_names.index("reasons"), "reasons", reasons)
-    sink = pa.BufferOutputStream()
-    csv.write_csv(table, sink)
-    return bytes(sink.getvalue())
+        data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+    if not storage.exists(f"{key.rpartition('/')[0]}/{UNFINISHED}"):
+        return False
+    storage.write_bytes(f"{key}.{kind}", data)
+    return True
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Verdicts as columns, one entry for each text.
+    """Verdicts as columns of shape (n,), one entry for each text."""
 
-    Attributes:
-        rows: str, unique, shape (n,).
-        ids: str, shape (n,); as the data has them, not always unique.
-        digests: of the texts, str, shape (n,).
-        labelled: whether a label is known, shape (n,).
-        labels: 0 human, 1 ai, 0 where none is known; int64, shape (n,).
-        scores: log-odds, float64, shape (n,).
-        probabilities: calibrated P(AI), float64, shape (n,).
-        p_values: float64, shape (n,).
-        num_tokens: int64, shape (n,).
-        reasons: why the verdict at the default target is uncertain; shape (n,) of tuples.
-        by_target: target FPR to calls (0 human, 1 ai, -1 uncertain), int64, shape (n,).
-        columns: metadata of the texts by column name: str, shape (n,), "" where missing.
-        spans: scores of sentences where they were requested, else None; shape (n,).
-    """
-
-    rows: NDArray[Any]
-    ids: NDArray[Any]
-    digests: NDArray[Any]
-    labelled: NDArray[np.bool_]
-    labels: NDArray[np.int64]
-    scores: NDArray[np.float64]
-    probabilities: NDArray[np.float64]
+    rows: NDArray[Any]  # str, unique
+    ids: NDArray[Any]  # str; as the data has them, not always unique
+    digests: NDArray[Any]  # str, of the texts
+    labelled: NDArray[np.bool_]  # whether a label is known
+    labels: NDArray[np.int64]  # 0 human, 1 ai, 0 where none is known
+    scores: NDArray[np.float64]  # log-odds
+    probabilities: NDArray[np.float64]  # calibrated P(AI)
     p_values: NDArray[np.float64]
     num_tokens: NDArray[np.int64]
-    reasons: NDArray[Any]
-    by_target: dict[float, NDArray[np.int64]]
-    columns: dict[str, NDArray[Any]]
-    spans: NDArray[Any]
+    reasons: NDArray[Any]  # tuples: why the verdict at the default target is uncertain
+    calls: dict[float, NDArray[np.int64]]  # by target FPR: 0 human, 1 ai, -1 uncertain
+    columns: dict[str, NDArray[Any]]  # metadata of the texts by column name: str, "" where missing
+    spans: NDArray[Any]  # scores of sentences where they were requested, else None
 
     @classmethod
     def read(cls, storage: Storage, key: str) -> Self:
         """Read a folder of Parquet files of verdicts, in the order of their names."""
-        names = (*_COLUMNS, *SLICES, "group")
         paths = [storage.path(f"{key}/{name}") for name in storage.list(key)]
-        table = pq.read_table(paths, columns=list(names), filesystem=storage.filesystem, partitioning=None)
+        table = pq.read_table(paths, columns=[*_COLUMNS], filesystem=storage.filesystem, partitioning=None)
         calls = [json.loads(by_target) for by_target in table["verdicts"].to_pylist()]
-        targets = [float(target) for target in (calls[0] if calls else {})]
-        labels = table["label"].to_pylist()
-        columns = {name: np.asarray(table[name].to_pylist(), object) for name in (*SLICES, "group", "compared_with")}
+        targets = list(calls[0]) if calls else []
         return cls(
-            rows=np.asarray(table["row"].to_pylist(), object),
-            digests=np.asarray(table["digest"].to_pylist(), object),
-            ids=np.asarray(table["id"].to_pylist(), object),
-            labelled=np.asarray([label is not None for label in labels], np.bool_),
-            labels=np.asarray([label or 0 for label in labels], np.int64),
+            rows=_objects(table["row"].to_pylist()),
+            ids=_objects(table["id"].to_pylist()),
+            digests=_objects(table["digest"].to_pylist()),
+            labelled=table["label"].is_valid().to_numpy(),
+            labels=table["label"].fill_null(0).to_numpy().astype(np.int64),
             scores=table["score"].to_numpy(),
             probabilities=table["probability"].to_numpy(),
             p_values=table["p_value"].to_numpy(),
             num_tokens=table["num_tokens"].to_numpy().astype(np.int64),
             reasons=_objects([tuple(values) for values in table["reasons"].to_pylist()]),
-            by_target={t: np.asarray([CALLS[by_target[repr(t)]] for by_target in calls], np.int64) for t in targets},
-            columns={name: np.where(values == None, "", values).astype(str) for name, values in columns.items()},  # noqa: E711
+            calls={float(t): np.asarray([CALLS[by_target[t]] for by_target in calls], np.int64) for t in targets},
+            columns={name: np.asarray(table[name].fill_null("").to_pylist(), str) for name in _STRINGS},
             spans=_objects([spans and json.loads(spans) for spans in table["spans"].to_pylist()]),
         )
 
@@ -169,17 +138,14 @@ class Verdicts:
         parts: dict[str, Any] = {
             name: values[selected] for name, values in vars(self).items() if isinstance(values, np.ndarray)
         }
-        parts["by_target"] = {target: calls[selected] for target, calls in self.by_target.items()}
+        parts["calls"] = {target: calls[selected] for target, calls in self.calls.items()}
         parts["columns"] = {name: values[selected] for name, values in self.columns.items()}
         return type(self)(**parts)
 
     def by_value(self, column: str, most: int, least: int) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-        """The values of a column by falling frequency, each with a mask of its texts; none for a column of one value.
+        """At most `most` values of a column with at least `least` texts, the most frequent first, each with its mask.
 
-        Args:
-            column: its name.
-            most: maximum number of values.
-            least: minimum number of texts of a value.
+        A column of one value gives none.
         """
         values = self.columns[column]
         names, counts = np.unique(values[values != ""], return_counts=True)
@@ -188,10 +154,6 @@ class Verdicts:
         for i in np.argsort(-counts, kind="stable")[:most]:
             if counts[i] >= least:
                 yield str(names[i]), values == names[i]
-
-    def calls(self, target: float) -> NDArray[np.int64]:
-        """0 human, 1 ai, -1 uncertain at a target FPR, shape (n,)."""
-        return self.by_target[target]
 
     @property
     def fingerprint(self) -> str:

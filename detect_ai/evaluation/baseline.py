@@ -12,14 +12,15 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from detect_ai.calibration.calibration import Calibration, calibrate
-from detect_ai.calibration.domains import ScoredSpans, calibrate_domains
+from detect_ai.calibration.domain_classifier import DomainClassifier
+from detect_ai.calibration.domains import calibrate_domains
 from detect_ai.core.errors import CalibrationError
 from detect_ai.corpus.baseline import TfidfModel, word_counts
 from detect_ai.corpus.manifest import ORIGINAL, Corpus
-from detect_ai.detector.bundle import load_domain_classifier
 from detect_ai.detector.dataset import texts_of
 from detect_ai.detector.score import predict_domains
 from detect_ai.detector.verdict_table import Verdicts
@@ -44,7 +45,7 @@ def evaluate_baseline(task: EvalTask, verdicts: Verdicts) -> tuple[Floats, dict[
         )
         return None, None
     with task.bundle[0].local_folder(task.bundle[1]) as folder:
-        classifier = load_domain_classifier(folder, spec)
+        classifier = DomainClassifier.load(folder, spec.domains)
     domains = predict_domains(task.corpus, "calibration", classifier) if classifier else None
     targets = sorted(calibration.thresholds)
     model, fitted = fit_baseline(task.corpus, targets, calibration.prevalence, domains, task.config.seed)
@@ -97,8 +98,7 @@ def fit_baseline(
     scores = score_normalised(model, (row["text"] for row in rows))
     calibration = calibrate(labels, scores, targets, prevalence=prevalence)
     if domains is not None:
-        num_tokens, documents = np.zeros(len(labels), np.int64), np.arange(len(labels))
-        whole = ScoredSpans(labels, scores, num_tokens, domains, documents, np.ones(len(labels), np.bool_))
+        whole = pd.DataFrame({"label": labels, "score": scores, "domain": domains, "is_whole": True})
         try:
             calibration = calibrate_domains(calibration, whole)
         except CalibrationError as error:

@@ -76,7 +76,7 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
         scoring = config.score.model_copy(update={"format": "parquet"})
         scored = score_texts(task.data, task.bundle, scoring, (storage, f"{key}/verdicts"))
         verdicts = Verdicts.read(storage, f"{key}/verdicts")
-        skipped = {"no_text": scored.skipped, "no_label": int((~verdicts.labelled).sum())}
+        skipped = {"no_text": scored["skipped"], "no_label": int((~verdicts.labelled).sum())}
         report = _report(task, verdicts[verdicts.labelled])
         report["data"]["skipped"] = {reason: count for reason, count in skipped.items() if count}
         report["seconds"] = round(time.perf_counter() - started, 1)

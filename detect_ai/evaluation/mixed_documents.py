@@ -47,7 +47,7 @@ def sentence_score_metrics(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]
         errors.append(abs(float((sizes * predicted).sum() - (sizes * truth).sum()) / sizes.sum()))
     truth = np.concatenate(labels)
     both = 0 < truth.sum() < len(truth)
-    calls = scored.calls(task.spec.default_target_fpr)
+    calls = scored.calls[task.spec.default_target_fpr]
     return {
         "n_documents": len(documents),
         "n_sentences": len(truth),

@@ -6,7 +6,7 @@ import platform
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from detect_ai.calibration.calibration import Calibration, calibrate
 from detect_ai.calibration.conformal import require_texts
 from detect_ai.calibration.domain_classifier import MAX_TEXTS, DomainClassifier, Ids, fit
-from detect_ai.calibration.domains import ScoredSpans, calibrate_domains
+from detect_ai.calibration.domains import calibrate_domains
 from detect_ai.core.config import SPLITS, CalibrationConfig, Config, ScoreConfig, public_path
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt, read_result
@@ -26,7 +26,7 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector import bundle
 from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.detector import Scorer
-from detect_ai.detector.score import checkpoint_loader, score_split
+from detect_ai.detector.score import Load, score_split
 from detect_ai.text.normalize import NORMALISER_VERSION
 from detect_ai.text.windows import sample_spans_by_length
 from detect_ai.training.train import checked_tokenizer
@@ -44,13 +44,12 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
         CalibrationError: too few human texts for a target FPR.
         ConfigError: no training under this run name.
     """
-    c = config.calibration
     checkpoint = read_result(storage, config.run, "train")["checkpoint"]
     corpus = Corpus.of_run(storage, config.run)
     require_enough_texts(config, corpus)
     classifier = fit_domain_classifier(config, corpus)
-    load = checkpoint_loader(config.score, config.model, c.precision)
-    calibration = calibrate_split(corpus, checkpoint, load, config.score, c, classifier)
+    load = partial(Scorer.from_checkpoint, config=config.model, precision=config.calibration.precision)
+    calibration = calibrate_split(corpus, checkpoint, load, config.score, config.calibration, classifier)
     key = f"runs/{config.run}/{attempt('candidate')}"
     spec = _write_candidate(config, corpus, checkpoint, calibration, classifier, key)
     storage.prune(f"runs/{config.run}", "candidate-", config.storage.keep)
@@ -63,17 +62,9 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
         "midpoint": calibration.midpoint,
         "num_human": calibration.num_human,
         "num_ai": calibration.num_ai,
-        "thresholds": calibration.to_dict()["thresholds"],
+        "thresholds": {repr(target): vars(threshold) for target, threshold in calibration.thresholds.items()},
         "min_tokens": {repr(target): tokens for target, tokens in calibration.min_tokens.items()},
-        "domains": [
-            {
-                "domain": group.domain,
-                "num_human": group.num_human,
-                "thresholds": {repr(target): threshold.score for target, threshold in group.thresholds.items()},
-                "min_tokens": {repr(target): tokens for target, tokens in group.min_tokens.items()},
-            }
-            for group in calibration.domains
-        ],
+        "domains": {group.domain: group.num_human for group in calibration.domains},
         "corpus": corpus.key,
     }
 
@@ -81,29 +72,18 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
 def calibrate_split(
     corpus: Corpus,
     key: str,
-    load: Callable[[Path], Scorer],
+    load: Load,
     scoring: ScoreConfig,
     config: CalibrationConfig,
     classifier: DomainClassifier | None,
 ) -> Calibration:
-    """Score the calibration split with a checkpoint or an export, and calibrate it. Raises CalibrationError.
+    """Score the calibration split with a checkpoint or bundle (arguments as `score_split`), and calibrate it.
 
-    Args:
-        corpus: the training corpus.
-        key: of the checkpoint or bundle, in the corpus's storage.
-        load: turns its folder into a scorer.
-        scoring: actors and threads.
-        config: targets, prevalence, lengths and the detection rate that a verdict needs.
-        classifier: predicts domains.
+    Raises CalibrationError when there are too few human texts for a target FPR.
     """
     scored = score_split(corpus, "calibration", key, load, scoring, config.verdict_lengths, classifier)
-    return calibrate_scores(scored, config)
-
-
-def calibrate_scores(scored: ScoredSpans, config: CalibrationConfig) -> Calibration:
-    """The calibration of scored documents and of spans of them in the ranges of `config.verdict_lengths`."""
-    documents = scored[scored.is_whole]
-    whole = calibrate(documents.labels, documents.scores, config.target_fprs, config.prevalence)
+    documents = scored[scored["is_whole"]]
+    whole = calibrate(documents["label"], documents["score"], config.target_fprs, config.prevalence)
     return calibrate_domains(whole, scored, config.verdict_lengths)
 
 

@@ -7,16 +7,12 @@ thresholds. The fastest that is as good as the parent is added to the registry; 
 from __future__ import annotations
 
 import logging
-import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +20,7 @@ import numpy as np
 
 from detect_ai import metrics
 from detect_ai.calibration.domain_classifier import FILE as DOMAINS_FILE
+from detect_ai.calibration.domain_classifier import DomainClassifier
 from detect_ai.core.config import CalibrationConfig, Config, check_names
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt
@@ -33,7 +30,7 @@ from detect_ai.detector import bundle
 from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry, spec_of
-from detect_ai.detector.score import bundle_loader, score_split
+from detect_ai.detector.score import score_split
 from detect_ai.evaluation.evaluate import evaluate
 from detect_ai.models import backends
 from detect_ai.release.calibrate import calibrate_split
@@ -46,40 +43,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PARENT = "parent"  # the bundle itself, which every candidate is measured against
+MIN_SPEEDUP = 1.1  # over the parent; slower candidates are not scored
 SPLIT = "validation"  # of the quality gate: the test split decides nothing
 NUM_TEXTS = 64  # timed together, drawn from the calibration split
 NUM_ALONE = 32  # texts that are also scored alone
 ROUNDS = 7  # every candidate is timed once in each
-MIN_SPEEDUP = 1.1  # over the parent
-_PACKAGES = ("torch", "transformers", "onnxruntime")
-_COLUMNS = (
-    *("candidate", "texts/s", "speedup (low–high)", "one text alone, ms", "MiB", "AUROC", "TPR at 1% FPR"),
-    *("log-odds differ by", "and move with the batch by", ""),
-)
 
 
 @dataclass(frozen=True)
 class ExportTask:
-    """Input and output of an export.
+    """Input and output of an export."""
 
-    Attributes:
-        config: scoring uses the device of the service.
-        corpus: the training corpus of the parent.
-        spec: of the parent.
-        key: of the folder for the outputs.
-        scratch: a local folder with a bundle for each candidate, and for the parent.
-    """
-
-    config: Config
-    corpus: Corpus
-    spec: DetectorSpec
-    key: str
-    scratch: Path
-
-    @property
-    def device(self) -> str:
-        """Device of the service, `cuda` or `cpu`."""
-        return "cuda" if self.config.serve.use_gpu else "cpu"
+    config: Config  # scoring uses the device of the service
+    corpus: Corpus  # the training corpus of the parent
+    spec: DetectorSpec  # of the parent
+    key: str  # of the folder for the outputs
+    scratch: Path  # a local folder with a bundle for each candidate, and for the parent
+    device: str  # of the service, cuda or cpu
 
 
 def export(config: Config, storage: Storage) -> dict[str, Any]:
@@ -109,31 +89,26 @@ def export(config: Config, storage: Storage) -> dict[str, Any]:
         tempfile.TemporaryDirectory() as scratch,
         storage_of_parent.local_folder(parent_key) as parent,
     ):
-        task = ExportTask(config, corpus, spec, key, Path(scratch))
+        task = ExportTask(config, corpus, spec, key, Path(scratch), "cuda" if config.serve.use_gpu else "cpu")
         left_out = _make_all(task, parent)
         rows = _measure_speed(task)
         _measure_quality(task, rows)
         chosen = next((row for row in rows if not row["reasons"]), None)
         kept = _keep(task, chosen) if chosen else None
-        result = {
-            "parent": spec.version,
-            **(kept or {"version": None, "backend": None, "precision": None, "metrics": None}),
-            "chosen": chosen["name"] if chosen and kept else None,
-            "candidates": rows,
-            "left_out": left_out,
-            "machine": machine(config.serve.threads, task.device),
-        }
         storage.delete(f"{key}/candidates")
-        text = table(result)
-        storage.write_bytes(f"{key}/table.md", text.encode())
-    for line in text.splitlines():
-        logger.info("%s", line)
-    logger.info("%s", f"publish it with bundle={result['version']}" if kept else "the parent stays")
+    for row in rows:
+        logger.info(
+            "%s: %.1f texts/s, %.2f times the parent's speed (%.2f to %.2f), one text alone %.1f ms. %s",
+            *(row[name] for name in ("name", "texts_per_s", "speedup", "speedup_low", "speedup_high", "alone_ms")),
+            " ".join(row["reasons"]) or "As good as the parent.",
+        )
     storage.prune(f"runs/{config.run}", "export-", config.storage.keep)
-    return result
-
-
-# Bundles
+    if kept:
+        logger.info("publish it with bundle=%s", kept["version"])
+    else:
+        logger.info("the parent stays")
+        kept = dict.fromkeys(("chosen", "version", "backend", "precision", "metrics"))
+    return {"parent": spec.version, **kept, "candidates": rows, "left_out": left_out}
 
 
 def _make_all(task: ExportTask, parent: Path) -> dict[str, str]:
@@ -175,84 +150,59 @@ def make(name: str, parent: Path, folder: Path) -> DetectorSpec:
     return bundle.write_spec(folder, child)
 
 
-# Speed
-
-
 def _measure_speed(task: ExportTask) -> list[dict[str, Any]]:
-    """Throughput and latency of every candidate, the fastest first."""
+    """Throughput and latency of every candidate, the fastest first, with the threads of a replica."""
+    import torch
+
     ids = task.corpus.read("calibration", ["input_ids"])["input_ids"].to_numpy()
     drawn = np.random.default_rng(task.config.seed).permutation(len(ids))[:NUM_TEXTS]
     texts: list[Ids] = [np.asarray(ids[i], np.int32) for i in drawn]
     middle = [sorted(texts, key=len)[len(texts) // 2]]
+    tokens, threads = task.config.serve.batch_tokens, torch.get_num_threads()
+    torch.set_num_threads(task.config.serve.threads)
+    detectors = {
+        path.name: Detector.load(path, task.device, batch_tokens=tokens) for path in sorted(task.scratch.iterdir())
+    }
+    together = time_interleaved({name: partial(d.score, texts) for name, d in detectors.items()}, ROUNDS)
+    alone = time_interleaved({name: partial(d.score, middle) for name, d in detectors.items()}, ROUNDS)
+    base = detectors[PARENT].score(texts)
     rows = []
-    with _threads_of_a_replica(task.config):
-        tokens = task.config.serve.batch_tokens
-        detectors = {
-            path.name: Detector.load(path, task.device, batch_tokens=tokens) for path in sorted(task.scratch.iterdir())
-        }
-        together = time_interleaved({name: partial(d.score, texts) for name, d in detectors.items()}, ROUNDS)
-        alone = time_interleaved({name: partial(d.score, middle) for name, d in detectors.items()}, ROUNDS)
-        base = detectors[PARENT].score(texts)
-        for name, detector in detectors.items():
-            scores = detector.score(texts)
-            single = np.asarray([detector.score([text])[0] for text in texts[:NUM_ALONE]])
-            speedups = np.asarray(together[PARENT]) / np.asarray(together[name])
-            rows.append(
-                {
-                    "name": name,
-                    "texts_per_s": len(texts) / float(np.median(together[name])),
-                    "speedup": float(np.median(speedups)),
-                    "speedup_low": float(speedups.min()),
-                    "speedup_high": float(speedups.max()),
-                    "alone_ms": 1000 * float(np.median(alone[name])),
-                    "bytes": sum(path.stat().st_size for path in (task.scratch / name).iterdir()),
-                    "difference": float(np.abs(scores - base).max()),
-                    "batch_effect": float(np.abs(single - scores[:NUM_ALONE]).max()),
-                }
-            )
+    for name, detector in detectors.items():
+        scores = detector.score(texts)
+        single = np.asarray([detector.score([text])[0] for text in texts[:NUM_ALONE]])
+        speedups = np.asarray(together[PARENT]) / np.asarray(together[name])
+        rows.append(
+            {
+                "name": name,
+                "texts_per_s": len(texts) / float(np.median(together[name])),
+                "speedup": float(np.median(speedups)),
+                "speedup_low": float(speedups.min()),
+                "speedup_high": float(speedups.max()),
+                "alone_ms": 1000 * float(np.median(alone[name])),
+                "bytes": sum(path.stat().st_size for path in (task.scratch / name).iterdir()),
+                "difference": float(np.abs(scores - base).max()),  # of the log-odds from the parent's
+                "batch_effect": float(np.abs(single - scores[:NUM_ALONE]).max()),  # on the log-odds of a text
+            }
+        )
+    torch.set_num_threads(threads)
     return sorted(rows, key=lambda row: -row["speedup"])
 
 
-def time_interleaved(
-    arms: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, list[float]]:
-    """Time every arm once in each round, so that load on the machine slows all of them alike.
+def time_interleaved(arms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds that every arm takes in each round, so that load on the machine slows all of them alike.
 
     Each round starts with another arm. A first round is not counted.
-
-    Args:
-        arms: what to time, by name.
-        rounds: at least 1.
-        clock: gives seconds.
-
-    Returns:
-        Seconds of each arm, one for each round.
     """
     names = list(arms)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(-1, rounds):
         first = max(turn, 0) % len(names)
         for name in names[first:] + names[:first]:
-            started = clock()
+            started = time.perf_counter()
             arms[name]()
             if turn >= 0:
-                seconds[name].append(clock() - started)
+                seconds[name].append(time.perf_counter() - started)
     return seconds
-
-
-@contextmanager
-def _threads_of_a_replica(config: Config) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.serve.threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-# Quality
 
 
 def _measure_quality(task: ExportTask, rows: list[dict[str, Any]]) -> None:
@@ -275,24 +225,28 @@ def _measure_quality(task: ExportTask, rows: list[dict[str, Any]]) -> None:
 
 
 def _metrics(task: ExportTask, name: str) -> dict[str, Any]:
-    storage, key, scoring = task.corpus.storage, f"{task.key}/candidates/{name}", task.config.score
-    storage.upload(task.scratch / name, key)
-    scored = score_split(task.corpus, SPLIT, key, bundle_loader(scoring), scoring)
+    key = f"{task.key}/candidates/{name}"
+    task.corpus.storage.upload(task.scratch / name, key)
+    scored = score_split(task.corpus, SPLIT, key, Detector.load, task.config.score)
+    labels, scores = scored["label"], scored["score"]
     return {
-        "auroc": metrics.auroc(scored.labels, scored.scores),
-        "tpr_at_fpr_1": metrics.tpr_at_fpr(scored.labels, scored.scores, 0.01),
-        "n_human": int((scored.labels == 0).sum()),
-        "n_ai": int((scored.labels == 1).sum()),
+        "auroc": metrics.auroc(labels, scores),
+        "tpr_at_fpr_1": metrics.tpr_at_fpr(labels, scores, 0.01),
+        "n_human": int((labels == 0).sum()),
+        "n_ai": int((labels == 1).sum()),
     }
 
 
 def _keep(task: ExportTask, row: dict[str, Any]) -> dict[str, Any] | None:
     """Recalibrate the chosen one, evaluate it and add it to the registry; None where it fails the promotion gate."""
     storage, folder, key = task.corpus.storage, task.scratch / row["name"], f"{task.key}/bundle"
-    classifier, scoring = bundle.load_domain_classifier(folder, task.spec), task.config.score
     calibration = calibrate_split(
-        *(task.corpus, f"{task.key}/candidates/{row['name']}", bundle_loader(scoring), scoring),
-        *(calibration_settings(task.spec), classifier),
+        task.corpus,
+        f"{task.key}/candidates/{row['name']}",
+        Detector.load,
+        task.config.score,
+        CalibrationConfig(**task.spec.provenance["config"]["calibration"]),  # as the parent
+        DomainClassifier.load(folder, task.spec.domains),
     )
     spec = bundle.write_spec(folder, replace(bundle.read_spec(folder), calibration=calibration))
     storage.upload(folder, key)
@@ -305,68 +259,12 @@ def _keep(task: ExportTask, row: dict[str, Any]) -> dict[str, Any] | None:
     for warning in row["warnings"]:
         logger.warning("%s", warning)
     row["reasons"] += reasons
-    if row["reasons"]:
+    if reasons:
         return None
     return {
+        "chosen": row["name"],
         "version": add_version(storage, key, {TEST: tested}),
         "backend": spec.backend,
         "precision": spec.precision,
         "metrics": {name: value for name, value in tested.items() if isinstance(value, int | float)},
     }
-
-
-def calibration_settings(spec: DetectorSpec) -> CalibrationConfig:
-    """The settings that a bundle was calibrated with."""
-    return CalibrationConfig(**spec.provenance["config"]["calibration"])
-
-
-# The report
-
-
-def table(result: Mapping[str, Any]) -> str:
-    """The result of the stage as Markdown."""
-    at = result["machine"]
-    head = (
-        f"{at['date']}, {at['processor']}, {at['cores']} cores, {at['threads']} threads, {at['device']}; "
-        + ", ".join(f"{name} {number}" for name, number in at["versions"].items())
-    )
-    lines = [head, "", f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
-    for row in result["candidates"]:
-        cells = [
-            row["name"],
-            f"{row['texts_per_s']:.1f}",
-            f"{row['speedup']:.2f} ({row['speedup_low']:.2f}–{row['speedup_high']:.2f})",
-            f"{row['alone_ms']:.1f}",
-            f"{row['bytes'] / 2**20:.0f}",
-            *("–" if row[name] is None else f"{row[name]:.4f}" for name in ("auroc", "tpr_at_fpr_1")),
-            *(f"{row[name]:.1g}" for name in ("difference", "batch_effect")),
-            "**chosen**" if row["name"] == result["chosen"] else " ".join(row["reasons"]) or "passes",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    empty = " |" * (len(_COLUMNS) - 2)
-    lines += [f"| {name} |{empty} left out: {reason} |" for name, reason in result["left_out"].items()]
-    return "\n".join(lines) + "\n"
-
-
-def machine(threads: int, device: str) -> dict[str, Any]:
-    """The machine that was measured on."""
-    import torch
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "processor": torch.cuda.get_device_name() if device == "cuda" else next(names, "") or platform.machine(),
-        "cores": torch.multiprocessing.cpu_count(),
-        "threads": threads,
-        "device": device,
-        "versions": {name: number for name in _PACKAGES if (number := _version(name))},
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

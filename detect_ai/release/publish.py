@@ -39,17 +39,15 @@ def publish(config: Config, storage: Storage) -> dict[str, Any]:
     registry = Registry(storage)
     number, before = registry.read_champion()
     if config.bundle:
-        version = registry.version(config.bundle)
+        version = registry.find(config.bundle) or config.bundle
         evaluations = metrics_of(registry, version) | _evaluations(config, storage, version)
     else:
         candidate = read_result(storage, config.run, "calibrate")
         version = candidate["version"]
         evaluations = _evaluations(config, storage, version)
-        tested = read_result(storage, config.run, _EVALUATION)["version"]
         if TEST not in evaluations:
             raise ConfigError(
-                f"run={config.run}: the evaluation is of {tested}, the candidate is {version}: "
-                f"run `python jobs/evaluate.py run={config.run}` again"
+                f"run={config.run}: evaluate the candidate {version}: python jobs/evaluate.py run={config.run}"
             )
     reasons, warnings = gate(evaluations, metrics_of(registry, before) if before else None, config.gate)
     for warning in warnings:
@@ -92,12 +90,9 @@ def rollback(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def add_version(storage: Storage, candidate: str, evaluations: dict[str, dict[str, Any]]) -> str:
-    """Add a bundle with its metrics and model card to the registry, and return its version.
+    """Add a bundle in storage with its metrics and model card to the registry of the storage, and return its version.
 
-    Args:
-        storage: where it is; its registry gets it.
-        candidate: its key.
-        evaluations: results of the stage `evaluate` by the name of the data, `TEST` among them.
+    `evaluations` are results of the stage `evaluate` by the name of the data, `TEST` among them.
     """
     with storage.local_folder(candidate) as source, tempfile.TemporaryDirectory() as scratch:
         spec = bundle.read_spec(source)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from detect_ai.core.config import ServeConfig
 from detect_ai.core.errors import InputError
-from detect_ai.detector.detector import Detector, Document, Sentence, add_occlusion
+from detect_ai.detector.detector import Detector, Document, Sentence
 from detect_ai.detector.model_info import model_info
 from detect_ai.schemas import ModelInfo, Verdict
 from detect_ai.text.normalize import Normalised, expanded_length, normalise
@@ -275,9 +275,8 @@ class Engine:
         for i, (document, score) in enumerate(zip(encoded.documents, texts.tolist(), strict=True)):
             spans = None
             if encoded.options.spans:
-                spans = self.detector.score_spans(document, encoded.sentences[i], parts[i])
-                if encoded.options.explain:
-                    spans = add_occlusion(spans, score, parts[len(texts) + i])
+                effects = score - parts[len(texts) + i] if encoded.options.explain else None
+                spans = self.detector.score_spans(document, encoded.sentences[i], parts[i], effects)
             verdicts.append(self.detector.verdict(document, score, spans, encoded.target_fpr))
         return verdicts
 

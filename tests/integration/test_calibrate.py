@@ -94,8 +94,8 @@ def detector(calibrated: Calibrated) -> Detector:
 
 
 def test_the_result_states_each_domain_and_the_precision(calibrated: Calibrated, detector: Detector) -> None:
-    assert [row["domain"] for row in calibrated.result["domains"]] == [*WORDS]
-    assert all(row["num_human"] >= 19 for row in calibrated.result["domains"])
+    assert [*calibrated.result["domains"]] == [*WORDS]
+    assert all(number >= 19 for number in calibrated.result["domains"].values())
     assert calibrated.result["num_human"] == int((calibrated.corpus.labels("calibration") == 0).sum())
     assert calibrated.result["precision"] == detector.spec.precision == "bf16"
 
@@ -119,11 +119,10 @@ def test_each_domain_has_the_scores_of_its_own_human_texts(calibrated: Calibrate
 
 
 def test_a_verdict_names_the_domain_it_was_compared_with(calibrated: Calibrated, detector: Detector) -> None:
-    numbers = {row["domain"]: row["num_human"] for row in calibrated.result["domains"]}
-    for name in WORDS:
+    for name, number in calibrated.result["domains"].items():
         text = in_domain(name, tiny_models.text("human", random.Random(1), 120))
         verdict = detector.detect([text])[0]
-        assert (verdict.compared_with, verdict.num_compared) == (name, numbers[name])
+        assert (verdict.compared_with, verdict.num_compared) == (name, number)
         assert verdict.fpr_upper_bound is not None
 
 

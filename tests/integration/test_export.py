@@ -114,7 +114,7 @@ def test_every_candidate_has_its_speed_and_its_metrics(run: Run, champion: str, 
     assert rows["parent"]["auroc"] == pytest.approx(expected, abs=1e-9)
     assert 0 < rows["onnx"]["difference"] < 1e-3
     (attempt,) = [name for name in run.storage.list(f"runs/{run.config.run}") if name.startswith("export-")]
-    assert run.storage.list(f"runs/{run.config.run}/{attempt}") == ["bundle", "table.md"]
+    assert run.storage.list(f"runs/{run.config.run}/{attempt}") == ["bundle"]
 
 
 @pytest.mark.parametrize(

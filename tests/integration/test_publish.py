@@ -91,21 +91,12 @@ def test_old_candidates_are_pruned(run: Run, published: dict[str, Any]) -> None:
     assert run.storage.exists(published["calibrate"]["bundle"])
 
 
-def test_every_result_has_its_configuration(run: Run, published: dict[str, Any]) -> None:
-    for stage in ("prepare", "train", *published):
-        assert run.storage.read_json(result_key(run.config.run, stage))["config"] == run.config.model_dump()
-
-
-def test_a_target_of_1_percent_needs_more_texts(run: Run) -> None:
+def test_too_few_human_texts_stop_calibration(run: Run) -> None:
     calibration = run.config.calibration.model_copy(update={"target_fprs": [0.01], "default_target_fpr": 0.01})
     config = run.config.model_copy(update={"run": "strict", "calibration": calibration})
-    humans = int((run.corpus.labels("calibration") == 0).sum())
     write_results(run, config, "prepare", "train")
-    with pytest.raises(CalibrationError) as caught:
+    with pytest.raises(CalibrationError, match="at least 99 human"):
         calibrate_checkpoint(config, run.storage)
-    assert str(caught.value).startswith(
-        f"target FPR 0.01 needs at least 99 human calibration texts, found {humans}: add human texts"
-    )
     assert run.storage.list("runs/strict") == ["prepare.json", "train.json"]
 
 
@@ -116,9 +107,9 @@ def write_results(run: Run, config: Config, *stages: str) -> None:
         run.storage.write_json(result_key(config.run, stage), record)
 
 
-@pytest.fixture(scope="module")
-def worse(run: Run, published: dict[str, Any]) -> Config:
-    """A candidate that takes humans for machines: the classes of the trained head are exchanged."""
+@pytest.mark.slow
+def test_the_gate_refuses_a_worse_candidate(run: Run, published: dict[str, Any]) -> None:
+    """It takes humans for machines: the classes of the trained head are exchanged."""
     key = f"runs/{run.config.run}/exchanged"
     with run.storage.local_folder(run.trained["checkpoint"]) as folder:
         network = load(folder)
@@ -132,28 +123,9 @@ def worse(run: Run, published: dict[str, Any]) -> Config:
     run_stage("train", lambda *_: {"checkpoint": key}, config, run.storage)
     for name in ("calibrate", "evaluate"):
         run_stage(name, STAGES[name], config, run.storage)
-    return config
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("gate", [{}, {"min_auroc": 0.0}, {"min_auroc": 0.0, "max_auroc_drop": 1.0}])
-def test_the_gate_refuses_a_worse_candidate(run: Run, worse: Config, gate: dict[str, float]) -> None:
-    """By its AUROC, by its AUROC against the champion, and by its errors."""
     before = Registry(run.storage).champion()
-    with pytest.raises(GateError, match=str(before)):
-        publish(worse.model_copy(update={"gate": worse.gate.model_copy(update=gate)}), run.storage)
+    # By its AUROC, by its AUROC against the champion, and by its errors.
+    for gate in ({}, {"min_auroc": 0.0}, {"min_auroc": 0.0, "max_auroc_drop": 1.0}):
+        with pytest.raises(GateError, match=str(before)):
+            publish(config.model_copy(update={"gate": config.gate.model_copy(update=gate)}), run.storage)
     assert Registry(run.storage).versions() == [before]
-
-
-@pytest.mark.slow
-def test_publishing_keeps_the_previous_champion(run: Run, worse: Config) -> None:
-    before = Registry(run.storage).champion()
-    loose = dict.fromkeys(
-        ("max_auroc_drop", "max_fpr", "max_fpr_increase", "max_cleared_ai_increase", "max_abstained"), 1.0
-    )
-    gate = worse.gate.model_copy(update={"min_auroc": 0.0, **loose})
-    result = publish(worse.model_copy(update={"gate": gate}), run.storage)
-    registry = Registry(run.storage)
-    assert (result["before"], registry.champion()) == (before, result["champion"])
-    assert set(registry.versions()) == {before, result["champion"]}
-    registry.rollback()

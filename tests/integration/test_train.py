@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from detect_ai.core.config import Config
 from detect_ai.core.errors import CorpusError, ResourceError
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector.detector import Scorer
-from detect_ai.detector.score import checkpoint_loader, score_split
+from detect_ai.detector.score import score_split
 from detect_ai.models import encoder
 from detect_ai.training import data, worker
 from detect_ai.training.train import run_training, train
@@ -151,12 +152,12 @@ def test_validation_metrics_equal_those_of_the_loaded_checkpoint(run: Run) -> No
 )
 def test_score_is_the_same_alone_and_in_a_corpus(run: Run, precision: str, tolerance: float) -> None:
     config = run.config.score
-    loader = checkpoint_loader(config, run.config.model, precision)
+    loader = partial(Scorer.from_checkpoint, config=run.config.model, precision=precision)
     scored = score_split(run.corpus, "test", run.trained["checkpoint"], loader, config)
     scorer = scorer_of(run, precision)
     texts = run.corpus.read("test", ["text"])["text"].to_pylist()
     alone = [scorer.score([scorer.read([text])[0].input_ids])[0] for text in texts]
-    np.testing.assert_allclose(alone, scored.scores, atol=tolerance)
+    np.testing.assert_allclose(alone, scored["score"], atol=tolerance)
 
 
 def test_bf16_scores_match_fp32_within_rounding(run: Run) -> None:

@@ -49,17 +49,6 @@ def with_bias(*bias):
 
 
 @pytest.mark.parametrize("names", [("essays", "prose"), ("essays", "news", "prose")])
-def test_new_texts_are_classified(names):
-    rng = np.random.default_rng(0)
-    fitted = fit(*texts(rng, names), VOCABULARY)
-    documents, domains = texts(rng, names, 50)
-    answers = fitted.predict(documents)
-    assert fitted.names == names
-    assert np.mean([answer == domain for answer, domain in zip(answers, domains, strict=True)]) > 0.95
-    assert all(answer in (domain, "") for answer, domain in zip(answers, domains, strict=True))
-
-
-@pytest.mark.parametrize("names", [("essays", "prose"), ("essays", "news", "prose")])
 def test_probabilities_match_scikit_learn(names):
     rng = np.random.default_rng(1)
     documents, domains = texts(rng, names)
@@ -79,18 +68,11 @@ def test_probabilities_match_scikit_learn(names):
     assert {"", names[0], names[1]} <= set(answers)
 
 
-def test_domains_have_equal_weight():
-    rng = np.random.default_rng(2)
-    many, few = texts(rng, ["essays"], 300)[0], texts(rng, ["prose"], 15)[0]
-    fitted = fit([*many, *few], ["essays"] * 300 + ["prose"] * 15, VOCABULARY)
-    either = [np.concatenate([document(rng, "essays", 30), document(rng, "prose", 30)]) for _ in range(50)]
-    assert probabilities(fitted, either)[:, 0].mean() == pytest.approx(0.5, abs=0.12)
-
-
 def test_prediction_ignores_order_and_batch(classifier):
     rng = np.random.default_rng(5)
-    documents = texts(rng, OWN, 10)[0]
+    documents, domains = texts(rng, OWN, 10)
     answers = classifier.predict(documents)
+    assert np.mean([answer == domain for answer, domain in zip(answers, domains, strict=True)]) > 0.95
     assert classifier.predict([rng.permutation(ids) for ids in documents]) == answers
     assert [classifier.predict([ids])[0] for ids in documents[::-1]] == answers[::-1]
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from detect_ai.calibration.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, Scaling, fit_scaling
-from detect_ai.core.errors import CalibrationError, InputError
+from detect_ai.core.errors import InputError
 
 
 def sample(seed=0, n=400, temperature=2.5):
@@ -52,11 +52,6 @@ def test_probabilities_hold_at_the_assumed_prevalence():
     assert scaling.probability(at) == pytest.approx(1 / (1 + 4 * np.exp(-at)), abs=0.05)
 
 
-def test_scaling_recovers_temperature_and_midpoint():
-    labels, logits = sample(n=50_000, temperature=0.4)
-    assert as_pair(fit_scaling(labels, logits + 5)) == pytest.approx((0.4, 5.0), rel=0.05)
-
-
 def test_separated_classes_have_a_finite_scaling():
     scaling = fit_scaling([0, 0, 1, 1], [-3.0, -1.0, 1.0, 2.0])
     assert MIN_TEMPERATURE < scaling.temperature < 10
@@ -69,7 +64,7 @@ def test_reversed_logits_have_the_highest_temperature():
 
 @pytest.mark.parametrize(("label", "counts"), [(0, "3 human and 0 ai"), (1, "0 human and 3 ai")])
 def test_one_class_is_refused(label, counts):
-    with pytest.raises(CalibrationError, match=counts):
+    with pytest.raises(InputError, match=counts):
         fit_scaling([label] * 3, [1.0, 2.0, 3.0])
 
 

@@ -33,26 +33,11 @@ def files_of(folder):
 def refusal(folder):
     with pytest.raises(BundleError) as refused:
         read_spec(folder)
-    assert "\n" not in str(refused.value).split("unexpected fields")[0]
+    assert "\n" not in str(refused.value)
     return str(refused.value)
 
 
-def rewrite(folder, change):
-    """Change `detector.json` by hand and give it the digest of its new content."""
-    path = folder / SPEC_FILE
-    content = json.loads(path.read_text())
-    content.pop("digest")
-    change(content)
-    digest = hashlib.sha256(bundle.canonical_json(content)).hexdigest()
-    path.write_bytes(bundle.canonical_json({**content, "digest": digest}))
-
-
 # Content
-
-
-def test_a_bundle_holds_what_a_replica_needs(tiny_bundle):
-    needed = {"MODEL_CARD.md", "config.json", "detector.json", "model.safetensors", "tokenizer.json"}
-    assert needed <= set(files_of(tiny_bundle))
 
 
 def test_no_file_is_a_pickle(tiny_bundle):
@@ -76,39 +61,23 @@ def test_version_identifies_the_content(folder, tmp_path, encoder):
     assert len(versions) == 8
 
 
-def test_writing_again_changes_nothing(folder):
-    before = (folder / SPEC_FILE).read_bytes()
-    write_spec(folder, read_spec(folder))
-    assert (folder / SPEC_FILE).read_bytes() == before
-
-
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("bf16", torch.bfloat16)])
-def test_a_bundle_runs_at_the_precision_of_its_calibration(folder, precision, dtype):
+def test_bundle_runs_at_the_precision_of_its_calibration(folder, precision, dtype):
     write_spec(folder, replace(read_spec(folder), precision=precision))
     assert Detector.load(folder).backend.dtype == dtype
 
 
-def with_domains(folder, names=("essays", "prose")):
-    """Add a domain classifier to a bundle that has none."""
-    classifier = DomainClassifier(names, np.ones((400, len(names)), np.float32), np.zeros(len(names), np.float32))
-    spec = read_spec(folder)
-    classifier.save(folder)
-    return classifier, write_spec(folder, replace(spec, domains=list(names)))
-
-
-def test_a_bundle_holds_its_domain_classifier(folder):
+def test_bundle_holds_its_domain_classifier(folder):
     before = read_spec(folder)
-    assert bundle.load_domain_classifier(folder, before) is Detector.load(folder).domain_classifier is None
-    classifier, spec = with_domains(folder)
+    assert Detector.load(folder).domain_classifier is None
+    classifier = DomainClassifier(("essays", "prose"), np.ones((400, 2), np.float32), np.zeros(2, np.float32))
+    classifier.save(folder)
+    spec = write_spec(folder, replace(before, domains=["essays", "prose"]))
     assert set(read_spec(folder).files) == set(before.files) | {FILE}
     assert spec.version != before.version
     read = Detector.load(folder).domain_classifier
-    assert read.names == ("essays", "prose")
+    assert read.names == classifier.names
     assert np.array_equal(read.weights, classifier.weights)
-
-
-def test_domains_that_do_not_fit_the_classifier_are_refused(folder):
-    spec = with_domains(folder)[1]
     write_spec(folder, replace(spec, domains=["essays", "letters", "prose"]))
     with pytest.raises(BundleError, match="expected 3 domains"):
         Detector.load(folder)
@@ -131,18 +100,13 @@ def test_any_changed_byte_is_refused(tiny_bundle, tmp_path_factory, file, place,
     assert str(folder) in refusal(folder)
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
-def test_truncated_files_are_refused(tiny_bundle, tmp_path, keep):
+def test_truncated_and_missing_files_are_named(tiny_bundle, tmp_path):
     for name in files_of(tiny_bundle):
         folder = shutil.copytree(tiny_bundle, tmp_path / name)
-        (folder / name).write_bytes((folder / name).read_bytes()[: int(keep * (folder / name).stat().st_size)])
+        (folder / name).write_bytes((folder / name).read_bytes()[:-1])
         assert name in refusal(folder)
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "detector.json"])
-def test_missing_files_are_named(folder, name):
-    (folder / name).unlink()
-    assert name in refusal(folder)
+        (folder / name).unlink()
+        assert name in refusal(folder)
 
 
 def test_unexpected_files_are_named(folder):
@@ -150,49 +114,30 @@ def test_unexpected_files_are_named(folder):
     assert "weights.pkl" in refusal(folder)
 
 
-@pytest.mark.parametrize(
-    "change", [lambda text: text.replace('"min_tokens": 10', '"min_tokens": 90'), lambda text: text + " "]
-)
-def test_an_altered_specification_is_refused(folder, change):
-    path = folder / SPEC_FILE
-    path.write_text(change(path.read_text()))
-    assert "digest" in refusal(folder)
-
-
 @pytest.mark.parametrize("content", ["{", "{}", "[]"])
-def test_a_damaged_specification_is_refused(folder, content):
+def test_damaged_specification_is_refused(folder, content):
     (folder / SPEC_FILE).write_text(content)
     assert "detector.json is damaged" in refusal(folder)
 
 
-@pytest.mark.parametrize("other", [2, FORMAT + 1])
-def test_other_formats_are_refused(folder, other):
-    rewrite(folder, lambda content: content.update({"format": other}))
-    assert f"expected format {FORMAT}, found {other}" in refusal(folder)
-    assert "jobs/calibrate.py" in refusal(folder)
-
-
 @pytest.mark.parametrize(
-    "change",
+    ("change", "named"),
     [
-        lambda content: content.pop("stride"),
-        lambda content: content.pop("precision"),
-        lambda content: content.update({"precision": "fp16"}),
-        lambda content: content.update({"colour": 1}),
-        lambda content: content.pop("calibration"),
-        lambda content: content.update({"calibration": None}),
-        lambda content: content["calibration"].pop("midpoint"),
-        lambda content: content["calibration"].update({"domains": [{"domain": "essays"}]}),
-        lambda content: content["calibration"]["thresholds"]["0.05"].update({"colour": 1}),
-        lambda content: content["calibration"].update({"thresholds": [0.05]}),
+        (lambda content: content.update({"format": FORMAT + 1}), f"expected format {FORMAT}, found {FORMAT + 1}"),
+        (lambda content: content.pop("stride"), "stride"),
+        (lambda content: content.update({"precision": "fp16"}), "precision"),
+        (lambda content: content.update({"colour": 1}), "colour"),
+        (lambda content: content.update({"calibration": None}), "calibration"),
+        (lambda content: content["calibration"].pop("midpoint"), "calibration.midpoint"),
+        (lambda content: content["calibration"].update({"domains": [{"domain": "essays"}]}), "calibration.domains.0"),
+        (lambda content: content["calibration"]["thresholds"]["0.05"].update({"colour": 1}), "thresholds.0.05.colour"),
+        (lambda content: content.update({"backend": "abacus", "parent": "4f2a"}), "4f2a"),
     ],
 )
-def test_unexpected_fields_are_refused(folder, change):
-    rewrite(folder, change)
-    assert "unexpected fields" in refusal(folder)
-
-
-def test_an_unknown_backend_is_refused_with_the_parent(folder):
-    write_spec(folder, replace(read_spec(folder), backend="abacus", parent="4f2a"))
-    assert "'abacus'" in refusal(folder)
-    assert "4f2a" in refusal(folder)
+def test_unexpected_fields_are_named(folder, change, named):
+    content = json.loads((folder / SPEC_FILE).read_text())
+    content.pop("digest")
+    change(content)
+    digest = hashlib.sha256(bundle.canonical_json(content)).hexdigest()
+    (folder / SPEC_FILE).write_bytes(bundle.canonical_json({**content, "digest": digest}))
+    assert named in refusal(folder)

@@ -65,18 +65,13 @@ def fixed(spec, detector, score):
 def test_labels_follow_the_bounds(spec, detector, target):
     lower, upper = spec.calibration.bounds(target)
     assert lower < upper
-    below, within, upto = (np.nextafter(bound, -np.inf) for bound in (lower, upper, upper))
-    labels = {}
-    for score in (-5.0, below, lower, within, upto, upper, 5.0):
-        labels[score] = fixed(spec, detector, score).detect([ENOUGH], target)[0].label
-    assert labels == {
-        -5.0: Label.HUMAN,
-        below: Label.HUMAN,
-        lower: Label.UNCERTAIN,
-        within: Label.UNCERTAIN,
-        upper: Label.AI,
-        5.0: Label.AI,
-    }
+
+    def label(score):
+        return fixed(spec, detector, score).detect([ENOUGH], target)[0].label
+
+    assert {label(score) for score in (-5.0, np.nextafter(lower, -np.inf))} == {Label.HUMAN}
+    assert {label(score) for score in (lower, np.nextafter(upper, -np.inf))} == {Label.UNCERTAIN}
+    assert {label(score) for score in (upper, 5.0)} == {Label.AI}
 
 
 @pytest.mark.parametrize("score", [-5.0, 5.0])
@@ -97,15 +92,10 @@ def test_the_learned_length_holds_at_its_target(spec, detector):
     at = {target: own.detect([ENOUGH], target)[0] for target in own.targets}
     assert (at[0.05].label, at[0.05].reasons) == (Label.UNCERTAIN, [Reason.TOO_SHORT])
     assert (at[0.1].label, at[0.1].reasons) == (Label.AI, [])
+    with_floor = replace(own.spec, min_tokens=num_tokens + 9)
+    assert [with_floor.min_tokens_at(target) for target in own.targets] == [num_tokens + 9] * 2
 
 
-def test_the_learned_length_is_at_least_the_floor(spec, detector):
-    learned = replace(spec.calibration, min_tokens={0.05: 3})
-    own = fixed(replace(spec, calibration=learned, min_tokens=7), detector, 5.0)
-    assert [own.spec.min_tokens_at(target) for target in own.targets] == [7, 7]
-
-
-@pytest.mark.parametrize("score", [-5.0, 5.0])
 @pytest.mark.parametrize(
     ("text", "reasons"),
     [
@@ -121,8 +111,8 @@ def test_the_learned_length_is_at_least_the_floor(spec, detector):
         ("He wrote:\n" + "> The council went to the bridge on Tuesday.\n" * 6, [Reason.MOSTLY_QUOTATIONS]),
     ],
 )
-def test_other_languages_and_content_get_no_verdict(spec, detector, text, reasons, score):
-    verdict = fixed(replace(spec, min_tokens=1), detector, score).detect([text])[0]
+def test_other_languages_and_content_get_no_verdict(spec, detector, text, reasons):
+    verdict = fixed(replace(spec, min_tokens=1), detector, 5.0).detect([text])[0]
     assert (verdict.label, verdict.reasons) == (Label.UNCERTAIN, reasons)
 
 
@@ -153,14 +143,10 @@ def test_a_verdict_states_its_evidence(spec, detector, target):
     assert (verdict.probability >= verdict.threshold) is (verdict.label is Label.AI)
 
 
-def test_targets_without_a_threshold_are_refused(detector):
+def test_unknown_targets_and_normalisers_are_refused(spec, detector):
     assert detector.targets == [0.05, 0.1]
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError, match=r"0\.05, 0\.1"):
         detector.detect([ENOUGH], target_fpr=0.01)
-    assert "0.05, 0.1" in str(refused.value)
-
-
-def test_another_normaliser_is_refused(spec, detector):
     with pytest.raises(BundleError, match=f"version {NORMALISER_VERSION + 1}"):
         fixed(replace(spec, normaliser_version=NORMALISER_VERSION + 1), detector, 0.0)
 
@@ -214,33 +200,10 @@ def test_a_text_is_compared_with_human_texts_of_its_domain(by_domain, detector, 
 def test_an_unknown_domain_has_no_bound(by_domain, detector, name):
     verdict = in_domain(by_domain, detector, name, 1.5).detect([ENOUGH])[0]
     assert (verdict.compared_with, verdict.num_compared) == ("", 64)
+    other = in_domain(by_domain, detector, name, 1.5).detect([ENOUGH], 0.1)[0]
+    assert (other.probability, other.p_value) == (verdict.probability, verdict.p_value)
+    assert other.threshold < verdict.threshold
     assert verdict.fpr_upper_bound is None
-
-
-@pytest.mark.parametrize(
-    ("score", "target", "label"),
-    [
-        (1.9, 0.05, Label.UNCERTAIN),
-        (2.0, 0.05, Label.AI),
-        (1.0, 0.1, Label.AI),
-        (0.9, 0.1, Label.UNCERTAIN),
-        (-0.9, 0.1, Label.UNCERTAIN),  # below the midpoint of prose, above that of essays
-        (-1.1, 0.1, Label.HUMAN),
-    ],
-)
-def test_an_unknown_domain_has_the_strictest_bounds(by_domain, detector, score, target, label):
-    assert in_domain(by_domain, detector, "", score).detect([ENOUGH], target)[0].label is label
-
-
-@pytest.mark.parametrize("name", ["", "prose"])
-def test_probability_does_not_depend_on_the_target(by_domain, detector, name):
-    own = in_domain(by_domain, detector, name)
-    at_5, at_10 = own.verdicts(own.read([ENOUGH])[0], 0.7, None, [0.05, 0.1])
-    assert (at_5.probability, at_5.p_value) == (at_10.probability, at_10.p_value)
-    assert at_5.threshold > at_10.threshold
-    assert (at_5.target_fpr, at_10.target_fpr) == (0.05, 0.1)
-    for verdict in (at_5, at_10):
-        assert verdict == own.verdict(own.read([ENOUGH])[0], 0.7, None, verdict.target_fpr)
 
 
 def test_the_minimum_length_is_that_of_the_domain(by_domain, detector):
@@ -290,12 +253,6 @@ def find(ids, part):
     return next(i for i in range(len(ids)) if ids[i : i + len(part)] == part)
 
 
-def test_the_end_of_a_long_text_matters(detector):
-    changed = LONG[: -len("journey journey journey.")] + "train bread rain"
-    scores = detector.score([document.input_ids for document in detector.read([LONG, changed])])
-    assert abs(scores[0] - scores[1]) > 1e-4
-
-
 def test_scores_do_not_depend_on_the_batch(detector):
     documents = [document.input_ids for document in detector.read([*TEXTS, LONG])]
     together, backwards = detector.score(documents), detector.score(documents[::-1])[::-1]
@@ -311,30 +268,16 @@ def test_a_checkpoint_scores_like_its_bundle(detector, tiny_bundle, encoder, tmp
     assert np.array_equal(scorer.score(documents), detector.score(documents))
 
 
-def test_a_batch_is_within_its_budget_of_padded_tokens(spec, detector):
-    own = Detector(spec, detector.tokenizer, Fixed(0.0), batch_tokens=128)
-    sizes = []
-    inner = own.backend.log_odds
-    own.backend.log_odds = lambda batch: (sizes.append(batch.input_ids.size), inner(batch))[1]
-    own.detect([*TEXTS, LONG])
-    assert max(sizes) <= 128
-
-
 # Normalising
-
-
-def test_invisible_characters_change_nothing(detector):
-    hidden = "\u200b".join(ENOUGH).replace(" ", "\u00a0 ")
-    plain, odd = detector.detect([ENOUGH, hidden])
-    assert odd.probability == pytest.approx(plain.probability, abs=1e-6)
-    assert odd.num_tokens == plain.num_tokens
 
 
 def test_tampering_is_counted(detector):
     text = "The c\u043euncil went t\u043e a bridge in the r\u0430in.\u200b\u200b Then we \uff47\uff4f home and eat."
     verdict = detector.detect([text])[0]
     assert verdict.tampering == {"homoglyph": 3, "invisible": 2, "lookalike_form": 2}
-    assert detector.detect([ENOUGH])[0].tampering == {}
+    plain, hidden = detector.detect([ENOUGH, "\u200b".join(ENOUGH)])
+    assert plain.tampering == {}
+    assert hidden.probability == pytest.approx(plain.probability, abs=1e-6)
 
 
 # Sentences
@@ -357,38 +300,16 @@ def test_spans_cover_every_visible_character_once(detector):
 
 
 def test_a_sentence_is_read_with_its_neighbours(detector):
-    document = detector.read(["One is the market. Two is the boat. Three is the rain. Four is the bread."])[0]
-    found = [sentence.input_ids.tolist() for sentence in detector.sentences(document)]
-    parts = [
-        ids.tolist() for ids in detector.tokenizer.encode(document.normalised.text.replace(". ", ".\n").split("\n"))
-    ]
-    assert found == [
-        parts[0] + parts[1],
-        parts[0] + parts[1] + parts[2],
-        parts[1] + parts[2] + parts[3],
-        parts[2] + parts[3],
-    ]
-
-
-def test_a_sentence_has_the_score_of_its_context(detector):
-    document = detector.read([TEXTS[2]])[0]
-    expected = detector.score([sentence.input_ids for sentence in detector.sentences(document)])
-    spans = detector.detect([TEXTS[2]], return_spans=True)[0].spans
-    assert [span.probability for span in spans] == pytest.approx(
-        detector.spec.calibration.probability(expected), abs=1e-6
-    )
+    sentences = ["One is the market.", "Two is the boat.", "Three is the rain.", "Four is the bread."]
+    found = [sentence.input_ids.tolist() for sentence in detector.sentences(detector.read([" ".join(sentences)])[0])]
+    one, two, three, four = (ids.tolist() for ids in detector.tokenizer.encode(sentences))
+    assert found == [one + two, one + two + three, two + three + four, three + four]
 
 
 def test_a_text_without_sentences_has_no_spans(detector):
     verdicts = detector.detect(["", " \u200b "], return_spans=True)
     assert [(verdict.spans, verdict.ai_fraction) for verdict in verdicts] == [([], 0.0)] * 2
     assert detector.spans(detector.read([""])[0], with_occlusion=True) == detector.detect([]) == []
-
-
-def test_spans_change_no_verdict(detector):
-    plain = detector.detect(TEXTS)
-    with_spans = detector.detect(TEXTS, return_spans=True)
-    assert [verdict.model_copy(update={"spans": None, "ai_fraction": None}) for verdict in with_spans] == plain
 
 
 class Counted:
@@ -414,7 +335,7 @@ def test_occlusion_is_the_loss_of_score_without_a_sentence(spec, detector):
 
 @pytest.mark.parametrize(
     ("probabilities", "expected"),
-    [([0.5, 0.49, 0.0], 0.25), ([0.9, 0.5, 0.6], 1.0), ([0.1, 0.2, 0.4], 0.0), ([0.0, 0.0, 1.0], 0.375)],
+    [([0.5, 0.49, 0.0], 0.25), ([0.9, 0.5, 0.6], 1.0), ([0.1, 0.2, 0.4], 0.0)],
 )
 def test_ai_fraction_counts_characters(spec, detector, probabilities, expected):
     places = zip([(0, 10), (11, 26), (30, 45)], probabilities, strict=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from detect_ai.calibration.calibration import GroupCalibration
-from detect_ai.calibration.conformal import threshold_of
+from detect_ai.calibration.conformal import conformal_threshold
 from detect_ai.detector.bundle import read_spec
 from detect_ai.detector.model_info import model_info
 
@@ -27,7 +27,7 @@ def test_of_several_domains_the_highest_values_are_stated(tiny_bundle):
             temperature=1.0,
             midpoint=0.0,
             human_scores=tuple(scores.tolist()),
-            thresholds={target: threshold_of(scores, target) for target in spec.calibration.thresholds},
+            thresholds={target: conformal_threshold(scores, target) for target in spec.calibration.thresholds},
             domain=name,
             min_tokens={0.05: 64} if name == "prose" else {},
         )

@@ -1,14 +1,12 @@
-"""Registry: versions, and a champion pointer that concurrent writers cannot corrupt."""
+"""Registry: versions, the champion pointer, and how a bundle is found."""
 
 import json
-import multiprocessing
 import shutil
-import threading
 from dataclasses import replace
 
 import pytest
 
-from detect_ai.core.errors import BundleError, ConflictError, InputError, RegistryError
+from detect_ai.core.errors import BundleError, ConflictError, RegistryError
 from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import SPEC_FILE, canonical_json, read_spec, write_spec
 from detect_ai.detector.registry import Registry
@@ -89,7 +87,7 @@ def test_the_champion_moves_and_its_history_is_kept(registry, add):
     for version in (*versions, versions[2]):
         registry.set_champion(version)
         assert registry.require_champion() == version
-    assert [(state.version, state.action) for state in registry.history()] == [(v, "publish") for v in versions]
+    assert [state.version for state in registry.history()] == versions
 
 
 def test_rolling_back_goes_one_champion_back_each_time(registry, add):
@@ -106,16 +104,12 @@ def test_rolling_back_goes_one_champion_back_each_time(registry, add):
     assert [state.version for state in registry.history()] == [first, second, third, second, first, third, first]
 
 
-def damage_weights(folder):
-    (folder / "model.safetensors").write_bytes(b"nothing")
-
-
 def make_old(folder):
     content = json.loads((folder / SPEC_FILE).read_text())
     (folder / SPEC_FILE).write_bytes(canonical_json({**content, "format": 2}))
 
 
-@pytest.mark.parametrize("change", [damage_weights, make_old, shutil.rmtree])
+@pytest.mark.parametrize("change", [make_old, shutil.rmtree])
 def test_rollback_to_a_broken_bundle_changes_nothing(registry, add, change):
     first, second = add(0), add(1)
     registry.set_champion(first)
@@ -142,81 +136,14 @@ def test_a_decision_about_another_champion_is_refused(registry, add):
     assert registry.champion() == second
 
 
-def publish_in_process(root, version, barrier, results):
-    registry = Registry(Storage(root))
-    number, _ = registry.read_champion()
-    barrier.wait()
-    try:
-        registry.set_champion(version, after=number)
-        results.put(version)
-    except ConflictError:
-        results.put(None)
-
-
-def test_parallel_publishers_lose_nothing(registry, add):
-    versions = [add(number) for number in range(4)]
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(len(versions)), context.Queue()
-    root = registry.storage.root
-    processes = [context.Process(target=publish_in_process, args=(root, v, barrier, results)) for v in versions]
-    for process in processes:
-        process.start()
-    winners = [result for _ in versions if (result := results.get(timeout=60))]
-    for process in processes:
-        process.join()
-    assert [state.version for state in registry.history()] == winners
-    assert len(winners) == 1
-
-
-def test_readers_never_see_a_broken_pointer(registry, add):
-    versions = [add(0), add(1)]
-    registry.set_champion(versions[0])
-    stop, seen, failures = threading.Event(), set(), []
-
-    def read():
-        own = Registry(Storage(registry.storage.root))
-        while not stop.is_set():
-            try:
-                seen.add(own.champion())
-            except Exception as error:
-                failures.append(error)
-
-    readers = [threading.Thread(target=read) for _ in range(3)]
-    for reader in readers:
-        reader.start()
-    for _ in range(20):
-        for version in versions:
-            registry.set_champion(version)
-    stop.set()
-    for reader in readers:
-        reader.join()
-    assert failures == []
-    assert seen <= set(versions)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda record: b"",
-        lambda record: b"{",
-        lambda record: b"[]",
-        lambda record: b'"x"',
-        lambda record: b'{"foo": 1}',
-        lambda record: {**record, "number": 2},
-        lambda record: {**record, "value": {"version": None, "previous": 0, "action": "publish"}},
-        lambda record: {**record, "value": {"version": "", "previous": 0, "action": "publish"}},
-        lambda record: {**record, "value": {"version": "4f2a", "previous": -1, "action": "publish"}},
-        lambda record: {**record, "value": {"version": "4f2a", "previous": 0, "action": "guess"}},
-    ],
-)
+@pytest.mark.parametrize("change", [{"version": None}, {"version": ""}, {"previous": -1}, {"colour": 1}])
 def test_malformed_pointers_are_refused(registry, add, change):
     registry.set_champion(add(0))
-    changed = change(registry.storage.read_json(RECORD))
-    registry.storage.write_bytes(RECORD, changed if isinstance(changed, bytes) else json.dumps(changed).encode())
+    record = registry.storage.read_json(RECORD)
+    registry.storage.write_json(RECORD, {**record, "value": {**record["value"], **change}})
     for call in (registry.champion, registry.rollback, lambda: registry.set_champion(add(1))):
-        with pytest.raises(InputError) as error:
+        with pytest.raises(RegistryError, match=next(iter(change))) as error:
             call()
-        assert "champion" in str(error.value)
         assert "\n" not in str(error.value)
 
 
@@ -238,14 +165,6 @@ def test_a_bundle_is_found_by_version_key_path_or_default(registry, add, tiny_bu
     assert registry.resolve("") == ours
 
 
-def test_a_bundle_in_a_bucket_is_found_by_its_uri(registry, tiny_bundle, gcs_root):
-    bucket = Storage(gcs_root)
-    bucket.upload(tiny_bundle, "bundles/mine")
-    storage, key = registry.resolve(bucket.uri("bundles/mine"))
-    with storage.local_folder(key) as folder:
-        assert files(folder) == files(tiny_bundle)
-
-
 def test_unknown_bundles_are_refused_with_the_known_ones(registry, add, tmp_path):
     with pytest.raises(RegistryError, match="it is empty"):
         registry.resolve("nope")
@@ -253,13 +172,12 @@ def test_unknown_bundles_are_refused_with_the_known_ones(registry, add, tmp_path
     for name in (str(tmp_path), "runs/x", f"{version}0"):
         with pytest.raises(RegistryError, match=version):
             registry.resolve(name)
-    with pytest.raises(RegistryError, match=version):
-        registry.version("nope")
+    assert registry.find("nope") is None
 
 
 def test_an_ambiguous_start_is_refused(registry, monkeypatch):
     monkeypatch.setattr(registry, "versions", lambda: ["abc1", "abc2", "b"])
-    for call in (registry.resolve, registry.version):
+    for call in (registry.resolve, registry.find):
         with pytest.raises(RegistryError, match="abc1, abc2"):
             call("abc")
     assert registry.resolve("b") == (registry.storage, "registry/versions/b")

@@ -50,28 +50,28 @@ def test_spans_come_before_their_document():
 
 def test_a_document_has_the_same_spans_in_any_batch():
     rows = [(f"text {i}", np.arange(300)) for i in range(3)]
+    assert [row["is_whole"] for row in score(rows)] == [True] * 3
     together = score(rows, (64, 128))
     alone = [row for document in rows[::-1] for row in score([document], (64, 128))]
     assert sorted(map(str, together)) == sorted(map(str, alone))
     assert len({row["num_tokens"] for row in together}) > 4
 
 
-def test_without_lengths_only_documents_are_scored():
-    rows = score([("a", np.arange(300)), ("b", np.arange(3))])
-    assert [(row["num_tokens"], row["is_whole"], row["domain"]) for row in rows] == [(300, True, ""), (3, True, "")]
-
-
 def test_an_actor_loads_once_and_works_on_every_batch(tmp_path):
     (tmp_path / "weights").mkdir()
     loaded = []
 
+    def load(folder, device):
+        loaded.append((folder, device))
+        return 10
+
     def work(scorer, batch):
         yield pa.table({"texts": [batch.num_rows + scorer]})
 
-    actor = ScoringActor(str(tmp_path), "weights", lambda folder: loaded.append(folder) or 10, work, 1)
+    actor = ScoringActor(str(tmp_path), "weights", load, work, ScoreConfig(threads_per_worker=1))
     batch = pa.table({"id": ["a", "b"]})
     assert [table["texts"].to_pylist() for _ in range(2) for table in actor(batch)] == [[12], [12]]
-    assert loaded == [tmp_path / "weights"]
+    assert loaded == [(tmp_path / "weights", "cpu")]
 
 
 def texts(*contents):

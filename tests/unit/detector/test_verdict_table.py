@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from detect_ai.core.storage import Storage
-from detect_ai.detector.verdict_table import VERDICT_SCHEMA, Verdicts, VerdictWriter
+from detect_ai.detector.verdict_table import VERDICT_SCHEMA, Verdicts, verdict_folder, write_verdicts
 from detect_ai.schemas import Verdict
 
 CALLS = [("human", "human"), ("ai", "uncertain"), ("uncertain", "uncertain"), ("ai", "ai")]
@@ -39,11 +39,9 @@ def storage(tmp_path):
 
 
 def written(storage, rows, key="verdicts"):
-    out = VerdictWriter(storage, key, "parquet")
-    out.begin()
-    for number in range(0, len(rows), 2):
-        assert out.write(f"{number:03d}", rows[number : number + 2])
-    out.finish()
+    with verdict_folder(storage, key):
+        for number in range(0, len(rows), 2):
+            assert write_verdicts(storage, f"{key}/{number:03d}", rows[number : number + 2], "parquet")
     return Verdicts.read(storage, key)
 
 
@@ -63,12 +61,8 @@ def test_several_files_are_read_in_order(storage):
     assert verdicts.num_tokens.tolist() == [0, 10, 20, 30]
     assert verdicts.columns["domain"].tolist() == ["", "news", "news", "news"]
     assert verdicts.reasons.tolist() == [(), ("too_short",), ("other_script",), ("too_short",)]
-
-
-def test_calls_depend_on_the_target(storage):
-    verdicts = written(storage, [row(i) for i in range(4)])
-    assert verdicts.calls(0.05).tolist() == [0, 1, -1, 1]
-    assert verdicts.calls(0.1).tolist() == [0, -1, -1, 1]
+    assert verdicts.calls[0.05].tolist() == [0, 1, -1, 1]
+    assert verdicts.calls[0.1].tolist() == [0, -1, -1, 1]
 
 
 @pytest.mark.parametrize("reasons", [[[], []], [["too_short"], ["other_script"]]])
@@ -92,7 +86,7 @@ def test_selecting_keeps_columns_aligned(storage):
         order = np.arange(4)[chosen].tolist()
         assert some.ids.tolist() == [f"id{i}" for i in order]
         assert some.scores.tolist() == [i / 2 for i in order]
-        assert some.calls(0.05).tolist() == [1, 1]
+        assert some.calls[0.05].tolist() == [1, 1]
         assert some.columns["domain"].tolist() == ["news", "news"]
         assert some.reasons.tolist() == [("too_short",), ("too_short",)]
 
@@ -108,10 +102,7 @@ def test_the_fingerprint_ignores_order_and_scores(storage):
 
 
 def test_nothing_is_written_into_an_abandoned_folder(storage):
-    out = VerdictWriter(storage, "out", "parquet")
-    out.begin()
-    storage.delete("out")
-    assert not out.write("1", [row(0)])
+    assert not write_verdicts(storage, "out/1", [row(0)], "parquet")
     assert not storage.exists("out")
 
 

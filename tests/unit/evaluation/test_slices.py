@@ -30,7 +30,7 @@ def verdicts_of(labels, scores, calls=None, probabilities=None, **columns):
         p_values=np.full(n, 0.5),
         num_tokens=np.arange(n) + 60,
         reasons=np.asarray([()] * n, object),
-        by_target={TARGET: (scores > 1).astype(int) if calls is None else np.asarray(calls)},
+        calls={TARGET: (scores > 1).astype(int) if calls is None else np.asarray(calls)},
         columns={**dict.fromkeys((*SLICES, "compared_with", "group"), empty), **columns},
         spans=np.full(n, None),
     )

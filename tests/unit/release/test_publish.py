@@ -133,17 +133,10 @@ def test_a_champion_that_moved_meanwhile_is_not_replaced(
 
     winner: list[str] = []
     monkeypatch.setattr(publish_module, "add_version", add_and_lose)
-    with pytest.raises(ConflictError, match="another process") as error:
+    with pytest.raises(ConflictError, match="was first") as error:
         publish(config, storage)
     assert winner[0] in str(error.value)
     assert Registry(storage).champion() == winner[0]
-
-
-def test_publishing_works_on_an_object_store(config: Config, tiny_bundle: Path, gcs_root: str) -> None:
-    storage = Storage(gcs_root)
-    add_candidate(storage, tiny_bundle)
-    champion = publish(config, storage)["champion"]
-    assert Registry(storage).champion() == champion
 
 
 def test_without_an_evaluation_the_command_is_named(config: Config, storage: Storage) -> None:
@@ -154,7 +147,7 @@ def test_without_an_evaluation_the_command_is_named(config: Config, storage: Sto
 
 def test_an_evaluation_of_another_bundle_is_refused(config: Config, storage: Storage) -> None:
     change(storage, version="other")
-    with pytest.raises(ConfigError, match="other"):
+    with pytest.raises(ConfigError, match=r"jobs/evaluate\.py"):
         publish(config, storage)
 
 
