@@ -51,12 +51,6 @@ def test_calibrate_combines_scaling_and_thresholds():
     )
 
 
-@pytest.mark.parametrize("targets", [[0.05, 0.01], [0.015, 0.01]])
-def test_the_strictest_infeasible_target_is_refused(targets):
-    with pytest.raises(CalibrationError, match=r"target FPR 0.01 needs at least 99 .* found 50"):
-        calibrate([0] * 50 + [1], np.arange(51.0), targets)
-
-
 def test_without_domains_all_texts_are_one_group():
     calibration = calibrate(*sample(), [0.05])
     assert calibration.bounds(0.05) == (calibration.midpoint, calibration.thresholds[0.05].score)
@@ -64,34 +58,6 @@ def test_without_domains_all_texts_are_one_group():
 
 
 # By domain
-
-
-def test_target_holds_within_each_domain():
-    """200 calibration sets of 59 human texts of each domain: floor(0.05 * 60) / 60 is the target itself."""
-    rng = np.random.default_rng(11)
-
-    def humans(texts):
-        return scored_spans(
-            [
-                (number * texts + i, 0, score, 300, domain)
-                for number, domain in enumerate(DOMAINS)
-                for i, score in enumerate(rng.normal(2.0 * number, 1.0, texts))
-            ]
-        )
-
-    own, pooled = [], []
-    for _ in range(200):
-        scored, new = humans(59), humans(40)
-        pool = np.sort(scored["score"])
-        whole = Calibration(1.0, -100.0, tuple(pool), {0.05: conformal_threshold(pool, 0.05)})
-        calibration = calibrate_domains(whole, scored)
-        thresholds = [calibration.select_group(domain).bounds(0.05)[1] for domain in new["domain"]]
-        own.append(new["score"] >= np.asarray(thresholds))
-        pooled.append(new["score"] >= whole.bounds(0.05)[1])
-    for domain in DOMAINS:
-        by_set = np.asarray(own)[:, new["domain"] == domain].mean(axis=1)
-        assert by_set.mean() == pytest.approx(0.05, abs=4 * by_set.std() / np.sqrt(len(by_set)))
-    assert np.asarray(pooled)[:, new["domain"] == "prose"].mean() > 0.08
 
 
 def test_a_group_is_calibrated_on_its_own_documents():

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-import pytest
+import numpy as np
 
 from detect_ai.calibration.calibration import GroupCalibration
 from detect_ai.calibration.conformal import conformal_threshold
@@ -21,8 +21,8 @@ def test_thresholds_of_all_texts(tiny_bundle):
 
 def test_of_several_domains_the_highest_values_are_stated(tiny_bundle):
     spec = read_spec(tiny_bundle)
-    human = spec.calibration._sorted_scores
-    domains = tuple(
+    human = np.asarray(spec.calibration.human_scores)
+    essays, prose = (
         GroupCalibration(
             temperature=1.0,
             midpoint=0.0,
@@ -33,12 +33,11 @@ def test_of_several_domains_the_highest_values_are_stated(tiny_bundle):
         )
         for name, scores in {"essays": human, "prose": human[:21] + 1}.items()
     )
-    info = model_info(replace(spec, calibration=replace(spec.calibration, domains=domains)), {})
-    prose = domains[1]
+    info = model_info(replace(spec, calibration=replace(spec.calibration, domains=(essays, prose))), {})
     for threshold in info.thresholds:
-        held = prose.thresholds[threshold.target_fpr]
+        own = prose.thresholds[threshold.target_fpr]
         assert [(d.name, d.num_human) for d in threshold.domains] == [("essays", 40), ("prose", 21)]
-        assert threshold.fpr_upper_bound == threshold.domains[1].fpr_upper_bound == held.fpr_bound
-        assert threshold.probability == pytest.approx(float(prose.probability(prose.bounds(threshold.target_fpr)[1])))
+        assert threshold.fpr_upper_bound == threshold.domains[1].fpr_upper_bound == own.fpr_bound
+        assert threshold.probability == prose.probability(prose.bounds(threshold.target_fpr)[1])
     assert [d.min_tokens for d in info.thresholds[0].domains] == [10, 64]
     assert [threshold.min_tokens for threshold in info.thresholds] == [64, 10]
