@@ -141,7 +141,9 @@ def read_file(upload: Upload, config: ServeConfig) -> FileText:
             text = decode_text(content)
         except InputError as error:
             raise ProblemError(422, f"The file is {error}.") from None
-        result = {"problem": "chars", "found": max_chars} if len(text) > max_chars else {"text": text, "hidden": 0}
+        result: dict[str, Any] = {"text": text, "hidden": 0}
+        if len(text) > max_chars:
+            result = {"problem": "chars", "found": max_chars}
     else:
         result = run_parser(content, Limits(kind, max_chars, MAX_PAGES, MEMORY_BYTES, TIMEOUT_S))
     if "error" in result:
