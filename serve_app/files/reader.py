@@ -136,14 +136,13 @@ def read_file(upload: Upload, config: ServeConfig) -> FileText:
         suffix, contents = upload.suffix, DESCRIPTIONS[found]
         raise ProblemError(415, f"The file is named {suffix} but contains {contents}: save it as {suffix}.")
     max_chars = SLACK * config.max_chars
+    result: dict[str, Any]
     if kind == TEXT:
         try:
             text = decode_text(content)
         except InputError as error:
             raise ProblemError(422, f"The file is {error}.") from None
-        result: dict[str, Any] = {"text": text, "hidden": 0}
-        if len(text) > max_chars:
-            result = {"problem": "chars", "found": max_chars}
+        result = {"problem": "chars", "found": max_chars} if len(text) > max_chars else {"text": text, "hidden": 0}
     else:
         result = run_parser(content, Limits(kind, max_chars, MAX_PAGES, MEMORY_BYTES, TIMEOUT_S))
     if "error" in result:
