@@ -157,7 +157,7 @@ def _code(lines: _Lines) -> _Mask:
     filled = re.sub(rf"(?<=c)w{{1,{_LONGEST_GAP}}}(?=c)", lambda gap: "c" * len(gap[0]), letters)
     quotes = lines.hits('"""|\'{3}')
     in_docstring = ((np.cumsum(quotes) - quotes) % 2 == 1) | (quotes > 0)
-    docstrings = in_docstring & (quotes.sum() > 1) & strong.any()
+    docstrings: _Mask = in_docstring & (quotes.sum() > 1) & strong.any()
     code: _Mask = np.array([*filled]) == "c"
     return code | docstrings | _fenced(lines, strong)
 
