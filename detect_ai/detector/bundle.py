@@ -74,8 +74,7 @@ def write_spec(folder: Path, spec: DetectorSpec) -> DetectorSpec:
 def read_spec(folder: Path) -> DetectorSpec:
     """Read and check a bundle without loading its weights.
 
-    Raises:
-        BundleError: a file is missing, altered or unexpected, or the format or backend is unknown.
+    Raises BundleError when a file is missing, altered or unexpected, or the format or backend is unknown.
     """
     try:
         data = (folder / SPEC_FILE).read_bytes()

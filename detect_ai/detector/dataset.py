@@ -50,7 +50,18 @@ def parts(data: str, config: ScoreConfig, shares: int = 1) -> list[Part]:
 
     Raises CorpusError: there is nothing to read, files of several kinds, or no column of texts.
     """
-    pieces = list_pieces(SourceConfig.model_validate({"kind": _file_kind(data), "path": data}), unlabelled=True)
+    files = [name for name, _ in list_files(data)[1]]
+    kinds = ("parquet", "csv", "jsonl")
+    found = {kind: name for kind in kinds for name in files if name.lower().endswith(SUFFIXES[kind])}
+    if len(found) > 1:
+        raise CorpusError(f"data={data}: files of several kinds ({', '.join(found.values())}): expected one kind")
+    if not found:
+        state = f"{len(files)} files of other kinds" if files else "no such file or folder"
+        raise CorpusError(
+            f"data={data}: {state}; expected Parquet, CSV or JSON lines (.parquet, .csv, .jsonl, .json; .gz and .zst). "
+            f"Under `ray job submit` give an absolute path or a gs:// URI that every node can read"
+        )
+    pieces = list_pieces(SourceConfig.model_validate({"kind": next(iter(found)), "path": data}), unlabelled=True)
     # An empty file has no columns; `list_pieces` refuses data of empty files only.
     columns = _column_map(data, config.columns, next(filter(None, map(_column_names, pieces)), []))
     labels = label_map(config.labels)
@@ -60,22 +71,6 @@ def parts(data: str, config: ScoreConfig, shares: int = 1) -> list[Part]:
         for number, piece in enumerate(pieces)
         for share in range(shares)
     ]
-
-
-def _file_kind(data: str) -> str:
-    """`parquet`, `csv` or `jsonl`, by the names of the files. Raises CorpusError if there are none or several kinds."""
-    names = [name for name, _ in list_files(data)[1]]
-    kinds = ("parquet", "csv", "jsonl")
-    found = {kind: name for kind in kinds for name in names if name.lower().endswith(SUFFIXES[kind])}
-    if len(found) > 1:
-        raise CorpusError(f"data={data}: files of several kinds ({', '.join(found.values())}): expected one kind")
-    if not found:
-        state = f"{len(names)} files of other kinds" if names else "no such file or folder"
-        raise CorpusError(
-            f"data={data}: {state}; expected Parquet, CSV or JSON lines (.parquet, .csv, .jsonl, .json; .gz and .zst). "
-            f"Under `ray job submit` give an absolute path or a gs:// URI that every node can read"
-        )
-    return next(iter(found))
 
 
 def _column_names(piece: Piece) -> list[str]:

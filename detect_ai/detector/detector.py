@@ -60,12 +60,8 @@ class Sentence:
 class Scorer:
     """An encoder with its tokenizer: token ids in, log-odds out. This is all that a checkpoint has.
 
-    Args:
-        tokenizer: of the encoder.
-        backend: runs the encoder.
-        window: tokens the encoder reads at once, special tokens included.
-        stride: tokens between the starts of neighbouring windows.
-        batch_tokens: padded tokens in one forward pass.
+    A window has `window` tokens, special tokens included, and starts `stride` tokens after the one before; a forward
+    pass has at most `batch_tokens` padded tokens.
     """
 
     def __init__(
@@ -170,33 +166,30 @@ class Detector(Scorer):
         domains = [""] * len(documents)
         if self.domain_classifier is not None:
             domains = self.domain_classifier.predict([document.input_ids for document in documents])
-        pairs = zip(documents, domains, strict=True)
-        return [replace(each, domain=domain, reasons=self._abstain_reasons(each)) for each, domain in pairs]
-
-    def _abstain_reasons(self, document: Document) -> tuple[Reason, ...]:
-        reasons: list[Reason] = []
-        problem = None
-        if latin_fraction(document.normalised.text) < MIN_LATIN_FRACTION:
-            reasons.append(Reason.OTHER_SCRIPT)
-        else:
-            problem = language_problem(document.normalised.text, str(self.spec.corpus.get("language", "")))
-        if problem == "other_language":
-            reasons.append(Reason.OTHER_LANGUAGE)
-        if kind := dominant_non_prose(document.text):
-            reasons.append(Reason(kind))
-        elif problem == "not_language":  # code and tables are no running text, either
-            reasons.append(Reason.NOT_LANGUAGE)
-        return tuple(reasons)
+        language = str(self.spec.corpus.get("language", ""))
+        for i, (document, domain) in enumerate(zip(documents, domains, strict=True)):
+            reasons: list[Reason] = []
+            problem = None
+            if latin_fraction(document.normalised.text) < MIN_LATIN_FRACTION:
+                reasons.append(Reason.OTHER_SCRIPT)
+            else:
+                problem = language_problem(document.normalised.text, language)
+            if problem == "other_language":
+                reasons.append(Reason.OTHER_LANGUAGE)
+            if kind := dominant_non_prose(document.text):
+                reasons.append(Reason(kind))
+            elif problem == "not_language":  # code and tables are no running text, either
+                reasons.append(Reason.NOT_LANGUAGE)
+            documents[i] = replace(document, domain=domain, reasons=tuple(reasons))
+        return documents
 
     def detect(
         self, texts: Sequence[str], target_fpr: float | None = None, return_spans: bool = False
     ) -> list[Verdict]:
-        """Verdicts of texts, in their order; nothing is truncated.
+        """Verdicts of texts as sent, in their order; nothing is truncated.
 
-        Args:
-            texts: as sent.
-            target_fpr: one of `targets` (else InputError); the default of the bundle when None.
-            return_spans: score each sentence too.
+        `target_fpr` is one of `targets` (else InputError), None for the default of the bundle; `return_spans` scores
+        each sentence too.
         """
         target = self.check_target(target_fpr)
         documents = self.read(texts)

@@ -82,9 +82,8 @@ class Registry:
     def set_champion(self, version: str, after: int | None = None) -> None:
         """Move the pointer, by a decision based on state `after` (a number of `read_champion`); None: the current one.
 
-        Raises:
-            RegistryError: the version is not in the registry, or cannot be loaded.
-            ConflictError: another process has moved the pointer since.
+        Raises RegistryError when the version is missing or cannot be loaded, ConflictError when another process has
+        moved the pointer since.
         """
         self._require_loadable(version)
         number, champion = self.read_champion()
@@ -95,9 +94,7 @@ class Registry:
     def rollback(self) -> str:
         """Move the pointer back to the champion before, and return it.
 
-        Raises:
-            RegistryError: there is none, or its bundle cannot be loaded: the pointer stays.
-            ConflictError: another process has moved the pointer meanwhile.
+        Raises RegistryError when there is none or its bundle cannot be loaded, ConflictError as `set_champion`.
         """
         history = self.history()
         if not history:
@@ -124,14 +121,10 @@ class Registry:
         return matches[0] if matches else None
 
     def resolve(self, name: str) -> tuple[Storage, str]:
-        """Storage and key of a bundle.
+        """Storage and key of a bundle, or of the champion where `name` is empty.
 
-        Args:
-            name: a version or its start, a key under the storage root, or a path or URI of a folder; empty: the
-                champion.
-
-        Raises:
-            RegistryError: there is no such bundle, or several versions start so.
+        A name is a version or its start, a key under the storage root, or a path or URI of a folder. Raises
+        RegistryError when there is no such bundle, or several versions start so.
         """
         if version := self.find(name) if name else self.require_champion():
             return self.storage, f"{_VERSIONS}/{version}"

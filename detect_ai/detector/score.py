@@ -110,9 +110,6 @@ def _require_workers(config: ScoreConfig, for_reading: int) -> None:
     )
 
 
-# A corpus split
-
-
 def score_split(
     corpus: Corpus,
     split: str,
@@ -122,19 +119,11 @@ def score_split(
     lengths: Sequence[int] = (),
     classifier: DomainClassifier | None = None,
 ) -> pd.DataFrame:
-    """Score every document of a split.
+    """Score every document of a split of a corpus that was tokenised by the scorer's tokenizer.
 
-    Args:
-        corpus: a finished corpus, tokenised by the tokenizer of the scorer.
-        split: its name.
-        key: of the folder with the checkpoint or bundle, in the corpus's storage.
-        load: turns that folder into a scorer.
-        config: actors and threads.
-        lengths: also score a span of each document between any two of these (`windows.sample_spans_by_length`).
-        classifier: predicts the domains of documents and spans.
-
-    Returns:
-        The columns of `calibration.domains`, in the corpus's order; the spans of a document precede it.
+    `key` is the folder with the checkpoint or bundle in the corpus's storage; `load` turns it into a scorer. A span of
+    each document is scored, too, between any two `lengths` (`windows.sample_spans_by_length`). Returns the columns of
+    `calibration.domains`, in the corpus's order; the spans of a document precede it.
     """
     import ray
 
@@ -179,9 +168,6 @@ def predict_domains(corpus: Corpus, split: str, classifier: DomainClassifier) ->
     return np.asarray(domains, np.str_)
 
 
-# Texts
-
-
 def score_texts(
     data: str, bundle: tuple[Storage, str], config: ScoreConfig, out: tuple[Storage, str]
 ) -> dict[str, float]:
@@ -190,13 +176,8 @@ def score_texts(
     Memory does not grow with the data: an actor reads, scores and writes a few hundred texts at a time. Bundle and
     output (a folder that does not exist yet, or is empty) are a storage and a key.
 
-    Returns:
-        Numbers of `texts` scored and of rows `skipped` for having no text, and `texts_per_second`.
-
-    Raises:
-        CorpusError: the data cannot be read.
-        ConfigError: the folder for the verdicts holds files, or the bundle has no threshold for the target.
-        BundleError: the bundle is damaged.
+    Returns numbers of `texts` scored and of rows `skipped` for having no text, and `texts_per_second`. Raises
+    CorpusError for unreadable data, ConfigError for a folder with files or a target without a threshold.
     """
     import ray
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -135,18 +135,13 @@ class Verdicts:
 
     def __getitem__(self, selected: NDArray[Any]) -> Self:
         """The verdicts of a mask, or at positions."""
-        parts: dict[str, Any] = {
-            name: values[selected] for name, values in vars(self).items() if isinstance(values, np.ndarray)
-        }
-        parts["calls"] = {target: calls[selected] for target, calls in self.calls.items()}
-        parts["columns"] = {name: values[selected] for name, values in self.columns.items()}
-        return type(self)(**parts)
+        arrays = {name: values[selected] for name, values in vars(self).items() if isinstance(values, np.ndarray)}
+        calls = {target: calls[selected] for target, calls in self.calls.items()}
+        columns = {name: values[selected] for name, values in self.columns.items()}
+        return replace(self, **arrays, calls=calls, columns=columns)
 
     def by_value(self, column: str, most: int, least: int) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-        """At most `most` values of a column with at least `least` texts, the most frequent first, each with its mask.
-
-        A column of one value gives none.
-        """
+        """Up to `most` values with `least` or more texts and their masks, largest first; none where only one exists."""
         values = self.columns[column]
         names, counts = np.unique(values[values != ""], return_counts=True)
         if len(names) < 2:

@@ -32,10 +32,7 @@ MAX_SLICES = 20  # of a column, the largest ones
 def compare(config: Config, storage: Storage) -> dict[str, Any]:
     """Compare the bundles of `compare.bundles` on the texts of `data`.
 
-    Raises:
-        ConfigError: fewer than two bundles, no such bundle, or bundles without a common target.
-        CorpusError: the data cannot be read, or has no labels.
-        InputError: a score is not finite.
+    Raises ConfigError for fewer than two bundles or bundles without a common target, CorpusError for unreadable data.
     """
     if len(config.compare.bundles) < 2:
         raise ConfigError(f"compare.bundles={config.compare.bundles}: expected two or more")

@@ -54,17 +54,12 @@ def data_name(config: Config) -> str:
 
 
 def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
-    """Evaluate a bundle on labelled texts.
+    """Evaluate `bundle`, else the candidate of this run, on the texts of `data`, else on the test split of this run.
 
-    The bundle is `bundle`, else the candidate of this run; the texts are `data`, else the test split of this run.
-
-    Returns:
-        The metrics of `summary.compute_metrics` over all texts (`fpr_at_target` and the like are at the default target
-        of the bundle), the main metrics by slice and attack, and `test_fingerprint`, which identifies texts and labels.
-
-    Raises:
-        ConfigError: no such bundle, or the test split belongs to another corpus than the bundle's.
-        CorpusError: the data cannot be read, or has no labels.
+    Returns the metrics of `summary.compute_metrics` over all texts (`fpr_at_target` and the like are at the default
+    target of the bundle), the main metrics by slice and attack, and `test_fingerprint`, which identifies texts and
+    labels. Raises ConfigError for a test split of another corpus than the bundle's, CorpusError for unreadable or
+    unlabelled data.
     """
     check_names("evaluation.attacks", config.evaluation.attacks, ATTACKS)
     started = time.perf_counter()

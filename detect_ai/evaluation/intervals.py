@@ -69,9 +69,8 @@ def exact_rate_interval(successes: int, trials: int) -> tuple[float, float]:
 def rate_interval(events: NDArray[np.bool_], ids: Labels) -> Interval:
     """The interval of the fraction of texts with an event, given as a mask, in groups of the same shape (n,).
 
-    Exact (Clopper and Pearson) where every text is a group of its own, else the bootstrap. With few events the
-    bootstrap is too narrow: the result is never narrower than the exact interval, and where all or none of the texts
-    have the event, the groups count as the trials of the exact interval.
+    Exact (Clopper and Pearson) where every text is a group of its own, else the bootstrap. With few events that is too
+    narrow: the result is never narrower than the exact interval; without or with only events, groups are the trials.
     """
     groups, own = np.unique(ids, return_inverse=True)
     exact = exact_rate_interval(int(events.sum()), len(events))
@@ -103,11 +102,8 @@ def paired_differences(
     """Differences of AUROC, FPR and TPR of two detectors on the same texts, the first minus the second.
 
     Each resample holds the same texts for both, so that what makes a text hard cancels. Scores and predictions (0, 1
-    or -1) are those of the two detectors; all arrays have shape (n,).
-
-    Returns:
-        `auroc_difference`, `fpr_difference` and `tpr_difference` with bounds `_low` and `_high`; None where a class is
-        missing, bounds also where there are too few groups.
+    or -1) are those of the two detectors; all arrays have shape (n,). Differences are None where a class is missing,
+    their bounds `_low` and `_high` also where there are too few groups.
     """
     human, ai = labels == 0, labels == 1
     curves = [weighted_roc(labels, values) for values in scores]
@@ -134,11 +130,10 @@ def paired_differences(
 
 
 def weighted_roc(labels: Labels, scores: Floats) -> Callable[[Floats], tuple[Floats, Floats]]:
-    """ROC curves of resamples, in texts; the scores are sorted once.
+    """ROC curves of resamples as a function of their weights, shape (resamples, n); the scores are sorted once.
 
-    Returns:
-        A function of weights, shape (resamples, n), that gives the false and the true positives at each distinct score
-        as threshold, highest first, each of shape (resamples, thresholds + 1) with a leading 0.
+    It gives the false and the true positives at each distinct score as threshold, highest first, each of shape
+    (resamples, thresholds + 1) with a leading 0.
     """
     order = np.argsort(-scores, kind="stable")
     last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))

@@ -22,14 +22,11 @@ MIN_TOKENS = 100  # of a text that a mixed document is made of
 
 
 def sentence_score_metrics(task: EvalTask, verdicts: Verdicts) -> dict[str, Any] | None:
-    """Separation of AI and human sentences in mixed documents by sentence scores.
+    """Separation of AI and human sentences in mixed documents by sentence scores; None without documents.
 
     `evaluation.mixed_documents` human texts receive sentences of AI texts of the same domain, 20 to 60% of all.
-
-    Returns:
-        `n_documents`, `n_sentences`; AUROCs of both kinds of sentence scores; `ai_fraction_error`, the mean absolute
-        error of the AI fraction of a document; `predictions`, the fraction of documents by label at the default target.
-        None without documents.
+    `ai_fraction_error` is the mean absolute error of the AI fraction of a document, `predictions` the fraction of
+    documents by label at the default target.
     """
     documents = _mixed_documents(task, verdicts)
     if not documents:
@@ -81,15 +78,9 @@ def _mixed_documents(task: EvalTask, verdicts: Verdicts) -> list[tuple[str, list
 def mix(human: str, ai: str, rng: np.random.Generator, fraction: float, runs: int) -> tuple[str, list[Span]]:
     """Insert successive sentences of an AI text between the sentences of a human text, which stays complete.
 
-    Args:
-        human: a normalised text of at least two sentences.
-        ai: a normalised text of at least two sentences.
-        rng: draws the sentences, their division into runs, and where these are inserted.
-        fraction: of the mixed text's sentences that are AI, in (0, 1); less where the AI text is too short.
-        runs: number of AI parts, of two or more sentences each; fewer where there is no room.
-
-    Returns:
-        The text, which begins and ends with human text, and `[start, end)` of the AI parts in characters.
+    Both texts are normalised and have at least two sentences. `fraction` of the sentences of the result are AI (less
+    where the AI text is too short), in `runs` parts of two or more sentences (fewer where there is no room). Returns
+    the text, which begins and ends with human text, and `[start, end)` of the AI parts in characters.
     """
     ours, theirs = sentences(human), sentences(ai)
     count = min(len(theirs), max(MIN_RUN, round(len(ours) * fraction / (1 - fraction))))

@@ -62,8 +62,21 @@ def compute_metrics(
         low, high = bounds.get(name, NONE)
         value = float(values[name][0]) if name in values else None
         metrics |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    decisions = (
+        ("fpr_at_target", human, 1),
+        ("tpr_at_target", ai, 1),
+        ("cleared_ai_fraction", ai, 0),
+        ("abstained_fraction", human | ai, -1),
+        ("abstained_human", human, -1),
+        ("abstained_ai", ai, -1),
+    )
     for target, predicted in predictions.items():
-        key, rates = key_of_target(target), _decision_rates(labels, predicted, ids)
+        key = key_of_target(target)
+        rates: Metrics = {}
+        for name, mask, decision in decisions:
+            events = predicted[mask] == decision
+            low, high = intervals.rate_interval(events, ids[mask]) if events.size else NONE
+            rates |= {name: float(events.mean()) if events.size else None, f"{name}_low": low, f"{name}_high": high}
         for rate in ("fpr_at_target", "tpr_at_target"):
             metrics |= {f"{rate}_{key}{end}": rates[f"{rate}{end}"] for end in ("", "_low", "_high")}
         metrics |= {f"{rate}_at_{key}": rates[rate] for rate in ("cleared_ai_fraction", "abstained_fraction")}
@@ -76,24 +89,6 @@ def compute_metrics(
     human_ids = np.unique(ids[human], return_inverse=True)[1]
     metrics["fpr_by_group"] = intervals.group_spread(predictions[default_target][human] == 1, human_ids)
     return metrics
-
-
-def _decision_rates(labels: Labels, predictions: Labels, ids: Labels) -> Metrics:
-    """Rates of the predictions at one target with their intervals."""
-    human, ai = labels == 0, labels == 1
-    rates: Metrics = {}
-    for name, mask, value in (
-        ("fpr_at_target", human, 1),
-        ("tpr_at_target", ai, 1),
-        ("cleared_ai_fraction", ai, 0),
-        ("abstained_fraction", human | ai, -1),
-        ("abstained_human", human, -1),
-        ("abstained_ai", ai, -1),
-    ):
-        events = predictions[mask] == value
-        low, high = intervals.rate_interval(events, ids[mask]) if events.size else NONE
-        rates |= {name: float(events.mean()) if events.size else None, f"{name}_low": low, f"{name}_high": high}
-    return rates
 
 
 def score_statistics(

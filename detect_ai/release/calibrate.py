@@ -36,13 +36,9 @@ _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "numpy", "pyarrow", 
 
 
 def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
-    """Fit scaling and thresholds on the calibration split, and write the candidate bundle.
+    """Fit scaling and thresholds on the calibration split, and write the last checkpoint of this run as a candidate.
 
-    The checkpoint is that of the last training under this run name.
-
-    Raises:
-        CalibrationError: too few human texts for a target FPR.
-        ConfigError: no training under this run name.
+    Raises CalibrationError for too few human texts for a target FPR, ConfigError without a training under this name.
     """
     checkpoint = read_result(storage, config.run, "train")["checkpoint"]
     corpus = Corpus.of_run(storage, config.run)
@@ -97,10 +93,8 @@ def require_enough_texts(config: Config, corpus: Corpus) -> None:
 def fit_domain_classifier(config: Config, corpus: Corpus) -> DomainClassifier | None:
     """The classifier of the domains of `calibration.domains`, fitted on the training split; None without any.
 
-    It is fitted on texts and on a span of each, so that it also knows short texts.
-
-    Raises:
-        ConfigError: a domain has no text in the training split.
+    It is fitted on texts and on a span of each, so that it also knows short texts. Raises ConfigError when a domain has
+    no training text.
     """
     domain_of = {source: name for name, sources in config.calibration.domains.items() for source in sources}
     if not domain_of:

@@ -65,11 +65,8 @@ class ExportTask:
 def export(config: Config, storage: Storage) -> dict[str, Any]:
     """Measure faster ways to run a bundle on this machine, and add the fastest that is as good to the registry.
 
-    The bundle is `bundle`, else the champion; the corpus is that of this run. Run it where it will serve.
-
-    Raises:
-        ConfigError: a candidate is not a backend, the bundle is an export itself, or its corpus is another one.
-        RegistryError: no such bundle.
+    The bundle is `bundle`, else the champion; the corpus is that of this run. Run it where it will serve. Raises
+    ConfigError when a candidate is not a backend, the bundle is an export itself, or its corpus is another one.
     """
     allowed = [name for name in backends.BACKENDS if name != backends.DEFAULT]
     check_names("export.candidates", config.export.candidates, allowed)
@@ -130,13 +127,7 @@ def _make_all(task: ExportTask, parent: Path) -> dict[str, str]:
 
 
 def make(name: str, parent: Path, folder: Path) -> DetectorSpec:
-    """Make the bundle of a candidate, with its parent's thresholds.
-
-    Args:
-        name: one of `backends.BACKENDS`.
-        parent: folder of a bundle that runs in PyTorch.
-        folder: for the new one; it must not exist.
-    """
+    """Make the bundle of a candidate, one of `backends.BACKENDS`, in a new folder, with its parent's thresholds."""
     from detect_ai.models import encoder
 
     spec = bundle.read_spec(parent)

@@ -24,14 +24,10 @@ _CAPS = (
 def gate(
     candidate: Mapping[str, Metrics], champion: Mapping[str, Metrics] | None, config: GateConfig
 ) -> tuple[list[str], list[str]]:
-    """Check a candidate against absolute bounds and, on the same texts, against the champion.
+    """Check a candidate against absolute bounds and, on the same texts, against the champion, if there is one.
 
-    Args:
-        candidate: its metrics on every evaluation, by the name of the data; `TEST` is the test split. The metrics are
-            those of the stage `evaluate`; "test_fingerprint" identifies the texts; bounds that are None are
-            multiples of "default_target".
-        champion: the same of the champion; None while there is none.
-        config: the bounds.
+    Metrics are those of the stage `evaluate`, by the name of the data; `TEST` is the test split, "test_fingerprint"
+    identifies the texts. Bounds that are None are multiples of "default_target".
 
     Returns:
         The reasons to refuse it, empty where it passes, and warnings about what could not be compared.
@@ -69,9 +65,8 @@ def _compare(
                 warnings.append(f"{label} not compared with the champion on {name}: it is missing.")
         # Rounded, for 0.95 - 0.94 is a little more than 0.01 in floating point.
         elif not round(sign * (value - before), 12) <= bound:
-            reasons.append(
-                f"{label} changed from the champion's {before:.4g} to {value:.4g} on {name}; {key}={bound:g}."
-            )
+            change = f"changed from the champion's {before:.4g} to {value:.4g}"
+            reasons.append(f"{label} {change} on {name}; {key}={bound:g}.")
 
 
 def _bound(config: GateConfig, key: str, metrics: Metrics) -> float:
@@ -80,13 +75,7 @@ def _bound(config: GateConfig, key: str, metrics: Metrics) -> float:
 
 
 def export_reasons(export: Metrics, parent: Metrics, config: ExportConfig) -> list[str]:
-    """The reasons why an export is not as good as its parent on the same texts; empty where it is.
-
-    Args:
-        export: its "auroc" and "tpr_at_fpr_1".
-        parent: the same of the bundle that it was made from.
-        config: the largest changes.
-    """
+    """The reasons why an export is not as good as its parent on the same texts, by "auroc" and "tpr_at_fpr_1"."""
     # Rounded, for 0.95 - 0.949 is a little more than 0.001 in floating point.
     auroc_change = round(abs(export["auroc"] - parent["auroc"]), 12)
     tpr_drop = round(parent["tpr_at_fpr_1"] - export["tpr_at_fpr_1"], 12)

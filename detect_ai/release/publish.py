@@ -28,13 +28,8 @@ _EVALUATION = "evaluate"  # results: evaluate.json of the test split, evaluate-<
 def publish(config: Config, storage: Storage) -> dict[str, Any]:
     """Add the evaluated candidate to the registry and make it champion, if it passes the gate.
 
-    With `bundle` it is a version that is in the registry already, such as `export` adds.
-
-    Raises:
-        GateError: it does not pass; the champion stays.
-        ConfigError: the evaluation is of another bundle than the candidate.
-        RegistryError: no such version.
-        ConflictError: another process has moved the champion since it was compared with.
+    With `bundle` it is a version that is in the registry already, such as `export` adds. Raises GateError when it does
+    not pass, ConfigError when it was not evaluated, and ConflictError when another process moved the champion since.
     """
     registry = Registry(storage)
     number, before = registry.read_champion()

@@ -13,13 +13,7 @@ MIN_TEXTS = 20  # of a class, to list a slice
 
 
 def model_card(info: Mapping[str, Any], metrics: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> str:
-    """Render the model card.
-
-    Args:
-        info: of the bundle, see `detect_ai.detector.model_info.card_info`.
-        metrics: of the test split, as the stage `evaluate` returns them.
-        others: the same for other data, by name.
-    """
+    """Render the model card from `model_info.card_info`, the metrics of the test split and those of other data."""
     slices = [row for row in metrics.get("slices", []) if max(row["n_human"], row["n_ai"]) >= MIN_TEXTS]
     return render(
         "model_card.md.jinja",

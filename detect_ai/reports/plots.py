@@ -43,12 +43,7 @@ def svg(height: float, draw: Callable[[Axes], None]) -> str:
 
 
 def roc(curves: Mapping[str, Any], points: Sequence[tuple[str, float, float]]) -> str | None:
-    """ROC curves of detector and baseline with a logarithmic FPR axis, and the operating points.
-
-    Args:
-        curves: `roc` and `baseline_roc`, each None or `fpr` and `tpr`.
-        points: label, FPR and TPR of each target.
-    """
+    """ROC curves (`roc`, `baseline_roc`) with a logarithmic FPR axis, and points of a label, an FPR and a TPR."""
     if not curves["roc"]:
         return None
 
@@ -92,13 +87,7 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def histogram(counts: Mapping[str, Any], label: str, log: Literal["x", "y"]) -> str:
-    """Distribution of a value in each class.
-
-    Args:
-        counts: `edges` of the bins, and under `human` and `ai` the number of texts in each bin.
-        label: of the value.
-        log: the axis with a logarithmic scale.
-    """
+    """Distribution of a value in each class, from `edges` of bins and the numbers of `human` and `ai` texts in them."""
 
     def draw(axes: Axes) -> None:
         for key, name, colour in (("human", "human", HUMAN), ("ai", "AI", AI)):
@@ -116,13 +105,7 @@ def histogram(counts: Mapping[str, Any], label: str, log: Literal["x", "y"]) -> 
 
 
 def fpr_by_slice(rows: Sequence[Mapping[str, Any]], metric: str, target: float) -> str | None:
-    """FPR and 95% interval of each slice with enough human texts; red where the interval lies above `target`.
-
-    Args:
-        rows: slices with `column` and `value`, largest first within a column.
-        metric: name of the rate.
-        target: drawn as a line.
-    """
+    """FPR (`metric`) and 95% interval of slices with enough human texts; red where the interval is above `target`."""
     shown = [row for row in rows if row["n_human"] >= MIN_TEXTS and row.get(metric) is not None][:MAX_BARS]
     if not shown:
         return None

@@ -19,8 +19,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {"number": number, "percent": percent, "decimal": decimal, "signed": signed, "name": name}
-    environment.filters |= {**filters, "rate": rate, "cell": cell}
+    environment.filters |= {each.__name__: each for each in (number, percent, decimal, signed, name, rate, cell)}
     return environment.get_template(template).render(**values)
 
 

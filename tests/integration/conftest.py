@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from detect_ai.core.config import Config
-from detect_ai.core.job import read_result, result_key, run_stage
+from detect_ai.core.job import read_result, run_stage
 from detect_ai.core.storage import Storage
 from detect_ai.corpus import shards
 from detect_ai.corpus.manifest import Corpus
@@ -20,7 +20,7 @@ from detect_ai.detector.registry import Registry
 from detect_ai.release.calibrate import calibrate_checkpoint
 from detect_ai.training.train import train
 from tests.fixtures import tiny_models
-from tests.integration.runs import Steps, small_config, training_ranks
+from tests.integration.runs import Steps, changed, own_copy, small_config, training_ranks
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -61,9 +61,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, encoder: Path, source: Path) -
 def few(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> tuple[Config, Corpus]:
     """Two documents in each split, fewer than ranks."""
     folder = tmp_path_factory.mktemp("few")
-    config = small_config(
-        encoder, folder / "store", tiny_models.write_jsonl(folder / "texts.jsonl", tiny_models.rows(4))
-    )
+    texts = tiny_models.write_jsonl(folder / "texts.jsonl", tiny_models.rows(4))
+    config = small_config(encoder, folder / "store", texts)
     config.corpus.split = dict.fromkeys(config.corpus.split, 0.25)
     storage = Storage(config.storage.root)
     return config, Corpus.open(storage, prepare(config, storage)["corpus"])
@@ -92,11 +91,8 @@ def streamed(many: tuple[Config, Corpus], few: tuple[Config, Corpus]) -> dict[tu
 @pytest.fixture(scope="package")
 def candidate(run: Run) -> Config:
     """A run name of its own with a calibrated candidate."""
-    plain = run.config.evaluation.model_copy(update={"baseline": False, "include_texts": False})
-    config = run.config.model_copy(update={"run": "candidate", "evaluation": plain})
-    for stage in ("prepare", "train"):
-        record = run.storage.read_json(result_key(run.config.run, stage))
-        run.storage.write_json(result_key(config.run, stage), record)
+    config = own_copy(run.config, run.storage, "candidate", ("prepare", "train"))
+    config = changed(config, evaluation={"baseline": False, "include_texts": False})
     run_stage("calibrate", calibrate_checkpoint, config, run.storage)
     return config
 

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from detect_ai.core.config import Config, SourceConfig
 from detect_ai.core.errors import InputError
@@ -29,6 +31,7 @@ from detect_ai.training.telemetry import read_metrics
 from tests.fixtures import tiny_models
 
 EPOCHS = 2
+PATIENCE = 300  # seconds
 Steps = list[list[Microbatch]]
 SHARES = {"train": 0.4, "validation": 0.15, "calibration": 0.3, "test": 0.15}
 
@@ -70,6 +73,16 @@ def config_for(encoder: Path, root: Path, path: Path, kind: str) -> Config:
     return config
 
 
+def changed(config: Config, **sections: dict[str, Any]) -> Config:
+    """A configuration with other values in some sections."""
+    update = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    return config.model_copy(update=update)
+
+
+def token_ids(corpus: Corpus, split: str) -> list[NDArray[np.int32]]:
+    return [np.asarray(row, np.int32) for row in corpus.read(split, ["input_ids"])["input_ids"].to_pylist()]
+
+
 def window_format(config: Config) -> WindowFormat:
     return WindowFormat.of(model.load_tokenizer(config.model), config.model)
 
@@ -84,14 +97,10 @@ def consume(dataset: Any, workers: int) -> list[list[Microbatch]]:
 
 def training_ranks(corpus: Corpus, config: Config, workers: int, seed: int = 0) -> list[Steps]:
     """The steps that each rank makes in `EPOCHS` epochs."""
-    config = with_train(config, batch_size=8, microbatch_size=3, epochs=EPOCHS).model_copy(update={"seed": seed})
+    config = changed(config, train={"batch_size": 8, "microbatch_size": 3, "epochs": EPOCHS})
+    config = config.model_copy(update={"seed": seed})
     parts = consume(data.training_stream(corpus, window_format(config), config, workers), workers)
     return [list(worker.group_steps(part, rank, workers)) for rank, part in enumerate(parts)]
-
-
-# --- failures --------------------------------------------------------------------------------------------------------
-
-PATIENCE = 300  # seconds
 
 
 def registered(storage: Storage, folder: str) -> int:
@@ -131,19 +140,20 @@ def train_workers() -> list[psutil.Process]:
     return ray_processes("RayTrainWorker")
 
 
-def own_copy(config: Config, storage: Storage, name: str) -> Config:
-    """A configuration under a run name of its own, with the corpus already prepared."""
-    storage.write_json(f"runs/{name}/prepare.json", storage.read_json(f"runs/{config.run}/prepare.json"))
+def attempts(storage: Storage, run: str, stage: str) -> list[str]:
+    """The folders of the attempts at a stage of a run, oldest first."""
+    return [name for name in storage.list(f"runs/{run}") if name.startswith(f"{stage}-")]
+
+
+def own_copy(config: Config, storage: Storage, name: str, stages: Sequence[str] = ("prepare",)) -> Config:
+    """A configuration under a run name of its own, with the results of some stages."""
+    for stage in stages:
+        storage.write_json(f"runs/{name}/{stage}.json", storage.read_json(f"runs/{config.run}/{stage}.json"))
     return config.model_copy(update={"run": name}, deep=True)
 
 
-def with_train(config: Config, **changes: Any) -> Config:
-    """A configuration with other training settings."""
-    return config.model_copy(update={"train": config.train.model_copy(update=changes)})
-
-
-def driver(stage: str, config: Config, folder: Path) -> subprocess.Popen[bytes]:
-    """A process that runs a stage (`module:function`) on the same cluster, with its log in a folder."""
+def kill_driver(stage: str, config: Config, folder: Path, is_time: Callable[[], bool]) -> None:
+    """Run a stage (`module:function`) in a process on the same cluster, and kill it with SIGKILL when it is time."""
     import ray
 
     (folder / "config.json").write_text(json.dumps(config.model_dump()))
@@ -155,13 +165,18 @@ def driver(stage: str, config: Config, folder: Path) -> subprocess.Popen[bytes]:
         f"{function}(config, Storage(config.storage.root))\n"
     )
     address = ray.get_runtime_context().gcs_address
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", code, str(folder / "config.json")],
         cwd=Path(__file__).parents[2],
         env=os.environ | {"RAY_ADDRESS": address},
         stdout=subprocess.DEVNULL,
         stderr=(folder / "driver.log").open("wb"),
     )
+    until(lambda: is_time() or process.poll() is not None)
+    assert process.poll() is None, (folder / "driver.log").read_text()
+    process.kill()
+    process.wait()
+    until(lambda: not train_workers())  # nobody writes any more
 
 
 @contextlib.contextmanager

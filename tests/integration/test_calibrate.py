@@ -23,7 +23,7 @@ from detect_ai.detector.score import predict_domains
 from detect_ai.models import encoder as model
 from detect_ai.release.calibrate import calibrate_checkpoint, fit_domain_classifier
 from tests.fixtures import tiny_models
-from tests.integration.runs import small_config
+from tests.integration.runs import changed, small_config, token_ids
 
 TARGET, LENGTHS = 0.05, [24, 48]
 # Two words of a domain occur in each sentence, of human and of AI texts alike.
@@ -51,9 +51,6 @@ class Calibrated:
     corpus: Corpus
     result: dict[str, Any]
 
-    def config_with(self, **changes: Any) -> Config:
-        return self.config.model_copy(update={"calibration": self.config.calibration.model_copy(update=changes)})
-
 
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Calibrated:
@@ -75,14 +72,14 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Calib
         "precision": "bf16",
         "domains": {name: [f"source-of-{name}"] for name in WORDS},
         "verdict_lengths": LENGTHS,
-        "checkpoint": "untrained",
     }
-    config.calibration = config.calibration.model_copy(update=changes)
+    config = changed(config, calibration=changes)
     storage = Storage(config.storage.root)
     corpus = Corpus.open(storage, run_stage("prepare", prepare, config, storage)["corpus"])
     checkpoint = Path(storage.path("untrained"))
     checkpoint.mkdir()
     model.save(tiny_models._decided(model.build(config.model, 0)), checkpoint)
+    run_stage("train", lambda *_: {"checkpoint": "untrained"}, config, storage)
     return Calibrated(config, storage, corpus, calibrate_checkpoint(config, storage))
 
 
@@ -101,14 +98,13 @@ def test_the_result_states_each_domain_and_the_precision(calibrated: Calibrated,
 
 
 def test_each_domain_has_the_scores_of_its_own_human_texts(calibrated: Calibrated, detector: Detector) -> None:
-    table = calibrated.corpus.read("calibration", ["input_ids", "label", "source"])
-    ids = [np.asarray(row, np.int32) for row in table["input_ids"].to_pylist()]
+    table = calibrated.corpus.read("calibration", ["label", "source"])
     assert detector.domain_classifier is not None
     domains = predict_domains(calibrated.corpus, "calibration", detector.domain_classifier)
     sources = np.asarray([name.removeprefix("source-of-") for name in table["source"].to_pylist()])
     assert (domains == sources).mean() > 0.9
     human = table["label"].to_numpy() == 0
-    scores = detector.score(ids)
+    scores = detector.score(token_ids(calibrated.corpus, "calibration"))
     calibration = detector.spec.calibration
     # In bf16 a score depends on its batch.
     for group in calibration.domains:
@@ -137,13 +133,14 @@ def test_a_text_of_both_domains_has_no_bound(detector: Detector) -> None:
 
 
 def test_a_domain_without_training_texts_is_refused(calibrated: Calibrated) -> None:
-    config = calibrated.config_with(domains={"essays": ["source-of-essays"], "letters": ["letters"]})
+    domains = {"essays": ["source-of-essays"], "letters": ["letters"]}
+    config = changed(calibrated.config, calibration={"domains": domains})
     with pytest.raises(ConfigError, match=r"letters.*source-of-essays, source-of-prose"):
         fit_domain_classifier(config, calibrated.corpus)
 
 
 @pytest.mark.slow
 def test_a_domain_with_too_few_texts_is_refused(calibrated: Calibrated) -> None:
-    config = calibrated.config_with(target_fprs=[0.02], default_target_fpr=0.02)
+    config = changed(calibrated.config, calibration={"target_fprs": [0.02], "default_target_fpr": 0.02})
     with pytest.raises(CalibrationError, match=r"domain 'essays': target FPR 0.02 needs at least 49 human"):
         calibrate_checkpoint(config, calibrated.storage)

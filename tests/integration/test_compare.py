@@ -12,6 +12,7 @@ from detect_ai.core.errors import ConfigError, InputError
 from detect_ai.core.storage import Storage
 from detect_ai.evaluation.compare import compare
 from tests.fixtures import tiny_models
+from tests.integration.runs import attempts
 
 PAIRS = 60
 
@@ -65,4 +66,4 @@ def test_a_failed_comparison_leaves_nothing(tmp_path: Path, encoder: Path, bundl
     storage = Storage(str(tmp_path / "store"))
     with pytest.raises(InputError, match="no text has a label"):
         compare(config_of(tmp_path / "store", encoder, path, bundles), storage)
-    assert not [name for name in storage.list("runs/default") if name.startswith("comparison-")]
+    assert attempts(storage, "default", "comparison") == []

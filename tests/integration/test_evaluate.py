@@ -17,21 +17,17 @@ from detect_ai.evaluation.evaluate import evaluate, result_name
 from detect_ai.metrics import auroc
 from tests.fixtures import tiny_models
 from tests.integration.conftest import Run
-from tests.integration.runs import files_under, unchanged, write_csv
+from tests.integration.runs import changed, files_under, unchanged, write_csv
 
 RATES = ("fpr_at_target", "tpr_at_target", "cleared_ai_fraction", "abstained_human", "abstained_ai")
 Rows = list[dict[str, Any]]
-
-
-def with_evaluation(config: Config, **options: Any) -> Config:
-    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update=options)})
 
 
 @pytest.fixture(scope="module")
 def on_test(run: Run, candidate: Config) -> dict[str, Any]:
     """The test split with baseline, attacks and mixed documents."""
     attacks = {"attacks": ["homoglyph", "article_deletion"], "attack_sample_size": 5}
-    config = with_evaluation(candidate, baseline=True, mixed_documents=3, **attacks)
+    config = changed(candidate, evaluation={"baseline": True, "mixed_documents": 3, **attacks})
     return run_stage("evaluate", evaluate, config, run.storage)
 
 
@@ -49,7 +45,8 @@ def mine(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows
 @pytest.fixture(scope="module")
 def on_mine(run: Run, candidate: Config, mine: tuple[Path, Rows], version: str, on_test: Any) -> dict[str, Any]:
     config = candidate.model_copy(update={"data": str(mine[0]), "bundle": version[:8]})
-    config = with_evaluation(config, baseline=True, include_texts=True, attacks=["zero_width_space"])
+    options = {"baseline": True, "include_texts": True, "attacks": ["zero_width_space"]}
+    config = changed(config, evaluation=options)
     return run_stage(result_name(config), evaluate, config, run.storage)
 
 
@@ -111,9 +108,6 @@ def test_metrics_of_a_file_are_those_of_its_labelled_texts(
     assert on_mine["auroc_low"] is not None or on_mine["auroc"] == 1
     report = run.storage.read_json(on_mine["report_json"])
     assert report["data"]["skipped"] == {"no_text": 1, "no_label": 1}
-
-
-def test_training_texts_are_counted_as_contaminated(on_mine: dict[str, Any]) -> None:
     assert on_mine["contaminated"] == 3
 
 
@@ -147,7 +141,7 @@ def test_human_texts_alone_have_rates_and_false_positives(
     texts = [tiny_models.text("ai", random.Random(i)) for i in range(6)]  # labelled human: false positives
     data = write_csv(tmp_path / "people.csv", [{"id": f"p{i}", "text": t, "label": 0} for i, t in enumerate(texts)])
     config = candidate.model_copy(update={"data": str(data), "bundle": version})
-    result = evaluate(with_evaluation(config, include_texts=True), run.storage)
+    result = evaluate(changed(config, evaluation={"include_texts": True}), run.storage)
     assert (result["n_human"], result["n_ai"]) == (6, 0)
     missing = {name for name in (*RATES, "auroc", "ece") if result[name] is None}
     assert missing == {"tpr_at_target", "cleared_ai_fraction", "abstained_ai", "auroc", "ece"}

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from detect_ai import metrics
-from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import run_stage
 from detect_ai.core.storage import Storage
@@ -22,6 +21,7 @@ from detect_ai.release.calibrate import calibrate_checkpoint
 from detect_ai.release.export import export
 from detect_ai.release.publish import publish
 from tests.integration.conftest import Run
+from tests.integration.runs import attempts, changed, token_ids
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -30,11 +30,6 @@ OPEN_GATE = {
     **{"min_auroc": 0.0, "max_auroc_drop": 1.0, "max_fpr": 1.0, "max_fpr_increase": 1.0},
     **{"max_cleared_ai_increase": 1.0, "max_abstained": 1.0},
 }
-
-
-def changed(config: Config, **sections: dict[str, Any]) -> Config:
-    update = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
-    return config.model_copy(update=update)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,10 +75,6 @@ def load(run: Run, version: str) -> Detector:
         return Detector.load(folder)
 
 
-def ids_of(run: Run, split: str) -> list[Any]:
-    return [np.asarray(row, np.int32) for row in run.corpus.read(split, ["input_ids"])["input_ids"].to_pylist()]
-
-
 def test_the_export_becomes_a_version_only(run: Run, champion: str, exported: dict[str, Any]) -> None:
     registry = Registry(run.storage)
     child = load(run, exported["version"])
@@ -110,10 +101,10 @@ def test_every_candidate_has_its_speed_and_its_metrics(run: Run, champion: str, 
     for name, row in rows.items():
         assert row["speedup_low"] <= row["speedup"] <= row["speedup_high"], name
         assert row["n_human"] == int((labels == 0).sum())
-    expected = metrics.auroc(labels, load(run, champion).score(ids_of(run, "validation")))
+    expected = metrics.auroc(labels, load(run, champion).score(token_ids(run.corpus, "validation")))
     assert rows["parent"]["auroc"] == pytest.approx(expected, abs=1e-9)
     assert 0 < rows["onnx"]["difference"] < 1e-3
-    (attempt,) = [name for name in run.storage.list(f"runs/{run.config.run}") if name.startswith("export-")]
+    (attempt,) = attempts(run.storage, run.config.run, "export")
     assert run.storage.list(f"runs/{run.config.run}/{attempt}") == ["bundle"]
 
 

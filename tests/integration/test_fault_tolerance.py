@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -34,15 +33,14 @@ from tests.integration.conftest import Run
 from tests.integration.runs import (
     PATIENCE,
     a_worker_killed,
-    driver,
+    attempts,
+    changed,
     hard_rows,
+    kill_driver,
     last_start,
     own_copy,
     registered,
     small_config,
-    train_workers,
-    until,
-    with_train,
 )
 
 pytestmark = pytest.mark.slow
@@ -98,7 +96,7 @@ def test_killed_worker_changes_neither_curve_nor_parameters(long: Run) -> None:
 
 
 def test_run_ends_when_workers_fail_too_often(long: Run) -> None:
-    config = with_train(long.config, max_failures=0)
+    config = changed(long.config, train={"max_failures": 0})
     with (
         a_worker_killed(long.storage, f"runs/{config.run}/given-up", after=2),
         pytest.raises(TrainingFailedError, match=r"(?i)worker"),
@@ -106,23 +104,18 @@ def test_run_ends_when_workers_fail_too_often(long: Run) -> None:
         run_training(config, long.corpus, "given-up")
 
 
-def attempts(run: Run, name: str) -> list[str]:
-    return [folder for folder in run.storage.list(f"runs/{name}") if folder.startswith("train-")]
-
-
 @pytest.fixture(scope="module")
 def interrupted(long: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
     """A training whose driver was killed while a checkpoint was being written."""
     config = own_copy(long.config, long.storage, "interrupted")
-    process = driver("detect_ai.training.train:train", config, tmp_path_factory.mktemp("driver"))
-    name = until(lambda: attempts(long, "interrupted"))[0]
-    folder = Path(long.storage.path(f"runs/interrupted/{name}"))
-    until(lambda: registered(long.storage, f"runs/interrupted/{name}") >= 5 or process.poll() is not None)
-    assert process.poll() is None, "the driver ended by itself"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    until(lambda: not train_workers())  # nobody writes any more
-    half = folder / "checkpoint_2999-01-01_00-00-00.000000"
+
+    def has_checkpoints() -> bool:
+        names = attempts(long.storage, "interrupted", "train")
+        return any(registered(long.storage, f"runs/interrupted/{name}") >= 5 for name in names)
+
+    kill_driver("detect_ai.training.train:train", config, tmp_path_factory.mktemp("driver"), has_checkpoints)
+    (name,) = attempts(long.storage, "interrupted", "train")
+    half = Path(long.storage.path(f"runs/interrupted/{name}")) / "checkpoint_2999-01-01_00-00-00.000000"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half of it")
     shutil.copytree(long.storage.path("runs/interrupted"), long.storage.path("runs/interrupted-too"))
@@ -132,14 +125,13 @@ def interrupted(long: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Co
 @pytest.fixture(scope="module")
 def resumed(long: Run, interrupted: tuple[Config, str]) -> dict[str, Any]:
     """The stage again, under the same run name."""
-    until(lambda: not train_workers())
     return run_stage("train", train, interrupted[0], long.storage)
 
 
 def test_killed_job_resumes_when_submitted_again(
     long: Run, interrupted: tuple[Config, str], resumed: dict[str, Any]
 ) -> None:
-    assert attempts(long, "interrupted") == [interrupted[1]]
+    assert attempts(long.storage, "interrupted", "train") == [interrupted[1]]
     folder = f"runs/interrupted/{interrupted[1]}"
     assert last_start(long.storage, folder)["step"] >= 8
     assert_same_end(long, resumed)
@@ -150,9 +142,9 @@ def test_killed_job_resumes_when_submitted_again(
 
 def test_run_resumes_with_another_number_of_workers(long: Run, interrupted: tuple[Config, str]) -> None:
     config, name = interrupted
-    alone = with_train(config.model_copy(update={"run": "interrupted-too"}), num_workers=1)
+    alone = changed(config.model_copy(update={"run": "interrupted-too"}), train={"num_workers": 1})
     result = run_stage("train", train, alone, long.storage)
-    assert attempts(long, "interrupted-too") == [name]
+    assert attempts(long.storage, "interrupted-too", "train") == [name]
     assert last_start(long.storage, f"runs/interrupted-too/{name}")["step"] >= 8
     assert_near(result, long.trained)
 
@@ -161,22 +153,13 @@ def on_a_spot_node(
     run: Run, folder: Path, name: str, num_workers: Any, then: str, **changes: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The result of a training on two nodes, one of which is taken away, and the start of its last workers."""
-    config = with_train(run.config, num_workers=num_workers, cpus_per_worker=2, **changes)
+    config = changed(run.config, train={"num_workers": num_workers, "cpus_per_worker": 2, **changes})
     (folder / "config.json").write_text(json.dumps(config.model_dump()))
-    inherited = {
-        key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", *ray_runtime.ONE_MACHINE)
-    }
+    inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", *ray_runtime.ONE_MACHINE)}
+    program = [sys.executable, "-m", "tests.integration.spot_cluster"]
     with tempfile.TemporaryDirectory(prefix="dai-", dir="/tmp", ignore_cleanup_errors=True) as short:  # for sockets
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "tests.integration.spot_cluster",
-                folder / "config.json",
-                run.corpus.key,
-                name,
-                then,
-            ],
+            [*program, folder / "config.json", run.corpus.key, name, then],
             cwd=Path(__file__).parents[2],
             env=inherited | {"RAY_TMPDIR": short},
             capture_output=True,
@@ -225,14 +208,14 @@ def test_second_job_on_a_run_is_refused(long: Run) -> None:
         pytest.raises(ResourceError, match="run=twice: another train job"),
     ):
         train(config, long.storage)
-    assert attempts(long, "twice") == []
+    assert attempts(long.storage, "twice", "train") == []
     for _ in range(2):  # the claim ends with its holder
         with ray_runtime.claimed(f"{long.storage.root}/twice/train", "the test"):
             pass
 
 
 def test_non_finite_loss_is_not_retried(long: Run) -> None:
-    config = with_train(long.config, lr=1e30, max_failures=3)
+    config = changed(long.config, train={"lr": 1e30, "max_failures": 3})
     with pytest.raises(TrainingError, match=r"at step \d+ \(learning rate"):
         run_training(config, long.corpus, "not-finite")
     lines = read_metrics(long.storage, f"runs/{config.run}/not-finite")
@@ -241,8 +224,7 @@ def test_non_finite_loss_is_not_retried(long: Run) -> None:
 
 def test_best_epoch_is_kept(long: Run) -> None:
     """At a learning rate at which the epochs differ, with earlier runs in the store."""
-    config = own_copy(long.config, long.storage, "best")
-    config = with_train(config, epochs=6, lr=2e-2)
+    config = changed(own_copy(long.config, long.storage, "best"), train={"epochs": 6, "lr": 2e-2})
     config.storage.keep = 2
     for day in (1, 2, 3):
         long.storage.write_bytes(f"runs/best/train-2020010{day}T000000000/checkpoint", b"old")
@@ -254,7 +236,7 @@ def test_best_epoch_is_kept(long: Run) -> None:
     folder = result["checkpoint"].rpartition("/")[0]
     kept = [name for name in long.storage.list(folder) if name.startswith("checkpoint_2")]
     assert len(kept) <= 2 + 1  # the best two and the last
-    assert attempts(long, "best") == ["train-20200103T000000000", folder.rpartition("/")[2]]
+    assert attempts(long.storage, "best", "train") == ["train-20200103T000000000", folder.rpartition("/")[2]]
 
 
 def test_max_steps_profile_and_wandb(long: Run) -> None:
@@ -262,7 +244,7 @@ def test_max_steps_profile_and_wandb(long: Run) -> None:
     epoch = long.trained["history"][0]["step"]
     steps = epoch + 2
     changes = {"profile": True, "max_steps": steps, "checkpoint_every": 0, "log_every": 1}
-    config = with_train(long.config, **changes).model_copy(deep=True)
+    config = changed(long.config, train=changes).model_copy(deep=True)
     config.tracking.mode = "offline"
     result = run_training(config, long.corpus, "bounded")
     assert [(line["epoch"], line["step"]) for line in result.history] == [(1, epoch), (2, steps)]

@@ -22,13 +22,12 @@ from detect_ai.training.train import run_training, train
 from tests.fixtures import gcs, tiny_models
 from tests.integration.runs import (
     a_worker_killed,
-    driver,
+    attempts,
+    kill_driver,
     last_start,
     own_copy,
     registered,
     small_config,
-    train_workers,
-    until,
 )
 
 pytestmark = pytest.mark.slow
@@ -53,9 +52,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, encoder: Path, gcs_bucket
     config.train = config.train.model_copy(update={"num_workers": 1, "epochs": 2, "checkpoint_every": 3})
     config.storage.keep = 1
     yield config
-    assert sorted(path.name for path in folder.iterdir()) == ["texts.jsonl"], (
-        "files were written outside of the storage root"
-    )
+    assert [path.name for path in folder.iterdir()] == ["texts.jsonl"], "files outside of the storage root"
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +77,7 @@ def test_champion_can_be_loaded(loop: tuple[Storage, dict[str, Any]]) -> None:
 
 
 def test_older_runs_are_pruned(loop: tuple[Storage, dict[str, Any]]) -> None:
-    names = loop[0].list("runs/default")
-    assert [name for name in names if name.startswith("train-")] == [loop[1]["train"]["checkpoint"].split("/")[2]]
+    assert attempts(loop[0], "default", "train") == [loop[1]["train"]["checkpoint"].split("/")[2]]
 
 
 def test_calibration_reads_the_training_checkpoint(loop: tuple[Storage, dict[str, Any]]) -> None:
@@ -109,17 +105,13 @@ def test_killed_job_resumes_when_submitted_again(
     storage, results = loop
     config = own_copy(settings, storage, "interrupted")
 
-    def attempts() -> list[str]:
-        return [name for name in storage.list("runs/interrupted") if name.startswith("train-")]
+    def has_checkpoints() -> bool:
+        names = attempts(storage, "interrupted", "train")
+        return any(registered(storage, f"runs/interrupted/{name}") >= 3 for name in names)
 
-    process = driver("detect_ai.training.train:train", config, tmp_path)
-    name = until(attempts)[0]
-    until(lambda: registered(storage, f"runs/interrupted/{name}") >= 3 or process.poll() is not None)
-    assert process.poll() is None, (tmp_path / "driver.log").read_text()
-    process.kill()
-    process.wait()
-    until(lambda: not train_workers())
+    kill_driver("detect_ai.training.train:train", config, tmp_path, has_checkpoints)
+    (name,) = attempts(storage, "interrupted", "train")
     found = run_stage("train", train, config, storage)
-    assert attempts() == [name]
+    assert attempts(storage, "interrupted", "train") == [name]
     assert last_start(storage, f"runs/interrupted/{name}")["step"] > 0
     same_losses(found["history"], results["train"]["history"])

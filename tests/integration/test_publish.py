@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from detect_ai import metrics
-from detect_ai.core.config import Config
 from detect_ai.core.errors import CalibrationError, GateError
-from detect_ai.core.job import result_key, run_stage
+from detect_ai.core.job import run_stage
 from detect_ai.detector.bundle import read_spec
 from detect_ai.detector.detector import Detector, Scorer
 from detect_ai.detector.registry import Registry
@@ -21,6 +20,7 @@ from detect_ai.models.encoder import load, save
 from detect_ai.release.calibrate import calibrate_checkpoint
 from detect_ai.release.publish import publish
 from tests.integration.conftest import Run
+from tests.integration.runs import attempts, changed, own_copy, token_ids
 
 STAGES = {"calibrate": calibrate_checkpoint, "evaluate": evaluate, "publish": publish}
 
@@ -72,39 +72,28 @@ def test_the_champion_scores_like_its_checkpoint(run: Run, champion: Detector) -
     texts = run.corpus.read("test", ["text"])["text"].to_pylist()
     with run.storage.local_folder(run.trained["checkpoint"]) as folder:
         scorer = Scorer.from_checkpoint(folder, run.config.model, "fp32")
-    ids = [np.asarray(row, np.int32) for row in run.corpus.read("test", ["input_ids"])["input_ids"].to_pylist()]
-    expected = champion.spec.calibration.probability(scorer.score(ids))
+    expected = champion.spec.calibration.probability(scorer.score(token_ids(run.corpus, "test")))
     found = [champion.detect([text])[0].probability for text in texts]
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_calibration_uses_the_calibration_split_alone(run: Run, champion: Detector) -> None:
     labels = run.corpus.labels("calibration")
-    ids = [np.asarray(row, np.int32) for row in run.corpus.read("calibration", ["input_ids"])["input_ids"].to_pylist()]
-    human = np.sort(champion.score(ids)[labels == 0])
+    human = np.sort(champion.score(token_ids(run.corpus, "calibration"))[labels == 0])
     np.testing.assert_allclose(champion.spec.calibration.human_scores, human, atol=1e-4)
 
 
 def test_old_candidates_are_pruned(run: Run, published: dict[str, Any]) -> None:
-    names = run.storage.list(f"runs/{run.config.run}")
-    assert len([name for name in names if name.startswith("candidate-")]) == run.config.storage.keep
+    assert len(attempts(run.storage, run.config.run, "candidate")) == run.config.storage.keep
     assert run.storage.exists(published["calibrate"]["bundle"])
 
 
 def test_too_few_human_texts_stop_calibration(run: Run) -> None:
-    calibration = run.config.calibration.model_copy(update={"target_fprs": [0.01], "default_target_fpr": 0.01})
-    config = run.config.model_copy(update={"run": "strict", "calibration": calibration})
-    write_results(run, config, "prepare", "train")
+    config = own_copy(run.config, run.storage, "strict", ("prepare", "train"))
+    config = changed(config, calibration={"target_fprs": [0.01], "default_target_fpr": 0.01})
     with pytest.raises(CalibrationError, match="at least 99 human"):
         calibrate_checkpoint(config, run.storage)
     assert run.storage.list("runs/strict") == ["prepare.json", "train.json"]
-
-
-def write_results(run: Run, config: Config, *stages: str) -> None:
-    """Give another run name the results of this one's stages."""
-    for stage in stages:
-        record = run.storage.read_json(result_key(run.config.run, stage))
-        run.storage.write_json(result_key(config.run, stage), record)
 
 
 @pytest.mark.slow
@@ -118,8 +107,7 @@ def test_the_gate_refuses_a_worse_candidate(run: Run, published: dict[str, Any])
     target = Path(run.storage.path(key))
     target.mkdir()
     save(network, target)
-    config = run.config.model_copy(update={"run": "worse"})
-    write_results(run, config, "prepare")
+    config = own_copy(run.config, run.storage, "worse")
     run_stage("train", lambda *_: {"checkpoint": key}, config, run.storage)
     for name in ("calibrate", "evaluate"):
         run_stage(name, STAGES[name], config, run.storage)
@@ -127,5 +115,5 @@ def test_the_gate_refuses_a_worse_candidate(run: Run, published: dict[str, Any])
     # By its AUROC, by its AUROC against the champion, and by its errors.
     for gate in ({}, {"min_auroc": 0.0}, {"min_auroc": 0.0, "max_auroc_drop": 1.0}):
         with pytest.raises(GateError, match=str(before)):
-            publish(config.model_copy(update={"gate": config.gate.model_copy(update=gate)}), run.storage)
+            publish(changed(config, gate=gate), run.storage)
     assert Registry(run.storage).versions() == [before]

@@ -21,7 +21,7 @@ from detect_ai.detector.verdict_table import VERDICT_SCHEMA
 from detect_ai.evaluation.evaluate import evaluate
 from tests.fixtures import tiny_models
 from tests.integration.conftest import Run
-from tests.integration.runs import unchanged, write_csv
+from tests.integration.runs import changed, unchanged, write_csv
 
 Rows = list[dict[str, Any]]
 
@@ -48,10 +48,7 @@ def read_verdicts(folder: Path) -> Rows:
     return rows
 
 
-@pytest.mark.parametrize(
-    "form",
-    ["parquet", pytest.param("jsonl", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("form", ["parquet", pytest.param("jsonl", marks=pytest.mark.slow)])
 def test_every_text_gets_one_verdict(
     run: Run,
     candidate: Config,
@@ -62,9 +59,10 @@ def test_every_text_gets_one_verdict(
     form: str,
 ) -> None:
     path, texts = folder
-    options: dict[str, Any] = {"spans": "windows"} if form == "jsonl" else {}
-    scoring = candidate.score.model_copy(update={"workers": 2, "format": form, "out": str(tmp_path / "out"), **options})
-    result = score(candidate.model_copy(update={"data": str(path), "bundle": version, "score": scoring}), run.storage)
+    options = {"workers": 2, "format": form, "out": str(tmp_path / "out")}
+    options["spans"] = "windows" if form == "jsonl" else "none"
+    config = candidate.model_copy(update={"data": str(path), "bundle": version})
+    result = score(changed(config, score=options), run.storage)
     assert (result["texts"], result["skipped"], result["out"]) == (len(texts), 0, str(tmp_path / "out"))
     assert result["texts_per_second"] > 0
     assert {file.suffix for file in (tmp_path / "out").iterdir()} == {f".{form}"}
@@ -92,8 +90,8 @@ def test_every_text_gets_one_verdict(
 @pytest.mark.slow
 def test_verdicts_go_to_the_run_by_default(run: Run, candidate: Config, version: str, tmp_path: Path) -> None:
     data = write_csv(tmp_path / "x.csv", [{"text": tiny_models.text("ai", random.Random(0))}])
-    scoring = candidate.score.model_copy(update={"target_fpr": 0.1})
-    result = score(candidate.model_copy(update={"data": str(data), "bundle": version, "score": scoring}), run.storage)
+    config = candidate.model_copy(update={"data": str(data), "bundle": version})
+    result = score(changed(config, score={"target_fpr": 0.1}), run.storage)
     assert Path(result["out"]).parent == Path(run.storage.path("runs/candidate"))
     (row,) = read_verdicts(Path(result["out"]))
     assert row["target_fpr"] == 0.1
@@ -109,8 +107,8 @@ def test_texts_and_verdicts_in_a_bucket(
     with Registry(run.storage).folder(version) as bundle:
         bucket.upload(bundle, "bundles/mine")
     config = candidate.model_copy(update={"data": bucket.uri("in/x.csv"), "bundle": bucket.uri("bundles/mine")})
-    scoring = candidate.score.model_copy(update={"out": bucket.uri("out/mine")})
-    assert score(config.model_copy(update={"score": scoring}), run.storage)["out"] == bucket.uri("out/mine")
+    out = bucket.uri("out/mine")
+    assert score(changed(config, score={"out": out}), run.storage)["out"] == out
     assert bucket.list("out/mine") == ["00000-000-00000.parquet"]
     table = pq.read_table(bucket.path("out/mine/00000-000-00000.parquet"), filesystem=bucket.filesystem)
     assert table["id"].to_pylist() == [row["id"] for row in rows]
@@ -126,23 +124,19 @@ def test_a_folder_with_files_is_refused(run: Run, candidate: Config, version: st
     config = candidate.model_copy(update={"data": str(data), "bundle": version})
     for place, message in ((out, "it holds files already: name another folder, or delete it"), (data, "found a file")):
         with pytest.raises(ConfigError) as refused:
-            score(config.model_copy(update={"score": config.score.model_copy(update={"out": str(place)})}), run.storage)
+            score(changed(config, score={"out": str(place)}), run.storage)
         assert message in str(refused.value)
     assert (out / "mine").read_text() == "keep me"
 
 
 def test_a_failure_leaves_no_verdicts(run: Run, candidate: Config, version: str, tmp_path: Path) -> None:
     rows = [{"text": tiny_models.text("ai", random.Random(0), 12), "label": "ai"} for _ in range(300)]
-    data = write_csv(
-        tmp_path / "in/x.csv", [*rows, {"text": "A secret text.", "label": "no label at all, but a sentence"}]
-    )
+    rows.append({"text": "A secret text.", "label": "no label at all, but a sentence"})
+    data = write_csv(tmp_path / "in/x.csv", rows)
     config = candidate.model_copy(update={"data": str(data), "bundle": version})
-    scoring = candidate.score.model_copy(update={"out": str(tmp_path / "out"), "workers": 2})
-    with (
-        unchanged(run.storage),
-        pytest.raises(CorpusError, match="holds a value of 31 characters; expected") as refused,
-    ):
-        score(config.model_copy(update={"score": scoring}), run.storage)
+    config = changed(config, score={"out": str(tmp_path / "out"), "workers": 2})
+    with unchanged(run.storage), pytest.raises(CorpusError, match="holds a value of 31 characters;") as refused:
+        score(config, run.storage)
     assert "secret" not in str(refused.value)
     assert not (tmp_path / "out").exists()
 

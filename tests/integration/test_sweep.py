@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from detect_ai.core.errors import ResourceError
 from detect_ai.training.sweep import sweep
 from detect_ai.training.telemetry import read_metrics
 from tests.integration.conftest import Run
-from tests.integration.runs import driver, last_start, own_copy, ray_processes, registered, train_workers, until
+from tests.integration.runs import attempts, kill_driver, last_start, own_copy, ray_processes, registered, until
 
 LRS = [1e-2, 1e30]  # one that trains, and one that diverges
 
@@ -28,10 +27,6 @@ def grid_config(run: Run, name: str, lrs: list[float], epochs: int, **changes: A
     config.train.num_workers = 1
     config.sweep = SweepConfig(search="grid", space={"lr": lrs}, epochs=epochs, **changes)
     return config
-
-
-def sweeps(run: Run, name: str) -> list[str]:
-    return [folder for folder in run.storage.list(f"runs/{name}") if folder.startswith("sweep-")]
 
 
 def epochs(run: Run, folder: str) -> list[int]:
@@ -75,8 +70,9 @@ def test_diverged_trial_is_recorded_with_its_reason(swept: dict[str, Any]) -> No
 
 
 def test_older_sweeps_are_pruned(swept: dict[str, Any], run: Run) -> None:
-    assert len(sweeps(run, "swept")) == run.config.storage.keep
-    assert sweeps(run, "swept")[-1] == swept["best"]["checkpoint"].split("/")[2]
+    sweeps = attempts(run.storage, "swept", "sweep")
+    assert len(sweeps) == run.config.storage.keep
+    assert sweeps[-1] == swept["best"]["checkpoint"].split("/")[2]
 
 
 def test_trial_that_cannot_be_placed_is_refused(run: Run) -> None:
@@ -84,7 +80,7 @@ def test_trial_that_cannot_be_placed_is_refused(run: Run) -> None:
     config.train.num_workers = 8
     with pytest.raises(ResourceError, match=r"^a trial of the sweep \(8 workers .* needs 9.1 CPUs"):
         sweep(config, run.storage)
-    assert sweeps(run, "too-big") == []
+    assert attempts(run.storage, "too-big", "sweep") == []
 
 
 @pytest.mark.slow
@@ -104,7 +100,7 @@ def test_trial_whose_process_dies_resumes_from_its_checkpoint(run: Run) -> None:
     config = grid_config(run, "dying", [1e-2], epochs=8)
 
     def folder() -> str:
-        names = [f"runs/dying/{name}" for name in sweeps(run, "dying")]
+        names = [f"runs/dying/{name}" for name in attempts(run.storage, "dying", "sweep")]
         return next((f"{name}/{trial}" for name in names for trial in run.storage.list(name) if "_00000" in trial), "")
 
     def kill() -> None:
@@ -140,18 +136,14 @@ def test_values_are_drawn_from_the_space(run: Run, search: str) -> None:
 @pytest.mark.slow
 def test_killed_sweep_resumes_without_repeating_finished_trials(run: Run, tmp_path: Path) -> None:
     config = grid_config(run, "killed-sweep", [1e-2, 5e-3], epochs=3, max_concurrent=1)
-    process = driver("detect_ai.training.sweep:sweep", config, tmp_path)
-    name = until(lambda: sweeps(run, "killed-sweep"))[0]
-    folder = Path(run.storage.path(f"runs/killed-sweep/{name}"))
-    until(lambda: len(list(folder.glob("*/checkpoint_*/state.json"))) >= 4 or process.poll() is not None)
-    assert process.poll() is None, (tmp_path / "driver.log").read_text()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    until(lambda: not train_workers())
-    written = set(folder.glob("*/checkpoint_*/model.safetensors"))
+    root = Path(run.storage.path("runs/killed-sweep"))
+    states = "sweep-*/*/checkpoint_*/state.json"
+    kill_driver("detect_ai.training.sweep:sweep", config, tmp_path, lambda: len(list(root.glob(states))) >= 4)
+    (name,) = attempts(run.storage, "killed-sweep", "sweep")
+    written = set(root.glob(f"{name}/*/checkpoint_*/model.safetensors"))
     first = min(written, key=lambda path: path.stat().st_mtime).parents[1]
     result = sweep(config, run.storage)
-    assert sweeps(run, "killed-sweep") == [name]
+    assert attempts(run.storage, "killed-sweep", "sweep") == [name]
     assert set(first.glob("checkpoint_*/model.safetensors")) <= written, "it was trained again"
     for trial in result["trials"]:
         assert trial["status"] == "finished", trial["error"]

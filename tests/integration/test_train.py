@@ -24,9 +24,7 @@ from detect_ai.training.train import run_training, train
 from detect_ai.training.trainer import Trainer
 from tests.fixtures import tiny_models
 from tests.integration.conftest import Run
-from tests.integration.runs import Steps, window_format, with_train
-
-# --- gradients -------------------------------------------------------------------------------------------------------
+from tests.integration.runs import Steps, changed, token_ids, window_format
 
 GRADIENT_STEPS = 4
 
@@ -68,7 +66,7 @@ def gradients(many: tuple[Config, Corpus], tmp_path_factory: pytest.TempPathFact
     from ray.train import DataConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    config, corpus = with_train(many[0], adversarial=0.5, epochs=1, microbatch_size=3), many[1]
+    config, corpus = changed(many[0], train={"adversarial": 0.5, "epochs": 1, "microbatch_size": 3}), many[1]
     folder = tmp_path_factory.mktemp("gradients")
     TorchTrainer(
         gradients_of_a_rank,
@@ -84,7 +82,7 @@ def gradients(many: tuple[Config, Corpus], tmp_path_factory: pytest.TempPathFact
 def test_ddp_gradients_equal_those_of_one_process(
     many: tuple[Config, Corpus], streamed: dict[Any, list[Steps]], gradients: list[list[dict[str, Any]]]
 ) -> None:
-    config = with_train(many[0], adversarial=0.5)
+    config = changed(many[0], train={"adversarial": 0.5})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     trainer = Trainer(config.train, encoder.build(config.model, config.seed), torch.device("cpu"), 1, 20)
@@ -99,9 +97,6 @@ def test_ddp_gradients_equal_those_of_one_process(
                 np.testing.assert_allclose(applied[name], gradient, atol=1e-6, rtol=1e-4, err_msg=name)
 
 
-# --- whole runs ------------------------------------------------------------------------------------------------------
-
-
 def curve(history: list[dict[str, Any]]) -> list[tuple[float, ...]]:
     return [tuple(epoch[name] for name in ("train_loss", "val_loss", "auroc", "accuracy")) for epoch in history]
 
@@ -110,7 +105,7 @@ def curve(history: list[dict[str, Any]]) -> list[tuple[float, ...]]:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_loss_curve_does_not_depend_on_the_number_of_workers(run: Run, workers: int) -> None:
     """Without dropout, which differs between the ranks."""
-    result = run_training(with_train(run.config, num_workers=workers), run.corpus, f"workers-{workers}")
+    result = run_training(changed(run.config, train={"num_workers": workers}), run.corpus, f"workers-{workers}")
     np.testing.assert_allclose(curve(result.history), curve(run.trained["history"]), atol=1e-4)
 
 
@@ -126,20 +121,13 @@ def test_best_checkpoint_breaks_auroc_ties_by_val_loss(run: Run) -> None:
     assert run.trained["validation"] == best
 
 
-# --- parity ----------------------------------------------------------------------------------------------------------
-
-
 def scorer_of(run: Run, precision: str = "fp32") -> Scorer:
     with run.storage.local_folder(run.trained["checkpoint"]) as folder:
         return Scorer.from_checkpoint(folder, run.config.model, precision)
 
 
-def token_ids(run: Run, split: str) -> list[NDArray[np.int32]]:
-    return [np.asarray(row, np.int32) for row in run.corpus.read(split, ["input_ids"])["input_ids"].to_pylist()]
-
-
 def test_validation_metrics_equal_those_of_the_loaded_checkpoint(run: Run) -> None:
-    labels, scores = run.corpus.labels("validation"), scorer_of(run).score(token_ids(run, "validation"))
+    labels, scores = run.corpus.labels("validation"), scorer_of(run).score(token_ids(run.corpus, "validation"))
     probabilities = 1 / (1 + np.exp(-scores))
     logged = run.trained["validation"]
     assert logged["auroc"] == pytest.approx(metrics.auroc(labels, scores), abs=1e-9)
@@ -161,11 +149,8 @@ def test_score_is_the_same_alone_and_in_a_corpus(run: Run, precision: str, toler
 
 
 def test_bf16_scores_match_fp32_within_rounding(run: Run) -> None:
-    exact, rounded = (scorer_of(run, precision).score(token_ids(run, "test")) for precision in ("fp32", "bf16"))
+    exact, rounded = (scorer_of(run, precision).score(token_ids(run.corpus, "test")) for precision in ("fp32", "bf16"))
     assert 0 < np.abs(rounded - exact).max() < 0.2
-
-
-# --- refusals --------------------------------------------------------------------------------------------------------
 
 
 def test_corpus_of_another_tokenizer_is_refused(run: Run, tmp_path: Path) -> None:
@@ -182,5 +167,5 @@ def test_corpus_of_another_tokenizer_is_refused(run: Run, tmp_path: Path) -> Non
 def test_stage_without_enough_cpus_leaves_nothing_behind(run: Run) -> None:
     before = run.storage.list(f"runs/{run.config.run}")
     with pytest.raises(ResourceError, match=r"50 workers x 1 CPUs .* needs 51 CPUs"):
-        train(with_train(run.config, num_workers=50), run.storage)
+        train(changed(run.config, train={"num_workers": 50}), run.storage)
     assert run.storage.list(f"runs/{run.config.run}") == before

@@ -16,34 +16,23 @@ from detect_ai.corpus.prepare import prepare
 from detect_ai.text.windows import split_windows
 from detect_ai.training import data
 from detect_ai.training.batch_plan import Microbatch
-from tests.integration.runs import EPOCHS, Steps, consume, small_config, window_format
+from tests.integration.runs import EPOCHS, Steps, consume, small_config, token_ids, window_format
 
 
 def documents(parts: list[Microbatch]) -> list[int]:
     return [int(d) for part in parts for d in part.documents if d >= 0]
 
 
-SHAPES = [("many", 1), ("many", 2), ("many", 3), ("few", 3)]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_ranks_make_the_planned_steps(
+@pytest.mark.parametrize("shape", [("many", 1), ("many", 2), ("many", 3), ("few", 3)])
+def test_documents_are_read_once_per_epoch_in_planned_steps(
     shape: tuple[str, int], streamed: dict[Any, list[Steps]], many: tuple[Config, Corpus], few: tuple[Config, Corpus]
 ) -> None:
-    corpus = {"many": many, "few": few}[shape[0]][1]
-    planned = EPOCHS * data.steps_per_epoch(corpus, 8)
-    assert [len(rank) for rank in streamed[shape]] == [planned] * shape[1]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_document_is_read_once_per_epoch(
-    shape: tuple[str, int], streamed: dict[Any, list[Steps]], many: tuple[Config, Corpus], few: tuple[Config, Corpus]
-) -> None:
-    rows = {"many": many, "few": few}[shape[0]][1].num_rows("train")
+    corpus, ranks = {"many": many, "few": few}[shape[0]][1], streamed[shape]
+    steps = data.steps_per_epoch(corpus, 8)
+    assert [len(rank) for rank in ranks] == [EPOCHS * steps] * shape[1]
     for epoch in range(EPOCHS):
-        half = slice(epoch * len(streamed[shape][0]) // EPOCHS, (epoch + 1) * len(streamed[shape][0]) // EPOCHS)
-        parts = [part for rank in streamed[shape] for step in rank[half] for part in step]
-        assert Counter(documents(parts)) == Counter(range(rows))
+        parts = [part for rank in ranks for step in rank[epoch * steps : (epoch + 1) * steps] for part in step]
+        assert Counter(documents(parts)) == Counter(range(corpus.num_rows("train")))
 
 
 @pytest.mark.parametrize("workers", [2, 3])
@@ -58,7 +47,7 @@ def test_steps_are_equal_at_any_world_size(workers: int, streamed: dict[Any, lis
 def test_validation_reads_every_window_once(many: tuple[Config, Corpus]) -> None:
     config, corpus = many
     frame = window_format(config)
-    ids = [np.asarray(row, np.int32) for row in corpus.read("test", ["input_ids"])["input_ids"].to_pylist()]
+    ids = token_ids(corpus, "test")
     _, owners = split_windows(ids, frame.window - frame.num_special, frame.stride)
     assert len(owners) > len(ids), "no document has two windows"
     ranks = consume(data.scoring_stream(corpus, "test", frame, 3, batch_tokens=512), 3)

@@ -157,14 +157,14 @@ def test_minimum_length_is_where_detection_suffices(rates, expected):
     scored = scored_spans(ai_rows("", rates))
     human = scored["score"][scored["label"] == 0]
     whole = Calibration(1.0, 0.0, tuple(human), {0.05: Threshold(2.0, 0, 0)})
-    assert calibrate_domains(whole, scored, [64, 128], 0.5).min_tokens == {0.05: expected}
+    assert calibrate_domains(whole, scored, [64, 128]).min_tokens == {0.05: expected}
     assert calibrate_domains(whole, scored).min_tokens == {}
 
 
 def test_each_domain_has_its_own_minimum_length():
     scored = scored_spans([*ai_rows("essays", (0.6, 0.7, 0.9)), *ai_rows("prose", (0.1, 0.4, 0.9), first=80)])
     whole = Calibration(1.0, 0.0, (0.0,) * 40, {0.05: Threshold(2.0, 0, 0)})
-    calibration = calibrate_domains(whole, scored, [64, 128], 0.5)
+    calibration = calibrate_domains(whole, scored, [64, 128])
     lengths = {domain: calibration.select_group(domain).min_tokens[0.05] for domain in (*DOMAINS, "")}
     assert lengths == {"essays": 0, "prose": 128, "": 128}
 
@@ -176,11 +176,11 @@ def test_minimum_length_depends_on_the_target():
         [
             (i, i % 2, rng.normal(distance * (i % 2)), length, "")
             for i in range(400)
-            for length, distance in zip(LENGTHS, (0.0, 1.6, 9.0), strict=True)
+            for length, distance in zip(LENGTHS, (0.0, 1.45, 9.0), strict=True)
         ]
     )
     whole = calibrate(scored["label"], scored["score"], [0.05, 0.2])
-    assert calibrate_domains(whole, scored, [64, 128], 0.6).min_tokens == {0.05: 128, 0.2: 64}
+    assert calibrate_domains(whole, scored, [64, 128]).min_tokens == {0.05: 128, 0.2: 64}
 
 
 # Spans
@@ -212,7 +212,7 @@ def full():
         for label in (0, 1)
         for length in LENGTHS
     ]
-    return calibrate_domains(calibrate(*sample(), [np.float64(0.05), 1 / 3]), scored_spans(rows), [64, 128], 0.5)
+    return calibrate_domains(calibrate(*sample(), [np.float64(0.05), 1 / 3]), scored_spans(rows), [64, 128])
 
 
 ADAPTER = TypeAdapter(Calibration)

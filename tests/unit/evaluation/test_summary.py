@@ -6,7 +6,7 @@ import sklearn.metrics as sk
 
 from detect_ai import metrics
 from detect_ai.evaluation.intervals import exact_rate_interval
-from detect_ai.evaluation.summary import compute_metrics, without_intervals
+from detect_ai.evaluation.summary import compute_metrics
 
 TARGETS = {0.01: 3.0, 0.05: 1.5}
 
@@ -134,9 +134,3 @@ def test_one_class_has_its_rates_alone(label):
     assert {found[name] for name in missing} == {None}
     assert found[("fpr", "tpr")[label] + "_at_target"] == 1.0
     json.dumps(found, allow_nan=False)
-
-
-def test_bounds_can_be_left_out():
-    found = without_intervals(computed(*texts()))
-    assert "auroc" in found
-    assert not [name for name in found if name.endswith(("_low", "_high"))]
