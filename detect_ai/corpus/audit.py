@@ -34,12 +34,19 @@ MAX_DROPPED_FRACTION = 0.05  # of the rows read, by one reason
 def audit(config: Config, storage: Storage) -> dict[str, Any]:
     """Describe the corpus of this run and audit it for shortcuts; writes a report in HTML and JSON.
 
-    Raises:
-        ConfigError: `prepare` has not run yet under this run name.
-        CorpusError: the corpus is missing.
+    Raises ConfigError if `prepare` has not run yet under this run name, CorpusError if the corpus is missing.
     """
-    corpus = Corpus.of_run(storage, config.run)
-    rows = pd.concat(_leading_rows(corpus), ignore_index=True)
+    corpus, parts = Corpus.of_run(storage, config.run), []
+    for split, left in MAX_ROWS.items():
+        characters = MAX_CHARACTERS * left // sum(MAX_ROWS.values())
+        for batch in corpus.tables(split, ["text", "label", "weight", "domain", "generator", "source"]):
+            taken = batch.slice(0, left)
+            parts.append(taken.to_pandas().assign(split=split))
+            left -= len(taken)
+            characters -= taken["text"].nbytes
+            if left <= 0 or characters <= 0:
+                break
+    rows = pd.concat(parts, ignore_index=True)
     logger.info("auditing %d of %d texts", len(rows), sum(corpus.num_rows(split) for split in SPLITS))
     measured = audit_texts(rows)
     warnings = [*shortcut_warnings(measured), *count_warnings(corpus.manifest, config.calibration.target_fprs)]
@@ -60,18 +67,6 @@ def audit(config: Config, storage: Storage) -> dict[str, Any]:
         "strongest_features": {row["name"]: row["auroc"] for row in measured["features"][:5]},
         "warnings": warnings,
     }
-
-
-def _leading_rows(corpus: Corpus) -> Iterator[pd.DataFrame]:
-    for split, rows in MAX_ROWS.items():
-        characters = MAX_CHARACTERS * rows // sum(MAX_ROWS.values())
-        for batch in corpus.tables(split, ["text", "label", "weight", "domain", "generator", "source"]):
-            taken = batch.slice(0, rows)
-            yield taken.to_pandas().assign(split=split)
-            rows -= len(taken)
-            characters -= taken["text"].nbytes
-            if rows <= 0 or characters <= 0:
-                break
 
 
 def shortcut_warnings(measured: Mapping[str, Any]) -> Iterator[str]:
@@ -123,9 +118,8 @@ def count_warnings(manifest: Manifest, target_fprs: Sequence[float]) -> Iterator
 
 def _describe(corpus: Corpus) -> dict[str, Any]:
     """The contents of a corpus, without its texts and paths, as plain values."""
-    manifest = corpus.manifest
+    manifest, contents = corpus.manifest, {}
     counts = pd.DataFrame(manifest.counts)
-    contents = {}
     for column in ("split", "source", "domain", "generator", "attack"):
         by_class = counts.pivot_table("rows", column, "label", aggfunc="sum", fill_value=0, sort=False)
         by_class = by_class.reindex(columns=[0, 1], fill_value=0)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from detect_ai.core.config import CorpusConfig
+from detect_ai.corpus.dedup import Ints
 from detect_ai.corpus.splits import shuffle_key
 from detect_ai.text.attacks import ATTACKS
 from detect_ai.text.normalize import normalise
-
-Ints = NDArray[np.int64]
 
 COPIED = 0.3  # fraction of the training rows that get an attacked copy
 

@@ -15,17 +15,11 @@ HASHED_FEATURES = 2**18  # hashed, so that memory is bounded whatever the vocabu
 
 @dataclass(frozen=True)
 class TfidfModel:
-    """Logistic regression over TF-IDF (sublinear counts, L2) of hashed words and pairs of words.
+    """Logistic regression over TF-IDF (sublinear counts, L2) of hashed words and pairs of words."""
 
-    Attributes:
-        idf: float64, shape (HASHED_FEATURES,).
-        weights: float64, shape (HASHED_FEATURES,).
-        bias: log-odds of a text without words.
-    """
-
-    idf: Floats
-    weights: Floats
-    bias: float
+    idf: Floats  # float64, shape (HASHED_FEATURES,)
+    weights: Floats  # float64, shape (HASHED_FEATURES,)
+    bias: float  # log-odds of a text without words
 
     @classmethod
     def fit(cls, counts: Any, labels: Labels, sample_weights: Floats, seed: int = 0) -> Self:

@@ -11,6 +11,7 @@ import re
 _LOOK = 600  # characters of each end
 _MAX_REFUSAL = 1000  # characters; a longer text that begins with a refusal then does what was asked
 _MAX_CLOSERS = 8  # sentences
+_STRAIGHT = str.maketrans(dict.fromkeys("’‘´ʼ", "'"))  # curly apostrophes to straight ones, which keeps the length
 
 # Quotes, markdown and rules around a phrase.
 _DECOR = r"[\s\"“*_#>=-]{0,12}"
@@ -125,7 +126,7 @@ _BOUNDARY = re.compile(r"(?:[.!?][\"”')\]*]{0,4}\s{1,4}|\n\s{0,4})(?=\S)")
 def strip_boilerplate(text: str) -> str | None:
     """The text without boilerplate before and after it; None for a refusal or if boilerplate is all there is."""
     lead, size = len(text) - len(text.lstrip()), len(text.rstrip())
-    head = _straight(text[lead : lead + _LOOK])
+    head = text[lead : lead + _LOOK].translate(_STRAIGHT)
     opener = 0  # end of the refusal and of consecutive openers in `head`
     if unable := _AI_UNABLE.match(head):
         opener = unable.end()
@@ -141,7 +142,7 @@ def strip_boilerplate(text: str) -> str | None:
     stop = size
     for _ in range(_MAX_CLOSERS):  # sentence by sentence from the end
         start = max(0, stop - _LOOK)
-        tail = _straight(text[start:stop])
+        tail = text[start:stop].translate(_STRAIGHT)
         begin = max((match.end() for match in _BOUNDARY.finditer(tail)), default=0)
         if not _CLOSER.fullmatch(tail, begin):
             break
@@ -150,8 +151,3 @@ def strip_boilerplate(text: str) -> str | None:
         return text
     kept = text[lead + opener if opener else 0 : stop if stop < size else len(text)]
     return kept if kept.strip() else None
-
-
-def _straight(text: str) -> str:
-    """Replace curly apostrophes by straight ones, without changing the length."""
-    return text.replace("’", "'").replace("‘", "'").replace("´", "'").replace("ʼ", "'")

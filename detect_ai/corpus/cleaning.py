@@ -24,9 +24,8 @@ CLEAN_FIELDS = [
 def clean(table: pa.Table, corpus: CorpusConfig) -> pa.Table:
     """Repair, cut boilerplate, normalise and check each text of a table with `text`, `language` and `problem`.
 
-    Returns:
-        The same rows in their order, with the columns of `CLEAN_FIELDS`; `problem` and `language` filled in. A row that
-        came with a problem keeps it and is not cleaned. Rows with a problem have an empty signature.
+    Adds the columns of `CLEAN_FIELDS` and fills in `problem` and `language`. A row that came with a problem keeps it
+    and is not cleaned. Rows with a problem have an empty signature.
     """
     texts, problems, languages = [], [], []
     for text, problem, known in zip(

@@ -15,12 +15,11 @@ from detect_ai.corpus.manifest import ORIGINAL
 from detect_ai.corpus.presets import preset_of
 from detect_ai.text.normalize import SURROGATE
 
-_STRINGS = ("source", "domain", "generator", "group", "language", "split", "attack")
 ROW_SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "text")),
         ("label", pa.int8()),
-        *((name, pa.string()) for name in _STRINGS),
+        *((name, pa.string()) for name in ("source", "domain", "generator", "group", "language", "split", "attack")),
         ("weight", pa.float32()),
         ("problem", pa.string()),
     ]

@@ -6,7 +6,7 @@ Datasets, chapter 3): texts become candidates if a whole band of their signature
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -87,8 +87,14 @@ def near_duplicate_clusters(signatures: Signatures) -> Ints:
     for start in range(0, BANDS * BAND_SIZE, BAND_SIZE):
         keys = _hashes(signatures, start, start + BAND_SIZE)[distinct]
         order = np.argsort(keys, kind="stable")
-        for neighbours in _neighbours(keys[order]):
-            pairs = order[neighbours]
+        keys = keys[order]
+        lower = np.arange(len(keys), dtype=np.int64)  # of pairs of equal keys: adjacent ones, then those two apart, ...
+        for distance in range(1, _NEIGHBOURS + 1):
+            lower = lower[lower < len(keys) - distance]
+            lower = lower[keys[lower] == keys[lower + distance]]
+            if not len(lower):
+                break
+            pairs = order[np.stack([lower, lower + distance], axis=1)]
             pairs = pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
             pairs = pairs[_agreement(signatures, distinct[pairs]) >= MIN_AGREEMENT]
             if len(pairs):
@@ -107,17 +113,6 @@ def _hashes(signatures: Signatures, start: int, stop: int) -> Hashes:
     for at in range(0, len(signatures), _BLOCK):
         hashes[at : at + _BLOCK] = signatures[at : at + _BLOCK, start:stop].astype(np.uint64) @ _WEIGHTS[: stop - start]
     return hashes
-
-
-def _neighbours(keys: Hashes) -> Iterator[Ints]:
-    """Positions of equal keys in sorted ones, shape (pairs, 2): adjacent ones first, then those two apart, ..."""
-    first: Ints = np.arange(len(keys), dtype=np.int64)
-    for distance in range(1, _NEIGHBOURS + 1):
-        first = first[first < len(keys) - distance]
-        first = first[keys[first] == keys[first + distance]]
-        if not len(first):
-            return
-        yield np.stack([first, first + distance], axis=1)
 
 
 def _agreement(signatures: Signatures, pairs: Ints) -> Ints:

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from detect_ai.core import ray_runtime
 from detect_ai.core.config import SPLITS, Config, CorpusConfig, SourceConfig, check_names
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
 from detect_ai.corpus import splits
-from detect_ai.corpus.dedup import NUM_PERM, near_duplicate_clusters
+from detect_ai.corpus.dedup import NUM_PERM, Ints, near_duplicate_clusters
 from detect_ai.corpus.manifest import QUARANTINE, Corpus, Manifest, content_fingerprint
 from detect_ai.corpus.presets import PRESETS
 from detect_ai.corpus.shards import Scan, ShardPlan, plan_shards, scan_sources, write_shards
@@ -32,7 +31,6 @@ from detect_ai.text.normalize import NORMALISER_VERSION
 
 logger = logging.getLogger(__name__)
 
-Ints = NDArray[np.int64]
 _SLICES = ["split", "label", "source", "domain", "generator", "attack"]
 
 
@@ -40,15 +38,12 @@ def prepare(config: Config, storage: Storage) -> dict[str, Any]:
     """Read the sources, clean, split by group, tokenise and write a corpus with its manifest.
 
     A corpus is named by a hash of its inputs: a second run with the same sources and configuration does nothing.
-
-    Raises:
-        CorpusError: the sources are missing, malformed or empty, or a split would lack a class.
+    Raises CorpusError if the sources are missing, malformed or empty, or a split would lack a class.
     """
     config = config.model_copy(update={"corpus": _with_names(config.corpus)})
     corpus, tokenizer = config.corpus, load_tokenizer(config.model)
     digests = [source_digest(source) for source in [*corpus.sources, *corpus.against]]
-    # The number of workers does not change the result.
-    fixed = corpus.model_copy(update={"workers": 1}).model_dump()
+    fixed = corpus.model_copy(update={"workers": 1}).model_dump()  # their number does not change the result
     inputs = json.dumps([fixed, config.seed, tokenizer.fingerprint, NORMALISER_VERSION, digests], sort_keys=True)
     key = f"corpora/{corpus.name}-{hashlib.sha256(inputs.encode()).hexdigest()[:12]}"
     fresh = not storage.exists(f"{key}/manifest.json")

@@ -1,7 +1,4 @@
-"""Presets: column and label mappings of published data sets. Fields that a user sets override a preset.
-
-The tests check each mapping on a file in the published schema.
-"""
+"""Presets: column and label mappings of published data sets. Fields that a user sets override a preset."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The two passes of `prepare` over its texts with Ray Data: scan sources to scratch files, then write shards.
 
-The first pass reads, cleans and sketches the rows and writes them to scratch files in the corpus's order, in small row
-groups; the driver keeps an index of numbers and names. The second pass reads the rows of each shard from them and
-tokenises. Texts never gather in memory.
+The first pass reads, cleans and sketches the rows and writes them to scratch files in the corpus's order; the driver
+keeps an index of numbers and names. The second pass reads the rows of each shard from them and tokenises. Texts never
+gather in memory.
 """
 
 from __future__ import annotations
@@ -54,12 +54,9 @@ SCHEMA = pa.schema(
         ("num_tokens", pa.int32()),
     ]
 )
+# `duplicate_of`: id of the row that it duplicates.
 QUARANTINE_SCHEMA = pa.schema(
-    [
-        *map(ROW_SCHEMA.field, _DESCRIBED),
-        ("reason", pa.string()),
-        ("duplicate_of", pa.string()),  # id of the row that it duplicates
-    ]
+    [*map(ROW_SCHEMA.field, _DESCRIBED), ("reason", pa.string()), ("duplicate_of", pa.string())]
 )
 
 
@@ -82,27 +79,22 @@ def reraise_own_errors() -> Iterator[None]:
 class Scan:
     """Every row of the sources, in the corpus's order.
 
-    Attributes:
-        files: keys of the scratch files.
-        index: one row for each row read: `file` and `row` (its place), `order` (uint64, drawn from the seed), `id`,
-            `digest`, `label` (-1: none), `num_words`, `weight`, `against` (it belongs to an evaluation set, not to the
-            corpus), `arrival` (its place in the signatures), and names as categories.
-        signatures: MinHash signatures by arrival, shape (rows, NUM_PERM), mapped from a file.
+    The columns of the index are `file` and `row` (the place of a row), `order` (uint64, drawn from the seed), `id`,
+    `digest`, `label` (-1: none), `num_words`, `weight`, `against` (it belongs to an evaluation set, not to the corpus),
+    `arrival` (its place in the signatures), and names as categories.
     """
 
-    files: list[str]
+    files: list[str]  # keys of the scratch files
     index: pd.DataFrame
-    signatures: NDArray[np.uint32]
+    signatures: NDArray[np.uint32]  # MinHash, by arrival, shape (rows, NUM_PERM), mapped from a file
 
 
 @contextmanager
 def scan_sources(corpus: CorpusConfig, seed: int, storage: Storage, key: str, folder: Path) -> Iterator[Scan]:
     """Scan the sources of a corpus. The scratch files are under `key` and deleted when the context ends.
 
-    Every node must reach `storage`; `folder` is local, for the signatures.
-
-    Raises:
-        CorpusError: a source is missing, empty or malformed, lacks a column or has an unknown label.
+    Every node must reach `storage`; `folder` is local, for the signatures. Raises CorpusError if a source is missing,
+    empty or malformed, lacks a column or has an unknown label.
     """
     tables, path = [], folder / "signatures"
     try:
@@ -191,17 +183,12 @@ def _write_scratch_file(table: pa.Table, corpus: CorpusConfig, seed: int, root: 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard before it is written.
+    """One shard before it is written."""
 
-    Attributes:
-        split: one of `SPLITS`, or the quarantine.
-        number: counted from 0 within the split.
-        rows: `file` and `row` of each row, in the shard's order, and what was decided: `weight` and `copy` (the attack
-            on a copy, or ""), else `reason` and `duplicate_of`. The data frame's index is the position in the scan.
-    """
-
-    split: str
-    number: int
+    split: str  # one of `SPLITS`, or the quarantine
+    number: int  # counted from 0 within the split
+    # `file` and `row` of each row, in the shard's order, and what was decided: `weight` and `copy` (the attack on a
+    # copy, or ""), else `reason` and `duplicate_of`. The data frame's index is the position in the scan.
     rows: pd.DataFrame
 
 
@@ -228,10 +215,7 @@ def plan_shards(rows: Rows, config: Config) -> list[ShardPlan]:
 def write_shards(
     plans: Sequence[ShardPlan], files: Sequence[str], tokenizer: Tokenizer, workers: int, root: str, key: str
 ) -> list[Shard]:
-    """Write every shard of the corpus `key` from the scratch files, in `workers` actors at most.
-
-    The driver loads the tokenizer: loading it imports torch, which takes seconds in every actor.
-    """
+    """Write every shard of the corpus `key` from the scratch files, in `workers` actors at most."""
     import ray
 
     with reraise_own_errors():
@@ -242,6 +226,7 @@ def write_shards(
                 batch_size=1,
                 num_cpus=1,
                 compute=ray.data.ActorPoolStrategy(size=min(workers, len(plans))),
+                # The driver loads the tokenizer: loading it imports torch, which takes seconds in every actor.
                 fn_constructor_args=(tokenizer, list(files), root, key),
             )
             .take_all()
@@ -259,7 +244,15 @@ class ShardWriter:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Write the shard of a plan."""
         plan: ShardPlan = pickle.loads(batch["item"][0])  # noqa: S301 - pickled by `write_shards`
-        table = self._read(plan.rows)
+        tables, order = [], []
+        for file, own in plan.rows.reset_index(drop=True).groupby("file"):
+            group, place = own["row"].to_numpy() // ROW_GROUP, own["row"].to_numpy() % ROW_GROUP
+            groups = np.unique(group)  # only the row groups that hold the rows are read
+            with self._storage.filesystem.open_input_file(self._storage.path(self._files[file])) as opened:
+                table = pq.ParquetFile(opened).read_row_groups(groups.tolist())
+            tables.append(table.take(pa.array(np.searchsorted(groups, group) * ROW_GROUP + place)))
+            order.append(own.index.to_numpy())
+        table = pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order))))
         for column in plan.rows.columns.drop(["file", "row"]):
             table = table.append_column(column, pa.array(plan.rows[column].tolist()))
         if plan.split == QUARANTINE:
@@ -270,18 +263,6 @@ class ShardWriter:
         self._storage.write_bytes(f"{self._key}/{plan.split}/{name}", data)
         digest = hashlib.sha256(data).hexdigest()
         return {"split": [plan.split], "name": [name], "rows": [len(table)], "sha256": [digest]}
-
-    def _read(self, rows: pd.DataFrame) -> pa.Table:
-        """The rows at these places, in their order. Only the row groups that hold them are read."""
-        tables, order = [], []
-        for file, own in rows.reset_index(drop=True).groupby("file"):
-            group, place = own["row"].to_numpy() // ROW_GROUP, own["row"].to_numpy() % ROW_GROUP
-            groups = np.unique(group)
-            with self._storage.filesystem.open_input_file(self._storage.path(self._files[file])) as opened:
-                table = pq.ParquetFile(opened).read_row_groups(groups.tolist())
-            tables.append(table.take(pa.array(np.searchsorted(groups, group) * ROW_GROUP + place)))
-            order.append(own.index.to_numpy())
-        return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order))))
 
 
 def tokenize(table: pa.Table, tokenizer: Tokenizer) -> pa.Table:

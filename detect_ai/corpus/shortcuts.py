@@ -55,12 +55,11 @@ def audit_texts(rows: pd.DataFrame) -> dict[str, Any]:
             both classes in the training split and in the others.
 
     Returns:
-        - `n_human` and `n_ai`.
-        - `features`, the strongest first, as `name`, `higher_in` ("human" or "ai"), `auroc` in the training split
-          (weighted as the loss is, at least 0.5) and `held_out` (below 0.5 if it points the other way there).
-        - `baseline`: TF-IDF over all held-out texts, as `n_human`, `n_ai`, `auroc` and `fpr`.
-        - `slices`: the same by `column` and `value`. AUROC is None with few texts of a class; `fpr` is that at 5% FPR
-          over all human texts. The AI texts of a generator are compared with all human texts.
+        `n_human` and `n_ai`; `features`, the strongest first, as `name`, `higher_in` ("human" or "ai"), `auroc` in the
+        training split (weighted as the loss is, at least 0.5) and `held_out` (below 0.5 if it points the other way);
+        `baseline`: TF-IDF over all held-out texts, as `n_human`, `n_ai`, `auroc` and `fpr`; `slices`: the same by
+        `column` and `value`. AUROC is None with few texts of a class; `fpr` is that at 5% FPR over all human texts. The
+        AI texts of a generator are compared with all human texts.
     """
     from sklearn.metrics import roc_auc_score
 

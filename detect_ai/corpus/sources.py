@@ -70,8 +70,7 @@ class Piece:
 def list_pieces(source: SourceConfig, unlabelled: bool = False) -> list[Piece]:
     """The pieces of a source, in order. With `unlabelled`, labels are optional.
 
-    Raises:
-        CorpusError: the source is missing or empty, or a data set of the hub cannot be loaded.
+    Raises CorpusError if the source is missing or empty, or a data set of the hub cannot be loaded.
     """
     source = with_preset(source)
     if source.kind == "sample":
@@ -91,8 +90,7 @@ def list_pieces(source: SourceConfig, unlabelled: bool = False) -> list[Piece]:
 def read_piece(piece: Piece) -> Iterator[pa.Table]:
     """Rows of a piece as tables with `ROW_SCHEMA`, each at most `TABLE_ROWS` rows or about `TABLE_CHARS` characters.
 
-    Raises:
-        CorpusError: a file is broken, a column is missing or of another type, a label is unknown, or there are no rows.
+    Raises CorpusError if a file is broken, a column is missing or of another type, a label is unknown, or no row found.
     """
     mapper = ColumnMapper(piece.source, source_name(piece.source), piece.unlabelled)
     where = _where(piece.source, *piece.files)
@@ -115,8 +113,7 @@ def read_piece(piece: Piece) -> Iterator[pa.Table]:
 def raw_rows(piece: Piece, select: Select) -> Iterator[tuple[str, Row]]:
     """Rows of a piece, each with the name of its file. Of files that declare their columns, `select` chooses some.
 
-    Raises:
-        CorpusError: a file is unreadable, or more than `MAX_BAD_FRACTION` of its rows cannot be parsed.
+    Raises CorpusError if a file is unreadable, or more than `MAX_BAD_FRACTION` of its rows cannot be parsed.
     """
     problems: Counter[str] = Counter()
     total = 0
@@ -294,9 +291,7 @@ def _sample_rows() -> Iterator[dict[str, Any]]:
     # The stories are read from the file of the installed package; importing gensim takes seconds.
     spec = importlib.util.find_spec("gensim")
     if spec is None or spec.origin is None:
-        raise CorpusError(
-            "source sample: the human half comes with the package gensim: pip install 'detect-ai[sample]'"
-        )
+        raise CorpusError("source sample: its human half comes with gensim: pip install 'detect-ai[sample]'")
     stories = (Path(spec.origin).parent / "test/test_data/lee_background.cor").read_text("latin-1").splitlines()
     mirrors = (resources.files("detect_ai.corpus") / "sample/ai_mirrors.jsonl").read_text("utf-8").splitlines()
     for mirror in map(json.loads, mirrors):

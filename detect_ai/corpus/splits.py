@@ -12,10 +12,7 @@ from numpy.typing import NDArray
 
 from detect_ai.core.config import SPLITS, CorpusConfig
 from detect_ai.core.errors import CorpusError
-from detect_ai.corpus.dedup import exact_duplicates
-
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from detect_ai.corpus.dedup import Bools, Ints, exact_duplicates
 
 CONTAMINATED = "contaminated"
 ANY = (1 << len(SPLITS)) - 1  # a mask of splits, one bit each in the order of `SPLITS`
@@ -29,29 +26,18 @@ MAX_WEIGHT, MIN_WEIGHT = 4.0, 0.25
 
 
 class Rows:
-    """The rows of a scan and what was decided about each, in the corpus's order. Shapes are (rows,).
-
-    Args:
-        index: of the scan.
-        corpus: the configuration.
-
-    Attributes:
-        reason: why a row is dropped, "" while it stays.
-        duplicate_of: position of the row it duplicates, -1 for none.
-        split: position in `SPLITS`.
-        weight: in the loss, float32.
-        masks: splits that each row may go to.
-    """
+    """The rows of a scan and what was decided about each, in the corpus's order. Shapes are (rows,)."""
 
     def __init__(self, index: pd.DataFrame, corpus: CorpusConfig) -> None:
         self.index, self.corpus = index, corpus
         self.against: Bools = index["against"].to_numpy(bool)
         self.labels: NDArray[np.int8] = index["label"].to_numpy(np.int8)
+        # Why a row is dropped, "" while it stays.
         self.reason = np.array(index["problem"].astype(str).to_numpy(), dtype=object)
-        self.duplicate_of = np.full(len(index), -1, np.int64)
-        self.split = np.zeros(len(index), np.int64)
-        self.weight = index["weight"].to_numpy(np.float32).copy()
-        self.masks = _allowed_splits(index, corpus)
+        self.duplicate_of = np.full(len(index), -1, np.int64)  # position of the row it duplicates, -1 for none
+        self.split = np.zeros(len(index), np.int64)  # position in `SPLITS`
+        self.weight = index["weight"].to_numpy(np.float32).copy()  # in the loss
+        self.masks = _allowed_splits(index, corpus)  # splits that each row may go to
 
     @property
     def stays(self) -> Bools:
@@ -91,9 +77,7 @@ def drop_exact_duplicates(rows: Rows) -> None:
 def drop_contaminated(rows: Rows, clusters: Ints) -> None:
     """Drop texts with a near duplicate in an evaluation set, as duplicates of the first such text.
 
-    Args:
-        rows: after `drop_exact_duplicates`.
-        clusters: code of each row's near duplicates, evaluation sets among them; shape (rows,).
+    `clusters`: code of each row's near duplicates, evaluation sets among them; shape (rows,).
     """
     theirs = np.flatnonzero(rows.against)
     codes, first = np.unique(clusters[theirs], return_index=True)
@@ -155,9 +139,7 @@ def join_groups(groups: Ints, masks: Ints, clusters: Ints) -> Ints:
     """Join the groups of near duplicates, so that they share a split.
 
     Groups that no split may hold together are not joined, nor those that would exceed `MAX_JOINED_FRACTION` of the rows
-    (or `MIN_JOINED_ROWS`).
-
-    Arguments are codes of groups, masks of allowed splits and codes of near duplicates; all shapes are (rows,).
+    (or `MIN_JOINED_ROWS`). Arguments: codes of groups, masks of allowed splits, codes of near duplicates, all (rows,).
     """
     limit = max(MIN_JOINED_ROWS, int(MAX_JOINED_FRACTION * len(groups)))
     count = int(groups.max(initial=-1)) + 1
@@ -183,7 +165,7 @@ def join_groups(groups: Ints, masks: Ints, clusters: Ints) -> Ints:
 def assign_splits(
     groups: Ints, names: Sequence[str], strata: Ints, masks: Ints, fractions: Mapping[str, float], seed: int
 ) -> Ints:
-    """The split of every row: whole groups, each split with its fraction of each stratum as far as groups allow.
+    """Position in `SPLITS` of every row: whole groups, each split with its fraction of each stratum if groups allow.
 
     Groups come in the order of their size, then in one drawn from the seed; each goes to the split where its strata are
     furthest below their target, measured at the middle of the group. If the rows of one group may only go to different
@@ -196,9 +178,6 @@ def assign_splits(
         masks: splits that each row may go to, shape (rows,).
         fractions: of the rows, by split.
         seed: of the order.
-
-    Returns:
-        Position in `SPLITS` for each row, shape (rows,).
     """
     content: dict[int, Counter[int]] = defaultdict(Counter)
     for group, stratum in zip(groups.tolist(), strata.tolist(), strict=True):

@@ -16,15 +16,10 @@ LENGTH_MULTIPLE = 8  # padded lengths are multiples of this: few shapes, and wha
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids with special tokens, padded to a common length.
+    """Token ids with special tokens, padded to a common length."""
 
-    Attributes:
-        input_ids: int32, shape (rows, length).
-        lengths: int32, shape (rows,): tokens of each row that are not padding.
-    """
-
-    input_ids: NDArray[np.int32]
-    lengths: NDArray[np.int32]
+    input_ids: NDArray[np.int32]  # shape (rows, length)
+    lengths: NDArray[np.int32]  # shape (rows,): tokens of each row that are not padding
 
 
 def padded_length(length: Any) -> Any:
@@ -35,14 +30,7 @@ def padded_length(length: Any) -> Any:
 def collate(
     rows: Sequence[NDArray[np.int32]], prefix: NDArray[np.int32], suffix: NDArray[np.int32], pad_id: int
 ) -> Batch:
-    """Add the special tokens to each row and pad all rows to the same length.
-
-    Args:
-        rows: token ids of each window, without special tokens.
-        prefix: special tokens before each row.
-        suffix: special tokens after each row.
-        pad_id: id of the padding token.
-    """
+    """Add the special tokens `prefix` and `suffix` to each row of token ids and pad all rows to the same length."""
     lengths = np.asarray([len(prefix) + len(row) + len(suffix) for row in rows], dtype=np.int32)
     input_ids = np.full((len(rows), padded_length(int(lengths.max(initial=1)))), pad_id, dtype=np.int32)
     for i, row in enumerate(rows):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from detect_ai.models.tokenizer import Tokenizer
 
 ID2LABEL = {0: "human", 1: "ai"}
+_SAFE: Any = {"use_safetensors": True, "trust_remote_code": False}
 _DROPOUT = ("hidden_dropout_prob", "classifier_dropout", "dropout", "seq_classif_dropout", "embd_pdrop", "resid_pdrop")
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
@@ -27,8 +28,7 @@ _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn
 def resolve(config: ModelConfig) -> tuple[str, str | None]:
     """Location of the weights: a local directory, or a hub id with its revision.
 
-    Raises:
-        ConfigError: no such package or directory, a hub id without a pinned revision, or not `model.sha256`.
+    Raises ConfigError for no such package or directory, a hub id without a pinned revision, or not `model.sha256`.
     """
     path = config.path
     if path.startswith("package:"):
@@ -50,25 +50,19 @@ def resolve(config: ModelConfig) -> tuple[str, str | None]:
     folder = Path(path).expanduser()
     weights = folder / "model.safetensors"
     if not weights.is_file():
-        raise ConfigError(
-            f"model.path={config.path}: expected a file model.safetensors in it; pickled weights are refused"
-        )
+        raise ConfigError(f"model.path={config.path}: expected model.safetensors in it; pickled weights are refused")
     if config.sha256:
         with weights.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
         if actual != config.sha256:
-            raise ConfigError(
-                f"model.path={config.path}: model.safetensors has sha256 {actual}, expected {config.sha256}"
-            )
+            raise ConfigError(f"model.path={config.path}: the weights have sha256 {actual}, expected {config.sha256}")
     return str(folder), None
 
 
 def build(config: ModelConfig, seed: int) -> PreTrainedModel:
     """The pretrained encoder with a new head of two classes, drawn from the seed.
 
-    Raises:
-        ConfigError: as `resolve`; transformers does not know the architecture, or the encoder has too few positions or
-            layers.
+    Raises ConfigError as `resolve`, and for an architecture unknown to transformers, too few positions or layers.
     """
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
@@ -94,8 +88,8 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
     kind: Any = AutoModel if mean else AutoModelForSequenceClassification
     with _quiet(), _as_config_errors(config):
-        options: Any = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32}
-        model: PreTrainedModel = kind.from_pretrained(path, config=hf_config, revision=revision, **options)
+        options = _SAFE | {"revision": revision, "dtype": torch.float32}
+        model: PreTrainedModel = kind.from_pretrained(path, config=hf_config, **options)
     if mean:
         hf_config.name_or_path = ""  # a local path, which would be saved
         model = MeanPooledClassifier(MeanPooledConfig(encoder=hf_config, **labels), model)
@@ -143,8 +137,7 @@ def save(model: PreTrainedModel, folder: Path) -> None:
 def load(folder: Path) -> PreTrainedModel:
     """Load what `save` wrote, strictly, in fp32 and evaluation mode.
 
-    Raises:
-        BundleError: the weights lack a tensor, or hold one that the architecture does not have.
+    Raises BundleError if the weights lack a tensor, or hold one that the architecture does not have.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -154,12 +147,7 @@ def load(folder: Path) -> PreTrainedModel:
     try:
         with _quiet():
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                dtype=torch.float32,
-                output_loading_info=True,
+                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **_SAFE
             )
     except Exception as error:
         raise BundleError(f"{folder}: expected a readable config.json and model.safetensors: {error}") from error

@@ -21,12 +21,7 @@ MAX_CACHED_LENGTH = 32  # characters of a cached word: a text without spaces is 
 
 
 class Tokenizer:
-    """A fast tokenizer and the special tokens around a window.
-
-    Args:
-        fast: the tokenizer; truncation and padding settings of its file are switched off.
-        pad_id: id of the padding token.
-    """
+    """A fast tokenizer and the special tokens around a window. Truncation and padding of its file are switched off."""
 
     def __init__(self, fast: FastTokenizer, pad_id: int) -> None:
         fast.no_truncation()  # files of sentence encoders often set truncation to 128 tokens
@@ -59,12 +54,7 @@ class Tokenizer:
             raise BundleError(f"{path}: expected a tokenizer file of the tokenizers library: {error}") from error
 
     def save(self, folder: Path, window: int) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json`, by which transformers loads it and truncates to a window.
-
-        Args:
-            folder: to write to.
-            window: tokens the encoder reads at once, special tokens included.
-        """
+        """Write `tokenizer.json` and `tokenizer_config.json`: transformers loads them, truncates to `window` tokens."""
         self._fast.save(str(folder / "tokenizer.json"))
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",

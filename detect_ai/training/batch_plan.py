@@ -17,32 +17,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai.models.batch import Batch, padded_length
-
-Ints = NDArray[np.int64]
+from detect_ai.models.batch import Batch, Ints, padded_length
 
 
 @dataclass(frozen=True)
 class Microbatch:
-    """One forward pass of one rank.
-
-    Attributes:
-        batch: token ids and lengths; a single row of weight 0 when the microbatch is empty.
-        labels: int64, shape (rows,).
-        weights: float32, shape (rows,).
-        documents: position of each row's document in the split, shape (rows,); -1 in an empty microbatch.
-        step_weight: weight of all documents of the whole step, over all ranks.
-        slot: its place in the step over all ranks: rank r of W has those of r, r + W, r + 2 W …
-        last: whether the step ends with it on this rank.
-    """
+    """One forward pass of one rank. An empty one has a single row of weight 0, of document -1."""
 
     batch: Batch
-    labels: NDArray[np.int64]
+    labels: Ints  # shape (rows,), as those below
     weights: NDArray[np.float32]
-    documents: NDArray[np.int64]
-    step_weight: float
-    slot: int
-    last: bool
+    documents: Ints  # position of each row's document in the split
+    step_weight: float  # of all documents of the whole step, over all ranks
+    slot: int  # its place in the step over all ranks: rank r of W has those of r, r + W, r + 2 W …
+    last: bool  # whether the step ends with it on this rank
 
 
 def num_steps(num_rows: int, batch_size: int) -> int:

@@ -66,8 +66,7 @@ def restore(trainer: Trainer) -> list[dict[str, Any]]:
         load_model(trainer.module, Path(name) / "model.safetensors", device=str(trainer.device))
         state = read_state(Path(name))
     trainer.load_state(state)
-    history: list[dict[str, Any]] = state["history"]
-    return history
+    return list(state["history"])
 
 
 def write_state(state: dict[str, Any], folder: Path) -> None:

@@ -56,10 +56,7 @@ class WindowFormat:
 
 
 class StreamDataConfig(DataConfig):
-    """Ray Train `DataConfig` that builds the input streams once the worker group has started.
-
-    They depend on the number of workers that there are and on the step that the run, by its key `folder`, resumes from.
-    """
+    """Ray Train `DataConfig`: builds the streams for the workers that started, from the step where `folder` resumes."""
 
     def __init__(self, corpus: Corpus, form: WindowFormat, config: Config, folder: str) -> None:
         # With locality, the ranks of several machines would get one another's microbatches, and wait for ever.
@@ -135,8 +132,7 @@ def steps_per_epoch(corpus: Corpus, batch_size: int) -> int:
 
 def training_pools(corpus: Corpus, config: Config, start: int) -> list[dict[str, Any]]:
     """The shards of all epochs from a step on, each with the number of its steps to skip."""
-    pools, shards = [], _pools(corpus, "train")
-    before = start
+    pools, shards, before = [], _pools(corpus, "train"), start
     for epoch in range(config.train.epochs):
         for i in np.random.default_rng([config.seed, epoch]).permutation(len(shards)):
             steps = num_steps(shards[i]["rows"], config.train.batch_size)

@@ -17,8 +17,7 @@ PLACES = {**dict.fromkeys(_TRAIN, "train"), **dict.fromkeys(_MODEL, "model")}
 def apply(config: Config, values: Mapping[str, Any]) -> Config:
     """The configuration with the values of a trial; a microbatch is never larger than the batch.
 
-    Raises:
-        ConfigError: a value is impossible, alone or together with the rest.
+    Raises ConfigError if a value is impossible, alone or together with the rest.
     """
     plain = config.model_dump()
     for name, value in values.items():
@@ -53,14 +52,10 @@ def _expected(given: Any, search: str) -> str:
     return "low above 0, or log: false" if log and low <= 0 else ""
 
 
-def _is_integer(config: Config, name: str) -> bool:
-    return type(getattr(getattr(config, PLACES[name]), name)) is int
-
-
 def _ends(config: Config, name: str) -> list[Any]:
-    given = config.sweep.space[name]
-    ends = [given["low"], given["high"]]
-    return [round(end) for end in ends] if _is_integer(config, name) else ends
+    """The ends of a range: integers for a key that is one, else floats."""
+    given, is_integer = config.sweep.space[name], type(getattr(getattr(config, PLACES[name]), name)) is int
+    return [round(end) if is_integer else float(end) for end in (given["low"], given["high"])]
 
 
 def tune_space(config: Config) -> dict[str, Any]:
@@ -74,7 +69,7 @@ def tune_space(config: Config) -> dict[str, Any]:
             continue
         low, high = _ends(config, name)
         log = given.get("log", True)
-        if _is_integer(config, name):  # Tune excludes the upper end
+        if isinstance(high, int):  # Tune excludes the upper end
             space[name] = (tune.lograndint if log else tune.randint)(low, high + 1)
         else:
             space[name] = (tune.loguniform if log else tune.uniform)(low, high)

@@ -37,10 +37,8 @@ _DONE = "done"  # in the last report of a trial: it came to its end
 def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     """Train once for each trial and name the best one.
 
-    A trial that fails is listed with its error and does not end the sweep.
-
-    Returns:
-        `best` and `trials` as `_trial_result` returns them, and `corpus`.
+    A trial that fails is listed with its error and does not end the sweep. Returns `best` and `trials` as
+    `_trial_result` returns them, and `corpus`.
 
     Raises:
         ConfigError: the search space is empty, or Optuna is not installed.
@@ -90,15 +88,12 @@ def _tune(config: Config, corpus: Corpus, name: str) -> tune.ResultGrid:
     if settings.stop == "asha":
         # Every rung stops half of its trials. max_t is above the last epoch: a trial that gets there ends by itself.
         scheduler = AsyncHyperBandScheduler("epoch", max_t=settings.epochs + 1, reduction_factor=2)
+    samples = 1 if settings.search == "grid" else settings.trials
     tuner = tune.Tuner(
         trainable,
         param_space=search_space.tune_space(config),
         tune_config=tune.TuneConfig(
-            metric="auroc",
-            mode="max",
-            num_samples=1 if settings.search == "grid" else settings.trials,
-            search_alg=search,
-            scheduler=scheduler,
+            metric="auroc", mode="max", num_samples=samples, search_alg=search, scheduler=scheduler
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -167,12 +162,10 @@ class ReportEvaluations(TuneReportCallback):
 
 
 def _trial_result(result: Any) -> Trial:
-    """The result of a trial.
+    """The result of a trial: `trial` (its id; None if it never reported), `values`, `status`, metrics and `error`.
 
-    Returns:
-        `trial` (its id; None if it never reported), `values`, `status` (finished, stopped by the scheduler, or failed),
-        metrics (of a finished trial those of its best epoch, of a stopped one of its last), `epoch` (the last one),
-        `checkpoint` (of a finished trial) and `error`.
+    A trial is finished, stopped by the scheduler, or failed. The metrics of a finished one are those of its best epoch,
+    with its `checkpoint`, of a stopped one those of its last; `epoch` is the last one.
     """
     reported = result.metrics or {}
     error = reported.get("error")

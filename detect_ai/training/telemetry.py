@@ -55,8 +55,7 @@ class Telemetry:
         self._every, self._tracker, self._profiler = every, tracker, profiler
         self._data_wait = 0.0  # seconds since the last line of the log
         self._lines = [line for line in read_metrics(storage, folder) if line["step"] <= trainer.steps]
-        start = {"step": trainer.steps, "workers": trainer.world_size, "time": time.time()}
-        self._lines.append({"kind": "start", **start})
+        self._lines.append({"kind": "start", "step": trainer.steps, "workers": trainer.world_size, "time": time.time()})
         self.flush()
 
     def time_data_wait(self, steps: Iterable[T]) -> Iterator[T]:

@@ -73,12 +73,8 @@ def run_training(
 ) -> TrainingResult:
     """Train on the `train` split and choose the epoch with the best AUROC on `validation`.
 
-    Args:
-        config: model, train, seed, tracking and storage are read.
-        corpus: tokenised by the tokenizer of the model.
-        name: of this attempt; results and checkpoints are under `runs/<run>/<name>`.
-        callbacks: of Ray Train, such as the one that reports to Ray Tune.
-        group: of runs that belong together in W&B.
+    `name` is that of this attempt: results and checkpoints are under `runs/<run>/<name>`. `callbacks` are those of Ray
+    Train, such as the one that reports to Ray Tune; `group` joins runs in W&B.
 
     Raises:
         CorpusError: the corpus was tokenised by another tokenizer.

@@ -35,20 +35,8 @@ MAX_GRAD_NORM = 1.0
 class Trainer:
     """The model of one rank, its optimizer and its schedule.
 
-    Args:
-        config: the training run.
-        network: the model, wrapped for DDP when there are several ranks.
-        device: where it runs.
-        world_size: number of ranks.
-        steps_per_epoch: on every rank.
-        seed: of dropout, together with step and rank: a resumed run draws what the interrupted one would have.
-        rank: of this process.
-
-    Attributes:
-        steps: optimizer steps so far.
-        grad_norm: of the last synchronized step, before clipping.
-        epoch: metrics since the epoch began.
-        since_log: metrics since the last line of the log.
+    `network` is wrapped for DDP when there are several ranks. Dropout is seeded by `seed`, step and rank: a resumed run
+    draws what the interrupted one would have.
     """
 
     def __init__(
@@ -76,9 +64,10 @@ class Trainer:
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},  # biases and norms
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
-        self.steps = 0
-        self.grad_norm = math.nan
+        self.steps = 0  # so far
+        self.grad_norm = math.nan  # of the last synchronized step, before clipping
         self._pending: tuple[list[Microbatch], torch.Tensor, torch.cuda.Event | None] | None = None
+        # Metrics since the epoch began, and since the last line of the log.
         self.epoch, self.since_log = Meter(device, world_size), Meter(device, world_size)
 
     @property
@@ -104,10 +93,8 @@ class Trainer:
         """Add the gradients of a microbatch, and with `sync` average the sums over the ranks.
 
         DDP takes the mean of the ranks' gradients; scaled by the number of ranks over the weight of the whole step
-        that mean is the gradient of the mean loss over all documents of the step, however they are dealt.
-
-        Returns:
-            The sum of the weighted losses. A GPU may not have computed it yet.
+        that mean is the gradient of the mean loss over all documents of the step, however they are dealt. Returns the
+        sum of the weighted losses, which a GPU may not have computed yet.
         """
         labels, weights = (upload(array, self.device) for array in (part.labels, part.weights))
         no_sync = self._ddp.no_sync() if self._ddp and not sync else nullcontext()
@@ -120,17 +107,12 @@ class Trainer:
         return loss.detach()
 
     def update(self, microbatches: list[Microbatch], losses: list[torch.Tensor]) -> None:
-        """Clip the gradients and apply them, the same on all ranks.
+        """Clip the gradients and apply them, the same on all ranks; `losses` are what `backward` returned.
 
         A GPU may still be at work on the step when this returns. The step before is waited for, so that there is
         always one in its queue while the next one's texts are fetched. `synchronize` waits for this one.
 
-        Args:
-            microbatches: of this rank.
-            losses: what `backward` returned for them.
-
-        Raises:
-            TrainingError: on every rank alike, when the gradients of the step before are not finite.
+        Raises TrainingError, on every rank alike, when the gradients of the step before are not finite.
         """
         with self._out_of_memory_explained(f"update of step {self.steps + 1}", microbatches[-1]):
             norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), MAX_GRAD_NORM)
@@ -147,8 +129,7 @@ class Trainer:
     def synchronize(self) -> None:
         """Wait for the last step, add it to the metrics and check its gradients. Every rank must call this.
 
-        Raises:
-            TrainingError: on every rank alike, when they are not finite.
+        Raises TrainingError, on every rank alike, when they are not finite.
         """
         if self._pending is None:
             return
@@ -166,8 +147,7 @@ class Trainer:
     def evaluate(self, stream: Iterable[Microbatch], labels: NDArray[np.int64]) -> dict[str, Any]:
         """Metrics over every document of a split: the scores of all ranks are joined before they are computed.
 
-        Raises:
-            TrainingError: on every rank alike, when scores are not finite; or as `synchronize`.
+        Raises TrainingError, on every rank alike, when scores are not finite; or as `synchronize`.
         """
         self.synchronize()
         started = time.perf_counter()
@@ -198,10 +178,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Training state without the weights, for a resumed run; equal on all ranks, so every rank must call this.
 
-        The schedule, the seeds of dropout and the place in the corpus follow from the step.
-
-        Raises:
-            TrainingError: as `synchronize`.
+        The schedule, the seeds of dropout and the place in the corpus follow from the step. Raises as `synchronize`.
         """
         self.synchronize()
         return {

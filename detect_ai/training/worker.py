@@ -29,16 +29,24 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     Ray Train calls this on every worker; after a failure, again on new ones. A loss that is not finite would recur:
     it is returned as `error`, since an exception would make Ray Train restart the workers.
 
-    Args:
-        arguments: `config`, `steps_per_epoch`, `validation_labels` (one for each document, in order), `corpus` (its
-            fingerprint), `name` and `group` of the run.
-
-    Returns:
-        `history` (the metrics of all evaluations) and `error` (None, or a message).
+    The arguments are `config`, `steps_per_epoch`, `validation_labels` (one for each document, in order), `corpus` (its
+    fingerprint), `name` and `group` of the run. Returns `history` (the metrics of all evaluations) and `error`.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config: Config = arguments["config"]
-    trainer = _build_trainer(config, arguments["steps_per_epoch"])
+    context = ray.train.get_context()
+    torch.set_num_threads(config.train.threads_per_worker)
+    # No buffer of an encoder changes, so none is broadcast before a step.
+    ddp = {"forward_sync_buffers": False, "gradient_as_bucket_view": True}
+    trainer = Trainer(
+        config.train,
+        ray.train.torch.prepare_model(encoder.build(config.model, config.seed), parallel_strategy_kwargs=ddp),
+        ray.train.torch.get_device(),
+        context.get_world_size(),
+        arguments["steps_per_epoch"],
+        config.seed,
+        context.get_world_rank(),
+    )
     history = checkpoint.restore(trainer)
     if trainer.steps == trainer.total_steps:  # resumed from the last checkpoint of all
         return {"history": history, "error": None}
@@ -68,11 +76,7 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def train_step(trainer: Trainer, microbatches: list[Microbatch]) -> None:
-    """One optimizer step: accumulate the gradients of this rank's microbatches, then update.
-
-    Raises:
-        TrainingError: on every rank alike, when the gradients of the step before are not finite.
-    """
+    """One optimizer step: accumulate the gradients of this rank's microbatches, then update, which may raise."""
     trainer.begin_step()
     losses = [trainer.backward(part, sync=part is microbatches[-1]) for part in microbatches]
     if trainer.config.adversarial:
@@ -93,20 +97,3 @@ def group_steps(stream: Iterable[Microbatch], rank: int, world_size: int) -> Ite
             yield step
             step = []
     assert not step, "the stream ended within a step"
-
-
-def _build_trainer(config: Config, steps_per_epoch: int) -> Trainer:
-    context = ray.train.get_context()
-    torch.set_num_threads(config.train.threads_per_worker)
-    module = encoder.build(config.model, config.seed)
-    # No buffer of an encoder changes, so none is broadcast before a step.
-    ddp = {"forward_sync_buffers": False, "gradient_as_bucket_view": True}
-    return Trainer(
-        config.train,
-        ray.train.torch.prepare_model(module, parallel_strategy_kwargs=ddp),
-        ray.train.torch.get_device(),
-        context.get_world_size(),
-        steps_per_epoch,
-        config.seed,
-        context.get_world_rank(),
-    )

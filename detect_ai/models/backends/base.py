@@ -15,13 +15,10 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """Runtime of the encoder of a detector.
+    """Runtime of the encoder of a detector."""
 
-    Attributes:
-        has_lanes: whether batches may run at the same time in several threads, each with as many threads of its own as
-            `torch.set_num_threads` gave it.
-    """
-
+    # Whether batches may run at the same time in several threads, each with as many threads of its own as
+    # `torch.set_num_threads` gave it.
     has_lanes: bool
 
     @classmethod

@@ -21,13 +21,9 @@ if TYPE_CHECKING:
 
 
 class TorchBackend:
-    """A model on a device, at a precision.
+    """A model on a device, at a precision: `fp32`, `bf16`, or `auto` (bf16 where the hardware has it).
 
-    Args:
-        model: encoder with a head of two classes.
-        device: where to run it.
-        precision: `fp32`, `bf16`, or `auto` (bf16 where the hardware has it). In bf16 the score of a text depends on
-            the batch that it is in: by up to 0.05 in log-odds for MiniLM; in fp32 by 1e-5.
+    In bf16 the score of a text depends on its batch: by up to 0.05 in log-odds for MiniLM; in fp32 by 1e-5.
     """
 
     def __init__(self, model: PreTrainedModel, device: torch.device, precision: str = "fp32") -> None:
