@@ -48,7 +48,7 @@ def small_config(encoder: Path, root: Path, source: Path) -> Config:
 def hard_rows(pairs: int, own: float = 0.6) -> list[dict[str, object]]:
     """Labelled rows whose texts share most of their words: a word is of the text's own kind with a chance of `own`."""
     rng = random.Random(0)
-    kinds = (tiny_models.HUMAN_WORDS, tiny_models.AI_WORDS)
+    kinds = (tiny_models.HUMAN_WORDS.split(), tiny_models.AI_WORDS.split())
 
     def word(label: int) -> str:
         return rng.choice(kinds[label if rng.random() < own else 1 - label])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from detect_ai.core.config import SPLITS, Config
-from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
 from detect_ai.corpus import audit as stage
 from detect_ai.corpus import manifest
@@ -97,11 +96,6 @@ def test_audit_reads_leading_rows_only(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "READ_AT_ONCE", 10)
     monkeypatch.setattr(stage, "MAX_CHARACTERS", 10)
     assert audit(Config(), storage)["texts_audited"] == 40
-
-
-def test_missing_corpus_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"run=default"):
-        audit(Config(), Storage(str(tmp_path)))
 
 
 # Warnings

@@ -1,37 +1,29 @@
 """Presets: each on rows in the schema that its authors published."""
 
-import csv
-import json
-
+import pandas as pd
 import pytest
 
 from detect_ai.core.config import SourceConfig
 from detect_ai.corpus.presets import PRESETS, with_preset
-from tests.unit.conftest import refusal, rows, some
+from tests.unit.conftest import refusal, rows, some, write
 
 
 def read(folder, preset, *given, unlabelled=False):
     """The rows of a file of the preset's kind."""
     kind = with_preset(SourceConfig(preset=preset)).kind
     path = folder / f"a.{kind}"
-    with path.open("w", newline="", encoding="utf-8-sig") as file:
-        if kind == "csv":
-            writer = csv.DictWriter(file, list(given[0]))
-            writer.writeheader()
-            writer.writerows(given)
-        else:
-            file.writelines(json.dumps(row) + "\n" for row in given)
+    if kind == "csv":
+        pd.DataFrame(given).to_csv(path, index=False, encoding="utf-8-sig")
+    else:
+        write(path, *given)
     return rows(path, unlabelled, kind=kind, preset=preset)
 
 
-def test_preset_fills_in_the_defaults():
+def test_preset_fills_in_fields_that_a_user_did_not_set():
     source = with_preset(SourceConfig(path="x", preset="raid"))
     assert (source.kind, source.text, source.label, source.group) == ("csv", "generation", "model", "source_id")
     assert (source.labels["human"], source.labels["llama-chat"], sum(source.labels.values())) == (0, 1, 11)
     assert with_preset(source) == source
-
-
-def test_user_fields_override_a_preset():
     own = {"kind": "parquet", "group": "title", "labels": {"human": 0, "gpt9": 1}}
     source = with_preset(SourceConfig(path="x", preset="raid", **own))
     assert {name: getattr(source, name) for name in own} == own

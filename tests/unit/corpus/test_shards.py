@@ -3,11 +3,9 @@
 import json
 
 import pyarrow as pa
-import pytest
 
 from detect_ai.core.config import CorpusConfig, SourceConfig
 from detect_ai.corpus import shards
-from detect_ai.corpus.columns import ROW_SCHEMA
 from detect_ai.corpus.shards import TOKENIZE_ROWS, tokenize
 from detect_ai.models.encoder import load_tokenizer
 from detect_ai.text.normalize import normalise
@@ -32,14 +30,6 @@ def test_small_files_share_a_task(tmp_path, monkeypatch):
         *[[("large", True)]] * 2,
     ]
     assert size == 84 * len(LINE)
-
-
-@pytest.mark.parametrize(("num_rows", "sizes"), [(1, [7, 7, 7]), (10, [14, 7]), (100, [21])])
-def test_rows_are_gathered_into_tables(tmp_path, num_rows, sizes):
-    (task,), _ = shards._tasks(CorpusConfig(sources=[folder(tmp_path / "ours", 3, 7)]))
-    tables = list(shards._gathered(task, num_rows))
-    assert [len(table) for table in tables] == sizes
-    assert tables[0].column_names == [*ROW_SCHEMA.names, "against"]
 
 
 def test_token_ids_are_those_of_the_whole_normalised_text(encoder, tmp_path):

@@ -102,9 +102,8 @@ def test_normalised_away_typography_is_no_shortcut():
 
 def test_feature_that_reverses_outside_the_training_split():
     rows = corpus()
-    words = feature(
-        change(rows, (rows["label"] == 1) == (rows["split"] == "train"), lambda text: f"{text} " * 3), "words"
-    )
+    is_long = (rows["label"] == 1) == (rows["split"] == "train")
+    words = feature(change(rows, is_long, lambda text: f"{text} " * 3), "words")
     assert words["auroc"] > 0.95
     assert words["held_out"] < 0.05
 

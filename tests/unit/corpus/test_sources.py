@@ -231,12 +231,6 @@ def test_text_column_of_another_type_is_refused(tmp_path, kind):
     assert str(kind) in refusal(rows, path, kind="parquet")
 
 
-def test_repeated_columns_of_parquet_are_refused(tmp_path):
-    table = pa.Table.from_arrays([pa.array(["a"])] * 3, ["text", "label", "text"])
-    pq.write_table(table, tmp_path / "a.parquet")
-    assert "'text'" in refusal(rows, tmp_path, kind="parquet")
-
-
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
 def test_every_string_type_is_read(tmp_path, kind):
     text, label = pa.array(["a", None]).cast(kind), pa.array(["0", "1"]).dictionary_encode()

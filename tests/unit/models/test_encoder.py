@@ -162,25 +162,17 @@ def test_expanded_masks_change_no_logit(encoder, pooling):
         assert torch.equal(network(**inputs).logits, expanded)
 
 
-@pytest.mark.parametrize(
-    ("precision", "hardware", "expected"),
-    [
-        ("fp32", True, None),
-        ("bf16", False, torch.bfloat16),
-        ("auto", True, torch.bfloat16),
-        ("auto", False, None),
-    ],
-)
-def test_auto_precision_is_bf16_where_hardware_has_it(monkeypatch, precision, hardware, expected):
+@pytest.mark.parametrize("hardware", [True, False])
+def test_auto_precision_is_bf16_where_hardware_has_it(monkeypatch, hardware):
     monkeypatch.setattr(model, "has_bf16", lambda device: hardware)
-    assert model.autocast_dtype(precision, CPU) == expected
+    dtypes = [model.autocast_dtype(precision, CPU) for precision in ("fp32", "bf16", "auto")]
+    assert dtypes == [None, torch.bfloat16, torch.bfloat16 if hardware else None]
 
 
 # Saving and loading
 
 
-def test_saved_model_is_two_files_and_loads_in_fp32(saved):
-    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
+def test_saved_model_loads_in_fp32(saved):
     loaded = model.load(saved)
     assert not loaded.training
     assert {tensor.dtype for tensor in loaded.state_dict().values() if tensor.is_floating_point()} == {torch.float32}

@@ -56,15 +56,6 @@ def test_seed_determines_the_steps():
     assert first == again != other
 
 
-@given(LENGTHS, SIZES)
-def test_lengths_of_a_class_do_not_interleave_between_steps(lengths, sizes):
-    padded, labels = padded_length(np.asarray(lengths, dtype=np.int64)), np.arange(len(lengths)) % 2
-    for label in (0, 1):
-        chosen = [positions[labels[positions] == label] for positions in map(np.concatenate, plan(lengths, sizes))]
-        ranges = sorted((padded[part].min(), padded[part].max()) for part in chosen if len(part))
-        assert all(left[1] <= right[0] for left, right in pairwise(ranges))
-
-
 @pytest.mark.parametrize("ai", [0.5, 0.1])
 def test_every_step_has_the_class_proportions_of_its_pool(ai):
     labels = realistic_labels(ai=ai)

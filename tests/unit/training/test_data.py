@@ -19,6 +19,7 @@ from detect_ai.training import data
 from detect_ai.training.batch_plan import num_steps
 from detect_ai.training.checkpoint import SNAPSHOT
 from detect_ai.training.data import StreamDataConfig, WindowFormat
+from detect_ai.training.worker import group_steps
 
 FORM = WindowFormat(np.asarray([101], np.int32), np.asarray([102], np.int32), pad_id=0, window=64, stride=48)
 CONTENT = 62
@@ -49,14 +50,7 @@ def training_parts(table, num_workers=1, first=0, epoch=0, skip=0, **changes):
 
 
 def steps_of_rank(parts, rank, num_workers):
-    steps, step = [], []
-    for part in parts[rank::num_workers]:
-        step.append(part)
-        if part.last:
-            steps.append(step)
-            step = []
-    assert not step
-    return steps
+    return list(group_steps(parts[rank::num_workers], rank, num_workers))
 
 
 def documents(step):
@@ -135,10 +129,8 @@ def test_batches_are_planned_by_lengths_with_special_tokens():
 @pytest.mark.parametrize("shortest_span", [0, 10])
 def test_epochs_read_different_parts_reproducibly(shortest_span):
     table = corpus_table(40)
-    first, again, other = (
-        contents(training_parts(table, epoch=epoch, shortest_span=shortest_span)) for epoch in (0, 0, 1)
-    )
-    assert first == again != other
+    read = [contents(training_parts(table, epoch=epoch, shortest_span=shortest_span)) for epoch in (0, 0, 1)]
+    assert read[0] == read[1] != read[2]
 
 
 def test_shortest_span_samples_spans_of_many_lengths():

@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 
 from detect_ai.core import ray_runtime
-from detect_ai.core.config import Config, load_config
+from detect_ai.core.config import load_config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
 from detect_ai.training import search_space, sweep, train
@@ -19,11 +19,6 @@ from detect_ai.training.checkpoint import NOT_EVALUATED
 from detect_ai.training.sweep import ranked, run_trial, table
 
 LOST = RayActorError()
-
-
-@pytest.fixture
-def config() -> Config:
-    return load_config(["model.window=256"])
 
 
 def result(lr: float = 1e-4, error: Exception | None = None, **reported: Any) -> Any:
@@ -83,8 +78,9 @@ def test_space_of_ray_tune_samples_within_bounds() -> None:
     [(8.0, False, 0, 2), (4.0, False, 0, 1), (0.0, False, 0, 1), (2.0, True, 4, 4), (2.0, True, 0, 1)],
 )
 def test_concurrency_follows_free_cpus_or_the_limit(
-    config: Config, monkeypatch: pytest.MonkeyPatch, free: float, can_grow: bool, asked: int, expected: int
+    monkeypatch: pytest.MonkeyPatch, free: float, can_grow: bool, asked: int, expected: int
 ) -> None:
+    config = load_config([])
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": free})
     monkeypatch.setattr(ray_runtime, "can_grow", lambda: can_grow)
     config.train.num_workers, config.train.cpus_per_worker, config.train.use_gpu = 2, 1, False

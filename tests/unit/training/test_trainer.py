@@ -65,17 +65,15 @@ def part(rows: int = 2, weight: float = 1.0, step_weight: float | None = None, s
 
 def rows_of(whole: Microbatch, rows: Any) -> Microbatch:
     batch = Batch(whole.batch.input_ids[rows], whole.batch.lengths[rows])
-    return replace(
-        whole, batch=batch, **{name: getattr(whole, name)[rows] for name in ("labels", "weights", "documents")}
-    )
+    columns = {name: getattr(whole, name)[rows] for name in ("labels", "weights", "documents")}
+    return replace(whole, batch=batch, **columns)
 
 
 def train(trainer: Trainer, *parts: Microbatch) -> float:
     """One step; returns its loss."""
     train_step(trainer, list(parts))
     trainer.synchronize()
-    loss: float = trainer.since_log.metrics()["train_loss"]
-    return loss
+    return float(trainer.since_log.metrics()["train_loss"])
 
 
 def gradients(network: Any, *parts: Microbatch, **changes: Any) -> dict[str, torch.Tensor]:
