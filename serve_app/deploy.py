@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray._private import worker
 from ray.serve.context import _get_global_client
 
 from detect_ai.core.config import Config, ServeConfig
@@ -45,12 +46,8 @@ def deploy(config: Config, storage: Storage, keys: str | None = None) -> dict[st
     """Serve a published version, the champion unless one is named, and wait until it answers.
 
     Replicas of the version before answer until those of the new one are ready. A deployment that fails returns to the
-    last one that succeeded, unless another deployment has begun meanwhile.
-
-    Args:
-        config: its section `serve` has the settings.
-        storage: root of the registry.
-        keys: hashed API keys in addition to those under the storage root; None: those of the environment.
+    last one that succeeded, unless another deployment has begun meanwhile. `keys` are hashed API keys in addition to
+    those under the storage root; None: those of the environment.
 
     Raises:
         RegistryError: no such version, or no champion.
@@ -103,18 +100,16 @@ def desired_state(storage: Storage) -> DesiredState:
     """The states of the service on the connected cluster; those of a private Ray end with it."""
     if os.environ.get("RAY_ADDRESS"):
         return DesiredState(storage)
-    from ray._private import worker
-
     node: Any = worker._global_node
     return DesiredState(Storage(node.get_session_dir_path()))
 
 
 def cluster_stays() -> bool:
     """Whether RAY_ADDRESS names a cluster that outlives this process, and so does a service on it."""
-    is_named = bool(os.environ.get("RAY_ADDRESS"))
-    if not is_named:
-        logger.info("RAY_ADDRESS is not set: nothing is deployed, because the service would end with this job")
-    return is_named
+    if os.environ.get("RAY_ADDRESS"):
+        return True
+    logger.info("RAY_ADDRESS is not set: nothing is deployed, because the service would end with this job")
+    return False
 
 
 def deploy_to_cluster(config: Config, storage: Storage) -> dict[str, Any]:
@@ -152,12 +147,7 @@ def rollback_service(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def require_place(config: ServeConfig, storage: Storage) -> None:
-    """Check, before a long job, what `deploy` needs after it.
-
-    Raises:
-        ConfigError: no API keys for a service that other machines can reach.
-        ResourceError: something other than Ray Serve uses the port.
-    """
+    """Check API keys (ConfigError) and port (ResourceError) before a long job that ends with `deploy`."""
     checked_keys(config, storage)
     if _get_global_client(raise_if_no_controller_running=False) is None:
         require_free_port(config.host, config.port)
@@ -174,11 +164,7 @@ def checked_version(config: ServeConfig, storage: Storage) -> str:
 
 
 def checked_keys(config: ServeConfig, storage: Storage, keys: str | None = None) -> str | None:
-    """Hashed API keys in addition to those under the storage root, as JSON; None: no keys, loopback only.
-
-    Raises:
-        ConfigError: keys that cannot be read, or none for a service that other machines can reach.
-    """
+    """Hashed API keys of the environment, as JSON; None: there are no keys, which needs loopback (else ConfigError)."""
     environment = os.environ.get(ENVIRONMENT, "") if keys is None else keys
     if KeyStore(storage, environment).read().keys:
         return environment

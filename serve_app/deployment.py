@@ -25,8 +25,6 @@ from serve_app.engine.metrics import ray_metrics
 from serve_app.engine.versions import Versions
 
 DEPLOYMENT = "Detector"
-LOOK_BACK_S = 12.0  # of autoscaling; replicas report every 10 seconds
-UPSCALE_DELAY_S = 5.0  # load lasts this long before a replica is added
 TARGET_ONGOING_REQUESTS = 16  # per replica
 # Per replica, far above the target: admission control is inside the replica.
 MAX_ONGOING_REQUESTS = 256
@@ -37,11 +35,8 @@ MAX_QUEUED_REQUESTS = 128
 class Replica:
     """One process that answers requests with one version of the model, and optionally a canary.
 
-    Args:
-        config: the service.
-        storage_root: of the registry and the API keys; absolute, because replicas run in another directory.
-        version: of the bundle; pinned: it does not follow the champion.
-        keys: hashed API keys of the environment, as JSON; None: no keys are required.
+    `storage_root` is absolute, because replicas run in another directory. `version` is pinned: it does not follow the
+    champion. `keys` are the hashed API keys of the environment, as JSON; None: no keys are required.
     """
 
     def __init__(self, config: ServeConfig, storage_root: str, version: str, keys: str | None) -> None:
@@ -70,11 +65,11 @@ class Replica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Metrics for the autoscaling policy; Serve calls this periodically, on the event loop."""
-        return {DEMAND: self.versions.demand()}
+        return {DEMAND: sum(engine.batcher.demand() for engine in self.versions.engines)}
 
     def check_health(self) -> None:
         """Raise if the deployed version hangs, so that Serve replaces this replica."""
-        if not self.versions.alive:
+        if not self.versions.main.batcher.alive:
             raise RuntimeError("the batcher has stopped")
 
 
@@ -82,13 +77,10 @@ def build(
     config: ServeConfig, storage_root: str, version: str, runtime_env: dict[str, Any], keys: str | None
 ) -> serve.Application:
     """The application for one version: the arguments of a `Replica`, and the runtime environment of its process."""
+    resources = {"num_cpus": config.cpus_per_replica, "num_gpus": int(config.use_gpu)}
     deployment = serve.deployment(
         name=DEPLOYMENT,
-        ray_actor_options={
-            "num_cpus": config.cpus_per_replica,
-            "num_gpus": int(config.use_gpu),
-            "runtime_env": runtime_env,
-        },
+        ray_actor_options={**resources, "runtime_env": runtime_env},
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         max_queued_requests=MAX_QUEUED_REQUESTS,
         backpressure_config=BackpressureConfig(retry_after_s=1),
@@ -96,9 +88,9 @@ def build(
             min_replicas=config.min_replicas,
             max_replicas=config.max_replicas,
             target_ongoing_requests=TARGET_ONGOING_REQUESTS,
-            upscale_delay_s=UPSCALE_DELAY_S,
+            upscale_delay_s=5.0,
             downscale_delay_s=config.downscale_delay_s,
-            look_back_period_s=LOOK_BACK_S,
+            look_back_period_s=12.0,  # replicas report every 10 seconds
             policy=AutoscalingPolicy(policy_function=scale_on_demand),
         ),
         graceful_shutdown_wait_loop_s=1,

@@ -38,11 +38,7 @@ class State(BaseModel):
 
 
 class DesiredState:
-    """The states of one service, the last one being in force.
-
-    Args:
-        storage: root of the registry; of a private Ray, a folder that ends with it.
-    """
+    """The states of one service, the last one being in force. Those of a private Ray end with it."""
 
     def __init__(self, storage: Storage) -> None:
         self._pointer = Pointer(storage, KEY)

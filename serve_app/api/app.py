@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from detect_ai import __version__
+from detect_ai.detector.model_info import model_info
 from detect_ai.schemas import (
     DetectRequest,
     DetectResponse,
@@ -39,8 +40,10 @@ from serve_app.auth.api_keys import REFRESH_S
 from serve_app.engine.batcher import ClosedError, QueueFullError
 from serve_app.engine.engine import Engine, Options
 from serve_app.engine.versions import Versions
+from serve_app.files.reader import FILE_LIMITS
 from serve_app.files.uploads import detect_files, read_form
 
+LIMITS = ("max_texts", "max_chars", "max_tokens", "max_body_bytes", "max_upload_bytes")
 DESCRIPTION = (
     "Estimates whether a text was written by AI, at a stated false positive rate. Every response carries "
     "`X-Request-ID`, `X-Model-Version` and `Server-Timing`; errors are `application/problem+json` (RFC 9457) and never "
@@ -116,12 +119,7 @@ def create_app(versions: Versions, access: AccessControl) -> FastAPI:
 
 
 def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
-    """A class of routes that checks a request before its body is read, and bounds the time of the whole request.
-
-    Args:
-        versions: the engines.
-        media_type: the only one accepted.
-    """
+    """A route class that accepts one media type, checks a request before its body is read, and bounds its time."""
     seconds = versions.main.config.request_timeout_s
 
     class BoundedRoute(APIRoute):
@@ -183,15 +181,11 @@ def text_routes(versions: Versions) -> APIRouter:
     @router.post("/v1/detect", response_model=DetectResponse)
     async def detect(request: Request, body: DetectRequest) -> Response:
         """Verdicts for one or several texts, in their order."""
-        started = time.perf_counter()
+        started, id_ = time.perf_counter(), request.state.request_id
 
         def respond(verdicts: list[Verdict]) -> bytes:
-            response = DetectResponse(
-                request_id=request.state.request_id,
-                model_version=verdicts[0].model_version,
-                verdicts=verdicts,
-                seconds=round(time.perf_counter() - started, 6),
-            )
+            seconds, version = round(time.perf_counter() - started, 6), verdicts[0].model_version
+            response = DetectResponse(request_id=id_, model_version=version, verdicts=verdicts, seconds=seconds)
             return response.model_dump_json().encode()
 
         options = Options(body.target_fpr, body.return_spans or body.explain, body.explain)
@@ -223,12 +217,9 @@ def labels(verdict: Verdict) -> list[LabelScore]:
 def file_routes(versions: Versions) -> APIRouter:
     """Detection for uploaded files."""
     router = APIRouter(route_class=bounded_route(versions, "multipart/form-data"))
-    form = FileOptions.model_json_schema()
-    form["properties"] = {
-        "files": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1},
-        **form["properties"],
-    }
-    form["required"] = ["files"]
+    files = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
+    form = FileOptions.model_json_schema() | {"required": ["files"]}
+    form["properties"] = {"files": files, **form["properties"]}
     body = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
 
     @router.post("/v1/detect/file", response_model=FilesResponse, openapi_extra={"requestBody": body})
@@ -258,11 +249,13 @@ def state_routes(versions: Versions, access: AccessControl, needs_key: Sequence[
     @router.get("/v1/model", dependencies=needs_key)
     async def model() -> ModelInfo:
         """The model that answers, its thresholds and limits."""
-        return versions.main.info()
+        limits = {name: getattr(versions.main.config, name) for name in LIMITS}
+        return model_info(versions.main.detector.spec, limits | FILE_LIMITS)
 
     @router.get(f"{ADMIN}status", dependencies=needs_key)
     async def status() -> Status:
         """The replica that answers. Needs a key with the scope `admin`."""
+        valid = [key for key in access.ring.keys.values() if key.is_valid]
         return Status(
             pid=os.getpid(),
             uptime_s=round(time.monotonic() - started, 1),
@@ -270,11 +263,7 @@ def state_routes(versions: Versions, access: AccessControl, needs_key: Sequence[
             canary=versions.canary.detector.version if versions.canary else None,
             canary_share=versions.canary_share,
             waiting_tokens=sum(engine.batcher.waiting_tokens for engine in versions.engines),
-            keys=[
-                KeyInfo(id=key.id, name=key.name, scopes=sorted(key.scopes))
-                for key in access.ring.keys.values()
-                if key.is_valid
-            ],
+            keys=[KeyInfo(id=key.id, name=key.name, scopes=sorted(key.scopes)) for key in valid],
         )
 
     @router.get("/healthz")
@@ -285,7 +274,7 @@ def state_routes(versions: Versions, access: AccessControl, needs_key: Sequence[
     @router.get("/readyz")
     async def readyz() -> dict[str, str]:
         """Whether the model is loaded, warmed up and accepts requests."""
-        if not versions.alive:
+        if not versions.main.batcher.alive:
             raise ProblemError(503, "The replica does not accept requests: try again later.", RETRY_AFTER)
         state = {"status": "ready", "model_version": versions.main.detector.version}
         if seconds := access.seconds_stale:

@@ -42,15 +42,8 @@ class Guard:
 
     Serve's proxy puts an `X-Request-ID` (the client's, or a new one) on every request and response, its own errors
     included; here it becomes `request.state.request_id`. Every response gets `X-Model-Version` and `Server-Timing`.
-    HEAD is answered like GET.
-
-    Args:
-        app: the application.
-        access: admits requests, before a body is read.
-        record: counts refusals.
-        config: limits and foreign origins. A service on loopback without keys answers to no other host names, which
-            protects it from DNS rebinding.
-        model_version: reported where no route has chosen another.
+    HEAD is answered like GET. A service on loopback without keys answers to no other host names, which protects it
+    from DNS rebinding. `model_version` is reported where no route has chosen another.
     """
 
     def __init__(
@@ -104,14 +97,11 @@ class Guard:
             caller.release()
 
     def check_head(self, method: str, headers: Headers, max_bytes: int) -> None:
-        """Refuse an invalid request id, a long body, another host name, or a POST of a foreign page.
+        """Refuse an invalid request id (400), a long body (413), another host (421), or a POST of a foreign page (403).
 
         A form or a `no-cors` fetch needs no CORS preflight: the page cannot read the answer, but its request would be
         processed (CSRF). Pages of the same site are foreign too, because all ports of localhost are one site. Clients
         that are no browsers send neither `Origin` nor `Sec-Fetch-Site`.
-
-        Raises:
-            ProblemError: 400, 403, 413 or 421.
         """
         if not _REQUEST_ID.fullmatch(headers.get("x-request-id", "-")):
             raise ProblemError(400, "X-Request-ID: expected 1 to 128 printable ASCII characters without spaces.")

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 
 from detect_ai.core.errors import DetectAIError
 from serve_app.api.errors import ProblemError
-from serve_app.auth.api_keys import ApiKey, KeyRing, Scope
+from serve_app.auth.api_keys import KeyRing, Scope
 from serve_app.auth.rate_limit import Limiter
 
 logger = logging.getLogger("ray.serve")
@@ -23,7 +23,6 @@ OPEN_PATHS = frozenset({"/", "/docs", "/card", "/openapi.json", "/healthz", "/re
 OPEN_FOLDERS = ("/static/", "/swagger-ui/")
 ADMIN = "/v1/admin/"
 ANYBODY = "anybody"
-CHALLENGE = {"WWW-Authenticate": 'Bearer realm="detect_ai"'}
 STALE_S = 60.0  # keys that could not be read for longer are reported by /readyz
 
 
@@ -50,11 +49,9 @@ class Caller:
 class AccessControl:
     """Admits requests by API key, scope, rate limit and concurrency limit.
 
-    Args:
-        limiter: counts requests and tokens of all replicas.
-        tokens_per_minute: rate limit of a key without one of its own, or of everybody together without keys; 0: none.
-        max_concurrent: requests of one key at once; 0: no limit. Without keys there is none.
-        read_keys: returns the keys, called in a thread; None: no keys are required.
+    `tokens_per_minute` is the limit of a key without one of its own, or of everybody together without keys; 0: none.
+    `max_concurrent` limits the requests of one key at once; 0: no limit. `read_keys` returns the keys, called in a
+    thread; None: no keys are required.
     """
 
     def __init__(
@@ -84,7 +81,17 @@ class AccessControl:
         """The caller of an admitted request, which must be released. Raises ProblemError: 401, 403 or 429."""
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
             return Caller(ANYBODY)
-        key = self._key(path, headers) if self.requires_keys else None
+        key = None
+        if self.requires_keys:
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            key = self.ring.find(token.strip()) if scheme.lower() == "bearer" else None
+            if key is None:
+                detail = "Expected the header `Authorization: Bearer <key>` with a valid API key from the operator."
+                raise ProblemError(401, detail, {"WWW-Authenticate": 'Bearer realm="detect_ai"'})
+            needed = Scope.ADMIN if path.startswith(ADMIN) else Scope.DETECT
+            if needed not in key.scopes:
+                scopes = ", ".join(sorted(key.scopes))
+                raise ProblemError(403, f"This key has the scope {scopes}; this path needs the scope {needed}.")
         name, max_concurrent = (key.id, self._max_concurrent) if key else (ANYBODY, 0)
         rate = (key and key.tokens_per_minute) or self._tokens_per_minute
         if method != "POST" or not (rate or max_concurrent):
@@ -96,18 +103,6 @@ class AccessControl:
             detail = f"The limit of this key is {limit}: try again in {seconds} seconds."
             raise ProblemError(429, detail, {"Retry-After": str(seconds)})
         return Caller(name, self._limiter, rate, reservation.slot)
-
-    def _key(self, path: str, headers: Headers) -> ApiKey:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        key = self.ring.find(token.strip()) if scheme.lower() == "bearer" else None
-        if key is None:
-            detail = "Expected the header `Authorization: Bearer <key>` with a valid API key from the operator."
-            raise ProblemError(401, detail, CHALLENGE)
-        needed = Scope.ADMIN if path.startswith(ADMIN) else Scope.DETECT
-        if needed not in key.scopes:
-            scopes = ", ".join(sorted(key.scopes))
-            raise ProblemError(403, f"This key has the scope {scopes}; this path needs the scope {needed}.")
-        return key
 
     async def refresh(self, every_s: float) -> None:
         """Read the keys periodically."""

@@ -86,12 +86,7 @@ class KeyRing:
 
 
 class KeyStore:
-    """Keys under a storage root and of the environment.
-
-    Args:
-        storage: of the service.
-        environment: content of `DETECT_AI_API_KEYS`.
-    """
+    """Keys under a storage root and of the environment: the content of `DETECT_AI_API_KEYS`."""
 
     def __init__(self, storage: Storage, environment: str = "") -> None:
         self._storage = storage
@@ -130,16 +125,7 @@ def digest(token: str) -> str:
 
 
 def create_key(name: str, scopes: Iterable[Scope] = (Scope.DETECT,), **limits: Any) -> tuple[str, ApiKey]:
-    """A new key: its token for the owner, and its record.
-
-    Args:
-        name: owner.
-        scopes: what the key permits.
-        limits: `tokens_per_minute` and `expires`.
-
-    Raises:
-        ConfigError: a value that a key cannot have.
-    """
+    """A token for the owner, and its record; `limits` are `tokens_per_minute` and `expires`. Raises ConfigError."""
     number = secrets.token_hex(4)
     token = f"dai_{number}_{secrets.token_urlsafe(32)}"
     known = {"id": number, "name": name, "sha256": digest(token), "scopes": scopes, "created": _now()}
@@ -184,33 +170,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not arguments.root:
             raise ConfigError("expected --root or DETECT_AI_STORAGE_ROOT: the storage root of the service")
-        print(_run(KeyStore(Storage(arguments.root)), arguments))  # noqa: T201 - the output of a command
+        store, lines = KeyStore(Storage(arguments.root)), []
+        if arguments.command == "create":
+            expires = arguments.expires and arguments.expires.astimezone(UTC)
+            limits = {"tokens_per_minute": arguments.tokens_per_minute, "expires": expires}
+            token, key = create_key(arguments.name, arguments.scope, **limits)
+            store.put(key)
+            lines = [token]
+        elif arguments.command == "revoke":
+            keys = store.read().keys
+            if arguments.id not in keys:
+                raise ConfigError(f"no key {arguments.id!r} in {FOLDER}/; found {', '.join(keys) or 'none'}")
+            store.put(keys[arguments.id].model_copy(update={"revoked": _now()}))
+            lines = [f"revoked {arguments.id}: running replicas refuse it within {REFRESH_S} s"]
+        else:
+            for key in store.read().keys.values():
+                rate = f"{key.tokens_per_minute} tokens/min" if key.tokens_per_minute else "default rate"
+                dates = {"created": key.created, "expires": key.expires, "revoked": key.revoked}
+                ends = [f"{name} {date:%Y-%m-%d}" for name, date in dates.items() if date]
+                lines.append("  ".join([key.id, key.name, " ".join(sorted(key.scopes)), rate, *ends]))
+        print("\n".join(lines) or f"no keys in {FOLDER}/")  # noqa: T201 - the output of a command
     except DetectAIError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
-
-
-def _run(store: KeyStore, arguments: argparse.Namespace) -> str:
-    if arguments.command == "create":
-        expires = arguments.expires and arguments.expires.astimezone(UTC)
-        limits = {"tokens_per_minute": arguments.tokens_per_minute, "expires": expires}
-        token, key = create_key(arguments.name, arguments.scope, **limits)
-        store.put(key)
-        return token
-    keys = store.read().keys
-    if arguments.command == "revoke":
-        if arguments.id not in keys:
-            raise ConfigError(f"no key {arguments.id!r} in {FOLDER}/; found {', '.join(keys) or 'none'}")
-        store.put(keys[arguments.id].model_copy(update={"revoked": _now()}))
-        return f"revoked {arguments.id}: running replicas refuse it within {REFRESH_S} s"
-    lines = []
-    for key in keys.values():
-        rate = f"{key.tokens_per_minute} tokens/min" if key.tokens_per_minute else "default rate"
-        dates = {"created": key.created, "expires": key.expires, "revoked": key.revoked}
-        ends = [f"{name} {date:%Y-%m-%d}" for name, date in dates.items() if date]
-        lines.append("  ".join([key.id, key.name, " ".join(sorted(key.scopes)), rate, *ends]))
-    return "\n".join(lines) or f"no keys in {FOLDER}/"
 
 
 if __name__ == "__main__":

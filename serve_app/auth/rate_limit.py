@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ray
+
 logger = logging.getLogger("ray.serve")
 
 ANSWER_S = 1.0  # how long a request waits for the actor
@@ -114,8 +116,6 @@ class Limiter:
 
 def connect_limiter() -> Limiter:
     """The limiter of this cluster; starts its actor on the head node if it is not running."""
-    import ray
-
     head = {"node:__internal_head__": 0.001}  # the node that is never preempted
     options = {"name": ACTOR_NAME, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
     actor: Any = ray.remote(RateLimits).options(num_cpus=0, resources=head, max_restarts=-1, **options).remote()
@@ -124,8 +124,6 @@ def connect_limiter() -> Limiter:
 
 def stop_limiters(keep: str = "") -> None:
     """Stop the actors of all releases but the one named."""
-    import ray
-
     for actor in ray.util.list_named_actors(all_namespaces=True):
         if actor["namespace"] == NAMESPACE and actor["name"].startswith(PREFIX) and actor["name"] != keep:
             ray.kill(ray.get_actor(actor["name"], NAMESPACE))

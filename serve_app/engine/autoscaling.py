@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ray.serve.config import AutoscalingContext
+from ray.serve.config import AutoscalingContext
 
 DEMAND = "demand"  # metric of a replica: offered work as a fraction of its capacity; above 1 it is overloaded
 TARGET_UTILIZATION = 0.8
@@ -15,10 +14,7 @@ def scale_on_demand(context: AutoscalingContext) -> tuple[float, dict[str, Any]]
     """Replicas for the offered work, or for the ongoing requests if that needs more.
 
     Load shedding keeps the number of ongoing requests below `target_ongoing_requests`, however many requests are
-    refused; Serve's default policy therefore never scales an overloaded service.
-
-    Returns:
-        The desired number of replicas before Serve applies delays and bounds, and no state.
+    refused; Serve's default policy therefore never scales an overloaded service. Serve then applies delays and bounds.
     """
     assert context.config is not None
     demand = sum((context.aggregated_metrics or {}).get(DEMAND, {}).values())

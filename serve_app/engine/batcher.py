@@ -31,14 +31,9 @@ MIN_MEASURED_FILL = 0.25  # fraction of a batch from which on its time gives the
 
 
 class QueueFullError(Exception):
-    """The queue is full, or the estimated queueing delay is too long.
-
-    Args:
-        retry_after_s: estimated seconds until the queue has drained.
-    """
+    """The queue is full, or the estimated queueing delay is too long: it has drained in `retry_after_s` seconds."""
 
     def __init__(self, retry_after_s: int = 1) -> None:
-        super().__init__(retry_after_s)
         self.retry_after_s = retry_after_s
 
 
@@ -72,36 +67,26 @@ class Batcher:
     that a lane never waits for the event loop.
 
     Args:
-        score: windows and a number of threads to log-odds, shape (windows,), in one forward pass.
-        model: executor with one thread for each lane.
         teams: executor of batches with several threads. Each thread that has run one keeps its team of OpenMP threads,
             and once all teams have more threads than there are cores, libgomp hardly spins any more before it sleeps:
             every parallel region of a forward pass then takes longer. So these batches keep to few threads.
-        batch_tokens: padded tokens in all lanes together; bounds how long a new request waits for its first turn.
         max_waiting_tokens: bound of the queue. Each request counts with at most `batch_tokens`, so that one long
             document does not shut out the others; a caller without waiting requests may use twice the bound. A
             request that finds an empty queue is always accepted.
-        special_tokens: tokens added around each window.
-        pass_tokens: fixed cost of a forward pass, in tokens.
-        max_wait_s: bound of the estimated queueing delay.
-        threads: threads of all lanes together.
-        lanes: batches that run in parallel.
-        record: records metrics.
-        name: label of the queue in metrics.
     """
 
-    score: Score
-    model: Executor
+    score: Score  # windows and a number of threads to log-odds, shape (windows,), in one forward pass
+    model: Executor  # one thread for each lane
     teams: Executor
-    batch_tokens: int
+    batch_tokens: int  # padded tokens in all lanes together: bounds how long a new request waits for its first turn
     max_waiting_tokens: int
-    special_tokens: int = 0
-    pass_tokens: int = 1
-    max_wait_s: float = math.inf
-    threads: int = 1
-    lanes: int = 1
+    special_tokens: int = 0  # added around each window
+    pass_tokens: int = 1  # fixed cost of a forward pass
+    max_wait_s: float = math.inf  # bound of the estimated queueing delay
+    threads: int = 1  # of all lanes together
+    lanes: int = 1  # batches that run in parallel
     record: Record = discard
-    name: str = ""
+    name: str = ""  # of the queue in metrics
     offered_tokens: float = field(default=0.0, init=False)  # of all requests since `demand` was read, refused ones too
     _token_s: float = field(default=0.0, init=False)  # moving average of thread-seconds for a token
     _running_tokens: int = field(default=0, init=False)
@@ -116,8 +101,7 @@ class Batcher:
 
     def start(self) -> None:
         """Start the tasks that fill the lanes, on the running event loop."""
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._run()) for _ in range(self.lanes + 1)]
+        self._tasks = [asyncio.create_task(self._run()) for _ in range(self.lanes + 1)]
         self.record("waiting_tokens", self.waiting_tokens, model_version=self.name)
 
     async def close(self) -> None:
@@ -158,13 +142,8 @@ class Batcher:
     async def scores(self, rows: Sequence[Ids], caller: str = "") -> Scores:
         """Log-odds of windows, shape (windows,). Cancelling the call removes its windows from the queue.
 
-        Args:
-            rows: token ids of the windows of one request.
-            caller: who asks; callers share the model evenly.
-
-        Raises:
-            QueueFullError: the queue is full, or the estimated delay is too long.
-            ClosedError: the batcher was closed, or never started.
+        `rows` are the token ids of the windows of one request. Callers share the model evenly. Raises QueueFullError,
+        or ClosedError if the batcher was closed or never started.
         """
         if not self.alive:
             raise ClosedError
@@ -189,10 +168,7 @@ class Batcher:
             self._drop(job)
 
     def delay_s(self, windows: int = 1, caller: str = "") -> float:
-        """Estimated seconds until the last of so many new windows of a caller gets its turn.
-
-        Callers take turns, then the requests of a caller.
-        """
+        """Estimated seconds until the last of so many new windows of a caller gets its turn."""
         own = self._queues.get(caller, [])
         tokens = sum(job.costs[index] for job in own for index in job.waiting[:windows])
         turns = windows + sum(min(windows, len(job.waiting)) for job in own)
@@ -325,13 +301,8 @@ def round_robin(iterables: Iterable[Iterable[T]]) -> Iterator[T]:
 def cheapest_with_first(costs: NDArray[np.int64], budget: int, pass_tokens: int) -> list[int]:
     """Windows to score together with the first: those of similar length that minimise the time per token.
 
-    Args:
-        costs: tokens of each window, shape (n,).
-        budget: padded tokens of a batch; exceeded only by the first window alone.
-        pass_tokens: fixed cost of a forward pass, in tokens.
-
-    Returns:
-        Indices into `costs`, the longest window first; 0 is one of them.
+    `costs` are the tokens of each window, shape (n,). Only the first window alone may exceed the padded tokens of the
+    `budget`. Returns indices into `costs`, the longest window first; 0 is one of them.
     """
     order = np.argsort(-costs, kind="stable")
     longest_first, first = costs[order], int(np.flatnonzero(order == 0)[0])

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from detect_ai.core.config import ServeConfig
 from detect_ai.core.errors import InputError
 from detect_ai.detector.detector import Detector, Document, Sentence
-from detect_ai.detector.model_info import model_info
-from detect_ai.schemas import ModelInfo, Verdict
+from detect_ai.schemas import Verdict
 from detect_ai.text.normalize import Normalised, expanded_length, normalise
 from detect_ai.text.windows import aggregate_windows
 from serve_app.api.errors import ProblemError
 from serve_app.engine.batcher import Batcher, ClosedError, Ids, QueueFullError, Scores, timed
 from serve_app.engine.metrics import Record, discard
-from serve_app.files.reader import FILE_LIMITS, SLACK, FileReader
+from serve_app.files.reader import SLACK, FileReader
 
 T = TypeVar("T")
 Charge = Callable[[int], object]
@@ -34,8 +33,6 @@ READERS = 2  # threads that normalise and tokenise
 CHARS_PER_TOKEN = 4
 MIN_MEASURED_CHARS = 2000  # shorter requests say little about the time of a character
 MAX_WAITING_BATCHES = 64
-WARM_UP_WORDS = (8, 100, 1000)
-LIMITS = ("max_texts", "max_chars", "max_tokens", "max_body_bytes", "max_upload_bytes")
 
 
 @dataclass(frozen=True)
@@ -64,12 +61,6 @@ class Engine:
 
     A lone request is normalised, scored and answered in one job of a model thread: two thread switches. Otherwise
     reader threads encode requests and build answers, and the batcher runs their windows in the model threads.
-
-    Args:
-        detector: a loaded bundle.
-        config: limits and batch size.
-        record: records metrics.
-        card: the model card as Markdown; empty without one.
     """
 
     def __init__(self, detector: Detector, config: ServeConfig, record: Record = discard, card: str = "") -> None:
@@ -102,7 +93,7 @@ class Engine:
 
         def detect() -> None:
             torch.set_num_threads(self.config.threads)
-            for words in WARM_UP_WORDS:
+            for words in (8, 100, 1000):
                 self.detector.detect([" ".join(["word"] * words)])
 
         self.batcher.executor(self.config.threads).submit(detect).result()
@@ -126,17 +117,8 @@ class Engine:
     ) -> T:
         """Encode a request, score it and build its answer, off the event loop.
 
-        Args:
-            encode: normalises and tokenises the texts.
-            respond: builds the answer from the verdicts.
-            size: characters to read.
-            caller: who asks; callers share the model evenly.
-            charge: takes the tokens from the caller's rate; they are returned if the request fails.
-
-        Raises:
-            ProblemError: from `encode` or `respond`.
-            QueueFullError: the estimated delay is too long.
-            ClosedError: the replica is shutting down.
+        `size` is in characters. Callers share the model evenly. `charge` takes the tokens from the caller's rate; they
+        are returned if the request fails. Raises QueueFullError, or ClosedError if the replica is shutting down.
         """
         self.require_room(size, caller)
         if not self.batcher.alive:
@@ -222,9 +204,8 @@ class Engine:
         """Normalise and tokenise texts. Raises ProblemError: an unknown target, or too much text."""
         self.check_target(options.target_fpr)
         if len(texts) > self.config.max_texts:
-            raise ProblemError(
-                413, f"The request has {len(texts)} texts, at most {self.config.max_texts}: send several requests."
-            )
+            detail = f"The request has {len(texts)} texts, at most {self.config.max_texts}: send several requests."
+            raise ProblemError(413, detail)
         bound, chars = self.config.max_chars, sum(map(expanded_length, texts))
         normalised: list[Normalised] = []
         if chars <= SLACK * bound:
@@ -249,10 +230,10 @@ class Engine:
         if tokens > self.config.max_tokens:
             option = "`explain`" if options.explain else "`return_spans`" if options.spans else ""
             advice = f", or leave out {option}, which reads each text again." if option else "."
-            raise ProblemError(
-                413,
-                f"The request takes {tokens} tokens, at most {self.config.max_tokens}: send several requests{advice}",
+            detail = (
+                f"The request takes {tokens} tokens, at most {self.config.max_tokens}: send several requests{advice}"
             )
+            raise ProblemError(413, detail)
         if options.explain:
             sequences += [ids for document in documents for ids in self.detector.leave_one_out(document)]
         rows, owners = self.detector.windows(sequences)
@@ -279,7 +260,3 @@ class Engine:
                 spans = self.detector.score_spans(document, encoded.sentences[i], parts[i], effects)
             verdicts.append(self.detector.verdict(document, score, spans, encoded.target_fpr))
         return verdicts
-
-    def info(self) -> ModelInfo:
-        """The model and its limits."""
-        return model_info(self.detector.spec, {name: getattr(self.config, name) for name in LIMITS} | FILE_LIMITS)

@@ -19,12 +19,7 @@ class Versions:
     """The engines of a replica: the deployed version, and a canary that answers a fraction of the callers.
 
     Each has threads and a queue of its own, so a canary that hangs does not block the deployed version. The health of a
-    replica depends on the deployed version alone.
-
-    Args:
-        main: the deployed version.
-        canary: another version, if any.
-        canary_share: fraction of the callers that the canary answers, always the same ones.
+    replica depends on the deployed version alone. The canary always answers the same callers.
     """
 
     def __init__(self, main: Engine, canary: Engine | None = None, canary_share: float = 0.0) -> None:
@@ -49,15 +44,6 @@ class Versions:
                 raise
             logger.error("Canary %s failed: %s", engine.detector.version, type(error).__qualname__)
             return await work(self.main), self.main
-
-    def demand(self) -> float:
-        """Work offered to all versions since the last call, as a fraction of the capacity of the replica."""
-        return sum(engine.batcher.demand() for engine in self.engines)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the deployed version answers."""
-        return self.main.batcher.alive
 
     def start(self) -> None:
         """Start the batchers, on the running event loop."""

@@ -45,7 +45,7 @@ class RefusedError(Exception):
     """A file without usable text: a key of `serve_app.files.reader.REFUSALS`, and the number found, if any."""
 
     def __init__(self, problem: str, found: int | None = None) -> None:
-        super().__init__(problem, found)
+        self.problem, self.found = problem, found
 
 
 def main() -> None:
@@ -74,8 +74,7 @@ def parse(content: bytes, limits: Limits) -> dict[str, Any]:
                 raise RefusedError("chars", limits.max_chars)
             pieces.append(piece)
     except RefusedError as refused:
-        problem, found = refused.args
-        return {"problem": problem, "found": found}
+        return {"problem": refused.problem, "found": refused.found}
     except MemoryError:
         return {"problem": "memory"}
     except Exception as error:  # parsers raise anything on malformed files
@@ -84,10 +83,7 @@ def parse(content: bytes, limits: Limits) -> dict[str, Any]:
 
 
 def parse_docx(content: bytes) -> Pieces:
-    """Extract the paragraphs of a Word document, without headers, footers, notes, comments and deleted text.
-
-    Source: ECMA-376, part 1 (WordprocessingML) and part 2 (packages).
-    """
+    """Extract the paragraphs of a Word document (ECMA-376), without headers, footers, notes and deleted text."""
     from defusedxml.ElementTree import parse as parse_xml
 
     with zipfile.ZipFile(BytesIO(content)) as archive:

@@ -85,14 +85,10 @@ class FileReader:
 
     @contextmanager
     def held(self, num_bytes: int) -> Iterator[None]:
-        """Reserve memory for the bytes of a request.
-
-        Raises:
-            QueueFullError: too many bytes are held, or too many files wait.
-        """
-        self._check_queue()
-        if self._held_bytes and self._held_bytes + num_bytes > UPLOADS * self.config.max_upload_bytes:
-            raise QueueFullError(1)
+        """Reserve memory for the bytes of a request. Raises QueueFullError."""
+        is_full = self._held_bytes and self._held_bytes + num_bytes > UPLOADS * self.config.max_upload_bytes
+        if is_full or self._waiting_files >= MAX_WAITING_FILES:
+            raise QueueFullError
         self._held_bytes += num_bytes
         try:
             yield
@@ -103,18 +99,14 @@ class FileReader:
         """The text of each file, or the problem with it. Raises QueueFullError."""
         loop = asyncio.get_running_loop()
         needs_process = [KINDS.get(upload.suffix, TEXT) != TEXT for upload in uploads]
-        if any(needs_process):
-            self._check_queue()
+        if any(needs_process) and self._waiting_files >= MAX_WAITING_FILES:
+            raise QueueFullError
         self._waiting_files += sum(needs_process)
         try:
             threads = [self._threads if process else None for process in needs_process]
             return await asyncio.gather(*map(loop.run_in_executor, threads, repeat(self._text), uploads))
         finally:
             self._waiting_files -= sum(needs_process)
-
-    def _check_queue(self) -> None:
-        if self._waiting_files >= MAX_WAITING_FILES:
-            raise QueueFullError
 
     def _text(self, upload: Upload) -> FileText | ProblemError:
         try:

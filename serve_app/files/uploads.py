@@ -26,25 +26,16 @@ MAX_HIDDEN_FRACTION = 0.05  # of the characters of a file: more hidden text make
 NO_FILES = "`files`: expected one or more files, each a part of this name with a `filename`."
 
 
-class InMemoryParser(MultiPartParser):
-    """Form parser that keeps files in memory; the size of the body is limited before."""
-
-    spool_max_size = 0  # never
-
-
 async def read_form(request: Request) -> tuple[list[Upload], FileOptions]:
-    """Parse the files and options of a request.
-
-    Raises:
-        ProblemError: 400 for a malformed form, 413 for too many files, 415 for another encoding than UTF-8, 422 for
-            missing files and wrong fields.
-    """
+    """Parse the files and options of a request. Raises ProblemError: 400, 413, 415 or 422."""
     _, parameters = parse_options_header(request.headers["content-type"])
     if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
         raise ProblemError(415, "Expected a form in UTF-8: leave `charset` out of the header `Content-Type`.")
     limits = {"max_files": MAX_FILES, "max_fields": MAX_FIELDS, "max_part_size": MAX_FIELD_BYTES}
+    parser = MultiPartParser(request.headers, request.stream(), **limits)
+    parser.spool_max_size = 0  # keep files in memory: the size of the body is limited already
     try:
-        form = await InMemoryParser(request.headers, request.stream(), **limits).parse()
+        form = await parser.parse()
     except (MultiPartException, FormParserError) as error:
         problems = {
             "Too many files": (413, f"More than {MAX_FILES} files: send several requests."),
@@ -99,12 +90,8 @@ async def detect_files(
             else:
                 entry.problem = file.problem(request_id)
             entries.append(entry)
-        response = FilesResponse(
-            request_id=request_id,
-            model_version=engine.detector.version,
-            files=entries,
-            seconds=round(time.perf_counter() - started, 6),
-        )
+        seconds, version = round(time.perf_counter() - started, 6), engine.detector.version
+        response = FilesResponse(request_id=request_id, model_version=version, files=entries, seconds=seconds)
         return response.model_dump_json().encode()
 
     size = sum(len(file.text) for file in files if isinstance(file, FileText))
@@ -114,23 +101,18 @@ async def detect_files(
 def fit(
     files: Sequence[FileText | ProblemError], max_chars: int
 ) -> tuple[list[Normalised], list[FileText | ProblemError]]:
-    """Normalise files in order while all together stay within a limit; the others become problems.
-
-    At most `SLACK` times the limit is normalised.
-    """
+    """Normalise files in order while all together stay within a limit; the others become problems."""
     normalised: list[Normalised] = []
     fitting: list[FileText | ProblemError] = []
     total, budget = 0, SLACK * max_chars
     for file in files:
         if isinstance(file, FileText):
             num_chars = expanded_length(file.text)
-            is_fitting = num_chars <= budget
-            if is_fitting:
+            result = normalise(file.text) if num_chars <= budget else None  # bounds the time this takes
+            if result is not None:
                 budget -= num_chars
-                result = normalise(file.text)
                 num_chars = len(result.text)
-                is_fitting = total + num_chars <= max_chars
-            if is_fitting:
+            if result is not None and total + num_chars <= max_chars:
                 total += num_chars
                 normalised.append(result)
             else:

@@ -20,32 +20,17 @@ from tests.fixtures import tiny_models
 
 @dataclass
 class Seen:
-    """Observed answers.
+    """Observed answers; `refused` are the seconds of each 503 in the replica, of which the proxy's have none."""
 
-    Attributes:
-        statuses: of every request, after the retries of its client.
-        seconds: latency of each answer with status 200.
-        refused: seconds of each 503 in the replica, by its `Server-Timing`; a 503 of the proxy has none.
-        wrong: answers that differ from the model's.
-        versions: the version of each answer.
-    """
-
-    statuses: list[int] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    refused: list[float] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    versions: list[str] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)  # of every request, after the retries of its client
+    seconds: list[float] = field(default_factory=list)  # latency of each answer with status 200
+    refused: list[float] = field(default_factory=list)  # by `Server-Timing`
+    wrong: list[str] = field(default_factory=list)  # answers that differ from the model's
+    versions: list[str] = field(default_factory=list)  # of each answer
 
 
 class Load:
-    """Clients that send texts whose probabilities are known.
-
-    Args:
-        url: of the service.
-        detectors: versions that may answer.
-        words: number of words of the shortest and the longest text.
-        retries: of a failed request.
-    """
+    """Clients that send texts of `words` (shortest, longest) words; each of the `detectors` may answer."""
 
     def __init__(self, url: str, *detectors: Detector, words: tuple[int, int] = (20, 120), retries: int = 0) -> None:
         drawn = random.Random(0)
@@ -62,9 +47,8 @@ class Load:
 
     async def offer(self, per_second: float, seconds: float) -> Seen:
         """Send requests at a fixed rate, whether or not answers come."""
-        async with httpx.AsyncClient(
-            base_url=self.url, timeout=60, limits=httpx.Limits(max_connections=None)
-        ) as client:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=self.url, timeout=60, limits=limits) as client:
             requests = []
             for number in range(int(per_second * seconds)):
                 requests.append(asyncio.create_task(self._ask(client, number % len(self.texts))))

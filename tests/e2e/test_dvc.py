@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from tests.fixtures import tiny_models
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PROJECT = ("detect_ai", "jobs", "configs", "serve_app", "dvc.yaml", ".dvc", ".dvcignore")
-Run = Callable[..., str]
 
 
 def run(folder: Path, *command: str) -> str:

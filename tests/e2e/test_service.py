@@ -18,7 +18,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import psutil
 import pytest
 import ray
 import schemathesis
@@ -213,12 +212,6 @@ def test_overload_is_refused_with_retry_after(url: str) -> None:
     assert all(response.status_code == 503 and "retry-after" in response.headers for response in refused)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs root elsewhere")
-def test_the_service_listens_on_loopback_only(url: str) -> None:
-    found = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
-    assert {each.laddr.ip for each in found if each.laddr.port == int(url.rsplit(":", 1)[1])} == {"127.0.0.1"}
-
-
 def test_a_version_that_fails_leaves_the_old_one_answering(
     client: httpx.Client, config: Config, store: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,21 +296,8 @@ def test_sigterm_finishes_requests_in_flight(store: Storage, tmp_path: Path) -> 
 
 
 INTERNALS = re.compile(rb"Traceback|\.py\b|site-packages|pydantic|starlette|fastapi|0x[0-9a-f]{8}|ray\.|Errno")
-TOKENS = [
-    b'"',
-    b"\\",
-    b"{",
-    b"]",
-    b"\n",
-    b"\0",
-    b"\xff",
-    b"\\ud800",
-    b"null",
-    b"NaN",
-    b"1e999",
-    b"9" * 400,
-    b"[" * 2000,
-]
+TOKENS = [b'"', b"\\", b"{", b"]", b"\n", b"\0", b"\xff", b"\\ud800", b"null", b"NaN", b"1e999"]
+TOKENS += [b"9" * 400, b"[" * 2000]
 TOKENS += [b'"text"', b'"inputs"', b'"explain"', b"--b", b"--b--", b"\r\n\r\n", b"filename=", b"%PDF-"]
 PART = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\n%b\r\n--b--\r\n'
 SEEDS = [

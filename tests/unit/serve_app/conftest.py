@@ -1,11 +1,19 @@
-"""The log of a replica."""
+"""The storage of a service, and the log of a replica."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from detect_ai.core.storage import Storage
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path))
 
 
 @pytest.fixture

@@ -59,11 +59,6 @@ class FakeServe:
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
-
-
-@pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
     serve = FakeServe()
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
@@ -84,11 +79,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
     for name, value in values.items():
         monkeypatch.setattr(module, name, value)
     return serve
-
-
-def roll_back_to(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    """Choose the champion that a rollback returns to."""
-    monkeypatch.setattr(module, "rollback", lambda *_: {"champion": version, "before": "vX"})
 
 
 def config(version: str, **settings: Any) -> Config:
@@ -127,7 +117,7 @@ def test_the_live_version_is_that_of_the_successful_command(
     order: tuple[str, ...], finish: str, fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two deployments and a rollback overlap, in all orders; replicas start from the first version on or the last."""
-    roll_back_to(monkeypatch, "v0")
+    monkeypatch.setattr(module, "rollback", lambda *_: {"champion": "v0", "before": "vX"})
     fake.released = {"v1"}
     deploy(config("v1", max_texts=7), storage)
     commands: dict[str, Callable[[], Any]] = {
@@ -175,16 +165,15 @@ def test_rollback_keeps_the_settings_of_the_service(
     fake.released = {"v1", "v2"}
     key = json.dumps({"keys": [create_key("one")[1].model_dump(mode="json", exclude_none=True)]})
     monkeypatch.setenv(ENVIRONMENT, key)
-    deploy(config("v2", host="0.0.0.0", port=8080, max_texts=7, max_replicas=3), storage)
+    settings = {"host": "0.0.0.0", "port": 8080, "max_texts": 7, "max_replicas": 3}
+    deploy(config("v2", **settings), storage)
     monkeypatch.delenv(ENVIRONMENT)
-    roll_back_to(monkeypatch, "v1")
+    monkeypatch.setattr(module, "rollback", lambda *_: {"champion": "v1", "before": "vX"})
     result = rollback_service(config(""), storage)
     state = fake.targets[-1]
     assert (result["champion"], result["deploy"]["model_version"]) == ("v1", "v1")
     assert (state.version, state.keys) == ("v1", key)
-    assert state.config == ServeConfig().model_copy(
-        update={"version": "v1", "host": "0.0.0.0", "port": 8080, "max_texts": 7, "max_replicas": 3}
-    )
+    assert state.config == config("v1", **settings).serve
 
 
 def test_rollback_without_stored_settings_changes_nothing(fake: FakeServe, storage: Storage) -> None:

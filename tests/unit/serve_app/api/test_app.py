@@ -8,40 +8,29 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import numpy as np
 import pytest
 import torch
-from pydantic import BaseModel
 
 from detect_ai.core.config import ServeConfig
 from detect_ai.detector.detector import Detector
 from detect_ai.models.batch import Batch
-from detect_ai.schemas import (
-    DetectRequest,
-    DetectResponse,
-    FileOptions,
-    FilesResponse,
-    FileVerdict,
-    LabelScore,
-    PredictRequest,
-    Problem,
-    Span,
-)
+from detect_ai.schemas import FileOptions
 from serve_app.api.app import create_app, labels
 from serve_app.auth.access import AccessControl
 from serve_app.auth.api_keys import KeyRing, Scope, create_key
-from serve_app.auth.rate_limit import Limiter, Reservation
 from serve_app.engine.batcher import ClosedError
 from serve_app.engine.engine import Engine, Options
 from serve_app.engine.metrics import Record, discard
 from serve_app.engine.versions import Versions
 from serve_app.files.reader import Upload
 from serve_app.files.uploads import detect_files
+from tests.unit.serve_app.auth.test_rate_limit import Cluster
 
 Scenario = Callable[[httpx.AsyncClient, Engine], Awaitable[Any]]
 CANARY = "canary-4f1d the council met"
@@ -71,12 +60,8 @@ def detector(tiny_bundle: Path) -> Detector:
     return Detector.load(tiny_bundle)
 
 
-async def unlimited(method: str, *arguments: Any) -> Reservation:
-    return Reservation(0)
-
-
 def access(read_keys: Callable[[], KeyRing] | None = None) -> AccessControl:
-    return AccessControl(Limiter(unlimited), read_keys=read_keys)
+    return AccessControl(Cluster().replica(), read_keys=read_keys)
 
 
 def ask(
@@ -123,8 +108,6 @@ BAD = {
     "no texts": ({"texts": []}, 422, ["`texts`"]),
     "both": ({"text": CANARY, "texts": [CANARY]}, 422, ["exactly one"]),
     "a number": ({"text": 5}, 422, ["`text`", "string"]),
-    "an object": ({"text": {CANARY: 1}}, 422, ["`text`", "string"]),
-    "no list": ({"texts": CANARY}, 422, ["`texts`", "list"]),
     "mixed list": ({"texts": [CANARY, 5]}, 422, ["`texts.1`", "string"]),
     "no object": ([CANARY], 422, ["the body"]),
     "unknown field": ({"text": "a", "threshold": 1}, 422, ["`threshold`"]),
@@ -132,7 +115,6 @@ BAD = {
     "wrong flag": ({"text": CANARY, "return_spans": "yes"}, 422, ["`return_spans`", "boolean"]),
     "unknown target": ({"text": CANARY, "target_fpr": 0.3}, 422, ["0.05, 0.1"]),
     "almost a target": ({"text": CANARY, "target_fpr": 0.050000001}, 422, ["0.050000001"]),
-    "impossible target": ({"text": CANARY, "target_fpr": 2}, 422, ["`target_fpr`"]),
     "NaN": (b'{"text":"a","target_fpr":NaN}', 422, ["`target_fpr` expected a number above 0 and below 1"]),
     "infinity": (b'{"text":"a","target_fpr":1e999}', 422, ["`target_fpr` expected a number above 0 and below 1"]),
     "no body": (b"", 422, ["the body"]),
@@ -149,9 +131,8 @@ BAD = {
 def test_bad_bodies_are_problems_without_the_text(detector: Detector, name: str) -> None:
     body, status, named = BAD[name]
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    check_problem(
-        ask(detector, lambda client, _: client.post("/v1/detect", content=content, headers=JSON)), status, *named
-    )
+    response = ask(detector, lambda client, _: client.post("/v1/detect", content=content, headers=JSON))
+    check_problem(response, status, *named)
 
 
 @pytest.mark.parametrize(
@@ -250,33 +231,23 @@ def test_the_service_agrees_with_the_detector(detector: Detector, options: dict[
         assert verdict["probability"] == pytest.approx(expected.probability, abs=1e-5)
         assert (verdict["label"], verdict["num_windows"]) == (expected.label, expected.num_windows)
         assert len(verdict["spans"] or []) == len(expected.spans or [])
-    document = detector.read(texts[:1])[0]
     if options.get("explain"):
-        expected_effects = [span.effect for span in detector.spans(document, True)]
+        expected_effects = [span.effect for span in detector.spans(detector.read(texts[:1])[0], True)]
         effects = [span["effect"] for span in answer["verdicts"][0]["spans"]]
         assert effects == pytest.approx(expected_effects, abs=1e-4)
 
 
 def test_a_lone_request_switches_threads_twice(detector: Detector) -> None:
     async def scenario(client: httpx.AsyncClient, engine: Engine) -> tuple[int, int]:
-        jobs = 0
-
-        def counted(submit: Callable[..., Future[Any]]) -> Callable[..., Future[Any]]:
-            def count(*arguments: Any) -> Future[Any]:
-                nonlocal jobs
-                jobs += 1
-                return submit(*arguments)
-
-            return count
-
+        jobs: list[Any] = []
         for executor in (engine.model, engine.teams, engine.readers):
-            executor.submit = counted(executor.submit)  # type: ignore[method-assign]
+            executor.submit = lambda *job, submit=executor.submit: jobs.append(job) or submit(*job)
         asyncio.get_running_loop().set_default_executor(engine.readers)  # nothing may go elsewhere
         await client.post("/v1/detect", json={"text": "the council met near the bridge " * 20})
-        alone, jobs = jobs, 0
+        alone = len(jobs)
         bodies = [{"text": "the council met near the bridge " * 20}] * 3
         await asyncio.gather(*(client.post("/v1/detect", json=body) for body in bodies))
-        return alone, jobs
+        return alone, len(jobs) - alone
 
     alone, together = ask(detector, scenario, batch_tokens=4096)
     assert alone == 1  # to the model thread and back
@@ -344,12 +315,9 @@ def test_refused_tokens_are_returned_to_the_rate(detector: Detector) -> None:
     async def scenario(_: httpx.AsyncClient, engine: Engine) -> None:
         for some in (files[:1], files[:2], files):
             await detect_files(engine, some, FileOptions(), "request-1", "", spent.append)
-        engine.batcher.scores = refuse  # type: ignore[method-assign]
+        engine.batcher.scores = AsyncMock(side_effect=ClosedError)
         with pytest.raises(ClosedError):
             await engine.run(lambda: engine.encode(["a " * 3000] * 3, Options()), list, 9000, "", spent.append)
-
-    async def refuse(*_: Any) -> None:
-        raise ClosedError
 
     ask(detector, scenario)
     assert spent[:3] == [0, 2, 4]
@@ -357,10 +325,7 @@ def test_refused_tokens_are_returned_to_the_rate(detector: Detector) -> None:
 
 
 def test_a_client_that_disconnects_is_no_error(detector: Detector, serve_log: pytest.LogCaptureFixture) -> None:
-    statuses: list[str] = []
-
-    def record(metric: str, value: float = 1, **labels: str) -> None:
-        statuses.extend([labels["status"]] if metric == "refused" else [])
+    recorded: dict[str, dict[str, str]] = {}
 
     async def scenario(_: httpx.AsyncClient, engine: Engine) -> None:
         async def gone() -> dict[str, str]:
@@ -370,28 +335,23 @@ def test_a_client_that_disconnects_is_no_error(detector: Detector, serve_log: py
             raise AssertionError("it was answered")
 
         head = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-        app = create_app(Versions(engine), access())
-        await app(
-            {"type": "http", "method": "POST", "path": "/v1/detect", "headers": head, "query_string": b""}, gone, send
-        )
+        scope = {"type": "http", "method": "POST", "path": "/v1/detect", "headers": head, "query_string": b""}
+        await create_app(Versions(engine), access())(scope, gone, send)
 
-    ask(detector, scenario, record=record)
+    ask(detector, scenario, record=lambda metric, value=1, **labels: recorded.update({metric: labels}))
     assert serve_log.records == []
-    assert statuses == ["499"]
+    assert recorded["refused"] == {"status": "499"}
 
 
 def test_verdicts_problems_and_batches_are_counted(detector: Detector) -> None:
     recorded: list[tuple[str, float, dict[str, str]]] = []
-
-    def record(metric: str, value: float = 1, **labels: str) -> None:
-        recorded.append((metric, value, labels))
 
     async def scenario(client: httpx.AsyncClient, engine: Engine) -> None:
         for body in ({"text": 5}, {"text": "the council met near the bridge " * 20}):
             await client.post("/v1/detect", json=body)
         await client.get("/nothing")
 
-    ask(detector, scenario, record=record)
+    ask(detector, scenario, record=lambda metric, value=1, **labels: recorded.append((metric, value, labels)))
     assert [labels for metric, _, labels in recorded if metric == "refused"] == [{"status": "422"}]  # no wrong paths
     assert [metric for metric, *_ in recorded].count("texts") == 1
     assert next(value for metric, value, _ in recorded if metric == "batch_tokens") >= 60
@@ -426,8 +386,6 @@ def test_predict_accepts_what_hugging_face_sends(detector: Detector, body: dict[
 @pytest.mark.parametrize(
     ("body", "named"),
     [
-        ({}, "`inputs`"),
-        ({"inputs": [CANARY, 5]}, "`inputs.1`"),
         ({"inputs": []}, "`inputs`"),
         ({"inputs": "a", "parameters": {"top_k": 0}}, "`parameters.top_k`"),
         ({"inputs": "a", "parameters": {"function_to_apply": "none"}}, "`parameters.function_to_apply`"),
@@ -443,11 +401,8 @@ def test_a_form_in_another_charset_is_refused(detector: Detector, caplog: pytest
     body = b'--b\r\nContent-Disposition: form-data; name="files"; filename="+2AA-.txt"\r\n\r\nThe council\r\n--b--\r\n'
 
     def send(content: bytes, charset: str = "") -> httpx.Response:
-        headers = {"Content-Type": FORM["Content-Type"] + charset}
-        response: httpx.Response = ask(
-            detector, lambda client, _: client.post("/v1/detect/file", content=content, headers=headers)
-        )
-        return response
+        sent = {"content": content, "headers": {"Content-Type": FORM["Content-Type"] + charset}}
+        return ask(detector, lambda client, _: client.post("/v1/detect/file", **sent))
 
     check_problem(send(body, "; charset=utf-7"), 415, "charset")
     assert send(body, "; charset=UTF-8").status_code == 200
@@ -481,8 +436,7 @@ def test_cors_admits_only_configured_origins(detector: Detector) -> None:
         headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
         control = access(KeyRing)
         response = ask(detector, lambda client, _: client.options("/v1/detect", headers=headers), control, **options)
-        value: str | None = response.headers.get("access-control-allow-origin")
-        return value
+        return response.headers.get("access-control-allow-origin")
 
     school = "https://school.example"
     assert allowed(school) is None
@@ -498,24 +452,6 @@ def test_the_status_route_needs_an_admin_key(detector: Detector) -> None:
     assert response.json()["keys"] == [{"id": key.id, "name": "chief", "scopes": ["admin"]}]
     assert key.sha256 not in response.text
     assert ask(detector, get("/v1/admin/status"), control).status_code == 401
-
-
-@pytest.mark.parametrize(
-    ("model", "fields"),
-    [
-        (DetectRequest, "text texts target_fpr return_spans explain"),
-        (FileOptions, "target_fpr return_spans explain return_text"),
-        (PredictRequest, "inputs parameters options"),
-        (DetectResponse, "request_id model_version verdicts seconds"),
-        (FilesResponse, "request_id model_version files seconds"),
-        (FileVerdict, "name num_chars text verdict problem"),
-        (Span, "start end probability effect"),
-        (Problem, "type title status detail request_id"),
-        (LabelScore, "label score"),
-    ],
-)
-def test_schemas_keep_their_fields(model: type[BaseModel], fields: str) -> None:
-    assert set(fields.split()) <= set(model.model_fields)  # adding a field is compatible, removing one is not
 
 
 def test_the_description_covers_routes_and_its_examples_work(detector: Detector) -> None:

@@ -15,15 +15,6 @@ from serve_app.auth import api_keys
 from serve_app.auth.api_keys import FOLDER, ApiKey, KeyRing, KeyStore, Scope, create_key
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
-
-
-def as_environment(*keys: ApiKey) -> str:
-    return json.dumps({"keys": [key.model_dump(mode="json", exclude_none=True) for key in keys]})
-
-
 def test_a_key_is_found_by_its_token_alone() -> None:
     (token, key), (_, other) = create_key("one"), create_key("two")
     ring = KeyRing([key, other])
@@ -47,9 +38,8 @@ def test_the_command_creates_lists_and_revokes(tmp_path: Path, capsys: pytest.Ca
         return status, *capsys.readouterr()
 
     store = KeyStore(Storage(str(tmp_path)))
-    token = run("create", "news", "--tokens-per-minute", "600", "--scope", "admin", "--expires", "2999-01-31")[
-        1
-    ].strip()
+    limits = ("--tokens-per-minute", "600", "--scope", "admin", "--expires", "2999-01-31")
+    token = run("create", "news", *limits)[1].strip()
     run("create", "other")
     key = store.read().find(token)
     assert key is not None
@@ -90,7 +80,8 @@ def test_creating_a_key_never_restores_a_revoked_one(storage: Storage, monkeypat
 def test_keys_of_the_environment_take_precedence(storage: Storage) -> None:
     token, key = create_key("outside")
     KeyStore(storage).put(key.model_copy(update={"sha256": "0" * 64, "name": "stored"}))
-    assert KeyStore(storage, as_environment(key)).read().find(token) == key
+    environment = json.dumps({"keys": [key.model_dump(mode="json", exclude_none=True)]})
+    assert KeyStore(storage, environment).read().find(token) == key
 
 
 def test_only_changed_objects_are_read_again(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

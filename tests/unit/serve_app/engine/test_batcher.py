@@ -58,6 +58,18 @@ def run(scenario: Scenario, batch_tokens: int = 64, max_waiting: int = 10**6, la
     return model
 
 
+def batching(**options: Any) -> Callable[[Scenario], Callable[[], None]]:
+    """Make a test of a coroutine, to which it gives a running batcher and its model."""
+
+    def decorate(scenario: Scenario) -> Callable[[], None]:
+        def test() -> None:
+            run(scenario, **options)
+
+        return test
+
+    return decorate
+
+
 async def hold(batcher: Batcher, model: Model, caller: str = "") -> asyncio.Task[Scores]:
     """Hold the model in the middle of a batch, so that later requests have to wait."""
     model.gate.clear()
@@ -80,13 +92,11 @@ async def release(model: Model, *tasks: asyncio.Task[Scores]) -> None:
     await asyncio.gather(*tasks)
 
 
-def test_every_caller_gets_its_own_scores() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        requests = [[row(100 * i + j, 1 + (i + j) % 30) for j in range(1 + i % 5)] for i in range(60)]
-        answers = await asyncio.gather(*(batcher.scores(rows, f"c{len(rows)}") for rows in requests))
-        assert [scores.tolist() for scores in answers] == [[float(r.sum()) for r in rows] for rows in requests]
-
-    run(scenario)
+@batching()
+async def test_every_caller_gets_its_own_scores(batcher: Batcher, model: Model) -> None:
+    requests = [[row(100 * i + j, 1 + (i + j) % 30) for j in range(1 + i % 5)] for i in range(60)]
+    answers = await asyncio.gather(*(batcher.scores(rows, f"c{len(rows)}") for rows in requests))
+    assert [scores.tolist() for scores in answers] == [[float(r.sum()) for r in rows] for rows in requests]
 
 
 @pytest.mark.parametrize(
@@ -100,14 +110,13 @@ def test_a_batch_keeps_its_token_budget(special: int, length: int, batch_tokens:
     assert [len(batch) for batch in batches] == [per_batch] * (6 // per_batch)
 
 
-def test_windows_of_similar_length_share_a_batch() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        lengths = {1: 8, 2: 64, 3: 8, 4: 64, 5: 8, 6: 64}
-        tasks = [await hold(batcher, model)]
-        tasks += [await queue(batcher, [row(i, length)]) for i, length in lengths.items()]
-        await release(model, *tasks)
-
-    assert run(scenario, batch_tokens=192).batches == [[0], [1, 3, 5], [2, 4, 6]]
+@batching(batch_tokens=192)
+async def test_windows_of_similar_length_share_a_batch(batcher: Batcher, model: Model) -> None:
+    lengths = {1: 8, 2: 64, 3: 8, 4: 64, 5: 8, 6: 64}
+    tasks = [await hold(batcher, model)]
+    tasks += [await queue(batcher, [row(i, length)]) for i, length in lengths.items()]
+    await release(model, *tasks)
+    assert model.batches == [[0], [1, 3, 5], [2, 4, 6]]
 
 
 costs_of_windows = st.lists(st.integers(1, 64).map(lambda n: 8 * n), min_size=1, max_size=40)
@@ -132,137 +141,113 @@ def test_no_other_choice_is_cheaper_per_token(costs: list[int], budget: int, pas
     assert efficiency(chosen) >= max(map(efficiency, others)) - 1e-9
 
 
-def test_long_texts_share_every_batch_evenly() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        tasks = [await hold(batcher, model), *[await queue(batcher, [row(i)] * 40) for i in (1, 2)]]
-        await release(model, *tasks)
-
-    batches = run(scenario).batches[2:]  # the first two were ready before the second text came
+@batching()
+async def test_long_texts_share_every_batch_evenly(batcher: Batcher, model: Model) -> None:
+    tasks = [await hold(batcher, model), *[await queue(batcher, [row(i)] * 40) for i in (1, 2)]]
+    await release(model, *tasks)
+    batches = model.batches[2:]  # the first two were ready before the second text came
     assert all(batch.count(1) == batch.count(2) for batch in batches[:8])
 
 
-def test_callers_take_turns_whatever_their_requests() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        first = await hold(batcher, model)
-        many = [await queue(batcher, [row(1)] * 8, "busy") for _ in range(50)]
-        one = await queue(batcher, [row(2)] * 8, "other")
-        await release(model, first, one)
-        for task in many:
-            task.cancel()
-
-    batches = run(scenario).batches
-    assert batches[2].count(2) == batches[2].count(1) == 4  # one batch was ready before
-    assert sum(batch.count(2) for batch in batches[2:4]) == 8
+@batching()
+async def test_callers_take_turns_whatever_their_requests(batcher: Batcher, model: Model) -> None:
+    first = await hold(batcher, model)
+    many = [await queue(batcher, [row(1)] * 8, "busy") for _ in range(50)]
+    one = await queue(batcher, [row(2)] * 8, "other")
+    await release(model, first, one)
+    for task in many:
+        task.cancel()
+    assert model.batches[2].count(2) == model.batches[2].count(1) == 4  # one batch was ready before
+    assert sum(batch.count(2) for batch in model.batches[2:4]) == 8
 
 
-def test_a_long_document_delays_no_other_caller() -> None:
+@batching(batch_tokens=2048, max_waiting=64 * 2048, max_wait_s=5.0)
+async def test_a_long_document_delays_no_other_caller(batcher: Batcher, model: Model) -> None:
     # 100,000 tokens with spans (three times the text) against the bound of the local service: 64 batches of 2,048.
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        batcher.measure(2048, 0.2, 1)
-        first = await hold(batcher, model)
-        document = [row(1, 254)] * 520 + [row(1, 75)] * 4000
-        long = await queue(batcher, document, "teacher")
-        assert batcher.waiting_tokens > batcher.max_waiting_tokens
-        short = [await queue(batcher, [row(2, 60)], caller) for caller in ("teacher", *map(str, range(35)))]
-        await release(model, first, *short)
-        assert not long.done()
-        long.cancel()
-
-    run(scenario, batch_tokens=2048, max_waiting=64 * 2048, max_wait_s=5.0)
+    batcher.measure(2048, 0.2, 1)
+    first = await hold(batcher, model)
+    document = [row(1, 254)] * 520 + [row(1, 75)] * 4000
+    long = await queue(batcher, document, "teacher")
+    assert batcher.waiting_tokens > batcher.max_waiting_tokens
+    short = [await queue(batcher, [row(2, 60)], caller) for caller in ("teacher", *map(str, range(35)))]
+    await release(model, first, *short)
+    assert not long.done()
+    long.cancel()
 
 
-def test_the_queue_bound_is_enforced() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        tasks = [await hold(batcher, model), await queue(batcher, [row(1)] * 3)]
+@batching(max_waiting=32)
+async def test_the_queue_bound_is_enforced(batcher: Batcher, model: Model) -> None:
+    assert len(await batcher.scores([row(1)] * 100)) == 100  # an empty queue accepts any request
+    tasks = [await hold(batcher, model), await queue(batcher, [row(1)] * 3)]
+    with pytest.raises(QueueFullError):
+        await batcher.scores([row(2)] * 2)
+    tasks.append(await queue(batcher, [row(2)] * 2, "other"))  # it has nothing in the queue: twice the bound
+    with pytest.raises(QueueFullError):
+        await batcher.scores([row(2)] * 4, "third")
+    await release(model, *tasks)
+
+
+@batching(max_wait_s=1.9)
+async def test_a_long_delay_is_refused_with_its_seconds(batcher: Batcher, model: Model) -> None:
+    batcher.measure(64, 4.0, 1)
+    tasks = [await hold(batcher, model), *[await queue(batcher, [row(i)]) for i in (1, 2)]]
+    tasks.append(await queue(batcher, [row(3)]))  # behind 3 x 8 tokens at 16 tokens a second: 1.5 s
+    with pytest.raises(QueueFullError) as refused:
+        await batcher.scores([row(4)])
+    assert refused.value.retry_after_s == 2
+    await release(model, *tasks)
+
+
+@batching(max_wait_s=2.0)
+async def test_small_batches_do_not_inflate_the_estimate(batcher: Batcher, model: Model) -> None:
+    batcher.measure(1, 0.5, 1)
+    tasks = [await hold(batcher, model), *[await queue(batcher, [row(i)]) for i in (1, 2)]]
+    await release(model, *tasks)
+
+
+@batching()
+async def test_the_estimate_of_a_caller_counts_turns_only(batcher: Batcher, model: Model) -> None:
+    batcher.measure(64, 4.0, 1)
+    first = await hold(batcher, model)
+    waiting = [await queue(batcher, [row(1)], "busy") for _ in range(5)]
+    assert batcher.delay_s(1, "busy") == pytest.approx(6 * 8 / 16)
+    assert batcher.delay_s(1, "other") == pytest.approx(2 * 8 / 16)  # the running window and one of the other's
+    await release(model, first, *waiting)
+
+
+@batching(max_wait_s=0.1)
+async def test_demand_counts_refused_work(batcher: Batcher, model: Model) -> None:
+    batcher.measure(64, 4.0, 1)  # 16 tokens a second
+    tasks = [await hold(batcher, model), await queue(batcher, [row(1)])]
+    batcher.demand()
+    start = asyncio.get_running_loop().time()
+    for _ in range(20):
         with pytest.raises(QueueFullError):
-            await batcher.scores([row(2)] * 2)
-        tasks.append(await queue(batcher, [row(2)] * 2, "other"))  # it has nothing in the queue: twice the bound
-        with pytest.raises(QueueFullError):
-            await batcher.scores([row(2)] * 4, "third")
-        await release(model, *tasks)
-
-    run(scenario, max_waiting=32)
-
-
-def test_an_empty_queue_accepts_any_request() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        assert len(await batcher.scores([row(1)] * 100)) == 100
-
-    run(scenario, max_waiting=32)
+            await batcher.scores([row(2)])
+    await asyncio.sleep(0.2)
+    seconds = asyncio.get_running_loop().time() - start
+    assert batcher.demand() == pytest.approx(20 * 8 / 16 / seconds, rel=0.2)
+    assert batcher.demand() == 0
+    await release(model, *tasks)
 
 
-def test_a_long_delay_is_refused_with_its_seconds() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        batcher.measure(64, 4.0, 1)
-        tasks = [await hold(batcher, model), *[await queue(batcher, [row(i)]) for i in (1, 2)]]
-        tasks.append(await queue(batcher, [row(3)]))  # behind 3 x 8 tokens at 16 tokens a second: 1.5 s
-        with pytest.raises(QueueFullError) as refused:
-            await batcher.scores([row(4)])
-        assert refused.value.retry_after_s == 2
-        await release(model, *tasks)
-
-    run(scenario, max_wait_s=1.9)
+@batching()
+async def test_a_cancelled_request_leaves_the_queue(batcher: Batcher, model: Model) -> None:
+    first = await hold(batcher, model)
+    gone, stays = await queue(batcher, [row(1)] * 4), await queue(batcher, [row(2)])
+    gone.cancel()
+    await asyncio.sleep(0)
+    await release(model, first, stays)
+    assert model.batches == [[0], [2]]
 
 
-def test_small_batches_do_not_inflate_the_estimate() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        batcher.measure(1, 0.5, 1)
-        tasks = [await hold(batcher, model), *[await queue(batcher, [row(i)]) for i in (1, 2)]]
-        await release(model, *tasks)
-
-    run(scenario, max_wait_s=2.0)
-
-
-def test_the_estimate_of_a_caller_counts_turns_only() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        batcher.measure(64, 4.0, 1)
-        first = await hold(batcher, model)
-        waiting = [await queue(batcher, [row(1)], "busy") for _ in range(5)]
-        assert batcher.delay_s(1, "busy") == pytest.approx(6 * 8 / 16)
-        assert batcher.delay_s(1, "other") == pytest.approx(2 * 8 / 16)  # the running window and one of the other's
-        await release(model, first, *waiting)
-
-    run(scenario)
-
-
-def test_demand_counts_refused_work() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        batcher.measure(64, 4.0, 1)  # 16 tokens a second
-        tasks = [await hold(batcher, model), await queue(batcher, [row(1)])]
-        batcher.demand()
-        start = asyncio.get_running_loop().time()
-        for _ in range(20):
-            with pytest.raises(QueueFullError):
-                await batcher.scores([row(2)])
-        await asyncio.sleep(0.2)
-        seconds = asyncio.get_running_loop().time() - start
-        assert batcher.demand() == pytest.approx(20 * 8 / 16 / seconds, rel=0.2)
-        assert batcher.demand() == 0
-        await release(model, *tasks)
-
-    run(scenario, max_wait_s=0.1)
-
-
-def test_a_cancelled_request_leaves_the_queue() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        first = await hold(batcher, model)
-        gone, stays = await queue(batcher, [row(1)] * 4), await queue(batcher, [row(2)])
-        gone.cancel()
-        await asyncio.sleep(0)
-        await release(model, first, stays)
-
-    assert run(scenario).batches == [[0], [2]]
-
-
-def test_a_cancelled_request_leaves_its_batch_alone() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        first = await hold(batcher, model)
-        gone, stays = [await queue(batcher, [row(i)]) for i in (1, 2)]
-        await release(model, first)
-        gone.cancel()
-        assert (await stays).tolist() == [2]
-
-    run(scenario)
+@batching()
+async def test_a_cancelled_request_leaves_its_batch_alone(batcher: Batcher, model: Model) -> None:
+    first = await hold(batcher, model)
+    gone, stays = [await queue(batcher, [row(i)]) for i in (1, 2)]
+    await release(model, first)
+    gone.cancel()
+    assert (await stays).tolist() == [2]
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
@@ -278,79 +263,62 @@ def test_an_error_fails_its_own_batch_only(lanes: int) -> None:
     assert sum(batch.count(-1) for batch in batches) <= 3  # of 20: no more than was prepared
 
 
-def test_closing_finishes_accepted_requests() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        first, waits = await hold(batcher, model), await queue(batcher, [row(1)] * 100)
-        closing = asyncio.create_task(batcher.close())
-        await asyncio.sleep(0)
-        with pytest.raises(ClosedError):
-            await batcher.scores([row(2)])
-        await release(model, first, waits)
-        await closing
-
-    run(scenario)
+@batching()
+async def test_closing_finishes_accepted_requests(batcher: Batcher, model: Model) -> None:
+    first, waits = await hold(batcher, model), await queue(batcher, [row(1)] * 100)
+    closing = asyncio.create_task(batcher.close())
+    await asyncio.sleep(0)
+    with pytest.raises(ClosedError):
+        await batcher.scores([row(2)])
+    await release(model, first, waits)
+    await closing
 
 
-def test_lanes_run_batches_in_parallel() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        tasks = [await hold(batcher, model), *[await queue(batcher, [row(i, 64)]) for i in range(1, 4)]]
-        while len(model.batches) < 2:
-            await asyncio.sleep(0.001)
-        assert not tasks[0].done()
-        await release(model, *tasks)
-        assert batcher.is_idle
-
-    model = run(scenario, lanes=2, threads=2)
+@batching(lanes=2, threads=2)
+async def test_lanes_run_batches_in_parallel(batcher: Batcher, model: Model) -> None:
+    tasks = [await hold(batcher, model), *[await queue(batcher, [row(i, 64)]) for i in range(1, 4)]]
+    while len(model.batches) < 2:
+        await asyncio.sleep(0.001)
+    assert not tasks[0].done()
+    await release(model, *tasks)
+    assert batcher.is_idle
     assert model.threads[:2] == [2, 1]  # the first found idle lanes
     assert sorted(model.batches) == [[0], [1], [2], [3]]
 
 
-def test_idle_lanes_share_the_threads() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        await batcher.scores([row(1, 64)])
-        await batcher.scores([row(i, 64) for i in (2, 3)])
-        await batcher.scores([row(i, 64) for i in range(4, 8)])
-
-    assert run(scenario, lanes=4, threads=8).threads == [8, 4, 4, 2, 2, 2, 2]
-
-
-def test_a_full_batch_is_prepared_ahead() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        tasks = [await hold(batcher, model), await queue(batcher, [row(1)])]
-        await asyncio.sleep(0.01)
-        assert batcher.waiting_tokens == 8  # too few for a batch
-        tasks.append(await queue(batcher, [row(2)] * 8))
-        await asyncio.sleep(0.01)
-        assert batcher.waiting_tokens == 8  # of 72
-        await release(model, *tasks)
-
-    run(scenario)
+@batching(lanes=4, threads=8)
+async def test_idle_lanes_share_the_threads(batcher: Batcher, model: Model) -> None:
+    await batcher.scores([row(1, 64)])
+    await batcher.scores([row(i, 64) for i in (2, 3)])
+    await batcher.scores([row(i, 64) for i in range(4, 8)])
+    assert model.threads == [8, 4, 4, 2, 2, 2, 2]
 
 
-def test_a_hung_batch_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.engine.batcher.HUNG_S", 0.1)
-
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        first = await hold(batcher, model)
-        assert batcher.alive
-        await asyncio.sleep(0.2)
-        assert not batcher.alive
-        await release(model, first)
-        assert batcher.alive
-
-    run(scenario)
+@batching()
+async def test_a_full_batch_is_prepared_ahead(batcher: Batcher, model: Model) -> None:
+    tasks = [await hold(batcher, model), await queue(batcher, [row(1)])]
+    await asyncio.sleep(0.01)
+    assert batcher.waiting_tokens == 8  # too few for a batch
+    tasks.append(await queue(batcher, [row(2)] * 8))
+    await asyncio.sleep(0.01)
+    assert batcher.waiting_tokens == 8  # of 72
+    await release(model, *tasks)
 
 
-def test_the_queue_is_reported_when_it_changes() -> None:
-    waiting: list[float] = []
+@batching()
+async def test_a_hung_batch_is_unhealthy(batcher: Batcher, model: Model) -> None:
+    first = await hold(batcher, model)
+    await asyncio.sleep(0.2)
+    assert (batcher.alive, batcher.runs_within(0.1)) == (True, False)
+    await release(model, first)
+    assert batcher.runs_within(0.1)
 
-    def record(metric: str, value: float, **labels: str) -> None:
-        waiting.extend([value] if metric == "waiting_tokens" else [])
 
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        tasks = [await hold(batcher, model), await queue(batcher, [row(1)] * 2)]
-        assert waiting[-1] == 16
-        await release(model, *tasks)
-        assert waiting[-1] == 0
-
-    run(scenario, record=record)
+@batching()
+async def test_the_queue_is_reported_when_it_changes(batcher: Batcher, model: Model) -> None:
+    recorded: dict[str, float] = {}
+    batcher.record = lambda metric, value, **_: recorded.update({metric: value})
+    tasks = [await hold(batcher, model), await queue(batcher, [row(1)] * 2)]
+    assert recorded["waiting_tokens"] == 16
+    await release(model, *tasks)
+    assert recorded["waiting_tokens"] == 0

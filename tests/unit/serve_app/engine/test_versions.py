@@ -17,8 +17,9 @@ from detect_ai.schemas import Verdict
 from serve_app.engine.engine import Charge, Engine, Options
 from serve_app.engine.versions import Versions
 from tests.fixtures import tiny_models
+from tests.unit.serve_app.api.test_app import CANARY, Broken
 
-TEXT = "The council met near the bridge on Tuesday."
+TEXT = f"{CANARY} " * 20
 
 
 class Held:
@@ -32,13 +33,6 @@ class Held:
     def log_odds(self, batch: Any) -> Any:
         assert self.gate.wait(20)
         return np.zeros(len(batch.lengths))
-
-
-class Broken:
-    has_lanes = False
-
-    def log_odds(self, batch: Any) -> Any:
-        raise RuntimeError(TEXT)
 
 
 @pytest.fixture
@@ -57,8 +51,6 @@ def run(
         try:
             return await asyncio.wait_for(scenario(versions), 30)
         finally:
-            for engine in versions.engines:
-                getattr(getattr(engine.detector.backend, "gate", None), "set", lambda: None)()
             await versions.close()
 
     return asyncio.run(main())
@@ -89,7 +81,7 @@ def test_the_main_version_answers_for_a_broken_canary(
     detectors[1].backend = Broken()
     verdict, engine = run(detectors, 1.0, detect)
     assert verdict.model_version == engine.detector.version == detectors[0].version
-    assert TEXT not in caplog.text
+    assert CANARY not in caplog.text
 
 
 @pytest.mark.parametrize("batch_tokens", [64, 16384])  # with short batches the request is queued
@@ -114,14 +106,15 @@ def test_a_hung_canary_leaves_the_main_version_healthy(
     detectors: tuple[Detector, Detector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serve_app.engine.batcher.HUNG_S", 0.2)
-    detectors[1].backend = Held()
+    detectors[1].backend = held = Held()
 
     async def scenario(versions: Versions) -> None:
         hung = asyncio.create_task(detect(versions))
         await asyncio.sleep(0.3)
         assert not versions.canary.batcher.alive  # type: ignore[union-attr]
-        assert versions.alive
+        assert versions.main.batcher.alive
         assert (await detect(versions))[0].model_version == detectors[0].version
         hung.cancel()
+        held.gate.set()
 
     run(detectors, 1.0, scenario, request_timeout_s=0.1)
