@@ -100,8 +100,14 @@ def build_parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Run the selected command. Returns the exit code. Raises DetectAIError."""
     is_check = arguments.command == "check"
-    if arguments.bundle is not None:
-        return check_files(bundle_predictor(arguments), arguments) if is_check else print_spec(arguments.bundle)
+    if arguments.bundle is not None and is_check:
+        return check_files(bundle_predictor(arguments), arguments)
+    if arguments.bundle is not None:  # without loading its weights
+        from detect_ai.detector.bundle import read_spec
+        from detect_ai.detector.model_info import model_info
+
+        print_line(model_info(read_spec(arguments.bundle), {}).model_dump_json(indent=2))
+        return OK
     if not (arguments.url or os.environ.get("DETECT_AI_URL")):
         raise InputError("no detector: give --bundle PATH or --url URL, or set DETECT_AI_URL")
     from detect_ai.client import Client
@@ -110,15 +116,6 @@ def run(arguments: argparse.Namespace) -> int:
         if is_check:
             return check_files(service_predictor(client, arguments), arguments)
         print_line(client.model().model_dump_json(indent=2))
-    return OK
-
-
-def print_spec(folder: Path) -> int:
-    """Print the model of a bundle without loading its weights. Returns the exit code."""
-    from detect_ai.detector.bundle import read_spec
-    from detect_ai.detector.model_info import model_info
-
-    print_line(model_info(read_spec(folder), {}).model_dump_json(indent=2))
     return OK
 
 
@@ -175,7 +172,7 @@ def check_files(predict: Predict, arguments: argparse.Namespace) -> int:
         elif verdict:
             reasons = ", ".join(reason.replace("_", " ") for reason in verdict.reasons)
             print_line(f"{printable(name)}: {LABELS[verdict.label]}{f': {reasons}' if reasons else ''}")
-            for line in [*explanation(verdict), *sentence_lines(text, verdict)]:
+            for line in explanation(text, verdict):
                 print_line(textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="  "))
             print_line("")
     if labels != {None} and not arguments.json:
@@ -213,8 +210,8 @@ def read_text(name: str) -> str:
     return text
 
 
-def explanation(verdict: Verdict) -> list[str]:
-    """Explanation of a verdict, one line per statement; no probability for a text that is out of scope."""
+def explanation(text: str, verdict: Verdict) -> list[str]:
+    """One line per statement, then the scored sentences; no probability for a text that is out of scope."""
     bound = verdict.fpr_upper_bound
     if verdict.label is Label.AI:
         rate = "the model was not calibrated on this kind of text, so the false positive rate is unknown."
@@ -242,18 +239,14 @@ def explanation(verdict: Verdict) -> list[str]:
             f"Characters removed or replaced before reading: {counts}. Copying can cause this, and so can manipulation."
         )
     windows = "one window" if verdict.num_windows == 1 else f"{verdict.num_windows} windows"
-    return [*lines, f"Read in full: {verdict.num_tokens} tokens in {windows}. Model {verdict.model_version}."]
-
-
-def sentence_lines(text: str, verdict: Verdict) -> list[str]:
-    """Each sentence after its probability of AI."""
-    if verdict.reasons or not verdict.spans:
-        return []
-    head = (
-        f"Sentences that are more likely AI than human make up {percent(verdict.ai_fraction or 0)} of the text. "
-        "Each is scored with its neighbours; a single sentence is weak evidence:"
-    )
-    return [head, *(f"{percent(s.probability):>9}  {printable(text[s.start : s.end])}" for s in verdict.spans)]
+    lines.append(f"Read in full: {verdict.num_tokens} tokens in {windows}. Model {verdict.model_version}.")
+    if verdict.spans and not verdict.reasons:
+        lines.append(
+            f"Sentences that are more likely AI than human make up {percent(verdict.ai_fraction or 0)} of the text. "
+            "Each is scored with its neighbours; a single sentence is weak evidence:"
+        )
+        lines += [f"{percent(s.probability):>9}  {printable(text[s.start : s.end])}" for s in verdict.spans]
+    return lines
 
 
 def percent(fraction: float) -> str:

@@ -33,6 +33,7 @@ _PART_BYTES = 1000  # room for the headers of a file in a multipart body
 Item = TypeVar("Item")
 Model = TypeVar("Model", bound=BaseModel)
 Result = TypeVar("Result")
+Send = Callable[[list[Item]], Coroutine[Any, Any, list[Result]]]
 
 
 class DetectOptions(TypedDict, total=False):
@@ -81,28 +82,12 @@ class AnswerError(ServiceError):
     """The response does not match the schemas of this version."""
 
 
-def _error(response: httpx.Response, origin: str) -> ServiceError:
-    """The error for a response without success. Repeats nothing of a body that is no problem document."""
-    status = response.status_code
-    kind = RejectedError if 400 <= status < 500 else ServiceError
-    # The proxy of Ray Serve sends a 500 when a replica dies; a 500 of the application is a problem document.
-    is_problem = response.headers.get("Content-Type", "").startswith("application/problem+json")
-    if status in (408, 429, 502, 503, 504) or (status == 500 and not is_problem):
-        kind = UnavailableError
-    try:
-        problem = Problem.model_validate_json(response.content if is_problem else b"")
-    except ValidationError:
-        return kind(f"{origin} answered {status} without an explanation: check address and service.", response)
-    return kind(problem.detail, response, problem.request_id)
-
-
 def _parse(model: type[Model], response: httpx.Response) -> Model:
     try:
         return model.model_validate_json(response.content)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "not JSON"
-        message = f"the response is no {model.__name__} ({where}): check address and version"
-        raise AnswerError(message, response) from None
+        raise AnswerError(f"no {model.__name__} ({where}): check address and version", response) from None
 
 
 def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,10 +146,9 @@ class AsyncClient:
         try:
             self._http = self._http_type(headers=headers, **options)
         except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
-            raise InputError(
-                f"proxy or certificate settings cannot be used ({type(error).__name__}): check ALL_PROXY, HTTP_PROXY, "
-                "HTTPS_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
-            ) from None
+            names = "ALL_PROXY, HTTP_PROXY, HTTPS_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
+            kind = type(error).__name__
+            raise InputError(f"proxy or certificate settings cannot be used ({kind}): check {names}") from None
         self._url = str(parsed).rstrip("/")
         self._origin = f"{parsed.scheme}://{parsed.host}:{parsed.port}"
         self._limits: dict[str, int] | None = None
@@ -184,9 +168,7 @@ class AsyncClient:
     @overload
     async def detect(self, texts: Iterable[str], **options: Unpack[DetectOptions]) -> list[Verdict]: ...
     async def detect(self, texts: str | Iterable[str], **options: Unpack[DetectOptions]) -> Verdict | list[Verdict]:
-        """Return the verdict of a text, or the verdicts of any number of texts in order.
-
-        Unpaired surrogates are read as U+FFFD, as by the service.
+        """Return the verdict of a text, or those of several in order. Unpaired surrogates are read as U+FFFD.
 
         Raises:
             InputError: a text is empty or not a string, or an option is impossible; nothing was sent.
@@ -228,10 +210,8 @@ class AsyncClient:
             parts = [("files", file) for file in chunk]
             return _parse(FilesResponse, await self._send("POST", "/v1/detect/file", files=parts, data=plain)).files
 
-        def size(file: tuple[str, bytes]) -> int:
-            return len(file[1]) + _PART_BYTES
-
-        return await self._in_chunks(send, files, size, ("max_files", "max_upload_bytes"))
+        limits = ("max_files", "max_upload_bytes")
+        return await self._in_chunks(send, files, lambda file: len(file[1]) + _PART_BYTES, limits)
 
     async def model(self) -> ModelInfo:
         """Return the served model, its thresholds and the limits of a request. Raises ServiceError."""
@@ -240,11 +220,7 @@ class AsyncClient:
         return info
 
     async def _in_chunks(
-        self,
-        send: Callable[[list[Item]], Coroutine[Any, Any, list[Result]]],
-        items: list[Item],
-        size: Callable[[Item], int],
-        limits: tuple[str, str],
+        self, send: Send[Item, Result], items: list[Item], size: Callable[[Item], int], limits: tuple[str, str]
     ) -> list[Result]:
         """Results of items in order, in chunks within two limits of the service: their number and their total size."""
         if len(items) > 1 and self._limits is None:
@@ -262,25 +238,34 @@ class AsyncClient:
                     raise AnswerError(f"expected {len(items)} results from the service, found {len(results)}")
                 return results
         half = len(items) // 2
-        return [
-            *await self._in_chunks(send, items[:half], size, limits),
-            *await self._in_chunks(send, items[half:], size, limits),
-        ]
+        first = await self._in_chunks(send, items[:half], size, limits)
+        return first + await self._in_chunks(send, items[half:], size, limits)
 
     async def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
         """A successful response, after retries."""
 
         async def attempt() -> httpx.Response:
             try:
-                response = await self._request(method, self._url + path, **request)
+                response: httpx.Response = await self._request(method, self._url + path, **request)
             except httpx.RequestError as error:
                 # Messages of other errors may contain a header, and therefore the API key.
                 reason = f": {error}" if isinstance(error, httpx.ConnectError) and str(error) else ""
                 cause = f"{self._origin} cannot be reached ({type(error).__name__}{reason})"
                 raise UnavailableError(f"{cause}: check address and service.") from None
-            if not response.is_success:
-                raise _error(response, self._origin)
-            return response
+            if response.is_success:
+                return response
+            status = response.status_code
+            kind = RejectedError if 400 <= status < 500 else ServiceError
+            # The proxy of Ray Serve sends a 500 when a replica dies; a 500 of the application is a problem document.
+            is_problem = response.headers.get("Content-Type", "").startswith("application/problem+json")
+            if status in (408, 429, 502, 503, 504) or (status == 500 and not is_problem):
+                kind = UnavailableError
+            try:
+                problem = Problem.model_validate_json(response.content if is_problem else b"")
+            except ValidationError:  # repeats nothing of a body that is no problem document
+                advice = "without an explanation: check address and service."
+                raise kind(f"{self._origin} answered {status} {advice}", response) from None
+            raise kind(problem.detail, response, problem.request_id)
 
         return await tenacity.AsyncRetrying(
             sleep=self._sleep,
@@ -290,9 +275,8 @@ class AsyncClient:
             reraise=True,
         )(attempt)
 
-    async def _request(self, method: str, url: str, **request: Any) -> httpx.Response:
-        response: httpx.Response = await self._http.request(method, url, **request)
-        return response
+    async def _request(self, method: str, url: str, **request: Any) -> Any:
+        return await self._http.request(method, url, **request)
 
     async def _sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -303,9 +287,8 @@ class _BlockingClient(AsyncClient):
 
     _http_type = httpx.Client
 
-    async def _request(self, method: str, url: str, **request: Any) -> httpx.Response:
-        response: httpx.Response = self._http.request(method, url, **request)
-        return response
+    async def _request(self, method: str, url: str, **request: Any) -> Any:
+        return self._http.request(method, url, **request)
 
     async def _sleep(self, seconds: float) -> None:
         time.sleep(seconds)

@@ -161,9 +161,7 @@ class CalibrationConfig(Section):
     target_fprs: Annotated[list[OpenFraction], Field(min_length=1)] = [0.01, 0.05]
     default_target_fpr: OpenFraction = 0.01
     min_tokens: Natural = 50  # shorter texts get no verdict
-    precision: Literal["fp32", "bf16"] = (
-        "fp32"  # of the encoder; a bundle runs at the precision that it was calibrated at
-    )
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder; a bundle runs at that of its calibration
     prevalence: OpenFraction = 0.5  # fraction of AI texts that probabilities assume
     # Domains with thresholds of their own: a name and its sources. Empty: one threshold for all.
     domains: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
@@ -259,7 +257,7 @@ class ServeConfig(Section):
 
     @property
     def threads(self) -> int:
-        """Model threads per replica: on one machine its cores divided by the replicas, at least one each."""
+        """Model threads per replica."""
         if self.threads_per_replica:
             return self.threads_per_replica
         if self.is_local:  # one machine: Ray's CPUs may be more than its cores
@@ -310,8 +308,8 @@ class Config(Section):
         longest = model.window - 2
         require(model.stride <= longest, "model.stride", f"at most model.window - 2 ({longest})")
         require(train.shortest_span <= longest, "train.shortest_span", f"at most model.window - 2 ({longest})")
-        largest = train.batch_size
-        require(train.microbatch_size <= largest, "train.microbatch_size", f"at most train.batch_size ({largest})")
+        fits = train.microbatch_size <= train.batch_size
+        require(fits, "train.microbatch_size", f"at most train.batch_size ({train.batch_size})")
         require(train.worker_range[0] <= train.worker_range[1], "train.num_workers", "a number, or [min, max]")
         targets, lengths = calibration.target_fprs, calibration.verdict_lengths
         is_target = calibration.default_target_fpr in targets
@@ -354,10 +352,9 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     Args:
         overrides: Hydra overrides such as `train.lr=3e-5` or `model=distilbert`. Values of text keys are taken
             literally, without quotes: `bundle=4e21`, `data=my texts (1).csv`.
-        config_dir: a directory with further options for the groups; it joins the search path.
+        config_dir: a directory with further options for the groups.
 
-    Raises:
-        ConfigError: one line with the key, the value and what is allowed.
+    Raises ConfigError: one line with the key, the value and what is allowed.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,11 +53,6 @@ class ResourceError(DetectAIError):
 
 class TrainingError(DetectAIError):
     """A training run cannot continue, such as with a loss that is not finite."""
-
-
-def redact_row(message: str) -> str:
-    """A parser's message without the row or value it quotes: errors never contain document text."""
-    return re.sub(r"(columns, got \d+|invalid value)\b.*", r"\1", message, flags=re.DOTALL)
 
 
 def first_problem(error: ValidationError) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 import time
 import traceback
@@ -14,7 +15,7 @@ from typing import Any
 
 from detect_ai import __version__
 from detect_ai.core.config import Config, load_config
-from detect_ai.core.errors import ConfigError, DetectAIError, InputError, redact_row, unwrap_ray_error
+from detect_ai.core.errors import ConfigError, DetectAIError, InputError, unwrap_ray_error
 from detect_ai.core.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -29,18 +30,13 @@ def run_job(
     result_name: Callable[[Config], str] | None = None,
     settle: Callable[[Config, Sequence[str]], None] | None = None,
 ) -> int:
-    """Run a stage from command line arguments.
+    """Run a stage from command line arguments; those of the process if `argv` is None.
 
-    Args:
-        name: of the stage.
-        stage: the function to run.
-        argv: arguments; those of the process when None.
-        result_name: name of the result, if it is not that of the stage.
-        settle: adjusts or refuses the configuration, given the overrides of the command line.
+    `result_name` gives the name of the result if it is not that of the stage. `settle` adjusts or refuses the
+    configuration, given the overrides of the command line.
 
     Returns:
         0 after printing the result as one JSON line; after one `error:` line 2 for bad input, 1 for everything else.
-        `--verbose` prints the traceback.
     """
     parser = argparse.ArgumentParser(
         prog=f"python jobs/{name}.py",
@@ -64,7 +60,9 @@ def run_job(
         if arguments.verbose:
             traceback.print_exc()
         cause = unwrap_ray_error(error)
-        lines = redact_row(str(cause)).strip().splitlines() or [""]
+        # Errors never contain document text: parsers quote a row or a value.
+        message = re.sub(r"(columns, got \d+|invalid value)\b.*", r"\1", str(cause), flags=re.DOTALL)
+        lines = message.strip().splitlines() or [""]
         hint = "" if arguments.verbose else " (--verbose shows the traceback)"
         shown = lines[0] if isinstance(cause, DetectAIError) else f"{type(cause).__name__}: {lines[-1].strip()}{hint}"
         print(f"error: {shown}", file=sys.stderr, flush=True)  # noqa: T201
@@ -105,9 +103,8 @@ def read_result(storage: Storage, run: str, stage: str) -> dict[str, Any]:
     try:
         result: dict[str, Any] = storage.read_json(result_key(run, stage))["result"]
     except FileNotFoundError:
-        raise ConfigError(
-            f"run={run}: no result of '{stage}' under {storage.root}: run `python jobs/{stage}.py run={run}` first"
-        ) from None
+        command = f"python jobs/{stage}.py run={run}"
+        raise ConfigError(f"run={run}: no result of '{stage}' under {storage.root}: run `{command}` first") from None
     return result
 
 

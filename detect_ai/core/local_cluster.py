@@ -25,7 +25,7 @@ STOP_SECONDS = 5  # then SIGKILL: after actors have run, a raylet takes 30 s to 
 
 
 class LocalCluster:
-    """A cluster that takes jobs when the constructor returns.
+    """A cluster that takes jobs when the constructor returns; it raises ResourceError with the end of Ray's log.
 
     Args:
         options: further ones of `ray start`.
@@ -35,9 +35,6 @@ class LocalCluster:
         address: of the dashboard, for `ray job submit --address`.
         folder: logs, sockets and the token; deleted when the cluster stops.
         environment: variables that a client process needs.
-
-    Raises:
-        ResourceError: it did not start; the message contains the end of its log.
     """
 
     def __init__(self, *options: str) -> None:
@@ -48,16 +45,10 @@ class LocalCluster:
         token_file = self.folder / "token"
         token_file.touch(mode=0o600)
         token_file.write_text(self._token)
-        # RAY_AUTH_TOKEN would override the token file.
-        environment = {
-            name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")
-        }
-        environment |= {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token_file),
-            "RAY_TMPDIR": str(self.folder),
-        }
-        environment |= {"RAY_USAGE_STATS_ENABLED": "0", **ONE_MACHINE}
+        environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)} | ONE_MACHINE
+        environment |= {"RAY_TMPDIR": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
+        for name in ("RAY_AUTH_TOKEN", "RAY_ADDRESS"):  # the token would override the token file
+            environment.pop(name, None)
         self.environment = environment | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
@@ -75,22 +66,18 @@ class LocalCluster:
                 start_new_session=True,
             )
         self.pid = self._process.pid
+        until = time.monotonic() + START_SECONDS
         try:
-            self._wait()
+            while not self.takes_jobs():
+                ended = self._process.poll() is not None
+                if ended or time.monotonic() > until:
+                    tail = (self.folder / "start.log").read_text(errors="replace").strip().splitlines()[-5:]
+                    problem = "Ray ended while it started" if ended else f"no Ray cluster after {START_SECONDS} s"
+                    raise ResourceError(f"{problem}: {' | '.join(tail)}")
+                time.sleep(0.5)
         except BaseException:
             self.stop()
             raise
-
-    def _wait(self) -> None:
-        until = time.monotonic() + START_SECONDS
-        while self._process.poll() is None and time.monotonic() < until:
-            if self.takes_jobs():
-                return
-            time.sleep(0.5)
-        tail = (self.folder / "start.log").read_text(errors="replace").strip().splitlines()[-5:]
-        ended = self._process.poll() is not None
-        problem = "Ray ended while it started" if ended else f"no Ray cluster after {START_SECONDS} s"
-        raise ResourceError(f"{problem}: {' | '.join(tail)}")
 
     def takes_jobs(self) -> bool:
         """Whether a node is alive and its agent, which runs jobs, answers."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from detect_ai.core.errors import ConflictError, InputError
+from detect_ai.core.errors import ConflictError, InputError, first_problem
 from detect_ai.core.storage import Storage
 
 
@@ -29,15 +29,10 @@ class Pointer:
     """A sequence of records `<prefix>/000001.json`, `000002.json`, …; the highest number is the current state.
 
     Records are created, never changed or deleted, and each number is created at most once (`Storage.create`).
-
-    Args:
-        storage: where the records are.
-        prefix: key of their folder.
     """
 
     def __init__(self, storage: Storage, prefix: str) -> None:
-        self.storage = storage
-        self.prefix = prefix
+        self.storage, self.prefix = storage, prefix
 
     def read(self) -> Record | None:
         """The current record; None before the first. Raises InputError when its file is malformed."""
@@ -49,11 +44,7 @@ class Pointer:
         return [self._load(name) for name in self._names()]
 
     def advance(self, value: dict[str, Any], after: int) -> Record:
-        """Append a record, provided that none was appended since the one that the caller has read.
-
-        Args:
-            value: the new state; JSON values.
-            after: number of the record that the new state is based on; 0: there was none.
+        """Append a record unless another followed number `after`, which the caller has read (0: none).
 
         Raises:
             ConflictError: record `after + 1` exists.
@@ -76,13 +67,12 @@ class Pointer:
 
     def _load(self, name: str) -> Record:
         key = f"{self.prefix}/{name}"
-        record: Record | None = None
         try:
             record = Record.model_validate_json(self.storage.read_bytes(key))
+            if record.number == int(name[:-5]):
+                return record
             problem = f"number {record.number} does not match the name"
         except ValidationError as error:
-            problem = " ".join(map(str, [*error.errors()[0]["loc"], error.errors()[0]["msg"]]))
-        if record is None or record.number != int(name[:-5]):
-            advice = "Restore the file, or delete it to return to the record before it"
-            raise InputError(f"{self.storage.uri(key)}: {problem}. {advice}")
-        return record
+            problem = first_problem(error)
+        advice = "Restore the file, or delete it to return to the record before it"
+        raise InputError(f"{self.storage.uri(key)}: {problem}. {advice}")

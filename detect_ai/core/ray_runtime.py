@@ -19,10 +19,8 @@ logger = logging.getLogger(__name__)
 # replicas each reserve one or more; with fewer than this Ray Data starves next to two workers.
 LOCAL_CPUS = 8
 ONE_MACHINE = {
-    # Binds everything to 127.0.0.1 instead of all interfaces (Ray 2.60).
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # Prestarted workers are useless for jobs with a runtime environment of their own.
-    "RAY_prestart_worker_first_driver": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # binds everything to 127.0.0.1, not to all interfaces (Ray 2.60)
+    "RAY_prestart_worker_first_driver": "0",  # prestarted workers are useless for jobs with a runtime environment
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process in every training
 }
 ROUNDING = 1e-3  # Ray counts in ten-thousandths
@@ -40,13 +38,26 @@ def cores() -> int:
 def connect() -> None:
     """Connect to the cluster that RAY_ADDRESS names, or start one on this machine for the life of the process.
 
-    Raises:
-        ConfigError: RAY_ADDRESS is that of a dashboard.
-        ResourceError: no cluster answers at RAY_ADDRESS.
+    Raises ConfigError if RAY_ADDRESS is that of a dashboard, and ResourceError if no cluster answers there.
     """
     if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
-        if address := os.environ.get("RAY_ADDRESS"):
-            _join(address)
+        address = os.environ.get("RAY_ADDRESS", "")
+        if address.startswith("http"):
+            raise ConfigError(
+                f"RAY_ADDRESS={address}: expected host:port of a cluster, not the dashboard of `ray job submit`. "
+                "Unset RAY_ADDRESS to start Ray on this machine"
+            )
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if port.isdigit():  # neither `auto` nor `local`
+            try:  # Ray itself would retry for minutes
+                socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+            except OSError as error:
+                problem = f"no cluster answers ({error.strerror or error}). Start it, or unset RAY_ADDRESS"
+                raise ResourceError(f"RAY_ADDRESS={address}: {problem}") from error
+        if address:
+            import ray
+
+            ray.init(logging_level=logging.WARNING)
         else:
             _start()
     import ray.data
@@ -62,25 +73,6 @@ def connect() -> None:
 
 def _is_below_error(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR
-
-
-def _join(address: str) -> None:
-    if address.startswith("http"):
-        raise ConfigError(
-            f"RAY_ADDRESS={address}: expected host:port of a cluster, not the dashboard of `ray job submit`. "
-            "Unset RAY_ADDRESS to start Ray on this machine"
-        )
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():  # neither `auto` nor `local`
-        try:  # Ray itself would retry for minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-        except OSError as error:
-            raise ResourceError(
-                f"RAY_ADDRESS={address}: no cluster answers ({error.strerror or error}). Start it, or unset RAY_ADDRESS"
-            ) from error
-    import ray
-
-    ray.init(logging_level=logging.WARNING)
 
 
 def _start() -> None:
@@ -110,11 +102,7 @@ def _start() -> None:
 
 
 def require_resources(what: str, cpus: float, gpus: float = 0) -> None:
-    """Refuse work that the cluster can never place; wait up to `WAIT_SECONDS` for resources that others hold.
-
-    Raises:
-        ResourceError: the cluster has too few CPUs or GPUs, and no autoscaler.
-    """
+    """Wait up to `WAIT_SECONDS` for resources that others hold; ResourceError if the cluster can never have enough."""
     import ray
 
     if can_grow():
@@ -130,9 +118,7 @@ def require_resources(what: str, cpus: float, gpus: float = 0) -> None:
         while (free := ray.available_resources().get(name, 0.0)) < needed - ROUNDING:
             busy = f"{what} needs {needed:g} {name}s, {free:g} of the cluster's {total:g} are free"
             if time.monotonic() > until:
-                raise ResourceError(
-                    f"{busy}: stop other jobs (`ray status` shows them), or lower the number of workers"
-                )
+                raise ResourceError(f"{busy}: stop other jobs (see `ray status`), or lower the number of workers")
             if not logged and time.monotonic() > until - WAIT_SECONDS + 5:
                 logger.info("%s: waiting for up to %d s", busy, WAIT_SECONDS)
                 logged = True
@@ -141,10 +127,9 @@ def require_resources(what: str, cpus: float, gpus: float = 0) -> None:
 
 @contextmanager
 def claimed(name: str, refusal: str) -> Iterator[None]:
-    """Hold a name on the connected cluster inside the block; it is released when this process ends, too.
+    """Hold a name on the connected cluster inside the block; the end of this process releases it, too.
 
-    Raises:
-        ResourceError: another job holds the name; the message begins with `refusal`.
+    Raises ResourceError, whose message begins with `refusal`, if another job holds the name.
     """
     import ray
 
@@ -179,9 +164,8 @@ def require_free_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ResourceError(
-                f"port {port} on {host} is in use: stop that process, or choose another with serve.port=…"
-            ) from error
+            message = f"port {port} on {host} is in use: stop that process, or choose another with serve.port=…"
+            raise ResourceError(message) from error
 
 
 def free_port() -> int:

@@ -41,15 +41,9 @@ def interrupted(storage: Storage, run: str, kind: str, digest: str) -> str | Non
 
 @contextmanager
 def attempted(storage: Storage, run: str, kind: str, digest: str) -> Iterator[tuple[str, bool]]:
-    """Start an attempt, or resume the interrupted one, while no other job works on it.
+    """Start an attempt, or resume the interrupted one; it is finished when the block ends without an error.
 
-    It counts as finished when the block ends without an error.
-
-    Yields:
-        Its name, and whether it is resumed.
-
-    Raises:
-        ResourceError: another job works on it.
+    Yields its name, and whether it is resumed. Raises ResourceError if another job works on it.
     """
     with ray_runtime.claimed(f"{storage.root}/{run}/{kind}", f"run={run}: another {kind} job works on it"):
         old = interrupted(storage, run, kind, digest)
@@ -64,11 +58,7 @@ def settle_pipeline(config: Config, overrides: Sequence[str]) -> None:
     """Make a pipeline sweep unless the command line or a file sets `train.from_sweep`.
 
     A searched key counts as set if the command line has it, or if its value differs from the default, which is that of
-    the options of `train` and `model` that the command line chooses from `configs/`.
-
-    Args:
-        config: changed in place.
-        overrides: of the command line.
+    the options of `train` and `model` that the command line chooses from `configs/`. `config` is changed in place.
 
     Raises:
         ConfigError: a value that is set would be ignored: `bundle`, `data`, or a key that the sweep searches.
@@ -85,25 +75,18 @@ def settle_pipeline(config: Config, overrides: Sequence[str]) -> None:
             is_set = config.train.from_sweep is None and values[key] != defaults[key]
             if is_set or f"{section}.{key}" in given:
                 raise ConfigError(
-                    f"{section}.{key}={values[key]} is set, but the sweep searches it. To train with this value, give "
-                    f"train.from_sweep=false; to sweep, remove the value, or if a file sets it, give "
-                    f"train.from_sweep=true"
+                    f"{section}.{key}={values[key]} is set, but the sweep searches it. To train with it, give "
+                    "train.from_sweep=false; to sweep, remove it, or if a file sets it, give train.from_sweep=true"
                 )
     if config.train.from_sweep is None:
         config.train.from_sweep = True
 
 
 def run_stages(config: Config, storage: Storage, kind: str, stages: Mapping[str, Stage], *more: Any) -> dict[str, Any]:
-    """Run stages in order; after an interruption, finished stages are not repeated.
+    """Run stages in order and return their results; after an interruption, finished stages are not repeated.
 
     A result of the interrupted attempt is reused if configuration and `more` are equal and it is still the newest of
-    its stage.
-
-    Returns:
-        The result of each stage.
-
-    Raises:
-        ResourceError: another job works on it.
+    its stage. Raises ResourceError if another job works on it.
     """
     with attempted(storage, config.run, kind, digest(config, config.model_dump(), *more)) as (name, resumed):
         key = f"runs/{config.run}/{name}/results.json"

@@ -46,18 +46,13 @@ def _scratch_file(path: str, data: bytes) -> Iterator[Path]:
 
 
 class Storage:
-    """Files under a root URI, named by keys such as `runs/default/train.json`.
+    """Files under a root, named by keys: relative paths such as `runs/default/train.json`.
 
-    A key is a relative path with `/`. It stays valid when the root moves, so results contain keys, not paths.
+    Keys stay valid when the root moves, so results contain keys, not paths.
 
     Args:
-        root: a local path (`~` is expanded) or a URI that pyarrow knows, such as `gs://bucket/prefix`.
-
-    Attributes:
-        root: the absolute path, or the URI: valid in every process of the machine or cluster.
-
-    Raises:
-        ConfigError: the URI cannot be opened.
+        root: a local path (`~` is expanded) or a URI that pyarrow knows, such as `gs://bucket/prefix`. The attribute
+            is the absolute path or the URI, valid in every process of the cluster. ConfigError if it cannot be opened.
     """
 
     def __init__(self, root: str) -> None:
@@ -115,11 +110,7 @@ class Storage:
             scratch.replace(path)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write a whole file unless the key exists, atomically: of concurrent writers exactly one succeeds.
-
-        Returns:
-            Whether this call wrote the file. False: the key exists, and its content is unchanged.
-        """
+        """Write a file unless the key exists, atomically; return whether it did. Of concurrent writers one succeeds."""
         path = self.path(key)
         self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
         if self.is_local:

@@ -24,11 +24,10 @@ FINISH_SECONDS = 60.0  # to send what is left; W&B's own default is unbounded
 class Tracker:
     """A run in W&B's project `detect_ai`. The first failure of W&B is logged and ends tracking, not the run.
 
-    Offline runs are written to the storage root; where that is an object store, to a temporary folder first, which is
-    uploaded when the run ends.
+    Offline runs are written to the storage root; where that is an object store, they are uploaded when they end.
 
     Args:
-        config: storage and tracking are used; the published part is recorded.
+        config: its published part is recorded.
         enabled: false on ranks that do not report.
         facts: recorded in addition to the configuration.
         settings: arguments of `wandb.init`, such as name, group and job_type.
@@ -67,7 +66,7 @@ class Tracker:
             logger.info("W&B is offline: send the run later with `wandb sync` from %s", self._storage.uri(FOLDER))
 
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Record metrics, at a step where there is one."""
+        """Record metrics."""
         self._safely(lambda run: run.log(dict(values), step=step))
 
     def artifact(self, name: str, folder: Path, metadata: Mapping[str, Any], aliases: list[str]) -> None:
@@ -95,17 +94,16 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self._safely(lambda run: run.finish(exit_code=0 if kind is None else 1))
-        self._safely(lambda _: self._store())
+        def finish(run: Any) -> None:
+            run.finish(exit_code=0 if kind is None else 1)
+            if not self._storage.is_local:
+                import wandb
 
-    def _store(self) -> None:
-        """Upload an offline run, and delete the oldest runs."""
-        if not self._storage.is_local:
-            import wandb
+                wandb.teardown()  # `finish` does not wait for the files of an offline run
+                for folder in self._folder.glob("wandb/offline-run-*"):
+                    self._storage.upload(folder, f"{FOLDER}/{folder.name}")
+                shutil.rmtree(self._folder)
+            for prefix in ("run-", "offline-run-"):
+                self._storage.prune(FOLDER, prefix, self._keep)
 
-            wandb.teardown()  # `finish` does not wait for the files of an offline run
-            for folder in self._folder.glob("wandb/offline-run-*"):
-                self._storage.upload(folder, f"{FOLDER}/{folder.name}")
-            shutil.rmtree(self._folder)
-        for prefix in ("run-", "offline-run-"):
-            self._storage.prune(FOLDER, prefix, self._keep)
+        self._safely(finish)

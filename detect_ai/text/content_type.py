@@ -61,7 +61,10 @@ _MANY_QUOTED_WORDS = 6  # up to these, quotes mark terms and names
 
 
 class _Lines:
-    """The lines of a text that are not blank. All arrays have the shape (num_lines,)."""
+    """The lines of a text that are not blank. All arrays have the shape (num_lines,).
+
+    `begin_with` and `end_with`: mask of the lines whose first or last visible character is one of these.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text.replace("\r\n", "\n").replace("\r", "\n") + "\n"
@@ -85,11 +88,9 @@ class _Lines:
         return np.array([match(self.text, start) is not None for start in self.starts.tolist()])
 
     def begin_with(self, chars: str) -> _Mask:
-        """Mask of the lines whose first visible character is one of these."""
         return np.array([char in chars for char in self.first])
 
     def end_with(self, chars: str) -> _Mask:
-        """Mask of the lines whose last visible character is one of these."""
         return np.array([char in chars for char in self.last])
 
     def count(self, spans: Iterable[tuple[int, int]]) -> _Ints:
@@ -113,7 +114,11 @@ def content_fractions(text: str) -> dict[str, float]:
     tables = _tables(lines) & ~code & ~quoted
     other = lines.match(r"[ \t]*+\[\d{1,4}\]:? ") | (2 * lines.chars(_LINK) > lines.size)
     other &= ~code & ~quoted & ~tables
-    inline = np.where(code | quoted | tables | other, 0, _inline_quotations(lines))
+    whole, word, spans = lines.text.strip(), re.compile(r"\S+"), []
+    for match in _QUOTATION.finditer(lines.text):  # quotes around the whole text do not count
+        if len(match["quoted"].split()) > _MANY_QUOTED_WORDS and match[0] != whole:
+            spans += [found.span() for found in word.finditer(lines.text, *match.span())]
+    inline = np.where(code | quoted | tables | other, 0, lines.count(spans))
     masks = {"code": code, "tables": tables, "quotations": quoted, "other": other}
     counts = {kind: int(lines.size[mask].sum()) for kind, mask in masks.items()}
     counts["quotations"] += int(inline.sum())
@@ -204,12 +209,3 @@ def _runs(key: _Ints, mask: _Mask, least: int) -> _Mask:
     run = np.cumsum(new) - 1
     long: _Mask = np.bincount(run)[run] >= least
     return mask & long
-
-
-def _inline_quotations(lines: _Lines) -> _Ints:
-    """Number of characters of each line in long quotations; quotes around the whole text do not count."""
-    whole, word, spans = lines.text.strip(), re.compile(r"\S+"), []
-    for match in _QUOTATION.finditer(lines.text):
-        if len(match["quoted"].split()) > _MANY_QUOTED_WORDS and match[0] != whole:
-            spans += [found.span() for found in word.finditer(lines.text, *match.span())]
-    return lines.count(spans)

@@ -16,16 +16,14 @@ DESCRIPTIONS = {
 
 
 def file_type(content: bytes, expected: str = TEXT) -> str:
-    """The type of a file by its first bytes, a key of `DESCRIPTIONS`; `expected` is the type by its name.
-
-    A text may mention the signature of a PDF; a PDF may have up to 1,024 other bytes before its signature.
-    """
+    """The type of a file by its first bytes, a key of `DESCRIPTIONS`; `expected` is the type by its name."""
     head = content[:1024]
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if head.startswith(b"PK\x03\x04"):
         return DOCX
     if head.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
         return "ole"
+    # A text may mention the signature of a PDF; a PDF may have up to 1,024 other bytes before its signature.
     if start.startswith(b"%pdf-") or (expected == PDF and b"%PDF-" in head):
         return PDF
     if start.startswith(b"{\\rtf"):

@@ -49,9 +49,7 @@ def code(language: str) -> str:
 def detect_language(normalised_text: str, wanted: str) -> str:
     """The language of a text as an ISO 639 code; "" if the text is too short or no language clearly dominates.
 
-    Args:
-        normalised_text: output of `normalise`.
-        wanted: expected language, such as `en` or `en-GB`. Returned unless more than `MAX_OTHER_FRACTION` is in others.
+    `wanted`, such as `en` or `en-GB`, is returned unless more than `MAX_OTHER_FRACTION` is in other languages.
     """
     fractions, other = _fractions(normalised_text, code(wanted))
     if sum(other.values()) > MAX_OTHER_FRACTION:
@@ -60,11 +58,7 @@ def detect_language(normalised_text: str, wanted: str) -> str:
 
 
 def language_problem(normalised_text: str, wanted: str) -> Literal["other_language", "not_language"] | None:
-    """Why a text is out of scope by its language; None if it is in scope, or too short to tell.
-
-    Args:
-        normalised_text: output of `normalise`.
-        wanted: language of the model, such as `en` or `en-GB`; "" for any.
+    """Why a text is out of scope for a model of language `wanted` ("": any); None if it is not, or too short to tell.
 
     Returns:
         `other_language` if more than `MAX_OTHER_FRACTION` is in other languages. `not_language` if most of it is not

@@ -119,12 +119,11 @@ def normalise(text: str) -> Normalised:
     ASCII; NFKC (UAX #15); confusables (UTS #39) become Latin letters where the document is Latin; every run of
     white space becomes one space and the ends are stripped. Total and idempotent, in linear time.
 
-    One pass is enough, because no step creates work for an earlier one: invisible characters are removed before
-    NFKC, so that marks follow their base; NFKC yields quotes and dashes (from U+2034, U+FE31 …), so those are
-    replaced again; folding keeps the document's fraction of Latin, and a folded base may compose with its mark.
+    One pass is enough: invisible characters are removed before NFKC, so that marks follow their base; NFKC yields
+    quotes and dashes (from U+2034, U+FE31 …), so those are replaced again; a folded base may compose with its mark.
     """
-    size = len(text)
-    draft = _Draft(text, np.arange(size, dtype=np.int32), np.arange(1, size + 1, dtype=np.int32), Counter())
+    starts = np.arange(len(text), dtype=np.int32)
+    draft = _Draft(text, starts, starts + 1, Counter())
     if not (text.isascii() and text.isprintable() and "  " not in text and text == text.strip(" ")):
         _replace_special(draft)
         _compose(draft)
@@ -165,8 +164,12 @@ def _compose(draft: _Draft) -> None:
         begin, end = match.span()
         edges = [i for i in range(begin + 1, end) if not _continues(draft.text[i])]
         for start, stop in pairwise((begin, *edges, end)):
-            chunk = draft.text[start:stop]
-            if (new := _nfkc(chunk)) != chunk:
+            chunk = new = draft.text[start:stop]
+            if len(chunk) > 64:  # sort the marks of one base here: `unicodedata` does it by insertion, in O(n²)
+                decomposed = "".join(unicodedata.normalize("NFKD", char) for char in chunk)
+                runs = groupby(decomposed, key=lambda char: unicodedata.combining(char) > 0)
+                new = "".join("".join(sorted(run, key=unicodedata.combining) if marks else run) for marks, run in runs)
+            if (new := unicodedata.normalize("NFKC", new)) != chunk:
                 edits.append((start, stop, new))
     draft.apply_edits(edits)
 
@@ -176,15 +179,6 @@ def _continues(char: str) -> bool:
     """Whether a character may compose with the previous one: marks, Hangul vowels and finals, a Kirat Rai vowel."""
     first = unicodedata.normalize("NFKD", char)[0]
     return unicodedata.category(first)[0] == "M" or "\u1160" <= first <= "\u11ff" or first == "\U00016d67"
-
-
-def _nfkc(chunk: str) -> str:
-    """NFKC in O(n log n): `unicodedata` sorts the marks of one base by insertion, in O(n²)."""
-    if len(chunk) > 64:
-        decomposed = "".join(unicodedata.normalize("NFKD", char) for char in chunk)
-        runs = groupby(decomposed, key=lambda char: unicodedata.combining(char) > 0)
-        chunk = "".join("".join(sorted(run, key=unicodedata.combining) if marks else run) for marks, run in runs)
-    return unicodedata.normalize("NFKC", chunk)
 
 
 @cache

@@ -32,12 +32,7 @@ def window_spans(num_tokens: int, window: int, stride: int) -> list[tuple[int, i
 
 
 def split_windows(documents: Sequence[Ids], content: int, stride: int) -> tuple[list[Ids], NDArray[np.int64]]:
-    """Split documents into overlapping windows.
-
-    Args:
-        documents: token ids of each document, without special tokens.
-        content: tokens in a window, special tokens not counted.
-        stride: tokens between the starts of neighbouring windows.
+    """Split documents of token ids into overlapping windows of `content` tokens, special tokens not counted.
 
     Returns:
         The windows in order, and the document index of each, shape (num_windows,). Every document has a window.
@@ -50,12 +45,9 @@ def split_windows(documents: Sequence[Ids], content: int, stride: int) -> tuple[
 def aggregate_windows(
     scores: NDArray[np.float64], owners: NDArray[np.int64], num_documents: int
 ) -> NDArray[np.float64]:
-    """Aggregate window scores to document scores, shape (num_documents,): the mean log-odds of the windows.
+    """Score documents, shape (num_documents,), by the mean log-odds of their windows; each has at least one.
 
-    Args:
-        scores: log-odds of each window, shape (num_windows,).
-        owners: document index of each window, shape (num_windows,).
-        num_documents: each has at least one window.
+    `scores` are the log-odds and `owners` the document index of each window, shape (num_windows,).
     """
     totals = np.bincount(owners, weights=scores, minlength=num_documents)
     means: NDArray[np.float64] = totals / np.bincount(owners, minlength=num_documents)

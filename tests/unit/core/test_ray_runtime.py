@@ -77,14 +77,12 @@ def test_free_resources_are_taken_at_once(busy, cpus):
     ray_runtime.require_resources("it", cpus)
 
 
-def test_wait_for_busy_resources_is_bounded(busy):
-    with pytest.raises(ResourceError, match="it needs 3 CPUs, 2 of the cluster's 8 are free"):
-        ray_runtime.require_resources("it", 3)
-
-
-def test_missing_resources_are_refused(busy):
-    with pytest.raises(ResourceError, match=r"it needs 9.5 CPUs, the cluster has 8: 1.5 missing.*--num-cpus=9.5"):
-        ray_runtime.require_resources("it", 9.5)
+@pytest.mark.parametrize(
+    ("cpus", "message"), [(3, "2 of the cluster's 8 are free"), (9.5, "has 8: 1.5 missing.*--num-cpus=9.5")]
+)
+def test_busy_or_missing_resources_are_refused(busy, cpus, message):
+    with pytest.raises(ResourceError, match=f"it needs {cpus} CPUs.*{message}"):
+        ray_runtime.require_resources("it", cpus)
 
 
 def test_autoscaling_cluster_is_trusted(busy, monkeypatch):

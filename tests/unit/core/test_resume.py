@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -54,75 +53,55 @@ def test_machine_setting_keeps_digest(override: str) -> None:
     assert resume.digest(load_config([override]), "corpus") == resume.digest(load_config(), "corpus")
 
 
-class Stages:
-    """Three stages that record when they run; the third is interrupted while `broken`."""
+NAMES = ["first", "second", "third"]
 
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-        self.broken = True
 
-    def stage(self, name: str) -> Any:
+def run_all(config: Config, broken: str = "") -> tuple[list[str], dict[str, Any]]:
+    """Run three stages, the broken one of which is interrupted; the names of those that ran, and all results."""
+    ran: list[str] = []
+
+    def stage(name: str) -> Any:
         def run(config: Config, storage: Storage) -> dict[str, Any]:
-            self.ran.append(name)
-            if name == "third" and self.broken:
+            ran.append(name)
+            if name == broken:
                 raise KeyboardInterrupt
-            return {"by": len(self.ran)}
+            return {"by": len(ran)}
 
         return run
 
-    def all(self) -> dict[str, Any]:
-        return {name: self.stage(name) for name in ("first", "second", "third")}
+    return ran, run_stages(config, Storage(config.storage.root), "several", {name: stage(name) for name in NAMES})
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    @contextmanager
-    def claimed(*_: str) -> Iterator[None]:
-        yield
-
-    monkeypatch.setattr(ray_runtime, "claimed", claimed)
-    return load_config([f"storage.root={tmp_path}", "storage.keep=1"])
-
-
-@pytest.fixture
-def stages(config: Config) -> Stages:
-    """Stages whose first run was interrupted in the third."""
-    stages = Stages()
+def config(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Configuration of a run whose third stage was interrupted."""
+    monkeypatch.setattr(ray_runtime, "claimed", lambda *_: nullcontext())
+    config = load_config([f"storage.root={storage.root}", "storage.keep=1"])
     with pytest.raises(KeyboardInterrupt):
-        run_stages(config, Storage(config.storage.root), "several", stages.all())
-    stages.ran.clear()
-    stages.broken = False
-    return stages
+        run_all(config, broken="third")
+    return config
 
 
-def test_finished_stages_are_not_repeated(config: Config, stages: Stages) -> None:
-    storage = Storage(config.storage.root)
-    results = run_stages(config, storage, "several", stages.all())
-    assert stages.ran == ["third"]
-    assert list(results) == ["first", "second", "third"]
+def test_finished_stages_are_not_repeated(config: Config, storage: Storage) -> None:
+    ran, results = run_all(config)
+    assert (ran, list(results)) == (["third"], NAMES)
     assert results["second"] == read_result(storage, config.run, "second")
 
 
-def test_finished_attempt_is_repeated_and_pruned(config: Config, stages: Stages) -> None:
-    storage = Storage(config.storage.root)
-    for _ in range(2):
-        stages.ran.clear()
-        run_stages(config, storage, "several", stages.all())
-    assert stages.ran == ["first", "second", "third"]
+def test_finished_attempt_is_repeated_and_pruned(config: Config, storage: Storage) -> None:
+    run_all(config)
+    assert run_all(config)[0] == NAMES
     assert len([name for name in storage.list(f"runs/{config.run}") if name.startswith("several-")]) == 1
 
 
-def test_other_configuration_starts_again(config: Config, stages: Stages) -> None:
+def test_other_configuration_starts_again(config: Config) -> None:
     config.train.lr *= 2
-    run_stages(config, Storage(config.storage.root), "several", stages.all())
-    assert stages.ran == ["first", "second", "third"]
+    assert run_all(config)[0] == NAMES
 
 
-def test_newer_result_repeats_later_stages(config: Config, stages: Stages) -> None:
-    storage = Storage(config.storage.root)
+def test_newer_result_repeats_later_stages(config: Config, storage: Storage) -> None:
     run_stage("first", lambda *_: {"by": "another job"}, config, storage)
-    run_stages(config, storage, "several", stages.all())
-    assert stages.ran == ["first", "second", "third"]
+    assert run_all(config)[0] == NAMES
 
 
 def settled(*overrides: str, config_dir: Path | None = None) -> Config:

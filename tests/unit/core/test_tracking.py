@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 
@@ -43,43 +43,12 @@ def test_missing_package_stops_no_run(storage: Storage, monkeypatch: pytest.Monk
     assert storage.list("wandb") == []
 
 
-class Run:
-    """A W&B run that records calls and fails in one of them."""
-
-    def __init__(self, fails: str = "") -> None:
-        self.fails = fails
-        self.calls: list[tuple[str, Any]] = []
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        self._record("log", (values, step))
-
-    def finish(self, exit_code: int) -> None:
-        self._record("finish", exit_code)
-
-    def _record(self, method: str, value: Any) -> None:
-        self.calls.append((method, value))
-        if self.fails == method:
-            raise OSError("no space left")
-
-
 @pytest.fixture
-def init(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[str]]:
-    """Makes `wandb.init` return a run or raise an error; gives the modes that it was called with."""
-    import wandb
-
-    def prepare(outcome: Any) -> list[str]:
-        modes = []
-
-        def fake(mode: str, **_: Any) -> Any:
-            modes.append(mode)
-            if isinstance(outcome, Exception):
-                raise outcome
-            return outcome
-
-        monkeypatch.setattr(wandb, "init", fake)
-        return modes
-
-    return prepare
+def init(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Replaces `wandb.init`, which returns a run."""
+    fake = Mock(return_value=Mock(spec=["log", "finish"]))
+    monkeypatch.setattr("wandb.init", fake)
+    return fake
 
 
 @pytest.mark.parametrize(
@@ -94,7 +63,7 @@ def init(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[str]]:
 )
 def test_mode_follows_config_environment_and_key(
     storage: Storage,
-    init: Callable[[Any], list[str]],
+    init: Mock,
     monkeypatch: pytest.MonkeyPatch,
     has_key: bool,
     environment: str,
@@ -104,16 +73,13 @@ def test_mode_follows_config_environment_and_key(
     monkeypatch.setattr("wandb.login", lambda **_: has_key)
     if environment:
         monkeypatch.setenv("WANDB_MODE", environment)
-    modes = init(Run())
     tracker(storage, configured)
-    assert modes == expected
+    assert [given.kwargs["mode"] for given in init.call_args_list] == expected
 
 
-@pytest.mark.parametrize("outcome", [OSError("no space left"), Run("log"), Run("finish")])
-def test_failure_is_logged_once(
-    storage: Storage, init: Callable[[Any], list[str]], caplog: pytest.LogCaptureFixture, outcome: Any
-) -> None:
-    init(outcome)
+@pytest.mark.parametrize("fails", ["", "return_value.log.", "return_value.finish."])
+def test_failure_is_logged_once(storage: Storage, init: Mock, caplog: pytest.LogCaptureFixture, fails: str) -> None:
+    init.configure_mock(**{f"{fails}side_effect": OSError("no space left")})
     with tracker(storage) as run:
         run.log({"loss": 1.0}, 1)
         run.log({"loss": 0.5}, 2)
@@ -121,18 +87,13 @@ def test_failure_is_logged_once(
     assert "no space left" in warning
 
 
-def test_failed_run_has_an_exit_code(storage: Storage, init: Callable[[Any], list[str]]) -> None:
-    run = Run()
-    init(run)
+def test_failed_run_has_an_exit_code(storage: Storage, init: Mock) -> None:
     with pytest.raises(ZeroDivisionError), tracker(storage):
         raise ZeroDivisionError
-    assert run.calls == [("finish", 1)]
+    assert init.return_value.mock_calls == [call.finish(exit_code=1)]
 
 
-def test_oldest_runs_are_deleted(
-    storage: Storage, init: Callable[[Any], list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    init(Run())
+def test_oldest_runs_are_deleted(storage: Storage, init: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "RUNS_PER_KEPT", 1)
     names = [f"{kind}run-2026010{day}_000000-x" for kind in ("", "offline-") for day in range(5)]
     for name in ("other", *names):
@@ -148,11 +109,9 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("tracked")
     (folder / "bundle").mkdir()
     (folder / "bundle/weights.bin").write_bytes(b"weights")
-    root = (
-        str(folder / "root")
-        if request.param == "local"
-        else gcs.under(request.getfixturevalue("gcs_bucket"), "tracked")
-    )
+    root = str(folder / "root")
+    if request.param == "gcs":
+        root = gcs.under(request.getfixturevalue("gcs_bucket"), "tracked")
     with tracker(Storage(root), facts={"corpus_fingerprint": "abc"}, group="sweep-1", name="trial-1") as run:
         run.log({"validation/auroc": 0.75}, step=3)
         run.artifact("champion", folder / "bundle", {"version": "v1"}, ["champion"])

@@ -42,11 +42,10 @@ def test_normaliser_reverts_invisible_attacks(name):
 
 
 def test_only_articles_are_deleted():
-    left = attacked("article_deletion").split()
-    assert 0 < len(TEXT.split()) - len(left) <= 5
-    assert [w for w in TEXT.split() if w.lower() not in ("the", "a", "an")] == [
-        w for w in left if w.lower() not in ("the", "a", "an")
-    ]
+    before, after = TEXT.split(), attacked("article_deletion").split()
+    assert 0 < len(before) - len(after) <= 5
+    kept, left = ([w for w in words if w.lower() not in ("the", "a", "an")] for words in (before, after))
+    assert kept == left
 
 
 def test_numbers_keep_their_length():
@@ -67,9 +66,9 @@ def test_spelling_is_swapped_with_its_case():
     assert attacked("alternative_spelling", american) == british
 
 
-@pytest.mark.parametrize("word", ["story", "practice", "license", "meter", "program", "focused"])
-def test_american_form_that_is_also_british_stays(word):
-    assert attacked("alternative_spelling", word) == word
+def test_american_form_that_is_also_british_stays():
+    words = "story practice license meter program focused"
+    assert attacked("alternative_spelling", words) == words
 
 
 def test_a_fifth_of_the_words_is_misspelt():
@@ -121,17 +120,11 @@ def test_half_of_the_words_get_a_synonym():
         ("vitamin A helps", {"vitamin A assists"}),
         ("of Group A aided", {"of Group A helped", "of Group A assisted"}),
         ("the employee's hat", {"the worker's hat"}),
+        ("long-big big-scale in the Big Apple, big'un, BiG bigBig, the United States", set()),  # compounds and names
     ],
 )
 def test_synonym_keeps_case_and_adapts_the_article(text, others):
     assert {attacked("synonym", text, seed) for seed in range(30)} == {text, *others}
-
-
-@pytest.mark.parametrize(
-    "text", ["long-big big-scale", "in the Big Apple", "big'un", "BiG bigBig", "the United States"]
-)
-def test_compounds_and_names_get_no_synonym(text):
-    assert {attacked("synonym", text, seed) for seed in range(30)} == {text}
 
 
 def test_synonym_groups_are_disjoint_lower_case_words():

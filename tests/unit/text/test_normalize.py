@@ -112,13 +112,8 @@ def test_offsets_are_ascending_and_inside_the_source(text):
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_attacked_text_normalises_to_the_clean_text(attack):
-    assert ATTACKS[attack] != CLEAN
-    assert normalise(ATTACKS[attack]).text == CLEAN
-
-
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_words_map_to_their_attacked_span(attack):
     result = normalise(ATTACKS[attack])
+    assert ATTACKS[attack] != CLEAN == result.text
     at = result.text.index("early train to Exeter")
     begin, stop = result.to_source(at, at + len("early train to Exeter"))
     assert normalise(ATTACKS[attack][begin:stop]).text == "early train to Exeter"
@@ -184,10 +179,7 @@ def test_chunked_nfkc_equals_nfkc():
         if len(pair) > 1:
             text = f"中{pair}{pair[1:]}\ufb01"
             assert normalise(text).text == unicodedata.normalize("NFKC", text), hex(code)
-
-
-def test_long_run_of_marks_is_sorted():
-    text = "a" + "\u0301\u0323\u0f73" * 40
+    text = "a" + "\u0301\u0323\u0f73" * 40  # a long run of marks, which we sort
     assert normalise(text).text == unicodedata.normalize("NFKC", text)
 
 

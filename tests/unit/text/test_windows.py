@@ -32,10 +32,6 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def as_lists(rows):
-    return [row.tolist() for row in rows]
-
-
 @settings(deadline=None)
 @given(st.integers(0, 400), st.integers(1, 60), st.data())
 def test_window_spans_cover_all_tokens_in_order(num_tokens, window, data):
