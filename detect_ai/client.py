@@ -87,7 +87,8 @@ def _parse(model: type[Model], response: httpx.Response) -> Model:
         return model.model_validate_json(response.content)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "not JSON"
-        raise AnswerError(f"no {model.__name__} ({where}): check address and version", response) from None
+        message = f"the response is no {model.__name__} ({where}): check address and version"
+        raise AnswerError(message, response) from None
 
 
 def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,7 +247,7 @@ class AsyncClient:
 
         async def attempt() -> httpx.Response:
             try:
-                response: httpx.Response = await self._request(method, self._url + path, **request)
+                response = await self._request(method, self._url + path, **request)
             except httpx.RequestError as error:
                 # Messages of other errors may contain a header, and therefore the API key.
                 reason = f": {error}" if isinstance(error, httpx.ConnectError) and str(error) else ""
@@ -275,8 +276,9 @@ class AsyncClient:
             reraise=True,
         )(attempt)
 
-    async def _request(self, method: str, url: str, **request: Any) -> Any:
-        return await self._http.request(method, url, **request)
+    async def _request(self, method: str, url: str, **request: Any) -> httpx.Response:
+        response: httpx.Response = await self._http.request(method, url, **request)
+        return response
 
     async def _sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -287,8 +289,9 @@ class _BlockingClient(AsyncClient):
 
     _http_type = httpx.Client
 
-    async def _request(self, method: str, url: str, **request: Any) -> Any:
-        return self._http.request(method, url, **request)
+    async def _request(self, method: str, url: str, **request: Any) -> httpx.Response:
+        response: httpx.Response = self._http.request(method, url, **request)
+        return response
 
     async def _sleep(self, seconds: float) -> None:
         time.sleep(seconds)

@@ -25,7 +25,7 @@ STOP_SECONDS = 5  # then SIGKILL: after actors have run, a raylet takes 30 s to 
 
 
 class LocalCluster:
-    """A cluster that takes jobs when the constructor returns; it raises ResourceError with the end of Ray's log.
+    """A cluster that takes jobs when the constructor returns. Raises ResourceError with the end of its log.
 
     Args:
         options: further ones of `ray start`.
