@@ -20,7 +20,6 @@ from detect_ai.corpus.prepare import prepare
 from detect_ai.detector.bundle import read_spec
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.score import predict_domains
-from detect_ai.models import encoder as model
 from detect_ai.release.calibrate import calibrate_checkpoint, fit_domain_classifier
 from tests.fixtures import tiny_models
 from tests.integration.runs import changed, small_config, token_ids
@@ -76,9 +75,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Calib
     config = changed(config, calibration=changes)
     storage = Storage(config.storage.root)
     corpus = Corpus.open(storage, run_stage("prepare", prepare, config, storage)["corpus"])
-    checkpoint = Path(storage.path("untrained"))
-    checkpoint.mkdir()
-    model.save(tiny_models._decided(model.build(config.model, 0)), checkpoint)
+    tiny_models.make_bundle(Path(storage.path("untrained")), encoder)
     run_stage("train", lambda *_: {"checkpoint": "untrained"}, config, storage)
     return Calibrated(config, storage, corpus, calibrate_checkpoint(config, storage))
 
