@@ -82,6 +82,8 @@ def read_spec(folder: Path) -> DetectorSpec:
         format_found = content["format"]
     except FileNotFoundError:
         raise BundleError(f"bundle {folder}: no {SPEC_FILE}, so it is not a finished bundle") from None
+    except OSError as error:
+        raise BundleError(f"bundle {folder}: {SPEC_FILE} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"bundle {folder}: {SPEC_FILE} is damaged: {error}") from error
     if format_found != FORMAT:
