@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 Trial = dict[str, Any]
 TRIAL_CPUS = 0.1  # a trial's own actor only waits; its workers reserve what they need
-_DONE = "done"  # in the last report of a trial: it came to its end
+_ENDED = "reached_end"  # in the last report of a trial that was not stopped; Ray's own `done` is also set by ASHA
 
 
 def sweep(config: Config, storage: Storage) -> dict[str, Any]:
@@ -138,10 +138,10 @@ def run_trial(values: dict[str, Any], config: Config, corpus: Corpus, sweep_name
         if isinstance(error, ControllerError) or (causes and all(isinstance(e, RayActorError) for e in causes)):
             raise  # machines or storage failed, not these values
         reason = str(unwrap_ray_error(error)).strip().splitlines()[-1]
-        tune.report({"auroc": NOT_EVALUATED, "epoch": 0, _DONE: True, "error": reason})
+        tune.report({"auroc": NOT_EVALUATED, "epoch": 0, _ENDED: True, "error": reason})
         return
     # The metrics of the best epoch, counted as the last one.
-    last = {"epoch": result.history[-1]["epoch"], "checkpoint": result.checkpoint, _DONE: True}
+    last = {"epoch": result.history[-1]["epoch"], "checkpoint": result.checkpoint, _ENDED: True}
     tune.report(result.metrics | last)
 
 
@@ -175,7 +175,7 @@ def _trial_result(result: Any) -> Trial:
     return {
         "trial": reported.get("trial_id"),
         "values": result.config or {},
-        "status": "failed" if error else "finished" if reported.get(_DONE) else "stopped",
+        "status": "failed" if error else "finished" if reported.get(_ENDED) else "stopped",
         **{name: None if error else reported.get(name) for name in names},
         "error": error,
     }

@@ -122,10 +122,10 @@ def test_trial_fails_for_its_values_not_for_lost_machines(
 def test_finished_trials_rank_before_stopped_and_failed_ones() -> None:
     results = [
         result(5, OSError("the machine\nis gone")),
-        result(4, **{"auroc": NOT_EVALUATED, "epoch": 0, "done": True, "error": "it diverged"}),
-        result(3, done=False, **evaluation(0.99)),
-        result(2, done=True, **evaluation(0.9, val_loss=0.2)),
-        result(1, done=True, checkpoint="runs/a/c", **evaluation(0.9)),
+        result(4, **{"auroc": NOT_EVALUATED, "epoch": 0, "reached_end": True, "error": "it diverged"}),
+        result(3, done=True, **evaluation(0.99)),
+        result(2, reached_end=True, **evaluation(0.9, val_loss=0.2)),
+        result(1, reached_end=True, checkpoint="runs/a/c", **evaluation(0.9)),
     ]
     trials = ranked([sweep._trial_result(r) for r in results])
     assert [trial["values"]["lr"] for trial in trials] == [1, 2, 3, 5, 4]
