@@ -136,6 +136,8 @@ class AsyncClient:
             parsed = TypeAdapter(HttpUrl).validate_python(url)
         except ValidationError:  # not quoted: it may contain a password
             raise InputError("expected `url` or DETECT_AI_URL to be like http://127.0.0.1:8000") from None
+        if parsed.query or parsed.fragment:
+            raise InputError("expected `url` or DETECT_AI_URL without a query or fragment")
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise InputError("the API key contains characters that no key has, such as spaces: was it copied whole?")
         is_local = re.fullmatch(r"localhost|127(\.\d+){3}|\[::1\]", parsed.host or "") is not None

@@ -161,6 +161,7 @@ class PredictParameters(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     top_k: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Number of labels; default: both")
+    return_all_scores: bool | None = Field(default=None, description="Older form of `top_k`: false returns one label")
     function_to_apply: Literal["sigmoid", "softmax"] | None = Field(
         default=None, description="Accepted; scores are always probabilities"
     )

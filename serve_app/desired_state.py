@@ -11,8 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from detect_ai.core.config import ServeConfig
-from detect_ai.core.errors import ConfigError, ConflictError
-from detect_ai.core.pointer import Pointer
+from detect_ai.core.errors import ConfigError, ConflictError, InputError, first_problem
+from detect_ai.core.pointer import Pointer, Record
 from detect_ai.core.storage import Storage
 
 KEY = "serve/desired"
@@ -46,11 +46,11 @@ class DesiredState:
     def read(self) -> tuple[int, State | None]:
         """Number and content of the current record; (0, None) before the first."""
         record = self._pointer.read()
-        return (record.number, State.model_validate(record.value)) if record else (0, None)
+        return (record.number, _state(record)) if record else (0, None)
 
     def last_live(self) -> State | None:
         """The last state whose version has answered."""
-        states = (State.model_validate(record.value) for record in reversed(self._pointer.history()))
+        states = map(_state, reversed(self._pointer.history()))
         return next((state for state in states if state.status == "live"), None)
 
     def advance(self, state: State, after: int) -> int:
@@ -66,5 +66,14 @@ class DesiredState:
         record = self._pointer.read()
         assert record is not None
         if record.number != number:
-            winner = State.model_validate(record.value).version
+            winner = _state(record).version
             raise ConflictError(f"version {winner} was deployed meanwhile, by {record.by} at {record.when}")
+
+
+def _state(record: Record) -> State:
+    """The state in a record. Raises InputError, without the values: they contain hashed keys."""
+    try:
+        return State.model_validate(record.value)
+    except ValidationError as error:
+        problem = first_problem(error)
+    raise InputError(f"{KEY}/{record.number:06d}.json: {problem}. Restore the file, or delete it")

@@ -358,7 +358,10 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    from yaml import YAMLError
 
     if config_dir and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such directory")
@@ -368,9 +371,14 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             composed = compose("config", overrides=[*map(_literal, overrides), *search])
         values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except Exception as error:  # Hydra, OmegaConf and YAML have no common base; composing depends on user input alone
-        override = getattr(error, "override", None) or ""
-        message = " ".join(f"{override} {error} {error.__cause__ or ''}".split())
+    except MissingMandatoryValue as error:
+        key = re.sub(r"\[(\d+)\]", r".\1", error.full_key or "")
+        raise ConfigError(f"config: {key}: required, give {key}=…") from error
+    except OverrideParseException as error:
+        advice = """expected key=value; quote for the shell and Hydra, such as "key={a: 'x (1)'}\""""
+        raise ConfigError(f"config: {error.override.removeprefix('++')}: {advice}") from error
+    except (HydraException, OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
+        message = " ".join(f"{error} {error.__cause__ or ''}".split())
         raise ConfigError(f"config: {message.partition('Config search path')[0]}") from error
     return parse_config(values)
 
@@ -379,7 +387,7 @@ def _literal(override: str) -> str:
     """An override with the values of text keys quoted, so that Hydra neither parses nor converts them."""
     override = override.rstrip("\r\n")
     match = re.fullmatch(r"\+{0,2}([\w.]+)=(.*)", override, re.DOTALL)
-    if not match or ("." not in match[1] and match[1] not in Config.model_fields):  # a group of `configs/`
+    if not match or match[1] == "experiment":  # the group of `configs/` that is no section
         return override
     key, value = match.groups()
     kind = _kind_of(key)

@@ -97,6 +97,11 @@ def _start() -> None:
             # machine whether the run is alive, and may end the run (Ray 2.60).
             runtime_env={"env_vars": {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}},
         )
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        problem = "the path of the temporary folder is too long for Ray's sockets: set RAY_TMPDIR=/tmp"
+        raise ResourceError(f"{problem} ({error})") from error
     finally:
         del os.environ["RAY_GCS_SERVER_PORT"]
 

@@ -194,7 +194,8 @@ def _tables(lines: _Lines) -> _Mask:
     tight, commas = lines.hits(r"[,;](?=\S)"), lines.chars(",+")  # no space after a comma, as in CSV
     ends = lines.end_with(".!?,;:")
     columns = (gaps >= 2) & (size < 30 * (gaps + 1))
-    pairs = (gaps == 1) & (size < 60) & (lines.hits(r"\t(?=[^\S\n]*+\S)") > 0) & ~ends
+    tabs = lines.hits(r"(?<![^\S\n])[^\S\n\t]*+\t[^\S\n]*+(?=\S)")  # blanks with a tab, once each: linear time
+    pairs = (gaps == 1) & (size < 60) & (tabs > 0) & ~ends
     separated = (tight >= 2) & (size < 25 * (tight + 1)) & (tight >= 0.5 * commas) & (lines.words <= 3 * (tight + 1))
     spaced = (commas >= 2) & (2 * lines.words <= 5 * (commas + 1)) & ~ends
     rows = numbers | piped

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NOT_EVALUATED = -1.0  # AUROC of a checkpoint without an evaluation: Ray Train needs a number to rank it by
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for its list of checkpoints
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for its list of checkpoints, written in place
+BACKUP = "checkpoint_manager_snapshot.backup.json"
 
 
-def report(trainer: Trainer, history: list[dict[str, Any]]) -> None:
+def report(trainer: Trainer, history: list[dict[str, Any]], storage: Storage, folder: str) -> None:
     """Report a checkpoint of the last step to Ray Train. Every rank must call this; rank 0 writes it.
 
-    The metrics are those of the evaluation at this step: a checkpoint without one never ranks best.
+    The metrics are those of the evaluation at this step: a checkpoint without one never ranks best. The list of
+    checkpoints is first backed up under the run's `folder`: Ray Train deletes none of those before it has a new list.
     """
     import ray.train
 
@@ -43,6 +46,8 @@ def report(trainer: Trainer, history: list[dict[str, Any]]) -> None:
     if trainer.rank:
         ray.train.report(metrics)
         return
+    with suppress(FileNotFoundError, InputError):  # no list yet, or one that is being written
+        storage.write_json(f"{folder}/{BACKUP}", storage.read_json(f"{folder}/{SNAPSHOT}"))
     with tempfile.TemporaryDirectory() as name:
         encoder.save(trainer.module, Path(name))
         write_state(state, Path(name))
@@ -100,12 +105,15 @@ def resume_step(storage: Storage, folder: str) -> int:
     return int(latest["metrics"]["step"]) if latest else 0
 
 
-def discard_torn_snapshot(storage: Storage, folder: str) -> None:
-    """Delete a half-written list of checkpoints: Ray writes it in place, and would refuse to start from it."""
+def repair_snapshot(storage: Storage, folder: str) -> None:
+    """Replace a half-written list of checkpoints by its backup: Ray would refuse to start from it."""
     try:
         storage.read_json(f"{folder}/{SNAPSHOT}")
     except FileNotFoundError:
         return
     except InputError:
-        logger.warning("%s: the list of checkpoints is half-written: the run starts from the beginning", folder)
-        storage.delete(f"{folder}/{SNAPSHOT}")
+        logger.warning("%s: the list of checkpoints is half-written: resuming from the one before it", folder)
+        if storage.exists(f"{folder}/{BACKUP}"):
+            storage.write_json(f"{folder}/{SNAPSHOT}", storage.read_json(f"{folder}/{BACKUP}"))
+        else:
+            storage.delete(f"{folder}/{SNAPSHOT}")

@@ -38,7 +38,11 @@ def open_telemetry(arguments: dict[str, Any], trainer: Trainer) -> Iterator[Tele
         ) as tracker,
         _profiler(storage, f"{folder}/profile") if writes and config.train.profile else nullcontext() as profiler,
     ):
-        yield Telemetry(trainer, storage, folder, config.train.log_every, tracker, profiler)
+        telemetry = Telemetry(trainer, storage, folder, config.train.log_every, tracker, profiler)
+        try:
+            yield telemetry
+        finally:
+            telemetry.flush()  # also the lines before a loss that is not finite
 
 
 class Telemetry:

@@ -90,7 +90,7 @@ def run_training(
     form = WindowFormat.of(checked_tokenizer(config, corpus), config.model)
     require_training_resources(config, f"run {name}")
     storage, folder = corpus.storage, f"runs/{config.run}/{name}"
-    checkpoint.discard_torn_snapshot(storage, folder)
+    checkpoint.repair_snapshot(storage, folder)
     fewest, most = worker_range(config)
     trainer = TorchTrainer(
         _train_loop,  # type: ignore[arg-type]  # typed for V1, as more below

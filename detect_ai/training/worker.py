@@ -14,6 +14,7 @@ import torch
 
 from detect_ai.core.config import Config
 from detect_ai.core.errors import TrainingError
+from detect_ai.core.storage import Storage
 from detect_ai.models import encoder
 from detect_ai.training import checkpoint
 from detect_ai.training.adversarial import perturbed_embeddings
@@ -51,6 +52,7 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     if trainer.steps == trainer.total_steps:  # resumed from the last checkpoint of all
         return {"history": history, "error": None}
     every = config.train.checkpoint_every
+    storage, folder = Storage(config.storage.root), f"runs/{config.run}/{arguments['name']}"
     training, validation = (ray.train.get_dataset_shard(split) for split in ("train", "validation"))
     steps = group_steps(read_stream(training), trainer.rank, trainer.world_size)
     try:
@@ -67,7 +69,7 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
                     telemetry.log_evaluation(history[-1])
                 if trainer.at_epoch_end or (every and trainer.steps % every == 0):
                     telemetry.flush()
-                    checkpoint.report(trainer, history)
+                    checkpoint.report(trainer, history, storage, folder)
                 if trainer.steps == trainer.total_steps:
                     break
     except TrainingError as error:

@@ -200,7 +200,8 @@ def text_routes(versions: Versions) -> APIRouter:
         """
 
         def respond(verdicts: list[Verdict]) -> bytes:
-            return PREDICTIONS.dump_json([labels(verdict)[: body.parameters.top_k] for verdict in verdicts])
+            top_k = 1 if body.parameters.return_all_scores is False else body.parameters.top_k
+            return PREDICTIONS.dump_json([labels(verdict)[:top_k] for verdict in verdicts])
 
         return await answer_texts(request, body.all_texts(), Options(), respond)
 

@@ -19,8 +19,10 @@ from ctypes import c_uint
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
+from urllib.parse import unquote
 
 OPEN_FILES = 64
+MAX_PART_BYTES = 50_000_000  # of a file in an archive, unpacked
 MIN_POINTS = 2.0  # smaller text cannot be read by eye
 WHITE = 248  # of 255, of each colour component
 # Elements of a Word document that are not its text: properties, deleted or moved text, fallbacks for older programs.
@@ -87,18 +89,26 @@ def parse_docx(content: bytes) -> Pieces:
     from defusedxml.ElementTree import parse as parse_xml
 
     with zipfile.ZipFile(BytesIO(content)) as archive:
-        names = archive.namelist()
-        if "_rels/.rels" not in names:
-            raise RefusedError("not_word")
-        relations = parse_xml(archive.open("_rels/.rels"), forbid_dtd=True).getroot()
-        documents = [part for part in relations if part.get("Type", "").endswith("/officeDocument")]
-        target = documents[0].get("Target", "").lstrip("/") if documents else ""
-        if target not in names:
-            raise RefusedError("not_word")
-        document = parse_xml(archive.open(target), forbid_dtd=True).getroot()
+        entries = {part_name(entry.filename): entry for entry in archive.infolist()}
+
+        def root(name: str) -> Any:
+            entry = entries.get(part_name(name))
+            if entry is None:
+                raise RefusedError("not_word")
+            if entry.file_size > MAX_PART_BYTES:
+                raise RefusedError("unpacked", entry.file_size)
+            return parse_xml(archive.open(entry), forbid_dtd=True).getroot()
+
+        relations = [part for part in root("_rels/.rels") if part.get("Type", "").endswith("/officeDocument")]
+        document = root(relations[0].get("Target", "") if relations else "")
     if not (document.tag.endswith("}document") and "wordprocessingml" in document.tag):
         raise RefusedError("not_word")
     yield from element_text(document, is_hidden=False)
+
+
+def part_name(name: str) -> str:
+    """The name of a part in one form: it ignores case and may be percent-encoded; some writers use backslashes."""
+    return unquote(name).replace("\\", "/").lstrip("./").lower()
 
 
 def element_text(element: Any, is_hidden: bool) -> Pieces:

@@ -47,6 +47,7 @@ REFUSALS = {
     "pages": (413, f"The PDF has {{found}} pages, the limit is {MAX_PAGES}: split it."),
     "late": (422, "The file could not be read within {seconds:g} seconds: send it as .txt."),
     "memory": (413, "Reading the file exceeds the memory limit: send it as .txt."),
+    "unpacked": (413, "The file unpacks to {found} bytes: send it as .txt."),
     "encrypted": (422, "The file is protected by a password: save it without one."),
     "scanned": (422, "The PDF has no text on its {found} pages; it may be scanned: run text recognition (OCR) first."),
     "not_word": (415, "Expected a Word document (.docx), found another archive: save it as .docx."),

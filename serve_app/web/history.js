@@ -5,7 +5,7 @@ const past = {
   MAX_ENTRIES: 20,
   isEnabled: () => past.read() !== null,
   enable: () => past.write("[]"),
-  disable: () => localStorage.removeItem("history"),
+  disable: () => past.isEnabled() && localStorage.removeItem("history"),
   read: () => {
     try {
       return localStorage.getItem("history");

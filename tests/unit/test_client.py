@@ -224,7 +224,15 @@ def test_address_and_key_come_from_the_environment(call, monkeypatch):
     assert server.requests[0].headers["Authorization"] == "Bearer from_env"
 
 
-URLS = ["", "localhost:8000", "ftp://secret@host", "http://", "http://secret:port", "http://h:70000"]
+URLS = [
+    "",
+    "localhost:8000",
+    "ftp://secret@host",
+    "http://",
+    "http://secret:port",
+    "http://h:70000",
+    "http://h/?secret=1",
+]
 KEYS = ["secret key", "secret\nkey", "sécret"]
 
 

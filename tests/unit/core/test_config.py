@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from detect_ai.core.config import CONFIG_DIR, TrainConfig, load_config, parse_config, public_path
+from detect_ai.core.config import CONFIG_DIR, Config, TrainConfig, load_config, parse_config, public_path
 from detect_ai.core.errors import ConfigError
 
 EMULATOR = "gs://anonymous@bucket/x?endpoint_override=127.0.0.1:9023&scheme=http"
@@ -28,6 +28,7 @@ def test_unknown_key_is_refused(override):
 
 
 def test_unknown_key_lists_allowed_keys():
+    assert all(name in refusal("nosuch=1") for name in Config.model_fields)
     assert all(name in refusal("train.lrr=1") for name in TrainConfig.model_fields)
 
 
@@ -81,7 +82,7 @@ def test_unknown_option_lists_options(tmp_path):
 @pytest.mark.parametrize("with_cause", ["0", "1"])
 def test_missing_path_is_required(with_cause, monkeypatch):
     monkeypatch.setenv("OC_CAUSE", with_cause)  # OmegaConf chains exceptions under a debugger or coverage
-    assert "corpus.sources[0].path" in refusal("corpus=csv")
+    assert "corpus.sources.0.path=" in refusal("corpus=csv")
 
 
 @pytest.mark.parametrize("value", ["4e21", "2e3", "1_000", "true", "null", "0x1", "88e118", ".5"])

@@ -18,13 +18,14 @@ import pytest
 import ray
 
 from detect_ai.core.config import Config, ServeConfig
-from detect_ai.core.errors import ConfigError, ConflictError, RegistryError, ResourceError
+from detect_ai.core.errors import ConfigError, ConflictError, InputError, RegistryError, ResourceError
+from detect_ai.core.pointer import Pointer
 from detect_ai.core.storage import Storage
 from detect_ai.detector.registry import Registry
 from serve_app import deploy as module
 from serve_app.auth.api_keys import ENVIRONMENT, KeyStore, create_key
 from serve_app.deploy import checked_keys, deploy, rollback_service, runtime_env
-from serve_app.desired_state import DesiredState, State
+from serve_app.desired_state import KEY, DesiredState, State
 from tests.fixtures import tiny_models
 
 
@@ -198,6 +199,15 @@ def test_rollback_to_a_damaged_bundle_changes_nothing(
     with pytest.raises(RegistryError, match=first):
         rollback_service(config(""), storage)
     assert (registry.champion(), [state.version for state in fake.targets]) == (second, [second])
+
+
+def test_malformed_state_is_refused_without_its_keys(storage: Storage) -> None:
+    Pointer(storage, KEY).advance({"version": "a", "keys": "secret"}, after=0)
+    desired = DesiredState(storage)
+    for read in (desired.read, desired.last_live, lambda: desired.require(0)):
+        with pytest.raises(InputError, match=r"serve/desired/000001\.json: status") as error:
+            read()
+        assert "secret" not in str(error.value)
 
 
 def test_settings_of_another_release_are_refused() -> None:

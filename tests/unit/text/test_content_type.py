@@ -271,6 +271,7 @@ def test_time_is_linear_for_any_text() -> None:
     """200,000 characters take a tenth of a second; quadratic code takes minutes."""
     texts = [ESSAY * 1000, PYTHON * 1000, TABLES["csv"] * 1000, *(piece * 200_000 for piece in HARD_PIECES)]
     texts += [f"{prefix}{piece * 100}\n" * 2000 for prefix in HARD_PREFIXES for piece in ("a", " ", "(", '"')]
+    texts += [f"a{piece * 90_000}b" for piece in ("\t", " \t", "\t ", " ")]
     texts += [f"{prefix}{piece * 200_000}`" for prefix in HARD_PREFIXES for piece in ("a", " ", "(", '"')]
     for text in texts:
         started = time.process_time()

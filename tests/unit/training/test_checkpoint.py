@@ -8,7 +8,7 @@ import pytest
 
 from detect_ai.core.storage import Storage
 from detect_ai.training import checkpoint
-from detect_ai.training.checkpoint import NOT_EVALUATED, SNAPSHOT
+from detect_ai.training.checkpoint import BACKUP, NOT_EVALUATED, SNAPSHOT
 
 FOLDER = "runs/mine/train-1"
 LIST = f"{FOLDER}/{SNAPSHOT}"
@@ -37,11 +37,15 @@ def test_resume_step_is_that_of_the_last_checkpoint(storage: Storage) -> None:
     assert checkpoint.resume_step(storage, FOLDER) == 4
 
 
-def test_only_a_half_written_list_is_discarded(storage: Storage) -> None:
-    checkpoint.discard_torn_snapshot(storage, FOLDER)
+def test_only_a_half_written_list_is_replaced(storage: Storage) -> None:
+    checkpoint.repair_snapshot(storage, FOLDER)
     storage.write_json(LIST, ONE)
-    checkpoint.discard_torn_snapshot(storage, FOLDER)
+    checkpoint.repair_snapshot(storage, FOLDER)
     assert storage.read_json(LIST) == ONE
     storage.write_bytes(LIST, storage.read_bytes(LIST)[:-9])
-    checkpoint.discard_torn_snapshot(storage, FOLDER)
+    checkpoint.repair_snapshot(storage, FOLDER)
     assert not storage.exists(LIST)
+    storage.write_bytes(LIST, b"{")
+    storage.write_json(f"{FOLDER}/{BACKUP}", ONE)
+    checkpoint.repair_snapshot(storage, FOLDER)
+    assert checkpoint.resume_step(storage, FOLDER) == 4

@@ -376,6 +376,7 @@ def test_predict_ranks_ai_first_only_for_the_verdict_ai(detector: Detector) -> N
         ({"inputs": "a", "options": {"wait_for_model": True}}, 2),
         ({"inputs": ["a", "b"], "parameters": {"truncation": True, "function_to_apply": "softmax"}}, 2),
         ({"inputs": "a", "parameters": {"top_k": 1}}, 1),
+        ({"inputs": "a", "parameters": {"return_all_scores": False}}, 1),
     ],
 )
 def test_predict_accepts_what_hugging_face_sends(detector: Detector, body: dict[str, Any], num_labels: int) -> None:

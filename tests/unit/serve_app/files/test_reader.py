@@ -128,9 +128,18 @@ def test_word_text_is_separated_as_it_is_shown() -> None:
     assert text("a.docx", documents.docx_of(body)) == "before\nbox\nafter\nleft\tright•\nsentence\n"
 
 
-def test_main_part_is_found_by_its_relation() -> None:
-    relations = documents.RELATIONS.replace("word/document.xml", "/word/document2.xml")
-    content = documents.docx_of("<w:p><w:r><w:t>Shown.</w:t></w:r></w:p>", relations, "word/document2.xml")
+@pytest.mark.parametrize(
+    ("target", "part"),
+    [
+        ("/Word/Document.xml", "word/document.xml"),
+        ("word\\document.xml", "word/document.xml"),
+        ("word/my%20document.xml", "word/my document.xml"),
+        ("./other/main.xml", "other/main.xml"),
+    ],
+)
+def test_main_part_is_found_by_any_allowed_name(target: str, part: str) -> None:
+    relations = documents.RELATIONS.replace("word/document.xml", target)
+    content = documents.docx_of("<w:p><w:r><w:t>Shown.</w:t></w:r></w:p>", relations, part)
     assert text("a.docx", content) == "Shown.\n"
 
 
@@ -196,6 +205,11 @@ def test_endless_pdf_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pdf_that_unpacks_to_too_much_is_refused() -> None:
     with pytest.raises(ProblemError, match="memory limit"):
         text("a.pdf", documents.pdf_of(SHOW * 5_000_000))
+
+
+def test_word_document_that_unpacks_to_too_much_is_refused() -> None:
+    with pytest.raises(ProblemError, match="unpacks to 50"):
+        text("a.docx", documents.docx_of("<w:p/>" + " " * 50_000_000))
 
 
 def test_parser_gets_no_other_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
