@@ -14,12 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray.train
+import torch
+from safetensors.torch import load_file, load_model, save_file
+
 from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage
+from detect_ai.models import encoder
 
 if TYPE_CHECKING:
-    import torch
-
     from detect_ai.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -35,10 +38,6 @@ def report(trainer: Trainer, history: list[dict[str, Any]], storage: Storage, fo
     The metrics are those of the evaluation at this step: a checkpoint without one never ranks best. The list of
     checkpoints is first backed up under the run's `folder`: Ray Train deletes none of those before it has a new list.
     """
-    import ray.train
-
-    from detect_ai.models import encoder
-
     state = trainer.state() | {"history": history}
     evaluated = bool(history) and history[-1]["step"] == trainer.steps
     metrics = history[-1] if evaluated else {"auroc": NOT_EVALUATED, "step": trainer.steps}
@@ -61,9 +60,6 @@ def checkpoint_score(metrics: dict[str, Any]) -> float:
 
 def restore(trainer: Trainer) -> list[dict[str, Any]]:
     """Load the run's last checkpoint if there is one. Returns the evaluations so far."""
-    import ray.train
-    from safetensors.torch import load_model
-
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return []
@@ -76,8 +72,6 @@ def restore(trainer: Trainer) -> list[dict[str, Any]]:
 
 def write_state(state: dict[str, Any], folder: Path) -> None:
     """Write a training state: tensors of the optimizer as safetensors, everything else as JSON."""
-    from safetensors.torch import save_file
-
     optimizer = state["optimizer"]
     tensors = {f"{i}.{name}": value for i, values in optimizer["state"].items() for name, value in values.items()}
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "optimizer.safetensors")
@@ -86,8 +80,6 @@ def write_state(state: dict[str, Any], folder: Path) -> None:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """Read what `write_state` wrote."""
-    from safetensors.torch import load_file
-
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
     tensors: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(folder / "optimizer.safetensors").items():
