@@ -20,7 +20,6 @@ from detect_ai.core.errors import ConflictError
 from detect_ai.core.storage import Storage
 from detect_ai.detector.registry import Registry
 from serve_app import deploy as deployment
-from serve_app import deployment as service_module
 from serve_app.auth import api_keys
 from serve_app.auth.api_keys import KeyStore, Scope
 from serve_app.auth.rate_limit import ACTOR_NAME, NAMESPACE, PREFIX, RateLimits
@@ -114,14 +113,14 @@ def test_overlapping_deployments_and_a_rollback(keyed: Service, monkeypatch: pyt
     """A deploys with more CPUs than there are, so that its replicas never start; B deploys; then a rollback."""
     monkeypatch.setattr(deployment, "require_resources", lambda *_: None)
     monkeypatch.setattr(deployment, "cluster_stays", lambda: True)
-    # Commands are processes of their own; Ray's `serve.deployment` fails when threads of one process call it at once.
-    lock, build = threading.Lock(), service_module.build
+    # Commands are processes of their own; Ray Serve cannot build applications in two threads of one process at once.
+    lock, apply = threading.Lock(), deployment.apply
 
-    def build_alone(*arguments: Any) -> Any:
+    def apply_alone(*arguments: Any) -> None:
         with lock:
-            return build(*arguments)
+            apply(*arguments)
 
-    monkeypatch.setattr(service_module, "build", build_alone)
+    monkeypatch.setattr(deployment, "apply", apply_alone)
     hanging, limited = keyed.config.model_copy(deep=True), keyed.config.model_copy(deep=True)
     hanging.serve.cpus_per_replica, limited.serve.max_texts = 1000, 1
     options = {"name": f"{PREFIX}old", "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0}

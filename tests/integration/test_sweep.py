@@ -33,7 +33,7 @@ def epochs(run: Run, folder: str) -> list[int]:
     return [line["epoch"] for line in read_metrics(run.storage, folder) if line["kind"] == "evaluation"]
 
 
-def everything_is_free(seconds: float = 20) -> bool:
+def everything_is_free(seconds: float = 60) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]

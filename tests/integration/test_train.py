@@ -66,14 +66,15 @@ def gradients(many: tuple[Config, Corpus], tmp_path_factory: pytest.TempPathFact
     from ray.train import DataConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    config, corpus = changed(many[0], train={"adversarial": 0.5, "epochs": 1, "microbatch_size": 3}), many[1]
+    config, corpus = changed(many[0], train={"adversarial": 0.5}), many[1]
+    plan = changed(config, train={"epochs": 1, "microbatch_size": 3})  # the schedule is that of all epochs
     folder = tmp_path_factory.mktemp("gradients")
     TorchTrainer(
         gradients_of_a_rank,
         train_loop_config={"config": config, "folder": str(folder)},
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(name="gradients", storage_path=str(folder)),
-        datasets={"train": data.training_stream(corpus, window_format(config), config, 2)},
+        datasets={"train": data.training_stream(corpus, window_format(config), plan, 2)},
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
     ).fit()
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
