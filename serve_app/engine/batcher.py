@@ -68,8 +68,7 @@ class Batcher:
 
     Args:
         teams: executor of batches with several threads. Each thread that has run one keeps its team of OpenMP threads,
-            and once all teams have more threads than there are cores, libgomp hardly spins any more before it sleeps:
-            every parallel region of a forward pass then takes longer. So these batches keep to few threads.
+            and teams compete for the cores: so these batches keep to few threads.
         max_waiting_tokens: bound of the queue. Each request counts with at most `batch_tokens`, so that one long
             document does not shut out the others; a caller without waiting requests may use twice the bound. A
             request that finds an empty queue is always accepted.
