@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal
 from pyarrow.fs import FileSelector
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from detect_ai.core.errors import ConfigError, DetectAIError
+from detect_ai.core.errors import ConfigError, DetectAIError, first_problem
 from detect_ai.core.storage import Storage
 
 ENVIRONMENT = "DETECT_AI_API_KEYS"
@@ -132,7 +132,7 @@ def create_key(name: str, scopes: Iterable[Scope] = (Scope.DETECT,), **limits: A
     try:
         return token, ApiKey.model_validate(known | limits)
     except ValidationError as error:
-        raise ConfigError(f"key: {_reason(error)}") from None
+        raise ConfigError(f"key: {first_problem(error)}") from None
 
 
 def _parse(adapter: TypeAdapter[Any], text: str, where: str) -> Any:
@@ -141,12 +141,7 @@ def _parse(adapter: TypeAdapter[Any], text: str, where: str) -> Any:
         return adapter.validate_json(text)
     except ValidationError as error:
         expected = "expected what `python -m serve_app.auth.api_keys create` writes"
-        raise ConfigError(f"{where}: {expected}: {_reason(error)}") from None
-
-
-def _reason(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise ConfigError(f"{where}: {expected}: {first_problem(error)}") from None
 
 
 def _now() -> datetime:
