@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray.train
-import torch
-from safetensors.torch import load_file, load_model, save_file
 
 from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage
 from detect_ai.models import encoder
 
 if TYPE_CHECKING:
+    import torch
+
     from detect_ai.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ def checkpoint_score(metrics: dict[str, Any]) -> float:
 
 def restore(trainer: Trainer) -> list[dict[str, Any]]:
     """Load the run's last checkpoint if there is one. Returns the evaluations so far."""
+    from safetensors.torch import load_model
+
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return []
@@ -72,6 +74,8 @@ def restore(trainer: Trainer) -> list[dict[str, Any]]:
 
 def write_state(state: dict[str, Any], folder: Path) -> None:
     """Write a training state: tensors of the optimizer as safetensors, everything else as JSON."""
+    from safetensors.torch import save_file
+
     optimizer = state["optimizer"]
     tensors = {f"{i}.{name}": value for i, values in optimizer["state"].items() for name, value in values.items()}
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "optimizer.safetensors")
@@ -80,6 +84,8 @@ def write_state(state: dict[str, Any], folder: Path) -> None:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """Read what `write_state` wrote."""
+    from safetensors.torch import load_file
+
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
     tensors: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(folder / "optimizer.safetensors").items():

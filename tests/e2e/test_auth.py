@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
 import pytest
@@ -111,28 +110,27 @@ def test_no_log_contains_a_key(keyed: Service, cluster: Path) -> None:
 
 def test_overlapping_deployments_and_a_rollback(keyed: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deploys with more CPUs than there are, so that its replicas never start; B deploys; then a rollback."""
-    monkeypatch.setattr(deployment, "require_resources", lambda *_: None)
     monkeypatch.setattr(deployment, "cluster_stays", lambda: True)
-    # Commands are processes of their own; Ray Serve cannot build applications in two threads of one process at once.
-    lock, apply = threading.Lock(), deployment.apply
 
-    def apply_alone(*arguments: Any) -> None:
-        with lock:
-            apply(*arguments)
+    @ray.remote(num_cpus=0)
+    def deploy_elsewhere(config: Config, root: str) -> None:
+        """Deploy in a process of its own, as commands do: Ray Serve cannot build applications in two threads."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("RAY_ADDRESS")  # as in the process of this test
+            patch.setattr(deployment, "require_resources", lambda *_: None)
+            deploy(config, Storage(root))
 
-    monkeypatch.setattr(deployment, "apply", apply_alone)
     hanging, limited = keyed.config.model_copy(deep=True), keyed.config.model_copy(deep=True)
     hanging.serve.cpus_per_replica, limited.serve.max_texts = 1000, 1
     options = {"name": f"{PREFIX}old", "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0}
     ray.remote(RateLimits).options(**options).remote()  # of another release
     champion = Registry(keyed.storage).require_champion()
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(deploy, hanging, keyed.storage)
-        while serve.status().applications[APP].status != "DEPLOYING":
-            time.sleep(0.1)
-        assert deploy(limited, keyed.storage)["model_version"] == champion
-        with pytest.raises(ConflictError, match=f"version {champion} was deployed meanwhile"):
-            first.result(60)
+    first = deploy_elsewhere.remote(hanging, keyed.storage.root)
+    while serve.status().applications[APP].status != "DEPLOYING":
+        assert not ray.wait([first], timeout=0.1)[0]
+    assert deploy(limited, keyed.storage)["model_version"] == champion
+    with pytest.raises(ConflictError, match=f"version {champion} was deployed meanwhile"):
+        ray.get(first, timeout=60)
     actors = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
     assert {name for name in actors if name.startswith(PREFIX)} == {ACTOR_NAME}
     result = rollback_service(Config(), keyed.storage)

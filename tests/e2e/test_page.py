@@ -18,8 +18,6 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, ViewportSize, expect, sync_playwright
 
-from detect_ai.core.storage import Storage
-from tests.e2e.conftest import foreground, listening
 from tests.fixtures import tiny_models
 
 ARGUMENTS = [
@@ -53,14 +51,6 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="module")
-def url(store: Storage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of `python -m serve_app`, which must listen on loopback only."""
-    with foreground(store, tmp_path_factory.mktemp("page") / "log") as (process, url):
-        assert listening(process.pid) == {"127.0.0.1"}
-        yield url
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
 from serve_app.deploy import deploy
 from serve_app.deployment import build
-from tests.e2e.conftest import BATCH_TOKENS, CHECKOUT, foreground
+from tests.e2e.conftest import BATCH_TOKENS, CHECKOUT, foreground, listening
 from tests.fixtures import documents, tiny_models
 
 CANARY = "canary7f3a"
@@ -285,6 +285,7 @@ def test_metrics_are_those_of_the_docs(client: httpx.Client) -> None:
 def test_sigterm_finishes_requests_in_flight(store: Storage, tmp_path: Path) -> None:
     patient = (f"serve.batch_tokens={BATCH_TOKENS}", "serve.max_wait_s=600", "serve.max_tokens=1000000")
     with foreground(store, tmp_path / "log", *patient) as (process, url):
+        assert listening(process.pid) == {"127.0.0.1"}
         body = {"text": LONG_TEXT, "return_spans": True}
         with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(IN_FLIGHT) as pool:
             sent = [pool.submit(client.post, "/v1/detect", json=body) for _ in range(IN_FLIGHT)]

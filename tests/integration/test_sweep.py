@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from pathlib import Path
@@ -34,6 +35,7 @@ def epochs(run: Run, folder: str) -> list[int]:
 
 
 def everything_is_free(seconds: float = 60) -> bool:
+    gc.collect()  # actors of a Dataset that failed live until the error's traceback is collected
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]

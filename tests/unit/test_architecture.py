@@ -119,6 +119,11 @@ def test_pure_packages_load_neither_torch_nor_ray() -> None:
     assert with_all == "[]"
 
 
+def test_driver_and_stream_readers_do_not_load_torch() -> None:
+    modules = "detect_ai.training.sweep, detect_ai.training.data, detect_ai.release.publish, serve_app.deploy"
+    assert python(f"import sys, {modules}; print('torch' in sys.modules)") == "False\n"
+
+
 def imported(path: Path) -> set[str]:
     """Modules that a file imports, anywhere in it."""
     found = set()
