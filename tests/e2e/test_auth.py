@@ -25,7 +25,7 @@ from serve_app.auth.rate_limit import ACTOR_NAME, NAMESPACE, PREFIX, RateLimits
 from serve_app.deploy import APP, deploy, is_deployed, rollback_service, stop
 from tests.fixtures import tiny_models
 
-RATE, CONNECTIONS = 2000, 16  # tokens per minute of the slow key
+RATE, CONNECTIONS = 1000, 16  # tokens per minute of the slow key
 KEYS = {"user": {}, "slow": {"tokens_per_minute": RATE}, "chief": {"scopes": [Scope.ADMIN]}, "gone": {}}
 
 

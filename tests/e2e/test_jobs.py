@@ -53,8 +53,9 @@ def settings(storage: Storage, encoder: Path) -> list[str]:
         *("corpus=csv", "corpus.sources.0.kind=jsonl", f"corpus.sources.0.path={source}"),
         "corpus.sources.0.group=group",
         "corpus.split={train: 0.4, validation: 0.15, calibration: 0.3, test: 0.15}",
-        *("sweep=grid", "sweep.space.lr=[4e-3]", "+sweep.space.batch_size=[4]", "sweep.epochs=1", "train.epochs=1"),
-        *("train.num_workers=1", "train.precision=fp32", "tracking.mode=disabled", "gate.min_auroc=0"),
+        *("sweep=grid", "sweep.space.lr=[4e-3,1e30]", "+sweep.space.batch_size=[4]", "sweep.epochs=1"),
+        *("train.epochs=1", "train.num_workers=1", "train.precision=fp32"),
+        *("tracking.mode=disabled", "gate.min_auroc=0"),
         *("calibration.min_tokens=10", "calibration.target_fprs=[0.05]", "calibration.default_target_fpr=0.05"),
     ]
 
@@ -89,6 +90,14 @@ def test_every_stage_stores_its_result(results: dict[str, Any], storage: Storage
         assert storage.read_json(f"runs/default/{stage}.json")["result"] == result
     assert Registry(storage).champion() == results["publish"]["champion"] == results["deploy"]["model_version"]
     assert results["train"]["lr"] == 4e-3  # of the sweep
+
+
+def test_diverged_trial_is_recorded_with_its_reason(results: dict[str, Any], storage: Storage) -> None:
+    best, failed = results["sweep"]["trials"]
+    assert (best["values"]["lr"], best["status"], best["epoch"]) == (4e-3, "finished", 1)
+    assert storage.exists(f"{best['checkpoint']}/model.safetensors")
+    assert (failed["status"], failed["checkpoint"], failed["auroc"]) == ("failed", None, None)
+    assert "learning rate 1.00e+30" in failed["error"]
 
 
 def test_training_bundle_and_service_agree_on_scores(results: dict[str, Any], storage: Storage) -> None:
