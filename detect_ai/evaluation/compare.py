@@ -51,11 +51,13 @@ def compare(config: Config, storage: Storage) -> dict[str, Any]:
         scoring = config.score.model_copy(update={"format": "parquet", "target_fpr": 0.0})
         scored = {}
         for i, (name, place) in enumerate(places.items()):
-            score_texts(config.data, place, scoring, (storage, f"{key}/verdicts-{i}"))
+            counts = score_texts(config.data, place, scoring, (storage, f"{key}/verdicts-{i}"))
             verdicts = Verdicts.read(storage, f"{key}/verdicts-{i}")
+            skipped = {"no_text": int(counts["skipped"]), "no_label": int((~verdicts.labelled).sum())}
             verdicts = verdicts[verdicts.labelled]
             scored[name] = verdicts[np.argsort(verdicts.rows, kind="stable")]  # the same order for all bundles
         report = _report(config, storage, specs, scored, target=min(common))
+        report["data"]["skipped"] = {reason: count for reason, count in skipped.items() if count}
         storage.write_json(f"{key}/report.json", report)
         storage.write_bytes(f"{key}/report.html", comparison_report(report).encode())
     storage.prune(f"runs/{config.run}", "comparison-", config.storage.keep)
@@ -107,7 +109,6 @@ def _report(
         "data": {
             "name": data_name(config),
             "rows": len(first),
-            "skipped": {},
             "other_corpus": len(contaminated) > 1,
             "fingerprint": first.fingerprint,
         },

@@ -31,6 +31,7 @@ from detect_ai.text.normalize import NORMALISER_VERSION
 from detect_ai.text.windows import sample_spans_by_length
 from detect_ai.training.train import checked_tokenizer
 
+SPAN_LENGTHS = (32, 64, 128)  # tokens: scores of sentences are scaled by those of such spans, without verdict_lengths
 DOMAIN_SPAN = 128  # tokens, at most, of a span that the domain classifier is fitted on
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "safetensors")
 
@@ -77,7 +78,7 @@ def calibrate_split(
 
     Raises CalibrationError when there are too few human texts for a target FPR.
     """
-    scored = score_split(corpus, "calibration", key, load, scoring, config.verdict_lengths, classifier)
+    scored = score_split(corpus, "calibration", key, load, scoring, config.verdict_lengths or SPAN_LENGTHS, classifier)
     documents = scored[scored["is_whole"]]
     whole = calibrate(documents["label"], documents["score"], config.target_fprs, config.prevalence)
     return calibrate_domains(whole, scored, config.verdict_lengths)

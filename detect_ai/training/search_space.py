@@ -9,7 +9,7 @@ from typing import Any
 from detect_ai.core.config import Config, check_names, parse_config
 from detect_ai.core.errors import ConfigError
 
-_TRAIN = ("lr", "batch_size", "warmup", "weight_decay", "shortest_span", "attack_weight", "adversarial")
+_TRAIN = ("lr", "batch_size", "warmup", "weight_decay", "shortest_span", "attack_weight", "embedding_perturbation")
 _MODEL = ("dropout", "pooling", "layers")
 PLACES = {**dict.fromkeys(_TRAIN, "train"), **dict.fromkeys(_MODEL, "model")}
 

@@ -22,6 +22,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = tiny_models.rows(PAIRS, seed=7)
     for i, row in enumerate(rows):
         row["domain"] = "news" if i % 4 < 2 else "letters"
+    rows += [{**rows[0], "text": ""}, {**rows[0], "label": None}]
     return tiny_models.write_jsonl(tmp_path_factory.mktemp("texts") / "texts.jsonl", rows)
 
 
@@ -51,6 +52,7 @@ def test_bundles_are_compared_on_the_same_texts(tmp_path: Path, encoder: Path, t
     assert pair["auroc_difference_low"] <= pair["auroc_difference"] <= pair["auroc_difference_high"]
     assert pair["fpr_difference"] == pytest.approx(first["fpr_at_target_5"] - second["fpr_at_target_5"])
     report = storage.read_json(result["report_json"])
+    assert report["data"]["skipped"] == {"no_text": 1, "no_label": 1}
     assert {(row["column"], row["value"]) for row in report["slices"]} == {("domain", "news"), ("domain", "letters")}
     assert first["version"] in storage.read_bytes(result["report"]).decode()
 

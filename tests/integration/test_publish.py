@@ -81,6 +81,7 @@ def test_calibration_uses_the_calibration_split_alone(run: Run, champion: Detect
     labels = run.corpus.labels("calibration")
     human = np.sort(champion.score(token_ids(run.corpus, "calibration"))[labels == 0])
     np.testing.assert_allclose(champion.spec.calibration.human_scores, human, atol=1e-4)
+    assert champion.spec.calibration.span_scaling is not None
 
 
 def test_old_candidates_are_pruned(run: Run, published: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from detect_ai.models.backends.torch import model_inputs
 from detect_ai.models.batch import Batch
 from detect_ai.training import checkpoint
 from detect_ai.training import trainer as trainer_module
-from detect_ai.training.adversarial import perturbed_embeddings
+from detect_ai.training.embedding_perturbation import perturbed_embeddings
 from detect_ai.training.batch_plan import Microbatch
 from detect_ai.training.trainer import Trainer, lr_factor
 from detect_ai.training.worker import train_step
@@ -218,7 +218,7 @@ def test_epoch_metrics_are_sums_over_documents(network: Any) -> None:
     assert metrics["padding"] == pytest.approx(1 - used / 32)
 
 
-def test_adversarial_step_adds_gradient_at_moved_embeddings(network: Any) -> None:
+def test_perturbed_pass_adds_gradient_at_moved_embeddings(network: Any) -> None:
     batch, moved = part(rows=4), deepcopy(network)
     by_hand = deepcopy(network)
 
@@ -232,9 +232,9 @@ def test_adversarial_step_adds_gradient_at_moved_embeddings(network: Any) -> Non
     backward(moved)
     other = dict(moved.named_parameters())
     expected = {name: p.grad + other[name].grad for name, p in by_hand.named_parameters()}
-    assert_close(gradients(deepcopy(network), batch, adversarial=0.7), expected)
+    assert_close(gradients(deepcopy(network), batch, embedding_perturbation=0.7), expected)
     halves = rows_of(batch, slice(0, 2)), rows_of(batch, slice(2, 4))
-    assert_close(gradients(network, *halves, adversarial=0.7), expected)
+    assert_close(gradients(network, *halves, embedding_perturbation=0.7), expected)
 
 
 def test_perturbation_moves_embeddings_and_restores_them(network: Any) -> None:

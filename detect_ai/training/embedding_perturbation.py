@@ -1,4 +1,4 @@
-"""A sharpness-aware (SAM-like) perturbation of the word-embedding matrix, for `train.adversarial`."""
+"""A sharpness-aware (SAM-like) perturbation of the word-embedding matrix, for `train.embedding_perturbation`."""
 
 from __future__ import annotations
 
