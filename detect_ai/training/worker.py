@@ -17,9 +17,9 @@ from detect_ai.core.errors import TrainingError
 from detect_ai.core.storage import Storage
 from detect_ai.models import encoder
 from detect_ai.training import checkpoint
-from detect_ai.training.embedding_perturbation import perturbed_embeddings
 from detect_ai.training.batch_plan import Microbatch
 from detect_ai.training.data import read_stream
+from detect_ai.training.embedding_perturbation import perturbed_embeddings
 from detect_ai.training.telemetry import open_telemetry
 from detect_ai.training.trainer import Trainer
 

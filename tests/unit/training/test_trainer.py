@@ -22,8 +22,8 @@ from detect_ai.models.backends.torch import model_inputs
 from detect_ai.models.batch import Batch
 from detect_ai.training import checkpoint
 from detect_ai.training import trainer as trainer_module
-from detect_ai.training.embedding_perturbation import perturbed_embeddings
 from detect_ai.training.batch_plan import Microbatch
+from detect_ai.training.embedding_perturbation import perturbed_embeddings
 from detect_ai.training.trainer import Trainer, lr_factor
 from detect_ai.training.worker import train_step
 
