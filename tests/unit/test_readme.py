@@ -23,9 +23,7 @@ LINES = [
     if line.strip()
 ]
 # Lines with `…` or a shell variable are patterns, not commands.
-JOBS = sorted(
-    {line[line.index("python jobs/") :] for line in LINES if "python jobs/" in line and not re.search("[…$]", line)}
-)
+JOBS = sorted({job for line in LINES for job in re.findall("python jobs/.*", line) if not re.search("[…$]", job)})
 TARGETS = sorted(set(re.findall(r"(?:^|[`;] ?|[A-Z]=1 )make ([a-z-]+)", README, re.MULTILINE)))
 LINKS = sorted(
     {
