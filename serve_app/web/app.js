@@ -17,7 +17,7 @@ const REASONS = {
   mostly_tables: ["mostly tables", "Most of the text is tables or numbers. The model reads prose."],
   mostly_quotations: ["mostly quotations", "Most of the text is quotations, which have other authors."],
   not_prose: ["mostly links or references", "Most of the text is links, references or other content that is not prose."],
-  hidden_text: ["much hidden text", "The file contains much text that a reader cannot see. It was not scored."],
+  hidden_text: ["hidden text", "The file contains a lot of text that a reader cannot see. It was not scored."],
   between_thresholds: ["between human and AI", "The score is in the range of both human and AI texts."],
 };
 const TAMPERING = {

@@ -125,7 +125,7 @@ def test_hidden_characters_are_counted(page: Page) -> None:
 
 
 def test_selected_target_is_sent(page: Page) -> None:
-    page.get_by_label("False positive rate").select_option(index=1)
+    page.get_by_label("Target false positive rate").select_option(index=1)
     with page.expect_request("**/v1/detect") as request:
         check(page, TEXT)
     assert request.value.post_data_json["target_fpr"] == 0.1
