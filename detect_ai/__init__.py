@@ -1,4 +1,4 @@
-"""detect_ai: train, evaluate, serve and monitor detectors of AI-generated text on Ray."""
+"""detect_ai: train, evaluate and serve detectors of AI-generated text on Ray."""
 
 from __future__ import annotations
 

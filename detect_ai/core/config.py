@@ -41,7 +41,7 @@ class StorageConfig(Section):
     """Location of the outputs of all jobs."""
 
     root: Text = "~/.local/share/detect_ai"  # a local path or a URI (gs://bucket/folder)
-    keep: Count = 3  # training runs and sweeps kept per run name; older ones are deleted
+    keep: Count = 3  # trainings, evaluations, exports, … kept per run name; older ones are deleted
 
 
 class SourceConfig(Section):

@@ -12,7 +12,7 @@ from pathlib import Path
 def git_revision() -> str:
     """DETECT_AI_GIT_REVISION, else the revision of this checkout, else `source-` and a digest of the package.
 
-    `ray job submit` uploads no history; the digest identifies the code there, as does the same call in any checkout.
+    `ray job submit` uploads no history; the digest of the package's sources identifies the code there.
     """
     if given := os.environ.get("DETECT_AI_GIT_REVISION"):
         return given

@@ -98,7 +98,7 @@ class OnnxInt8Backend(OnnxBackend):
 
     @classmethod
     def save(cls, network: PreTrainedModel, folder: Path) -> None:
-        """Write `model.onnx` and quantise its weights with a scale for each column."""
+        """Write `model.onnx` and quantise its weights with a scale per output channel."""
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         super().save(network, folder)
