@@ -82,14 +82,14 @@ def deploy(config: Config, storage: Storage, keys: str | None = None) -> dict[st
                 )
             time.sleep(POLL_S)
         desired.advance(state.model_copy(update={"status": "live"}), after=number)
-    except BaseException:
+    except BaseException as error:
         with suppress(ConflictError):  # a newer deployment continues
             if is_new:
                 desired.require(number)
                 stop(app=True, serve_too=started_serve)
             elif last := desired.last_live():
                 desired.advance(last, after=number)
-                logger.warning("Version %s was not deployed: the service returns to %s", version, last.version)
+                logger.warning("Version %s was not deployed (%s); restoring %s", version, error, last.version)
                 hand_over(desired, storage.root)
         raise
     stop_limiters(keep=ACTOR_NAME)
@@ -244,7 +244,7 @@ def runtime_env() -> dict[str, Any]:
 def url(config: ServeConfig) -> str:
     """URL of the service on this machine."""
     host = "127.0.0.1" if config.host == "0.0.0.0" else config.host  # noqa: S104 - compared, not bound
-    return f"http://{host}:{config.port}"
+    return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
 
 
 def served_version(config: ServeConfig) -> str | None:

@@ -104,12 +104,12 @@ class LocalCluster:
 
 def main() -> None:
     """Start a cluster, print the variables for clients, and stop it at Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # first: an interrupted start stops what it started
     cluster = LocalCluster()
     names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
     variables = {"RAY_ADDRESS": cluster.address} | {name: cluster.environment[name] for name in names}
     print("A Ray cluster on this machine, until Ctrl-C. In another shell:", flush=True)  # noqa: T201
     print("export " + " ".join(f"{name}={value}" for name, value in variables.items()), flush=True)  # noqa: T201
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         signal.pause()
     except KeyboardInterrupt:

@@ -155,22 +155,19 @@ def claimed(name: str, refusal: str) -> Iterator[None]:
 
 
 def can_grow() -> bool:
-    """Whether the connected cluster has an autoscaler that may add nodes."""
-    from ray._private import state
-
-    config = state.state.get_cluster_config()
-    return bool(config and config.node_group_configs)
+    """Whether the connected cluster has an autoscaler that may add nodes; Ray 2.60 does not say."""
+    return os.environ.get("DETECT_AI_AUTOSCALES") == "1"
 
 
 def require_free_port(host: str, port: int) -> None:
-    """Raise ResourceError when another process listens on the port."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+    """Raise ResourceError when another process listens on the port, or the host is not of this machine."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            message = f"port {port} on {host} is in use: stop that process, or choose another with serve.port=…"
-            raise ResourceError(message) from error
+            advice = "stop the process that uses it, or change serve.port or serve.host"
+            raise ResourceError(f"port {port} on {host}: {error.strerror}: {advice}") from error
 
 
 def free_port() -> int:

@@ -53,6 +53,7 @@ class Registry:
         spec = bundle.read_spec(folder)
         key = f"{_VERSIONS}/{spec.version}"
         if not self.storage.exists(f"{key}/{bundle.SPEC_FILE}"):
+            self.storage.delete(key)  # what an interrupted copy has left
             for name in [*spec.files, bundle.SPEC_FILE]:  # the specification last: it completes the version
                 self.storage.write_bytes(f"{key}/{name}", (folder / name).read_bytes())
         return spec.version

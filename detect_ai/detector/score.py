@@ -100,7 +100,7 @@ def _map(
 
 
 def _require_workers(config: ScoreConfig, for_reading: int) -> None:
-    """Connect to Ray and check that the actors fit, with CPUs left for read tasks. Raises InputError."""
+    """Connect to Ray and check that the actors fit, with CPUs left for read tasks. Raises ResourceError."""
     ray_runtime.connect()
     extra = f" + {for_reading}" if for_reading else ""
     ray_runtime.require_resources(

@@ -29,6 +29,7 @@ from detect_ai.detector.detector import Scorer
 from detect_ai.detector.score import Load, score_split
 from detect_ai.text.normalize import NORMALISER_VERSION
 from detect_ai.text.windows import sample_spans_by_length
+from detect_ai.training import search_space
 from detect_ai.training.train import checked_tokenizer
 
 SPAN_LENGTHS = (32, 64, 128)  # tokens: scores of sentences are scaled by those of such spans, without verdict_lengths
@@ -37,12 +38,15 @@ _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "numpy", "pyarrow", 
 
 
 def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
-    """Fit scaling and thresholds on the calibration split, and write the last checkpoint of this run as a candidate.
+    """Fit scaling and thresholds on the calibration split, and write the best checkpoint of this run as a candidate.
 
-    Raises CalibrationError for too few human texts for a target FPR, ConfigError without a training under this name.
+    Raises CalibrationError for too few human texts for a target FPR, ConfigError without a training under this name or
+    after one on another corpus: its training texts may be in this calibration split.
     """
-    checkpoint = read_result(storage, config.run, "train")["checkpoint"]
-    corpus = Corpus.of_run(storage, config.run)
+    trained, corpus = read_result(storage, config.run, "train"), Corpus.of_run(storage, config.run)
+    if trained["corpus"] != corpus.key:
+        raise ConfigError(f"run={config.run}: trained on {trained['corpus']}, prepared is {corpus.key}: train again")
+    checkpoint, config = trained["checkpoint"], search_space.apply(config, trained["from_sweep"])
     require_enough_texts(config, corpus)
     classifier = fit_domain_classifier(config, corpus)
     load = partial(Scorer.from_checkpoint, config=config.model, precision=config.calibration.precision)

@@ -49,7 +49,7 @@ def publish(config: Config, storage: Storage) -> dict[str, Any]:
         logger.warning("%s", warning)
     if reasons:
         raise GateError(
-            f"{version} was not published, the champion stays {before}: {' '.join(reasons)} "
+            f"{version} was not published, the champion stays {before or 'unset'}: {' '.join(reasons)} "
             f"The bounds are those of the configuration group `gate`"
         )
     if not config.bundle:

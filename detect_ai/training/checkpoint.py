@@ -45,7 +45,7 @@ def report(trainer: Trainer, history: list[dict[str, Any]], storage: Storage, fo
     if trainer.rank:
         ray.train.report(metrics)
         return
-    with suppress(FileNotFoundError, InputError):  # no list yet, or one that is being written
+    with suppress(OSError, InputError):  # no list yet, or one that is being written
         storage.write_json(f"{folder}/{BACKUP}", storage.read_json(f"{folder}/{SNAPSHOT}"))
     with tempfile.TemporaryDirectory() as name:
         encoder.save(trainer.module, Path(name))
@@ -104,14 +104,19 @@ def resume_step(storage: Storage, folder: str) -> int:
 
 
 def repair_snapshot(storage: Storage, folder: str) -> None:
-    """Replace a half-written list of checkpoints by its backup: Ray would refuse to start from it."""
+    """Replace a half-written list of checkpoints by its backup: Ray would refuse to start from it.
+
+    The backup may be two lists old and name a checkpoint that is deleted; then the run starts from the beginning.
+    """
     try:
         storage.read_json(f"{folder}/{SNAPSHOT}")
     except FileNotFoundError:
         return
     except InputError:
         logger.warning("%s: the list of checkpoints is half-written: resuming from the one before it", folder)
-        if storage.exists(f"{folder}/{BACKUP}"):
-            storage.write_json(f"{folder}/{SNAPSHOT}", storage.read_json(f"{folder}/{BACKUP}"))
+        backup = storage.read_json(f"{folder}/{BACKUP}") if storage.exists(f"{folder}/{BACKUP}") else {}
+        names = [result["checkpoint_dir_name"] for result in backup.get("checkpoint_results", [])]
+        if names and all(storage.exists(f"{folder}/{name}") for name in names):
+            storage.write_json(f"{folder}/{SNAPSHOT}", backup)
         else:
             storage.delete(f"{folder}/{SNAPSHOT}")

@@ -134,8 +134,9 @@ def run_trial(values: dict[str, Any], config: Config, corpus: Corpus, sweep_name
         config = search_space.apply(config, values)
         result = training.run_training(config, corpus, name, [ReportEvaluations(config)], group=sweep_name)
     except (TrainingError, InputError, TrainingFailedError) as error:
-        causes = getattr(error, "worker_failures", {}).values()
-        if isinstance(error, ControllerError) or (causes and all(isinstance(e, RayActorError) for e in causes)):
+        # A worker that dies breaks the collective operations of the others as well.
+        causes = [getattr(e, "health_check_failure", e) for e in getattr(error, "worker_failures", {}).values()]
+        if isinstance(error, ControllerError) or any(isinstance(cause, RayActorError) for cause in causes):
             raise  # machines or storage failed, not these values
         reason = str(unwrap_ray_error(error)).strip().splitlines()[-1]
         tune.report({"auroc": NOT_EVALUATED, "epoch": 0, _ENDED: True, "error": reason})

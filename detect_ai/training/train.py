@@ -78,9 +78,9 @@ def run_training(
 
     Raises:
         CorpusError: the corpus was tokenised by another tokenizer.
-        ResourceError: the cluster can never place the workers, or a GPU has no memory left.
+        ResourceError: the cluster can never place the workers.
         TrainingError: the loss is not finite.
-        TrainingFailedError: workers failed more often than `train.max_failures`; the last cause is inside.
+        TrainingFailedError: workers failed, such as for want of memory, more often than `train.max_failures`.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer

@@ -76,7 +76,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Calib
     storage = Storage(config.storage.root)
     corpus = Corpus.open(storage, run_stage("prepare", prepare, config, storage)["corpus"])
     tiny_models.make_bundle(Path(storage.path("untrained")), encoder)
-    run_stage("train", lambda *_: {"checkpoint": "untrained"}, config, storage)
+    run_stage("train", lambda *_: {"checkpoint": "untrained", "corpus": corpus.key, "from_sweep": {}}, config, storage)
     return Calibrated(config, storage, corpus, calibrate_checkpoint(config, storage))
 
 

@@ -21,7 +21,12 @@ from ray.autoscaler.sdk import get_docker_host_mount_location
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 ROOT = Path(__file__).parents[2]
-VARIABLES = {"RAY_AUTH_MODE": "token", "RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "75"}
+VARIABLES = {
+    "RAY_AUTH_MODE": "token",
+    "DETECT_AI_AUTOSCALES": "1",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "75",
+}
 
 
 @pytest.fixture

@@ -12,7 +12,10 @@ from detect_ai.training.checkpoint import BACKUP, NOT_EVALUATED, SNAPSHOT
 
 FOLDER = "runs/mine/train-1"
 LIST = f"{FOLDER}/{SNAPSHOT}"
-ONE = {"latest_checkpoint_result": {"metrics": {"step": 4}}}
+ONE = {
+    "checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}],
+    "latest_checkpoint_result": {"metrics": {"step": 4}},
+}
 
 
 @pytest.fixture
@@ -47,5 +50,9 @@ def test_only_a_half_written_list_is_replaced(storage: Storage) -> None:
     assert not storage.exists(LIST)
     storage.write_bytes(LIST, b"{")
     storage.write_json(f"{FOLDER}/{BACKUP}", ONE)
+    checkpoint.repair_snapshot(storage, FOLDER)
+    assert not storage.exists(LIST), "its checkpoint is deleted"
+    storage.write_bytes(LIST, b"{")
+    storage.write_json(f"{FOLDER}/checkpoint_1/state.json", {})
     checkpoint.repair_snapshot(storage, FOLDER)
     assert checkpoint.resume_step(storage, FOLDER) == 4

@@ -9,6 +9,7 @@ import pytest
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from detect_ai.core import ray_runtime
 from detect_ai.core.config import load_config
@@ -18,7 +19,7 @@ from detect_ai.training import search_space, sweep, train
 from detect_ai.training.checkpoint import NOT_EVALUATED
 from detect_ai.training.sweep import ranked, run_trial, table
 
-LOST = RayActorError()
+LOST = WorkerHealthCheckFailedError("health check failed", failure=RayActorError())
 
 
 def result(lr: float = 1e-4, error: Exception | None = None, **reported: Any) -> Any:
@@ -92,8 +93,7 @@ def test_concurrency_follows_free_cpus_or_the_limit(
     ("error", "is_result"),
     [
         (WorkerGroupError("workers", {0: ValueError("odd values")}), True),
-        (WorkerGroupError("workers", {0: LOST, 1: ValueError("odd values")}), True),
-        (WorkerGroupError("workers", {0: LOST, 1: LOST}), False),
+        (WorkerGroupError("workers", {0: LOST, 1: RuntimeError("connection closed by peer")}), False),
         (ControllerError(OSError("the bucket does not answer")), False),
     ],
 )
