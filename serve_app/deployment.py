@@ -52,7 +52,7 @@ class Replica:
             return loaded
 
         canary = engine(config.canary) if config.canary else None
-        self.versions = Versions(engine(version), canary, config.canary_share)
+        self.versions = Versions(engine(version), canary, config.canary_fraction)
         self.access = AccessControl(
             connect_limiter(),
             config.tokens_per_minute,

@@ -230,7 +230,7 @@ class ServeConfig(Section):
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     version: str = ""  # empty: the champion
     canary: str = ""  # version that answers a fraction of the callers
-    canary_share: Fraction = 0.05
+    canary_fraction: Fraction = 0.05
     min_replicas: Natural = 1
     max_replicas: Count = 2
     downscale_delay_s: NonNegative = 300  # load is gone this long before a replica is removed, the last one too

@@ -35,18 +35,18 @@ class Text:
 
 @dataclass(frozen=True)
 class Part:
-    """A fraction of the rows of a file: every `shares`-th batch, starting with batch `share`."""
+    """A fraction of the rows of a file: every `step`-th batch, starting with batch `offset`."""
 
     piece: Piece  # the file
     number: int  # of the piece in the data
     columns: dict[str, str]  # our names to those of the file
     labels: dict[str, int]  # label in normal form to 0 or 1
-    share: int = 0
-    shares: int = 1
+    offset: int = 0
+    step: int = 1
 
 
-def parts(data: str, config: ScoreConfig, shares: int = 1) -> list[Part]:
-    """The parts of a file, or of all files of a folder (a path or URI), that workers can read independently.
+def parts(data: str, config: ScoreConfig, step: int = 1) -> list[Part]:
+    """The `step` parts of a file, or of every file of a folder (a path or URI), for workers to read independently.
 
     Raises CorpusError: there is nothing to read, files of several kinds, or no column of texts.
     """
@@ -67,9 +67,9 @@ def parts(data: str, config: ScoreConfig, shares: int = 1) -> list[Part]:
     labels = label_map(config.labels)
     pieces = [replace(p, source=p.source.model_copy(update={"text": columns["text"]})) for p in pieces]
     return [
-        Part(piece, number, columns, labels, share, shares)
+        Part(piece, number, columns, labels, offset, step)
         for number, piece in enumerate(pieces)
-        for share in range(shares)
+        for offset in range(step)
     ]
 
 
@@ -120,7 +120,7 @@ def read(part: Part) -> Iterator[tuple[list[Text], int]]:
     rows = chars = batch = 0
     after_bad = False  # a row after a broken one may be a part of it
     for place, (_, row) in enumerate(raw_rows(part.piece, select)):
-        is_own = batch % part.shares == part.share
+        is_own = batch % part.step == part.offset
         if is_own and (text := _text(part, place, row, after_bad)):
             texts.append(text)
         after_bad = row.problem == "bad_row"
@@ -129,7 +129,7 @@ def read(part: Part) -> Iterator[tuple[list[Text], int]]:
             if is_own:
                 yield texts, rows - len(texts)
             texts, rows, chars, batch = [], 0, 0, batch + 1
-    if rows and batch % part.shares == part.share:
+    if rows and batch % part.step == part.offset:
         yield texts, rows - len(texts)
 
 

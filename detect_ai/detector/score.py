@@ -185,7 +185,7 @@ def score_texts(
     if config.target_fpr and config.target_fpr not in targets:
         allowed = ", ".join(f"{target:g}" for target in targets)
         raise ConfigError(f"score.target_fpr={config.target_fpr:g}: this bundle has thresholds for {allowed}")
-    work = parts(data, config, shares=config.workers)
+    work = parts(data, config, step=config.workers)
     with verdict_folder(*out):
         _require_workers(config, for_reading=0)
         started = logged = time.perf_counter()
@@ -211,7 +211,7 @@ def score_texts(
 def score_part(detector: Detector, item: pa.Table, config: ScoreConfig, root: str, key: str) -> Iterator[pa.Table]:
     """Score the texts of a part and write their verdicts; the numbers `texts` and `skipped` of each batch come out."""
     part: Part = pickle.loads(item["part"][0].as_py())  # noqa: S301 - made by the driver
-    storage, name = Storage(root), f"{key}/{part.number:05d}-{part.share:03d}"
+    storage, name = Storage(root), f"{key}/{part.number:05d}-{part.offset:03d}"
     rows: list[dict[str, Any]] = []
     files = chars = 0
     for texts, skipped in read(part):

@@ -83,9 +83,9 @@ def compute_metrics(
         if target == default_target:
             metrics |= rates
     fpr, tpr = metrics["fpr_at_target"], metrics["tpr_at_target"]
-    for share in PPV_PREVALENCES:
+    for prior in PPV_PREVALENCES:
         has_ppv = fpr is not None and tpr is not None and fpr + tpr > 0
-        metrics[f"ppv_at_{100 * share:g}"] = share * tpr / (share * tpr + (1 - share) * fpr) if has_ppv else None
+        metrics[f"ppv_at_{100 * prior:g}"] = prior * tpr / (prior * tpr + (1 - prior) * fpr) if has_ppv else None
     human_ids = np.unique(ids[human], return_inverse=True)[1]
     metrics["fpr_by_group"] = intervals.group_spread(predictions[default_target][human] == 1, human_ids)
     return metrics

@@ -71,7 +71,7 @@ class Status(BaseModel):
     uptime_s: float
     model_version: str
     canary: str | None = Field(description="Version that answers a fraction of the callers")
-    canary_share: float
+    canary_fraction: float
     waiting_tokens: int = Field(description="Tokens that wait for the model")
     keys: list[KeyInfo]
 
@@ -262,7 +262,7 @@ def state_routes(versions: Versions, access: AccessControl, needs_key: Sequence[
             uptime_s=round(time.monotonic() - started, 1),
             model_version=versions.main.detector.version,
             canary=versions.canary.detector.version if versions.canary else None,
-            canary_share=versions.canary_share,
+            canary_fraction=versions.canary_fraction,
             waiting_tokens=sum(engine.batcher.waiting_tokens for engine in versions.engines),
             keys=[KeyInfo(id=key.id, name=key.name, scopes=sorted(key.scopes)) for key in valid],
         )

@@ -22,8 +22,8 @@ class Versions:
     replica depends on the deployed version alone. The canary always answers the same callers.
     """
 
-    def __init__(self, main: Engine, canary: Engine | None = None, canary_share: float = 0.0) -> None:
-        self.main, self.canary, self.canary_share = main, canary, canary_share
+    def __init__(self, main: Engine, canary: Engine | None = None, canary_fraction: float = 0.0) -> None:
+        self.main, self.canary, self.canary_fraction = main, canary, canary_fraction
         self.engines = [main, canary] if canary else [main]
 
     def choose(self, caller: str) -> Engine:
@@ -31,7 +31,7 @@ class Versions:
         if self.canary is None or not self.canary.batcher.runs_within(self.main.config.request_timeout_s):
             return self.main
         position = int.from_bytes(hashlib.blake2b(caller.encode(), digest_size=8).digest()) / 2**64
-        return self.canary if position < self.canary_share else self.main
+        return self.canary if position < self.canary_fraction else self.main
 
     async def run(self, engine: Engine, work: Callable[[Engine], Awaitable[T]]) -> tuple[T, Engine]:
         """The answer of an engine, and the engine that gave it: the main one where the canary fails."""

@@ -115,7 +115,7 @@ def test_a_canary_is_promoted_and_rolled_back(
     before = registry.require_champion()
     tiny_models.make_bundle(tmp_path / "next", encoder, seed=2)
     after = registry.add(tmp_path / "next")
-    with serving(encoder, store, max_replicas=1, canary=after, canary_share=0.5) as (url, config):
+    with serving(encoder, store, max_replicas=1, canary=after, canary_fraction=0.5) as (url, config):
         load = Load(url, Detector.load(tiny_bundle), Detector.load(tmp_path / "next"))
         monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
 

@@ -33,13 +33,13 @@ from tests.fixtures import tiny_models
 EPOCHS = 2
 PATIENCE = 300  # seconds
 Steps = list[list[Microbatch]]
-SHARES = {"train": 0.4, "validation": 0.15, "calibration": 0.3, "test": 0.15}
+FRACTIONS = {"train": 0.4, "validation": 0.15, "calibration": 0.3, "test": 0.15}
 
 
 def small_config(encoder: Path, root: Path, source: Path) -> Config:
     """A run that separates the synthetic texts in five epochs, with enough calibration texts for a target of 5%."""
     config = tiny_models.config(encoder, root, source)
-    config.corpus.split = dict(SHARES)
+    config.corpus.split = dict(FRACTIONS)
     config.train.lr, config.train.epochs = 5e-3, 5
     config.score.threads_per_worker = 1
     return config

@@ -28,7 +28,7 @@ from detect_ai.corpus.splits import (
 )
 
 NAMES = ("source", "domain", "generator", "group", "language", "split", "attack", "problem")
-SHARES = {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}
+FRACTIONS = {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}
 TRAIN_ONLY, EVALUATION = 1, 0b0110  # masks: the training split; validation and calibration
 
 
@@ -203,7 +203,7 @@ def assign(groups, strata=None, masks=None, seed=0):
     strata = np.zeros_like(groups) if strata is None else np.asarray(strata, np.int64)
     masks = np.full_like(groups, ANY) if masks is None else np.asarray(masks, np.int64)
     names = [f"g{i}" for i in range(int(groups.max()) + 1)]
-    return assign_splits(groups, names, strata, masks, SHARES, seed)
+    return assign_splits(groups, names, strata, masks, FRACTIONS, seed)
 
 
 def sizes(splits):
@@ -212,7 +212,7 @@ def sizes(splits):
 
 @pytest.mark.parametrize("pairs", [20, 293, 1000])
 def test_splits_have_their_fractions(pairs):
-    target = [2 * pairs * share for share in SHARES.values()]
+    target = [2 * pairs * fraction for fraction in FRACTIONS.values()]
     assert np.abs(np.subtract(sizes(assign(np.repeat(np.arange(pairs), 2))), target)).max() <= 4
 
 
@@ -222,7 +222,7 @@ def test_strata_have_their_fractions():
     for stratum in range(4):
         total = (strata == stratum).sum()
         fractions = np.bincount(splits[strata == stratum], minlength=4) / total
-        assert np.abs(fractions - list(SHARES.values())).max() <= 2 / total
+        assert np.abs(fractions - list(FRACTIONS.values())).max() <= 2 / total
 
 
 def test_large_group_goes_where_it_fits():

@@ -61,15 +61,15 @@ def test_rows_name_file_and_place(tmp_path):
     assert texts_at(str(tmp_path), ScoreConfig(), ["1-0"]) == {"1-0": "One."}
 
 
-@pytest.mark.parametrize("shares", [1, 3, 7])
-def test_parts_hold_every_row_once(tmp_path, monkeypatch, shares):
+@pytest.mark.parametrize("step", [1, 3, 7])
+def test_parts_hold_every_row_once(tmp_path, monkeypatch, step):
     monkeypatch.setattr(dataset, "BATCH_ROWS", 4)
     write(tmp_path / "x.jsonl", *({"text": f"Text {i}."} for i in range(30)))
-    work = parts(str(tmp_path), ScoreConfig(), shares=shares)
+    work = parts(str(tmp_path), ScoreConfig(), step=step)
     found = [[text.row for batch, _ in read(part) for text in batch] for part in work]
     assert sorted(row for rows in found for row in rows) == sorted(f"0-{i}" for i in range(30))
-    assert len(found) == shares
-    assert all(len(rows) < 30 for rows in found) or shares == 1
+    assert len(found) == step
+    assert all(len(rows) < 30 for rows in found) or step == 1
 
 
 def test_batches_are_bounded(tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def test_probabilities_are_scored_at_the_prevalence(prevalence):
     assert found["ece"] == pytest.approx(sum(gaps))
 
 
-def test_calibrated_probabilities_have_no_error_at_another_share():
+def test_calibrated_probabilities_have_no_error_at_another_prevalence():
     """True probabilities at a prevalence of one half, on data of which a tenth is AI."""
     rng = np.random.default_rng(0)
     p = rng.random(200_000)

@@ -42,11 +42,14 @@ def detectors(tiny_bundle: Path, encoder: Path, tmp_path: Path) -> tuple[Detecto
 
 
 def run(
-    detectors: tuple[Detector, Detector], share: float, scenario: Callable[[Versions], Awaitable[Any]], **options: Any
+    detectors: tuple[Detector, Detector],
+    fraction: float,
+    scenario: Callable[[Versions], Awaitable[Any]],
+    **options: Any,
 ) -> Any:
     async def main() -> Any:
         config = ServeConfig(**options)
-        versions = Versions(Engine(detectors[0], config), Engine(detectors[1], config), share)
+        versions = Versions(Engine(detectors[0], config), Engine(detectors[1], config), fraction)
         versions.start()
         try:
             return await asyncio.wait_for(scenario(versions), 30)
@@ -65,7 +68,7 @@ async def detect(versions: Versions, caller: str = "", charge: Charge | None = N
     return await versions.run(versions.choose(caller), work)
 
 
-def test_a_canary_answers_its_share_of_the_callers(detectors: tuple[Detector, Detector]) -> None:
+def test_a_canary_answers_its_fraction_of_the_callers(detectors: tuple[Detector, Detector]) -> None:
     async def scenario(versions: Versions) -> list[str]:
         return [(await detect(versions, f"r{i}"))[0].model_version for i in range(60)]
 
