@@ -50,7 +50,7 @@ def answer(detector: Any, documents: list[Any], rows: list[Any], asked: dict[str
         detector.backend.has_lanes = True
         return speeds
     scores = detector.window_scores(rows)
-    verdicts = [detector.verdict(*each, None, 0.05) for each in zip(documents, scores, strict=True)]
+    verdicts = [detector.verdict(*scored, None, 0.05) for scored in zip(documents, scores, strict=True)]
     return {"calibrated": [v.probability for v in verdicts], "logits": (1 / (1 + np.exp(-scores))).tolist()}
 
 

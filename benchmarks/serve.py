@@ -84,8 +84,8 @@ def main() -> int:
         job = prepared(Path(scratch), options.texts, options.count, options.dtype)
         job |= {"threads": options.threads, "dtype": options.dtype, "batch_tokens": BATCH_TOKENS}
         with helper("limit.py", json.dumps(job)) as limit, helper("load.py", job["texts"]) as load:
-            found = {kind: Bench(options, job, limit, load, kind == "defaults").run() for kind in options.sets}
-    print(json.dumps(report(found, options)))
+            results = {kind: Bench(options, job, limit, load, kind == "defaults").run() for kind in options.sets}
+    print(json.dumps(report(results, options)))
     return 0
 
 
@@ -121,14 +121,14 @@ class Bench:
     def run(self) -> dict[str, list[dict[str, Any]]]:
         """Results of every arm, one per round; the defaults run one round less."""
         arms = self.options.arms
-        found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in [*arms, "limit"]}
+        visits: dict[str, list[dict[str, Any]]] = {arm: [] for arm in [*arms, "limit"]}
         for number in range(max(1, self.options.rounds - self.defaults)):
             for arm in arms if number % 2 == 0 else arms[::-1]:
-                found[arm].append(self.visit(arm))
+                visits[arm].append(self.visit(arm))
                 if arm in OURS:
                     both = self.limit(all=True)
-                    found["limit"].append({"texts_per_second": max(both), "one_batch_at_a_time": both[1]})
-        return found
+                    visits["limit"].append({"texts_per_second": max(both), "one_batch_at_a_time": both[1]})
+        return visits
 
     def visit(self, arm: str) -> dict[str, Any]:
         """Start an arm, compare its scores, measure it and stop it."""
@@ -145,7 +145,7 @@ class Bench:
             cores = {name: round((after[name] - before[name]) / seconds, 2) for name in after}
         for answers in (c16, c64):
             self.check(arm, answers)
-        trips, bare = (np.concatenate(each) for each in zip(*rounds, strict=True))
+        trips, bare = (np.concatenate(parts) for parts in zip(*rounds, strict=True))
         results = {
             "texts_per_second": {
                 1: round(float(1 / trips.mean()), 2),
@@ -265,9 +265,9 @@ def kind(command: str) -> str:
     return "rest of Ray" if is_ray else "server"
 
 
-def report(found: dict[str, dict[str, list[dict[str, Any]]]], options: argparse.Namespace) -> dict[str, Any]:
+def report(results: dict[str, dict[str, list[dict[str, Any]]]], options: argparse.Namespace) -> dict[str, Any]:
     """The final JSON: ratios and results of ours, then all results."""
-    first = found[options.sets[0]]
+    first = results[options.sets[0]]
     ours = next((arm for arm in OURS if arm in first), "")
     return {
         **{f"vs_{peer}": ratio(first, ours, peer) for peer in PEERS},
@@ -275,29 +275,29 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], options: argparse.
         "backend": f"torch {options.dtype}",
         "threads": options.threads,
         "loopback": headline_results(first, "loopback"),
-        "defaults": {f"vs_{peer}": ratio(found["defaults"], ours, peer) for peer in PEERS}
-        if "defaults" in found
+        "defaults": {f"vs_{peer}": ratio(results["defaults"], ours, peer) for peer in PEERS}
+        if "defaults" in results
         else None,
-        "arms": {kind: {arm: summary(visits) for arm, visits in arms.items()} for kind, arms in found.items()},
+        "arms": {kind: {arm: summary(visits) for arm, visits in arms.items()} for kind, arms in results.items()},
     }
 
 
-def headline_results(found: dict[str, list[dict[str, Any]]], arm: str) -> dict[str, Any]:
+def headline_results(by_arm: dict[str, list[dict[str, Any]]], arm: str) -> dict[str, Any]:
     """Fraction of the limit, overhead and latency of one of our arms."""
-    visits = found.get(arm, [])
+    visits = by_arm.get(arm, [])
     return {
-        "of_limit": ratio(found, arm, "limit"),
+        "of_limit": ratio(by_arm, arm, "limit"),
         "overhead_p50_ms": in_ms([value for visit in visits for value in visit["overheads"]], 0.5),
         "p99_ms_c64": in_ms([value for visit in visits for value in visit["seconds_c64"]], 0.99),
     }
 
 
-def ratio(found: dict[str, list[dict[str, Any]]], arm: str, other: str) -> float | None:
+def ratio(by_arm: dict[str, list[dict[str, Any]]], arm: str, other: str) -> float | None:
     """One arm to another with 64 connections, by the medians over the rounds; None where one of them is missing."""
 
     def speeds(name: str) -> list[float]:
-        texts = [visit["texts_per_second"] for visit in found.get(name, [])]
-        return [each[64] if isinstance(each, dict) else each for each in texts]  # of the bare model: a number
+        rates = [visit["texts_per_second"] for visit in by_arm.get(name, [])]
+        return [rate[64] if isinstance(rate, dict) else rate for rate in rates]  # of the bare model: a number
 
     own, others = speeds(arm), speeds(other)
     return round(statistics.median(own) / statistics.median(others), 3) if own and others else None

@@ -57,8 +57,8 @@ _MAGE_SRC = re.compile(r"(?P<domain>sci_gen|[^_]+)_(?:machine_(?:continuation|sp
 
 
 def _mage(values: Values) -> list[Values]:
-    found = _MAGE_SRC.fullmatch(str(values.get("src")))
-    domain, generator = found.group("domain", "generator") if found else ("", "")
+    match = _MAGE_SRC.fullmatch(str(values.get("src")))
+    domain, generator = match.group("domain", "generator") if match else ("", "")
     generator = generator.replace("trubo", "turbo")  # as published
     if re.fullmatch(r"\d+B", generator):
         generator = f"llama-{generator}"

@@ -52,16 +52,16 @@ def parts(data: str, config: ScoreConfig, step: int = 1) -> list[Part]:
     """
     files = [name for name, _ in list_files(data)[1]]
     kinds = ("parquet", "csv", "jsonl")
-    found = {kind: name for kind in kinds for name in files if name.lower().endswith(SUFFIXES[kind])}
-    if len(found) > 1:
-        raise CorpusError(f"data={data}: files of several kinds ({', '.join(found.values())}): expected one kind")
-    if not found:
+    by_kind = {kind: name for kind in kinds for name in files if name.lower().endswith(SUFFIXES[kind])}
+    if len(by_kind) > 1:
+        raise CorpusError(f"data={data}: files of several kinds ({', '.join(by_kind.values())}): expected one kind")
+    if not by_kind:
         state = f"{len(files)} files of other kinds" if files else "no such file or folder"
         raise CorpusError(
             f"data={data}: {state}; expected Parquet, CSV or JSON lines (.parquet, .csv, .jsonl, .json; .gz and .zst). "
             f"Under `ray job submit` give an absolute path or a gs:// URI that every node can read"
         )
-    pieces = list_pieces(SourceConfig.model_validate({"kind": next(iter(found)), "path": data}), unlabelled=True)
+    pieces = list_pieces(SourceConfig.model_validate({"kind": next(iter(by_kind)), "path": data}), unlabelled=True)
     # An empty file has no columns; `list_pieces` refuses data of empty files only.
     columns = _column_map(data, config.columns, next(filter(None, map(_column_names, pieces)), []))
     labels = label_map(config.labels)

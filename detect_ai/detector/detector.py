@@ -195,7 +195,7 @@ class Detector(Scorer):
         documents = self.read(texts)
         scores = self.score([document.input_ids for document in documents])
         spans = [self.spans(document) if return_spans else None for document in documents]
-        return [self.verdict(*each, target) for each in zip(documents, scores, spans, strict=True)]
+        return [self.verdict(*scored, target) for scored in zip(documents, scores, spans, strict=True)]
 
     @property
     def targets(self) -> list[float]:
@@ -212,12 +212,12 @@ class Detector(Scorer):
 
     def spans(self, document: Document, with_occlusion: bool = False) -> list[Span]:
         """Scores by sentence, each read with its neighbours, since one alone says little; with its effect if asked."""
-        found, effects = self.sentences(document), None
-        scores = self.score([sentence.input_ids for sentence in found])
+        sentences, effects = self.sentences(document), None
+        scores = self.score([sentence.input_ids for sentence in sentences])
         if with_occlusion:
             whole, *others = self.score([document.input_ids, *self.leave_one_out(document)])
             effects = whole - np.asarray(others)
-        return self.score_spans(document, found, scores, effects)
+        return self.score_spans(document, sentences, scores, effects)
 
     def leave_one_out(self, document: Document) -> list[Ids]:
         """The tokens of a document without its first sentence, without its second, and so on."""
@@ -228,27 +228,27 @@ class Detector(Scorer):
     def sentences(self, document: Document) -> list[Sentence]:
         """The sentences of a document, each with the tokens that it is scored on."""
         text = document.normalised.text
-        found = sentences(text)
+        places = sentences(text)
         ids, offsets = self.tokenizer.encode_with_offsets(text)
-        starts, ends = np.asarray(found, dtype=np.int64).reshape(-1, 2).T
+        starts, ends = np.asarray(places, dtype=np.int64).reshape(-1, 2).T
         first = np.searchsorted(offsets[:, 0], starts)
         last = np.searchsorted(offsets[:, 1], ends, side="right")
-        neighbours = ((max(0, i - 1), min(len(found) - 1, i + 1)) for i in range(len(found)))
+        neighbours = ((max(0, i - 1), min(len(places) - 1, i + 1)) for i in range(len(places)))
         return [
             Sentence(*document.normalised.to_source(start, end), ids[first[before] : last[after]])
-            for (start, end), (before, after) in zip(found, neighbours, strict=True)
+            for (start, end), (before, after) in zip(places, neighbours, strict=True)
         ]
 
     def score_spans(
-        self, document: Document, found: Sequence[Sentence], scores: Scores, effects: Scores | None = None
+        self, document: Document, sentences: Sequence[Sentence], scores: Scores, effects: Scores | None = None
     ) -> list[Span]:
         """Spans of the text as sent, from the log-odds of its sentences and their effects on those of the document."""
         calibration = self.spec.calibration
         scaling = calibration.span_scaling or calibration.select_group(document.domain)
-        values: list[float | None] = [None] * len(found) if effects is None else effects.tolist()
+        values: list[float | None] = [None] * len(sentences) if effects is None else effects.tolist()
         return [
-            Span(start=sentence.start, end=sentence.end, probability=probability, effect=effect)
-            for sentence, probability, effect in zip(found, scaling.probability(scores).tolist(), values, strict=True)
+            Span(start=sentence.start, end=sentence.end, probability=p, effect=effect)
+            for sentence, p, effect in zip(sentences, scaling.probability(scores).tolist(), values, strict=True)
         ]
 
     def verdict(self, document: Document, score: float, spans: list[Span] | None, target_fpr: float) -> Verdict:

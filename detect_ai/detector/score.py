@@ -240,7 +240,7 @@ def verdict_rows(detector: Detector, texts: Sequence[Text], config: ScoreConfig)
     rows = []
     for text, document, score in zip(texts, documents, scores, strict=True):
         spans = None if config.spans == "none" else detector.spans(document, config.spans == "occlusion")
-        verdicts = {each: detector.verdict(document, score, spans, each) for each in detector.targets}
+        verdicts = {t: detector.verdict(document, score, spans, t) for t in detector.targets}
         verdict = verdicts[target]
         rows.append(
             {

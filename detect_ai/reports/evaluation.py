@@ -42,8 +42,8 @@ def evaluation_report(report: Mapping[str, Any]) -> str:
             points.append((f"{100 * target:g}% target", x, y))
     warnings = list(_data_warnings(report))
     if None not in (overall.get("auroc"), baseline.get("auroc")) and baseline["auroc"] >= overall["auroc"]:
-        found = f"AUROC {decimal(baseline['auroc'])} against {decimal(overall['auroc'])}"
-        warnings.insert(0, f"The TF-IDF baseline is as good or better: {found}.")
+        aurocs = f"AUROC {decimal(baseline['auroc'])} against {decimal(overall['auroc'])}"
+        warnings.insert(0, f"The TF-IDF baseline is as good or better: {aurocs}.")
     everything = {"column": "", "value": "all texts", **overall}
     return render(
         "evaluation.html.jinja",

@@ -19,7 +19,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {each.__name__: each for each in (number, percent, decimal, signed, name, rate, cell)}
+    environment.filters |= {f.__name__: f for f in (number, percent, decimal, signed, name, rate, cell)}
     return environment.get_template(template).render(**values)
 
 

@@ -117,7 +117,7 @@ def content_fractions(text: str) -> dict[str, float]:
     whole, word, spans = lines.text.strip(), re.compile(r"\S+"), []
     for match in _QUOTATION.finditer(lines.text):  # quotes around the whole text do not count
         if len(match["quoted"].split()) > _MANY_QUOTED_WORDS and match[0] != whole:
-            spans += [found.span() for found in word.finditer(lines.text, *match.span())]
+            spans += [quoted_word.span() for quoted_word in word.finditer(lines.text, *match.span())]
     inline = np.where(code | quoted | tables | other, 0, lines.count(spans))
     masks = {"code": code, "tables": tables, "quotations": quoted, "other": other}
     counts = {kind: int(lines.size[mask].sum()) for kind, mask in masks.items()}
@@ -169,17 +169,17 @@ def _code(lines: _Lines) -> _Mask:
 
 def _fenced(lines: _Lines, strong: _Mask) -> _Mask:
     """Lines in fenced code blocks. A fence without a programming language may contain prose."""
-    found = np.zeros(len(strong), np.bool_)
+    fenced = np.zeros(len(strong), np.bool_)
     sentence = (lines.words >= 8) & (lines.letters > 0.85 * lines.size) & (lines.symbols < 0.04 * lines.size)
     languages = re.findall(_FENCE, lines.text, re.MULTILINE)
     fences = np.flatnonzero(lines.match(_FENCE)).tolist()
     for language, start, end in zip_longest(languages[::2], fences[::2], fences[1::2]):
         block = slice(start, None if end is None else end + 1)
         if language.strip().lower() not in _PROSE_FENCES:
-            found[block] = True
+            fenced[block] = True
         elif strong[block].any():
-            found[block] = ~sentence[block]
-    return found
+            fenced[block] = ~sentence[block]
+    return fenced
 
 
 def _tables(lines: _Lines) -> _Mask:

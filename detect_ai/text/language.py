@@ -78,7 +78,7 @@ def _fractions(text: str, wanted: str) -> tuple[dict[str, float], dict[str, floa
     steps = min(_MAX_PIECES - 1, -(-last // _PIECE_CHARS))
     starts = [last * i // steps for i in range(steps + 1)] if steps else [0]
     pieces = (text[start : start + _PIECE_CHARS] for start in starts)
-    counts = Counter(found for piece in pieces if (found := _classify(piece, wanted)))
+    counts = Counter(language for piece in pieces if (language := _classify(piece, wanted)))
     fractions = {language: count / counts.total() for language, count in counts.items()}
     return fractions, {key: part for key, part in fractions.items() if wanted and key not in (wanted, NOT_LANGUAGE)}
 
@@ -97,11 +97,11 @@ def _classify(piece: str, wanted: str) -> str:
         return "any"
     if wanted == "en" and sum(word in _ENGLISH for word in words) >= _ENGLISH_FRACTION * count:
         return wanted
-    found = {str(each["lang"]): float(each["score"]) for each in detector().detect(piece, k=5)}
-    best = max(found, key=found.__getitem__)
+    scores = {str(guess["lang"]): float(guess["score"]) for guess in detector().detect(piece, k=5)}
+    best = max(scores, key=scores.__getitem__)
     alike = next((group for group in _ALIKE if wanted in group), {wanted})
-    if best in alike or sum(found.get(language, 0.0) for language in alike) >= _MIN_PROBABILITY:
+    if best in alike or sum(scores.get(language, 0.0) for language in alike) >= _MIN_PROBABILITY:
         stripped = (word.strip(".,;:!?\"'()[]") for word in words)
         is_prose = wanted != "en" or sum(word in _FUNCTION_WORDS for word in stripped) >= _MIN_FUNCTION_WORDS * count
-        return wanted if is_prose and found.get(best, 0) >= _MIN_PROBABILITY else NOT_LANGUAGE
-    return best if found[best] >= _MIN_OTHER_PROBABILITY else NOT_LANGUAGE
+        return wanted if is_prose and scores.get(best, 0) >= _MIN_PROBABILITY else NOT_LANGUAGE
+    return best if scores[best] >= _MIN_OTHER_PROBABILITY else NOT_LANGUAGE

@@ -38,8 +38,8 @@ def split_windows(documents: Sequence[Ids], content: int, stride: int) -> tuple[
         The windows in order, and the document index of each, shape (num_windows,). Every document has a window.
     """
     spans = [window_spans(len(ids), content, stride) for ids in documents]
-    rows = [ids[start:stop] for ids, found in zip(documents, spans, strict=True) for start, stop in found]
-    return rows, np.repeat(np.arange(len(documents)), [len(found) for found in spans])
+    rows = [ids[start:stop] for ids, own in zip(documents, spans, strict=True) for start, stop in own]
+    return rows, np.repeat(np.arange(len(documents)), [len(own) for own in spans])
 
 
 def aggregate_windows(

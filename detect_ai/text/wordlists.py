@@ -34,18 +34,18 @@ def spellings() -> dict[str, str]:
     sources = defaultdict(list)
     for british, word in american.items():
         sources[word].append(british)
-    back = {word: found[0] for word, found in sources.items() if len(found) == 1 and not _ALSO_BRITISH.fullmatch(word)}
+    back = {word: forms[0] for word, forms in sources.items() if len(forms) == 1 and not _ALSO_BRITISH.fullmatch(word)}
     return back | american
 
 
 @cache
 def misspellings() -> dict[str, tuple[str, ...]]:
     """Map words to common misspellings that are misspellings of no other word. Raises InputError."""
-    found = defaultdict(list)
+    wrong_forms = defaultdict(list)
     for wrong, right in _entries("dictionary.txt"):
         if _SINGLE.fullmatch(wrong) and _SINGLE.fullmatch(right):
-            found[right].append(wrong)
-    return {word: tuple(wrongs) for word, wrongs in found.items()}
+            wrong_forms[right].append(wrong)
+    return {word: tuple(forms) for word, forms in wrong_forms.items()}
 
 
 @cache

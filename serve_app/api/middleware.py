@@ -136,9 +136,9 @@ def bounded(receive: Receive, max_bytes: int) -> Receive:
     return receive_within_bound
 
 
-def too_large(found: str, max_bytes: int) -> ProblemError:
+def too_large(size: str, max_bytes: int) -> ProblemError:
     """A refusal of a body that is too long."""
-    return ProblemError(413, f"The body has {found}; the limit is {max_bytes}: send the texts in several requests.")
+    return ProblemError(413, f"The body has {size}; the limit is {max_bytes}: send the texts in several requests.")
 
 
 def internal(error: Exception, request_id: str) -> ProblemError:

@@ -210,7 +210,7 @@ class Engine:
         normalised: list[Normalised] = []
         if chars <= SLACK * bound:
             normalised = [normalise(text) for text in texts]
-            chars = sum(len(each.text) for each in normalised)
+            chars = sum(len(n.text) for n in normalised)
         if chars > bound:
             raise ProblemError(413, f"The request has {chars} characters, at most {bound}: send several requests.")
         return self.encode_normalised(texts, normalised, options)

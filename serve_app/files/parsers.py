@@ -1,7 +1,7 @@
 """Text extraction from a Word or PDF file, in a subprocess that can be killed at any time.
 
 `serve_app.files.reader` runs this file by its path: limits as JSON in the first argument, the file on standard input.
-It writes one JSON object, `{"text": …, "hidden": …}` or `{"problem": …, "found": …}`. A hostile file can only
+It writes one JSON object, `{"text": …, "hidden": …}` or `{"problem": …, "number": …}`. A hostile file can only
 affect this process, which has limits on memory, time and open files, and no environment variables but those that locate
 Python and its libraries. Its access to files and to the network is not restricted.
 """
@@ -44,10 +44,10 @@ class Limits:
 
 
 class RefusedError(Exception):
-    """A file without usable text: a key of `serve_app.files.reader.REFUSALS`, and the number found, if any."""
+    """A file without usable text: a key of `serve_app.files.reader.REFUSALS`, and the number that it reports, if any."""
 
-    def __init__(self, problem: str, found: int | None = None) -> None:
-        self.problem, self.found = problem, found
+    def __init__(self, problem: str, number: int | None = None) -> None:
+        self.problem, self.number = problem, number
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def parse(content: bytes, limits: Limits) -> dict[str, Any]:
                 raise RefusedError("chars", limits.max_chars)
             pieces.append(piece)
     except RefusedError as refused:
-        return {"problem": refused.problem, "found": refused.found}
+        return {"problem": refused.problem, "number": refused.number}
     except MemoryError:
         return {"problem": "memory"}
     except Exception as error:  # parsers raise anything on malformed files
@@ -136,8 +136,8 @@ def hides_run(properties: Any) -> bool:
     """Whether run properties hide the text: hidden, white without a background, or too small to read."""
     values = {}
     for child in properties:
-        found = next((value for name, value in child.attrib.items() if name.endswith("}val")), "true")
-        values[child.tag.rpartition("}")[2]] = found.lower()
+        value = next((value for name, value in child.attrib.items() if name.endswith("}val")), "true")
+        values[child.tag.rpartition("}")[2]] = value.lower()
     if any(values.get(name, "0") not in ("0", "false", "off", "none") for name in ("vanish", "webHidden")):
         return True
     is_white = values.get("color") == "ffffff" and not {"shd", "highlight"} & values.keys()
@@ -183,9 +183,9 @@ def parse_pdf(content: bytes, max_pages: int) -> Pieces:
 def page_text(page: Any) -> str:
     """All text of a PDF page; a hyphen at the end of a line, which PDFium marks, stays a hyphen."""
     textpage = page.get_textpage()
-    found: str = textpage.get_text_range().replace("\r\n", "\n").replace("\ufffe", "-")
+    text: str = textpage.get_text_range().replace("\r\n", "\n").replace("\ufffe", "-")
     textpage.close()
-    return found
+    return text
 
 
 def hides_text(item: Any, page: Any) -> bool:

@@ -41,15 +41,15 @@ SLACK = 4  # characters before normalising per character after it, at most
 MAX_JSON_BYTES_PER_CHAR = 12  # a pair of escaped surrogates
 KINDS = {".txt": TEXT, ".md": TEXT, ".docx": DOCX, ".pdf": PDF}
 ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")  # variables that a parser process gets
-# Problems that `serve_app.files.parsers` reports: HTTP status and message. {found} is the number it reports.
+# Problems that `serve_app.files.parsers` reports: HTTP status and message. {number} is the number it reports.
 REFUSALS = {
-    "chars": (413, "The file has more than {found} characters: split it."),
-    "pages": (413, f"The PDF has {{found}} pages, the limit is {MAX_PAGES}: split it."),
+    "chars": (413, "The file has more than {number} characters: split it."),
+    "pages": (413, f"The PDF has {{number}} pages, the limit is {MAX_PAGES}: split it."),
     "late": (422, "The file could not be read within {seconds:g} seconds: send it as .txt."),
     "memory": (413, "Reading the file exceeds the memory limit: send it as .txt."),
-    "unpacked": (413, "The file unpacks to {found} bytes: send it as .txt."),
+    "unpacked": (413, "The file unpacks to {number} bytes: send it as .txt."),
     "encrypted": (422, "The file is protected by a password: save it without one."),
-    "scanned": (422, "The PDF has no text on its {found} pages; it may be scanned: run text recognition (OCR) first."),
+    "scanned": (422, "The PDF has no text on its {number} pages; it may be scanned: run text recognition (OCR) first."),
     "not_word": (415, "Expected a Word document (.docx), found another archive: save it as .docx."),
     "embedded": (422, "The document embeds another one (altChunk): open it in Word and save it again."),
     "damaged": (422, "The file is damaged and cannot be read as {name}: open it and save it again."),
@@ -125,8 +125,8 @@ def read_file(upload: Upload, config: ServeConfig) -> FileText:
         raise ProblemError(415, "Expected a file whose name ends in .txt, .md, .docx or .pdf.")
     if not content:
         raise ProblemError(422, "The file is empty.")
-    if (found := file_type(content, kind)) != kind:
-        suffix, contents = upload.suffix, DESCRIPTIONS[found]
+    if (actual := file_type(content, kind)) != kind:
+        suffix, contents = upload.suffix, DESCRIPTIONS[actual]
         raise ProblemError(415, f"The file is named {suffix} but contains {contents}: save it as {suffix}.")
     max_chars = SLACK * config.max_chars
     result: dict[str, Any]
@@ -135,7 +135,7 @@ def read_file(upload: Upload, config: ServeConfig) -> FileText:
             text = decode_text(content)
         except InputError as error:
             raise ProblemError(422, f"The file is {error}.") from None
-        result = {"problem": "chars", "found": max_chars} if len(text) > max_chars else {"text": text, "hidden": 0}
+        result = {"problem": "chars", "number": max_chars} if len(text) > max_chars else {"text": text, "hidden": 0}
     else:
         result = run_parser(content, Limits(kind, max_chars, MAX_PAGES, MEMORY_BYTES, TIMEOUT_S))
     if "error" in result:
@@ -143,7 +143,7 @@ def read_file(upload: Upload, config: ServeConfig) -> FileText:
     if "text" not in result:
         status, message = REFUSALS[result["problem"]]
         name = "a PDF" if kind == PDF else "a Word document (.docx)"
-        raise ProblemError(status, message.format(found=result.get("found"), name=name, seconds=TIMEOUT_S))
+        raise ProblemError(status, message.format(number=result.get("number"), name=name, seconds=TIMEOUT_S))
     if is_blank(result["text"]):
         raise ProblemError(422, "The file has no text: expected at least one visible character.")
     return FileText(result["text"], result["hidden"])
