@@ -21,7 +21,7 @@ SUGGESTED_TARGETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 @dataclass(frozen=True)
 class Threshold:
-    """The decision for one target FPR: a text is called AI iff its score is at least `score`.
+    """The decision for one target FPR: a text is labelled AI iff its score is at least `score`.
 
     Attributes:
         score: the threshold on the raw score. Compare float64 with it: float32 loses the one step above the
@@ -93,7 +93,7 @@ def conformal_threshold(human_scores: ArrayLike, target_fpr: float) -> Threshold
     require_texts(n, target_fpr)
     if not np.isfinite(scores).all():
         raise CalibrationError("human scores must be finite")
-    rank = largest_count(target_fpr, n + 1)  # of n + 1 exchangeable human texts so many may be called AI
+    rank = largest_count(target_fpr, n + 1)  # of n + 1 exchangeable human texts so many may be labelled AI
     return Threshold(
         score=float(np.nextafter(scores[-rank], np.inf)),
         fpr_bound=float(betaincinv(rank, n + 1 - rank, CONFIDENCE)),

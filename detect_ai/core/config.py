@@ -160,7 +160,7 @@ class CalibrationConfig(Section):
 
     target_fprs: Annotated[list[OpenFraction], Field(min_length=1)] = [0.01, 0.05]
     default_target_fpr: OpenFraction = 0.01
-    min_tokens: Natural = 50  # shorter texts get no verdict
+    min_tokens: Natural = 50  # shorter texts are `uncertain`
     precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder; a bundle runs at that of its calibration
     prevalence: OpenFraction = 0.5  # fraction of AI texts that probabilities assume
     # Domains with thresholds of their own: a name and its sources. Empty: one threshold for all.
@@ -211,7 +211,7 @@ class GateConfig(Section):
     max_fpr: Fraction | None = None  # on every evaluation of the run; null: 3 times the target
     max_fpr_increase: Fraction | None = None  # against a champion evaluated on the same texts; null: half the target
     max_cleared_ai_increase: Fraction = 0.05  # of the fraction of AI texts labelled human, against the same
-    max_abstained: Fraction = 0.5  # fraction of texts without a verdict
+    max_abstained: Fraction = 0.5  # fraction of `uncertain` texts
 
 
 class ExportConfig(Section):

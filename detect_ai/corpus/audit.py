@@ -26,7 +26,7 @@ MAX_CHARACTERS = 100_000_000
 LENGTH_BINS = 40
 MIN_AUROC = 0.70  # of a feature, for a warning
 EASY_AUROC = 0.97  # of the baseline
-MAX_SLICE_FPR = 0.15  # of a slice's human texts, where 5% of all are called AI
+MAX_SLICE_FPR = 0.15  # of a slice's human texts, where 5% of all are labelled AI
 MIN_HUMANS = 50  # in a slice, for that warning
 MAX_DROPPED_FRACTION = 0.05  # of the rows read, by one reason
 

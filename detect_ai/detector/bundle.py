@@ -39,7 +39,7 @@ class DetectorSpec:
     precision: Literal["fp32", "bf16"]  # of the encoder when it was calibrated; every path runs it at this precision
     calibration: Calibration
     default_target_fpr: float
-    min_tokens: int  # shorter texts get no verdict
+    min_tokens: int  # shorter texts are `uncertain`
     corpus: dict[str, Any]  # name, fingerprint, licences and language of the training corpus
     provenance: dict[str, Any]  # run, configuration, library versions, git revision
     domains: list[str] = field(default_factory=list)  # names of the domains that it distinguishes
@@ -54,7 +54,7 @@ class DetectorSpec:
         return canonical_json({**content, "digest": hashlib.sha256(canonical_json(content)).hexdigest()})
 
     def min_tokens_at(self, target_fpr: float, domain: str = "") -> int:
-        """Texts of a domain with fewer tokens get no verdict at a target: the learned length, at least the floor."""
+        """Tokens below which texts of a domain are `uncertain` at a target: fitted, at least `min_tokens`."""
         return max(self.min_tokens, self.calibration.select_group(domain).min_tokens.get(target_fpr, 0))
 
     @cached_property

@@ -19,7 +19,7 @@ from detect_ai.core.storage import Storage
 from detect_ai.corpus.shards import parquet
 from detect_ai.detector.dataset import SLICES
 
-CALLS = {"human": 0, "ai": 1, "uncertain": -1}
+PREDICTIONS = {"human": 0, "ai": 1, "uncertain": -1}
 VERDICT_SCHEMA = pa.schema(
     [
         ("row", pa.string()),  # number of the file and of its row
@@ -103,7 +103,7 @@ class Verdicts:
     p_values: NDArray[np.float64]
     num_tokens: NDArray[np.int64]
     reasons: NDArray[Any]  # tuples: why the verdict at the default target is uncertain
-    calls: dict[float, NDArray[np.int64]]  # by target FPR: 0 human, 1 ai, -1 uncertain
+    predictions: dict[float, NDArray[np.int64]]  # by target FPR: 0 human, 1 ai, -1 uncertain
     columns: dict[str, NDArray[Any]]  # metadata of the texts by column name: str, "" where missing
     spans: NDArray[Any]  # scores of sentences where they were requested, else None
 
@@ -112,8 +112,8 @@ class Verdicts:
         """Read a folder of Parquet files of verdicts, in the order of their names."""
         paths = [storage.path(f"{key}/{name}") for name in storage.list(key)]
         table = pq.read_table(paths, columns=[*_COLUMNS], filesystem=storage.filesystem, partitioning=None)
-        calls = [json.loads(by_target) for by_target in table["verdicts"].to_pylist()]
-        targets = list(calls[0]) if calls else []
+        verdicts = [json.loads(by_target) for by_target in table["verdicts"].to_pylist()]
+        targets = list(verdicts[0]) if verdicts else []
         return cls(
             rows=_objects(table["row"].to_pylist()),
             ids=_objects(table["id"].to_pylist()),
@@ -125,7 +125,7 @@ class Verdicts:
             p_values=table["p_value"].to_numpy(),
             num_tokens=table["num_tokens"].to_numpy().astype(np.int64),
             reasons=_objects([tuple(values) for values in table["reasons"].to_pylist()]),
-            calls={float(t): np.asarray([CALLS[by_target[t]] for by_target in calls], np.int64) for t in targets},
+            predictions={float(t): np.asarray([PREDICTIONS[row[t]] for row in verdicts], np.int64) for t in targets},
             columns={name: np.asarray(table[name].fill_null("").to_pylist(), str) for name in _STRINGS},
             spans=_objects([spans and json.loads(spans) for spans in table["spans"].to_pylist()]),
         )
@@ -136,9 +136,9 @@ class Verdicts:
     def __getitem__(self, selected: NDArray[Any]) -> Self:
         """The verdicts of a mask, or at positions."""
         arrays = {name: values[selected] for name, values in vars(self).items() if isinstance(values, np.ndarray)}
-        calls = {target: calls[selected] for target, calls in self.calls.items()}
+        predictions = {target: values[selected] for target, values in self.predictions.items()}
         columns = {name: values[selected] for name, values in self.columns.items()}
-        return replace(self, **arrays, calls=calls, columns=columns)
+        return replace(self, **arrays, predictions=predictions, columns=columns)
 
     def by_value(self, column: str, most: int, least: int) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         """Up to `most` values with `least` or more texts and their masks, largest first; none where only one exists."""

@@ -14,10 +14,10 @@ MAX_TEXTS = 20
 
 
 def top_false_positives(task: EvalTask, verdicts: Verdicts) -> list[dict[str, Any]]:
-    """Human texts called AI at the default target, those of the highest probability first."""
-    called_ai = np.flatnonzero((verdicts.labels == 0) & (verdicts.calls[task.spec.default_target_fpr] == 1))
-    order = np.argsort(-verdicts.probabilities[called_ai], kind="stable")
-    top = verdicts[called_ai[order][:MAX_TEXTS]]
+    """Human texts labelled AI at the default target, those of the highest probability first."""
+    labelled_ai = np.flatnonzero((verdicts.labels == 0) & (verdicts.predictions[task.spec.default_target_fpr] == 1))
+    order = np.argsort(-verdicts.probabilities[labelled_ai], kind="stable")
+    top = verdicts[labelled_ai[order][:MAX_TEXTS]]
     if not (len(top) and task.config.evaluation.include_texts):
         return []
     texts = texts_at(task.data, task.config.score, top.rows.tolist())

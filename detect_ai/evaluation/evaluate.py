@@ -188,7 +188,7 @@ def _notes(task: EvalTask, verdicts: Verdicts, overall: dict[str, Any]) -> list[
         name = f"fpr_at_target_{key_of_target(target)}"
         if (overall[f"{name}_low"] or 0) > target:
             notes.append(
-                f"At the {100 * target:g}% target {100 * overall[name]:.1f}% of the human texts were called AI, more "
+                f"At the {100 * target:g}% target {100 * overall[name]:.1f}% of the human texts were labelled AI, more "
                 f"than chance explains: they are unlike the calibration texts."
             )
     unknown = float((verdicts.columns["compared_with"] == "").mean())

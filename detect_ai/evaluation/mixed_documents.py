@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from detect_ai import metrics
 from detect_ai.detector.dataset import texts_at
-from detect_ai.detector.verdict_table import CALLS, Verdicts
+from detect_ai.detector.verdict_table import PREDICTIONS, Verdicts
 from detect_ai.evaluation.task import EvalTask
 from detect_ai.text.normalize import normalise
 from detect_ai.text.sentences import sentences
@@ -44,14 +44,14 @@ def sentence_score_metrics(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]
         errors.append(abs(float((sizes * predicted).sum() - (sizes * truth).sum()) / sizes.sum()))
     truth = np.concatenate(labels)
     both = 0 < truth.sum() < len(truth)
-    calls = scored.calls[task.spec.default_target_fpr]
+    predictions = scored.predictions[task.spec.default_target_fpr]
     return {
         "n_documents": len(documents),
         "n_sentences": len(truth),
         "sentence_auroc_windows": metrics.auroc(truth, by_window) if both else None,
         "sentence_auroc_occlusion": metrics.auroc(truth, by_occlusion) if both else None,
         "ai_fraction_error": float(np.mean(errors)),
-        "predictions": {name: float((calls == call).mean()) for name, call in CALLS.items()},
+        "predictions": {name: float((predictions == value).mean()) for name, value in PREDICTIONS.items()},
     }
 
 

@@ -25,7 +25,7 @@ def overall_metrics(verdicts: Verdicts, spec: DetectorSpec, score_intervals: boo
         verdicts.labels,
         verdicts.scores,
         verdicts.probabilities,
-        {target: verdicts.calls[target] for target in spec.calibration.thresholds},
+        {target: verdicts.predictions[target] for target in spec.calibration.thresholds},
         default_target=spec.default_target_fpr,
         prevalence=spec.calibration.prevalence,
         groups=verdicts.columns["group"],
@@ -35,7 +35,7 @@ def overall_metrics(verdicts: Verdicts, spec: DetectorSpec, score_intervals: boo
 
 def differences(one: Verdicts, other: Verdicts, target: float) -> dict[str, float | None]:
     """Differences of two detectors on the same texts at a target, see `intervals.paired_differences`."""
-    predictions = one.calls[target], other.calls[target]
+    predictions = one.predictions[target], other.predictions[target]
     ids = group_ids(one.columns["group"])
     return paired_differences(one.labels, (one.scores, other.scores), predictions, ids)
 

@@ -36,7 +36,7 @@ def compute_metrics(
     """Compute all metrics of one set of texts, which docs/EVALUATION.md defines.
 
     A metric that the texts cannot support is None: a TPR at a fixed FPR needs so many human texts that one of them may
-    be called AI. Bounds of 95% intervals end in `_low` and `_high`; see `detect_ai.evaluation.intervals`.
+    be labelled AI. Bounds of 95% intervals end in `_low` and `_high`; see `detect_ai.evaluation.intervals`.
 
     Args:
         labels: 0 human, 1 AI; like all arrays of shape (n,).

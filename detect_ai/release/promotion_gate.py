@@ -11,7 +11,7 @@ TEST = "test split"  # the name of that evaluation; the space keeps it apart fro
 _CHANGES = (
     ("auroc", "AUROC", -1, "max_auroc_drop"),
     ("fpr_at_target", "FPR at the default target", 1, "max_fpr_increase"),
-    ("cleared_ai_fraction", "the fraction of AI texts called human", 1, "max_cleared_ai_increase"),
+    ("cleared_ai_fraction", "the fraction of AI texts labelled human", 1, "max_cleared_ai_increase"),
 )
 # Default bounds on the FPR, as multiples of the candidate's default target.
 _MULTIPLES = {"max_fpr": 3, "max_fpr_increase": 0.5}

@@ -14,7 +14,7 @@ from detect_ai.reports.render import decimal, number, percent, render
 
 # Name and label of a metric, whether it is shown in percent, and 1 (-1) if higher (lower) is better.
 METRICS: tuple[tuple[str, str, bool, int], ...] = (
-    ("cleared_ai_fraction", "AI texts called human (cleared)", True, -1),
+    ("cleared_ai_fraction", "AI texts labelled human (cleared)", True, -1),
     ("abstained_fraction", "Abstained", True, 0),
     ("abstained_human", "Abstained, human texts", True, 0),
     ("abstained_ai", "Abstained, AI texts", True, 0),

@@ -44,7 +44,7 @@ class Limits:
 
 
 class RefusedError(Exception):
-    """A file without usable text: a key of `serve_app.files.reader.REFUSALS`, and the number that it reports, if any."""
+    """A file without usable text: a key of `serve_app.files.reader.REFUSALS`, and the number in its message, if any."""
 
     def __init__(self, problem: str, number: int | None = None) -> None:
         self.problem, self.number = problem, number

@@ -41,7 +41,7 @@ SLACK = 4  # characters before normalising per character after it, at most
 MAX_JSON_BYTES_PER_CHAR = 12  # a pair of escaped surrogates
 KINDS = {".txt": TEXT, ".md": TEXT, ".docx": DOCX, ".pdf": PDF}
 ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")  # variables that a parser process gets
-# Problems that `serve_app.files.parsers` reports: HTTP status and message. {number} is the number it reports.
+# Problems that `serve_app.files.parsers` reports: HTTP status and message. {number} is the number that it reports.
 REFUSALS = {
     "chars": (413, "The file has more than {number} characters: split it."),
     "pages": (413, f"The PDF has {{number}} pages, the limit is {MAX_PAGES}: split it."),

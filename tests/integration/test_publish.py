@@ -59,10 +59,14 @@ def test_metrics_are_those_of_the_champion_on_the_test_split(
     documents = champion.read(table["text"].to_pylist())
     scores = champion.score([document.input_ids for document in documents])
     calibration = champion.spec.calibration
-    calls = {target: metrics.predictions_at(scores, *calibration.bounds(target)) for target in calibration.thresholds}
+    predictions = {
+        target: metrics.predictions_at(scores, *calibration.bounds(target)) for target in calibration.thresholds
+    }
     default = champion.spec.default_target_fpr
     labels, probabilities = table["label"].to_numpy(), calibration.probability(scores)
-    expected = compute_metrics(labels, scores, probabilities, calls, default, np.asarray(table["group"].to_pylist()))
+    expected = compute_metrics(
+        labels, scores, probabilities, predictions, default, np.asarray(table["group"].to_pylist())
+    )
     assert published["evaluate"]["fpr_by_group"] == expected.pop("fpr_by_group")
     found = {name: published["evaluate"][name] for name in expected}
     assert found == pytest.approx(expected, abs=1e-5)

@@ -10,12 +10,12 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector.verdict_table import VERDICT_SCHEMA, Verdicts, verdict_folder, write_verdicts
 from detect_ai.schemas import Verdict
 
-CALLS = [("human", "human"), ("ai", "uncertain"), ("uncertain", "uncertain"), ("ai", "ai")]
+LABELS = [("human", "human"), ("ai", "uncertain"), ("uncertain", "uncertain"), ("ai", "ai")]
 REASONS = [[], ["too_short"], ["other_script"], ["too_short"]]
 
 
 def row(number, **changes):
-    at_5, at_10 = CALLS[number]
+    at_5, at_10 = LABELS[number]
     return {
         "row": f"0-{number}",
         "id": f"id{number}",
@@ -61,8 +61,8 @@ def test_several_files_are_read_in_order(storage):
     assert verdicts.num_tokens.tolist() == [0, 10, 20, 30]
     assert verdicts.columns["domain"].tolist() == ["", "news", "news", "news"]
     assert verdicts.reasons.tolist() == [(), ("too_short",), ("other_script",), ("too_short",)]
-    assert verdicts.calls[0.05].tolist() == [0, 1, -1, 1]
-    assert verdicts.calls[0.1].tolist() == [0, -1, -1, 1]
+    assert verdicts.predictions[0.05].tolist() == [0, 1, -1, 1]
+    assert verdicts.predictions[0.1].tolist() == [0, -1, -1, 1]
 
 
 @pytest.mark.parametrize("reasons", [[[], []], [["too_short"], ["other_script"]]])
@@ -86,7 +86,7 @@ def test_selecting_keeps_columns_aligned(storage):
         order = np.arange(4)[chosen].tolist()
         assert some.ids.tolist() == [f"id{i}" for i in order]
         assert some.scores.tolist() == [i / 2 for i in order]
-        assert some.calls[0.05].tolist() == [1, 1]
+        assert some.predictions[0.05].tolist() == [1, 1]
         assert some.columns["domain"].tolist() == ["news", "news"]
         assert some.reasons.tolist() == [("too_short",), ("too_short",)]
 

@@ -16,7 +16,7 @@ SPEC = SimpleNamespace(
 )
 
 
-def verdicts_of(labels, scores, calls=None, probabilities=None, **columns):
+def verdicts_of(labels, scores, predictions=None, probabilities=None, **columns):
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     n, empty = len(labels), np.full(len(labels), "")
     return Verdicts(
@@ -30,7 +30,7 @@ def verdicts_of(labels, scores, calls=None, probabilities=None, **columns):
         p_values=np.full(n, 0.5),
         num_tokens=np.arange(n) + 60,
         reasons=np.asarray([()] * n, object),
-        calls={TARGET: (scores > 1).astype(int) if calls is None else np.asarray(calls)},
+        predictions={TARGET: (scores > 1).astype(int) if predictions is None else np.asarray(predictions)},
         columns={**dict.fromkeys((*SLICES, "compared_with", "group"), empty), **columns},
         spans=np.full(n, None),
     )
@@ -69,7 +69,7 @@ def test_top_false_positives_are_human_texts_called_ai(monkeypatch):
     verdicts = verdicts_of(
         labels=[0, 0, 0, 0, 1],
         scores=[9.0, 5.0, 1.0, 2.0, 9.0],
-        calls=[-1, 1, 1, 1, 1],
+        predictions=[-1, 1, 1, 1, 1],
         probabilities=[0.99, 0.6, 0.95, 0.9, 0.99],
     )
 
@@ -86,8 +86,8 @@ def test_top_false_positives_are_human_texts_called_ai(monkeypatch):
 @pytest.mark.parametrize(("flipped", "significant"), [(8, True), (1, False)])
 def test_attacked_texts_are_paired_with_the_clean_ones(flipped, significant):
     labels = np.repeat([0, 1], 20)
-    clean = verdicts_of(labels, np.zeros(40), calls=labels)
-    attacked = verdicts_of(labels, np.zeros(40), calls=np.where(np.arange(40) < flipped, 1, labels))
+    clean = verdicts_of(labels, np.zeros(40), predictions=labels)
+    attacked = verdicts_of(labels, np.zeros(40), predictions=np.where(np.arange(40) < flipped, 1, labels))
     attacked.ids[:] = clean.rows
     shuffled = robustness.aligned(attacked[np.random.default_rng(0).permutation(40)], clean)
     assert shuffled.ids.tolist() == clean.rows.tolist()
