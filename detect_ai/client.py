@@ -78,7 +78,7 @@ class UnavailableError(ServiceError):
     """No response, or an overloaded service or exceeded rate limit (408, 429, 502, 503, 504), retries included."""
 
 
-class AnswerError(ServiceError):
+class ResponseError(ServiceError):
     """The response does not match the schemas of this version."""
 
 
@@ -87,15 +87,15 @@ def _parse(model: type[Model], response: httpx.Response) -> Model:
         return model.model_validate_json(response.content)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "not JSON"
-        message = f"the response is no {model.__name__} ({where}): check address and version"
-        raise AnswerError(message, response) from None
+        message = f"the response is not a valid {model.__name__} ({where}): check address and version"
+        raise ResponseError(message, response) from None
 
 
 def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options that differ from the defaults, numpy scalars as Python values."""
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in options.items()}
     target = plain.get("target_fpr")
-    if isinstance(target, int | float) and not 0 < target < 1:  # NaN and infinity are no JSON
+    if isinstance(target, int | float) and not 0 < target < 1:  # NaN and infinity are not JSON
         raise InputError("target_fpr: expected a number above 0 and below 1")
     return {name: value for name, value in plain.items() if value is not None and value is not False}
 
@@ -238,7 +238,7 @@ class AsyncClient:
                     raise
             else:
                 if len(results) != len(items):
-                    raise AnswerError(f"expected {len(items)} results from the service, found {len(results)}")
+                    raise ResponseError(f"expected {len(items)} results from the service, found {len(results)}")
                 return results
         half = len(items) // 2
         first = await self._in_chunks(send, items[:half], size, limits)
@@ -265,9 +265,9 @@ class AsyncClient:
                 kind = UnavailableError
             try:
                 problem = Problem.model_validate_json(response.content if is_problem else b"")
-            except ValidationError:  # repeats nothing of a body that is no problem document
+            except ValidationError:  # repeats nothing of a body that is not a problem document
                 advice = "without an explanation: check address and service."
-                raise kind(f"{self._origin} answered {status} {advice}", response) from None
+                raise kind(f"{self._origin} returned {status} {advice}", response) from None
             raise kind(problem.detail, response, problem.request_id)
 
         return await tenacity.AsyncRetrying(

@@ -12,7 +12,7 @@ import pytest
 import tenacity
 
 from detect_ai import client as client_module
-from detect_ai.client import AnswerError, AsyncClient, Client, RejectedError, ServiceError, UnavailableError
+from detect_ai.client import AsyncClient, Client, RejectedError, ResponseError, ServiceError, UnavailableError
 from detect_ai.core.errors import InputError
 from detect_ai.core.ray_runtime import free_port
 from detect_ai.schemas import Verdict
@@ -178,8 +178,8 @@ def test_impossible_target_is_refused(method, target):
     "content",
     [b"<html>canary</html>", {"canary": 1}, {**RESPONSE, "verdicts": []}, {**RESPONSE, "verdicts": [{"label": "x"}]}],
 )
-def test_unexpected_response_raises_answer_error(call, content):
-    with serving(lambda _: Reply(content)) as server, pytest.raises(AnswerError) as raised:
+def test_unexpected_response_raises_response_error(call, content):
+    with serving(lambda _: Reply(content)) as server, pytest.raises(ResponseError) as raised:
         call(server.url, "detect", "a text")
     assert "canary" not in str(raised.value)
     assert len(server.requests) == 1
