@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its handlers
             signal.signal(number, lambda *_: stopping.set())
         version, url = result["model_version"], result["url"]
-        print(f"Version {version} answers at {url} (API: {url}/docs). Ctrl-C stops it.", flush=True)  # noqa: T201
+        print(f"Serving version {version} at {url} (API: {url}/docs). Press Ctrl-C to stop.", flush=True)  # noqa: T201
         stopping.wait()
         print("Stopping: requests in progress are answered first.", flush=True)  # noqa: T201
         stop(app=result["replaced"] is None, serve_too=result["started_serve"])

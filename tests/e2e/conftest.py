@@ -77,7 +77,7 @@ def foreground(store: Storage, log: Path, *overrides: str) -> Iterator[tuple[sub
         process = subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=output, stderr=output)
     try:
         deadline = time.monotonic() + 120
-        while b"answers at" not in log.read_bytes():
+        while b"Serving version" not in log.read_bytes():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
