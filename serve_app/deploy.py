@@ -116,7 +116,7 @@ def deploy_to_cluster(config: Config, storage: Storage) -> dict[str, Any]:
     """Deploy to the cluster of RAY_ADDRESS. Raises ConfigError without one: the service would end with this job."""
     if not os.environ.get("RAY_ADDRESS"):
         raise ConfigError(
-            "deploy needs a cluster that stays: submit it with `ray job submit`, or set RAY_ADDRESS. On this machine, "
+            "deploy needs a permanent cluster: submit it with `ray job submit`, or set RAY_ADDRESS. On this machine, "
             "without a cluster: DETECT_AI_STORAGE_ROOT=… make serve"
         )
     return deploy(config, storage)

@@ -56,7 +56,7 @@ class Pointer:
             winner = self._load(name)
             version = f" with version {winner.value['version']}" if "version" in winner.value else ""
             raise ConflictError(  # without the value: that of a service has its settings and hashed keys
-                f"{self.prefix}/{name}: {winner.by} was first at {winner.when}{version}; "
+                f"{self.prefix}/{name}: {winner.by} wrote it first, at {winner.when}{version}; "
                 "look at the new state and try again"
             )
         return record

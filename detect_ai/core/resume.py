@@ -43,9 +43,9 @@ def interrupted(storage: Storage, run: str, kind: str, digest: str) -> str | Non
 def attempted(storage: Storage, run: str, kind: str, digest: str) -> Iterator[tuple[str, bool]]:
     """Start an attempt, or resume the interrupted one; it is finished when the block ends without an error.
 
-    Yields its name, and whether it is resumed. Raises ResourceError if another job works on it.
+    Yields its name, and whether it is resumed. Raises ResourceError if another job is already running.
     """
-    with ray_runtime.claimed(f"{storage.root}/{run}/{kind}", f"run={run}: another {kind} job works on it"):
+    with ray_runtime.claimed(f"{storage.root}/{run}/{kind}", f"run={run}: another {kind} job is already running"):
         old = interrupted(storage, run, kind, digest)
         name = old or attempt(kind)
         key = f"runs/{run}/{name}/{_NAME}"
@@ -86,7 +86,7 @@ def run_stages(config: Config, storage: Storage, kind: str, stages: Mapping[str,
     """Run stages in order and return their results; after an interruption, finished stages are not repeated.
 
     A result of the interrupted attempt is reused if configuration and `more` are equal and it is still the newest of
-    its stage. Raises ResourceError if another job works on it.
+    its stage. Raises ResourceError if another job is already running.
     """
     with attempted(storage, config.run, kind, digest(config, config.model_dump(), *more)) as (name, resumed):
         key = f"runs/{config.run}/{name}/results.json"

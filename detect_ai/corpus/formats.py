@@ -34,16 +34,16 @@ class Row(NamedTuple):
 
 
 class SourceReadError(Exception):
-    """A whole file cannot be read; the message says what was expected. It holds no text of a document."""
+    """A whole file cannot be read; the message says what was expected. It contains no text of a document."""
 
 
 def refuse_foreign(head: bytes) -> None:
     """Raise SourceReadError if a file starts like one of another format."""
     for magic, description in _FOREIGN.items():
         if head.startswith(magic):
-            raise SourceReadError(f"the file holds {description}")
+            raise SourceReadError(f"the file contains {description}")
     if head.count(0) * 4 > len(head):
-        raise SourceReadError("the file holds UTF-16 or binary data: convert it to UTF-8")
+        raise SourceReadError("the file contains UTF-16 or binary data: convert it to UTF-8")
 
 
 def csv_rows(stream: io.BufferedReader, check_header: Callable[[list[str]], Any]) -> Iterator[Row]:

@@ -105,7 +105,7 @@ def scan_sources(corpus: CorpusConfig, seed: int, storage: Storage, key: str, fo
                 # A copy: the table as it came keeps its whole block in Ray's object store.
                 tables.append(table.drop(["signature"]).take(pa.array(np.arange(len(table)))))
         if not tables:
-            raise CorpusError("the sources hold no rows: expected texts with labels")
+            raise CorpusError("the sources contain no rows: expected texts with labels")
         index = pa.concat_tables(tables).to_pandas(categories=[*_CATEGORIES, "file"])
         index["label"] = index["label"].fillna(-1).astype(np.int8)
         index["arrival"] = np.arange(len(index))

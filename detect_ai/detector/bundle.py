@@ -54,7 +54,7 @@ class DetectorSpec:
         return canonical_json({**content, "digest": hashlib.sha256(canonical_json(content)).hexdigest()})
 
     def min_tokens_at(self, target_fpr: float, domain: str = "") -> int:
-        """Tokens below which texts of a domain are `uncertain` at a target: fitted, at least `min_tokens`."""
+        """Texts with fewer tokens are `uncertain` at a target: the fitted minimum length, at least `min_tokens`."""
         return max(self.min_tokens, self.calibration.select_group(domain).min_tokens.get(target_fpr, 0))
 
     @cached_property

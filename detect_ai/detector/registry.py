@@ -118,14 +118,14 @@ class Registry:
         """The version that a name is the start of, if there is one. Raises RegistryError for several."""
         matches = [version for version in self.versions() if version.startswith(name)]
         if len(matches) > 1:
-            raise RegistryError(f"bundle={name}: {len(matches)} versions start so: {', '.join(matches)}")
+            raise RegistryError(f"bundle={name}: matches several versions: {', '.join(matches)}; give more characters")
         return matches[0] if matches else None
 
     def resolve(self, name: str) -> tuple[Storage, str]:
         """Storage and key of a bundle, or of the champion where `name` is empty.
 
         A name is a version or its start, a key under the storage root, or a path or URI of a folder. Raises
-        RegistryError when there is no such bundle, or several versions start so.
+        RegistryError when there is no such bundle, or several versions match.
         """
         if version := self.find(name) if name else self.require_champion():
             return self.storage, f"{_VERSIONS}/{version}"

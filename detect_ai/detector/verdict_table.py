@@ -62,7 +62,7 @@ def verdict_folder(storage: Storage, key: str) -> Iterator[None]:
     if storage.filesystem.get_file_info(storage.path(key)).is_file:
         raise ConfigError(f"score.out={storage.uri(key)}: expected a folder, found a file")
     if storage.list(key):
-        raise ConfigError(f"score.out={storage.uri(key)}: it holds files already: name another folder, or delete it")
+        raise ConfigError(f"score.out={storage.uri(key)}: the folder is not empty: name another folder, or delete it")
     with storage.whole(key):
         storage.write_bytes(f"{key}/{UNFINISHED}", b"")
         yield

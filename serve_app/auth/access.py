@@ -50,7 +50,7 @@ class AccessControl:
     """Admits requests by API key, scope, rate limit and concurrency limit.
 
     `tokens_per_minute` is the limit of a key without one of its own, or of everybody together without keys; 0: none.
-    `max_concurrent` limits the requests of one key at once; 0: no limit. `read_keys` returns the keys, called in a
+    `max_concurrent` limits the concurrent requests of one key; 0: no limit. `read_keys` returns the keys, called in a
     thread; None: no keys are required.
     """
 
@@ -98,9 +98,9 @@ class AccessControl:
             return Caller(name)
         reservation = await self._limiter.reserve(name, rate, max_concurrent)
         if reservation.refused_by:
-            limit = f"{rate} tokens per minute" if reservation.refused_by == "rate" else f"{max_concurrent} at once"
-            seconds = reservation.retry_after_s
-            detail = f"The limit of this key is {limit}: try again in {seconds} seconds."
+            seconds, by_rate = reservation.retry_after_s, reservation.refused_by == "rate"
+            limit = f"{rate} tokens per minute" if by_rate else f"{max_concurrent} concurrent requests"
+            detail = f"The limit of this {'key' if key else 'service'} is {limit}: try again in {seconds} seconds."
             raise ProblemError(429, detail, {"Retry-After": str(seconds)})
         return Caller(name, self._limiter, rate, reservation.slot)
 

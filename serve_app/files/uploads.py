@@ -40,7 +40,7 @@ async def read_form(request: Request) -> tuple[list[Upload], FileOptions]:
         problems = {
             "Too many files": (413, f"More than {MAX_FILES} files: send several requests."),
             "Too many fields": (422, f"More than {MAX_FIELDS} fields that are not files. {NO_FILES}"),
-            "Part exceeded": (422, f"A field that is no file has more than {MAX_FIELD_BYTES} bytes. {NO_FILES}"),
+            "Part exceeded": (422, f"A field other than `files` has more than {MAX_FIELD_BYTES} bytes. {NO_FILES}"),
             "": (400, "The body is not valid multipart/form-data with its `boundary`."),
         }
         message = getattr(error, "message", "")
@@ -116,8 +116,8 @@ def fit(
                 total += num_chars
                 normalised.append(result)
             else:
-                after = f" after {total} of other files" if total else ""
-                detail = f"The file has {num_chars} characters{after}, the limit is {max_chars}"
+                before = f", the files before it {total}" if total else ""
+                detail = f"The file has {num_chars} characters{before}; the limit is {max_chars}"
                 file = ProblemError(413, f"{detail}: send it alone or split it.")
         fitting.append(file)
     return normalised, fitting

@@ -122,7 +122,7 @@ def test_a_folder_with_files_is_refused(run: Run, candidate: Config, version: st
     out.mkdir()
     (out / "mine").write_text("keep me")
     config = candidate.model_copy(update={"data": str(data), "bundle": version})
-    for place, message in ((out, "it holds files already: name another folder, or delete it"), (data, "found a file")):
+    for place, message in ((out, "the folder is not empty: name another folder, or delete it"), (data, "found a file")):
         with pytest.raises(ConfigError) as refused:
             score(changed(config, score={"out": str(place)}), run.storage)
         assert message in str(refused.value)
