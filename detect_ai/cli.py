@@ -84,17 +84,16 @@ def build_parser() -> argparse.ArgumentParser:
     page: dict[str, Any] = {"epilog": EPILOG, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = argparse.ArgumentParser("detect-ai", description="Detect AI-generated text.", **page)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
-    page["parents"] = [source]
+    add = parser.add_subparsers(dest="command", required=True).add_parser
     description = "Predict whether files are AI-generated: txt and md; docx and pdf with a service."
-    check = commands.add_parser("check", help="detect AI-generated text in files", description=description, **page)
+    check = add("check", parents=[source], help="detect AI-generated text in files", description=description, **page)
     check.add_argument("files", nargs="+", metavar="FILE", help="a file, or - for standard input")
     check.add_argument("--target-fpr", type=float, metavar="RATE", help="one listed by `detect-ai model`, such as 0.05")
     check.add_argument("--spans", action="store_true", help="print the probability of each sentence")
     check.add_argument("--json", action="store_true", help="print JSON, one line per file")
     check.add_argument("--uncertain-ok", action="store_true", help="exit with 0 for uncertain verdicts")
     description = "Print the model, its thresholds, their error rates and the limits of a request as JSON."
-    commands.add_parser("model", help="print model information", description=description, **page)
+    add("model", parents=[source], help="print model information", description=description, **page)
     return parser
 
 

@@ -33,7 +33,7 @@ MAX_QUEUED_REQUESTS = 128
 
 @serve.ingress()
 class Replica:
-    """One process that answers requests with one version of the model, and optionally a canary.
+    """One process that serves requests with one version of the model, and optionally a canary.
 
     `storage_root` is absolute, because replicas run in another directory. `version` is pinned: it does not follow the
     champion. `keys` are the hashed API keys of the environment, as JSON; None: no keys are required.
@@ -94,9 +94,9 @@ def build(
             policy=AutoscalingPolicy(policy_function=scale_on_demand),
         ),
         graceful_shutdown_wait_loop_s=1,
-        # The bound of requests in flight, and time to send their answers.
+        # The bound of requests in flight, and time to send their responses.
         graceful_shutdown_timeout_s=config.request_timeout_s + 10,
-        max_surge_percent=100,  # the old version answers until the new one is ready, also with one replica
+        max_surge_percent=100,  # the old version serves until the new one is ready, also with one replica
         max_constructor_retry_count=2,
         # Serve's own proxy logs requests already.
         logging_config=LoggingConfig(enable_access_log=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"),

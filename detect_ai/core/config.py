@@ -229,7 +229,7 @@ class ServeConfig(Section):
     host: Text = "127.0.0.1"  # 0.0.0.0: all interfaces, behind a firewall
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     version: str = ""  # empty: the champion
-    canary: str = ""  # version that answers a fraction of the callers
+    canary: str = ""  # version that serves a fraction of the callers
     canary_fraction: Fraction = 0.05
     min_replicas: Natural = 1
     max_replicas: Count = 2
@@ -387,7 +387,7 @@ def _literal(override: str) -> str:
     """An override with the values of text keys quoted, so that Hydra neither parses nor converts them."""
     override = override.rstrip("\r\n")
     match = re.fullmatch(r"\+{0,2}([\w.]+)=(.*)", override, re.DOTALL)
-    if not match or match[1] == "experiment":  # the group of `configs/` that is no section
+    if not match or match[1] == "experiment":  # the group of `configs/` that is not a section
         return override
     key, value = match.groups()
     kind = _kind_of(key)

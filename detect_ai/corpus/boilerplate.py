@@ -34,7 +34,7 @@ _SURE = "(?:sure(?: thing)?|certainly|of course|absolutely|got it|understood)[!,
 _YES = rf"(?:{_SURE}|(?:definitely|no problem|okay|ok|all ?right|great|gladly)[!,.: ]{{1,3}} ?)"
 _GLAD = r"i(?:(?:'d|'ll| would| will) be (?:happy|glad) to|'ll (?:do|try|write)| can (?:help|do))\b[^.!?:\n]{0,100}[.!]"
 _HERE = "(?:here(?:'s| is| are)|below is) "
-# Distinguishes a requested text from one that a human is about to tell.
+# Distinguishes a requested text from one that a human is about to write.
 _ORDERED = (
     r"(?:\b(?:\d{1,4}|two|three|four|five|six|seven|eight|nine|ten|twelve|fifteen|twenty)"
     r"[ -](?:word|sentence|paragraph|line|page)|\bre(?:writ|phras|word|vis)|paraphras|polish|refined|modified|improved"

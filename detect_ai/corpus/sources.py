@@ -2,7 +2,7 @@
 
 The one reader for training, scoring and evaluation. `list_pieces` gives what can be read independently, `read_piece`
 reads it as tables with `ROW_SCHEMA`, `raw_rows` as rows of the file. A broken row carries a `problem`; a broken file,
-or one with more than a tenth of broken rows, raises a CorpusError. Memory is bounded by the longest row. Pure of Ray.
+or one with over a tenth of broken rows, raises a CorpusError. Memory is bounded by the longest row. Does not use Ray.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Texts to evaluate or score: files of Parquet, CSV or JSON lines, labelled or not, local or in a bucket. Pure of Ray.
+"""Texts to evaluate or score: files of Parquet, CSV or JSON lines, labelled or not, local or remote. Does not use Ray.
 
 Read by `corpus/sources.py` as training sources are, but nothing is cleaned: a text is scored as it is in its file.
 """

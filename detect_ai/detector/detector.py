@@ -178,7 +178,7 @@ class Detector(Scorer):
                 reasons.append(Reason.OTHER_LANGUAGE)
             if kind := dominant_non_prose(document.text):
                 reasons.append(Reason(kind))
-            elif problem == "not_language":  # code and tables are no running text, either
+            elif problem == "not_language":  # code and tables are not running text either
                 reasons.append(Reason.NOT_LANGUAGE)
             documents[i] = replace(document, domain=domain, reasons=tuple(reasons))
         return documents

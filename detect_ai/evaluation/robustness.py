@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from detect_ai.corpus.manifest import ORIGINAL
 from detect_ai.corpus.splits import shuffle_key
 from detect_ai.detector.dataset import texts_at
 from detect_ai.detector.verdict_table import Verdicts
@@ -16,14 +17,14 @@ from detect_ai.text.attacks import ATTACKS
 
 
 def attacked_metrics(task: EvalTask, verdicts: Verdicts) -> list[dict[str, Any]]:
-    """Metrics of a sample unchanged (`attack="none"`) and under each attack of `evaluation.attacks`.
+    """Metrics of a sample unchanged (`attack` is `ORIGINAL`) and under each attack of `evaluation.attacks`.
 
     Both classes are attacked: tampering must not turn a human text into AI either. Each row of an attack holds the
     differences to the unchanged texts at the default target, see `intervals.paired_differences`.
     """
     options, seed, spec = task.config.evaluation, task.config.seed, task.spec
     rng = np.random.default_rng([seed, 3])
-    unattacked = np.isin(verdicts.columns["attack"], ("", "none"))
+    unattacked = np.isin(verdicts.columns["attack"], ("", ORIGINAL))
     by_class = [rng.permutation(np.flatnonzero(unattacked & (verdicts.labels == label))) for label in (0, 1)]
     clean = verdicts[np.sort(np.concatenate([places[: options.attack_sample_size] for places in by_class]))]
     if not options.attacks or not len(clean):
@@ -35,7 +36,7 @@ def attacked_metrics(task: EvalTask, verdicts: Verdicts) -> list[dict[str, Any]]
         for row, text in texts.items()
     ]
     scored = task.score_generated(changed)
-    rows = [{"attack": "none", **overall_metrics(clean, spec, score_intervals=False)}]
+    rows = [{"attack": ORIGINAL, **overall_metrics(clean, spec, score_intervals=False)}]
     for name in options.attacks:
         attacked = aligned(scored[scored.columns["attack"] == name], clean)
         metrics = overall_metrics(attacked, spec, score_intervals=False)

@@ -47,7 +47,7 @@ _MAYBE_CODE = (
 )
 _LONGEST_GAP = 7  # lines between two lines of code that may be code too
 _TAG = r"[ \t]*+</?[A-Za-z!][^<>\n]*>"
-_MANY_WORDS = 25  # in a line: then it is code only if much of it is in words with symbols that are no formulas
+_MANY_WORDS = 25  # in a line: then it is code only if much of it is in words with symbols that are not formulas
 _CODE_WORD = rf"(?<!\S)(?!(?=\S*[$\\])\S{{1,39}}(?!\S))[^\s{_SYMBOLS}]*+[{_SYMBOLS}]\S*+"
 _FENCE = r"^ {0,3}(?:```++|~~~++(?=[ ]*+[A-Za-z]))[ ]*+([^\n`]*+)$"
 _PROSE_FENCES = {"", "text", "txt", "plain", "plaintext", "markdown", "md"}

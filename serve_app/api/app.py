@@ -52,7 +52,7 @@ DESCRIPTION = (
 PREDICTIONS = TypeAdapter(list[list[LabelScore]])
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
-    for status, description in (("4XX", "The request cannot be answered"), ("5XX", "The service cannot answer now"))
+    for status, description in (("4XX", "The request is refused"), ("5XX", "The service cannot respond now"))
 }
 
 
@@ -65,12 +65,12 @@ class KeyInfo(BaseModel):
 
 
 class Status(BaseModel):
-    """State of the replica that answers."""
+    """State of the replica that responds."""
 
     pid: int
     uptime_s: float
     model_version: str
-    canary: str | None = Field(description="Version that answers a fraction of the callers")
+    canary: str | None = Field(description="Version that serves a fraction of the callers")
     canary_fraction: float
     waiting_tokens: int = Field(description="Tokens that wait for the model")
     keys: list[KeyInfo]
@@ -144,7 +144,7 @@ def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
                     async with asyncio.timeout(seconds):
                         return await handle(request)
                 except TimeoutError:
-                    detail = f"No answer within {seconds:g} seconds: send less text at once, or try again later."
+                    detail = f"No response within {seconds:g} seconds: send less text at once, or try again later."
                     raise ProblemError(503, detail, RETRY_AFTER) from None
                 except QueueFullError as error:
                     retry = {"Retry-After": str(error.retry_after_s)}
@@ -157,8 +157,8 @@ def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
     return BoundedRoute
 
 
-async def answer(versions: Versions, request: Request, work: Callable[[Engine], Awaitable[bytes]]) -> Response:
-    """The answer of the version that was chosen for a request."""
+async def json_response(versions: Versions, request: Request, work: Callable[[Engine], Awaitable[bytes]]) -> Response:
+    """The response of the version that was chosen for a request."""
     content, engine = await versions.run(request.state.engine, work)
     request.state.model_version = engine.detector.version
     return Response(content, media_type="application/json")
@@ -168,7 +168,7 @@ def text_routes(versions: Versions) -> APIRouter:
     """Detection for texts in JSON."""
     router = APIRouter(route_class=bounded_route(versions, "application/json"))
 
-    async def answer_texts(
+    async def detect_texts(
         request: Request, texts: list[str], options: Options, respond: Callable[[list[Verdict]], bytes]
     ) -> Response:
         state, size = request.state, sum(map(len, texts))
@@ -176,7 +176,7 @@ def text_routes(versions: Versions) -> APIRouter:
         def work(engine: Engine) -> Awaitable[bytes]:
             return engine.run(lambda: engine.encode(texts, options), respond, size, state.queue, state.caller.charge)
 
-        return await answer(versions, request, work)
+        return await json_response(versions, request, work)
 
     @router.post("/v1/detect", response_model=DetectResponse)
     async def detect(request: Request, body: DetectRequest) -> Response:
@@ -189,7 +189,7 @@ def text_routes(versions: Versions) -> APIRouter:
             return response.model_dump_json().encode()
 
         options = Options(body.target_fpr, body.return_spans or body.explain, body.explain)
-        return await answer_texts(request, body.all_texts(), options, respond)
+        return await detect_texts(request, body.all_texts(), options, respond)
 
     @router.post("/predict", response_model=list[list[LabelScore]])
     async def predict(request: Request, body: PredictRequest) -> Response:
@@ -203,7 +203,7 @@ def text_routes(versions: Versions) -> APIRouter:
             top_k = 1 if body.parameters.return_all_scores is False else body.parameters.top_k
             return PREDICTIONS.dump_json([labels(verdict)[:top_k] for verdict in verdicts])
 
-        return await answer_texts(request, body.all_texts(), Options(), respond)
+        return await detect_texts(request, body.all_texts(), Options(), respond)
 
     return router
 
@@ -238,7 +238,7 @@ def file_routes(versions: Versions) -> APIRouter:
 
         with main.files.held(state.num_bytes or main.config.max_upload_bytes):
             uploads, options = await read_form(request)
-            return await answer(versions, request, work)
+            return await json_response(versions, request, work)
 
     return router
 
@@ -249,13 +249,13 @@ def state_routes(versions: Versions, access: AccessControl, needs_key: Sequence[
 
     @router.get("/v1/model", dependencies=needs_key)
     async def model() -> ModelInfo:
-        """The model that answers, its thresholds and limits."""
+        """The deployed model, its thresholds and limits."""
         limits = {name: getattr(versions.main.config, name) for name in LIMITS}
         return model_info(versions.main.detector.spec, limits | FILE_LIMITS)
 
     @router.get(f"{ADMIN}status", dependencies=needs_key)
     async def status() -> Status:
-        """The replica that answers. Needs a key with the scope `admin`."""
+        """The replica that responds. Needs a key with the scope `admin`."""
         valid = [key for key in access.ring.keys.values() if key.is_valid]
         return Status(
             pid=os.getpid(),

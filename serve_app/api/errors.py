@@ -24,7 +24,7 @@ _PHRASES = {"missing": "is missing", "model_attributes_type": "expected a JSON o
 
 
 class ProblemError(Exception):
-    """A request that cannot be answered; `detail` says what was expected and found, without text of the request."""
+    """A request that is refused or fails; `detail` says what was expected and found, without text of the request."""
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -35,7 +35,7 @@ class ProblemError(Exception):
         return Response(self.problem(request_id).model_dump_json(), self.status, self.headers, MEDIA_TYPE)
 
     def problem(self, request_id: str) -> Problem:
-        """The error as a part of another answer."""
+        """The error as a part of another response."""
         title = HTTPStatus(self.status).phrase
         return Problem(title=title, status=self.status, detail=self.detail, request_id=request_id)
 

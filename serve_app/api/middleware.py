@@ -42,7 +42,7 @@ class Guard:
 
     Serve's proxy puts an `X-Request-ID` (the client's, or a new one) on every request and response, its own errors
     included; here it becomes `request.state.request_id`. Every response gets `X-Model-Version` and `Server-Timing`.
-    HEAD is answered like GET. A service on loopback without keys answers to no other host names, which protects it
+    HEAD is handled like GET. A service on loopback without keys accepts no other host names, which protects it
     from DNS rebinding. `model_version` is reported where no route has chosen another.
     """
 
@@ -59,7 +59,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         began, is_head, has_started = time.perf_counter(), scope["method"] == "HEAD", False
-        if is_head:  # FastAPI's routes do not answer it
+        if is_head:  # FastAPI's routes do not handle it
             scope = {**scope, "method": "GET"}
         headers, state, caller = Headers(scope=scope), scope.setdefault("state", {}), Caller(ANYBODY)
         request_id = headers.get("x-request-id", "")
@@ -99,9 +99,9 @@ class Guard:
     def check_head(self, method: str, headers: Headers, max_bytes: int) -> None:
         """Refuse an invalid request id (400), a long body (413), another host (421), or a POST of a foreign page (403).
 
-        A form or a `no-cors` fetch needs no CORS preflight: the page cannot read the answer, but its request would be
+        A form or a `no-cors` fetch needs no CORS preflight: the page cannot read the response, but its request would be
         processed (CSRF). Pages of the same site are foreign too, because all ports of localhost are one site. Clients
-        that are no browsers send neither `Origin` nor `Sec-Fetch-Site`.
+        that are not browsers send neither `Origin` nor `Sec-Fetch-Site`.
         """
         if not _REQUEST_ID.fullmatch(headers.get("x-request-id", "-")):
             raise ProblemError(400, "X-Request-ID: expected 1 to 128 printable ASCII characters without spaces.")

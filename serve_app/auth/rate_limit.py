@@ -22,7 +22,7 @@ import ray
 
 logger = logging.getLogger("ray.serve")
 
-ANSWER_S = 1.0  # how long a request waits for the actor
+RESPONSE_S = 1.0  # how long a request waits for the actor
 RETRY_S = 5.0  # after a failure the actor is not called for this long
 SLOT_S = 300.0  # a request that never ends, such as one of a lost replica, counts as concurrent for this long
 NAMESPACE, PREFIX = "detect_ai", "rate_limits-"
@@ -94,7 +94,7 @@ class RateLimits:
 
 
 class Limiter:
-    """A replica's client of the actor. While the actor does not answer, every request is admitted."""
+    """A replica's client of the actor. While the actor does not respond, every request is admitted."""
 
     def __init__(self, call: Call, clock: Callable[[], float] = time.monotonic) -> None:
         self.call, self._clock = call, clock
@@ -105,12 +105,11 @@ class Limiter:
         if self._clock() < self._silent_until:
             return Reservation(0)
         try:
-            answer = self.call("reserve", key, tokens_per_minute, max_concurrent)
-            return Reservation(*await asyncio.wait_for(answer, ANSWER_S))
+            response = self.call("reserve", key, tokens_per_minute, max_concurrent)
+            return Reservation(*await asyncio.wait_for(response, RESPONSE_S))
         except Exception as error:  # actor or node lost: Ray restarts it, with full balances
             self._silent_until = self._clock() + RETRY_S
-            reason = type(error).__name__
-            logger.warning("Rate limits are off for %g s: their actor did not answer (%s)", RETRY_S, reason)
+            logger.warning("Rate limits are off for %g s: their actor failed (%s)", RETRY_S, type(error).__name__)
             return Reservation(0)
 
 

@@ -58,9 +58,9 @@ class _Job:
 class Batcher:
     """Scores the windows of concurrent requests in shared batches.
 
-    While the model runs, the next batch gathers: there is no timer, and a lone request never waits for company. Callers
-    take turns, then the requests of a caller, one window each. A batch starts with the window whose turn it is and adds
-    windows of similar length that come soon, because padding costs as much as text.
+    While the model runs, the next batch gathers: there is no timer, and a single request is never delayed to fill a
+    batch. Callers take turns, then the requests of a caller, one window each. A batch starts with the window whose turn
+    it is and adds windows of similar length that come soon, because padding costs as much as text.
 
     On a CPU several batches run in parallel lanes, one thread each: threads that share a batch wait for each other at
     every layer. A request that finds idle lanes gets the threads of all of them. One more batch is prepared ahead, so

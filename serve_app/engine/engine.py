@@ -57,10 +57,10 @@ class EncodedRequest:
 
 
 class Engine:
-    """Answers concurrent requests with one detector.
+    """Serves concurrent requests with one detector.
 
-    A lone request is normalised, scored and answered in one job of a model thread: two thread switches. Otherwise
-    reader threads encode requests and build answers, and the batcher runs their windows in the model threads.
+    A request that finds the engine idle runs as one job of a model thread: two thread switches. Otherwise reader
+    threads encode requests and build responses, and the batcher runs their windows in the model threads.
     """
 
     def __init__(self, detector: Detector, config: ServeConfig, record: Record = discard, card: str = "") -> None:
@@ -115,7 +115,7 @@ class Engine:
         caller: str = "",
         charge: Charge | None = None,
     ) -> T:
-        """Encode a request, score it and build its answer, off the event loop.
+        """Encode a request, score it and build its response, off the event loop.
 
         `size` is in characters. Callers share the model evenly. `charge` takes the tokens from the caller's rate; they
         are returned if the request fails. Raises QueueFullError, or ClosedError if the replica is shutting down.
@@ -149,10 +149,10 @@ class Engine:
             if charge is not None and charged:
                 charge(-charged)
             raise
-        verdicts, answer = result
+        verdicts, response = result
         for verdict in verdicts:
             self.record("texts", label=verdict.label.value, model_version=verdict.model_version)
-        return answer
+        return response
 
     async def _run_alone(
         self,
@@ -163,7 +163,7 @@ class Engine:
         """All steps in one job of a model thread. A request longer than a batch is only encoded: it takes turns."""
         tokens, seconds = 0, 0.0
 
-        def answer(threads: int) -> EncodedRequest | tuple[list[Verdict], T]:
+        def run(threads: int) -> EncodedRequest | tuple[list[Verdict], T]:
             nonlocal tokens, seconds
             encoded = encode()
             tokens = sum(self.batcher.costs(encoded.rows))
@@ -174,7 +174,7 @@ class Engine:
 
         occupied = ExitStack()
         threads = occupied.enter_context(self.batcher.lane(size // CHARS_PER_TOKEN))
-        future = asyncio.get_running_loop().run_in_executor(self.batcher.executor(threads), answer, threads)
+        future = asyncio.get_running_loop().run_in_executor(self.batcher.executor(threads), run, threads)
 
         def finish(done: asyncio.Future[Any]) -> None:
             occupied.close()

@@ -16,10 +16,10 @@ logger = logging.getLogger("ray.serve")
 
 
 class Versions:
-    """The engines of a replica: the deployed version, and a canary that answers a fraction of the callers.
+    """The engines of a replica: the deployed version, and a canary that serves a fraction of the callers.
 
     Each has threads and a queue of its own, so a canary that hangs does not block the deployed version. The health of a
-    replica depends on the deployed version alone. The canary always answers the same callers.
+    replica depends on the deployed version alone. The canary always serves the same callers.
     """
 
     def __init__(self, main: Engine, canary: Engine | None = None, canary_fraction: float = 0.0) -> None:
@@ -27,14 +27,14 @@ class Versions:
         self.engines = [main, canary] if canary else [main]
 
     def choose(self, caller: str) -> Engine:
-        """The version that answers a caller (a key id, or a request id without keys)."""
+        """The version that serves a caller (a key id, or a request id without keys)."""
         if self.canary is None or not self.canary.batcher.runs_within(self.main.config.request_timeout_s):
             return self.main
         position = int.from_bytes(hashlib.blake2b(caller.encode(), digest_size=8).digest()) / 2**64
         return self.canary if position < self.canary_fraction else self.main
 
     async def run(self, engine: Engine, work: Callable[[Engine], Awaitable[T]]) -> tuple[T, Engine]:
-        """The answer of an engine, and the engine that gave it: the main one where the canary fails."""
+        """The result of an engine, and the engine that gave it: the main one where the canary fails."""
         try:
             return await work(engine), engine
         except (ProblemError, QueueFullError, ClosedError):

@@ -103,7 +103,7 @@ def test_too_few_human_texts_stop_calibration(run: Run) -> None:
 
 @pytest.mark.slow
 def test_the_gate_refuses_a_worse_candidate(run: Run, published: dict[str, Any]) -> None:
-    """It takes humans for machines: the classes of the trained head are exchanged."""
+    """A head with swapped classes."""
     key = f"runs/{run.config.run}/exchanged"
     with run.storage.local_folder(run.trained["checkpoint"]) as folder:
         network = load(folder)

@@ -27,7 +27,7 @@ FAST = [name for name in TOLERANCES if name != "torch-compile"]
 
 @pytest.fixture(scope="module", params=["encoder", "mean"])
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
-    """A classifier with a head that tells texts apart, saved for every backend."""
+    """A classifier with a head that separates the classes, saved for every backend."""
     folder = tmp_path_factory.mktemp("backends")
     network = model.build(config_of(encoder, pooling=request.param), 0)
     for weights in network.parameters():

@@ -294,7 +294,7 @@ def test_remote_code_never_runs(copy, tmp_path, monkeypatch, model_type):
         with suppress(ConfigError):
             load()
     with pytest.raises(BundleError):
-        model.load(copy)  # an encoder without a head is no checkpoint
+        model.load(copy)  # an encoder without a head is not a checkpoint
     assert not mark.exists()
 
 

@@ -1,4 +1,4 @@
-"""Language identification of documents: other languages, mixtures, and what is no language."""
+"""Language identification of documents: other languages, mixtures, and what is not language."""
 
 from __future__ import annotations
 

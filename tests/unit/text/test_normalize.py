@@ -40,7 +40,7 @@ ATTACKS = {
     "white space": CLEAN.replace(" ", " \xa0 ").replace(", ", ",\t") + "  ",
     "paragraphs": "\n" + CLEAN.replace(". ", ".\u2029\r\n\n "),
     "Hangul fillers for spaces": CLEAN.replace(" ", "\u3164"),
-    "half-width fillers beside spaces": CLEAN.replace(" ", " \uffa0"),
+    "half-width fillers next to spaces": CLEAN.replace(" ", " \uffa0"),
     "Braille blanks for every other space": CLEAN.replace(", ", ",\u2800").replace("e ", "e\u2800"),
     "Hangul fillers after every letter": "".join(c + "\u3164" if c.isalpha() else c for c in CLEAN),
     "fillers without width in words": CLEAN.replace("e", "e\u1160").replace("o", "\u115fo"),

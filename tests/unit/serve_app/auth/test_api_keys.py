@@ -1,4 +1,4 @@
-"""API keys: hashed, found by token, one object per key, revoked for good."""
+"""API keys: hashed, found by token, one object per key, permanently revoked."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ async def detect(versions: Versions, caller: str = "", charge: Charge | None = N
     return await versions.run(versions.choose(caller), work)
 
 
-def test_a_canary_answers_its_fraction_of_the_callers(detectors: tuple[Detector, Detector]) -> None:
+def test_a_canary_serves_its_fraction_of_the_callers(detectors: tuple[Detector, Detector]) -> None:
     async def scenario(versions: Versions) -> list[str]:
         return [(await detect(versions, f"r{i}"))[0].model_version for i in range(60)]
 
