@@ -181,7 +181,6 @@ class ScoreConfig(Section):
     labels: dict[str, Label] = {}  # value of the label column: 0 human, 1 ai; empty: the common names
     out: str = ""  # folder for the verdicts: a path or a URI; empty: under the run
     format: Literal["parquet", "jsonl"] = "parquet"
-    target_fpr: FractionBelow1 = 0.0  # of the verdict; 0: the bundle's default
     spans: Literal["none", "windows", "occlusion"] = "none"  # how sentences are scored
 
 

@@ -177,14 +177,11 @@ def score_texts(
     output (a folder that does not exist yet, or is empty) are a storage and a key.
 
     Returns numbers of `texts` scored and of rows `skipped` for having no text, and `texts_per_second`. Raises
-    CorpusError for unreadable data, ConfigError for a folder with files or a target without a threshold.
+    CorpusError for unreadable data, BundleError for a damaged bundle, ConfigError for a folder with files.
     """
     import ray
 
-    targets = sorted(spec_of(*bundle).calibration.thresholds)
-    if config.target_fpr and config.target_fpr not in targets:
-        allowed = ", ".join(f"{target:g}" for target in targets)
-        raise ConfigError(f"score.target_fpr={config.target_fpr:g}: this bundle has thresholds for {allowed}")
+    spec_of(*bundle)  # a damaged bundle is refused before anything is written
     work = parts(data, config, step=config.workers)
     with verdict_folder(*out):
         _require_workers(config, for_reading=0)
@@ -228,7 +225,6 @@ def score_part(detector: Detector, item: pa.Table, config: ScoreConfig, root: st
 
 def verdict_rows(detector: Detector, texts: Sequence[Text], config: ScoreConfig) -> list[dict[str, Any]]:
     """Rows of `verdict_table.VERDICT_SCHEMA`."""
-    target = detector.check_target(config.target_fpr or None)
     documents = detector.read([text.text for text in texts])
     scores = detector.score([document.input_ids for document in documents])
     if not np.isfinite(scores).all():
@@ -241,7 +237,7 @@ def verdict_rows(detector: Detector, texts: Sequence[Text], config: ScoreConfig)
     for text, document, score in zip(texts, documents, scores, strict=True):
         spans = None if config.spans == "none" else detector.spans(document, config.spans == "occlusion")
         verdicts = {t: detector.verdict(document, score, spans, t) for t in detector.targets}
-        verdict = verdicts[target]
+        verdict = verdicts[detector.spec.default_target_fpr]
         rows.append(
             {
                 **verdict.model_dump(mode="json", exclude={"label", "spans", "tampering"}),

@@ -48,7 +48,7 @@ def compare(config: Config, storage: Storage) -> dict[str, Any]:
     key = f"runs/{config.run}/{attempt('comparison')}"
     with storage.whole(key):
         require_labels(config.data, config.score)
-        scoring = config.score.model_copy(update={"format": "parquet", "target_fpr": 0.0})
+        scoring = config.score.model_copy(update={"format": "parquet"})
         scored = {}
         for i, (name, place) in enumerate(places.items()):
             counts = score_texts(config.data, place, scoring, (storage, f"{key}/verdicts-{i}"))

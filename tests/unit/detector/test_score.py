@@ -6,11 +6,10 @@ import pytest
 
 from detect_ai.calibration.domain_classifier import DomainClassifier
 from detect_ai.core.config import ScoreConfig
-from detect_ai.core.errors import ConfigError, InputError
-from detect_ai.core.storage import Storage
+from detect_ai.core.errors import InputError
 from detect_ai.detector.dataset import Text
 from detect_ai.detector.detector import Detector
-from detect_ai.detector.score import ScoringActor, score_documents, score_texts, verdict_rows
+from detect_ai.detector.score import ScoringActor, score_documents, verdict_rows
 from detect_ai.text.windows import MIN_SPAN_TOKENS
 
 
@@ -85,10 +84,3 @@ def test_non_finite_scores_name_the_row(tiny_bundle, monkeypatch):
         verdict_rows(detector, texts("A secret text.", "Another secret text."), ScoreConfig())
     assert "0-1" in str(error.value)
     assert "secret" not in str(error.value)
-
-
-def test_a_target_without_a_threshold_is_refused_before_work(tiny_bundle, tmp_path):
-    where = Storage.around(str(tiny_bundle))
-    with pytest.raises(ConfigError, match=r"0\.05, 0\.1"):
-        score_texts("data.csv", where, ScoreConfig(target_fpr=0.2), (Storage(str(tmp_path)), "out"))
-    assert list(tmp_path.iterdir()) == []
