@@ -104,10 +104,7 @@ def resume_step(storage: Storage, folder: str) -> int:
 
 
 def repair_snapshot(storage: Storage, folder: str) -> None:
-    """Replace a half-written list of checkpoints by its backup: Ray would refuse to start from it.
-
-    The backup may be two lists old and name a checkpoint that is deleted; then the run starts from the beginning.
-    """
+    """Replace a half-written list of checkpoints by its backup, unless that names a deleted one: Ray refuses both."""
     try:
         storage.read_json(f"{folder}/{SNAPSHOT}")
     except FileNotFoundError:
