@@ -199,7 +199,7 @@ class Batcher:
             self._busy_lanes, self._busy_threads = self._busy_lanes - 1, self._busy_threads - threads
             self._running_tokens -= tokens
             self._batch_starts.remove(start)
-            if self._queues:
+            if self._queues or self._closing:
                 self._wake.set()
 
     def executor(self, threads: int) -> Executor:
@@ -228,7 +228,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while True:
             while not (batch := self._take()):
-                if self._closing:
+                if self._closing and not self._queues:
                     return
                 self._wake.clear()
                 await self._wake.wait()

@@ -274,6 +274,18 @@ async def test_closing_finishes_accepted_requests(batcher: Batcher, model: Model
     await closing
 
 
+@batching()
+async def test_closing_waits_for_a_lane_of_another_user(batcher: Batcher, model: Model) -> None:
+    with batcher.lane(8):
+        waits = asyncio.create_task(batcher.scores([row(3)]))
+        await asyncio.sleep(0.01)
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+    await closing
+    assert (await waits).tolist() == [3]
+
+
 @batching(lanes=2, threads=2)
 async def test_lanes_run_batches_in_parallel(batcher: Batcher, model: Model) -> None:
     tasks = [await hold(batcher, model), *[await queue(batcher, [row(i, 64)]) for i in range(1, 4)]]
