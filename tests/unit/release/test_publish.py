@@ -133,7 +133,7 @@ def test_a_champion_that_moved_meanwhile_is_not_replaced(
 
     winner: list[str] = []
     monkeypatch.setattr(publish_module, "add_version", add_and_lose)
-    with pytest.raises(ConflictError, match="was first") as error:
+    with pytest.raises(ConflictError, match="wrote it first") as error:
         publish(config, storage)
     assert winner[0] in str(error.value)
     assert Registry(storage).champion() == winner[0]
