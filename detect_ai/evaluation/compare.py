@@ -13,14 +13,14 @@ from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt
 from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import DetectorSpec
-from detect_ai.detector.dataset import SLICES, require_labels
+from detect_ai.detector.dataset import SLICES
 from detect_ai.detector.registry import Registry, spec_of
-from detect_ai.detector.score import score_texts
 from detect_ai.detector.verdict_table import Verdicts
 from detect_ai.evaluation.contamination import corpus_of, count_contaminated
 from detect_ai.evaluation.evaluate import data_name
 from detect_ai.evaluation.slices import differences, overall_metrics
 from detect_ai.evaluation.summary import without_intervals
+from detect_ai.evaluation.task import score_labelled
 from detect_ai.reports.evaluation import comparison_report
 
 logger = logging.getLogger(__name__)
@@ -47,17 +47,12 @@ def compare(config: Config, storage: Storage) -> dict[str, Any]:
         raise ConfigError(f"compare.bundles: no target FPR that all have a threshold for ({have})")
     key = f"runs/{config.run}/{attempt('comparison')}"
     with storage.whole(key):
-        require_labels(config.data, config.score)
-        scoring = config.score.model_copy(update={"format": "parquet"})
         scored = {}
         for i, (name, place) in enumerate(places.items()):
-            counts = score_texts(config.data, place, scoring, (storage, f"{key}/verdicts-{i}"))
-            verdicts = Verdicts.read(storage, f"{key}/verdicts-{i}")
-            skipped = {"no_text": int(counts["skipped"]), "no_label": int((~verdicts.labelled).sum())}
-            verdicts = verdicts[verdicts.labelled]
+            verdicts, skipped = score_labelled(config.data, place, config.score, (storage, f"{key}/verdicts-{i}"))
             scored[name] = verdicts[np.argsort(verdicts.rows, kind="stable")]  # the same order for all bundles
         report = _report(config, storage, specs, scored, target=min(common))
-        report["data"]["skipped"] = {reason: count for reason, count in skipped.items() if count}
+        report["data"]["skipped"] = skipped
         storage.write_json(f"{key}/report.json", report)
         storage.write_bytes(f"{key}/report.html", comparison_report(report).encode())
     storage.prune(f"runs/{config.run}", "comparison-", config.storage.keep)

@@ -20,9 +20,7 @@ from detect_ai.core.job import attempt, read_result
 from detect_ai.core.storage import Storage
 from detect_ai.core.tracking import Tracker
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.detector.dataset import require_labels
 from detect_ai.detector.registry import Registry, spec_of
-from detect_ai.detector.score import score_texts
 from detect_ai.detector.verdict_table import Verdicts
 from detect_ai.evaluation import slices
 from detect_ai.evaluation.baseline import evaluate_baseline
@@ -31,7 +29,7 @@ from detect_ai.evaluation.errors import top_false_positives
 from detect_ai.evaluation.mixed_documents import sentence_score_metrics
 from detect_ai.evaluation.robustness import attacked_metrics
 from detect_ai.evaluation.summary import without_intervals
-from detect_ai.evaluation.task import EvalTask
+from detect_ai.evaluation.task import EvalTask, score_labelled
 from detect_ai.metrics import key_of_target
 from detect_ai.reports.evaluation import evaluation_report
 from detect_ai.text.attacks import ATTACKS
@@ -67,13 +65,9 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
     key = f"{folder}/{attempt('evaluation')}"
     task = _task(config, storage, key)
     with storage.whole(key):
-        require_labels(task.data, config.score)
-        scoring = config.score.model_copy(update={"format": "parquet"})
-        scored = score_texts(task.data, task.bundle, scoring, (storage, f"{key}/verdicts"))
-        verdicts = Verdicts.read(storage, f"{key}/verdicts")
-        skipped = {"no_text": scored["skipped"], "no_label": int((~verdicts.labelled).sum())}
-        report = _report(task, verdicts[verdicts.labelled])
-        report["data"]["skipped"] = {reason: count for reason, count in skipped.items() if count}
+        verdicts, skipped = score_labelled(task.data, task.bundle, config.score, (storage, f"{key}/verdicts"))
+        report = _report(task, verdicts)
+        report["data"]["skipped"] = skipped
         report["seconds"] = round(time.perf_counter() - started, 1)
         storage.write_json(f"{key}/report.json", report)
         storage.write_bytes(f"{key}/report.html", evaluation_report(report).encode())

@@ -6,13 +6,25 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from detect_ai.core.config import Config
+from detect_ai.core.config import Config, ScoreConfig
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.shards import parquet
 from detect_ai.detector.bundle import DetectorSpec
+from detect_ai.detector.dataset import require_labels
 from detect_ai.detector.score import score_texts
 from detect_ai.detector.verdict_table import Verdicts
+
+
+def score_labelled(
+    data: str, bundle: tuple[Storage, str], config: ScoreConfig, out: tuple[Storage, str]
+) -> tuple[Verdicts, dict[str, int]]:
+    """Verdicts on the labelled texts of a file or folder, and the numbers of skipped rows by reason."""
+    require_labels(data, config)
+    counts = score_texts(data, bundle, config.model_copy(update={"format": "parquet"}), out)
+    verdicts = Verdicts.read(*out)
+    skipped = {"no_text": int(counts["skipped"]), "no_label": int((~verdicts.labelled).sum())}
+    return verdicts[verdicts.labelled], {reason: count for reason, count in skipped.items() if count}
 
 
 @dataclass(frozen=True)
