@@ -276,7 +276,7 @@ def test_source_without_files_is_refused(tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("name", "data"),
-    [("a.csv", b""), ("a.csv", b"text,label\n"), ("a.json", b"[]"), ("a.jsonl.gz", gzip.compress(b""))],
+    [("a.csv", b""), ("a.csv", b"text,label\n"), ("a.json", b"[]"), ("a.jsonl.gz", gzip.compress(b"", mtime=0))],
 )
 def test_empty_source_is_refused(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
