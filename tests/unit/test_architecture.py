@@ -25,7 +25,6 @@ LAYERS = [
     ("detector",),
     ("evaluation",),
     ("release",),
-    ("monitoring",),
     ("client", "cli"),
 ]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
