@@ -1,7 +1,7 @@
 """Linear domain classifier over token counts: which kind of writing a text is.
 
-A domain gathers sources (`calibration.domains`). The classifier is fitted on the training split; it reads a text,
-never its label, so thresholds set within each of its answers keep their guarantee (Mondrian conformal prediction).
+A domain groups sources (`calibration.domains`). The classifier is fitted on the training split; it reads a text,
+never its label, so thresholds set within each predicted domain keep their guarantee (Mondrian conformal prediction).
 """
 
 from __future__ import annotations

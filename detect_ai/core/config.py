@@ -206,7 +206,7 @@ class GateConfig(Section):
 
     min_auroc: Fraction = 0.8
     max_auroc_drop: Fraction = 0.02  # against a champion evaluated on the same texts
-    # At the default target of the candidate. With few texts one of them is more than a small bound.
+    # At the default target of the candidate. With few texts, a single false positive can exceed a small bound.
     max_fpr: Fraction | None = None  # on every evaluation of the run; null: 3 times the target
     max_fpr_increase: Fraction | None = None  # against a champion evaluated on the same texts; null: half the target
     max_cleared_ai_increase: Fraction = 0.05  # of the fraction of AI texts labelled human, against the same

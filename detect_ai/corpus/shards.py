@@ -1,8 +1,8 @@
 """The two passes of `prepare` over its texts with Ray Data: scan sources to scratch files, then write shards.
 
 The first pass reads, cleans and sketches the rows and writes them to scratch files in the corpus's order; the driver
-keeps an index of numbers and names. The second pass reads the rows of each shard from them and tokenises. Texts never
-gather in memory.
+keeps an index of numbers and names. The second pass reads the rows of each shard from them and tokenises. The full
+corpus is never in memory.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 LEAST_LANE_TOKENS = 1024  # smaller batches cost more time than they save
-LENGTH_MULTIPLE = 8  # padded lengths are multiples of this: few shapes, and what tensor cores want
+LENGTH_MULTIPLE = 8  # padded lengths are multiples of this: few shapes, and efficient on tensor cores
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class StreamDataConfig(DataConfig):
     """Ray Train `DataConfig`: builds the streams for the workers that started, from the step where `folder` resumes."""
 
     def __init__(self, corpus: Corpus, form: WindowFormat, config: Config, folder: str) -> None:
-        # With locality, the ranks of several machines would get one another's microbatches, and wait for ever.
+        # With locality, the ranks of several machines would get one another's microbatches and wait indefinitely.
         super().__init__(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False)
         self._corpus, self._form, self._config, self._folder = corpus, form, config, folder
 

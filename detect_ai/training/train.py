@@ -80,7 +80,7 @@ def run_training(
         CorpusError: the corpus was tokenised by another tokenizer.
         ResourceError: the cluster can never place the workers.
         TrainingError: the loss is not finite.
-        TrainingFailedError: workers failed, such as for want of memory, more often than `train.max_failures`.
+        TrainingFailedError: workers failed, for example out of memory, more often than `train.max_failures`.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer

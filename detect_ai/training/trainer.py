@@ -119,7 +119,7 @@ class Trainer:
             self.optimizer.step()  # the first one takes twice the memory of the weights, permanently
         self.optimizer.zero_grad(set_to_none=True)
         values, copied = torch.stack([*losses, norm]), torch.cuda.Event() if self.device.type == "cuda" else None
-        if copied is not None:  # whoever reads the copy waits for this step, not for the next one
+        if copied is not None:  # reading the copy waits for this step, not for the next one
             values = values.to("cpu", non_blocking=True)
             copied.record()
         self.synchronize()

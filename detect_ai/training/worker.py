@@ -89,7 +89,7 @@ def train_step(trainer: Trainer, microbatches: list[Microbatch]) -> None:
 
 
 def group_steps(stream: Iterable[Microbatch], rank: int, world_size: int) -> Iterator[list[Microbatch]]:
-    """Group the microbatches of a rank into steps. Ranks that were dealt anything else would wait for one another."""
+    """Group a rank's microbatches into steps and check their order: out of order, ranks would wait for each other."""
     step: list[Microbatch] = []
     for part in stream:
         expected = len(step) * world_size + rank

@@ -1,7 +1,7 @@
 """The encoder in ONNX Runtime, on CPU or GPU, in fp32 or with 8-bit weights: `pip install 'detect-ai[onnx]'`.
 
-The session is made at the first batch, for as many threads as torch has then: whoever loads a detector sets those in
-the thread that runs it. Its threads sleep while there is nothing to do.
+The session is created at the first batch with torch's number of threads: call `torch.set_num_threads` before it, in the
+thread that runs the detector. Threads of the session sleep when idle.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class OnnxBackend:
 
 
 class OnnxInt8Backend(OnnxBackend):
-    """An ONNX file with weights in 8 bits and activations quantised as they come."""
+    """An ONNX file with weights in 8 bits and activations quantised at run time."""
 
     @classmethod
     def save(cls, network: PreTrainedModel, folder: Path) -> None:
