@@ -86,7 +86,11 @@ def deploy(config: Config, storage: Storage, keys: str | None = None) -> dict[st
         with suppress(ConflictError):  # a newer deployment continues
             if is_new:
                 desired.require(number)
-                stop(app=True, serve_too=started_serve)
+                stop(app=True)
+                if desired.read()[0] != number:  # what was deleted is that of a newer deployment
+                    hand_over(desired, storage.root)
+                elif started_serve:
+                    stop(serve_too=True)
             elif last := desired.last_live():
                 desired.advance(last, after=number)
                 logger.warning("Version %s was not deployed (%s); restoring %s", version, error, last.version)
@@ -261,7 +265,7 @@ def is_deployed() -> bool:
     return APP in serve.status().applications
 
 
-def stop(app: bool, serve_too: bool) -> None:
+def stop(app: bool = False, serve_too: bool = False) -> None:
     """Delete the application and shut down Serve; requests in progress are answered first."""
     if app and is_deployed():
         serve.delete(APP)

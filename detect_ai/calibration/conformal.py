@@ -68,25 +68,17 @@ def require_texts(n: int, target_fpr: float, domain: str = "") -> None:
 def conformal_threshold(human_scores: ArrayLike, target_fpr: float) -> Threshold:
     """The smallest float64 threshold that holds a target FPR by split conformal prediction, with its bounds.
 
-    A score is at least the threshold iff its `p_value` is at most the target. For a human text exchangeable
-    with the calibration texts that happens with probability `target_fpr` at most, over the draw of both
-    (Vovk, Gammerman and Shafer 2005, "Algorithmic Learning in a Random World"). A score that
-    ties with a human calibration score does not exceed it, so ties only lower the FPR.
+    A score is at least the threshold iff its `p_value` is at most the target. For a human text exchangeable with the
+    calibration texts that happens with probability `target_fpr` at most, over the draw of both (Vovk, Gammerman and
+    Shafer 2005, "Algorithmic Learning in a Random World"). Ties only lower the FPR.
 
     The target holds on average over calibration sets. For independent texts with continuous scores the FPR, given n
     human texts, is Beta(k, n + 1 - k) distributed; the bound is its 95% quantile (Vovk 2012, "Conditional validity of
     inductive conformal predictors", PMLR 25; Angelopoulos and Bates 2021, "A gentle introduction to conformal
     prediction", section 3.2).
 
-    Args:
-        human_scores: raw scores of human calibration texts in any order, shape (n,).
-        target_fpr: in (0, 1).
-
-    Returns:
-        A score one step of float64 above the k-th largest, k = floor(target_fpr * (n + 1)), and the bounds.
-
-    Raises:
-        CalibrationError: fewer than `texts_needed` scores, a score that is not finite, or a target outside (0, 1).
+    The score is one step of float64 above the k-th largest, k = floor(target_fpr * (n + 1)). Raises CalibrationError
+    for fewer than `texts_needed` scores, a score that is not finite, or a target outside (0, 1).
     """
     scores = np.sort(np.asarray(human_scores, dtype=np.float64))
     n = scores.size
@@ -105,17 +97,8 @@ def p_value(sorted_human_scores: ArrayLike, scores: ArrayLike) -> Floats:
     """The conformal p-value of the hypothesis "a human wrote it": (1 + #{human score >= score}) / (n + 1).
 
     Human texts exchangeable with the calibration texts get a value of u or less with probability u at most.
-    Ties count against calling a text AI.
-
-    Args:
-        sorted_human_scores: ascending, shape (n,). Lookup in an array takes O(log n); a tuple is copied first.
-        scores: raw scores of any shape.
-
-    Returns:
-        Values in [1 / (n + 1), 1], of the shape of `scores`.
-
-    Raises:
-        InputError: a score is NaN, which would otherwise sort above all human texts.
+    Ties count against calling a text AI. Human scores are ascending, shape (n,); values in [1 / (n + 1), 1] have the
+    shape of `scores`. Raises InputError for NaN, which would sort above all human texts.
     """
     human, values = np.asarray(sorted_human_scores, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     if np.isnan(values).any():

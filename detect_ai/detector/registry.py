@@ -36,7 +36,7 @@ class Champion(BaseModel):
 class Registry:
     """The registry under a storage root. A version never changes; only the champion pointer moves.
 
-    Reading the pointer raises RegistryError when a record is malformed.
+    Reading the pointer raises RegistryError when a record is malformed, InputError when it is not JSON.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -157,9 +157,11 @@ class Registry:
 
     def _state(self, record: Record) -> Champion:
         try:
-            return Champion.model_validate(record.value)
+            champion = Champion.model_validate(record.value)
+            if champion.previous < record.number:
+                return champion
+            problem = f"previous: expected a number below {record.number}, found {champion.previous}"
         except ValidationError as error:
-            raise RegistryError(
-                f"{self.storage.root}/{_CHAMPION}, record {record.number}: {first_problem(error)}: "
-                f"restore the file, or delete it to return to the state before"
-            ) from error
+            problem = first_problem(error)
+        advice = "restore the file, or delete it to return to the state before"
+        raise RegistryError(f"{self.storage.root}/{_CHAMPION}, record {record.number}: {problem}: {advice}")

@@ -74,7 +74,7 @@ def fit_baseline(
     domains: NDArray[np.str_] | None = None,
     seed: int = 0,
 ) -> tuple[TfidfModel, Calibration]:
-    """Fit the baseline on the training split, calibrate it on the calibration split; the model is cached in storage.
+    """Fit the baseline on the originals of the training split, calibrate it on the calibration split; cache the model.
 
     `domains` are those predicted for the calibration split ("": unknown); without any, all texts have one threshold.
     """
@@ -87,13 +87,14 @@ def fit_baseline(
         model = TfidfModel(tensors["idf"], tensors["weights"], float(tensors["bias"][0]))
     else:
         logger.info("fitting the TF-IDF baseline of %s", corpus.key)
-        rows = list(islice(_originals(corpus, "train"), MAX_TEXTS))
+        originals = (row for row in _rows(corpus, "train") if row["attack"] == ORIGINAL)
+        rows = list(islice(originals, MAX_TEXTS))
         labels, weights = (np.asarray([row[name] for row in rows]) for name in ("label", "weight"))
         counts = vstack(list(_word_counts(row["text"] for row in rows))).tocsr()
         model = TfidfModel.fit(counts, labels, weights, seed)
         tensors = {"idf": model.idf, "weights": model.weights, "bias": np.asarray([model.bias])}
         storage.write_bytes(key, save(tensors))
-    rows = list(_originals(corpus, "calibration"))
+    rows = list(_rows(corpus, "calibration"))
     labels = np.asarray([row["label"] for row in rows])
     scores = score_normalised(model, (row["text"] for row in rows))
     calibration = calibrate(labels, scores, targets, prevalence=prevalence)
@@ -123,12 +124,11 @@ def score_normalised(model: TfidfModel, texts: Iterable[str]) -> Floats:
     return np.concatenate([model.score(counts) for counts in _word_counts(texts)])
 
 
-def _originals(corpus: Corpus, split: str) -> Iterator[dict[str, Any]]:
-    """Rows without attacked copies, their texts normalised."""
+def _rows(corpus: Corpus, split: str) -> Iterator[dict[str, Any]]:
+    """Rows of a split, their texts normalised."""
     for table in corpus.tables(split, ["text", "label", "weight", "attack"]):
         for row in table.to_pylist():
-            if row["attack"] == ORIGINAL:
-                yield {**row, "text": normalise(row["text"]).text}
+            yield {**row, "text": normalise(row["text"]).text}
 
 
 def _word_counts(texts: Iterable[str]) -> Iterator[Any]:

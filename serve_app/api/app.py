@@ -32,16 +32,16 @@ from detect_ai.schemas import (
     Problem,
     Verdict,
 )
-from serve_app.api.errors import MEDIA_TYPE, RETRY_AFTER, ProblemError, http_problem, validation_problem
 from serve_app.api.middleware import Guard
 from serve_app.api.pages import add_pages
+from serve_app.api.uploads import detect_files, read_form
 from serve_app.auth.access import ADMIN, ANYBODY, AccessControl
 from serve_app.auth.api_keys import REFRESH_S
-from serve_app.engine.batcher import ClosedError, QueueFullError
+from serve_app.engine.batcher import ClosedError
 from serve_app.engine.engine import Engine, Options
 from serve_app.engine.versions import Versions
+from serve_app.errors import MEDIA_TYPE, RETRY_AFTER, ProblemError, QueueFullError, http_problem, validation_problem
 from serve_app.files.reader import FILE_LIMITS
-from serve_app.files.uploads import detect_files, read_form
 
 LIMITS = ("max_texts", "max_chars", "max_tokens", "max_body_bytes", "max_upload_bytes")
 DESCRIPTION = (

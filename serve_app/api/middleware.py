@@ -14,9 +14,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from detect_ai.core.config import LOOPBACK, ServeConfig
-from serve_app.api.errors import ProblemError
 from serve_app.auth.access import ANYBODY, AccessControl, Caller
 from serve_app.engine.metrics import Record
+from serve_app.errors import ProblemError
 
 logger = logging.getLogger("ray.serve")
 

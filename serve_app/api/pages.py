@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse, HTMLResponse
 from markdown_it import MarkdownIt
 from starlette.staticfiles import StaticFiles
 
-from serve_app.api.errors import ProblemError
+from serve_app.errors import ProblemError
 
 WEB = Path(__file__).resolve().parents[1] / "web"
 

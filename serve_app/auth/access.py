@@ -12,9 +12,9 @@ from functools import partial
 from starlette.datastructures import Headers
 
 from detect_ai.core.errors import DetectAIError
-from serve_app.api.errors import ProblemError
 from serve_app.auth.api_keys import KeyRing, Scope
 from serve_app.auth.rate_limit import Limiter
+from serve_app.errors import ProblemError
 
 logger = logging.getLogger("ray.serve")
 

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,13 +105,22 @@ class Limiter:
         """Ask for one request of a key."""
         if self._clock() < self._silent_until:
             return Reservation(0)
+        response = asyncio.ensure_future(self.call("reserve", key, tokens_per_minute, max_concurrent))
         try:
-            response = self.call("reserve", key, tokens_per_minute, max_concurrent)
-            return Reservation(*await asyncio.wait_for(response, RESPONSE_S))
-        except Exception as error:  # actor or node lost: Ray restarts it, with full balances
+            return Reservation(*await asyncio.wait_for(asyncio.shield(response), RESPONSE_S))
+        except BaseException as error:
+            response.add_done_callback(partial(self._release_late, key))
+            if not isinstance(error, Exception):  # the client has disconnected
+                raise
+            # The actor or its node is lost: Ray restarts it, with full balances.
             self._silent_until = self._clock() + RETRY_S
             logger.warning("Rate limits are off for %g s: their actor failed (%s)", RETRY_S, type(error).__name__)
             return Reservation(0)
+
+    def _release_late(self, key: str, response: asyncio.Future[Any]) -> None:
+        """Release the slot of a request that no longer waits for it."""
+        if not response.cancelled() and response.exception() is None and (slot := Reservation(*response.result()).slot):
+            self.call("release", key, slot)
 
 
 def connect_limiter() -> Limiter:

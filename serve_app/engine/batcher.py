@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from detect_ai.models.batch import lane_tokens, padded_length
 from serve_app.engine.metrics import Record, discard
+from serve_app.errors import QueueFullError
 
 T = TypeVar("T")
 Ids = NDArray[np.int32]
@@ -28,13 +29,6 @@ LOOK_AHEAD = 4  # batches from whose windows those of similar length are chosen
 MAX_CANDIDATES = 256  # windows considered for one batch
 HUNG_S = 300.0  # a batch that runs for so long will never end; a model's first compilation takes a minute
 MIN_MEASURED_FILL = 0.25  # fraction of a batch from which on its time gives the time of a token
-
-
-class QueueFullError(Exception):
-    """The queue is full, or the estimated queueing delay is too long: it has drained in `retry_after_s` seconds."""
-
-    def __init__(self, retry_after_s: int = 1) -> None:
-        self.retry_after_s = retry_after_s
 
 
 class ClosedError(Exception):

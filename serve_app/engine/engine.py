@@ -1,4 +1,4 @@
-"""Inference engine of one model version: texts of a request to verdicts. Independent of HTTP and Ray."""
+"""Inference engine of one model version: texts of a request to verdicts. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from detect_ai.detector.detector import Detector, Document, Sentence
 from detect_ai.schemas import Verdict
 from detect_ai.text.normalize import Normalised, expanded_length, normalise
 from detect_ai.text.windows import aggregate_windows
-from serve_app.api.errors import ProblemError
-from serve_app.engine.batcher import Batcher, ClosedError, Ids, QueueFullError, Scores, timed
+from serve_app.engine.batcher import Batcher, ClosedError, Ids, Scores, timed
 from serve_app.engine.metrics import Record, discard
+from serve_app.errors import ProblemError, QueueFullError
 from serve_app.files.reader import SLACK, FileReader
 
 T = TypeVar("T")

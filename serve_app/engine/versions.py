@@ -7,9 +7,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from serve_app.api.errors import ProblemError
-from serve_app.engine.batcher import ClosedError, QueueFullError
+from serve_app.engine.batcher import ClosedError
 from serve_app.engine.engine import Engine
+from serve_app.errors import ProblemError, QueueFullError
 
 T = TypeVar("T")
 logger = logging.getLogger("ray.serve")

@@ -203,10 +203,10 @@ def test_disconnected_clients_leave_the_replica_free(url: str, client: httpx.Cli
 
 
 def test_overload_is_refused_with_retry_after(url: str) -> None:
-    text = tiny_models.text("ai", random.Random(3), words=2000)
+    body = {"texts": [tiny_models.text("ai", random.Random(3), words=2000)] * 12}
     limits = httpx.Limits(max_connections=100)
     with httpx.Client(base_url=url, timeout=60, limits=limits) as client, ThreadPoolExecutor(100) as pool:
-        answers = list(pool.map(lambda _: client.post("/v1/detect", json={"text": text}), range(100)))
+        answers = list(pool.map(lambda _: client.post("/v1/detect", json=body), range(100)))
     refused = [response for response in answers if response.status_code != 200]
     assert 0 < len(refused) < 100
     assert all(response.status_code == 503 and "retry-after" in response.headers for response in refused)
@@ -282,6 +282,7 @@ def test_metrics_are_those_of_the_docs(client: httpx.Client) -> None:
     assert CANARY not in found
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_requests_in_flight(store: Storage, tmp_path: Path) -> None:
     patient = (f"serve.batch_tokens={BATCH_TOKENS}", "serve.max_wait_s=600", "serve.max_tokens=1000000")
     with foreground(store, tmp_path / "log", *patient) as (process, url):

@@ -136,7 +136,9 @@ def test_a_decision_about_another_champion_is_refused(registry, add):
     assert registry.champion() == second
 
 
-@pytest.mark.parametrize("change", [{"version": None}, {"version": ""}, {"previous": -1}, {"colour": 1}])
+@pytest.mark.parametrize(
+    "change", [{"version": None}, {"version": ""}, {"previous": -1}, {"previous": 7}, {"colour": 1}]
+)
 def test_malformed_pointers_are_refused(registry, add, change):
     registry.set_champion(add(0))
     record = registry.storage.read_json(RECORD)

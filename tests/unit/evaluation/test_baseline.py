@@ -101,6 +101,12 @@ def test_a_corpus_has_one_model_fitted_once(corpus, tmp_path, monkeypatch):
     assert calibration.thresholds[0.05] == before.thresholds[0.05]
 
 
+def test_attacked_texts_of_the_calibration_split_count(tmp_path):
+    corpus = corpus_of(tmp_path, rows_of(0), [*rows_of(1), *rows_of(2, attack="paraphrase")])
+    _, calibration = fit_baseline(corpus, [0.1], domains=np.repeat(["press", "post"], 60))
+    assert [group.num_human for group in calibration.domains] == [30, 30]
+
+
 def test_attacked_copies_are_left_out(tmp_path):
     corpus = corpus_of(tmp_path / "clean", rows_of(0), rows_of(1))
     attacked = [{**row, "label": 1 - row["label"]} for row in rows_of(4, attack="homoglyph")]

@@ -34,6 +34,7 @@ class FakeServe:
 
     def __init__(self) -> None:
         self.targets: list[State] = []
+        self.stops: list[str] = []
         self.live: str | None = None
         self.released: set[str] = set()
         self.broken: set[str] = set()
@@ -52,6 +53,13 @@ class FakeServe:
                 self.live = target
             return self.live == version
 
+    def is_deployed(self) -> bool:
+        return self.live is not None or bool(self.targets)
+
+    def stop(self, app: bool = False, serve_too: bool = False) -> None:
+        self.stops += ["app"] * app + ["serve"] * serve_too
+        self.live, self.targets = None, []
+
     def settle(self) -> str | None:
         """The live version when Serve has caught up with its target."""
         self.released.add(self.targets[-1].version)
@@ -68,10 +76,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
         "connect": lambda: None,
         "require_resources": lambda *_: None,
         "start_serve": lambda _: False,
-        "is_deployed": lambda: serve.live is not None,
+        "is_deployed": serve.is_deployed,
         "served_version": lambda _: serve.live,
         "checked_version": lambda config, _: config.version,
-        "stop": lambda app, serve_too: setattr(serve, "live", None),
+        "stop": serve.stop,
         "stop_limiters": lambda keep: None,
         "apply": serve.apply,
         "is_answering": serve.is_answering,
@@ -105,11 +113,32 @@ def test_a_failed_deployment_returns_to_the_last_one(fake: FakeServe, storage: S
     assert DesiredState(storage).read()[1] == fake.targets[-1]
 
 
-def test_a_failed_first_deployment_leaves_nothing(fake: FakeServe, storage: Storage) -> None:
+@pytest.mark.parametrize(("started", "stops"), [(False, ["app"]), (True, ["app", "serve"])])
+def test_a_failed_first_deployment_leaves_nothing(
+    started: bool, stops: list[str], fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "start_serve", lambda _: started)
     fake.broken = {"v1"}
     with pytest.raises(ResourceError):
         deploy(config("v1"), storage)
-    assert fake.live is None
+    assert (fake.stops, fake.is_deployed()) == (stops, False)
+
+
+def test_a_failed_first_deployment_leaves_a_newer_one(
+    fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.broken, fake.released = {"v1"}, {"v2"}
+
+    def overtaken(**what: bool) -> None:
+        monkeypatch.setattr(module, "stop", fake.stop)
+        deploy(config("v2"), storage)
+        fake.stop(**what)
+
+    monkeypatch.setattr(module, "stop", overtaken)
+    monkeypatch.setattr(module, "start_serve", lambda _: True)
+    with pytest.raises(ResourceError):
+        deploy(config("v1"), storage)
+    assert (fake.stops, fake.settle()) == (["app"], "v2")
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["a", "b", "rollback"])))

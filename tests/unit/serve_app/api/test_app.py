@@ -22,6 +22,7 @@ from detect_ai.detector.detector import Detector
 from detect_ai.models.batch import Batch
 from detect_ai.schemas import FileOptions
 from serve_app.api.app import create_app, labels
+from serve_app.api.uploads import detect_files
 from serve_app.auth.access import AccessControl
 from serve_app.auth.api_keys import KeyRing, Scope, create_key
 from serve_app.engine.batcher import ClosedError
@@ -29,7 +30,6 @@ from serve_app.engine.engine import Engine, Options
 from serve_app.engine.metrics import Record, discard
 from serve_app.engine.versions import Versions
 from serve_app.files.reader import Upload
-from serve_app.files.uploads import detect_files
 from tests.unit.serve_app.auth.test_rate_limit import Cluster
 
 Scenario = Callable[[httpx.AsyncClient, Engine], Awaitable[Any]]
@@ -300,7 +300,7 @@ def test_the_character_limit_counts_normalised_text(detector: Detector, text: st
 def test_text_that_expands_too_far_is_not_normalised(
     detector: Detector, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    for module in ("engine.engine", "files.uploads"):
+    for module in ("engine.engine", "api.uploads"):
         monkeypatch.setattr(f"serve_app.{module}.normalise", lambda text: pytest.fail("it was normalised"))
     check_problem(ask(detector, post(text=text), max_chars=100), 413)
     files = [("files", ("a.txt", text.encode()))]

@@ -10,11 +10,11 @@ import pytest
 from starlette.datastructures import Headers
 
 from detect_ai.core.errors import ConfigError
-from serve_app.api.errors import ProblemError
 from serve_app.auth import access
 from serve_app.auth.access import ANYBODY, AccessControl, Caller
 from serve_app.auth.api_keys import KeyRing, Scope, create_key
 from serve_app.auth.rate_limit import Limiter
+from serve_app.errors import ProblemError
 from tests.unit.serve_app.auth.test_rate_limit import Cluster
 
 

@@ -97,6 +97,23 @@ def test_concurrency_is_limited_per_key() -> None:
     assert limits.reserve("k", 0, 2).slot
 
 
+@pytest.mark.parametrize("leaves", ["limiter", "client"])
+def test_a_late_reservation_is_released(leaves: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.auth.rate_limit.RESPONSE_S", 0.01 if leaves == "limiter" else 60)
+    cluster = Cluster(delay=0.05)
+
+    async def scenario() -> None:
+        request = asyncio.create_task(cluster.replica().reserve("k", 0, 1))
+        await asyncio.sleep(0.02)
+        request.cancel()
+        await asyncio.wait([request])
+        assert request.cancelled() == (leaves == "client")
+        await asyncio.sleep(0.15)
+        assert cluster.actor.reserve("k", 0, 1).slot == 2  # the first was reserved and released
+
+    asyncio.run(scenario())
+
+
 def test_requests_are_admitted_while_the_actor_is_down(serve_log: pytest.LogCaptureFixture) -> None:
     cluster, dead = Cluster(), AsyncMock(side_effect=ConnectionError)
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.engine.batcher import Batcher, ClosedError, Ids, QueueFullError, Scores, cheapest_with_first
+from serve_app.engine.batcher import Batcher, ClosedError, Ids, Scores, cheapest_with_first
+from serve_app.errors import QueueFullError
 
 
 class Model:

@@ -6,14 +6,21 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
+import httpx
 import numpy as np
 import pytest
 
 from detect_ai.core.config import ServeConfig
 from detect_ai.detector.detector import Detector
 from detect_ai.schemas import Verdict
+from serve_app.api.app import create_app
+from serve_app.auth.access import AccessControl
+from serve_app.auth.rate_limit import Limiter
+from serve_app.deployment import Replica
 from serve_app.engine.engine import Charge, Engine, Options
 from serve_app.engine.versions import Versions
 from tests.fixtures import tiny_models
@@ -115,7 +122,10 @@ def test_a_hung_canary_leaves_the_main_version_healthy(
         hung = asyncio.create_task(detect(versions))
         await asyncio.sleep(0.3)
         assert not versions.canary.batcher.alive  # type: ignore[union-attr]
-        assert versions.main.batcher.alive
+        Replica.check_health(SimpleNamespace(versions=versions))  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(create_app(versions, AccessControl(Limiter(AsyncMock()))))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            assert (await client.get("/readyz")).status_code == 200
         assert (await detect(versions))[0].model_version == detectors[0].version
         hung.cancel()
         held.gate.set()

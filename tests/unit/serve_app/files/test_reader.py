@@ -10,11 +10,10 @@ import pytest
 
 from detect_ai.core.config import ServeConfig
 from detect_ai.schemas import Verdict
-from serve_app.api.errors import ProblemError
-from serve_app.engine.batcher import QueueFullError
+from serve_app.api.uploads import file_name, report_hidden
+from serve_app.errors import ProblemError, QueueFullError
 from serve_app.files import reader
 from serve_app.files.reader import FileReader, FileText, Upload, read_file
-from serve_app.files.uploads import file_name, report_hidden
 from tests.fixtures import documents
 from tests.fixtures.fake_service import verdict
 

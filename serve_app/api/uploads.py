@@ -15,8 +15,8 @@ from starlette.requests import Request
 
 from detect_ai.schemas import FileOptions, FilesResponse, FileVerdict, Label, Reason, Verdict
 from detect_ai.text.normalize import Normalised, expanded_length, normalise
-from serve_app.api.errors import ProblemError, invalid_request
 from serve_app.engine.engine import Charge, EncodedRequest, Engine, Options
+from serve_app.errors import ProblemError, invalid_request
 from serve_app.files.reader import MAX_FILES, SLACK, FileText, Upload
 
 MAX_FIELDS = 16  # other than files

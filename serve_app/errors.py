@@ -1,4 +1,4 @@
-"""Problem documents (RFC 9457) for all errors. They never repeat a part of the request."""
+"""Errors of the service, and problem documents (RFC 9457) for them, which never repeat a part of the request."""
 
 from __future__ import annotations
 
@@ -38,6 +38,13 @@ class ProblemError(Exception):
         """The error as a part of another response."""
         title = HTTPStatus(self.status).phrase
         return Problem(title=title, status=self.status, detail=self.detail, request_id=request_id)
+
+
+class QueueFullError(Exception):
+    """The queue is full, or the estimated queueing delay is too long: it has drained in `retry_after_s` seconds."""
+
+    def __init__(self, retry_after_s: int = 1) -> None:
+        self.retry_after_s = retry_after_s
 
 
 def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ProblemError:
