@@ -44,11 +44,11 @@ def cluster(ray_cluster: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def config(encoder: Path, store: Storage) -> Config:
-    made = tiny_models.config(encoder, Path(store.root))
-    made.serve.port = free_port()
-    made.serve.max_replicas = 1
-    made.serve.batch_tokens, made.serve.max_wait_s = BATCH_TOKENS, 600
-    return made
+    config = tiny_models.config(encoder, Path(store.root))
+    config.serve.port = free_port()
+    config.serve.max_replicas = 1
+    config.serve.batch_tokens, config.serve.max_wait_s = BATCH_TOKENS, 600
+    return config
 
 
 @pytest.fixture(scope="session")
@@ -63,8 +63,8 @@ def url(cluster: Path, config: Config, store: Storage) -> Iterator[str]:
 
 @pytest.fixture
 def client(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=60) as made:
-        yield made
+    with httpx.Client(base_url=url, timeout=60) as client:
+        yield client
 
 
 @contextlib.contextmanager
@@ -93,7 +93,7 @@ def listening(pid: int) -> set[str]:
 
     The gRPC port of a Serve replica is left out: Ray 2.60 binds it to all interfaces, without an option to change that.
     """
-    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    looked_at = [each for each in processes if "ServeReplica" not in " ".join(each.cmdline())]
-    found = [connection for each in looked_at for connection in each.net_connections("inet")]
-    return {each.laddr.ip.removeprefix("::ffff:") for each in found if each.status == psutil.CONN_LISTEN}
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    processes = [process for process in family if "ServeReplica" not in " ".join(process.cmdline())]
+    sockets = [socket for process in processes for socket in process.net_connections("inet")]
+    return {socket.laddr.ip.removeprefix("::ffff:") for socket in sockets if socket.status == psutil.CONN_LISTEN}

@@ -104,4 +104,4 @@ REPLICA = "ray::ServeReplica:detect_ai:Detector"
 def actors(name: str = REPLICA) -> list[psutil.Process]:
     """Processes of this machine whose Ray name has this prefix."""
     processes = psutil.process_iter(["cmdline"])
-    return [each for each in processes if " ".join(each.info["cmdline"] or []).startswith(name)]
+    return [process for process in processes if " ".join(process.info["cmdline"] or []).startswith(name)]

@@ -62,16 +62,16 @@ def here(tmp_path_factory: pytest.TempPathFactory, encoder: Path, remote: Path) 
         *("sweep=grid", "sweep.space.lr=[5e-3]", "sweep.epochs=1", "train.epochs=1", "train.num_workers=1"),
         *("calibration.target_fprs=[0.1]", "calibration.default_target_fpr=0.1", "gate.min_auroc=0"),
     ]
-    made = f"common: run=dvc storage.root=artifacts\noverrides: {json.dumps(' '.join(overrides))}\n"
-    (folder / "configs/repro.yaml").write_text(made)
+    content = f"common: run=dvc storage.root=artifacts\noverrides: {json.dumps(' '.join(overrides))}\n"
+    (folder / "configs/repro.yaml").write_text(content)
     run(folder, "dvc", "repro", "--quiet")
     run(folder, "dvc", "remote", "add", "--default", "store", str(remote))
     return folder
 
 
 def test_every_stage_leaves_its_result(here: Path) -> None:
-    found = {path.stem for path in (here / "artifacts/runs/dvc").glob("*.json")}
-    assert found == {"prepare", "audit", "sweep", "train", "calibrate", "evaluate", "publish"}
+    stages = {path.stem for path in (here / "artifacts/runs/dvc").glob("*.json")}
+    assert stages == {"prepare", "audit", "sweep", "train", "calibrate", "evaluate", "publish"}
 
 
 def test_a_second_run_runs_nothing(here: Path) -> None:

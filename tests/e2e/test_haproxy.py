@@ -37,9 +37,9 @@ def test_the_service_agrees_with_the_detector(client: httpx.Client, log: Path, t
     assert "HAProxy" in log.read_text()
     texts = [row["text"] for row in tiny_models.rows(4)]
     response = client.post("/v1/detect", json={"texts": texts}, headers={"X-Request-ID": REQUEST_ID})
-    found = [verdict["probability"] for verdict in response.json()["verdicts"]]
+    probabilities = [verdict["probability"] for verdict in response.json()["verdicts"]]
     expected = [verdict.probability for verdict in Detector.load(tiny_bundle).detect(texts)]
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert probabilities == pytest.approx(expected, abs=1e-4)
     assert response.headers["X-Request-ID"] == response.json()["request_id"] == REQUEST_ID
 
 

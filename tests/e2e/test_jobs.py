@@ -80,8 +80,8 @@ def results(submit: Submit) -> dict[str, Any]:
     done = submit("pipeline", f"serve.port={free_port()}")
     assert done.returncode == 0, done.stdout[-3000:]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith('{"prepare"')]
-    found: dict[str, Any] = json.loads(line)
-    return found
+    results: dict[str, Any] = json.loads(line)
+    return results
 
 
 def test_every_stage_stores_its_result(results: dict[str, Any], storage: Storage) -> None:

@@ -179,8 +179,8 @@ def test_api_key_is_kept_in_the_tab_only(page: Page) -> None:
 
 def violations(page: Page) -> list[str]:
     """Accessibility violations that axe-core finds (WCAG 2.2 and best practices)."""
-    found = Axe().run(page).response["violations"]
-    return [f"{rule['id']}: {node['html']} {node['failureSummary']}" for rule in found for node in rule["nodes"]]
+    rules = Axe().run(page).response["violations"]
+    return [f"{rule['id']}: {node['html']} {node['failureSummary']}" for rule in rules for node in rule["nodes"]]
 
 
 @pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])

@@ -271,15 +271,15 @@ def test_no_text_reaches_a_log(cluster: Path, client: httpx.Client, store: Stora
 
 def test_metrics_are_those_of_the_docs(client: httpx.Client) -> None:
     documented = set(re.findall(r"`(ray_detect_ai_\w+)`", (CHECKOUT / "docs/SERVING.md").read_text()))
-    port, deadline, found = ray.nodes()[0]["MetricsExportPort"], time.monotonic() + 60, ""
-    while not all(name in found for name in documented):
-        assert time.monotonic() < deadline, sorted(name for name in documented if name not in found)
+    port, deadline, exposition = ray.nodes()[0]["MetricsExportPort"], time.monotonic() + 60, ""
+    while not all(name in exposition for name in documented):
+        assert time.monotonic() < deadline, sorted(name for name in documented if name not in exposition)
         client.post("/v1/detect", json={"text": f"{CANARY} {TEXT}"}).raise_for_status()
         client.post("/v1/detect", json={"text": ""})
         time.sleep(1)
-        found = httpx.get(f"http://127.0.0.1:{port}/metrics").text
-    assert set(re.findall(r"(ray_detect_ai_[a-z_]+?)(?:_bucket|_count|_sum)?\{", found)) == documented
-    assert CANARY not in found
+        exposition = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    assert set(re.findall(r"(ray_detect_ai_[a-z_]+?)(?:_bucket|_count|_sum)?\{", exposition)) == documented
+    assert CANARY not in exposition
 
 
 @pytest.mark.slow
@@ -342,7 +342,7 @@ CONFORM = [checks.status_code_conformance, checks.content_type_conformance, chec
 @pytest.mark.parametrize("mode", schemathesis.GenerationMode)
 def test_answers_conform_to_the_openapi_description(url: str, path: str, mode: schemathesis.GenerationMode) -> None:
     api = schemathesis.openapi.from_url(f"{url}/openapi.json")
-    [operation] = [each for each in (result.ok() for result in api.get_all_operations()) if each.path == path]
+    [operation] = [op for op in (result.ok() for result in api.get_all_operations()) if op.path == path]
 
     @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode))

@@ -209,7 +209,7 @@ def test_memory_stays_constant(encoder: Path, store: Storage, tiny_bundle: Path)
     with serving(encoder, store, max_replicas=1) as (url, _):
         load = Load(url, Detector.load(tiny_bundle), words=(20, 600))
         names = (REPLICA, "ray::ProxyActor", "ray::ServeController")
-        found: dict[str, list[int]] = {name: [] for name in names}
+        memory: dict[str, list[int]] = {name: [] for name in names}
 
         async def ask_for_odd_texts() -> None:
             async with httpx.AsyncClient(base_url=url, timeout=60) as client:
@@ -224,14 +224,14 @@ def test_memory_stays_constant(encoder: Path, store: Storage, tiny_bundle: Path)
                 for _ in range(20):
                     await asyncio.sleep(SOAK_S / 20)
                     for name, process in processes.items():
-                        found[name].append(process.memory_info().rss)
+                        memory[name].append(process.memory_info().rss)
             odd.cancel()
 
         asyncio.run(scenario())
         assert set(load.seen.statuses) == {200}
-        for name, rss in found.items():
+        for name, rss in memory.items():
             print(f"{len(load.seen.statuses)} requests; {name}: resident megabytes {[round(n / 1e6) for n in rss]}")
-        for rss in filter(None, found.values()):
+        for rss in filter(None, memory.values()):
             settled, last = rss[4:10], rss[-6:]
             assert sum(last) / len(last) <= 1.02 * sum(settled) / len(settled) + 2e6
-        assert found[REPLICA]
+        assert memory[REPLICA]

@@ -84,8 +84,8 @@ def many(tmp_path_factory: pytest.TempPathFactory, encoder: Path, source: Path) 
 @pytest.fixture(scope="package")
 def streamed(many: tuple[Config, Corpus], few: tuple[Config, Corpus]) -> dict[tuple[str, int], list[Steps]]:
     """The steps of each rank, by corpus and number of ranks."""
-    found = {("many", workers): training_ranks(many[1], many[0], workers) for workers in (1, 2, 3)}
-    return found | {("few", 3): training_ranks(few[1], few[0], 3)}
+    steps = {("many", workers): training_ranks(many[1], many[0], workers) for workers in (1, 2, 3)}
+    return steps | {("few", 3): training_ranks(few[1], few[0], 3)}
 
 
 @pytest.fixture(scope="package")

@@ -43,7 +43,7 @@ def rows(domain: str, pairs: int, seed: int) -> list[dict[str, object]]:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A corpus of two sources, and what `calibrate` made of it."""
+    """A corpus of two sources, and the result of `calibrate` on it."""
 
     config: Config
     storage: Storage

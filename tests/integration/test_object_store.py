@@ -88,13 +88,13 @@ def test_calibration_reads_the_training_checkpoint(loop: tuple[Storage, dict[str
 def test_run_resumes_after_a_killed_worker(loop: tuple[Storage, dict[str, Any]], settings: Config) -> None:
     storage, results = loop
     with a_worker_killed(storage, "runs/default/killed", after=3):
-        found = run_training(settings, Corpus.open(storage, results["prepare"]["corpus"]), "killed")
+        training = run_training(settings, Corpus.open(storage, results["prepare"]["corpus"]), "killed")
     assert last_start(storage, "runs/default/killed")["step"] > 0, "no worker was killed"
-    same_losses(found.history, results["train"]["history"])
+    same_losses(training.history, results["train"]["history"])
 
 
-def same_losses(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    for epoch, undisturbed in zip(found, expected, strict=True):
+def same_losses(history: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    for epoch, undisturbed in zip(history, expected, strict=True):
         for metric in ("train_loss", "val_loss"):
             assert epoch[metric] == pytest.approx(undisturbed[metric], abs=1e-6)
 
@@ -111,7 +111,7 @@ def test_killed_job_resumes_when_submitted_again(
 
     kill_driver("detect_ai.training.train:train", config, tmp_path, has_checkpoints)
     (name,) = attempts(storage, "interrupted", "train")
-    found = run_stage("train", train, config, storage)
+    result = run_stage("train", train, config, storage)
     assert attempts(storage, "interrupted", "train") == [name]
     assert last_start(storage, f"runs/interrupted/{name}")["step"] > 0
-    same_losses(found["history"], results["train"]["history"])
+    same_losses(result["history"], results["train"]["history"])

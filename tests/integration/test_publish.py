@@ -68,8 +68,8 @@ def test_metrics_are_those_of_the_champion_on_the_test_split(
         labels, scores, probabilities, predictions, default, np.asarray(table["group"].to_pylist())
     )
     assert published["evaluate"]["fpr_by_group"] == expected.pop("fpr_by_group")
-    found = {name: published["evaluate"][name] for name in expected}
-    assert found == pytest.approx(expected, abs=1e-5)
+    values = {name: published["evaluate"][name] for name in expected}
+    assert values == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_champion_scores_like_its_checkpoint(run: Run, champion: Detector) -> None:
@@ -77,8 +77,8 @@ def test_the_champion_scores_like_its_checkpoint(run: Run, champion: Detector) -
     with run.storage.local_folder(run.trained["checkpoint"]) as folder:
         scorer = Scorer.from_checkpoint(folder, run.config.model, "fp32")
     expected = champion.spec.calibration.probability(scorer.score(token_ids(run.corpus, "test")))
-    found = [champion.detect([text])[0].probability for text in texts]
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    probabilities = [champion.detect([text])[0].probability for text in texts]
+    np.testing.assert_allclose(probabilities, expected, atol=1e-4)
 
 
 def test_calibration_uses_the_calibration_split_alone(run: Run, champion: Detector) -> None:

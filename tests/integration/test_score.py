@@ -68,20 +68,20 @@ def test_every_text_gets_one_verdict(
     assert {file.suffix for file in (tmp_path / "out").iterdir()} == {f".{form}"}
     rows = read_verdicts(tmp_path / "out")
     assert sorted(row["id"] for row in rows) == sorted(texts)
-    found = {row["id"]: row for row in rows}
+    by_id = {row["id"]: row for row in rows}
     some = sorted(texts)[::40]
     for name, verdict in zip(some, detector.detect([texts[name] for name in some]), strict=True):
-        row = found[name]
+        row = by_id[name]
         assert row["verdict"] == verdict.label
         assert float(row["probability"]) == pytest.approx(verdict.probability, abs=1e-5)
         assert float(row["threshold"]) == pytest.approx(verdict.threshold)
         assert int(row["num_tokens"]) == verdict.num_tokens
         assert row["model_version"] == version
-    by_target = found[some[0]]["verdicts"]
+    by_target = by_id[some[0]]["verdicts"]
     by_target = by_target if isinstance(by_target, dict) else json.loads(by_target)
     assert set(by_target) == {"0.05", "0.1"}
     if form == "jsonl":
-        spans, text = found[some[0]]["spans"], texts[some[0]]
+        spans, text = by_id[some[0]]["spans"], texts[some[0]]
         assert " ".join(text[span["start"] : span["end"]] for span in spans) == text
     else:
         assert list(rows[0]) == VERDICT_SCHEMA.names

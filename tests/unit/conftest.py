@@ -27,16 +27,16 @@ def _one_thread() -> None:
 
 def tables(path, unlabelled=False, **given):
     kind = given.pop("kind", "jsonl")
-    found = list_pieces(SourceConfig(kind=kind, path=str(path), **given), unlabelled)
-    return [table for piece in found for table in read_piece(piece)]
+    pieces = list_pieces(SourceConfig(kind=kind, path=str(path), **given), unlabelled)
+    return [table for piece in pieces for table in read_piece(piece)]
 
 
 def rows(path, unlabelled=False, **given):
     return [row for table in tables(path, unlabelled, **given) for row in table.to_pylist()]
 
 
-def some(found, *names):
-    return [tuple(row[name] for name in names) for row in found]
+def some(records, *names):
+    return [tuple(row[name] for name in names) for row in records]
 
 
 def refusal(call, *arguments, **options):

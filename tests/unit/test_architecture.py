@@ -96,9 +96,9 @@ def python(code: str, **environment: str) -> str:
 def test_imports_have_no_side_effects(tmp_path: Path) -> None:
     output = python(IMPORT_EVERYTHING, HOME=str(tmp_path)).splitlines()
     assert len(output) == 1
-    found = json.loads(output[0])
-    assert found.pop("modules") > 90
-    assert found == {"ours": [], "network": [], "threads": 1, "ray": False, "handlers": 0}
+    effects = json.loads(output[0])
+    assert effects.pop("modules") > 90
+    assert effects == {"ours": [], "network": [], "threads": 1, "ray": False, "handlers": 0}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -127,13 +127,13 @@ def test_driver_and_stream_readers_do_not_load_torch() -> None:
 
 def imported(path: Path) -> set[str]:
     """Modules that a file imports, anywhere in it."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
 
 
 def test_packages_import_only_lower_layers() -> None:

@@ -55,7 +55,7 @@ def files(detector, tmp_path_factory):
     """A file for each label."""
     folder = tmp_path_factory.mktemp("files")
     texts = ["Too short.", *TEXTS]
-    by_label = dict(zip((found.label for found in detector.detect(texts)), texts, strict=True))
+    by_label = dict(zip((verdict.label for verdict in detector.detect(texts)), texts, strict=True))
     assert set(by_label) == set(Label)
     paths = {label: folder / f"{label}.txt" for label in sorted(by_label)}
     for label, path in paths.items():

@@ -120,9 +120,9 @@ def test_errors_contain_no_key_password_or_page(call):
 
 def test_one_text_is_one_request(call):
     with serving(service) as server:
-        found = call(server.url, "detect", "Grüße \ud800", target_fpr=np.float32(0.5), explain=np.bool_(True))
+        answer = call(server.url, "detect", "Grüße \ud800", target_fpr=np.float32(0.5), explain=np.bool_(True))
     [request] = server.requests
-    assert isinstance(found, Verdict)
+    assert isinstance(answer, Verdict)
     assert json.loads(request.body) == {"texts": ["Grüße \ufffd"], "target_fpr": 0.5, "explain": True}
     assert (request.method, request.path) == ("POST", "/v1/detect")
     assert request.headers["Authorization"] == f"Bearer {KEY}"
@@ -132,7 +132,7 @@ def test_long_list_is_chunked_within_the_limits_in_order(call):
     lengths = [400, 400, 400, 1, 2, 3, 4, 1500, 5]
     with serving(service) as server:
         verdicts = call(server.url, "detect", ("x" * n for n in lengths))
-    assert [found.num_tokens for found in verdicts] == lengths
+    assert [verdict.num_tokens for verdict in verdicts] == lengths
     sent = [[len(text) for text in json.loads(request.body)["texts"]] for request in server.requests[1:]]
     assert list(itertools.chain(*sent)) == lengths
     assert all(len(chunk) <= 3 and (sum(chunk) <= 1000 or chunk == [1500]) for chunk in sent)
@@ -141,7 +141,7 @@ def test_long_list_is_chunked_within_the_limits_in_order(call):
 def test_chunk_that_is_too_large_is_halved(call):
     with serving(unlimited) as server:
         verdicts = call(server.url, "detect", ["x" * n for n in range(1, 8)])
-    assert [found.num_tokens for found in verdicts] == list(range(1, 8))
+    assert [verdict.num_tokens for verdict in verdicts] == list(range(1, 8))
     assert len(server.requests) == 1 + 1 + 2 + 2
 
 
@@ -206,8 +206,8 @@ def test_files_are_sent_as_forms_within_the_limits(call, tmp_path):
         return Reply({**RESPONSE, "files": [{"name": n, "num_chars": len(d), "verdict": verdict(d)} for n, d in files]})
 
     with serving(respond) as server:
-        found = call(server.url, "detect_files", [*paths[:2], str(paths[2])], target_fpr=0.1, return_text=True)
-    assert [(file.name, file.verdict.num_tokens) for file in found] == [(p.name, 2 * len(p.name)) for p in paths]
+        files = call(server.url, "detect_files", [*paths[:2], str(paths[2])], target_fpr=0.1, return_text=True)
+    assert [(file.name, file.verdict.num_tokens) for file in files] == [(p.name, 2 * len(p.name)) for p in paths]
     assert server.paths() == ["/v1/model", "/v1/detect/file", "/v1/detect/file"]
     fields = {field: data for field, name, data in form(server.requests[1]) if name is None}
     assert fields == {"target_fpr": "0.1", "return_text": "true"}

@@ -11,7 +11,7 @@ from detect_ai.core.errors import InputError
 @st.composite
 def scored_texts(draw):
     """Labels of both classes and scores with many ties."""
-    labels = draw(st.lists(st.integers(0, 1), min_size=2, max_size=60).filter(lambda found: len(set(found)) == 2))
+    labels = draw(st.lists(st.integers(0, 1), min_size=2, max_size=60).filter(lambda values: len(set(values)) == 2))
     scores = draw(st.lists(st.integers(-5, 5), min_size=len(labels), max_size=len(labels)))
     return np.asarray(labels), np.asarray(scores) / 3
 

@@ -105,5 +105,6 @@ def test_bound_is_a_quantile_of_the_beta_distribution(n, target, rank):
 def test_bound_covers_its_fraction_of_calibration_sets():
     human = np.random.default_rng(3).random((4000, 200))
     # For scores uniform on [0, 1] the FPR of a threshold t is 1 - t.
-    covered = [1 - found.score <= found.fpr_bound for found in (conformal_threshold(each, 0.05) for each in human)]
+    thresholds = [conformal_threshold(scores, 0.05) for scores in human]
+    covered = [1 - threshold.score <= threshold.fpr_bound for threshold in thresholds]
     assert np.mean(covered) == pytest.approx(0.95, abs=0.015)

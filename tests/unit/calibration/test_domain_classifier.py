@@ -21,8 +21,8 @@ def document(rng, domain, tokens=60):
     return ids.astype(np.int32)
 
 
-def texts(rng, names, each=40):
-    domains = [name for name in names for _ in range(each)]
+def texts(rng, names, count=40):
+    domains = [name for name in names for _ in range(count)]
     return [document(rng, name) for name in domains], domains
 
 

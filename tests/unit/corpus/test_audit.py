@@ -33,7 +33,7 @@ def rows_of(split):
     return rows
 
 
-def made_corpus(root):
+def storage_with_corpus(root):
     """A finished corpus with a quarantine, and the result of `prepare` that names it."""
     storage, rows = Storage(str(root)), {split: rows_of(split) for split in SPLITS}
     dropped = [{**row, "reason": "duplicate", "duplicate_of": "train-1"} for row in rows["train"][:30]]
@@ -46,7 +46,7 @@ def made_corpus(root):
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory):
-    return made_corpus(tmp_path_factory.mktemp("store"))
+    return storage_with_corpus(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_report_contains_no_text_or_path(storage, result, report):
 
 
 def test_audit_reads_leading_rows_only(tmp_path, monkeypatch):
-    storage = made_corpus(tmp_path)
+    storage = storage_with_corpus(tmp_path)
     limits = {"train": 49, "validation": 10, "calibration": 20, "test": 30}
     monkeypatch.setattr(stage, "MAX_ROWS", limits)
     assert audit(Config(), storage)["texts_audited"] == sum(limits.values())
@@ -122,8 +122,8 @@ def test_nothing_to_warn_about():
 def test_shortcuts_are_warnings():
     feature = {"name": "words", "higher_in": "ai", "auroc": 0.71}
     slices = [CALM, {**CALM, "value": "law", "fpr": 0.31}, {**CALM, "value": "few", "n_human": 49, "fpr": 0.5}]
-    made = {"features": [feature], "baseline": {**CALM, "auroc": 0.985}, "slices": slices}
-    words, easy, law = shortcut_warnings(made)
+    shortcuts = {"features": [feature], "baseline": {**CALM, "auroc": 0.985}, "slices": slices}
+    words, easy, law = shortcut_warnings(shortcuts)
     assert "corpus.balance=weight" in words
     assert "0.985" in easy
     assert "31% on the 80 of domain 'law'" in law
@@ -131,8 +131,8 @@ def test_shortcuts_are_warnings():
 
 @pytest.mark.parametrize(("humans", "needed"), [(18, [99, 19]), (19, [99]), (98, [99])])
 def test_too_few_humans_to_calibrate(humans, needed):
-    found = warnings_of(counts={**ENOUGH, ("calibration", 0, "web"): humans})
-    assert [f"{number} to set" in text for number, text in zip(needed, found, strict=True)] == [True] * len(needed)
+    messages = warnings_of(counts={**ENOUGH, ("calibration", 0, "web"): humans})
+    assert [f"{number} to set" in text for number, text in zip(needed, messages, strict=True)] == [True] * len(needed)
 
 
 def test_sources_of_one_class_and_frequent_reasons():

@@ -37,7 +37,7 @@ def partition(texts):
     members = defaultdict(set)
     for text, label in zip(texts, clusters(signatures(texts)), strict=True):
         members[label].add(text)
-    return {frozenset(found) for found in members.values()}
+    return {frozenset(cluster) for cluster in members.values()}
 
 
 def clusters(rows):
@@ -66,12 +66,12 @@ def test_recall_and_precision_against_exact_jaccard():
     exact = np.array([jaccard(a, b) for a, b in zip(texts[::2], texts[1::2], strict=True)])
     labels = near_duplicate_clusters(signatures(texts))
     assert (np.unique(labels // 2, return_counts=True)[1] == 2).all(), "unrelated texts in one cluster"
-    found = labels[::2] == labels[1::2]
+    matches = labels[::2] == labels[1::2]
     near_threshold = (exact >= 0.8) & (exact < 0.86)
     assert near_threshold.sum() > 50
-    assert found[near_threshold].mean() >= 0.95
-    assert found[exact >= 0.86].all()
-    assert exact[found].min() >= 0.6
+    assert matches[near_threshold].mean() >= 0.95
+    assert matches[exact >= 0.86].all()
+    assert exact[matches].min() >= 0.6
 
 
 def test_chain_is_one_cluster():

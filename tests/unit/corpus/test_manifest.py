@@ -58,7 +58,7 @@ def test_altered_or_missing_shard_is_refused(corpus, shard):
 
 def test_fingerprint_covers_all_content(corpus):
     shards = corpus.manifest.shards
-    found = {
+    fingerprints = {
         content_fingerprint(shards, "t", 1),
         content_fingerprint([replace(shards[0], sha256="0"), *shards[1:]], "t", 1),
         content_fingerprint([replace(shards[0], split="validation"), *shards[1:]], "t", 1),
@@ -66,5 +66,5 @@ def test_fingerprint_covers_all_content(corpus):
         content_fingerprint(shards, "u", 1),
         content_fingerprint(shards, "t", 2),
     }
-    assert len(found) == 6
+    assert len(fingerprints) == 6
     assert content_fingerprint(list(shards), "t", 1) == corpus.manifest.fingerprint

@@ -120,8 +120,8 @@ def test_preset_maps_the_published_schema(tmp_path, preset, given, names, expect
 
 
 def test_raid_test_file_has_no_labels(tmp_path):
-    found = read(tmp_path, "raid", {"id": "a", "generation": "Whose?"}, unlabelled=True)
-    assert some(found, "id", "text", "label", "problem") == [("a", "Whose?", None, "")]
+    records = read(tmp_path, "raid", {"id": "a", "generation": "Whose?"}, unlabelled=True)
+    assert some(records, "id", "text", "label", "problem") == [("a", "Whose?", None, "")]
 
 
 def test_hc3_answers_to_a_question_are_a_group(tmp_path):
@@ -142,8 +142,8 @@ def test_hc3_answers_to_a_question_are_a_group(tmp_path):
     ],
 )
 def test_mage_domains_and_generators(tmp_path, src, domain, generator):
-    found = read(tmp_path, "mage", {"text": "By a model.", "label": "0", "src": src})
-    assert some(found, "domain", "generator") == [(domain, generator)]
+    records = read(tmp_path, "mage", {"text": "By a model.", "label": "0", "src": src})
+    assert some(records, "domain", "generator") == [(domain, generator)]
 
 
 def test_m4_row_without_number_is_its_own_group(tmp_path):

@@ -50,8 +50,8 @@ def test_every_format_gives_the_same_rows(tmp_path):
     assert some(expected, *names) == [("One, two\nthree é", 0, "a", ""), ("Four", 1, "b", "")]
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-        found = rows(tmp_path / name, kind="csv" if "csv" in name.lower() else "jsonl", group="g", name="n")
-        assert some([{**row, "text": row["text"].replace("\r", "")} for row in found], *names) == some(expected, *names)
+        table = rows(tmp_path / name, kind="csv" if "csv" in name.lower() else "jsonl", group="g", name="n")
+        assert some([{**row, "text": row["text"].replace("\r", "")} for row in table], *names) == some(expected, *names)
 
 
 def test_mapped_columns(tmp_path):
@@ -59,12 +59,12 @@ def test_mapped_columns(tmp_path):
         "body": "Text.", "ai": 1, "key": 7, "prompt": "p", "topic": "news", "model": "m", "tongue": "en", "part": "dev",
         "how": "homoglyph", "other": "x",
     }  # fmt: skip
-    (found,) = rows(
+    (record,) = rows(
         write(tmp_path / "a.jsonl", row), text="body", label="ai", id="key", group="prompt", domain="topic",
         generator="model", language="tongue", split="part", attack="how", name="mine", weight=2.5,
     )  # fmt: skip
-    assert list(found.values()) == ["7", "Text.", 1, "mine", "news", "m", "p", "en", "dev", "homoglyph", 2.5, ""]
-    assert list(found) == ROW_SCHEMA.names
+    assert list(record.values()) == ["7", "Text.", 1, "mine", "news", "m", "p", "en", "dev", "homoglyph", 2.5, ""]
+    assert list(record) == ROW_SCHEMA.names
 
 
 @pytest.mark.parametrize("nothing", [None, "", "  ", float("nan")])
@@ -85,9 +85,9 @@ def test_whole_numbers_of_float_columns_stay_whole(tmp_path):
 
 def test_tables_are_bounded_and_in_order(tmp_path):
     path = write(tmp_path / "a.jsonl", *({"text": str(i), "label": i % 2} for i in range(4100)))
-    found = tables(path)
-    assert [len(table) for table in found] == [2000, 2000, 100]
-    assert [text for table in found for text in table["text"].to_pylist()] == [str(i) for i in range(4100)]
+    batches = tables(path)
+    assert [len(table) for table in batches] == [2000, 2000, 100]
+    assert [text for table in batches for text in table["text"].to_pylist()] == [str(i) for i in range(4100)]
     path = write(tmp_path / "b.jsonl", *({"text": "w" * 3_000_000, "label": i % 2} for i in range(7)))
     assert [len(table) for table in tables(path)] == [3, 3, 1]
 
@@ -151,8 +151,8 @@ def test_broken_json_rows_are_kept(tmp_path):
 
 @pytest.mark.parametrize("line", ["one,two,0", "one", '"one" and,0', '"one \\"two\\" three",0'])
 def test_broken_csv_row_is_kept_alone(tmp_path, line):
-    found = rows(write(tmp_path / "a.csv", "text,label", "first,0", line, "last,1"), kind="csv")
-    assert some(found, "text", "problem") == [("first", ""), (f"{line}\n", "bad_row"), ("last", "")]
+    records = rows(write(tmp_path / "a.csv", "text,label", "first,0", line, "last,1"), kind="csv")
+    assert some(records, "text", "problem") == [("first", ""), (f"{line}\n", "bad_row"), ("last", "")]
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_many_broken_rows_stop_the_job(tmp_path, kind, line, advice):
 
 def test_lone_surrogates_become_replacement_characters(tmp_path):
     row = r'{"text": "a\ud800b \ud83d\ude00", "label": 1, "g": "\udfff", "i": "\udc80"}'
-    (found,) = rows(write(tmp_path / "a.jsonl", row), group="g", id="i")
-    assert (found["text"], found["group"], found["id"], found["problem"]) == ("a\ufffdb 😀", "\ufffd", "\ufffd", "")
+    (entry,) = rows(write(tmp_path / "a.jsonl", row), group="g", id="i")
+    assert (entry["text"], entry["group"], entry["id"], entry["problem"]) == ("a\ufffdb 😀", "\ufffd", "\ufffd", "")
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "w" * 5_000_000])
@@ -191,22 +191,22 @@ def test_unusual_texts_are_read(tmp_path, text, kind):
 def test_csv_round_trip(values, end):
     file = io.StringIO(newline="")
     csv.writer(file, lineterminator=end, quoting=csv.QUOTE_ALL).writerows([("text", "label"), *values])
-    found = list(formats.csv_rows(io.BufferedReader(io.BytesIO(file.getvalue().encode())), lambda names: None))
-    assert found == [formats.Row({"text": text, "label": label}) for text, label in values]
+    records = list(formats.csv_rows(io.BufferedReader(io.BytesIO(file.getvalue().encode())), lambda names: None))
+    assert records == [formats.Row({"text": text, "label": label}) for text, label in values]
 
 
 @given(st.binary(max_size=200), st.sampled_from(["csv", "jsonl"]))
 def test_any_bytes_give_rows_or_one_error(tmp_path_factory, data, kind):
     path = tmp_path_factory.mktemp("any") / f"a.{kind}"
     path.write_bytes((b"text,label\n" if kind == "csv" else b"") + data)
-    found, message = [], f"source {path}"
+    records, message = [], f"source {path}"
     try:
-        found = rows(path, kind=kind)
+        records = rows(path, kind=kind)
     except CorpusError as error:
         message = str(error)
     assert message.startswith(f"source {path}")
     assert "\n" not in message
-    assert {row["problem"] for row in found} <= {"", "bad_row", "bad_encoding", "no_text", "no_label"}
+    assert {row["problem"] for row in records} <= {"", "bad_row", "bad_encoding", "no_text", "no_label"}
 
 
 # Columns
@@ -234,8 +234,8 @@ def test_text_column_of_another_type_is_refused(tmp_path, kind):
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
 def test_every_string_type_is_read(tmp_path, kind):
     text, label = pa.array(["a", None]).cast(kind), pa.array(["0", "1"]).dictionary_encode()
-    found = rows(parquet(tmp_path / "a.parquet", text=text, label=label), kind="parquet")
-    assert some(found, "text", "label", "problem") == [("a", 0, ""), ("", 1, "no_text")]
+    records = rows(parquet(tmp_path / "a.parquet", text=text, label=label), kind="parquet")
+    assert some(records, "text", "label", "problem") == [("a", 0, ""), ("", 1, "no_text")]
 
 
 # Files
@@ -254,9 +254,9 @@ def test_folder_is_all_its_files_of_a_kind(tmp_path, kind, expected):
     names = ("in/b.CSV", "a.csv", "c.json", "in/d.jsonl", "e.parquet", "README.md", "h.ndjson", "k.csv.zst")
     for name in (*names, *hidden):
         write(tmp_path / name, "x" * 9)
-    found = list_pieces(SourceConfig(kind=kind, path=f"{tmp_path}/"))
-    assert [piece.files for piece in found] == [(name,) for name in expected]
-    assert {piece.size for piece in found} == {10}
+    pieces = list_pieces(SourceConfig(kind=kind, path=f"{tmp_path}/"))
+    assert [piece.files for piece in pieces] == [(name,) for name in expected]
+    assert {piece.size for piece in pieces} == {10}
 
 
 def test_piece_is_read_in_another_process_and_folder(tmp_path, monkeypatch):
@@ -345,9 +345,9 @@ FOLDER = {"kind": "folder", "labels": {"human": 0, "gpt": 1}}
 def test_folder_names_are_labels(tmp_path):
     for name in ("human/1.txt", "human/deep/er/2.md", "gpt/1.txt", "README.md", "human/._1.txt"):
         write(tmp_path / name, name)
-    found = rows(tmp_path, **FOLDER, domain="folder", group="file")
+    records = rows(tmp_path, **FOLDER, domain="folder", group="file")
     names = ("text", "label", "generator", "domain", "group", "problem")
-    assert some(found, *names) == [
+    assert some(records, *names) == [
         ("README.md\n", None, "", "", "README", "no_label"),
         ("gpt/1.txt\n", 1, "gpt", "", "1", ""),
         ("human/1.txt\n", 0, "", "", "1", ""),
@@ -388,9 +388,9 @@ def data_set(tmp_path, monkeypatch):
 
 
 def test_hub_data_set_is_read_in_order_and_parts(data_set):
-    found = rows(data_set, kind="hub", subset="main", group="n")
-    assert [row["text"] for row in found] == TRAIN
-    assert some(found, "label", "group", "source", "problem")[:2] == [(0, "0", "essays", ""), (1, "1", "essays", "")]
+    records = rows(data_set, kind="hub", subset="main", group="n")
+    assert [row["text"] for row in records] == TRAIN
+    assert some(records, "label", "group", "source", "problem")[:2] == [(0, "0", "essays", ""), (1, "1", "essays", "")]
     (_, second, _) = pickle.loads(pickle.dumps(list_pieces(SourceConfig(kind="hub", path=str(data_set)))))
     assert [text for table in read_piece(second) for text in table["text"].to_pylist()] == TRAIN[300:600]
     assert some(rows(data_set, kind="hub", hub_split="validation"), "text", "label") == [("v", 1)]
@@ -446,9 +446,9 @@ def test_digest_depends_on_bytes_and_names(tmp_path):
 
 
 def test_sample_is_pairs_of_human_and_ai_stories():
-    found = rows("", kind="sample")
-    assert len(found) == 2 * 293 == len({row["text"] for row in found}) == len({row["id"] for row in found})
-    for human, ai in zip(found[::2], found[1::2], strict=True):
+    records = rows("", kind="sample")
+    assert len(records) == 2 * 293 == len({row["text"] for row in records}) == len({row["id"] for row in records})
+    for human, ai in zip(records[::2], records[1::2], strict=True):
         assert (human["label"], ai["label"], human["generator"], ai["generator"]) == (0, 1, "", "claude")
         assert human["group"] == ai["group"] == human["id"]
 

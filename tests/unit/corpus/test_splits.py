@@ -123,8 +123,8 @@ def test_fixed_splits_are_kept():
     sources = fixed(train=["train"], val=["validation", "calibration"], test=["test"])
     rows = rows_of([{"split": name} for name in names], sources=sources)
     split_rows(rows, near(rows), 0)
-    found = {name: {SPLITS[i] for i, own in zip(rows.split, names, strict=True) if own == name} for name in set(names)}
-    assert found == {"train": {"train"}, "val": {"validation", "calibration"}, "test": {"test"}}
+    splits = {name: {SPLITS[i] for i, own in zip(rows.split, names, strict=True) if own == name} for name in set(names)}
+    assert splits == {"train": {"train"}, "val": {"validation", "calibration"}, "test": {"test"}}
     rows = rows_of([{}] * 8, sources=fixed(**{"*": ["test"]}))
     split_rows(rows, near(rows), 0)
     assert set(rows.split) == {SPLITS.index("test")}

@@ -49,10 +49,10 @@ def test_no_file_is_a_pickle(tiny_bundle):
 
 
 def test_version_identifies_the_content(folder, tmp_path, encoder):
-    made = tiny_models.make_bundle(tmp_path / "made", encoder)
-    assert read_spec(tmp_path / "made") == made
+    copy = tiny_models.make_bundle(tmp_path / "made", encoder)
+    assert read_spec(tmp_path / "made") == copy
     spec = read_spec(folder)
-    assert spec.version == made.version == json.loads((folder / SPEC_FILE).read_text())["digest"][:16]
+    assert spec.version == copy.version == json.loads((folder / SPEC_FILE).read_text())["digest"][:16]
     versions = {spec.version, tiny_models.make_bundle(tmp_path / "other", encoder, seed=1).version}
     for change in ({"min_tokens": 11}, {"stride": 47}, {"parent": "x"}, {"precision": "bf16"}, {"backend": "onnx"}):
         versions.add(write_spec(folder, replace(spec, **change)).version)

@@ -26,7 +26,7 @@ def texts(data, **options) -> list[Text]:
 
 
 def counts(data):
-    return [(len(found), skipped) for part in parts(str(data), ScoreConfig()) for found, skipped in read(part)]
+    return [(len(batch), skipped) for part in parts(str(data), ScoreConfig()) for batch, skipped in read(part)]
 
 
 def csv(path, **columns):
@@ -46,18 +46,18 @@ def write_as(path, rows=ROWS):
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.csv", "X.CSV.GZ", "x.jsonl", "x.jsonl.zst", "x.json"])
 def test_every_format_gives_the_same_texts(tmp_path, name):
-    found = texts(write_as(tmp_path / name))
-    assert [(text.text, text.label, text.id) for text in found] == [(r["text"], r["label"], r["id"]) for r in ROWS]
-    assert [(text.values["domain"], text.values["group"]) for text in found] == [("news", "t1"), ("", "t2")]
-    assert found[0].values["generator"] == ""
+    records = texts(write_as(tmp_path / name))
+    assert [(text.text, text.label, text.id) for text in records] == [(r["text"], r["label"], r["id"]) for r in ROWS]
+    assert [(text.values["domain"], text.values["group"]) for text in records] == [("news", "t1"), ("", "t2")]
+    assert records[0].values["generator"] == ""
 
 
 def test_rows_name_file_and_place(tmp_path):
     csv(tmp_path / "1.csv", text=["One.", "", "Two."])
     (tmp_path / "b").mkdir()
     csv(tmp_path / "b/2.csv", text=["One."])
-    found = texts(tmp_path)
-    assert [text.id for text in found] == [text.row for text in found] == ["0-0", "0-2", "1-0"]
+    records = texts(tmp_path)
+    assert [text.id for text in records] == [text.row for text in records] == ["0-0", "0-2", "1-0"]
     assert texts_at(str(tmp_path), ScoreConfig(), ["1-0"]) == {"1-0": "One."}
 
 
@@ -66,10 +66,10 @@ def test_parts_hold_every_row_once(tmp_path, monkeypatch, step):
     monkeypatch.setattr(dataset, "BATCH_ROWS", 4)
     write(tmp_path / "x.jsonl", *({"text": f"Text {i}."} for i in range(30)))
     work = parts(str(tmp_path), ScoreConfig(), step=step)
-    found = [[text.row for batch, _ in read(part) for text in batch] for part in work]
-    assert sorted(row for rows in found for row in rows) == sorted(f"0-{i}" for i in range(30))
-    assert len(found) == step
-    assert all(len(rows) < 30 for rows in found) or step == 1
+    rows_by_part = [[text.row for batch, _ in read(part) for text in batch] for part in work]
+    assert sorted(row for rows in rows_by_part for row in rows) == sorted(f"0-{i}" for i in range(30))
+    assert len(rows_by_part) == step
+    assert all(len(rows) < 30 for rows in rows_by_part) or step == 1
 
 
 def test_batches_are_bounded(tmp_path, monkeypatch):
@@ -110,9 +110,9 @@ def test_late_labels_of_json_are_read(tmp_path):
 def test_mapped_columns_and_labels(tmp_path):
     path = csv(tmp_path / "x.csv", content=["One.", "Two."], model=["Human", "gpt"], text=["no", "no"])
     columns = {"text": "content", "label": "model", "generator": "model"}
-    found = texts(path, columns=columns, labels={"human": 0, "gpt": 1})
-    assert [(text.text, text.label) for text in found] == [("One.", 0), ("Two.", 1)]
-    assert [text.values["generator"] for text in found] == ["Human", "gpt"]
+    records = texts(path, columns=columns, labels={"human": 0, "gpt": 1})
+    assert [(text.text, text.label) for text in records] == [("One.", 0), ("Two.", 1)]
+    assert [text.values["generator"] for text in records] == ["Human", "gpt"]
     assert [text.label for text in texts(path, columns={"text": "content", "label": ""})] == [None, None]
 
 

@@ -301,9 +301,10 @@ def test_spans_cover_every_visible_character_once(detector):
 
 def test_a_sentence_is_read_with_its_neighbours(detector):
     sentences = ["One is the market.", "Two is the boat.", "Three is the rain.", "Four is the bread."]
-    found = [sentence.input_ids.tolist() for sentence in detector.sentences(detector.read([" ".join(sentences)])[0])]
+    document = detector.read([" ".join(sentences)])[0]
+    input_ids = [sentence.input_ids.tolist() for sentence in detector.sentences(document)]
     one, two, three, four = (ids.tolist() for ids in detector.tokenizer.encode(sentences))
-    assert found == [one + two, one + two + three, two + three + four, three + four]
+    assert input_ids == [one + two, one + two + three, two + three + four, three + four]
 
 
 def test_a_text_without_sentences_has_no_spans(detector):
@@ -326,11 +327,11 @@ def test_occlusion_is_the_loss_of_score_without_a_sentence(spec, detector):
     parts = ["Rain fell.", "The council went to the bridge.", "Bread was near the old market!"]
     document = own.read(["  " + "\n\n".join("\u200b".join(part) for part in parts)])[0]
     assert document.num_windows == 1
-    found = own.spans(document, with_occlusion=True)
-    assert [span.effect for span in found] == [len(ids) for ids in own.tokenizer.encode(parts)]
+    spans = own.spans(document, with_occlusion=True)
+    assert [span.effect for span in spans] == [len(ids) for ids in own.tokenizer.encode(parts)]
     plain = own.spans(document)
     assert {span.effect for span in plain} == {None}
-    assert [span.model_copy(update={"effect": None}) for span in found] == plain
+    assert [span.model_copy(update={"effect": None}) for span in spans] == plain
 
 
 @pytest.mark.parametrize(
@@ -356,10 +357,10 @@ def test_parallel_batches_score_the_same(tiny_bundle, monkeypatch):
     monkeypatch.setattr(detector.backend, "log_odds", watched)
     torch.set_num_threads(2)
     try:
-        found = detector.window_scores(rows)
+        scores = detector.window_scores(rows)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
     assert {threads for _, threads in seen} == {1}
     assert threading.current_thread().name not in {name for name, _ in seen}

@@ -68,9 +68,9 @@ def test_several_files_are_read_in_order(storage):
 @pytest.mark.parametrize("reasons", [[[], []], [["too_short"], ["other_script"]]])
 def test_reasons_and_spans_stay_objects(storage, reasons):
     spans = ['[{"start": 0}]', '[{"start": 5}]']
-    found = written(storage, [row(i, reasons=reasons[i], spans=spans[i]) for i in range(2)])
-    assert found.reasons.tolist() == [tuple(each) for each in reasons]
-    assert found.spans.tolist() == [[{"start": 0}], [{"start": 5}]]
+    verdicts = written(storage, [row(i, reasons=reasons[i], spans=spans[i]) for i in range(2)])
+    assert verdicts.reasons.tolist() == [tuple(names) for names in reasons]
+    assert verdicts.spans.tolist() == [[{"start": 0}], [{"start": 5}]]
 
 
 def test_texts_without_a_label_are_not_labelled(storage):

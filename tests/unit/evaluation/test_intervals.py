@@ -77,14 +77,14 @@ def two_detectors(seed=0, groups=40, size=10):
 
 def test_differences_are_those_of_the_metrics():
     labels, scores, predictions, ids = two_detectors()
-    found = intervals.paired_differences(labels, scores, predictions, ids)
+    differences = intervals.paired_differences(labels, scores, predictions, ids)
     areas = [metrics.auroc(labels, values) for values in scores]
-    assert found["auroc_difference"] == pytest.approx(areas[0] - areas[1])
+    assert differences["auroc_difference"] == pytest.approx(areas[0] - areas[1])
     for name, label in (("fpr", 0), ("tpr", 1)):
-        rates = [(made == 1)[labels == label].mean() for made in predictions]
-        assert found[f"{name}_difference"] == pytest.approx(rates[0] - rates[1])
-        low, high = found[f"{name}_difference_low"], found[f"{name}_difference_high"]
-        assert low < found[f"{name}_difference"] < high
+        rates = [(values == 1)[labels == label].mean() for values in predictions]
+        assert differences[f"{name}_difference"] == pytest.approx(rates[0] - rates[1])
+        low, high = differences[f"{name}_difference_low"], differences[f"{name}_difference_high"]
+        assert low < differences[f"{name}_difference"] < high
 
 
 def test_differences_are_resampled_by_group():
@@ -93,7 +93,7 @@ def test_differences_are_resampled_by_group():
         intervals.paired_differences(labels, scores, predictions, used) for used in (ids, np.arange(len(ids)))
     )
     for name in ("auroc_difference", "fpr_difference"):
-        widths = [found[f"{name}_high"] - found[f"{name}_low"] for found in (by_group, by_text)]
+        widths = [result[f"{name}_high"] - result[f"{name}_low"] for result in (by_group, by_text)]
         assert widths[0] > 2 * widths[1]
 
 
@@ -109,15 +109,15 @@ def test_paired_intervals_are_narrower_than_the_sum():
 @pytest.mark.parametrize(("labels", "missing"), [([0] * 20, "tpr"), ([1] * 20, "fpr")])
 def test_a_missing_class_has_no_difference(labels, missing):
     scores = np.random.default_rng(0).normal(size=(2, 20))
-    found = intervals.paired_differences(np.asarray(labels), scores, scores > 0, np.arange(20))
-    assert found["auroc_difference"] is found[f"{missing}_difference"] is None
-    assert {name for name, value in found.items() if value is not None} == {
+    differences = intervals.paired_differences(np.asarray(labels), scores, scores > 0, np.arange(20))
+    assert differences["auroc_difference"] is differences[f"{missing}_difference"] is None
+    assert {name for name, value in differences.items() if value is not None} == {
         f"{'tpr' if missing == 'fpr' else 'fpr'}_difference{end}" for end in ("", "_low", "_high")
     }
 
 
 def test_equal_detectors_have_no_interval_of_zero_width():
     labels, scores, predictions, ids = two_detectors()
-    found = intervals.paired_differences(labels, [scores[0]] * 2, [predictions[0]] * 2, ids)
-    assert found["auroc_difference"] == 0
-    assert found["auroc_difference_low"] is found["auroc_difference_high"] is None
+    differences = intervals.paired_differences(labels, [scores[0]] * 2, [predictions[0]] * 2, ids)
+    assert differences["auroc_difference"] == 0
+    assert differences["auroc_difference_low"] is differences["auroc_difference_high"] is None

@@ -30,23 +30,23 @@ def computed(labels, scores, groups=None, target=0.05, **options):
 
 def test_score_metrics_match_the_plain_functions():
     labels, scores = texts()
-    found = computed(labels, scores)
-    assert found["auroc"] == pytest.approx(metrics.auroc(labels, scores), abs=1e-12)
-    assert found["tpr_at_fpr_1"] == metrics.tpr_at_fpr(labels, scores, 0.01)
-    assert found["tpr_at_fpr_5"] == metrics.tpr_at_fpr(labels, scores, 0.05)
+    summary = computed(labels, scores)
+    assert summary["auroc"] == pytest.approx(metrics.auroc(labels, scores), abs=1e-12)
+    assert summary["tpr_at_fpr_1"] == metrics.tpr_at_fpr(labels, scores, 0.01)
+    assert summary["tpr_at_fpr_5"] == metrics.tpr_at_fpr(labels, scores, 0.05)
 
 
 @pytest.mark.parametrize("prevalence", [0.5, 0.1])
 def test_probabilities_are_scored_at_the_prevalence(prevalence):
     labels, scores = texts(humans=300, ais=60)
     p = 1 / (1 + np.exp(1 - scores))
-    found = computed(labels, scores, prevalence=prevalence)
+    summary = computed(labels, scores, prevalence=prevalence)
     weights = np.where(labels == 1, prevalence / 60, (1 - prevalence) / 300)
-    assert found["brier"] == pytest.approx(sk.brier_score_loss(labels, p, sample_weight=weights))
-    assert found["log_loss"] == pytest.approx(sk.log_loss(labels, p, sample_weight=weights))
+    assert summary["brier"] == pytest.approx(sk.brier_score_loss(labels, p, sample_weight=weights))
+    assert summary["log_loss"] == pytest.approx(sk.log_loss(labels, p, sample_weight=weights))
     bins = np.minimum((15 * p).astype(int), 14)
     gaps = [abs((weights * (p - labels))[bins == i].sum()) for i in range(15)]
-    assert found["ece"] == pytest.approx(sum(gaps))
+    assert summary["ece"] == pytest.approx(sum(gaps))
 
 
 def test_calibrated_probabilities_have_no_error_at_another_prevalence():
@@ -56,15 +56,15 @@ def test_calibrated_probabilities_have_no_error_at_another_prevalence():
     labels = (rng.random(p.size) < p).astype(int)
     kept = (labels == 0) | (rng.random(p.size) < 1 / 9)
     labels, p = labels[kept], p[kept]
-    found = compute_metrics(labels, p, p, {0.05: labels}, 0.05, alone(labels), score_intervals=False)
+    summary = compute_metrics(labels, p, p, {0.05: labels}, 0.05, alone(labels), score_intervals=False)
     assert labels.mean() < 0.12
-    assert found["ece"] < 0.01
+    assert summary["ece"] < 0.01
 
 
 def test_decisions_are_counted_by_class():
     labels = np.asarray([0] * 10 + [1] * 10)
     predictions = np.asarray([1] * 2 + [-1] * 3 + [0] * 5 + [1] * 6 + [-1] * 1 + [0] * 3)
-    found = compute_metrics(labels, predictions, np.full(20, 0.5), {0.05: predictions}, 0.05, alone(labels))
+    summary = compute_metrics(labels, predictions, np.full(20, 0.5), {0.05: predictions}, 0.05, alone(labels))
     rates = {
         "fpr_at_target": 0.2,
         "tpr_at_target": 0.6,
@@ -73,26 +73,26 @@ def test_decisions_are_counted_by_class():
         "abstained_human": 0.3,
         "abstained_ai": 0.1,
     }
-    assert {name: found[name] for name in rates} == rates
-    assert found["fpr_at_target_5"] == 0.2
-    assert found["cleared_ai_fraction_at_5"] == 0.3
-    assert (found["fpr_at_target_low"], found["fpr_at_target_high"]) == exact_rate_interval(2, 10)
-    assert found["fpr_at_target_5_low"] == found["fpr_at_target_low"]
-    assert found["ppv_at_20"] == pytest.approx(0.2 * 0.6 / (0.2 * 0.6 + 0.8 * 0.2))
+    assert {name: summary[name] for name in rates} == rates
+    assert summary["fpr_at_target_5"] == 0.2
+    assert summary["cleared_ai_fraction_at_5"] == 0.3
+    assert (summary["fpr_at_target_low"], summary["fpr_at_target_high"]) == exact_rate_interval(2, 10)
+    assert summary["fpr_at_target_5_low"] == summary["fpr_at_target_low"]
+    assert summary["ppv_at_20"] == pytest.approx(0.2 * 0.6 / (0.2 * 0.6 + 0.8 * 0.2))
 
 
 def test_rates_are_those_of_the_default_target():
     for target, key in ((0.05, "5"), (0.01, "1")):
-        found = computed(*texts(), target=target)
-        assert found["fpr_at_target"] == found[f"fpr_at_target_{key}"]
-        assert found["cleared_ai_fraction"] == found[f"cleared_ai_fraction_at_{key}"]
+        summary = computed(*texts(), target=target)
+        assert summary["fpr_at_target"] == summary[f"fpr_at_target_{key}"]
+        assert summary["cleared_ai_fraction"] == summary[f"cleared_ai_fraction_at_{key}"]
 
 
 def test_three_texts_have_no_degenerate_intervals():
-    found = computed(np.asarray([0, 0, 1]), np.asarray([0.0, 0.1, 9.0]))
-    assert found["auroc"] == 1.0
-    assert found["auroc_low"] is found["auroc_high"] is None
-    assert found["tpr_at_fpr_1"] is found["tpr_at_fpr_5"] is None
+    summary = computed(np.asarray([0, 0, 1]), np.asarray([0.0, 0.1, 9.0]))
+    assert summary["auroc"] == 1.0
+    assert summary["auroc_low"] is summary["auroc_high"] is None
+    assert summary["tpr_at_fpr_1"] is summary["tpr_at_fpr_5"] is None
 
 
 @pytest.mark.parametrize(("humans", "name"), [(1000, "tpr_at_fpr_0_1"), (100, "tpr_at_fpr_1"), (20, "tpr_at_fpr_5")])
@@ -102,8 +102,8 @@ def test_a_rate_below_one_text_is_missing(humans, name):
 
 
 def test_perfect_separation_has_no_interval():
-    found = computed(*texts(apart=30))
-    assert (found["auroc"], found["auroc_low"]) == (1.0, None)
+    summary = computed(*texts(apart=30))
+    assert (summary["auroc"], summary["auroc_low"]) == (1.0, None)
 
 
 def test_groups_widen_every_interval():
@@ -114,7 +114,7 @@ def test_groups_widen_every_interval():
     by_group, by_text = (computed(labels, scores, groups=used) for used in (groups.astype(str), None))
     for name in ("auroc", "ece", "fpr_at_target", "tpr_at_target", "abstained_fraction"):
         assert by_group[name] == by_text[name]
-        widths = [found[f"{name}_high"] - found[f"{name}_low"] for found in (by_group, by_text)]
+        widths = [summary[f"{name}_high"] - summary[f"{name}_low"] for summary in (by_group, by_text)]
         assert widths[0] > 1.5 * widths[1], name
     assert by_group["n_groups"] == 40
     assert by_group["fpr_by_group"]["max"] > by_group["fpr_at_target"] > by_group["fpr_by_group"]["min"]
@@ -122,15 +122,15 @@ def test_groups_widen_every_interval():
 
 def test_three_groups_have_metrics_without_intervals():
     labels, scores = texts()
-    found = computed(labels, scores, groups=np.resize(["a", "b", "c"], len(labels)))
-    assert found["auroc"] is not None
-    assert {name for name, value in found.items() if name.endswith(("_low", "_high")) and value is not None} == set()
+    summary = computed(labels, scores, groups=np.resize(["a", "b", "c"], len(labels)))
+    assert summary["auroc"] is not None
+    assert {name for name, value in summary.items() if name.endswith(("_low", "_high")) and value is not None} == set()
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_has_its_rates_alone(label):
-    found = computed(np.full(30, label), np.full(30, 9.0))
+    summary = computed(np.full(30, label), np.full(30, 9.0))
     missing = ("auroc", "ece", "brier", "log_loss", "ppv_at_5", ("tpr" if label == 0 else "fpr") + "_at_target")
-    assert {found[name] for name in missing} == {None}
-    assert found[("fpr", "tpr")[label] + "_at_target"] == 1.0
-    json.dumps(found, allow_nan=False)
+    assert {summary[name] for name in missing} == {None}
+    assert summary[("fpr", "tpr")[label] + "_at_target"] == 1.0
+    json.dumps(summary, allow_nan=False)

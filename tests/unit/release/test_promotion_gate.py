@@ -91,28 +91,28 @@ def test_default_fpr_bounds_follow_the_target(target):
 def test_every_evaluation_of_the_run_counts():
     good, bad = metrics(), metrics(fpr=0.3, texts="others")
     for champion in (None, {TEST: good, "others": metrics(texts="others")}):
-        found, _ = gate({TEST: good, "others": bad}, champion, CONFIG)
-        assert found
-        assert all("others" in reason for reason in found)
+        failures, _ = gate({TEST: good, "others": bad}, champion, CONFIG)
+        assert failures
+        assert all("others" in reason for reason in failures)
 
 
 def test_the_champion_is_compared_on_the_same_texts():
     champion = {TEST: metrics(texts="old"), "renamed": metrics(fpr=0.0, texts="abc")}
-    found, warnings = gate({TEST: metrics(0.96, 0.05)}, champion, CONFIG)
-    assert (len(found), warnings) == (1, [])
+    failures, warnings = gate({TEST: metrics(0.96, 0.05)}, champion, CONFIG)
+    assert (len(failures), warnings) == (1, [])
 
 
 def test_other_texts_are_a_warning():
-    found, warnings = gate({TEST: metrics(0.91)}, {TEST: metrics(0.99, texts="def")}, CONFIG)
-    assert found == []
+    failures, warnings = gate({TEST: metrics(0.91)}, {TEST: metrics(0.99, texts="def")}, CONFIG)
+    assert failures == []
     assert len(warnings) == 1
     assert TEST in warnings[0]
 
 
 def test_a_metric_that_the_champion_lacks_is_a_warning():
     champion = {"auroc": 0.95, "test_fingerprint": "abc"}
-    found, warnings = gate({TEST: metrics()}, {TEST: champion}, CONFIG)
-    assert (found, len(warnings)) == ([], 2)
+    failures, warnings = gate({TEST: metrics()}, {TEST: champion}, CONFIG)
+    assert (failures, len(warnings)) == ([], 2)
 
 
 def test_texts_of_one_class_have_their_own_checks():

@@ -43,9 +43,9 @@ def storage(tmp_path: Path, tiny_bundle: Path) -> Storage:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    made = Config()
-    made.tracking.mode = "disabled"
-    return made
+    config = Config()
+    config.tracking.mode = "disabled"
+    return config
 
 
 def add_candidate(storage: Storage, folder: Path) -> None:

@@ -110,8 +110,8 @@ class Page(HTMLParser):
         self.text += text
 
 
-def page_of(made):
-    page = Page(made)
+def page_of(html):
+    page = Page(html)
     assert "script" not in {tag for tag, _ in page.tags}, "names of the data are text"
     assert EVIL in page.text
     for tag, attributes in page.tags:
@@ -121,19 +121,19 @@ def page_of(made):
 
 
 def test_evaluation_page_shows_the_main_rates():
-    made = report()
-    page = page_of(evaluation_report(made))
+    evaluation = report()
+    page = page_of(evaluation_report(evaluation))
     for name in ("fpr_at_target", "tpr_at_target", "cleared_ai_fraction", "abstained_human", "ppv_at_5"):
-        value = made["overall"][name]
+        value = evaluation["overall"][name]
         assert f"{100 * value:.{1 if value < 0.1 else 0}f}%" in page.text
     assert sum(tag == "img" for tag, _ in page.tags) == 4
-    assert f"Over {made['overall']['fpr_by_group']['groups']} groups" in page.text
+    assert f"Over {evaluation['overall']['fpr_by_group']['groups']} groups" in page.text
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_has_a_page(label):
-    made = report(label == LABELS, baseline=None, attacks=[], sentence_scores=None, abstentions={}, notes=["So."])
-    page = page_of(evaluation_report(made))
+    evaluation = report(label == LABELS, baseline=None, attacks=[], sentence_scores=None, abstentions={}, notes=["So."])
+    page = page_of(evaluation_report(evaluation))
     assert "one class" in page.text
     assert "So." in page.text
 
@@ -145,7 +145,7 @@ def test_contamination_is_a_warning():
 
 def test_comparison_page_shows_bundles_and_differences():
     scores = SCORES, SCORES + RNG.normal(0, 1, 500)
-    made = {
+    comparison = {
         "data": data(other_corpus=True),
         "target": 0.05,
         "bundles": [
@@ -161,9 +161,9 @@ def test_comparison_page_shows_bundles_and_differences():
         ],
         "slices": [{"column": "domain", "value": "news", "metrics": {"first": metrics_of(), EVIL: metrics_of()}}],
     }
-    page = page_of(comparison_report(made))
+    page = page_of(comparison_report(comparison))
     assert "v-1" in page.text
-    assert f"{made['pairs'][0]['auroc_difference']:+.3f}" in page.text
+    assert f"{comparison['pairs'][0]['auroc_difference']:+.3f}" in page.text
     assert "the training data of first" in page.text
     assert f"3 of these texts have a near duplicate in the training data of {EVIL}" in page.text
 

@@ -49,8 +49,8 @@ def test_card_lists_slices_attacks_and_other_data():
     row = {**METRICS, "column": "domain", "value": "a|b *c*"}
     few = {**row, "value": "few", "n_human": 3, "n_ai": 3}
     other = {**METRICS, "abstained_fraction": 0.25, "baseline": {"auroc": 0.7}, "contaminated": 2}
-    made = {**METRICS, "slices": [row, few], "attacks": [{**METRICS, "attack": "synonym"}]}
-    text = model_card(info(), made, {"essays": other})
+    evaluation = {**METRICS, "slices": [row, few], "attacks": [{**METRICS, "attack": "synonym"}]}
+    text = model_card(info(), evaluation, {"essays": other})
     assert r"| domain: a\|b \*c\* | 500 | 3.1% (1.0% to 7.0%) |" in text
     assert "few |" not in text
     assert "| synonym | 3.1% (1.0% to 7.0%) |" in text

@@ -102,14 +102,14 @@ def test_any_language_is_in_scope_if_none_is_wanted() -> None:
     assert problem("x" * 3000, "") == "not_language"
 
 
-def model_that_finds(found: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def model_that_finds(code: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Fake the model; the pieces that it reads."""
     pieces: list[str] = []
 
     class Model:
         def detect(self, text: str, k: int) -> list[dict[str, object]]:
             pieces.append(text)
-            return [{"lang": found, "score": 1.0}]
+            return [{"lang": code, "score": 1.0}]
 
     monkeypatch.setattr(language, "detector", Model)
     return pieces
@@ -121,8 +121,8 @@ def test_cost_is_bounded_for_long_texts(monkeypatch: pytest.MonkeyPatch) -> None
     assert [len(piece) for piece in pieces] == [500] * 20
 
 
-@pytest.mark.parametrize(("wanted", "found"), [("hr", "sr"), ("nb", "da"), ("id", "ms"), ("fa", "prs")])
-def test_languages_that_models_confuse_count_as_one(wanted: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model_that_finds(found, monkeypatch)
+@pytest.mark.parametrize(("wanted", "code"), [("hr", "sr"), ("nb", "da"), ("id", "ms"), ("fa", "prs")])
+def test_languages_that_models_confuse_count_as_one(wanted: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_that_finds(code, monkeypatch)
     assert problem(ENGLISH, wanted) is None
     assert problem(ENGLISH, "cy") == "other_language"

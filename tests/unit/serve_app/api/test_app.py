@@ -366,8 +366,8 @@ def test_predict_ranks_ai_first_only_for_the_verdict_ai(detector: Detector) -> N
         ("uncertain", 0.2, [("human", 0.8), ("ai", 0.2)]),
     ):
         both = labels(verdict.model_copy(update={"label": label, "probability": probability}))
-        assert [each.label for each in both] == [name for name, _ in ranked]
-        assert [each.score for each in both] == pytest.approx([score for _, score in ranked])
+        assert [item.label for item in both] == [name for name, _ in ranked]
+        assert [item.score for item in both] == pytest.approx([score for _, score in ranked])
 
 
 @pytest.mark.parametrize(
@@ -472,5 +472,5 @@ def test_the_description_covers_routes_and_its_examples_work(detector: Detector)
 @pytest.mark.parametrize("with_keys", [True, False])
 def test_the_description_states_whether_a_key_is_needed(detector: Detector, with_keys: bool) -> None:
     spec = create_app(Versions(Engine(detector, ServeConfig())), access(KeyRing if with_keys else None)).openapi()
-    secured = {path for path, methods in spec["paths"].items() if any("security" in each for each in methods.values())}
+    secured = {path for path, methods in spec["paths"].items() if any("security" in m for m in methods.values())}
     assert ("/v1/detect" in secured, "/readyz" in secured) == (with_keys, False)

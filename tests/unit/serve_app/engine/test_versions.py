@@ -81,7 +81,7 @@ def test_a_canary_serves_its_fraction_of_the_callers(detectors: tuple[Detector, 
 
     answers = run(detectors, 0.3, scenario)
     assert 8 <= answers.count(detectors[1].version) <= 30
-    assert set(answers) == {each.version for each in detectors}
+    assert set(answers) == {detector.version for detector in detectors}
     assert run(detectors, 0.3, scenario) == answers  # the same callers
 
 

@@ -55,8 +55,8 @@ def test_visible_text_of_a_word_document_is_read_once() -> None:
 
 
 def test_pdf_pages_are_read_in_order() -> None:
-    found = text("a.pdf", documents.pdf(f"One. {SENTENCE}", f"Two. {SENTENCE}"))
-    assert found.split() == f"One. {SENTENCE} Two. {SENTENCE}".split()
+    pages = text("a.pdf", documents.pdf(f"One. {SENTENCE}", f"Two. {SENTENCE}"))
+    assert pages.split() == f"One. {SENTENCE} Two. {SENTENCE}".split()
 
 
 def test_pdf_with_an_owner_password_is_read() -> None:
