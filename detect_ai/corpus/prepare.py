@@ -110,7 +110,7 @@ def _write_corpus(config: Config, storage: Storage, key: str, tokenizer: Tokeniz
         plans = plan_shards(rows, config)
         shards = write_shards(plans, scan.files, tokenizer, corpus.workers, storage.root, key)
     assert sum(shard.rows for shard in shards) == sum(len(plan.rows) for plan in plans), "a row was lost"
-    found_in = rows.index["source"].astype(str).to_numpy()[rows.duplicate_of[rows.reason == splits.CONTAMINATED]]
+    sources = rows.index["source"].astype(str).to_numpy()[rows.duplicate_of[rows.reason == splits.CONTAMINATED]]
     sizes = np.unique(clusters[rows.stays], return_counts=True)[1]
     sizes = sizes[sizes > 1]
     return Manifest(
@@ -126,7 +126,7 @@ def _write_corpus(config: Config, storage: Storage, key: str, tokenizer: Tokeniz
         counts=_counts(rows.index, plans),
         shards=shards,
         near_duplicates={"clusters": len(sizes), "texts": int(sizes.sum()), "largest": int(sizes.max(initial=0))},
-        contamination={source.name: int((found_in == source.name).sum()) for source in corpus.against},
+        contamination={source.name: int((sources == source.name).sum()) for source in corpus.against},
     )
 
 
