@@ -6,14 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from detect_ai.calibration.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, Scaling, fit_scaling
 from detect_ai.core.errors import InputError
-
-
-def sample(seed=0, n=400, temperature=2.5):
-    """Labels and logits of a known temperature."""
-    rng = np.random.default_rng(seed)
-    truth = rng.normal(0, 2, n)
-    labels = (rng.random(n) < 1 / (1 + np.exp(-truth))).astype(int)
-    return labels, truth * temperature
+from tests.unit.calibration.conftest import sample
 
 
 def platt(labels, logits, prevalence=0.5):
