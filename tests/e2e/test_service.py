@@ -251,9 +251,7 @@ def test_the_deploy_job_replaces_replicas_without_downtime(
 def test_no_text_reaches_a_log(cluster: Path, client: httpx.Client, store: Storage) -> None:
     text = f"{CANARY} {TEXT}"
     sent = files(
-        ("a.txt", text.encode()),
-        ("b.docx", documents.docx(text)),
-        (f"{CANARY}.pdf", b"%PDF-1.4 " + text.encode()),
+        ("a.txt", text.encode()), ("b.docx", documents.docx(text)), (f"{CANARY}.pdf", b"%PDF-1.4 " + text.encode())
     )
     answers = [
         client.post("/v1/detect", json={"text": text, "return_spans": True}),

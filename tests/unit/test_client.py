@@ -53,9 +53,6 @@ def unlimited(request):
     return Reply({**MODEL, "limits": {}}) if request.method == "GET" else service(request)
 
 
-# Retries
-
-
 @pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
 def test_temporary_failure_is_retried(call, status):
     with serving(replies(problem(status), None)) as server:
@@ -113,9 +110,6 @@ def test_errors_contain_no_key_password_or_page(call):
     for error in (raised.value, page.value):
         assert "http://127.0.0.1:" in str(error)
         assert not any(word in str(error) for word in (KEY, "secret", "canary"))
-
-
-# Requests and responses
 
 
 def test_one_text_is_one_request(call):
@@ -211,9 +205,6 @@ def test_files_are_sent_as_forms_within_the_limits(call, tmp_path):
     assert server.paths() == ["/v1/model", "/v1/detect/file", "/v1/detect/file"]
     fields = {field: data for field, name, data in form(server.requests[1]) if name is None}
     assert fields == {"target_fpr": "0.1", "return_text": "true"}
-
-
-# Settings
 
 
 def test_address_and_key_come_from_the_environment(call, monkeypatch):

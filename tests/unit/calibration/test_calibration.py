@@ -23,9 +23,6 @@ def with_domains(*groups):
     return Calibration(1.0, 0.0, (), groups[0].thresholds, domains=groups)
 
 
-# All texts
-
-
 def test_calibrate_combines_scaling_and_thresholds():
     labels, logits = sample()
     human = logits[labels == 0]
@@ -44,9 +41,6 @@ def test_without_domains_all_texts_are_one_group():
     calibration = calibrate(*sample(), [0.05])
     assert calibration.bounds(0.05) == (calibration.midpoint, calibration.thresholds[0.05].score)
     assert calibration.select_group("essays") is calibration.select_group("") is calibration
-
-
-# No known domain
 
 
 def test_an_unknown_domain_has_the_widest_bounds():
@@ -76,9 +70,6 @@ def test_an_unknown_domain_needs_the_length_of_every_domain():
     )
     lengths = {domain: calibration.select_group(domain).min_tokens[0.05] for domain in ("essays", "prose", "")}
     assert lengths == {"essays": 32, "prose": 64, "": 64}
-
-
-# JSON
 
 
 def full():

@@ -12,8 +12,6 @@ from detect_ai.calibration.scaling import fit_scaling
 from detect_ai.core.errors import CalibrationError
 from tests.unit.calibration.conftest import DOMAINS, LENGTHS, sample, scored_spans
 
-# Thresholds and scaling
-
 
 def test_a_group_is_calibrated_on_its_own_documents():
     rng = np.random.default_rng(3)
@@ -62,9 +60,6 @@ def test_spans_have_a_scaling_of_their_own():
     calibration = calibrate_domains(calibrate(documents["label"], documents["score"], [0.05]), scored, [64])
     assert calibration.span_scaling == fit_scaling(spans["label"], spans["score"])
     assert calibration.span_scaling.temperature > calibration.temperature
-
-
-# Minimum lengths
 
 
 def ai_rows(domain, rates, first=0):

@@ -32,9 +32,6 @@ def folder(tmp_path):
     return tmp_path / "folder"
 
 
-# Keys and roots
-
-
 @pytest.mark.parametrize("key", ["", "/etc/passwd", "..", "a/../b"])
 def test_key_outside_the_root_is_refused(local, key):
     for method in (local.path, local.read_bytes, local.delete):
@@ -89,9 +86,6 @@ def test_around_needs_a_name(uri):
         Storage.around(uri)
 
 
-# Files
-
-
 def test_written_bytes_are_replaced_and_read_by_uri(storage):
     storage.write_bytes("a/b/c.bin", b"\x00\xff and more")
     storage.write_bytes("a/b/c.bin", b"\x00\xff")
@@ -124,9 +118,6 @@ def test_folder_without_marker_objects_is_listed(gcs_root):
     with storage.filesystem.open_output_stream(storage.path("registry/versions/abc/detector.json")) as stream:
         stream.write(b"{}")  # as other tools do; pyarrow creates markers for folders
     assert storage.list("registry/versions") == ["abc"]
-
-
-# Atomic writes
 
 
 def test_reader_never_sees_a_partial_write(local):
@@ -170,9 +161,6 @@ def test_failed_block_leaves_no_key(storage):
     with pytest.raises(ZeroDivisionError):
         fail()
     assert not storage.exists("runs/x")
-
-
-# Folders
 
 
 def test_uploaded_folder_round_trips(storage, folder):

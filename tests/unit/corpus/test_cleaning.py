@@ -38,9 +38,6 @@ def cleaned(text, own="", **config):
     return row
 
 
-# Repair
-
-
 @pytest.mark.parametrize("encoding", ["windows-1252", "latin-1"])
 @pytest.mark.parametrize(
     "text", ["It’s fine — so “good", "Bei Müller gibt’s schöne Äpfel", "a fine of £22 in café Noël"]
@@ -54,9 +51,6 @@ def test_wrongly_decoded_text_is_repaired(text, encoding):
 def test_style_is_not_repaired():
     style = "“Curly” quotes, it’s\nﬁne ligatures\nＦＵＬＬ width\nfish &amp; chips\n\x1b[31mred\né e\u0301\nSÃO «é»\n"
     assert repair(style + "Itâ€™s") == style + "It’s"
-
-
-# Normalising
 
 
 @given(st.text(st.characters(max_codepoint=127), max_size=60) | TEXTS)
@@ -87,9 +81,6 @@ def test_rows_with_a_problem_are_not_cleaned(problem):
     assert table["problem"].to_pylist() == [problem, problem]
     assert table["normalised"].to_pylist() == ["", ""]
     assert table["language"].to_pylist() == ["", ""]
-
-
-# Bounds
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,7 @@ KEY = "corpora/made-0123"
 
 @pytest.fixture
 def corpus(tmp_path):
-    rows = {
-        "test": [row(i, 1, "Two words.") for i in range(2)],
-        "train": [row(i, i % 2, "A text.") for i in range(5)],
-    }
+    rows = {"test": [row(i, 1, "Two words.") for i in range(2)], "train": [row(i, i % 2, "A text.") for i in range(5)]}
     return write_corpus(Storage(str(tmp_path)), KEY, rows, shard_rows=4)
 
 

@@ -37,9 +37,6 @@ def refusal(folder):
     return str(refused.value)
 
 
-# Content
-
-
 def test_no_file_is_a_pickle(tiny_bundle):
     for path in tiny_bundle.iterdir():
         data = path.read_bytes()
@@ -81,9 +78,6 @@ def test_bundle_holds_its_domain_classifier(folder):
     write_spec(folder, replace(spec, domains=["essays", "letters", "prose"]))
     with pytest.raises(BundleError, match="expected 3 domains"):
         Detector.load(folder)
-
-
-# Refusal
 
 
 @settings(max_examples=60)

@@ -173,10 +173,7 @@ def group(domain, human, midpoint, min_tokens=None, **scores):
 @pytest.fixture(scope="module")
 def by_domain(spec):
     """Prose is stricter at 5%, essays are at 10%; prose needs longer texts at 5%."""
-    domains = (
-        group("essays", 31, -1.0, at05=1.0, at1=1.0),
-        group("prose", 33, 0.2, {0.05: 30}, at05=2.0, at1=0.5),
-    )
+    domains = (group("essays", 31, -1.0, at05=1.0, at1=1.0), group("prose", 33, 0.2, {0.05: 30}, at05=2.0, at1=0.5))
     return replace(spec, min_tokens=1, calibration=replace(spec.calibration, domains=domains))
 
 
@@ -335,8 +332,7 @@ def test_occlusion_is_the_loss_of_score_without_a_sentence(spec, detector):
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "expected"),
-    [([0.5, 0.49, 0.0], 0.25), ([0.9, 0.5, 0.6], 1.0), ([0.1, 0.2, 0.4], 0.0)],
+    ("probabilities", "expected"), [([0.5, 0.49, 0.0], 0.25), ([0.9, 0.5, 0.6], 1.0), ([0.1, 0.2, 0.4], 0.0)]
 )
 def test_ai_fraction_counts_characters(spec, detector, probabilities, expected):
     places = zip([(0, 10), (11, 26), (30, 45)], probabilities, strict=True)

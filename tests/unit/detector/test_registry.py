@@ -35,9 +35,6 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# Versions
-
-
 def test_an_added_bundle_is_a_version_with_the_same_bytes(registry, tiny_bundle, monkeypatch):
     version = registry.add(tiny_bundle)
     assert registry.versions() == [version] == [read_spec(tiny_bundle).version]
@@ -75,9 +72,6 @@ def test_an_interrupted_version_is_completed_by_adding_again(registry, tiny_bund
         registry.set_champion(version)
     assert registry.add(tiny_bundle) == version
     assert registry.versions() == [version]
-
-
-# The champion
 
 
 def test_the_champion_moves_and_its_history_is_kept(registry, add):
@@ -147,9 +141,6 @@ def test_malformed_pointers_are_refused(registry, add, change):
         with pytest.raises(RegistryError, match=next(iter(change))) as error:
             call()
         assert "\n" not in str(error.value)
-
-
-# Finding a bundle
 
 
 def test_a_bundle_is_found_by_version_key_path_or_default(registry, add, tiny_bundle, monkeypatch):

@@ -88,8 +88,7 @@ def test_publishing_again_changes_nothing(config: Config, storage: Storage) -> N
 
 
 @pytest.mark.parametrize(
-    "worse",
-    [{"auroc": 0.7}, {"fpr_at_target": 0.09}, {"cleared_ai_fraction": 0.3}, {"abstained_fraction": 0.9}],
+    "worse", [{"auroc": 0.7}, {"fpr_at_target": 0.09}, {"cleared_ai_fraction": 0.3}, {"abstained_fraction": 0.9}]
 )
 @pytest.mark.parametrize("file", ["evaluate", "evaluate-others"])
 def test_a_worse_candidate_is_refused(config: Config, storage: Storage, worse: dict[str, float], file: str) -> None:
