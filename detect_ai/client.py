@@ -12,16 +12,16 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 import httpx
 import tenacity
 from pydantic import BaseModel, HttpUrl, TypeAdapter, ValidationError
 
 from detect_ai import __version__
-from detect_ai.core.errors import DetectAIError, InputError
+from detect_ai.core.errors import InputError, RejectedError, ResponseError, ServiceError, UnavailableError
 from detect_ai.schemas import DetectResponse, FilesResponse, FileVerdict, ModelInfo, Problem, Verdict
 from detect_ai.text.normalize import SURROGATE, is_blank
 
@@ -50,38 +50,6 @@ class FileDetectOptions(DetectOptions, total=False):
     return_text: bool
 
 
-class ServiceError(DetectAIError):
-    """The request failed.
-
-    Attributes:
-        detail: the service's explanation, or the client's; never contains submitted text, the key or a password.
-        status: HTTP status code; None without a response.
-        request_id: identifies the request in the service's log; None if unknown.
-        retry_after: seconds that the service asked to wait (`Retry-After`); None if it did not.
-    """
-
-    def __init__(self, detail: str, response: httpx.Response | None = None, request_id: str | None = None) -> None:
-        headers = httpx.Headers() if response is None else response.headers
-        wait = headers.get("Retry-After", "")
-        self.detail = detail
-        self.status = None if response is None else response.status_code
-        self.request_id = request_id or headers.get("X-Request-ID")
-        self.retry_after = float(wait) if wait.isascii() and wait.isdigit() else None
-        super().__init__(f"{detail} (request {self.request_id})" if self.request_id else detail)
-
-
-class RejectedError(ServiceError, InputError):
-    """The request is refused as it is (4xx): wrong key, option or input, or a text that is too long (413)."""
-
-
-class UnavailableError(ServiceError):
-    """No response, or an overloaded service or exceeded rate limit (408, 429, 502, 503, 504), retries included."""
-
-
-class ResponseError(ServiceError):
-    """The response does not match the schemas of this version."""
-
-
 def _parse(model: type[Model], response: httpx.Response) -> Model:
     try:
         return model.model_validate_json(response.content)
@@ -108,8 +76,7 @@ def _as_list(values: Iterable[Item], expected: str) -> list[Item]:
 
 def _wait(state: tenacity.RetryCallState) -> float:
     """Seconds before the next attempt: those that the service asked for, and a random backoff."""
-    error = state.outcome and state.outcome.exception()
-    return (getattr(error, "retry_after", None) or 0) + _BACKOFF(state)
+    return (getattr(state.outcome and state.outcome.exception(), "retry_after", None) or 0) + _BACKOFF(state)
 
 
 class AsyncClient:
@@ -121,11 +88,11 @@ class AsyncClient:
         timeout_s: to send a request and to wait for its response, in one attempt.
         httpx_options: passed to httpx, such as `proxy` or `verify`.
 
-    Raises:
-        InputError: the address, the key, or the proxy or certificate settings are invalid.
+    Raises InputError when the address, the key, or the proxy or certificate settings are invalid.
     """
 
     _http_type: Callable[..., Any] = httpx.AsyncClient
+    _sleep: Callable[[float], Awaitable[None]] = staticmethod(asyncio.sleep)
 
     def __init__(
         self, url: str | None = None, api_key: str | None = None, *, timeout_s: float = 60.0, **httpx_options: Any
@@ -173,9 +140,8 @@ class AsyncClient:
     async def detect(self, texts: str | Iterable[str], **options: Unpack[DetectOptions]) -> Verdict | list[Verdict]:
         """Return the verdict of a text, or those of several in order. Unpaired surrogates are read as U+FFFD.
 
-        Raises:
-            InputError: a text is empty or not a string, or an option is impossible; nothing was sent.
-            ServiceError: the request failed; subclasses name the cause.
+        Raises InputError for a text that is empty or no string and an impossible option (nothing was sent), else
+        ServiceError, whose subclasses name the cause.
         """
         plain = _plain_options(options)
         items = [texts] if isinstance(texts, str) else _as_list(texts, "a text or a list of texts")
@@ -198,9 +164,7 @@ class AsyncClient:
     ) -> list[FileVerdict]:
         """Return a verdict, or the problem with the file, for each file (txt, md, docx, pdf), in order.
 
-        Raises:
-            InputError: a file cannot be read; nothing was sent.
-            ServiceError: the request failed; subclasses name the cause.
+        Raises InputError for a file that cannot be read (nothing was sent), else ServiceError as `detect`.
         """
         plain, files = _plain_options(options), []
         for path in map(Path, _as_list(paths, "a list of paths")):
@@ -213,8 +177,7 @@ class AsyncClient:
             parts = [("files", file) for file in chunk]
             return _parse(FilesResponse, await self._send("POST", "/v1/detect/file", files=parts, data=plain)).files
 
-        limits = ("max_files", "max_upload_bytes")
-        return await self._in_chunks(send, files, lambda file: len(file[1]) + _PART_BYTES, limits)
+        return await self._in_chunks(send, files, lambda f: len(f[1]) + _PART_BYTES, ("max_files", "max_upload_bytes"))
 
     async def model(self) -> ModelInfo:
         """Return the served model, its thresholds and the limits of a request. Raises ServiceError."""
@@ -249,7 +212,8 @@ class AsyncClient:
 
         async def attempt() -> httpx.Response:
             try:
-                response = await self._request(method, self._url + path, **request)
+                sent = self._http.request(method, self._url + path, **request)
+                response: httpx.Response = await sent if isinstance(sent, Awaitable) else sent
             except httpx.RequestError as error:
                 # Messages of other errors may contain a header, and therefore the API key.
                 reason = f": {error}" if isinstance(error, httpx.ConnectError) and str(error) else ""
@@ -278,24 +242,14 @@ class AsyncClient:
             reraise=True,
         )(attempt)
 
-    async def _request(self, method: str, url: str, **request: Any) -> httpx.Response:
-        response: httpx.Response = await self._http.request(method, url, **request)
-        return response
-
-    async def _sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
 
 class _BlockingClient(AsyncClient):
     """The coroutines of `AsyncClient` over a blocking HTTP client: they never suspend, so they need no event loop."""
 
     _http_type = httpx.Client
 
-    async def _request(self, method: str, url: str, **request: Any) -> httpx.Response:
-        response: httpx.Response = self._http.request(method, url, **request)
-        return response
-
-    async def _sleep(self, seconds: float) -> None:
+    @staticmethod
+    async def _sleep(seconds: float) -> None:
         time.sleep(seconds)
 
     async def close(self) -> None:
@@ -307,8 +261,7 @@ def _run(coroutine: Coroutine[Any, Any, Result]) -> Result:
     try:
         coroutine.send(None)
     except StopIteration as done:
-        result: Result = done.value
-        return result
+        return cast("Result", done.value)
     raise AssertionError("a coroutine of the blocking client suspended")
 
 

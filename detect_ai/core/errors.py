@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import httpx
     from pydantic import ValidationError
 
 # Attributes in which Ray Core, Ray Train and Python keep the cause of an error.
@@ -53,6 +54,38 @@ class ResourceError(DetectAIError):
 
 class TrainingError(DetectAIError):
     """A training run cannot continue, such as with a loss that is not finite."""
+
+
+class ServiceError(DetectAIError):
+    """A request to the service failed.
+
+    Attributes:
+        detail: the service's explanation, or the client's; never contains submitted text, the key or a password.
+        status: HTTP status code; None without a response.
+        request_id: identifies the request in the service's log; None if unknown.
+        retry_after: seconds that the service asked to wait (`Retry-After`); None if it did not.
+    """
+
+    def __init__(self, detail: str, response: httpx.Response | None = None, request_id: str | None = None) -> None:
+        headers = {} if response is None else response.headers
+        wait = headers.get("Retry-After", "")
+        self.detail = detail
+        self.status = None if response is None else response.status_code
+        self.request_id = request_id or headers.get("X-Request-ID")
+        self.retry_after = float(wait) if wait.isascii() and wait.isdigit() else None
+        super().__init__(f"{detail} (request {self.request_id})" if self.request_id else detail)
+
+
+class RejectedError(ServiceError, InputError):
+    """The request is refused as it is (4xx): wrong key, option or input, or a text that is too long (413)."""
+
+
+class UnavailableError(ServiceError):
+    """No response, or an overloaded service or exceeded rate limit (408, 429, 502, 503, 504), retries included."""
+
+
+class ResponseError(ServiceError):
+    """The response does not match the schemas of this version."""
 
 
 def first_problem(error: ValidationError) -> str:

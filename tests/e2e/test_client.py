@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from detect_ai.cli import main
-from detect_ai.client import AsyncClient, Client, RejectedError
+from detect_ai.client import AsyncClient, Client
+from detect_ai.core.errors import RejectedError
 from detect_ai.detector.detector import Detector
 from detect_ai.schemas import Verdict
 from tests.fixtures import tiny_models

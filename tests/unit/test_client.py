@@ -12,8 +12,8 @@ import pytest
 import tenacity
 
 from detect_ai import client as client_module
-from detect_ai.client import AsyncClient, Client, RejectedError, ResponseError, ServiceError, UnavailableError
-from detect_ai.core.errors import InputError
+from detect_ai.client import AsyncClient, Client
+from detect_ai.core.errors import InputError, RejectedError, ResponseError, ServiceError, UnavailableError
 from detect_ai.core.ray_runtime import free_port
 from detect_ai.schemas import Verdict
 from tests.fixtures.fake_service import MODEL, RESPONSE, Reply, problem, service, serving, verdict
