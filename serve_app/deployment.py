@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -57,7 +58,7 @@ class Replica:
             connect_limiter(),
             config.tokens_per_minute,
             config.max_concurrent_per_key,
-            None if keys is None else KeyStore(storage, keys).read,
+            None if keys is None else partial(KeyStore(storage, keys).read, strict=False),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

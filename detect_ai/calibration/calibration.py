@@ -127,20 +127,10 @@ class Calibration(GroupCalibration):
 def calibrate(
     labels: ArrayLike, scores: ArrayLike, target_fprs: Iterable[float], prevalence: float = 0.5
 ) -> Calibration:
-    """Fit the scaling and one threshold for each target FPR.
+    """Fit the scaling, and one threshold for each target FPR in ascending order.
 
-    Args:
-        labels: 0 human, 1 AI, shape (n,).
-        scores: raw document scores of a split used for nothing else, shape (n,).
-        target_fprs: each in (0, 1).
-        prevalence: fraction of AI texts that the probabilities assume, whatever that of `labels` is; in (0, 1).
-
-    Returns:
-        The calibration, its thresholds in ascending order of target.
-
-    Raises:
-        CalibrationError: there are too few human texts for a target.
-        InputError: labels and scores do not fit, or one class is missing (see `metrics.check_binary`).
+    Labels (0 human, 1 AI) and raw document scores, of a split used for nothing else, have shape (n,); `prevalence` as
+    in `fit_scaling`. Raises CalibrationError for too few human texts, InputError as `metrics.check_binary`.
     """
     truth, values = check_binary(labels, scores, both_classes=True)
     human = np.sort(values[truth == 0])

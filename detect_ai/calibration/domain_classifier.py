@@ -81,14 +81,7 @@ def _features(ids: Ids) -> tuple[Ids, NDArray[np.float32]]:
 
 
 def fit(documents: Sequence[Ids], domains: Sequence[str], vocabulary: int, seed: int = 0) -> DomainClassifier:
-    """Fit the classifier with balanced class weights.
-
-    Args:
-        documents: token ids of training texts, or of spans of them.
-        domains: the domain of each.
-        vocabulary: number of tokens of the tokenizer.
-        seed: of the solver.
-    """
+    """Fit the classifier, with balanced class weights, to token ids of training texts (or spans) and their domains."""
     from scipy.sparse import csr_array
     from sklearn.linear_model import LogisticRegression
 

@@ -41,13 +41,8 @@ def fit_scaling(labels: ArrayLike, scores: ArrayLike, prevalence: float = 0.5) -
     but has a biased level, which no temperature corrects. The targets are smoothed as by Platt, so that perfectly
     separated classes have a finite solution; the temperature stays in [0.05, 20].
 
-    Args:
-        labels: 0 human, 1 AI, shape (n,).
-        scores: raw document scores, shape (n,).
-        prevalence: fraction of AI texts that the probabilities assume, whatever that of `labels` is; in (0, 1).
-
-    Raises:
-        InputError: labels and scores do not fit, or one class is missing (see `metrics.check_binary`).
+    Labels (0 human, 1 AI) and raw document scores have shape (n,). `prevalence` is the fraction of AI texts that the
+    probabilities assume, whatever that of `labels` is. Raises InputError as `metrics.check_binary`.
     """
     truth, logits = check_binary(labels, scores, both_classes=True)
     num_ai = int(truth.sum())

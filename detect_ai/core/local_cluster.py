@@ -27,8 +27,7 @@ STOP_SECONDS = 5  # then SIGKILL: after actors have run, a raylet takes 30 s to 
 class LocalCluster:
     """A cluster that takes jobs when the constructor returns. Raises ResourceError with the end of its log.
 
-    Args:
-        options: further ones of `ray start`.
+    `options` are further ones of `ray start`.
 
     Attributes:
         pid: of its main process; ending it ends the cluster.

@@ -22,7 +22,7 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of a local path or a URI, and the path inside it. Raises ConfigError."""
     if "://" not in uri:
         return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
-    if re.match(r"[^/]*://[^/@]*:[^/@]*@", uri):
+    if re.match(r"[^/]*://[^/]*:.*@", uri):
         raise ConfigError("expected a URI without a password, which would appear in logs: use the environment")
     try:
         filesystem, path = pafs.FileSystem.from_uri(uri)

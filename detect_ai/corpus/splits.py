@@ -171,13 +171,8 @@ def assign_splits(
     furthest below their target, measured at the middle of the group. If the rows of one group may only go to different
     splits, the split nearest to the test wins.
 
-    Args:
-        groups: code of each row's group, shape (rows,).
-        names: name of each code; with the seed it decides the order of groups of one size.
-        strata: code of each row's stratum (label x domain x generator), shape (rows,).
-        masks: splits that each row may go to, shape (rows,).
-        fractions: of the rows, by split.
-        seed: of the order.
+    `groups`, `strata` (label x domain x generator) and `masks` (allowed splits) are codes of each row, shape (rows,);
+    `names` are those of the groups, `fractions` of the rows by split.
     """
     content: dict[int, Counter[int]] = defaultdict(Counter)
     for group, stratum in zip(groups.tolist(), strata.tolist(), strict=True):

@@ -178,9 +178,10 @@ def _notes(task: EvalTask, verdicts: Verdicts, overall: dict[str, Any]) -> list[
             fraction = float(np.isin(domains, unseen).mean())
             listed = ", ".join(unseen[:8]) + (" …" if len(unseen) > 8 else "")
             notes.append(f"{100 * fraction:.0f}% of the human texts are of domains not seen in calibration ({listed}).")
+    groups = task.spec.calibration.domains or (task.spec.calibration,)
     for target in sorted(task.spec.calibration.thresholds):
-        name = f"fpr_at_target_{key_of_target(target)}"
-        if (overall[f"{name}_low"] or 0) > target:
+        name, bound = f"fpr_at_target_{key_of_target(target)}", max(g.thresholds[target].fpr_bound for g in groups)
+        if (overall[f"{name}_low"] or 0) > bound:
             notes.append(
                 f"At the {100 * target:g}% target {100 * overall[name]:.1f}% of the human texts were labelled AI, more "
                 f"than chance explains: they are unlike the calibration texts."

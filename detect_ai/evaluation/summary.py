@@ -38,15 +38,8 @@ def compute_metrics(
     A metric that the texts cannot support is None: a TPR at a fixed FPR needs so many human texts that one of them may
     be labelled AI. Bounds of 95% intervals end in `_low` and `_high`; see `detect_ai.evaluation.intervals`.
 
-    Args:
-        labels: 0 human, 1 AI; like all arrays of shape (n,).
-        scores: higher = more AI, finite.
-        probabilities: P(AI).
-        predictions: by target FPR: 0 human, 1 AI, -1 uncertain.
-        default_target: one of these targets.
-        groups: of the texts, "" for none.
-        prevalence: that the probabilities assume.
-        score_intervals: compute the intervals of AUROC and the like, which take most of the time.
+    Arrays have shape (n,). Labels are 0 human, 1 AI; predictions by target FPR 0 human, 1 AI, -1 uncertain; groups ""
+    for none. `prevalence` is what the probabilities assume. `score_intervals` (of AUROC) take most of the time.
     """
     ids = intervals.group_ids(groups)
     human, ai = labels == 0, labels == 1

@@ -43,17 +43,9 @@ def plan_steps(
 ) -> list[list[Ints]]:
     """Cut a pool of documents into steps of microbatches, in a random order that `rng` determines.
 
-    Documents of equal padded length are in random order, so that no two epochs have the same batches.
-
-    Args:
-        lengths: tokens of each document as it will be read, special tokens included, shape (n,).
-        labels: class of each document, shape (n,).
-        batch_size: documents in a step, at most; steps differ by at most one.
-        microbatch_size: documents in a microbatch, at most.
-        rng: determines every order.
-
-    Returns:
-        For each step its microbatches, shortest first: arrays of positions in `lengths`, where each occurs once.
+    Documents of equal padded length are in random order, so that no two epochs have the same batches. `lengths` are in
+    tokens as read, special tokens included, shape (n,); sizes are in documents, at most, and those of steps differ by
+    one at most. Returns for each step its microbatches, shortest first: arrays of positions, where each occurs once.
     """
     padded = padded_length(lengths)
     order = rng.permutation(len(lengths))

@@ -236,7 +236,7 @@ def file_routes(versions: Versions) -> APIRouter:
         def work(engine: Engine) -> Awaitable[bytes]:
             return detect_files(engine, uploads, options, state.request_id, state.queue, state.caller.charge)
 
-        with main.files.held(state.num_bytes or main.config.max_upload_bytes):
+        with main.files.held(state.num_bytes or main.config.max_upload_bytes, state.queue):
             uploads, options = await read_form(request)
             return await json_response(versions, request, work)
 

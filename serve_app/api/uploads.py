@@ -69,7 +69,7 @@ async def detect_files(
     """The JSON of a FilesResponse. Raises ProblemError for an invalid request."""
     started = time.perf_counter()
     engine.check_target(options.target_fpr)
-    files = await engine.files.texts(uploads)
+    files = await engine.files.texts(uploads, caller)
 
     def encode() -> EncodedRequest:
         nonlocal files

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
@@ -32,6 +33,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, V
 
 from detect_ai.core.errors import ConfigError, DetectAIError, first_problem
 from detect_ai.core.storage import Storage
+
+logger = logging.getLogger("ray.serve")
 
 ENVIRONMENT = "DETECT_AI_API_KEYS"
 FOLDER = "auth/keys"
@@ -93,8 +96,11 @@ class KeyStore:
         self._environment = _parse(_KEYS, environment, ENVIRONMENT).get("keys", []) if environment else []
         self._known: dict[str, tuple[tuple[Any, Any], ApiKey]] = {}  # by id, with (mtime, size)
 
-    def read(self) -> KeyRing:
-        """All keys, revoked ones included; reads only objects that have changed. Raises ConfigError."""
+    def read(self, strict: bool = True) -> KeyRing:
+        """All keys, revoked ones included; reads only objects that have changed.
+
+        An object that is no key is a ConfigError; if not `strict` it is logged, and the other keys are read.
+        """
         known: dict[str, tuple[tuple[Any, Any], ApiKey]] = {}
         selector = FileSelector(self._storage.path(FOLDER), allow_not_found=True, recursive=True)
         for info in self._storage.filesystem.get_file_info(selector):
@@ -106,10 +112,15 @@ class KeyStore:
                 continue
             name = f"{FOLDER}/{info.base_name}"
             where = self._storage.uri(name)
-            key = _parse(_KEY, self._storage.read_bytes(name).decode(errors="replace"), where)
-            if key.id != number:
-                raise ConfigError(f"{where}: expected the key {number}, found {key.id}")
-            known[number] = (changed, key)
+            try:
+                key = _parse(_KEY, self._storage.read_bytes(name).decode(errors="replace"), where)
+                if key.id != number:
+                    raise ConfigError(f"{where}: expected the key {number}, found {key.id}")
+                known[number] = (changed, key)
+            except ConfigError as error:
+                if strict:
+                    raise
+                logger.error("This key is refused: %s", error)
         self._known = known
         return KeyRing([*(key for _, key in known.values()), *self._environment])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -85,7 +86,7 @@ class Engine:
             record,
             detector.version,
         )
-        self._unread_chars = 0
+        self._unread_chars: Counter[str] = Counter()  # by caller
         self._char_s = 0.0  # moving average of the seconds a reader takes for a character
 
     def warm_up(self) -> None:
@@ -100,7 +101,8 @@ class Engine:
 
     def require_room(self, size: int, caller: str) -> None:
         """Refuse a request by its size in characters before it is read. Raises QueueFullError."""
-        seconds = self._unread_chars * self._char_s / READERS
+        unread = max(self._unread_chars.total(), 2 * self._unread_chars[caller])  # half of the room for one caller
+        seconds = unread * self._char_s / READERS
         if self.batcher.waiting_tokens:
             seconds += self.batcher.delay_s(1, caller)
         if seconds > self.config.max_wait_s:
@@ -138,10 +140,10 @@ class Engine:
             return verdicts, respond(verdicts)
 
         try:
-            if self.batcher.is_idle and not self._unread_chars:
+            if self.batcher.is_idle and not self._unread_chars.total():
                 result = await self._run_alone(encode_and_charge, conclude, size)
             else:
-                result = await self._encode(encode_and_charge, size)
+                result = await self._encode(encode_and_charge, size, caller)
             if isinstance(result, EncodedRequest):
                 scores = await self.batcher.scores(result.rows, caller)
                 result = await loop.run_in_executor(self.readers, conclude, result, scores)
@@ -185,12 +187,12 @@ class Engine:
         future.add_done_callback(finish)
         return await asyncio.shield(future)  # a caller that leaves does not free the lane: the thread does
 
-    async def _encode(self, encode: Callable[[], EncodedRequest], size: int) -> EncodedRequest:
-        self._unread_chars += size
+    async def _encode(self, encode: Callable[[], EncodedRequest], size: int, caller: str) -> EncodedRequest:
+        self._unread_chars[caller] += size
         try:
             encoded, seconds = await asyncio.get_running_loop().run_in_executor(self.readers, timed, encode)
         finally:
-            self._unread_chars -= size
+            self._unread_chars -= Counter({caller: size})  # forgets callers without any
         char_s = seconds / max(size, MIN_MEASURED_CHARS)
         self._char_s = 0.8 * self._char_s + 0.2 * char_s if self._char_s else char_s
         return encoded

@@ -27,6 +27,7 @@ MIN_POINTS = 2.0  # smaller text cannot be read by eye
 WHITE = 248  # of 255, of each colour component
 # Elements of a Word document that are not its text: properties, deleted or moved text, fallbacks for older programs.
 LEFT_OUT = {"pPr", "rPr", "del", "moveFrom", "Fallback"}
+OFF = ("0", "false", "off", "none")
 CHARACTERS = {"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-", "sym": "•", "p": "\n"}
 
 Pieces = Iterator[tuple[str, int]]  # visible text, and the number of hidden characters that were left out
@@ -88,6 +89,7 @@ def parse_docx(content: bytes) -> Pieces:
     """Extract the paragraphs of a Word document (ECMA-376), without headers, footers, notes and deleted text."""
     from defusedxml.ElementTree import parse as parse_xml
 
+    hidden_styles: set[str] = set()
     with zipfile.ZipFile(BytesIO(content)) as archive:
         entries = {part_name(entry.filename): entry for entry in archive.infolist()}
 
@@ -100,10 +102,13 @@ def parse_docx(content: bytes) -> Pieces:
             return parse_xml(archive.open(entry), forbid_dtd=True).getroot()
 
         relations = [part for part in root("_rels/.rels") if part.get("Type", "").endswith("/officeDocument")]
-        document = root(relations[0].get("Target", "") if relations else "")
+        target = relations[0].get("Target", "") if relations else ""
+        document, styles = root(target), target.rpartition("/")[0] + "/styles.xml"
+        if part_name(styles) in entries:
+            hidden_styles = styles_that_hide(root(styles))
     if not (document.tag.endswith("}document") and "wordprocessingml" in document.tag):
         raise RefusedError("not_word")
-    yield from element_text(document, is_hidden=False)
+    yield from element_text(document, False, hidden_styles)
 
 
 def part_name(name: str) -> str:
@@ -111,7 +116,27 @@ def part_name(name: str) -> str:
     return unquote(name).replace("\\", "/").lstrip("./").lower()
 
 
-def element_text(element: Any, is_hidden: bool) -> Pieces:
+def styles_that_hide(styles: Any) -> set[str]:
+    """Ids of the styles of a Word document whose text is hidden, by themselves or by the style they are based on."""
+    based_on, hidden = {}, set()
+    for style in styles.iterfind("{*}style"):
+        name = value(style, "styleId")
+        based_on[name] = value(style.find("{*}basedOn"), "val")
+        mark = style.find("{*}rPr/{*}vanish")
+        if mark is not None and value(mark, "val", "true").lower() not in OFF:
+            hidden.add(name)
+    while more := {name for name, parent in based_on.items() if parent in hidden} - hidden:
+        hidden |= more
+    return hidden
+
+
+def value(element: Any, name: str, default: str = "") -> str:
+    """An attribute of a Word element, which may be None."""
+    attributes: dict[str, str] = {} if element is None else element.attrib
+    return next((text for key, text in attributes.items() if key.endswith("}" + name)), default)
+
+
+def element_text(element: Any, is_hidden: bool, hidden_styles: set[str]) -> Pieces:
     """The text of a Word element and of the elements in it. Raises RefusedError."""
     namespace, _, name = element.tag.rpartition("}")
     if name == "altChunk":
@@ -120,10 +145,13 @@ def element_text(element: Any, is_hidden: bool) -> Pieces:
         return
     if name == "txbxContent":
         yield "\n", 0  # a text box inside a paragraph
+    if name == "p":
+        is_hidden = is_hidden or value(element.find("{*}pPr/{*}pStyle"), "val") in hidden_styles
     if name == "r":
-        is_hidden = any(map(hides_run, element.iterfind("{*}rPr")))
+        by_style = value(element.find("{*}rPr/{*}rStyle"), "val") in hidden_styles
+        is_hidden = is_hidden or by_style or any(map(hides_run, element.iterfind("{*}rPr")))
     for child in element:
-        yield from element_text(child, is_hidden)
+        yield from element_text(child, is_hidden, hidden_styles)
     text = element.text or ""
     if "wordprocessingml" in namespace and name == "t":
         yield ("", len(text)) if is_hidden else (text, 0)
@@ -136,9 +164,8 @@ def hides_run(properties: Any) -> bool:
     """Whether run properties hide the text: hidden, white without a background, or too small to read."""
     values = {}
     for child in properties:
-        value = next((value for name, value in child.attrib.items() if name.endswith("}val")), "true")
-        values[child.tag.rpartition("}")[2]] = value.lower()
-    if any(values.get(name, "0") not in ("0", "false", "off", "none") for name in ("vanish", "webHidden")):
+        values[child.tag.rpartition("}")[2]] = value(child, "val", "true").lower()
+    if any(values.get(name, "0") not in OFF for name in ("vanish", "webHidden")):
         return True
     is_white = values.get("color") == "ffffff" and not {"shd", "highlight"} & values.keys()
     size = values.get("sz", "24")  # in half points
@@ -189,12 +216,14 @@ def page_text(page: Any) -> str:
 
 
 def hides_text(item: Any, page: Any) -> bool:
-    """Whether a text object of a PDF page is white, or, not in a form, too small to read or outside of the page."""
+    """Whether a text object of a PDF page is white, transparent, or, not in a form, too small or off the page."""
     from pypdfium2 import raw
 
     colour = [c_uint() for _ in range(4)]
-    if raw.FPDFPageObj_GetFillColor(item, *colour) and min(part.value for part in colour[:3]) >= WHITE:
-        return True
+    if raw.FPDFPageObj_GetFillColor(item, *colour):
+        *components, opacity = (part.value for part in colour)
+        if min(components) >= WHITE or not opacity:
+            return True
     if item.level > 0:
         return False  # sizes and positions in a form are relative to it
     left, bottom, right, top = item.get_bounds()

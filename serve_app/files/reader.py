@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -80,39 +81,45 @@ class FileReader:
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
         self._threads = ThreadPoolExecutor(PROCESSES, thread_name_prefix="files")
-        self._waiting_files = 0
-        self._held_bytes = 0
+        # By caller; one may take half of the room.
+        self._waiting_files: Counter[str] = Counter()
+        self._held_bytes: Counter[str] = Counter()
 
     @contextmanager
-    def held(self, num_bytes: int) -> Iterator[None]:
+    def held(self, num_bytes: int, caller: str) -> Iterator[None]:
         """Reserve memory for the bytes of a request. Raises QueueFullError."""
-        is_full = self._held_bytes and self._held_bytes + num_bytes > UPLOADS * self.config.max_upload_bytes
-        if is_full or self._waiting_files >= MAX_WAITING_FILES:
+        taken = _taken(self._held_bytes, caller)
+        is_full = taken and taken + num_bytes > UPLOADS * self.config.max_upload_bytes
+        if is_full or _taken(self._waiting_files, caller) >= MAX_WAITING_FILES:
             raise QueueFullError
-        self._held_bytes += num_bytes
+        self._held_bytes[caller] += num_bytes
         try:
             yield
         finally:
-            self._held_bytes -= num_bytes
+            self._held_bytes -= Counter({caller: num_bytes})
 
-    async def texts(self, uploads: Sequence[Upload]) -> list[FileText | ProblemError]:
+    async def texts(self, uploads: Sequence[Upload], caller: str) -> list[FileText | ProblemError]:
         """The text of each file, or the problem with it. Raises QueueFullError."""
         loop = asyncio.get_running_loop()
         needs_process = [KINDS.get(upload.suffix, TEXT) != TEXT for upload in uploads]
-        if any(needs_process) and self._waiting_files >= MAX_WAITING_FILES:
+        if any(needs_process) and _taken(self._waiting_files, caller) >= MAX_WAITING_FILES:
             raise QueueFullError
-        self._waiting_files += sum(needs_process)
+        self._waiting_files[caller] += sum(needs_process)
         try:
             threads = [self._threads if process else None for process in needs_process]
             return await asyncio.gather(*map(loop.run_in_executor, threads, repeat(self._text), uploads))
         finally:
-            self._waiting_files -= sum(needs_process)
+            self._waiting_files -= Counter({caller: sum(needs_process)})
 
     def _text(self, upload: Upload) -> FileText | ProblemError:
         try:
             return read_file(upload, self.config)
         except ProblemError as problem:
             return problem
+
+
+def _taken(by_caller: Counter[str], caller: str) -> int:
+    return max(by_caller.total(), 2 * by_caller[caller])
 
 
 def read_file(upload: Upload, config: ServeConfig) -> FileText:

@@ -71,9 +71,6 @@ def json_lines(capsys):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-# Exit codes
-
-
 @pytest.mark.parametrize(
     ("labels", "options", "code"),
     [
@@ -147,9 +144,6 @@ def test_help_documents_exit_codes(capsys):
     assert all(f"\n  {code} " in output for code in (0, 1, 2, 3, 4, 130))
 
 
-# Output
-
-
 def test_json_holds_the_verdicts_of_the_library(decided, files, detector, capsys):
     names = [str(path) for path in files.values()]
     check(decided, *names, "--json", "--spans", "--target-fpr", "0.1")
@@ -212,9 +206,6 @@ def test_model_is_printed_as_json(decided, detector, capsys):
     assert (info.model_version, [row.target_fpr for row in info.thresholds]) == (detector.version, [0.05, 0.1])
 
 
-# With a service
-
-
 def test_options_are_passed_to_the_service(files, capsys, monkeypatch):
     with serving(service) as server:
         monkeypatch.setenv("DETECT_AI_URL", server.url)
@@ -265,9 +256,6 @@ def test_unreachable_service_exits_with_1(files, capsys, monkeypatch):
     url = f"http://127.0.0.1:{free_port()}"
     assert main(["check", "--url", url, str(files[Label.AI])]) == 1
     assert capsys.readouterr().err.startswith(f"error: {url}")
-
-
-# As a process
 
 
 def run(*arguments, **options):

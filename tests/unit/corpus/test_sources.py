@@ -31,9 +31,6 @@ def parquet(path, **columns):
     return path
 
 
-# Rows
-
-
 def test_every_format_gives_the_same_rows(tmp_path):
     values = [{"text": "One, two\nthree é", "label": 0, "g": "a"}, {"text": "Four", "label": 1, "g": "b"}]
     lines = "".join(json.dumps(row) + "\n" for row in values).encode()
@@ -92,9 +89,6 @@ def test_tables_are_bounded_and_in_order(tmp_path):
     assert [len(table) for table in tables(path)] == [3, 3, 1]
 
 
-# Labels
-
-
 OWN = {"human": 0, "polished": 1, "0": 1}
 
 
@@ -131,9 +125,6 @@ def test_label_after_a_broken_row_is_not_trusted(tmp_path):
 def test_unlabelled_source_keeps_the_labels_it_has(tmp_path):
     path = write(tmp_path / "a.jsonl", {"text": "a"}, {"text": "b", "label": 1}, {"text": "c", "label": "perhaps"})
     assert some(rows(path, unlabelled=True), "label", "problem") == [(None, ""), (1, ""), (None, "")]
-
-
-# Broken rows
 
 
 @pytest.mark.parametrize("value", [None, "", 5, ["a"], True])
@@ -209,9 +200,6 @@ def test_any_bytes_give_rows_or_one_error(tmp_path_factory, data, kind):
     assert {row["problem"] for row in records} <= {"", "bad_row", "bad_encoding", "no_text", "no_label"}
 
 
-# Columns
-
-
 def test_missing_columns_are_refused(tmp_path):
     csv_file, json_file = write(tmp_path / "a.csv", "text,label", "a,0"), write(tmp_path / "a.jsonl", ROW)
     for path in (csv_file, json_file, parquet(tmp_path / "a.parquet", text=["a"], label=[0])):
@@ -236,9 +224,6 @@ def test_every_string_type_is_read(tmp_path, kind):
     text, label = pa.array(["a", None]).cast(kind), pa.array(["0", "1"]).dictionary_encode()
     records = rows(parquet(tmp_path / "a.parquet", text=text, label=label), kind="parquet")
     assert some(records, "text", "label", "problem") == [("a", 0, ""), ("", 1, "no_text")]
-
-
-# Files
 
 
 @pytest.mark.parametrize(
@@ -419,9 +404,6 @@ def test_unreadable_data_sets_are_refused(data_set):
     assert "part 1" in refusal(rows, data_set, kind="hub")
 
 
-# Names and digests
-
-
 def test_source_name():
     assert source_name(SourceConfig(path="/data/essays.csv.gz")) == "essays"
     assert source_name(SourceConfig(path="gs://bucket/data/essays/?scheme=http")) == "essays"
@@ -440,9 +422,6 @@ def test_digest_depends_on_bytes_and_names(tmp_path):
     pinned = SourceConfig(kind="hub", path="org/essays", revision="a" * 40)
     changes = ({}, {"revision": "b" * 40}, {"subset": "x"}, {"hub_split": "test"}, {"path": "org/other"})
     assert len(seen | {source_digest(pinned.model_copy(update=change)) for change in changes}) == 8
-
-
-# The sample
 
 
 def test_sample_is_pairs_of_human_and_ai_stories():

@@ -63,9 +63,6 @@ def fixed(**splits):
     return [SourceConfig(name="mine", splits=splits)]
 
 
-# Selection
-
-
 def test_exact_duplicates_are_dropped():
     rows = rows_of(
         [
@@ -113,9 +110,6 @@ def test_repeated_ids_are_refused():
         check_rows(rows)
     rows.drop(np.asarray([9]), "duplicate")
     check_rows(rows)
-
-
-# Splits
 
 
 def test_fixed_splits_are_kept():
@@ -195,9 +189,6 @@ def test_held_out_training_row_is_dropped():
     assert rows.reason.tolist() == ["held_out", ""]
 
 
-# Assignment of groups
-
-
 def assign(groups, strata=None, masks=None, seed=0):
     groups = np.asarray(groups, np.int64)
     strata = np.zeros_like(groups) if strata is None else np.asarray(strata, np.int64)
@@ -266,9 +257,6 @@ def test_groups_of_near_duplicates_are_joined():
 
 def test_groups_without_a_common_split_are_not_joined():
     assert joined(400, [(0, 1), (0, 2)], [ANY, TRAIN_ONLY, TEST, *[ANY] * 397])[:3] == [0, 0, 2]
-
-
-# Weights
 
 
 def balanced(labels, num_words=None, domains=None, weight=1.0, splits=0):

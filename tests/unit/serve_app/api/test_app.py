@@ -26,9 +26,10 @@ from serve_app.api.uploads import detect_files
 from serve_app.auth.access import AccessControl
 from serve_app.auth.api_keys import KeyRing, Scope, create_key
 from serve_app.engine.batcher import ClosedError
-from serve_app.engine.engine import Engine, Options
+from serve_app.engine.engine import READERS, Engine, Options
 from serve_app.engine.metrics import Record, discard
 from serve_app.engine.versions import Versions
+from serve_app.errors import QueueFullError
 from serve_app.files.reader import Upload
 from tests.unit.serve_app.auth.test_rate_limit import Cluster
 
@@ -196,13 +197,28 @@ def test_a_body_that_never_comes_is_a_503(detector: Detector) -> None:
         check_problem(response, 503, "0.1 seconds")
 
 
+def test_uploads_stay_in_memory(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", lambda file: pytest.fail("an upload went to disk"))
+    files = [("files", ("a.txt", b"a" * 2_000_000))]
+    assert ask(detector, lambda client, _: client.post("/v1/detect/file", files=files)).status_code == 200
+
+
+def test_one_caller_has_half_of_the_room_before_the_queue(detector: Detector) -> None:
+    engine = Engine(detector, ServeConfig(max_wait_s=5))
+    engine._char_s = 1.0
+    engine._unread_chars["greedy"] = 6 * READERS // 2
+    engine.require_room(1, "other")
+    with pytest.raises(QueueFullError):
+        engine.require_room(1, "greedy")
+
+
 def test_a_full_queue_is_a_503(detector: Detector) -> None:
     async def body() -> AsyncIterator[bytes]:
         raise AssertionError("the body was read")
         yield b""
 
     async def scenario(client: httpx.AsyncClient, engine: Engine) -> tuple[httpx.Response, float]:
-        engine._unread_chars, engine._char_s = 10**6, 1e-3
+        engine._unread_chars["another"], engine._char_s = 10**6, 1e-3
         headers = {**JSON, "Content-Length": "4000"}
         engine.batcher.measure(1000, 1.0, 1)
         return await client.post("/v1/detect", content=body(), headers=headers), engine.batcher.demand()

@@ -105,6 +105,9 @@ def test_an_invalid_key_is_named_without_its_content(storage: Storage, changes: 
     key = create_key("one")[1]
     stored = key.model_dump(mode="json", exclude_none=True) | changes
     storage.write_json(f"{FOLDER}/{key.id}.json", stored)
+    token, other = create_key("other")
+    KeyStore(storage).put(other)
+    assert KeyStore(storage).read(strict=False).find(token) == other
     for read in (KeyStore(storage).read, lambda: KeyStore(storage, json.dumps({"keys": [stored]}))):
         with pytest.raises(ConfigError, match=field) as error:
             read()

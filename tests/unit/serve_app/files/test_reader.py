@@ -70,6 +70,7 @@ HIDDEN_PDF = {
     "white in CMYK": b"q 0 0 0 0 k BT /F1 12 Tf 50 600 Td [(Sec) -10 (ret)] TJ ET Q\n",
     "off the page": b"BT /F1 12 Tf 1 0 0 1 2000 600 Tm (Secret) Tj ET\n",
     "below the page": b"BT /F1 12 Tf 50 20 Td 900 TL T* (Secret) Tj ET\n",
+    "transparent": b"q /Clear gs BT /F1 12 Tf 50 600 Td (Secret) Tj ET Q\n",
     "tiny": b"BT /F1 1 Tf 50 600 Td (Secret) Tj ET\n",
     "scaled down": b"q 0.1 0 0 0.1 0 0 cm BT /F1 12 Tf 500 600 Td (Secret) Tj ET Q\n",
 }
@@ -107,6 +108,16 @@ def test_hidden_word_text_is_left_out(name: str) -> None:
     white = '<w:r><w:rPr><w:color w:val="FFFFFF"/><w:shd w:fill="000000"/></w:rPr><w:t>Box</w:t></w:r>'
     content = documents.docx_of(f"<w:p>{shown}{hidden}<w:r><w:t>More.</w:t></w:r>{white}</w:p>")
     assert read_file(Upload("a.docx", content), CONFIG) == ("Shown.More.Box\n", 6)
+
+
+@pytest.mark.parametrize(
+    "use", ['<w:r><w:rPr><w:rStyle w:val="{}"/></w:rPr>', '<w:pPr><w:pStyle w:val="{}"/></w:pPr><w:r>']
+)
+def test_word_text_hidden_by_a_style_is_left_out(use: str) -> None:
+    styles = '<w:style w:styleId="B"><w:basedOn w:val="A"/></w:style><w:style w:styleId="C"/>'
+    styles += '<w:style w:styleId="A"><w:rPr><w:vanish/></w:rPr></w:style>'
+    body = "".join(f"<w:p>{use.format(style)}<w:t>{style}</w:t></w:r></w:p>" for style in "ABC")
+    assert "".join(read_file(Upload("a.docx", documents.docx_of(body, styles=styles)), CONFIG).text.split()) == "C"
 
 
 @pytest.mark.parametrize(("hidden", "label"), [(0, "human"), (5, "human"), (500, "uncertain")])
@@ -240,19 +251,23 @@ def test_directories_of_a_name_are_dropped(sent: str, name: str) -> None:
 def test_full_queue_refuses_parsed_files_only() -> None:
     async def scenario() -> None:
         files = FileReader(ServeConfig())
-        files._waiting_files = reader.MAX_WAITING_FILES
-        with pytest.raises(QueueFullError), files.held(1):
+        files._waiting_files["k"] = reader.MAX_WAITING_FILES // 2
+        with files.held(1, "other"):
+            pass
+        with pytest.raises(QueueFullError), files.held(1, "k"):
             pass
         with pytest.raises(QueueFullError):
-            await files.texts([Upload("a.pdf", b"")])
-        assert await files.texts([Upload("a.txt", b"a"), Upload("b.md", b"b")]) == [("a", 0), ("b", 0)]
+            await files.texts([Upload("a.pdf", b"")], "k")
+        assert await files.texts([Upload("a.txt", b"a"), Upload("b.md", b"b")], "k") == [("a", 0), ("b", 0)]
 
     asyncio.run(scenario())
 
 
 def test_held_bytes_are_bounded() -> None:
     files = FileReader(ServeConfig(max_upload_bytes=100))
-    with files.held(700), files.held(100), pytest.raises(QueueFullError), files.held(1):
+    with files.held(700, "a"), files.held(100, "b"), pytest.raises(QueueFullError), files.held(1, "c"):
         pass
-    with files.held(1000):  # nothing else is held
+    with files.held(400, "a"), files.held(1, "b"), pytest.raises(QueueFullError), files.held(1, "a"):
+        pass
+    with files.held(1000, "a"):  # nothing else is held
         pass
