@@ -113,7 +113,7 @@ def test_the_gate_refuses_a_worse_candidate(run: Run, published: dict[str, Any])
     target.mkdir()
     save(network, target)
     config = own_copy(run.config, run.storage, "worse")
-    run_stage("train", lambda *_: {"checkpoint": key}, config, run.storage)
+    run_stage("train", lambda *_: {**run.trained, "checkpoint": key}, config, run.storage)
     for name in ("calibrate", "evaluate"):
         run_stage(name, STAGES[name], config, run.storage)
     before = Registry(run.storage).champion()
