@@ -336,8 +336,11 @@ CONFORM = [checks.status_code_conformance, checks.content_type_conformance, chec
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("path", ["/v1/model", "/healthz", "/readyz", "/v1/detect", "/v1/detect/file", "/predict"])
-@pytest.mark.parametrize("mode", schemathesis.GenerationMode)
+@pytest.mark.parametrize(
+    ("mode", "path"),  # a request without parameters and body cannot be wrong
+    [(mode, path) for mode in schemathesis.GenerationMode for path in ("/v1/detect", "/v1/detect/file", "/predict")]
+    + [(schemathesis.GenerationMode.POSITIVE, path) for path in ("/v1/model", "/healthz", "/readyz")],
+)
 def test_answers_conform_to_the_openapi_description(url: str, path: str, mode: schemathesis.GenerationMode) -> None:
     api = schemathesis.openapi.from_url(f"{url}/openapi.json")
     [operation] = [op for op in (result.ok() for result in api.get_all_operations()) if op.path == path]
