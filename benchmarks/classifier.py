@@ -15,7 +15,7 @@ import numpy as np
 from material import texts
 
 from detect_ai.calibration.calibration import calibrate
-from detect_ai.core.config import load_config
+from detect_ai.core.compose import load_config
 from detect_ai.core.storage import Storage
 from detect_ai.detector import bundle
 from detect_ai.detector.registry import Registry

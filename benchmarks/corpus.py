@@ -32,7 +32,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from detect_ai.core.config import Config, SourceConfig, load_config
+from detect_ai.core.compose import load_config
+from detect_ai.core.config import Config, SourceConfig
 from detect_ai.core.local_cluster import LocalCluster
 from detect_ai.corpus.manifest import ORIGINAL
 from detect_ai.corpus.shards import SHARD_ROWS, ShardPlan, write_shards

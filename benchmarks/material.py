@@ -91,7 +91,7 @@ def random_distilbert(folder: Path) -> Path:
 
 def settings(job: dict[str, Any], *more: str) -> Any:
     """The configuration of a run."""
-    from detect_ai.core.config import load_config
+    from detect_ai.core.compose import load_config
 
     return load_config([*job["overrides"], *more])
 

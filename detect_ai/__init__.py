@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detect_ai.client import Client as Client
-    from detect_ai.core.config import load_config as load_config
+    from detect_ai.core.compose import load_config as load_config
     from detect_ai.detector.detector import Detector as Detector
     from detect_ai.schemas import Verdict as Verdict
 
@@ -19,7 +19,7 @@ _MODULES = {
     "Client": "detect_ai.client",
     "Detector": "detect_ai.detector.detector",
     "Verdict": "detect_ai.schemas",
-    "load_config": "detect_ai.core.config",
+    "load_config": "detect_ai.core.compose",
 }
 
 

@@ -140,8 +140,8 @@ class AsyncClient:
     async def detect(self, texts: str | Iterable[str], **options: Unpack[DetectOptions]) -> Verdict | list[Verdict]:
         """Return the verdict of a text, or those of several in order. Unpaired surrogates are read as U+FFFD.
 
-        Raises InputError for a text that is empty or no string and an impossible option (nothing was sent), else
-        ServiceError, whose subclasses name the cause.
+        Raises InputError for an empty text, a value that is not a string, or an impossible option (nothing was sent),
+        and ServiceError, whose subclasses name the cause.
         """
         plain = _plain_options(options)
         items = [texts] if isinstance(texts, str) else _as_list(texts, "a text or a list of texts")
@@ -164,7 +164,7 @@ class AsyncClient:
     ) -> list[FileVerdict]:
         """Return a verdict, or the problem with the file, for each file (txt, md, docx, pdf), in order.
 
-        Raises InputError for a file that cannot be read (nothing was sent), else ServiceError as `detect`.
+        Raises InputError for a file that cannot be read (nothing was sent), and ServiceError as `detect`.
         """
         plain, files = _plain_options(options), []
         for path in map(Path, _as_list(paths, "a list of paths")):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import ray
 
-from detect_ai.core.config import load_config
+from detect_ai.core.compose import load_config
 from detect_ai.core.errors import DetectAIError, InputError
 from detect_ai.core.storage import Storage
 from serve_app.deploy import deploy, stop

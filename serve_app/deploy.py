@@ -49,11 +49,8 @@ def deploy(config: Config, storage: Storage, keys: str | None = None) -> dict[st
     last one that succeeded, unless another deployment has begun meanwhile. `keys` are hashed API keys in addition to
     those under the storage root; None: those of the environment.
 
-    Raises:
-        RegistryError: no such version, or no champion.
-        BundleError: the bundle is damaged.
-        ResourceError: a port in use, too few CPUs, or replicas that did not start.
-        ConflictError: a newer deployment has replaced this one.
+    Raises RegistryError (no such version, no champion), BundleError (damaged), ResourceError (a port in use, too few
+    CPUs, replicas that did not start) or ConflictError (a newer deployment has replaced this one).
     """
     settings = config.serve
     version, keys = checked_version(settings, storage), checked_keys(settings, storage, keys)

@@ -30,14 +30,9 @@ def calibrate_domains(calibration: Calibration, scored: pd.DataFrame, lengths: S
 
     Domains are those of the documents; without any, all texts stay one group.
 
-    Args:
-        calibration: of the whole documents; a domain with few texts of a class takes its scaling.
-        scored: the documents and, for minimum lengths and the scaling of spans, one span of each in every range of
-            lengths.
-        lengths: in tokens, ascending: the edges of the ranges in which the detection rate is measured.
-
-    Raises:
-        CalibrationError: a domain has too few human documents for a target.
+    `calibration` is that of the whole documents; a domain with few texts of a class takes its scaling. `scored` are
+    the documents and one span of each in every range of lengths, whose edges are `lengths` (tokens, ascending). Raises
+    CalibrationError for too few human documents of a domain.
     """
     spans = scored[~scored["is_whole"]]
     fitted = replace(calibration, span_scaling=_own_scaling(spans, calibration.prevalence))

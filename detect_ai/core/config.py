@@ -1,20 +1,18 @@
-"""Configuration: pydantic models with type, bounds, default and documentation of every key; Hydra composes values."""
+"""Configuration: pydantic models with type, bounds, default and documentation of every key."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.ray_runtime import cores
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SPLITS = ("train", "validation", "calibration", "test")
 
@@ -343,94 +341,3 @@ def check_names(key: str, names: Iterable[str], allowed: Iterable[str]) -> None:
     for name in names:
         if name not in allowed:
             raise ConfigError(f"config: {key}={name}: expected one of {', '.join(allowed)}")
-
-
-def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> Config:
-    """Compose the configuration from `configs/`, a user's own directory and overrides, and validate it.
-
-    Args:
-        overrides: Hydra overrides such as `train.lr=3e-5` or `model=distilbert`. Values of text keys are taken
-            literally, without quotes: `bundle=4e21`, `data=my texts (1).csv`.
-        config_dir: a directory with further options for the groups.
-
-    Raises ConfigError: one line with the key, the value and what is allowed.
-    """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException, OverrideParseException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-    from yaml import YAMLError
-
-    if config_dir and not Path(config_dir).is_dir():
-        raise ConfigError(f"--config-dir {config_dir}: no such directory")
-    ConfigStore.instance().store(name="schema", node=Config().model_dump())
-    search = [f"hydra.searchpath=[{_quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
-    try:
-        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            composed = compose("config", overrides=[*map(_literal, overrides), *search])
-        values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        key = re.sub(r"\[(\d+)\]", r".\1", error.full_key or "")
-        raise ConfigError(f"config: {key}: required, give {key}=…") from error
-    except OverrideParseException as error:
-        advice = """expected key=value; quote for the shell and Hydra, such as "key={a: 'x (1)'}\""""
-        raise ConfigError(f"config: {error.override.removeprefix('++')}: {advice}") from error
-    except (HydraException, OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
-        message = " ".join(f"{error} {error.__cause__ or ''}".split())
-        raise ConfigError(f"config: {message.partition('Config search path')[0]}") from error
-    return parse_config(values)
-
-
-def _literal(override: str) -> str:
-    """An override with the values of text keys quoted, so that Hydra neither parses nor converts them."""
-    override = override.rstrip("\r\n")
-    match = re.fullmatch(r"\+{0,2}([\w.]+)=(.*)", override, re.DOTALL)
-    if not match or match[1] == "experiment":  # the group of `configs/` that is not a section
-        return override
-    key, value = match.groups()
-    kind = _kind_of(key)
-    if hasattr(kind, "model_fields"):  # a section
-        return override
-    if kind is str and not re.fullmatch(r"'.*'|\".*\"", value, re.DOTALL):
-        value = _quoted(value)
-    elif kind == list[str] and re.fullmatch(r"\[[^'\"]+\]", value):
-        value = f"[{','.join(_quoted(item.strip()) for item in value[1:-1].split(','))}]"
-    return f"++{key}={value}"  # ++: also keys of a source that its file leaves out, and new keys of a mapping
-
-
-def _quoted(value: str) -> str:
-    """A value in the quotes of Hydra's grammar, where a backslash is special before a quote only."""
-    return "'" + re.sub(r"\\+(?='|$)", lambda m: m[0] * 2, value).replace("'", "\\'") + "'"
-
-
-def _kind_of(key: str) -> Any:
-    """The type of a key, without its constraints; None where there is no such key."""
-    kind: Any = Config
-    for part in key.split(".") if key else []:
-        if get_origin(kind) in (dict, list):
-            kind = get_args(kind)[-1]
-        else:
-            field = getattr(kind, "model_fields", {}).get(part)
-            kind = field and field.annotation
-        while get_origin(kind) is Annotated:
-            kind = get_args(kind)[0]
-    return kind
-
-
-def parse_config(values: Mapping[str, Any]) -> Config:
-    """Validate plain values. Raises ConfigError with one line: the first wrong key, its value and what is allowed."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        # Without the names that pydantic gives to the alternatives of a union and to keys of a mapping.
-        key = ".".join(str(part) for part in first["loc"] if not re.search(r"constrained|\[", str(part)))
-        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-        value = first["input"] if isinstance(first["input"], str) else json.dumps(first["input"], default=str)
-        if first["type"] == "extra_forbidden":
-            parent = _kind_of(key.rpartition(".")[0])
-            message = f"{key}: no such key; allowed here: {', '.join(parent.model_fields)}"
-        elif first["type"] != "value_error":  # a rule about several keys names its own
-            message = f"{key}={value}: {message}" + (": quote it" if first["type"] == "string_type" else "")
-        raise ConfigError(f"config: {message}") from error

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from detect_ai import __version__
-from detect_ai.core.config import Config, load_config
+from detect_ai.core.compose import load_config
+from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError, DetectAIError, InputError, unwrap_ray_error
 from detect_ai.core.storage import Storage
 

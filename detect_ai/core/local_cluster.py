@@ -25,9 +25,7 @@ STOP_SECONDS = 5  # then SIGKILL: after actors have run, a raylet takes 30 s to 
 
 
 class LocalCluster:
-    """A cluster that takes jobs when the constructor returns. Raises ResourceError with the end of its log.
-
-    `options` are further ones of `ray start`.
+    """A cluster that takes jobs when the constructor returns, with further options of `ray start`; else ResourceError.
 
     Attributes:
         pid: of its main process; ending it ends the cluster.

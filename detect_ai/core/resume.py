@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from detect_ai.core import ray_runtime
-from detect_ai.core.config import CONFIG_DIR, Config, load_config
+from detect_ai.core.compose import CONFIG_DIR, load_config
+from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import Stage, attempt, read_result, result_key, run_stage
 from detect_ai.core.storage import Storage

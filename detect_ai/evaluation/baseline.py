@@ -87,16 +87,15 @@ def fit_baseline(
         model = TfidfModel(tensors["idf"], tensors["weights"], float(tensors["bias"][0]))
     else:
         logger.info("fitting the TF-IDF baseline of %s", corpus.key)
-        originals = (row for row in _rows(corpus, "train") if row["attack"] == ORIGINAL)
-        rows = list(islice(originals, MAX_TEXTS))
+        rows = list(islice((row for row in _rows(corpus, "train") if row["attack"] == ORIGINAL), MAX_TEXTS))
         labels, weights = (np.asarray([row[name] for row in rows]) for name in ("label", "weight"))
-        counts = vstack(list(_word_counts(row["text"] for row in rows))).tocsr()
+        counts = vstack(list(_word_counts(normalise(row["text"]).text for row in rows))).tocsr()
         model = TfidfModel.fit(counts, labels, weights, seed)
         tensors = {"idf": model.idf, "weights": model.weights, "bias": np.asarray([model.bias])}
         storage.write_bytes(key, save(tensors))
     rows = list(_rows(corpus, "calibration"))
     labels = np.asarray([row["label"] for row in rows])
-    scores = score_normalised(model, (row["text"] for row in rows))
+    scores = score_normalised(model, (normalise(row["text"]).text for row in rows))
     calibration = calibrate(labels, scores, targets, prevalence=prevalence)
     if domains is not None:
         whole = pd.DataFrame({"label": labels, "score": scores, "domain": domains, "is_whole": True})
@@ -125,10 +124,8 @@ def score_normalised(model: TfidfModel, texts: Iterable[str]) -> Floats:
 
 
 def _rows(corpus: Corpus, split: str) -> Iterator[dict[str, Any]]:
-    """Rows of a split, their texts normalised."""
     for table in corpus.tables(split, ["text", "label", "weight", "attack"]):
-        for row in table.to_pylist():
-            yield {**row, "text": normalise(row["text"]).text}
+        yield from table.to_pylist()
 
 
 def _word_counts(texts: Iterable[str]) -> Iterator[Any]:

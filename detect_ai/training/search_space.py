@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from detect_ai.core.config import Config, check_names, parse_config
+from detect_ai.core.compose import parse_config
+from detect_ai.core.config import Config, check_names
 from detect_ai.core.errors import ConfigError
 
 _TRAIN = ("lr", "batch_size", "warmup", "weight_decay", "shortest_span", "attack_weight", "embedding_perturbation")

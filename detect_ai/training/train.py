@@ -76,11 +76,8 @@ def run_training(
     `name` is that of this attempt: results and checkpoints are under `runs/<run>/<name>`. `callbacks` are those of Ray
     Train, such as the one that reports to Ray Tune; `group` joins runs in W&B.
 
-    Raises:
-        CorpusError: the corpus was tokenised by another tokenizer.
-        ResourceError: the cluster can never place the workers.
-        TrainingError: the loss is not finite.
-        TrainingFailedError: workers failed, for example out of memory, more often than `train.max_failures`.
+    Raises CorpusError for a corpus of another tokenizer, ResourceError for workers that the cluster can never place,
+    TrainingError for a loss that is not finite, and Ray's TrainingFailedError beyond `train.max_failures`.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer

@@ -105,9 +105,13 @@ class Limiter:
         """Ask for one request of a key."""
         if self._clock() < self._silent_until:
             return Reservation(0)
-        response = asyncio.ensure_future(self.call("reserve", key, tokens_per_minute, max_concurrent))
+
+        async def ask() -> Reservation:
+            return Reservation(*await self.call("reserve", key, tokens_per_minute, max_concurrent))
+
+        response = asyncio.ensure_future(ask())
         try:
-            return Reservation(*await asyncio.wait_for(asyncio.shield(response), RESPONSE_S))
+            return await asyncio.wait_for(asyncio.shield(response), RESPONSE_S)
         except BaseException as error:
             response.add_done_callback(partial(self._release_late, key))
             if not isinstance(error, Exception):  # the client has disconnected
@@ -117,10 +121,10 @@ class Limiter:
             logger.warning("Rate limits are off for %g s: their actor failed (%s)", RETRY_S, type(error).__name__)
             return Reservation(0)
 
-    def _release_late(self, key: str, response: asyncio.Future[Any]) -> None:
+    def _release_late(self, key: str, response: asyncio.Future[Reservation]) -> None:
         """Release the slot of a request that no longer waits for it."""
-        if not response.cancelled() and response.exception() is None and (slot := Reservation(*response.result()).slot):
-            self.call("release", key, slot)
+        if not response.cancelled() and response.exception() is None and response.result().slot:
+            self.call("release", key, response.result().slot)
 
 
 def connect_limiter() -> Limiter:

@@ -24,7 +24,7 @@ from detect_ai.text.windows import aggregate_windows
 from serve_app.engine.batcher import Batcher, ClosedError, Ids, Scores, timed
 from serve_app.engine.metrics import Record, discard
 from serve_app.errors import ProblemError, QueueFullError
-from serve_app.files.reader import SLACK, FileReader
+from serve_app.files.reader import SLACK, FileReader, taken
 
 T = TypeVar("T")
 Charge = Callable[[int], object]
@@ -101,8 +101,7 @@ class Engine:
 
     def require_room(self, size: int, caller: str) -> None:
         """Refuse a request by its size in characters before it is read. Raises QueueFullError."""
-        unread = max(self._unread_chars.total(), 2 * self._unread_chars[caller])  # half of the room for one caller
-        seconds = unread * self._char_s / READERS
+        seconds = taken(self._unread_chars, caller) * self._char_s / READERS
         if self.batcher.waiting_tokens:
             seconds += self.batcher.delay_s(1, caller)
         if seconds > self.config.max_wait_s:

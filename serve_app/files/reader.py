@@ -81,16 +81,15 @@ class FileReader:
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
         self._threads = ThreadPoolExecutor(PROCESSES, thread_name_prefix="files")
-        # By caller; one may take half of the room.
-        self._waiting_files: Counter[str] = Counter()
+        self._waiting_files: Counter[str] = Counter()  # by caller, as the next
         self._held_bytes: Counter[str] = Counter()
 
     @contextmanager
     def held(self, num_bytes: int, caller: str) -> Iterator[None]:
         """Reserve memory for the bytes of a request. Raises QueueFullError."""
-        taken = _taken(self._held_bytes, caller)
-        is_full = taken and taken + num_bytes > UPLOADS * self.config.max_upload_bytes
-        if is_full or _taken(self._waiting_files, caller) >= MAX_WAITING_FILES:
+        held = taken(self._held_bytes, caller)
+        is_full = held and held + num_bytes > UPLOADS * self.config.max_upload_bytes
+        if is_full or taken(self._waiting_files, caller) >= MAX_WAITING_FILES:
             raise QueueFullError
         self._held_bytes[caller] += num_bytes
         try:
@@ -102,7 +101,7 @@ class FileReader:
         """The text of each file, or the problem with it. Raises QueueFullError."""
         loop = asyncio.get_running_loop()
         needs_process = [KINDS.get(upload.suffix, TEXT) != TEXT for upload in uploads]
-        if any(needs_process) and _taken(self._waiting_files, caller) >= MAX_WAITING_FILES:
+        if any(needs_process) and taken(self._waiting_files, caller) >= MAX_WAITING_FILES:
             raise QueueFullError
         self._waiting_files[caller] += sum(needs_process)
         try:
@@ -118,7 +117,8 @@ class FileReader:
             return problem
 
 
-def _taken(by_caller: Counter[str], caller: str) -> int:
+def taken(by_caller: Counter[str], caller: str) -> int:
+    """What counts as taken when a caller asks for more: twice its own if that is more, so it gets half of the room."""
     return max(by_caller.total(), 2 * by_caller[caller])
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from detect_ai.core.config import SPLITS, Config, SourceConfig, load_config
+from detect_ai.core.compose import load_config
+from detect_ai.core.config import SPLITS, Config, SourceConfig
 from detect_ai.core.errors import CorpusError
 from detect_ai.core.storage import Storage
 from detect_ai.corpus import augment, shards

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detect_ai.core.config import load_config
+from detect_ai.core.compose import load_config
 from detect_ai.schemas import DetectRequest, Verdict
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from detect_ai import __version__
-from detect_ai.core.config import load_config
+from detect_ai.core.compose import load_config
 from detect_ai.core.errors import ConfigError, CorpusError, GateError, unwrap_ray_error
 from detect_ai.core.job import read_result, run_job, run_stage
 from detect_ai.core.storage import Storage

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from detect_ai.core import ray_runtime, resume
-from detect_ai.core.config import Config, load_config
+from detect_ai.core.compose import load_config
+from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import read_result, run_stage
 from detect_ai.core.resume import run_stages, settle_pipeline

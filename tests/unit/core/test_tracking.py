@@ -12,7 +12,7 @@ from unittest.mock import Mock, call
 import pytest
 
 from detect_ai.core import tracking
-from detect_ai.core.config import load_config
+from detect_ai.core.compose import load_config
 from detect_ai.core.storage import Storage
 from detect_ai.core.tracking import Tracker
 from tests.fixtures import gcs

@@ -24,7 +24,8 @@ from transformers import (
     RobertaModel,
 )
 
-from detect_ai.core.config import ModelConfig, load_config
+from detect_ai.core.compose import load_config
+from detect_ai.core.config import ModelConfig
 from detect_ai.core.errors import BundleError, ConfigError
 from detect_ai.models import encoder as model
 from detect_ai.models.backends.torch import TorchBackend, model_inputs

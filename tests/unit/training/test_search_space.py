@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from detect_ai.core.config import load_config
+from detect_ai.core.compose import load_config
 from detect_ai.core.errors import ConfigError
 from detect_ai.training import search_space
 

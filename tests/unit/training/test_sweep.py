@@ -11,7 +11,7 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from detect_ai.core import ray_runtime
-from detect_ai.core.config import load_config
+from detect_ai.core.compose import load_config
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
 from detect_ai.training import sweep, train

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from detect_ai.core import ray_runtime
-from detect_ai.core.config import Config, load_config
+from detect_ai.core.compose import load_config
+from detect_ai.core.config import Config
 from detect_ai.training.train import worker_range
 
 
