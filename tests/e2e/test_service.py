@@ -212,6 +212,7 @@ def test_overload_is_refused_with_retry_after(url: str) -> None:
     assert all(response.status_code == 503 and "retry-after" in response.headers for response in refused)
 
 
+@pytest.mark.slow
 def test_a_version_that_fails_leaves_the_old_one_answering(
     client: httpx.Client, config: Config, store: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ def test_a_folder_with_files_is_refused(run: Run, candidate: Config, version: st
     assert (out / "mine").read_text() == "keep me"
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_no_verdicts(run: Run, candidate: Config, version: str, tmp_path: Path) -> None:
     rows = [{"text": tiny_models.text("ai", random.Random(0), 12), "label": "ai"} for _ in range(300)]
     rows.append({"text": "A secret text.", "label": "no label at all, but a sentence"})
