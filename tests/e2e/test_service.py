@@ -11,13 +11,14 @@ import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 import ray
 import schemathesis
@@ -100,11 +101,7 @@ def test_the_service_agrees_with_the_detector_alone_and_in_batches(client: httpx
 
 
 def test_spans_refer_to_the_text_as_sent(client: httpx.Client) -> None:
-    sentences = [
-        "The coun\u200bcil met on Tuesday.",
-        "\U0001d413he bridge was old \U0001f642.",
-        "Nobody w\u0435nt near.",
-    ]
+    sentences = ["The coun\u200bcil met twice.", "\U0001d413he bridge was old \U0001f642.", "Nobody w\u0435nt near."]
     text = "  ".join(sentences)
     verdict = client.post("/v1/detect", json={"text": text, "return_spans": True}).json()["verdicts"][0]
     assert [text[span["start"] : span["end"]] for span in verdict["spans"]] == sentences
@@ -202,11 +199,14 @@ def test_disconnected_clients_leave_the_replica_free(url: str, client: httpx.Cli
     assert client.post("/v1/detect", json={"text": TEXT}, timeout=30).status_code == 200
 
 
-def test_overload_is_refused_with_retry_after(url: str) -> None:
-    body = {"texts": [tiny_models.text("ai", random.Random(3), words=2000)] * 12}
-    limits = httpx.Limits(max_connections=100)
-    with httpx.Client(base_url=url, timeout=60, limits=limits) as client, ThreadPoolExecutor(100) as pool:
-        answers = list(pool.map(lambda _: client.post("/v1/detect", json=body), range(100)))
+def test_overload_is_refused_with_retry_after(client: httpx.Client) -> None:
+    replica = psutil.Process(client.get("/v1/admin/status").json()["pid"])
+    with ThreadPoolExecutor(100) as pool:
+        replica.suspend()  # so that only refusals are answered, however fast the machine is
+        calls = [pool.submit(client.post, "/v1/detect", json={"text": TEXT}) for _ in range(100)]
+        wait(calls, timeout=30, return_when=FIRST_COMPLETED)
+        replica.resume()
+        answers = [call.result() for call in calls]
     refused = [response for response in answers if response.status_code != 200]
     assert 0 < len(refused) < 100
     assert all(response.status_code == 503 and "retry-after" in response.headers for response in refused)
