@@ -108,6 +108,7 @@ def test_no_log_contains_a_key(keyed: Service, cluster: Path) -> None:
     assert not [name for name, token in keyed.tokens.items() if token.split("_", 2)[2].encode() in written]
 
 
+@pytest.mark.slow
 def test_overlapping_deployments_and_a_rollback(keyed: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deploys with more CPUs than there are, so that its replicas never start; B deploys; then a rollback."""
     monkeypatch.setattr(deployment, "cluster_stays", lambda: True)
@@ -135,6 +136,5 @@ def test_overlapping_deployments_and_a_rollback(keyed: Service, monkeypatch: pyt
     assert {name for name in actors if name.startswith(PREFIX)} == {ACTOR_NAME}
     result = rollback_service(Config(), keyed.storage)
     assert result["before"] == champion != result["champion"] == result["deploy"]["model_version"]
-    headers = {"Authorization": f"Bearer {keyed.tokens['user']}"}
-    model = httpx.get(f"{keyed.url}/v1/model", headers=headers).json()
+    model = httpx.get(f"{keyed.url}/v1/model", headers={"Authorization": f"Bearer {keyed.tokens['user']}"}).json()
     assert (model["model_version"], model["limits"]["max_texts"]) == (result["champion"], 1)
