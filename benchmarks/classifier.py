@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from material import texts
 
-from detect_ai.calibration.calibration import calibrate
+from detect_ai.calibration.domains import calibrate, whole_documents
 from detect_ai.core.compose import load_config
+from detect_ai.core.config import CalibrationConfig
 from detect_ai.core.storage import Storage
 from detect_ai.detector import bundle
 from detect_ai.detector.registry import Registry
@@ -54,6 +55,7 @@ def prepared(scratch: Path, path: str | None, count: int, precision: str) -> dic
     encoder.save(network, folder)
     tokenizer.save(folder, WINDOW)
     half = len(rows) // 2
+    scored = whole_documents(rows["label"][half:], scores[half:], WINDOW, "")
     spec = bundle.DetectorSpec(
         base_model=config.name,
         normaliser_version=NORMALISER_VERSION,
@@ -61,7 +63,7 @@ def prepared(scratch: Path, path: str | None, count: int, precision: str) -> dic
         stride=STRIDE,
         pad_id=tokenizer.pad_id,
         precision=precision,
-        calibration=calibrate(rows["label"].to_numpy()[half:], scores[half:], [0.05]),
+        calibration=calibrate(scored, CalibrationConfig(target_fprs=[0.05]), WINDOW),
         default_target_fpr=0.05,
         min_tokens=10,
         corpus={"name": "benchmark", "fingerprint": "", "licences": [], "language": "en"},

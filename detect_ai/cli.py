@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from detect_ai import __version__
 from detect_ai.core.errors import DetectAIError, InputError
-from detect_ai.schemas import Label, Reason, Verdict
+from detect_ai.schemas import Label, Reason, Reference, Verdict
 from detect_ai.text.file_type import DESCRIPTIONS, TEXT, decode_text, file_type
 from detect_ai.text.normalize import is_blank
 
@@ -212,23 +212,21 @@ def read_text(name: str) -> str:
 
 def explanation(text: str, verdict: Verdict) -> list[str]:
     """One line per statement, then the scored sentences; no probability for a text that is out of scope."""
-    bound = verdict.fpr_upper_bound
     if verdict.label is Label.AI:
-        rate = "the model was not calibrated on this kind of text, so the false positive rate is unknown."
-        if bound is not None:
-            rate = (
-                f"if your text is like the {verdict.num_compared} calibration texts, the expected false positive rate "
-                f"is {out_of_100(verdict.target_fpr)} human texts, and may be up to {out_of_100(bound)}."
-            )
+        bound = out_of_100(verdict.fpr_upper_bound)
+        if verdict.compared_with is Reference.NEW_DOMAIN:
+            rate = f"of a kind of writing that it has never seen, the detector labels up to {bound} human texts AI"
+            rate += f" (with {percent(verdict.confidence)} confidence)."
+        else:
+            rate = f"of texts like the {verdict.num_compared} human calibration texts, it labels up to {bound} AI."
         lines = [f"It may still be human: {rate}"]
     elif verdict.label is Label.HUMAN:
         lines = ["No evidence of AI was found. AI texts can be missed, in particular edited ones."]
     else:
         lines = ["The detector abstains: a wrong verdict would be worse than none."]
     if all(reason is Reason.BETWEEN_THRESHOLDS for reason in verdict.reasons):
-        kind = f" of the same kind ({verdict.compared_with})" if verdict.compared_with else ""
         lines += [
-            f"In calibration, {out_of_100(verdict.p_value)} human texts{kind} scored this high or higher "
+            f"In calibration, {out_of_100(verdict.p_value)} human texts scored this high or higher "
             f"(n = {verdict.num_compared}).",
             f"Probability of AI: {percent(verdict.probability)}, if {out_of_100(verdict.prevalence)} texts are AI. "
             f"Labelled AI at {percent(verdict.threshold)} or higher.",

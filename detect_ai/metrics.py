@@ -54,12 +54,6 @@ def largest_count(rate: float, trials: int) -> int:
     return nearest if nearest / trials <= rate else nearest - 1
 
 
-def predictions_at(scores: ArrayLike, lower: float, upper: float) -> Labels:
-    """Predictions at two thresholds: 0 below `lower`, 1 from `upper` on, -1 between them; compared in float64."""
-    values = np.asarray(scores, dtype=np.float64)
-    return np.where(values >= upper, 1, np.where(values < lower, 0, -1)).astype(np.int64)
-
-
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Area under the ROC curve from the Mann-Whitney statistic, ties counted as one half. Raises InputError."""
     from scipy.stats import rankdata

@@ -34,6 +34,14 @@ class Reason(StrEnum):
     NOT_PROSE = "not_prose"
     HIDDEN_TEXT = "hidden_text"
     BETWEEN_THRESHOLDS = "between_thresholds"
+    UNLIKE_CALIBRATION = "unlike_calibration"
+
+
+class Reference(StrEnum):
+    """Kind of texts for which error rates hold."""
+
+    NEW_DOMAIN = "new_domain"  # any kind of writing, also one that calibration never saw
+    CALIBRATION_TEXTS = "calibration_texts"  # only texts like those of calibration
 
 
 class Span(BaseModel):
@@ -53,18 +61,11 @@ class Verdict(BaseModel):
     prevalence: float = Field(description="Fraction of AI texts that `probability` assumes")
     target_fpr: float = Field(description="Accepted false positive rate")
     threshold: float = Field(description="Texts with at least this probability are labelled `ai`")
-    p_value: float = Field(description="Conformal p-value: fraction of human calibration texts that score as high")
-    compared_with: str = Field(
-        default="",
-        description="Domain (text type) of the calibration texts that it was compared with; empty without domains, and "
-        "for a text of no known domain, which gets the most cautious thresholds of all domains",
-    )
-    num_compared: int = Field(default=0, description="Human calibration texts behind `p_value` and `threshold`")
-    fpr_upper_bound: float | None = Field(
-        default=None,
-        description="95% upper bound of the false positive rate of `threshold`, only for texts like those calibration "
-        "texts; null where none holds, as for a text of no known domain",
-    )
+    p_value: float = Field(description="Smallest false positive rate at which the text would be labelled `ai`")
+    compared_with: Reference = Field(description="What `p_value`, `threshold` and `fpr_upper_bound` hold for")
+    num_compared: int = Field(description="Human calibration texts behind them")
+    fpr_upper_bound: float = Field(description="Upper bound of the false positive rate of `threshold`")
+    confidence: float = Field(description="Confidence of `fpr_upper_bound`")
     reasons: list[Reason] = Field(description="Why the label is `uncertain`; empty otherwise")
     tampering: dict[str, int] = Field(description="Characters removed or replaced before reading, by kind")
     spans: list[Span] | None = Field(default=None, description="Scores by sentence, if requested")
@@ -201,26 +202,14 @@ class LabelScore(BaseModel):
     score: float = Field(description="Calibrated probability at the prevalence of `/v1/model`")
 
 
-class DomainInfo(BaseModel):
-    """Threshold and error rates at one target for one domain."""
-
-    name: str
-    num_human: int = Field(description="Human calibration texts behind the threshold")
-    probability: float = Field(description="Texts with at least this probability are labelled `ai`")
-    expected_fpr: float = Field(description="Expected false positive rate on texts like the calibration texts")
-    fpr_upper_bound: float = Field(description="95% upper bound of it, only for texts like the calibration texts")
-    min_tokens: int = Field(description="Shorter texts of the domain are `uncertain` at this target")
-
-
 class ThresholdInfo(BaseModel):
-    """Threshold and error rates at one target; with domains, the highest value among them."""
+    """Threshold and error rate at one target."""
 
     target_fpr: float
-    probability: float = Field(description="Texts with at least this probability are labelled `ai`")
-    expected_fpr: float = Field(description="Expected false positive rate on texts like the calibration texts")
-    fpr_upper_bound: float = Field(description="95% upper bound of it, only for texts like the calibration texts")
-    min_tokens: int = Field(description="Shorter texts of no known domain are `uncertain` at this target")
-    domains: list[DomainInfo] = Field(default=[], description="Thresholds by domain, if there are any")
+    probability: float = Field(description="Texts of one window with at least this probability are labelled `ai`")
+    fpr_upper_bound: float = Field(description="Upper bound of the false positive rate on texts of `compared_with`")
+    confidence: float = Field(description="Confidence of `fpr_upper_bound`")
+    min_tokens: int = Field(description="Shorter texts are `uncertain` at this target")
 
 
 class ModelInfo(BaseModel):
@@ -233,7 +222,9 @@ class ModelInfo(BaseModel):
     prevalence: float
     default_target_fpr: float
     thresholds: list[ThresholdInfo]
+    compared_with: Reference = Field(description="Kind of texts for which the error rates hold")
     num_human: int = Field(description="Human texts of the calibration set")
+    num_domains: int = Field(description="Kinds of writing in the calibration set")
     min_tokens: int
     window: int
     normaliser_version: int

@@ -1,143 +1,135 @@
 """Calibration of a detector: probabilities, p-values and decisions at a target false positive rate.
 
-Scores are log-odds: higher = more AI. `detect_ai.calibration.conformal` states what holds, and for which texts.
+Scores are log-odds: higher = more AI. Decisions compare scores standardised by length (`calibration.length`): `ai` with
+those of human texts, `human` with those of AI texts.
 """
 
-from collections.abc import Iterable
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import ConfigDict
 
-from detect_ai.calibration.conformal import Threshold, conformal_threshold, p_value
-from detect_ai.calibration.scaling import Scaling, fit_scaling
-from detect_ai.metrics import Floats, check_binary
+from detect_ai.calibration.conformal import Threshold, p_value
+from detect_ai.calibration.length import LengthModel
+from detect_ai.calibration.scaling import Scaling
+from detect_ai.metrics import Floats, Labels
+from detect_ai.schemas import Reference
+
+HUMAN, AI, BOTH, NEITHER = 0, 1, -1, -2
 
 
 @dataclass(frozen=True)
-class GroupCalibration(Scaling):
-    """Scaling, thresholds and human reference scores of one group of texts.
+class Scores:
+    """Document scores of texts of one class, and their lengths in tokens."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    scores: tuple[float, ...]
+    num_tokens: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def standardised(self, length: LengthModel) -> Floats:
+        """The scores in ascending order, standardised by length."""
+        return np.sort(length.standardise(self.scores, self.num_tokens))
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Scores of the calibration texts of one kind of writing."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    name: str
+    human: Scores
+    ai: Scores
+
+
+@dataclass(frozen=True)
+class Calibration(Scaling):
+    """Scaling, thresholds and reference scores.
+
+    With enough domains the thresholds hold for a domain that calibration never saw (`calibration.new_domain`),
+    otherwise only for texts like those of the calibration split (`calibration.conformal`).
 
     Attributes:
-        human_scores: raw scores of the human calibration texts, ascending, else ValueError.
-        thresholds: by target FPR.
-        domain: as `detect_ai.calibration.domain_classifier` names it; "" for the group of all texts.
-        min_tokens: by target FPR, the length from which AI texts are found often enough for a verdict.
+        thresholds: by target FPR, on standardised scores.
+        cleared_below: a text is `human` only below this score, standardised as that of an AI text.
+        unlike_below: and `ai` only from this one on.
+        human_length, ai_length: how the scores of the classes change with the length.
+        domains: all calibration texts.
+        new_domain_curve: false positive rates, ascending, and the standardised score that predicts each of them for a
+            new domain; empty with too few domains.
+        prevalence: fraction of AI texts that the probabilities assume.
+        min_tokens: by target, the length from which the error rates hold.
+        span_scaling: of spans of a document, for the scores of sentences; None where calibration scored no spans.
     """
 
-    human_scores: tuple[float, ...]
     thresholds: dict[float, Threshold]
-    domain: str = ""
+    cleared_below: float
+    unlike_below: float
+    human_length: LengthModel
+    ai_length: LengthModel
+    domains: tuple[Domain, ...]
+    new_domain_curve: tuple[tuple[float, float], ...]
+    prevalence: float
     min_tokens: dict[float, int] = field(default_factory=dict)
+    span_scaling: Scaling | None = None
 
-    def __post_init__(self) -> None:
-        if (np.diff(self.human_scores) < 0).any():
-            raise ValueError("human scores must be ascending")
+    @property
+    def compared_with(self) -> Reference:
+        """The kind of texts for which the thresholds hold."""
+        return Reference.NEW_DOMAIN if self.new_domain_curve else Reference.CALIBRATION_TEXTS
 
     @property
     def num_human(self) -> int:
         """Number of human calibration texts."""
-        return len(self.human_scores)
+        return sum(len(domain.human) for domain in self.domains)
 
-    def bounds(self, target_fpr: float) -> tuple[float, float]:
-        """Raw scores below the first are `human`, from the second on `ai`, between them `uncertain`.
+    @property
+    def num_ai(self) -> int:
+        """Number of AI calibration texts."""
+        return sum(len(domain.ai) for domain in self.domains)
 
-        `ai` needs both the conformal threshold and a probability of at least one half, and `human` neither.
+    def decide(self, scores: ArrayLike, num_tokens: ArrayLike, target_fpr: float) -> Labels:
+        """`HUMAN` or `AI` where only that is plausible by score and length, else `BOTH` or `NEITHER`; shape (n,).
+
+        `AI` also needs a probability of at least one half.
         """
-        threshold = self.thresholds[target_fpr].score
-        return min(threshold, self.midpoint), max(threshold, self.midpoint)
+        values = np.asarray(scores, np.float64)
+        human = self.human_length.standardise(values, num_tokens) < self.thresholds[target_fpr].score
+        human |= values < self.midpoint
+        as_ai = self.ai_length.standardise(values, num_tokens)
+        is_human = np.where(as_ai < self.cleared_below, HUMAN, BOTH)
+        return np.where(human, is_human, np.where(as_ai < self.unlike_below, NEITHER, AI)).astype(np.int64)
 
-    def p_value(self, score: float) -> float:
-        """The conformal p-value of a raw score against the human texts."""
-        return float(p_value(self._sorted_scores, score))
+    def predictions(self, scores: ArrayLike, num_tokens: ArrayLike, target_fpr: float) -> Labels:
+        """0 human, 1 ai, -1 uncertain, shape (n,)."""
+        return np.maximum(self.decide(scores, num_tokens, target_fpr), -1)
+
+    def ai_from(self, num_tokens: int, target_fpr: float) -> float:
+        """The lowest score of a text of this length that is labelled AI."""
+        threshold = self.human_length.score(self.thresholds[target_fpr].score, num_tokens)
+        return max(threshold, self.ai_length.score(self.unlike_below, num_tokens), self.midpoint)
+
+    def p_values(self, scores: ArrayLike, num_tokens: ArrayLike) -> Floats:
+        """The smallest false positive rate at which the threshold would label each text AI, shape (n,).
+
+        Without a curve for new domains it is the conformal p-value.
+        """
+        standardised = self.human_length.standardise(scores, num_tokens)
+        if not self.new_domain_curve:
+            return p_value(self._human, standardised)
+        rates, thresholds = np.asarray(self.new_domain_curve).T
+        below = np.searchsorted(thresholds[::-1], standardised, side="right")  # thresholds that a text reaches
+        return np.append(rates, 1.0)[len(rates) - below]
 
     @cached_property
-    def _sorted_scores(self) -> Floats:
-        return np.asarray(self.human_scores)
-
-
-@dataclass(frozen=True)
-class UnknownDomain:
-    """Calibration of texts of no known domain: the most cautious answer over all domains.
-
-    `ai` needs the strictest threshold of any domain, `human` a score below the lower bound of every domain. The
-    probability is the lowest and the p-value the highest over the domains, so that neither depends on the target. No
-    bound of the false positive rate holds for such a text.
-
-    Attributes:
-        groups: the domains; at least one.
-    """
-
-    groups: tuple[GroupCalibration, ...]
-    domain: ClassVar[str] = ""
-
-    @property
-    def num_human(self) -> int:
-        """Number of human calibration texts of all domains."""
-        return sum(group.num_human for group in self.groups)
-
-    @property
-    def min_tokens(self) -> dict[float, int]:
-        """By target FPR, the highest minimum length over the domains."""
-        targets = self.groups[0].thresholds
-        return {target: max(group.min_tokens.get(target, 0) for group in self.groups) for target in targets}
-
-    def probability(self, scores: ArrayLike) -> Floats:
-        """The lowest calibrated P(AI) over the domains, of the shape of `scores`."""
-        return np.asarray(np.min([group.probability(scores) for group in self.groups], axis=0), dtype=np.float64)
-
-    def bounds(self, target_fpr: float) -> tuple[float, float]:
-        """The lowest lower and the highest upper bound, as `GroupCalibration.bounds`."""
-        lower, upper = zip(*(group.bounds(target_fpr) for group in self.groups), strict=True)
-        return min(lower), max(upper)
-
-    def p_value(self, score: float) -> float:
-        """The highest p-value over the domains."""
-        return max(group.p_value(score) for group in self.groups)
-
-
-@dataclass(frozen=True)
-class Calibration(GroupCalibration):
-    """The group of all calibration texts, and one group for each domain that the classifier distinguishes.
-
-    Thresholds by domain are Mondrian conformal prediction (Vovk, Gammerman and Shafer 2005, section 4.5): the target
-    FPR holds within each domain.
-
-    Attributes:
-        prevalence: fraction of AI texts that the probabilities assume.
-        num_ai: number of AI calibration texts.
-        domains: empty without a domain classifier.
-        span_scaling: of spans of a document, for the scores of sentences; None where calibration scored no spans.
-    """
-
-    prevalence: float = 0.5
-    num_ai: int = 0
-    domains: tuple[GroupCalibration, ...] = ()
-    span_scaling: Scaling | None = None
-
-    def select_group(self, domain: str) -> GroupCalibration | UnknownDomain:
-        """The calibration group of a domain; "" where it is not known."""
-        if not self.domains:
-            return self
-        return next((group for group in self.domains if group.domain == domain), UnknownDomain(self.domains))
-
-
-def calibrate(
-    labels: ArrayLike, scores: ArrayLike, target_fprs: Iterable[float], prevalence: float = 0.5
-) -> Calibration:
-    """Fit the scaling, and one threshold for each target FPR in ascending order.
-
-    Labels (0 human, 1 AI) and raw document scores, of a split used for nothing else, have shape (n,); `prevalence` as
-    in `fit_scaling`. Raises CalibrationError for too few human texts, InputError as `metrics.check_binary`.
-    """
-    truth, values = check_binary(labels, scores, both_classes=True)
-    human = np.sort(values[truth == 0])
-    return Calibration(
-        **vars(fit_scaling(truth, values, prevalence)),
-        human_scores=tuple(human.tolist()),
-        thresholds={float(target): conformal_threshold(human, target) for target in sorted(target_fprs)},
-        prevalence=prevalence,
-        num_ai=int(truth.sum()),
-    )
+    def _human(self) -> Floats:
+        return np.sort(np.concatenate([domain.human.standardised(self.human_length) for domain in self.domains]))

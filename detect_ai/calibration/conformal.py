@@ -4,8 +4,9 @@ Scores are log-odds: higher = more AI. The guarantees hold for texts exchangeabl
 calibration set (same sources, topics, writers and lengths) and for no others.
 """
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,81 +16,94 @@ from scipy.special import betaincinv
 from detect_ai.core.errors import CalibrationError, InputError
 from detect_ai.metrics import Floats, largest_count
 
+Guarantee = Literal["confidence", "expectation"]
 CONFIDENCE = 0.95
 SUGGESTED_TARGETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """The decision for one target FPR: a text is labelled AI iff its score is at least `score`.
+    """The decision for one target FPR: a text is not human if its standardised score is at least `score`.
 
     Attributes:
-        score: the threshold on the raw score. Compare float64 with it: float32 loses the one step above the
-            human score below it.
-        fpr_bound: upper 95% confidence bound of the FPR that this calibration set realises.
-        expected_fpr: expected FPR over calibration sets of this size; at most the target.
+        score: compare float64 with it: float32 loses the one step above the human score below it.
+        fpr_bound: upper confidence bound of the realised FPR.
+        confidence: that of the bound.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     score: float
     fpr_bound: float
-    expected_fpr: float
+    confidence: float
 
 
-def texts_needed(target_fpr: float) -> int:
-    """The smallest number of human calibration texts that can hold a target FPR: ceil(1 / target) - 1.
+def texts_needed(target_fpr: float, guarantee: Guarantee) -> int:
+    """The smallest number of human calibration texts that can hold a target FPR.
 
-    With n texts the smallest p-value is 1 / (n + 1); below this number it exceeds the target for every text.
-    99 for 1%, 19 for 5%, 999 for 0.1%. Raises CalibrationError for a target outside (0, 1).
+    In expectation ceil(1 / target) - 1, as the smallest p-value of n texts is 1 / (n + 1): 99 for 1%, 19 for 5%. With
+    confidence the smallest n with (1 - target)^n <= 0.05: 299 for 1%, 59 for 5%. Raises CalibrationError for a target
+    outside (0, 1).
     """
     if not 0.0 < target_fpr < 1.0:
         raise CalibrationError(f"target FPR must be in (0, 1), found {target_fpr}")
+    if guarantee == "confidence":
+        needed = math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-target_fpr))
+        return next(n for n in (needed - 1, needed, needed + 1) if n and _rank(n, target_fpr, guarantee))
     nearest = round(1 / target_fpr)
     return nearest - 1 if 1 / nearest <= target_fpr else nearest
 
 
-def require_texts(n: int, target_fpr: float, domain: str = "") -> None:
-    """Raise CalibrationError when n human texts (of a domain) are too few for a target, with the number needed."""
-    needed = texts_needed(target_fpr)
+def require_texts(n: int, target_fpr: float, guarantee: Guarantee) -> None:
+    """Raise CalibrationError when n human texts are too few for a target, with the number needed."""
+    needed = texts_needed(target_fpr, guarantee)
     if n >= needed:
         return
     advice = "add human texts to the calibration split"
-    feasible = next((target for target in SUGGESTED_TARGETS if texts_needed(target) <= n), None)
+    feasible = next((target for target in SUGGESTED_TARGETS if texts_needed(target, guarantee) <= n), None)
     if feasible is not None:
         advice += f", or choose a larger target: calibration.target_fprs=[{feasible}] "
         advice += f"calibration.default_target_fpr={feasible}"
-    prefix = f"domain {domain!r}: " if domain else ""
+    if guarantee == "confidence" and texts_needed(target_fpr, "expectation") <= n:
+        advice += ", or hold the target on average only: calibration.guarantee=expectation"
     raise CalibrationError(
-        f"{prefix}target FPR {target_fpr} needs at least {needed} human calibration texts, found {n}: {advice}"
+        f"target FPR {target_fpr} needs at least {needed} human calibration texts, found {n}: {advice}"
     )
 
 
-def conformal_threshold(human_scores: ArrayLike, target_fpr: float) -> Threshold:
-    """The smallest float64 threshold that holds a target FPR by split conformal prediction, with its bounds.
+def _rank(n: int, target_fpr: float, guarantee: Guarantee) -> int:
+    """So many of n human calibration texts and a text labelled AI may score as high as that text."""
+    rank = largest_count(target_fpr, n + 1)
+    if guarantee == "expectation" or not rank:
+        return rank
+    ranks = np.arange(1, rank + 1)
+    return int((betaincinv(ranks, n + 1 - ranks, CONFIDENCE) <= target_fpr).sum())
 
-    A score is at least the threshold iff its `p_value` is at most the target. For a human text exchangeable with the
-    calibration texts that happens with probability `target_fpr` at most, over the draw of both (Vovk, Gammerman and
-    Shafer 2005, "Algorithmic Learning in a Random World"). Ties only lower the FPR.
 
-    The target holds on average over calibration sets. For independent texts with continuous scores the FPR, given n
-    human texts, is Beta(k, n + 1 - k) distributed; the bound is its 95% quantile (Vovk 2012, "Conditional validity of
-    inductive conformal predictors", PMLR 25; Angelopoulos and Bates 2021, "A gentle introduction to conformal
-    prediction", section 3.2).
+def conformal_threshold(human_scores: ArrayLike, target_fpr: float, guarantee: Guarantee) -> Threshold:
+    """The smallest float64 threshold that holds a target FPR by split conformal prediction, with its bound.
 
-    The score is one step of float64 above the k-th largest, k = floor(target_fpr * (n + 1)). Raises CalibrationError
-    for fewer than `texts_needed` scores, a score that is not finite, or a target outside (0, 1).
+    A score is at least the threshold iff at most k - 1 of n human calibration texts reach it. For a human text
+    exchangeable with them that has a probability of at most k / (n + 1), over the draw of both (Vovk, Gammerman and
+    Shafer 2005, "Algorithmic Learning in a Random World"). Ties only lower the FPR. For independent texts with
+    continuous scores the FPR, given the calibration texts, is Beta(k, n + 1 - k) distributed; the bound is its 95%
+    quantile (Vovk 2012, "Conditional validity of inductive conformal predictors", PMLR 25; Angelopoulos and Bates 2021,
+    "A gentle introduction to conformal prediction", section 3.2).
+
+    k is the largest for which the target holds: `expectation`, on average over calibration sets, so that the texts with
+    a `p_value` of at most the target are those at or above the threshold; `confidence`, for 95% of calibration sets.
+    Raises CalibrationError for too few scores, a score that is not finite, or a target outside (0, 1).
     """
     scores = np.sort(np.asarray(human_scores, dtype=np.float64))
     n = scores.size
-    require_texts(n, target_fpr)
+    require_texts(n, target_fpr, guarantee)
     if not np.isfinite(scores).all():
         raise CalibrationError("human scores must be finite")
-    rank = largest_count(target_fpr, n + 1)  # of n + 1 exchangeable human texts so many may be labelled AI
+    rank = _rank(n, target_fpr, guarantee)
     return Threshold(
         score=float(np.nextafter(scores[-rank], np.inf)),
         fpr_bound=float(betaincinv(rank, n + 1 - rank, CONFIDENCE)),
-        expected_fpr=rank / (n + 1),
+        confidence=CONFIDENCE,
     )
 
 

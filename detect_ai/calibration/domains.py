@@ -1,8 +1,7 @@
-"""Thresholds by domain (Mondrian conformal prediction), minimum lengths and the scaling of spans.
+"""The calibration of a detector from the scores of its calibration texts, by domain.
 
-Scores of documents and of spans of them are a frame with the columns `label` (0 human, 1 AI), `score` (log-odds of AI),
-`num_tokens`, `domain` (as `calibration.domain_classifier` names it; "" where it is not known), `document` (its number)
-and `is_whole` (whether it is the whole document).
+Scored texts come as a data frame with the columns `label` (0 human, 1 AI), `score` (log-odds), `num_tokens`, `domain`,
+`document` (its number) and `is_whole` (whether it is the whole document, or a span of it).
 """
 
 from __future__ import annotations
@@ -13,75 +12,129 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
 
-from detect_ai.calibration.calibration import Calibration, GroupCalibration
-from detect_ai.calibration.conformal import conformal_threshold, require_texts
+from detect_ai.calibration.calibration import Calibration, Domain, Scores
+from detect_ai.calibration.conformal import Threshold, conformal_threshold
+from detect_ai.calibration.length import LengthModel, fit_length_model
+from detect_ai.calibration.new_domain import MIN_DOMAINS, new_domain_threshold, tail
 from detect_ai.calibration.scaling import Scaling, fit_scaling
+from detect_ai.metrics import Floats
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from detect_ai.core.config import CalibrationConfig
 
-MIN_SCALED = 30  # texts of each class, for a scaling of their own
+# False positive rates at which the scores of a new domain are predicted, for its p-values.
+GRID = tuple(float(f"{value:.3g}") for value in np.geomspace(0.0005, 0.5, 31))
+MIN_TEXTS = 50  # human texts of a domain whose tail counts
+UNLIKE_FRACTION = 0.01  # of the AI texts that score too low to be called AI
+MIN_SCALED = 30  # texts of each class, for a scaling of spans
 MIN_TPR = 0.5  # lengths with a lower detection rate are too short for a verdict
 
 
-def calibrate_domains(calibration: Calibration, scored: pd.DataFrame, lengths: Sequence[int] = ()) -> Calibration:
-    """Add thresholds by domain, minimum lengths for a verdict, and the scaling of spans.
+def whole_documents(labels: ArrayLike, scores: ArrayLike, num_tokens: ArrayLike, domains: ArrayLike) -> pd.DataFrame:
+    """Scored documents without spans; arrays have shape (n,), or one value stands for all."""
+    frame = pd.DataFrame({"label": labels, "score": scores, "num_tokens": num_tokens, "domain": domains})
+    return frame.assign(document=np.arange(len(frame)), is_whole=True)
 
-    Domains are those of the documents; without any, all texts stay one group.
 
-    `calibration` is that of the whole documents; a domain with few texts of a class takes its scaling. `scored` are
-    the documents and one span of each in every range of lengths, whose edges are `lengths` (tokens, ascending). Raises
-    CalibrationError for too few human documents of a domain.
+def calibrate(scored: pd.DataFrame, config: CalibrationConfig, window: int) -> Calibration:
+    """Fit scaling, lengths and thresholds to documents and spans of them; a window holds `window` tokens of a text.
+
+    Raises CalibrationError for too few texts.
     """
-    spans = scored[~scored["is_whole"]]
-    fitted = replace(calibration, span_scaling=_own_scaling(spans, calibration.prevalence))
-    domains = []
-    for name in sorted(set(scored["domain"][scored["is_whole"]]) - {""}):
-        own = scored[scored["domain"] == name]
-        documents = own[own["is_whole"]]
-        human = np.sort(documents["score"][documents["label"] == 0])
-        require_texts(human.size, min(calibration.thresholds), name)
-        scaling = _own_scaling(documents, calibration.prevalence) or calibration
-        group = GroupCalibration(
-            temperature=scaling.temperature,
-            midpoint=scaling.midpoint,
-            human_scores=tuple(human.tolist()),
-            thresholds={target: conformal_threshold(human, target) for target in calibration.thresholds},
-            domain=name,
-        )
-        domains.append(replace(group, min_tokens=_min_tokens(group, own, lengths)))
-    if domains:
-        return replace(fitted, domains=tuple(domains))
-    return replace(fitted, min_tokens=_min_tokens(fitted, scored, lengths))
+    whole = scored[scored["is_whole"]]
+    human_length, ai_length = (_length_model(scored[scored["label"] == label], window) for label in (0, 1))
+    domains = tuple(
+        Domain(str(name), _scores(own[own["label"] == 0]), _scores(own[own["label"] == 1]))
+        for name, own in whole.groupby("domain")
+    )
+    human = [domain.human.standardised(human_length) for domain in domains]
+    ai = [domain.ai.standardised(ai_length) for domain in domains]
+    thresholds, curve = human_thresholds(human, config)
+    calibration = Calibration(
+        **vars(fit_scaling(whole["label"], whole["score"], config.prevalence)),
+        thresholds=thresholds,
+        cleared_below=ai_quantile(ai, config.max_cleared),
+        unlike_below=ai_quantile(ai, UNLIKE_FRACTION),
+        human_length=human_length,
+        ai_length=ai_length,
+        domains=domains,
+        new_domain_curve=curve,
+        prevalence=config.prevalence,
+        span_scaling=_span_scaling(scored[~scored["is_whole"]], config.prevalence),
+    )
+    return replace(calibration, min_tokens=_min_tokens(calibration, scored, config.verdict_lengths))
 
 
-def _own_scaling(scored: pd.DataFrame, prevalence: float) -> Scaling | None:
-    """The scaling of some texts; None where there are too few of a class."""
-    num_ai = int(scored["label"].sum())
-    if min(num_ai, len(scored) - num_ai) < MIN_SCALED:
+def human_thresholds(
+    domains: Sequence[Floats], config: CalibrationConfig
+) -> tuple[dict[float, Threshold], tuple[tuple[float, float], ...]]:
+    """`Calibration.thresholds` and `Calibration.new_domain_curve` from the standardised human scores of each domain.
+
+    Raises CalibrationError for too few texts.
+    """
+    own = [scores for scores in domains if len(scores) >= MIN_TEXTS]
+    if len(own) < MIN_DOMAINS:
+        human = np.concatenate(domains)
+        return {target: conformal_threshold(human, target, config.guarantee) for target in config.target_fprs}, ()
+    rates = sorted({*GRID, *config.target_fprs})
+    scores = [
+        new_domain_threshold([tail(human, rate) for human in own], config.new_domain_confidence) for rate in rates
+    ]
+    # Tails of small rates are known less exactly, but the score of a smaller rate is never the lower one.
+    scores = np.maximum.accumulate(scores[::-1])[::-1].tolist()
+    curve = dict(zip(rates, scores, strict=True))
+    thresholds = {rate: Threshold(curve[rate], rate, config.new_domain_confidence) for rate in config.target_fprs}
+    return thresholds, tuple(curve.items())
+
+
+def _length_model(own: pd.DataFrame, window: int) -> LengthModel:
+    return fit_length_model(own["score"], own["num_tokens"], own["domain"], window)
+
+
+def _scores(own: pd.DataFrame) -> Scores:
+    return Scores(tuple(own["score"].tolist()), tuple(own["num_tokens"].tolist()))
+
+
+def ai_quantile(domains: Sequence[Floats], fraction: float) -> float:
+    """The standardised score that at most a fraction of the AI texts do not reach, if all domains weigh alike.
+
+    Takes the standardised AI scores of each domain. With too few texts for the fraction it is the lowest score of all.
+    """
+    domains = [scores for scores in domains if len(scores)]
+    scores = np.concatenate(domains)
+    weights = np.concatenate([np.full(len(own), 1 / (len(own) + 1) / len(domains)) for own in domains])
+    order = np.argsort(scores, kind="stable")
+    number = np.searchsorted(np.cumsum(weights[order]), fraction, side="right")  # of texts that may be below
+    return float(scores[order][number])
+
+
+def _span_scaling(spans: pd.DataFrame, prevalence: float) -> Scaling | None:
+    num_ai = int(spans["label"].sum())
+    if min(num_ai, len(spans) - num_ai) < MIN_SCALED:
         return None
-    return fit_scaling(scored["label"], scored["score"], prevalence)
+    return fit_scaling(spans["label"], spans["score"], prevalence)
 
 
-def _min_tokens(group: GroupCalibration, scored: pd.DataFrame, lengths: Sequence[int]) -> dict[float, int]:
+def _min_tokens(calibration: Calibration, scored: pd.DataFrame, lengths: Sequence[int]) -> dict[float, int]:
     """By target, the length from which every range has the detection rate; 0 where not even the longest has it.
 
-    A domain whose longest texts are hard to detect is hard at any length, so the length is not the reason there.
+    Where the longest texts are hard to detect, so are those of any length: the length is not the reason there.
     """
-    if not lengths:
-        return {}
-    ranges: list[tuple[int, dict[float, float]]] = []  # upper edge (0: none), detection rate by target
-    longest_last = scored[scored["label"] == 1].sort_values("num_tokens", kind="stable")
-    for low, high in pairwise([0, *lengths, np.inf]):
-        ai = longest_last[(longest_last["num_tokens"] >= low) & (longest_last["num_tokens"] < high)]
-        scores = ai.drop_duplicates("document", keep="last")["score"]  # spans of one document are not independent
-        if len(scores):
-            rates = {target: float((scores >= group.bounds(target)[1]).mean()) for target in group.thresholds}
-            ranges.append((int(high) if np.isfinite(high) else 0, rates))
-    min_tokens = {}
-    for target in group.thresholds:
-        is_found = bool(ranges) and ranges[-1][1][target] >= MIN_TPR
-        too_short = [high for high, rates in ranges if rates[target] < MIN_TPR]
-        min_tokens[target] = max(too_short, default=0) if is_found else 0
+    min_tokens = dict.fromkeys(calibration.thresholds, 0)
+    longest_first = scored[scored["label"] == 1].sort_values("num_tokens", ascending=False, kind="stable")
+    for target in calibration.thresholds:
+        is_found = False
+        for low, high in reversed(list(pairwise([0, *lengths, np.inf]))):
+            ai = longest_first[(longest_first["num_tokens"] >= low) & (longest_first["num_tokens"] < high)]
+            ai = ai.drop_duplicates("document")  # spans of one document are not independent
+            if not len(ai):
+                continue
+            found = calibration.predictions(ai["score"], ai["num_tokens"], target) == 1
+            if found.mean() < MIN_TPR:
+                min_tokens[target] = int(high) if is_found else 0
+                break
+            is_found = True
     return min_tokens

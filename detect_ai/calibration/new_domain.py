@@ -31,8 +31,8 @@ class Tail(NamedTuple):
 def tail(human_scores: ArrayLike, target_fpr: float) -> Tail:
     """The upper quantile of human scores, shape (n,), as a weighted mean of their order statistics.
 
-    Harrell and Davis (1982) with the standard error of Maritz and Jarrett (1978): both are defined for any n, also where
-    n times the target is below one, and vary less than a single order statistic.
+    Harrell and Davis (1982) with the standard error of Maritz and Jarrett (1978): both are defined for any n, also
+    where n times the target is below one, and vary less than a single order statistic.
     """
     scores = np.sort(np.asarray(human_scores, np.float64))
     n, level = scores.size, 1.0 - target_fpr

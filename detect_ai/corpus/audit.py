@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from detect_ai.calibration.conformal import texts_needed
-from detect_ai.core.config import SPLITS, Config
+from detect_ai.calibration.conformal import Guarantee, texts_needed
+from detect_ai.core.config import SPLITS, CalibrationConfig, Config
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import QUARANTINE, Corpus, Manifest
 from detect_ai.corpus.shortcuts import FEATURES, audit_texts
@@ -49,7 +49,7 @@ def audit(config: Config, storage: Storage) -> dict[str, Any]:
     rows = pd.concat(parts, ignore_index=True)
     logger.info("auditing %d of %d texts", len(rows), sum(corpus.num_rows(split) for split in SPLITS))
     measured = audit_texts(rows)
-    warnings = [*shortcut_warnings(measured), *count_warnings(corpus.manifest, config.calibration.target_fprs)]
+    warnings = [*shortcut_warnings(measured), *count_warnings(corpus.manifest, config.calibration)]
     for warning in warnings:
         logger.warning("%s", warning)
     report = {"warnings": warnings, "audit": measured, **_describe(corpus)}
@@ -91,7 +91,7 @@ def shortcut_warnings(measured: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def count_warnings(manifest: Manifest, target_fprs: Sequence[float]) -> Iterator[str]:
+def count_warnings(manifest: Manifest, config: CalibrationConfig) -> Iterator[str]:
     """Sources of one class, splits with too few human texts for a target, and frequent reasons to drop rows."""
     counts = pd.DataFrame(manifest.counts)
     for column in ("source", "domain"):
@@ -104,12 +104,17 @@ def count_warnings(manifest: Manifest, target_fprs: Sequence[float]) -> Iterator
                 f"{' …' if len(single) > 5 else ''}. A detector may learn the {column} instead of the class"
             )
     humans = counts[counts["label"] == 0].groupby("split")["rows"].sum()
-    for split, purpose in (("calibration", "set a threshold for"), ("test", "measure")):
-        for target in target_fprs:
-            if humans[split] < texts_needed(target):
+    purposes: tuple[tuple[str, str, Guarantee], ...] = (
+        ("calibration", "set a threshold for", config.guarantee),
+        ("test", "measure", "expectation"),
+    )
+    for split, purpose, guarantee in purposes:
+        for target in config.target_fprs:
+            needed = texts_needed(target, guarantee)
+            if humans[split] < needed:
                 yield (
-                    f"the {split} split has {humans[split]} human texts; it takes {texts_needed(target)} to {purpose} "
-                    f"an FPR of {target:.0%}"
+                    f"the {split} split has {humans[split]} human texts; it takes {needed} to {purpose} an FPR of "
+                    f"{target:.0%}"
                 )
     for reason, rows in manifest.dropped.items():
         if rows > MAX_DROPPED_FRACTION * manifest.rows_read and reason != "held_out":  # configured

@@ -16,7 +16,7 @@ from detect_ai.corpus.dedup import Bools, Ints, exact_duplicates
 
 CONTAMINATED = "contaminated"
 ANY = (1 << len(SPLITS)) - 1  # a mask of splits, one bit each in the order of `SPLITS`
-TEST = 1 << SPLITS.index("test")
+CALIBRATION, TEST = (1 << SPLITS.index(name) for name in ("calibration", "test"))
 # Near duplicates join groups while the joined group stays below this fraction of the rows. The thousands of essays on
 # a prompt would otherwise be joined to those on every other prompt by a few copied ones.
 MAX_JOINED_FRACTION = 0.02
@@ -216,16 +216,22 @@ def _allowed_splits(index: pd.DataFrame, corpus: CorpusConfig) -> Ints:
             masks[chosen] &= sum(1 << SPLITS.index(name) for name in set(names))
     holdout = corpus.holdout
     if holdout.column:
-        values = index[holdout.column].astype(str)
-        known = sorted(set(values[~index["against"].to_numpy(bool)]))
-        if missing := sorted(set(holdout.values) - set(known)):
-            shown = ", ".join(map(repr, known[:20])) + (" …" if len(known) > 20 else "")
-            raise CorpusError(
-                f"corpus.holdout.values: no {holdout.column} {missing[0]!r} in the sources; found {shown}"
-            )
+        is_held = _rows_with(index, holdout.column, holdout.values, "corpus.holdout.values")
         if holdout.column != "generator":
-            masks &= np.where(values.isin(holdout.values).to_numpy(), TEST, ANY & ~TEST)
+            masks &= np.where(is_held, TEST, ANY & ~TEST)
+    for column, chosen_values in corpus.calibrate_only.items():
+        masks[_rows_with(index, column, chosen_values, f"corpus.calibrate_only.{column}")] = CALIBRATION
     return masks
+
+
+def _rows_with(index: pd.DataFrame, column: str, chosen: Sequence[str], key: str) -> Bools:
+    """Whether each row has one of these values. Raises CorpusError for a value that no source has."""
+    values = index[column].astype(str)
+    known = sorted(set(values[~index["against"].to_numpy(bool)]))
+    if missing := sorted(set(chosen) - set(known)):
+        shown = ", ".join(map(repr, known[:20])) + (" …" if len(known) > 20 else "")
+        raise CorpusError(f"{key}: no {column} {missing[0]!r} in the sources; found {shown}")
+    return np.asarray(values.isin(chosen), np.bool_)
 
 
 def _allowed_in_all(groups: Ints, masks: Ints, count: int) -> Ints:

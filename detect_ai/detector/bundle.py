@@ -1,7 +1,7 @@
 """Bundle: a detector on disk, complete, without pickle and checked by sha256 on loading.
 
-A bundle is a folder of `detector.json`, `config.json`, the weights in the form of its backend, the tokenizer's files,
-`domains.safetensors` with domain thresholds and, once published, `metrics.json` and `MODEL_CARD.md`.
+A bundle is a folder of `detector.json`, `config.json`, the weights in the form of its backend, the tokenizer's files
+and, once published, `metrics.json` and `MODEL_CARD.md`.
 `detector.json` holds the sha256 of every other file and of itself; the version of a bundle is the start of that.
 """
 
@@ -18,10 +18,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from detect_ai.calibration.calibration import Calibration
+from detect_ai.core.config import CalibrationConfig
 from detect_ai.core.errors import BundleError, first_problem
 from detect_ai.models.backends import BACKENDS, DEFAULT
 
-FORMAT = 3
+FORMAT = 4
 SPEC_FILE, CARD_FILE, METRICS_FILE = "detector.json", "MODEL_CARD.md", "metrics.json"
 
 
@@ -42,7 +43,6 @@ class DetectorSpec:
     min_tokens: int  # shorter texts are `uncertain`
     corpus: dict[str, Any]  # name, fingerprint, licences and language of the training corpus
     provenance: dict[str, Any]  # run, configuration, library versions, git revision
-    domains: list[str] = field(default_factory=list)  # names of the domains that it distinguishes
     parent: str | None = None  # version of the bundle that this one was exported from
     backend: str = DEFAULT  # runtime of the encoder, one of `backends.BACKENDS`
     files: dict[str, str] = field(default_factory=dict)  # sha256 of every other file of the bundle
@@ -53,9 +53,14 @@ class DetectorSpec:
         content = TypeAdapter(DetectorSpec).dump_python(self, mode="json")
         return canonical_json({**content, "digest": hashlib.sha256(canonical_json(content)).hexdigest()})
 
-    def min_tokens_at(self, target_fpr: float, domain: str = "") -> int:
+    def min_tokens_at(self, target_fpr: float) -> int:
         """Texts with fewer tokens are `uncertain` at a target: the fitted minimum length, at least `min_tokens`."""
-        return max(self.min_tokens, self.calibration.select_group(domain).min_tokens.get(target_fpr, 0))
+        return max(self.min_tokens, self.calibration.min_tokens[target_fpr])
+
+    @property
+    def calibration_config(self) -> CalibrationConfig:
+        """The settings that it was calibrated with."""
+        return CalibrationConfig(**self.provenance["config"]["calibration"])
 
     @cached_property
     def version(self) -> str:

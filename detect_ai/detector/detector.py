@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai.calibration.calibration import UnknownDomain
-from detect_ai.calibration.domain_classifier import DomainClassifier
+from detect_ai.calibration.calibration import AI, BOTH, NEITHER
 from detect_ai.core.errors import BundleError, InputError
 from detect_ai.detector import bundle
 from detect_ai.models import backends
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 Scores = NDArray[np.float64]
 MIN_LATIN_FRACTION = 0.5
 BATCH_TOKENS = 8192
+UNDECIDED = {BOTH: Reason.BETWEEN_THRESHOLDS, NEITHER: Reason.UNLIKE_CALIBRATION}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,6 @@ class Document:
     normalised: Normalised
     input_ids: Ids
     num_windows: int
-    domain: str = ""  # "" where it is not known
     reasons: tuple[Reason, ...] = ()  # why the text is out of scope for the detector
 
 
@@ -131,15 +130,10 @@ class Scorer:
 
 
 class Detector(Scorer):
-    """A loaded bundle; `domain_classifier` where its calibration has several domains."""
+    """A loaded bundle."""
 
     def __init__(
-        self,
-        spec: DetectorSpec,
-        tokenizer: Tokenizer,
-        backend: Backend,
-        batch_tokens: int = BATCH_TOKENS,
-        domain_classifier: DomainClassifier | None = None,
+        self, spec: DetectorSpec, tokenizer: Tokenizer, backend: Backend, batch_tokens: int = BATCH_TOKENS
     ) -> None:
         if spec.normaliser_version != NORMALISER_VERSION:
             raise BundleError(
@@ -149,25 +143,20 @@ class Detector(Scorer):
         super().__init__(tokenizer, backend, spec.window, spec.stride, batch_tokens)
         self.spec = spec
         self.version = spec.version
-        self.domain_classifier = domain_classifier
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu", batch_tokens: int = BATCH_TOKENS) -> Detector:
         """Load and check a bundle; it runs at the precision of its calibration. Raises BundleError."""
         spec = bundle.read_spec(folder)
         tokenizer = Tokenizer.load(folder, spec.pad_id)
-        classifier = DomainClassifier.load(folder, spec.domains)
         backend = backends.get(spec.backend).load(folder, device, spec.precision)
-        return cls(spec, tokenizer, backend, batch_tokens, classifier)
+        return cls(spec, tokenizer, backend, batch_tokens)
 
     def encode(self, texts: Sequence[str], normalised: Sequence[Normalised]) -> list[Document]:
-        """Tokenise normalised texts, predict their domains and find out which are out of scope."""
+        """Tokenise normalised texts and find out which are out of scope."""
         documents = super().encode(texts, normalised)
-        domains = [""] * len(documents)
-        if self.domain_classifier is not None:
-            domains = self.domain_classifier.predict([document.input_ids for document in documents])
         language = str(self.spec.corpus.get("language", ""))
-        for i, (document, domain) in enumerate(zip(documents, domains, strict=True)):
+        for i, document in enumerate(documents):
             reasons: list[Reason] = []
             problem = None
             if latin_fraction(document.normalised.text) < MIN_LATIN_FRACTION:
@@ -180,7 +169,7 @@ class Detector(Scorer):
                 reasons.append(Reason(kind))
             elif problem == "not_language":  # code and tables are not running text either
                 reasons.append(Reason.NOT_LANGUAGE)
-            documents[i] = replace(document, domain=domain, reasons=tuple(reasons))
+            documents[i] = replace(document, reasons=tuple(reasons))
         return documents
 
     def detect(
@@ -244,7 +233,7 @@ class Detector(Scorer):
     ) -> list[Span]:
         """Spans of the text as sent, from the log-odds of its sentences and their effects on those of the document."""
         calibration = self.spec.calibration
-        scaling = calibration.span_scaling or calibration.select_group(document.domain)
+        scaling = calibration.span_scaling or calibration
         values: list[float | None] = [None] * len(sentences) if effects is None else effects.tolist()
         return [
             Span(start=sentence.start, end=sentence.end, probability=p, effect=effect)
@@ -253,32 +242,33 @@ class Detector(Scorer):
 
     def verdict(self, document: Document, score: float, spans: list[Span] | None, target_fpr: float) -> Verdict:
         """The verdict of a score at a target."""
-        group = self.spec.calibration.select_group(document.domain)
-        human_below, ai_from = group.bounds(target_fpr)
-        is_short = len(document.input_ids) < self.spec.min_tokens_at(target_fpr, document.domain)
+        calibration, num_tokens = self.spec.calibration, len(document.input_ids)
+        is_short = num_tokens < self.spec.min_tokens_at(target_fpr)
         reasons = [*([Reason.TOO_SHORT] if is_short else []), *document.reasons]
-        if human_below <= score < ai_from:
-            reasons.append(Reason.BETWEEN_THRESHOLDS)
+        decision = int(calibration.decide(score, num_tokens, target_fpr))
+        if decision in UNDECIDED:
+            reasons.append(UNDECIDED[decision])
         ai_fraction = None
         if spans is not None:
             lengths = np.asarray([span.end - span.start for span in spans], np.int64)
             is_ai = np.asarray([span.probability >= 0.5 for span in spans], np.bool_)
             ai_fraction = float(lengths[is_ai].sum() / max(1, lengths.sum()))
         return Verdict(
-            label=Label.UNCERTAIN if reasons else (Label.AI if score >= ai_from else Label.HUMAN),
-            probability=float(group.probability(score)),
-            prevalence=self.spec.calibration.prevalence,
+            label=Label.UNCERTAIN if reasons else (Label.AI if decision == AI else Label.HUMAN),
+            probability=float(calibration.probability(score)),
+            prevalence=calibration.prevalence,
             target_fpr=target_fpr,
-            threshold=float(group.probability(ai_from)),
-            p_value=group.p_value(score),
-            compared_with=group.domain,
-            num_compared=group.num_human,
-            fpr_upper_bound=None if isinstance(group, UnknownDomain) else group.thresholds[target_fpr].fpr_bound,
+            threshold=float(calibration.probability(calibration.ai_from(num_tokens, target_fpr))),
+            p_value=float(calibration.p_values(score, num_tokens)),
+            compared_with=calibration.compared_with,
+            num_compared=calibration.num_human,
+            fpr_upper_bound=calibration.thresholds[target_fpr].fpr_bound,
+            confidence=calibration.thresholds[target_fpr].confidence,
             reasons=reasons,
             tampering=document.normalised.tampering,
             spans=spans,
             ai_fraction=ai_fraction,
-            num_tokens=len(document.input_ids),
+            num_tokens=num_tokens,
             num_windows=document.num_windows,
             model_version=self.version,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from detect_ai.schemas import DomainInfo, ModelInfo, ThresholdInfo
+from detect_ai.schemas import ModelInfo, ThresholdInfo
 
 if TYPE_CHECKING:
     from detect_ai.detector.bundle import DetectorSpec
@@ -28,7 +28,9 @@ def model_info(spec: DetectorSpec, limits: Mapping[str, int]) -> ModelInfo:
         prevalence=calibration.prevalence,
         default_target_fpr=spec.default_target_fpr,
         thresholds=_thresholds(spec),
+        compared_with=calibration.compared_with,
         num_human=calibration.num_human,
+        num_domains=len(calibration.domains),
         min_tokens=spec.min_tokens,
         window=spec.window,
         normaliser_version=spec.normaliser_version,
@@ -39,39 +41,28 @@ def model_info(spec: DetectorSpec, limits: Mapping[str, int]) -> ModelInfo:
 
 def card_info(spec: DetectorSpec) -> dict[str, Any]:
     """Values of a bundle for its model card."""
-    fields = ("base_model", "corpus", "window", "stride", "domains", "parent", "backend", "precision")
+    fields = ("base_model", "corpus", "window", "stride", "parent", "backend", "precision")
     return {
         **{name: getattr(spec, name) for name in fields},
         **{name: spec.provenance[name] for name in ("model_licence", "run", "git_revision")},
         "prevalence": spec.calibration.prevalence,
+        "compared_with": spec.calibration.compared_with.value,
         "num_human": spec.calibration.num_human,
+        "domains": [domain.name for domain in spec.calibration.domains],
         "thresholds": [row.model_dump() for row in _thresholds(spec)],
     }
 
 
 def _thresholds(spec: DetectorSpec) -> list[ThresholdInfo]:
-    """Threshold and error rates at each target: of the domains, and the highest values over them."""
-    calibration, rows = spec.calibration, []
-    for target in sorted(calibration.thresholds):
-        domains = [
-            DomainInfo(
-                name=group.domain,
-                num_human=group.num_human,
-                probability=float(group.probability(group.bounds(target)[1])),
-                expected_fpr=group.thresholds[target].expected_fpr,
-                fpr_upper_bound=group.thresholds[target].fpr_bound,
-                min_tokens=spec.min_tokens_at(target, group.domain),
-            )
-            for group in calibration.domains or (calibration,)
-        ]
-        rows.append(
-            ThresholdInfo(
-                target_fpr=target,
-                probability=max(domain.probability for domain in domains),
-                expected_fpr=max(domain.expected_fpr for domain in domains),
-                fpr_upper_bound=max(domain.fpr_upper_bound for domain in domains),
-                min_tokens=max(domain.min_tokens for domain in domains),
-                domains=domains if calibration.domains else [],
-            )
+    """Threshold and error rate at each target."""
+    calibration = spec.calibration
+    return [
+        ThresholdInfo(
+            target_fpr=target,
+            probability=float(calibration.probability(calibration.ai_from(calibration.human_length.window, target))),
+            fpr_upper_bound=threshold.fpr_bound,
+            confidence=threshold.confidence,
+            min_tokens=spec.min_tokens_at(target),
         )
-    return rows
+        for target, threshold in sorted(calibration.thresholds.items())
+    ]

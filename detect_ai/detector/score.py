@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from detect_ai.calibration.domain_classifier import DomainClassifier
 from detect_ai.core import ray_runtime
 from detect_ai.core.config import Config, ScoreConfig
 from detect_ai.core.errors import ConfigError, CorpusError, InputError
@@ -117,7 +115,6 @@ def score_split(
     load: Load,
     config: ScoreConfig,
     lengths: Sequence[int] = (),
-    classifier: DomainClassifier | None = None,
 ) -> pd.DataFrame:
     """Score every document of a split of a corpus that was tokenised by the scorer's tokenizer.
 
@@ -130,8 +127,9 @@ def score_split(
     _require_workers(config, for_reading=1)
     storage = corpus.storage
     paths = [storage.path(corpus.shard_key(shard)) for shard in corpus.shards(split)]
-    rows = ray.data.read_parquet(paths, filesystem=storage.filesystem).select_columns(["id", "label", "input_ids"])
-    work = partial(score_documents, lengths=tuple(lengths), classifier=classifier)
+    columns = ["id", "label", "domain", "source", "input_ids"]
+    rows = ray.data.read_parquet(paths, filesystem=storage.filesystem).select_columns(columns)
+    work = partial(score_documents, lengths=tuple(lengths))
     scored = _map(rows, (storage, key), load, work, config, BATCH_DOCUMENTS, config.workers)
     ids = corpus.read(split, ["id"])["id"].to_pylist()
     frame: Any = scored.to_pandas().set_index("id").loc[ids].reset_index(drop=True)
@@ -140,32 +138,23 @@ def score_split(
     return frame.assign(is_whole=is_whole, document=np.cumsum(is_whole) - is_whole)
 
 
-def score_documents(
-    scorer: Scorer, batch: pa.Table, lengths: Sequence[int], classifier: DomainClassifier | None
-) -> Iterator[pa.Table]:
-    """Scores of documents with `id`, `label`, `input_ids`, and of a span of each in every range of lengths."""
-    columns: dict[str, list[Any]] = {name: [] for name in ("id", "label", "num_tokens", "is_whole")}
+def score_documents(scorer: Scorer, batch: pa.Table, lengths: Sequence[int]) -> Iterator[pa.Table]:
+    """Scores of documents, and of a span of each in every range of lengths; a source stands for a missing domain."""
+    columns: dict[str, list[Any]] = {name: [] for name in ("id", "label", "domain", "num_tokens", "is_whole")}
     ids = []
-    names, labels = (batch[name].to_pylist() for name in ("id", "label"))
-    for name, label, tokens in zip(names, labels, batch["input_ids"].to_numpy(), strict=True):
+    names, labels, domains, sources = (batch[name].to_pylist() for name in ("id", "label", "domain", "source"))
+    rows = zip(names, labels, domains, sources, batch["input_ids"].to_numpy(), strict=True)
+    for name, label, domain, source, tokens in rows:
         tokens = np.asarray(tokens, dtype=np.int32)
         # Seeded by the id: a document has the same spans on every machine.
         spans = sample_spans_by_length(len(tokens), lengths, np.random.default_rng(shuffle_key(0, name)))
         ids += [tokens[start:stop] for start, stop in spans]
         columns["id"] += [name] * len(spans)
         columns["label"] += [label] * len(spans)
+        columns["domain"] += [domain or source] * len(spans)
         columns["num_tokens"] += [stop - start for start, stop in spans]
         columns["is_whole"] += [False] * (len(spans) - 1) + [True]
-    domains = classifier.predict(ids) if classifier else [""] * len(ids)
-    yield pa.table({**columns, "domain": domains, "score": pa.array(scorer.score(ids), pa.float64())})
-
-
-def predict_domains(corpus: Corpus, split: str, classifier: DomainClassifier) -> NDArray[np.str_]:
-    """The predicted domain of every document of a split, in the corpus's order; "" where it is not known."""
-    domains: list[str] = []
-    for table in corpus.tables(split, ["input_ids"]):
-        domains += classifier.predict([np.asarray(ids, np.int32) for ids in table["input_ids"].to_numpy()])
-    return np.asarray(domains, np.str_)
+    yield pa.table({**columns, "score": pa.array(scorer.score(ids), pa.float64())})
 
 
 def score_texts(

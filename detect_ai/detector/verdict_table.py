@@ -37,7 +37,8 @@ VERDICT_SCHEMA = pa.schema(
         ("reasons", pa.list_(pa.string())),
         ("compared_with", pa.string()),
         ("num_compared", pa.int32()),
-        ("fpr_upper_bound", pa.float64()),  # null where none holds
+        ("fpr_upper_bound", pa.float64()),
+        ("confidence", pa.float64()),  # of that bound
         ("tampering", pa.string()),  # JSON
         ("num_tokens", pa.int32()),
         ("num_windows", pa.int32()),

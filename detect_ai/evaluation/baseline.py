@@ -1,32 +1,24 @@
-"""The TF-IDF baseline of an evaluation: fitted once for a corpus, cached, calibrated like the detector.
-
-Where the detector has thresholds by domain, so has the baseline. Both use the domain that the detector's classifier
-predicts, in calibration as in evaluation.
-"""
+"""The TF-IDF baseline of an evaluation: fitted once for a corpus, cached, calibrated like the detector."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
-from detect_ai.calibration.calibration import Calibration, calibrate
-from detect_ai.calibration.domain_classifier import DomainClassifier
-from detect_ai.calibration.domains import calibrate_domains
-from detect_ai.core.errors import CalibrationError
+from detect_ai.calibration.calibration import Calibration
+from detect_ai.calibration.domains import calibrate, whole_documents
+from detect_ai.core.config import CalibrationConfig
 from detect_ai.corpus.baseline import TfidfModel, word_counts
 from detect_ai.corpus.manifest import ORIGINAL, Corpus
 from detect_ai.detector.dataset import texts_of
-from detect_ai.detector.score import predict_domains
 from detect_ai.detector.verdict_table import Verdicts
 from detect_ai.evaluation.summary import compute_metrics
 from detect_ai.evaluation.task import EvalTask
-from detect_ai.metrics import Floats, Labels, predictions_at
+from detect_ai.metrics import Floats
 from detect_ai.text.normalize import normalise
 
 logger = logging.getLogger(__name__)
@@ -44,23 +36,20 @@ def evaluate_baseline(task: EvalTask, verdicts: Verdicts) -> tuple[Floats, dict[
             spec.version,
         )
         return None, None
-    with task.bundle[0].local_folder(task.bundle[1]) as folder:
-        classifier = DomainClassifier.load(folder, spec.domains)
-    domains = predict_domains(task.corpus, "calibration", classifier) if classifier else None
-    targets = sorted(calibration.thresholds)
-    model, fitted = fit_baseline(task.corpus, targets, calibration.prevalence, domains, task.config.seed)
+    model, fitted = fit_baseline(
+        task.corpus, spec.calibration_config, calibration.human_length.window, task.config.seed
+    )
     place = {row: i for i, row in enumerate(verdicts.rows.tolist())}
     scores = np.empty(len(place))
     texts = (text for text in texts_of(task.data, task.config.score) if text.row in place)
     while batch := list(islice(texts, SCORED_AT_ONCE)):
         rows = [place[text.row] for text in batch]
         scores[rows] = score_normalised(model, (normalise(text.text).text for text in batch))
-    probabilities, predictions = decide(fitted, scores, verdicts.columns["compared_with"])
     return scores, compute_metrics(
         verdicts.labels,
         scores,
-        probabilities,
-        predictions,
+        fitted.probability(scores),
+        {target: fitted.predictions(scores, verdicts.num_tokens, target) for target in fitted.thresholds},
         default_target=spec.default_target_fpr,
         groups=verdicts.columns["group"],
         prevalence=calibration.prevalence,
@@ -68,15 +57,11 @@ def evaluate_baseline(task: EvalTask, verdicts: Verdicts) -> tuple[Floats, dict[
 
 
 def fit_baseline(
-    corpus: Corpus,
-    targets: Sequence[float],
-    prevalence: float = 0.5,
-    domains: NDArray[np.str_] | None = None,
-    seed: int = 0,
+    corpus: Corpus, config: CalibrationConfig, window: int, seed: int = 0
 ) -> tuple[TfidfModel, Calibration]:
     """Fit the baseline on the originals of the training split, calibrate it on the calibration split; cache the model.
 
-    `domains` are those predicted for the calibration split ("": unknown); without any, all texts have one threshold.
+    `window` as in `calibrate`. Raises CalibrationError as that.
     """
     from safetensors.numpy import load, save
     from scipy.sparse import vstack
@@ -94,28 +79,10 @@ def fit_baseline(
         tensors = {"idf": model.idf, "weights": model.weights, "bias": np.asarray([model.bias])}
         storage.write_bytes(key, save(tensors))
     rows = list(_rows(corpus, "calibration"))
-    labels = np.asarray([row["label"] for row in rows])
     scores = score_normalised(model, (normalise(row["text"]).text for row in rows))
-    calibration = calibrate(labels, scores, targets, prevalence=prevalence)
-    if domains is not None:
-        whole = pd.DataFrame({"label": labels, "score": scores, "domain": domains, "is_whole": True})
-        try:
-            calibration = calibrate_domains(calibration, whole)
-        except CalibrationError as error:
-            logger.warning("the baseline has one threshold for all domains: %s", error)
-    return model, calibration
-
-
-def decide(calibration: Calibration, scores: Floats, domains: NDArray[np.str_]) -> tuple[Floats, dict[float, Labels]]:
-    """P(AI), and 0 human, 1 ai, -1 uncertain by target, of texts of these domains ("": unknown), shape (texts,)."""
-    probabilities = np.empty(len(scores))
-    predictions = {target: np.empty(len(scores), np.int64) for target in sorted(calibration.thresholds)}
-    for domain in np.unique(domains).tolist():
-        own, group = domains == domain, calibration.select_group(domain)
-        probabilities[own] = group.probability(scores[own])
-        for target, predicted in predictions.items():
-            predicted[own] = predictions_at(scores[own], *group.bounds(target))
-    return probabilities, predictions
+    known, num_tokens = [row["label"] for row in rows], [row["num_tokens"] for row in rows]
+    scored = whole_documents(known, scores, num_tokens, [row["domain"] or row["source"] for row in rows])
+    return model, calibrate(scored, config, window)
 
 
 def score_normalised(model: TfidfModel, texts: Iterable[str]) -> Floats:
@@ -124,7 +91,7 @@ def score_normalised(model: TfidfModel, texts: Iterable[str]) -> Floats:
 
 
 def _rows(corpus: Corpus, split: str) -> Iterator[dict[str, Any]]:
-    for table in corpus.tables(split, ["text", "label", "weight", "attack"]):
+    for table in corpus.tables(split, ["text", "label", "weight", "attack", "domain", "source", "num_tokens"]):
         yield from table.to_pylist()
 
 

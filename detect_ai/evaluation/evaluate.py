@@ -26,6 +26,7 @@ from detect_ai.evaluation import slices
 from detect_ai.evaluation.baseline import evaluate_baseline
 from detect_ai.evaluation.contamination import corpus_of, count_contaminated
 from detect_ai.evaluation.errors import top_false_positives
+from detect_ai.evaluation.leave_one_out import leave_one_domain_out
 from detect_ai.evaluation.mixed_documents import sentence_score_metrics
 from detect_ai.evaluation.robustness import attacked_metrics
 from detect_ai.evaluation.summary import without_intervals
@@ -86,7 +87,7 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
             {name: value for name, value in row.items() if value is not None and name.startswith(MAIN_METRICS)}
             for row in report["slices"]
         ],
-        **{name: report[name] for name in ("attacks", "notes", "sentence_scores")},
+        **{name: report[name] for name in ("attacks", "new_domains", "notes", "sentence_scores")},
         "contaminated": report["data"]["contaminated"],
         "data": task.data,
         "bundle": task.bundle[1] if task.bundle[0] is storage else task.bundle[0].uri(task.bundle[1]),
@@ -159,6 +160,7 @@ def _report(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
         "slices": slices.slices(verdicts, spec),
         "lengths": slices.lengths(verdicts, spec),
         "attacks": attacked_metrics(task, verdicts),
+        "new_domains": leave_one_domain_out(spec.calibration, spec.calibration_config, spec.default_target_fpr),
         "curves": slices.curves(verdicts, scores, spec.calibration.prevalence),
         "abstentions": dict(Counter(reason for reasons in verdicts.reasons for reason in reasons).most_common()),
         "top_false_positives": top_false_positives(task, verdicts),
@@ -178,18 +180,11 @@ def _notes(task: EvalTask, verdicts: Verdicts, overall: dict[str, Any]) -> list[
             fraction = float(np.isin(domains, unseen).mean())
             listed = ", ".join(unseen[:8]) + (" …" if len(unseen) > 8 else "")
             notes.append(f"{100 * fraction:.0f}% of the human texts are of domains not seen in calibration ({listed}).")
-    groups = task.spec.calibration.domains or (task.spec.calibration,)
-    for target in sorted(task.spec.calibration.thresholds):
-        name, bound = f"fpr_at_target_{key_of_target(target)}", max(g.thresholds[target].fpr_bound for g in groups)
-        if (overall[f"{name}_low"] or 0) > bound:
+    for target, threshold in sorted(task.spec.calibration.thresholds.items()):
+        name = f"fpr_at_target_{key_of_target(target)}"
+        if (overall[f"{name}_low"] or 0) > threshold.fpr_bound:
             notes.append(
                 f"At the {100 * target:g}% target {100 * overall[name]:.1f}% of the human texts were labelled AI, more "
                 f"than chance explains: they are unlike the calibration texts."
             )
-    unknown = float((verdicts.columns["compared_with"] == "").mean())
-    if task.spec.domains and unknown > 0:
-        notes.append(
-            f"{100 * unknown:.0f}% of the texts belong to no domain that calibration knows "
-            f"({', '.join(task.spec.domains)}); the strictest thresholds apply to them, without a guarantee."
-        )
     return notes

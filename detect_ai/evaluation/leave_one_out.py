@@ -1,61 +1,93 @@
-"""Leave-one-domain-out: the error rates of a detector in domains that its calibration has not seen.
+"""Leave-one-domain-out: the error rates of a detector in domains that its calibration has not seen. Pure.
 
-Each domain is decided by the threshold that all the others give (`detect_ai.calibration.new_domain`). Only scores are
-needed, so nothing is trained again. Pure.
+Each domain of a calibration is decided by the thresholds that all the others give, from its saved scores: nothing is
+scored or trained again. The length models remain those of all domains.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from detect_ai.calibration.new_domain import MIN_DOMAINS, Tail, between_domain_variance, new_domain_threshold, tail
+from detect_ai.calibration.calibration import Calibration, Domain
+from detect_ai.calibration.conformal import Threshold
+from detect_ai.calibration.domains import MIN_TEXTS, UNLIKE_FRACTION, ai_quantile
+from detect_ai.calibration.new_domain import MIN_DOMAINS, between_domain_variance, new_domain_threshold, tail
+from detect_ai.core.config import CalibrationConfig
+from detect_ai.metrics import Labels
 
-MIN_TEXTS = 50  # of a class in a domain, for a rate
 
+def leave_one_domain_out(
+    calibration: Calibration, config: CalibrationConfig, target_fpr: float
+) -> dict[str, Any] | None:
+    """Error rates of every domain of a calibration at the thresholds of the others, and their summary over domains.
 
-def leave_one_domain_out(scored: pd.DataFrame, target_fpr: float, confidence: float) -> dict[str, Any]:
-    """Error rates of every domain at the threshold of the others.
-
-    `scored` has the columns `domain`, `label` (0 human, 1 AI) and `score` (log-odds of AI). A domain counts for
-    calibration with `MIN_TEXTS` human texts. Returns `domains`, the worst first, each with `n_human`, `n_ai`,
-    `threshold`, `fpr` and `tpr` (None below `MIN_TEXTS`), and over the domains `mean_fpr`, `worst_fpr`, `above_target`
-    and `above_twice` (fractions of domains), `macro_tpr`, and `spread_ratio`: the spread of the tails of domains over
-    that of the texts in them. Raises CalibrationError for too few domains.
+    Returns `domains`, the highest FPR first, each with `n_human`, `n_ai`, `fpr`, `tpr`, `cleared` (AI texts labelled
+    human), `abstained_human` and `abstained_ai`, None below `MIN_TEXTS` of a class; and over the domains `mean_fpr`,
+    `worst_fpr`, `above_target` and `above_twice` (fractions of the domains), means of the other rates as `macro_tpr`
+    and so on, and `spread_ratio`: the standard deviation of the domains' tails over that of the texts in one. None
+    with too few domains.
     """
-    human = {name: part["score"].to_numpy() for name, part in scored[scored["label"] == 0].groupby("domain")}
-    ai = {name: part["score"].to_numpy() for name, part in scored[scored["label"] == 1].groupby("domain")}
-    tails = {name: tail(scores, target_fpr) for name, scores in human.items() if len(scores) >= MIN_TEXTS}
-    domains = []
-    for name in sorted(tails.keys() | {name for name, scores in ai.items() if len(scores) >= MIN_TEXTS}):
-        threshold = new_domain_threshold([own for other, own in tails.items() if other != name], confidence)
-        domains.append(
-            {
-                "domain": name,
-                "n_human": len(human.get(name, ())),
-                "n_ai": len(ai.get(name, ())),
-                "threshold": threshold,
-                "fpr": float((human[name] >= threshold).mean()) if name in tails else None,
-                "tpr": float((ai[name] >= threshold).mean()) if len(ai.get(name, ())) >= MIN_TEXTS else None,
-            }
-        )
-    fprs = np.asarray([row["fpr"] for row in domains if row["fpr"] is not None])
-    tprs = [row["tpr"] for row in domains if row["tpr"] is not None]
+    human = {
+        domain.name: domain.human.standardised(calibration.human_length)
+        for domain in calibration.domains
+        if len(domain.human) >= MIN_TEXTS
+    }
+    if len(human) <= MIN_DOMAINS:
+        return None
+    ai = {domain.name: domain.ai.standardised(calibration.ai_length) for domain in calibration.domains}
+    tails = {name: tail(scores, target_fpr) for name, scores in human.items()}
+    rows = []
+    for domain in calibration.domains:
+        if max(len(domain.human), len(domain.ai)) >= MIN_TEXTS:
+            others = [own for name, own in tails.items() if name != domain.name]
+            score = new_domain_threshold(others, config.new_domain_confidence)
+            rest = [own for name, own in ai.items() if name != domain.name]
+            without = replace(
+                calibration,
+                thresholds={target_fpr: Threshold(score, target_fpr, config.new_domain_confidence)},
+                cleared_below=ai_quantile(rest, config.max_cleared),
+                unlike_below=ai_quantile(rest, UNLIKE_FRACTION),
+            )
+            rows.append({"domain": domain.name, **_rates(without, domain, target_fpr)})
+    fprs = np.asarray([row["fpr"] for row in rows if row["fpr"] is not None])
+    within = float(np.mean([scores.var(ddof=1) for scores in human.values()]))
+    between = between_domain_variance(*np.asarray(list(tails.values())).T)
     return {
-        "domains": sorted(domains, key=lambda row: (-(row["fpr"] or 0.0), row["domain"])),
+        "target_fpr": target_fpr,
+        "domains": sorted(rows, key=lambda row: (-(row["fpr"] or 0.0), row["domain"])),
         "mean_fpr": float(fprs.mean()),
         "worst_fpr": float(fprs.max()),
         "above_target": float((fprs > target_fpr).mean()),
         "above_twice": float((fprs > 2 * target_fpr).mean()),
-        "macro_tpr": float(np.mean(tprs)) if tprs else None,
-        "spread_ratio": _spread_ratio(list(tails.values()), [human[name] for name in tails]),
+        **{f"macro_{name}": _macro(rows, name) for name in ("tpr", "cleared", "abstained_human", "abstained_ai")},
+        "spread_ratio": float(np.sqrt(between / within)),
     }
 
 
-def _spread_ratio(tails: list[Tail], scores: list[np.ndarray]) -> float:
-    assert len(tails) > MIN_DOMAINS
-    values, errors = np.asarray(tails, np.float64).T
-    within = float(np.mean([np.var(own, ddof=1) for own in scores]))
-    return float(np.sqrt(between_domain_variance(values, errors) / within))
+def _rates(calibration: Calibration, domain: Domain, target_fpr: float) -> dict[str, Any]:
+    human, ai = (
+        calibration.predictions(texts.scores, texts.num_tokens, target_fpr) if len(texts) >= MIN_TEXTS else None
+        for texts in (domain.human, domain.ai)
+    )
+    return {
+        "n_human": len(domain.human),
+        "n_ai": len(domain.ai),
+        "fpr": _rate(human, 1),
+        "tpr": _rate(ai, 1),
+        "cleared": _rate(ai, 0),
+        "abstained_human": _rate(human, -1),
+        "abstained_ai": _rate(ai, -1),
+    }
+
+
+def _rate(predictions: Labels | None, decision: int) -> float | None:
+    return None if predictions is None else float((predictions == decision).mean())
+
+
+def _macro(rows: Sequence[dict[str, Any]], name: str) -> float | None:
+    values = [row[name] for row in rows if row[name] is not None]
+    return float(np.mean(values)) if values else None

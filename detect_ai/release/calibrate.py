@@ -5,18 +5,15 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
-from collections import Counter
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from detect_ai.calibration.calibration import Calibration, calibrate
+from detect_ai.calibration.calibration import Calibration
 from detect_ai.calibration.conformal import require_texts
-from detect_ai.calibration.domain_classifier import MAX_TEXTS, DomainClassifier, Ids, fit
-from detect_ai.calibration.domains import calibrate_domains
+from detect_ai.calibration.domains import MIN_TEXTS, calibrate
+from detect_ai.calibration.new_domain import MIN_DOMAINS
 from detect_ai.core.config import SPLITS, CalibrationConfig, Config, ScoreConfig, public_path
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt, read_result
@@ -28,12 +25,11 @@ from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.detector import Scorer
 from detect_ai.detector.score import Load, score_split
 from detect_ai.text.normalize import NORMALISER_VERSION
-from detect_ai.text.windows import sample_spans_by_length
 from detect_ai.training import search_space
 from detect_ai.training.train import checked_tokenizer
 
+SPECIAL_TOKENS = 2  # of a window
 SPAN_LENGTHS = (32, 64, 128)  # tokens: scores of sentences are scaled by those of such spans, without verdict_lengths
-DOMAIN_SPAN = 128  # tokens, at most, of a span that the domain classifier is fitted on
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "safetensors")
 
 
@@ -48,11 +44,10 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
         raise ConfigError(f"run={config.run}: trained on {trained['corpus']}, prepared is {corpus.key}: train again")
     checkpoint, config = trained["checkpoint"], search_space.apply(config, trained["from_sweep"])
     require_enough_texts(config, corpus)
-    classifier = fit_domain_classifier(config, corpus)
     load = partial(Scorer.from_checkpoint, config=config.model, precision=config.calibration.precision)
-    calibration = calibrate_split(corpus, checkpoint, load, config.score, config.calibration, classifier)
+    calibration = calibrate_split(corpus, checkpoint, load, config.score, config.calibration, config.model.window)
     key = f"runs/{config.run}/{attempt('candidate')}"
-    spec = _write_candidate(config, corpus, checkpoint, calibration, classifier, key)
+    spec = _write_candidate(config, corpus, checkpoint, calibration, key)
     storage.prune(f"runs/{config.run}", "candidate-", config.storage.keep)
     return {
         "bundle": key,
@@ -65,74 +60,35 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
         "num_ai": calibration.num_ai,
         "thresholds": {repr(target): vars(threshold) for target, threshold in calibration.thresholds.items()},
         "min_tokens": {repr(target): tokens for target, tokens in calibration.min_tokens.items()},
-        "domains": {group.domain: group.num_human for group in calibration.domains},
+        "domains": {domain.name: len(domain.human) for domain in calibration.domains},
+        "compared_with": calibration.compared_with.value,
         "corpus": corpus.key,
     }
 
 
 def calibrate_split(
-    corpus: Corpus,
-    key: str,
-    load: Load,
-    scoring: ScoreConfig,
-    config: CalibrationConfig,
-    classifier: DomainClassifier | None,
+    corpus: Corpus, key: str, load: Load, scoring: ScoreConfig, config: CalibrationConfig, window: int
 ) -> Calibration:
     """Score the calibration split with a checkpoint or bundle (arguments as `score_split`), and calibrate it.
 
-    Raises CalibrationError when there are too few human texts for a target FPR.
+    `window` is in tokens, special tokens included. Raises CalibrationError for too few texts.
     """
-    scored = score_split(corpus, "calibration", key, load, scoring, config.verdict_lengths or SPAN_LENGTHS, classifier)
-    documents = scored[scored["is_whole"]]
-    whole = calibrate(documents["label"], documents["score"], config.target_fprs, config.prevalence)
-    return calibrate_domains(whole, scored, config.verdict_lengths)
+    scored = score_split(corpus, "calibration", key, load, scoring, config.verdict_lengths or SPAN_LENGTHS)
+    return calibrate(scored, config, window - SPECIAL_TOKENS)
 
 
 def require_enough_texts(config: Config, corpus: Corpus) -> None:
     """Raise CalibrationError when the calibration split has too few human texts for a target FPR."""
-    humans = int((corpus.labels("calibration") == 0).sum())
-    for target in config.calibration.target_fprs:
-        require_texts(humans, target)
-
-
-def fit_domain_classifier(config: Config, corpus: Corpus) -> DomainClassifier | None:
-    """The classifier of the domains of `calibration.domains`, fitted on the training split; None without any.
-
-    It is fitted on texts and on a span of each, so that it also knows short texts. Raises ConfigError when a domain has
-    no training text.
-    """
-    domain_of = {source: name for name, sources in config.calibration.domains.items() for source in sources}
-    if not domain_of:
-        return None
-    rng = np.random.default_rng(config.seed)
-    documents: list[Ids] = []
-    domains: list[str] = []
-    counts: Counter[str] = Counter()
-    for table in corpus.tables("train", ["input_ids", "source"]):
-        for ids, source in zip(table["input_ids"].to_numpy(), table["source"].to_pylist(), strict=True):
-            name = domain_of.get(source, "")
-            if not name or counts[name] >= MAX_TEXTS:
-                continue
-            counts[name] += 1
-            for start, stop in sample_spans_by_length(len(ids), [DOMAIN_SPAN], rng):
-                documents.append(np.asarray(ids[start:stop], np.int32))
-                domains.append(name)
-    if missing := sorted(set(domain_of.values()) - set(domains)):
-        sources = sorted({source["name"] for source in corpus.manifest.sources})
-        raise ConfigError(
-            f"calibration.domains: no training text of {', '.join(missing)}; the sources of this corpus are "
-            f"{', '.join(sources)}"
-        )
-    return fit(documents, domains, checked_tokenizer(config, corpus).vocabulary, config.seed)
+    rows = corpus.read("calibration", ["label", "domain", "source"]).to_pandas()
+    human = rows[rows["label"] == 0]
+    domains = human["domain"].where(human["domain"] != "", human["source"])
+    if (domains.value_counts() >= MIN_TEXTS).sum() < MIN_DOMAINS:
+        for target in config.calibration.target_fprs:
+            require_texts(len(human), target, config.calibration.guarantee)
 
 
 def _write_candidate(
-    config: Config,
-    corpus: Corpus,
-    checkpoint: str,
-    calibration: Calibration,
-    classifier: DomainClassifier | None,
-    key: str,
+    config: Config, corpus: Corpus, checkpoint: str, calibration: Calibration, key: str
 ) -> DetectorSpec:
     manifest, tokenizer = corpus.manifest, checked_tokenizer(config, corpus)
     spec = DetectorSpec(
@@ -161,15 +117,12 @@ def _write_candidate(
             "git_revision": git_revision(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         },
-        domains=list(classifier.names) if classifier else [],
     )
     with tempfile.TemporaryDirectory() as scratch, corpus.storage.local_folder(checkpoint) as source:
         folder = Path(scratch)
         for name in ("config.json", "model.safetensors"):
             shutil.copy(source / name, folder)
         tokenizer.save(folder, config.model.window)
-        if classifier:
-            classifier.save(folder)
         spec = bundle.write_spec(folder, spec)
         corpus.storage.upload(folder, key)
     return spec

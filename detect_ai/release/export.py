@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from detect_ai import metrics
-from detect_ai.calibration.domain_classifier import FILE as DOMAINS_FILE
-from detect_ai.calibration.domain_classifier import DomainClassifier
-from detect_ai.core.config import CalibrationConfig, Config, check_names
+from detect_ai.core.config import Config, check_names
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt
 from detect_ai.core.storage import Storage
@@ -133,7 +131,7 @@ def make(name: str, parent: Path, folder: Path) -> DetectorSpec:
     spec = bundle.read_spec(parent)
     folder.mkdir()
     backends.get(name).save(encoder.load(parent), folder)
-    for file in sorted(set(spec.files) & {"tokenizer.json", "tokenizer_config.json", DOMAINS_FILE}):
+    for file in sorted(set(spec.files) & {"tokenizer.json", "tokenizer_config.json"}):
         shutil.copy(parent / file, folder)
     provenance = {**spec.provenance, "export": name}
     precision: Literal["fp32", "bf16"] = "bf16" if name == "torch-bf16" else "fp32"
@@ -236,8 +234,8 @@ def _keep(task: ExportTask, row: dict[str, Any]) -> dict[str, Any] | None:
         f"{task.key}/candidates/{row['name']}",
         Detector.load,
         task.config.score,
-        CalibrationConfig(**task.spec.provenance["config"]["calibration"]),  # as the parent
-        DomainClassifier.load(folder, task.spec.domains),
+        task.spec.calibration_config,  # as the parent
+        task.spec.window,
     )
     spec = bundle.write_spec(folder, replace(bundle.read_spec(folder), calibration=calibration))
     storage.upload(folder, key)

@@ -14,10 +14,11 @@ _CHANGES = (
     ("cleared_ai_fraction", "the fraction of AI texts labelled human", 1, "max_cleared_ai_increase"),
 )
 # Default bounds on the FPR, as multiples of the candidate's default target.
-_MULTIPLES = {"max_fpr": 3, "max_fpr_increase": 0.5}
+_MULTIPLES = {"max_fpr": 3, "max_fpr_increase": 0.5, "max_new_domain_fpr": 1}
 _CAPS = (
     ("fpr_at_target", "FPR at the default target", "max_fpr"),
     ("abstained_fraction", "the abstained fraction", "max_abstained"),
+    ("cleared_ai_fraction", "the fraction of AI texts labelled human", "max_cleared_ai"),
 )
 
 
@@ -45,6 +46,7 @@ def gate(
                 reasons.append(f"{label} is missing on {name}: run jobs/evaluate.py again.")
             elif value is not None and not value <= bound:
                 reasons.append(f"{label} is {value:.4g} on {name}; {key}={bound:g}.")
+    reasons += _unseen_domains(candidate[TEST], config)
     if champion is not None:
         by_texts = {metrics.get("test_fingerprint"): metrics for metrics in champion.values()}
         for name, metrics in candidate.items():
@@ -53,6 +55,21 @@ def gate(
             else:
                 warnings.append(f"not compared with the champion on {name}: it was not evaluated on the same texts.")
     return reasons, warnings
+
+
+def _unseen_domains(metrics: Metrics, config: GateConfig) -> list[str]:
+    """Reasons from the domains left out of calibration; none where there were too few to leave one out."""
+    reasons = []
+    if new := metrics.get("new_domains"):
+        bound, fpr, tpr = _bound(config, "max_new_domain_fpr", metrics), new["mean_fpr"], new["macro_tpr"] or 0.0
+        if not fpr <= bound:
+            reasons.append(f"mean FPR in domains left out of calibration is {fpr:.4g}; max_new_domain_fpr={bound:g}.")
+        if not tpr >= config.min_macro_tpr:
+            reasons.append(
+                f"mean detection rate in domains left out of calibration is {tpr:.4g}; "
+                f"min_macro_tpr={config.min_macro_tpr:g}."
+            )
+    return reasons
 
 
 def _compare(

@@ -19,6 +19,7 @@ const REASONS = {
   not_prose: ["mostly links or references", "Most of the text is links, references or other content that is not prose."],
   hidden_text: ["hidden text", "The file contains a lot of text that a reader cannot see. It was not scored."],
   between_thresholds: ["between human and AI", "The score is in the range of both human and AI texts."],
+  unlike_calibration: ["unlike all known texts", "The score is in the range of neither human nor AI texts."],
 };
 const TAMPERING = {
   invisible: "invisible characters",
@@ -97,9 +98,11 @@ function showReasons(verdict) {
 
 function meaning(verdict) {
   if (verdict.label === "ai") {
-    const bound = verdict.fpr_upper_bound;
-    if (bound === null) return "It may still be human. The model was not calibrated on this kind of text, so the false positive rate is unknown.";
-    return `It may still be human. If your text is like the ${verdict.num_compared} calibration texts, the expected false positive rate is ${outOf100(verdict.target_fpr)} human texts, and may be up to ${outOf100(bound)}.`;
+    const bound = outOf100(verdict.fpr_upper_bound);
+    if (verdict.compared_with === "new_domain") {
+      return `It may still be human. Of a kind of writing that it has never seen, the model labels up to ${bound} human texts AI (with ${percent(verdict.confidence)} confidence).`;
+    }
+    return `It may still be human. Of texts like the ${verdict.num_compared} human calibration texts, the model labels up to ${bound} AI.`;
   }
   if (verdict.label === "human") return "No evidence of AI was found. AI texts can be missed, in particular edited ones.";
   return "The detector abstains, because a wrong verdict would be worse than none:";

@@ -88,8 +88,9 @@ def test_equal_precision_keeps_the_calibration(run: Run, champion: str, exported
     child, parent = (load(run, version).spec.calibration for version in (exported["version"], champion))
     assert child.min_tokens == parent.min_tokens != {}
     assert child.span_scaling is not None
-    np.testing.assert_allclose(child.human_scores, parent.human_scores, atol=1e-3)
-    assert child.human_scores != parent.human_scores
+    for own, before in zip(child.domains, parent.domains, strict=True):
+        np.testing.assert_allclose(own.human.scores, before.human.scores, atol=1e-3)
+        assert own.human.scores != before.human.scores
     assert sorted(child.thresholds) == sorted(parent.thresholds)
 
 

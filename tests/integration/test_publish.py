@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detect_ai import metrics
 from detect_ai.core.errors import CalibrationError, GateError
 from detect_ai.core.job import run_stage
 from detect_ai.detector.bundle import read_spec
@@ -58,10 +57,8 @@ def test_metrics_are_those_of_the_champion_on_the_test_split(
     table = run.corpus.read("test", ["text", "label", "group"])
     documents = champion.read(table["text"].to_pylist())
     scores = champion.score([document.input_ids for document in documents])
-    calibration = champion.spec.calibration
-    predictions = {
-        target: metrics.predictions_at(scores, *calibration.bounds(target)) for target in calibration.thresholds
-    }
+    calibration, num_tokens = champion.spec.calibration, [len(document.input_ids) for document in documents]
+    predictions = {target: calibration.predictions(scores, num_tokens, target) for target in calibration.thresholds}
     default = champion.spec.default_target_fpr
     labels, probabilities = table["label"].to_numpy(), calibration.probability(scores)
     expected = compute_metrics(
@@ -82,9 +79,9 @@ def test_the_champion_scores_like_its_checkpoint(run: Run, champion: Detector) -
 
 
 def test_calibration_uses_the_calibration_split_alone(run: Run, champion: Detector) -> None:
-    labels = run.corpus.labels("calibration")
-    human = np.sort(champion.score(token_ids(run.corpus, "calibration"))[labels == 0])
-    np.testing.assert_allclose(champion.spec.calibration.human_scores, human, atol=1e-4)
+    human = champion.score(token_ids(run.corpus, "calibration"))[run.corpus.labels("calibration") == 0]
+    own = [score for domain in champion.spec.calibration.domains for score in domain.human.scores]
+    np.testing.assert_allclose(np.sort(own), np.sort(human), atol=1e-4)
     assert champion.spec.calibration.span_scaling is not None
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from detect_ai import client
-from detect_ai.calibration.calibration import calibrate
+from detect_ai.calibration.domains import calibrate, whole_documents
 from detect_ai.cli import WARNING, main
+from detect_ai.core.config import CalibrationConfig
 from detect_ai.core.ray_runtime import free_port
 from detect_ai.detector import bundle
 from detect_ai.detector.detector import Detector
@@ -41,7 +42,9 @@ def decided(tiny_bundle, tmp_path_factory):
     scores = np.sort(before.score([document.input_ids for document in before.read(TEXTS)]))
     low, middle, high = scores[0], np.median(scores), scores[-1]
     both = np.concatenate([np.linspace(low, middle, 40), np.linspace(middle, high, 40)])
-    bundle.write_spec(folder, replace(before.spec, calibration=calibrate(np.repeat([0, 1], 40), both, [0.05, 0.1])))
+    scored = whole_documents(np.repeat([0, 1], 40), both, before.spec.window, "")
+    settings = CalibrationConfig(target_fprs=[0.05, 0.1], default_target_fpr=0.05, guarantee="expectation")
+    bundle.write_spec(folder, replace(before.spec, calibration=calibrate(scored, settings, before.spec.window)))
     return folder
 
 

@@ -45,10 +45,6 @@ def test_key_of_target(target, key):
     assert metrics.key_of_target(target) == key
 
 
-def test_predictions_change_at_the_thresholds():
-    assert metrics.predictions_at([-1.0, 0.0, 0.5, 1.0], 0.0, 1.0).tolist() == [0, -1, -1, 1]
-
-
 @pytest.mark.parametrize(("texts", "error"), [(100, 1e-9), (20_000, 0.005)])
 def test_roc_has_at_most_200_points(texts, error):
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Calibration of all texts, of a group and of an unknown domain, and its JSON form."""
+"""Decisions and p-values of a calibration, and its JSON form."""
 
 import json
 
@@ -6,94 +6,68 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from detect_ai.calibration.calibration import Calibration, GroupCalibration, UnknownDomain, calibrate
-from detect_ai.calibration.conformal import Threshold, conformal_threshold
-from detect_ai.calibration.domains import calibrate_domains
-from detect_ai.calibration.scaling import fit_scaling
-from tests.unit.calibration.conftest import DOMAINS, LENGTHS, sample, scored_spans
+from detect_ai.calibration.calibration import AI, BOTH, HUMAN, NEITHER, Calibration, Domain, Scores
+from detect_ai.calibration.conformal import Threshold, p_value
+from detect_ai.calibration.domains import calibrate
+from detect_ai.calibration.length import LengthModel
+from detect_ai.schemas import Reference
+from tests.unit.calibration.conftest import WINDOW, config, domains
 
 
-def group(domain, midpoint=-9.0, human=(), min_tokens=None, **scores):
-    """Thresholds by target, as `at05=2.0`."""
-    thresholds = {float(f"0.{name[2:]}"): Threshold(score, 0.2, 0.0) for name, score in scores.items()}
-    return GroupCalibration(1.0, midpoint, tuple(map(float, human)), thresholds, domain, min_tokens or {})
+def calibration(threshold=2.0, cleared=0.0, unlike=-9.0, midpoint=-9.0, curve=(), human=(0.0,), length=None):
+    length = length or LengthModel(WINDOW)
+    own = Domain("news", Scores(tuple(human), (WINDOW,) * len(human)), Scores((), ()))
+    rest = ({0.05: Threshold(threshold, 0.05, 0.9)}, cleared, unlike, length, LengthModel(WINDOW), (own,), tuple(curve))
+    return Calibration(1.0, midpoint, *rest, 0.5)
 
 
-def with_domains(*groups):
-    return Calibration(1.0, 0.0, (), groups[0].thresholds, domains=groups)
+@pytest.mark.parametrize(
+    ("values", "scores", "expected"),
+    [
+        ({}, [-0.1, 0.0, 1.9, 2.0], [HUMAN, BOTH, BOTH, AI]),
+        ({"cleared": 4.0, "unlike": 3.0}, [1.9, 2.0, 2.9, 3.0], [HUMAN, NEITHER, NEITHER, AI]),
+        ({"midpoint": 3.0}, [-0.1, 0.0, 2.9, 3.0], [HUMAN, BOTH, BOTH, AI]),  # no `ai` below a probability of one half
+    ],
+)
+def test_a_text_that_both_or_neither_may_have_written_is_uncertain(values, scores, expected):
+    fitted = calibration(**values)
+    assert fitted.decide(scores, [WINDOW] * 4, 0.05).tolist() == expected
+    assert fitted.predictions(scores, [WINDOW] * 4, 0.05).tolist() == [0, -1, -1, 1]
+    assert fitted.ai_from(WINDOW, 0.05) == scores[3]
 
 
-def test_calibrate_combines_scaling_and_thresholds():
-    labels, logits = sample()
-    human = logits[labels == 0]
-    scaling = fit_scaling(labels, logits, 0.3)
-    assert calibrate(labels, logits, [0.1, 0.01], 0.3) == Calibration(
-        temperature=scaling.temperature,
-        midpoint=scaling.midpoint,
-        human_scores=tuple(sorted(human)),
-        thresholds={target: conformal_threshold(human, target) for target in (0.01, 0.1)},
-        prevalence=0.3,
-        num_ai=400 - len(human),
-    )
+def test_the_threshold_depends_on_the_length():
+    fitted = calibration(length=LengthModel(WINDOW, (0.0, 1.0), (1.0, 1.0)))
+    short, long = fitted.ai_from(WINDOW // 4, 0.05), fitted.ai_from(100 * WINDOW, 0.05)
+    assert short == pytest.approx(4 + 2 * np.sqrt(5))
+    assert long < short
+    assert fitted.predictions([short, short - 0.01], [WINDOW // 4] * 2, 0.05).tolist() == [1, -1]
 
 
-def test_without_domains_all_texts_are_one_group():
-    calibration = calibrate(*sample(), [0.05])
-    assert calibration.bounds(0.05) == (calibration.midpoint, calibration.thresholds[0.05].score)
-    assert calibration.select_group("essays") is calibration.select_group("") is calibration
+def test_the_p_value_of_a_new_domain_is_the_smallest_rate_that_it_reaches():
+    fitted = calibration(curve=((0.01, 3.0), (0.05, 2.0), (0.5, 1.0)))
+    assert fitted.p_values([3.5, 3.0, 2.9, 2.0, 1.0, 0.9], [WINDOW] * 6).tolist() == [0.01, 0.01, 0.05, 0.05, 0.5, 1.0]
+    assert fitted.compared_with is Reference.NEW_DOMAIN
 
 
-def test_an_unknown_domain_has_the_widest_bounds():
-    essays, prose = group("essays", at05=2.0, at1=2.0, midpoint=-1.0), group("prose", at05=3.0, at1=1.0, midpoint=0.5)
-    unknown = with_domains(essays, prose).select_group("")
-    assert unknown.bounds(0.05) == (-1.0, 3.0)
-    assert unknown.bounds(0.1) == (-1.0, 2.0)
-    assert with_domains(essays, prose).select_group("letters") == unknown == UnknownDomain((essays, prose))
-
-
-def test_an_unknown_domain_is_cautious_in_every_metric():
-    essays, prose = (
-        group("essays", human=range(30), at05=2.0),
-        group("prose", human=range(9, 29), midpoint=5.0, at05=3.0),
-    )
-    unknown = with_domains(essays, prose).select_group("")
-    scores = np.asarray([-9.0, 0.0, 6.0])
-    assert unknown.probability(scores).tolist() == prose.probability(scores).tolist()
-    for score in (0.0, 25.0):
-        assert unknown.p_value(score) == max(essays.p_value(score), prose.p_value(score))
-    assert (unknown.num_human, unknown.domain) == (50, "")
-
-
-def test_an_unknown_domain_needs_the_length_of_every_domain():
-    calibration = with_domains(
-        group("essays", min_tokens={0.05: 32}, at05=2.0), group("prose", min_tokens={0.05: 64}, at05=2.0)
-    )
-    lengths = {domain: calibration.select_group(domain).min_tokens[0.05] for domain in ("essays", "prose", "")}
-    assert lengths == {"essays": 32, "prose": 64, "": 64}
-
-
-def full():
-    rng = np.random.default_rng(2)
-    rows = [
-        (80 * number + 2 * i + label, label, rng.normal(label), length, domain)
-        for number, domain in enumerate(DOMAINS)
-        for i in range(40)
-        for label in (0, 1)
-        for length in LENGTHS
-    ]
-    return calibrate_domains(calibrate(*sample(), [np.float64(0.05), 1 / 3]), scored_spans(rows), [64, 128])
+def test_without_a_curve_the_p_value_is_conformal():
+    fitted = calibration(human=(3.0, 1.0, 2.0))
+    assert fitted.p_values([0.0, 2.0, 9.0], [WINDOW] * 3).tolist() == p_value([1, 2, 3], [0, 2, 9]).tolist()
+    assert (fitted.compared_with, fitted.num_human, fitted.num_ai) == (Reference.CALIBRATION_TEXTS, 3, 0)
 
 
 ADAPTER = TypeAdapter(Calibration)
 
 
+def full():
+    return calibrate(domains(6), config(target_fprs=[np.float64(0.05), 1 / 3]), WINDOW)
+
+
 def test_calibration_survives_json_exactly():
-    calibration = full()
-    assert [own.domain for own in calibration.domains] == list(DOMAINS)
-    assert calibration.span_scaling is not None
-    values = ADAPTER.dump_python(calibration, mode="json")
-    assert ADAPTER.validate_python(json.loads(json.dumps(values, allow_nan=False))) == calibration
+    values = ADAPTER.dump_python(full(), mode="json")
+    assert ADAPTER.validate_python(json.loads(json.dumps(values, allow_nan=False))) == full()
     assert list(values["thresholds"]) == ["0.05", "0.3333333333333333"]
+    assert values["new_domain_curve"]
 
 
 @pytest.mark.parametrize(
@@ -101,11 +75,10 @@ def test_calibration_survives_json_exactly():
     [
         lambda values: values.pop("midpoint"),
         lambda values: values.update(colour=1),
-        lambda values: values["human_scores"].reverse(),
         lambda values: values["thresholds"]["0.05"].update(colour=1),
-        lambda values: values["domains"][1].pop("thresholds"),
-        lambda values: values["domains"][1]["human_scores"].reverse(),
-        lambda values: values["span_scaling"].update(temperature="hot"),
+        lambda values: values["domains"][1].pop("ai"),
+        lambda values: values["domains"][1]["human"].update(scores="high"),
+        lambda values: values["human_length"].update(window="wide"),
     ],
 )
 def test_malformed_calibrations_are_refused(change):

@@ -25,14 +25,22 @@ def exchangeable_draws(decimals):
 @given(st.one_of(st.floats(1e-6, 0.999), st.integers(2, 100_000).map(lambda n: 1 / n)))
 @example(0.01)
 def test_texts_needed_is_the_smallest_sufficient_number(target):
-    needed = texts_needed(target)
+    needed = texts_needed(target, "expectation")
     assert 1 / (needed + 1) <= target < 1 / needed
+    needed = texts_needed(target, "confidence")
+    assert beta.ppf(0.95, 1, needed) <= target * (1 + 1e-9)
+    assert needed == 1 or beta.ppf(0.95, 1, needed - 1) > target * (1 - 1e-9)
+
+
+def test_known_numbers_of_texts():
+    assert [texts_needed(target, "confidence") for target in (0.01, 0.05)] == [299, 59]
+    assert [texts_needed(target, "expectation") for target in (0.01, 0.05)] == [99, 19]
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, 5, float("nan")])
 def test_invalid_targets_are_refused(target):
     with pytest.raises(CalibrationError, match=r"in \(0, 1\)"):
-        conformal_threshold(np.arange(100.0), target)
+        conformal_threshold(np.arange(100.0), target, "expectation")
 
 
 def test_p_value_counts_ties_as_human():
@@ -47,7 +55,7 @@ def test_p_value_refuses_nan():
 
 @given(HUMAN_SCORES, TARGETS)
 def test_threshold_agrees_with_p_value(human, target):
-    threshold = conformal_threshold(human, target).score
+    threshold = conformal_threshold(human, target, "expectation").score
     around = np.array([*human, threshold])
     scores = np.concatenate([around, np.nextafter(around, np.inf), np.nextafter(around, -np.inf)])
     assert ((scores >= threshold) == (p_value(sorted(human), scores) <= target)).all()
@@ -55,10 +63,10 @@ def test_threshold_agrees_with_p_value(human, target):
 
 def test_threshold_is_one_step_above_the_kth_largest_score():
     # k = floor(0.05 * 101) = 5, and the fifth largest of 0..99 is 95.
-    assert conformal_threshold(np.arange(100.0)[::-1], 0.05).score == np.nextafter(95.0, 96.0)
-    assert conformal_threshold(np.full(99, 2.0), 0.05).score > 2.0
+    assert conformal_threshold(np.arange(100.0)[::-1], 0.05, "expectation").score == np.nextafter(95.0, 96.0)
+    assert conformal_threshold(np.full(99, 2.0), 0.05, "expectation").score > 2.0
     assert 0.29 * 100 < 29  # k is 29 all the same
-    assert conformal_threshold(np.arange(99.0), 0.29).score == np.nextafter(99.0 - 29, 99.0)
+    assert conformal_threshold(np.arange(99.0), 0.29, "expectation").score == np.nextafter(99.0 - 29, 99.0)
 
 
 @pytest.mark.parametrize(
@@ -67,21 +75,21 @@ def test_threshold_is_one_step_above_the_kth_largest_score():
 )
 def test_too_few_texts_are_refused(n, target, needed, feasible):
     with pytest.raises(CalibrationError) as error:
-        conformal_threshold(np.arange(float(n)), target)
+        conformal_threshold(np.arange(float(n)), target, "expectation")
     assert needed in str(error.value)
     assert feasible in str(error.value)
 
 
 def test_human_scores_that_are_not_finite_are_refused():
     with pytest.raises(CalibrationError, match="finite"):
-        conformal_threshold([np.nan] * 99, 0.01)
+        conformal_threshold([np.nan] * 99, 0.01, "expectation")
 
 
 @pytest.mark.parametrize("decimals", [0, 1, 12])
 @pytest.mark.parametrize("target", [0.02, 0.05, 0.1])
 def test_threshold_holds_its_target_on_exchangeable_texts(decimals, target):
     calibration, new = exchangeable_draws(decimals)
-    thresholds = np.array([[conformal_threshold(human, target).score] for human in calibration])
+    thresholds = np.array([[conformal_threshold(human, target, "expectation").score] for human in calibration])
     rate_by_set = (new >= thresholds).mean(axis=1)
     assert rate_by_set.mean() <= target + 3 * rate_by_set.std() / np.sqrt(REPEATS)
 
@@ -97,14 +105,29 @@ def test_p_value_of_human_texts_is_super_uniform(decimals):
 
 @pytest.mark.parametrize(("n", "target", "rank"), [(99, 0.01, 1), (150, 0.01, 1), (1000, 0.05, 50)])
 def test_bound_is_a_quantile_of_the_beta_distribution(n, target, rank):
-    threshold = conformal_threshold(np.arange(float(n)), target)
+    threshold = conformal_threshold(np.arange(float(n)), target, "expectation")
     assert threshold.fpr_bound == pytest.approx(beta.ppf(0.95, rank, n + 1 - rank), rel=1e-9)
-    assert threshold.expected_fpr == rank / (n + 1)
 
 
-def test_bound_covers_its_fraction_of_calibration_sets():
+@pytest.mark.parametrize("guarantee", ["confidence", "expectation"])
+def test_bound_covers_its_fraction_of_calibration_sets(guarantee):
     human = np.random.default_rng(3).random((4000, 200))
     # For scores uniform on [0, 1] the FPR of a threshold t is 1 - t.
-    thresholds = [conformal_threshold(scores, 0.05) for scores in human]
+    thresholds = [conformal_threshold(scores, 0.05, guarantee) for scores in human]
     covered = [1 - threshold.score <= threshold.fpr_bound for threshold in thresholds]
     assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+
+
+def test_with_confidence_the_target_holds_in_nearly_all_calibration_sets():
+    human = np.random.default_rng(4).random((4000, 500))
+    holds = {
+        guarantee: np.mean([1 - conformal_threshold(scores, 0.02, guarantee).score <= 0.02 for scores in human])
+        for guarantee in ("confidence", "expectation")
+    }
+    assert holds["confidence"] >= 0.94
+    assert holds["expectation"] < 0.7
+
+
+def test_the_error_names_the_other_guarantee():
+    with pytest.raises(CalibrationError, match=r"at least 299 .* found 150: .*calibration.guarantee=expectation"):
+        conformal_threshold(np.arange(150.0), 0.01, "confidence")

@@ -145,10 +145,3 @@ def test_shipped_option_is_valid(group, option):
 def test_sample_has_a_target_that_it_supports():
     assert load_config().calibration.default_target_fpr == 0.05
     assert load_config(["corpus=csv", "corpus.sources.0.path=x"]).calibration.default_target_fpr == 0.01
-
-
-def test_experiment_domains_use_corpus_sources():
-    for path in CONFIG_DIR.glob("experiment/*.yaml"):
-        config = load_config([f"experiment={path.stem}"])
-        gathered = {source for sources in config.calibration.domains.values() for source in sources}
-        assert gathered <= {source.name for source in config.corpus.sources}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from detect_ai.core.config import SPLITS, Config
+from detect_ai.core.config import SPLITS, CalibrationConfig, Config
 from detect_ai.core.storage import Storage
 from detect_ai.corpus import audit as stage
 from detect_ai.corpus import manifest
@@ -102,7 +102,7 @@ def test_audit_reads_leading_rows_only(tmp_path, monkeypatch):
 
 CALM = {"column": "domain", "value": "news", "n_human": 80, "n_ai": 80, "auroc": 0.9, "fpr": 0.02}
 QUIET = {"features": [{"name": "words", "higher_in": "ai", "auroc": 0.69}], "baseline": CALM, "slices": [CALM]}
-ENOUGH = {("calibration", 0, "web"): 99, ("test", 0, "web"): 99, ("test", 1, "web"): 99}
+ENOUGH = {("calibration", 0, "web"): 299, ("test", 0, "web"): 99, ("test", 1, "web"): 99}
 
 
 def warnings_of(counts=ENOUGH, dropped=None):
@@ -111,7 +111,7 @@ def warnings_of(counts=ENOUGH, dropped=None):
         for (split, label, source), number in counts.items()
     ]
     counted = SimpleNamespace(counts=rows, dropped=dropped or {}, rows_read=1000)
-    return list(count_warnings(counted, [0.01, 0.05]))
+    return list(count_warnings(counted, CalibrationConfig()))
 
 
 def test_nothing_to_warn_about():
@@ -129,7 +129,7 @@ def test_shortcuts_are_warnings():
     assert "31% on the 80 of domain 'law'" in law
 
 
-@pytest.mark.parametrize(("humans", "needed"), [(18, [99, 19]), (19, [99]), (98, [99])])
+@pytest.mark.parametrize(("humans", "needed"), [(58, [299, 59]), (59, [299]), (298, [299])])
 def test_too_few_humans_to_calibrate(humans, needed):
     messages = warnings_of(counts={**ENOUGH, ("calibration", 0, "web"): humans})
     assert [f"{number} to set" in text for number, text in zip(needed, messages, strict=True)] == [True] * len(needed)

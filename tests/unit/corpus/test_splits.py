@@ -169,6 +169,25 @@ def test_holdout_is_the_test_split(column):
         rows_of(changes, holdout=HoldoutConfig(column=column, values=["z"]))
 
 
+@pytest.mark.parametrize("column", ["source", "domain", "group"])
+def test_rows_for_calibration_only_are_in_no_other_split(column):
+    changes = [{column: "x" if i % 4 < 2 else f"y{i % 3}", "label": i % 2} for i in range(40)]
+    rows = rows_of(changes, calibrate_only={column: ["x"]})
+    split_rows(rows, near(rows), 0)
+    in_calibration = rows.split == SPLITS.index("calibration")
+    assert in_calibration[[row[column] == "x" for row in changes]].all()
+    assert (~in_calibration).any()
+    with pytest.raises(CorpusError, match=f"calibrate_only.{column}: no {column} 'z'"):
+        rows_of(changes, calibrate_only={column: ["z"]})
+
+
+def test_rows_for_calibration_only_leave_the_split_of_their_source():
+    changes = [{"split": "train", "domain": "x"}, {"split": "train"}]
+    rows = rows_of(changes, sources=fixed(train=["train"]), calibrate_only={"domain": ["x"]})
+    split_rows(rows, near(rows), 0)
+    assert [SPLITS[split] for split in rows.split] == ["calibration", "train"]
+
+
 def test_held_out_generator_is_tested_against_humans():
     changes = [
         {"group": f"g{i // 3}", "label": int(i % 3 > 0), "generator": ("", "old", "new")[i % 3]} for i in range(120)

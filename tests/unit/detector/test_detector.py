@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from detect_ai.calibration.calibration import GroupCalibration, calibrate
+from detect_ai.calibration.calibration import Calibration, Domain, Scores
 from detect_ai.calibration.conformal import Threshold, p_value
+from detect_ai.calibration.length import LengthModel
 from detect_ai.calibration.scaling import Scaling
 from detect_ai.core.errors import BundleError, InputError
 from detect_ai.detector.bundle import read_spec
 from detect_ai.detector.detector import Detector, Scorer
-from detect_ai.schemas import Label, Reason, Span
+from detect_ai.schemas import Label, Reason, Reference, Span
 from detect_ai.text.normalize import NORMALISER_VERSION, normalise
 from tests.fixtures import tiny_models
 
@@ -46,29 +47,31 @@ def detector(tiny_bundle):
 
 @pytest.fixture(scope="module")
 def spec(tiny_bundle):
-    """A specification whose midpoint lies above the threshold at 10% and below that at 5%."""
-    labels = np.repeat([0, 1], 40)
-    scores = np.concatenate([np.linspace(-1, 1, 40), np.linspace(0, 2, 40)])
-    calibration = calibrate(labels, scores, [0.05, 0.1])
-    low, high = (calibration.thresholds[target].score for target in (0.1, 0.05))
-    return replace(read_spec(tiny_bundle), calibration=replace(calibration, midpoint=(low + high) / 2))
+    """A specification whose threshold at 5% lies above what AI texts reach from, and that at 10% below it."""
+    length = LengthModel(60)
+    texts = Domain("news", Scores((0.0, 0.5, 1.0), (60,) * 3), Scores((2.0,), (60,)))
+    thresholds = {0.05: Threshold(1.2, 0.2, 0.95), 0.1: Threshold(0.4, 0.3, 0.95)}
+    rest = (0.8, 0.8, length, length, (texts,), (), 0.5, dict.fromkeys(thresholds, 0))
+    calibration = Calibration(2.0, -1.0, thresholds, *rest)
+    return replace(read_spec(tiny_bundle), calibration=calibration)
 
 
 def fixed(spec, detector, score):
     return Detector(spec, detector.tokenizer, Fixed(score))
 
 
-@pytest.mark.parametrize("target", [0.05, 0.1])
-def test_labels_follow_the_bounds(spec, detector, target):
-    lower, upper = spec.calibration.bounds(target)
-    assert lower < upper
+@pytest.mark.parametrize(
+    ("target", "lower", "upper", "reason"),
+    [(0.05, 0.8, 1.2, Reason.BETWEEN_THRESHOLDS), (0.1, 0.4, 0.8, Reason.UNLIKE_CALIBRATION)],
+)
+def test_labels_follow_the_thresholds(spec, detector, target, lower, upper, reason):
+    def verdict(score):
+        return fixed(spec, detector, score).detect([ENOUGH], target)[0]
 
-    def label(score):
-        return fixed(spec, detector, score).detect([ENOUGH], target)[0].label
-
-    assert {label(score) for score in (-5.0, np.nextafter(lower, -np.inf))} == {Label.HUMAN}
-    assert {label(score) for score in (lower, np.nextafter(upper, -np.inf))} == {Label.UNCERTAIN}
-    assert {label(score) for score in (upper, 5.0)} == {Label.AI}
+    assert {verdict(score).label for score in (-5.0, np.nextafter(lower, -np.inf))} == {Label.HUMAN}
+    for score in (lower, np.nextafter(upper, -np.inf)):
+        assert (verdict(score).label, verdict(score).reasons) == (Label.UNCERTAIN, [reason])
+    assert {verdict(score).label for score in (upper, 5.0)} == {Label.AI}
 
 
 @pytest.mark.parametrize("score", [-5.0, 5.0])
@@ -120,7 +123,7 @@ def test_the_language_of_the_corpus_is_accepted(spec, detector, corpus):
 
 
 def test_every_reason_is_given(spec, detector):
-    verdict = fixed(spec, detector, spec.calibration.bounds(0.05)[0]).detect([""])[0]
+    verdict = fixed(spec, detector, 1.0).detect([""])[0]
     assert verdict.reasons == [Reason.TOO_SHORT, Reason.OTHER_SCRIPT, Reason.BETWEEN_THRESHOLDS]
     assert (verdict.num_tokens, verdict.num_windows) == (0, 1)
 
@@ -132,9 +135,11 @@ def test_a_verdict_states_its_evidence(spec, detector, target):
     assert verdict.probability == calibration.probability(0.7)
     assert verdict.prevalence == calibration.prevalence == 0.5
     assert verdict.target_fpr == target
-    assert verdict.threshold == calibration.probability(calibration.bounds(target)[1])
-    assert verdict.p_value == p_value(calibration.human_scores, 0.7)
-    assert (verdict.compared_with, verdict.num_compared) == ("", 40)
+    assert verdict.threshold == calibration.probability(calibration.ai_from(verdict.num_tokens, target))
+    assert verdict.p_value == p_value([0.0, 0.5, 1.0], 0.7)
+    assert (verdict.compared_with, verdict.num_compared) == (Reference.CALIBRATION_TEXTS, 3)
+    threshold = calibration.thresholds[target]
+    assert (verdict.fpr_upper_bound, verdict.confidence) == (threshold.fpr_bound, threshold.confidence)
     assert verdict.model_version == spec.version
     assert (verdict.spans, verdict.ai_fraction) == (None, None)
     assert (verdict.probability >= verdict.threshold) is (verdict.label is Label.AI)
@@ -148,71 +153,13 @@ def test_unknown_targets_and_normalisers_are_refused(spec, detector):
         fixed(replace(spec, normaliser_version=NORMALISER_VERSION + 1), detector, 0.0)
 
 
-class FixedDomain:
-    """A classifier that gives every text the same domain."""
-
-    def __init__(self, name):
-        self.name = name
-
-    def predict(self, documents):
-        return [self.name] * len(documents)
-
-
-def group(domain, human, midpoint, min_tokens=None, **scores):
-    """Thresholds by target, as `at05=2.0`."""
-    thresholds = {float(f"0.{name[2:]}"): Threshold(score, 0.2, 0.0) for name, score in scores.items()}
-    return GroupCalibration(2.0, midpoint, tuple(map(float, range(human))), thresholds, domain, min_tokens or {})
-
-
-@pytest.fixture(scope="module")
-def by_domain(spec):
-    """Prose is stricter at 5%, essays are at 10%; prose needs longer texts at 5%."""
-    domains = (group("essays", 31, -1.0, at05=1.0, at1=1.0), group("prose", 33, 0.2, {0.05: 30}, at05=2.0, at1=0.5))
-    return replace(spec, min_tokens=1, calibration=replace(spec.calibration, domains=domains))
-
-
-def in_domain(spec, detector, name, score=0.0):
-    return Detector(spec, detector.tokenizer, Fixed(score), domain_classifier=FixedDomain(name))
-
-
-@pytest.mark.parametrize(("name", "humans", "threshold"), [("essays", 31, 1.0), ("prose", 33, 2.0)])
-def test_a_text_is_compared_with_human_texts_of_its_domain(by_domain, detector, name, humans, threshold):
-    verdict = in_domain(by_domain, detector, name, 1.5).detect([ENOUGH])[0]
-    own = by_domain.calibration.select_group(name)
-    assert (verdict.compared_with, verdict.num_compared) == (name, humans)
-    assert verdict.p_value == p_value(own.human_scores, 1.5)
-    assert verdict.probability == own.probability(1.5)
-    assert verdict.threshold == own.probability(threshold)
-    assert verdict.fpr_upper_bound == 0.2
-    assert verdict.label is (Label.AI if name == "essays" else Label.UNCERTAIN)
-
-
-@pytest.mark.parametrize("name", ["", "letters"])
-def test_an_unknown_domain_has_no_bound(by_domain, detector, name):
-    verdict = in_domain(by_domain, detector, name, 1.5).detect([ENOUGH])[0]
-    assert (verdict.compared_with, verdict.num_compared) == ("", 64)
-    other = in_domain(by_domain, detector, name, 1.5).detect([ENOUGH], 0.1)[0]
-    assert (other.probability, other.p_value) == (verdict.probability, verdict.p_value)
-    assert other.threshold < verdict.threshold
-    assert verdict.fpr_upper_bound is None
-
-
-def test_the_minimum_length_is_that_of_the_domain(by_domain, detector):
-    short = "rain " * 12
-    reasons = {
-        name: in_domain(by_domain, detector, name, 9.0).detect([short])[0].reasons for name in ("essays", "prose", "")
-    }
-    assert reasons == {"essays": [], "prose": [Reason.TOO_SHORT], "": [Reason.TOO_SHORT]}
-    assert in_domain(by_domain, detector, "prose", 9.0).detect([short], 0.1)[0].reasons == []
-
-
-def test_sentences_have_the_scaling_of_spans(by_domain, detector):
+def test_sentences_have_the_scaling_of_spans(spec, detector):
     scaling = Scaling(9.0, 0.5)
-    spec = replace(by_domain, calibration=replace(by_domain.calibration, span_scaling=scaling))
-    verdict = in_domain(spec, detector, "essays", 1.5).detect([ENOUGH], return_spans=True)[0]
+    own = replace(spec, calibration=replace(spec.calibration, span_scaling=scaling))
+    verdict = fixed(own, detector, 1.5).detect([ENOUGH], return_spans=True)[0]
     assert {span.probability for span in verdict.spans} == {float(scaling.probability(1.5))}
-    assert verdict.probability == by_domain.calibration.select_group("essays").probability(1.5)
-    low = in_domain(spec, detector, "essays", 0.4).detect([ENOUGH], return_spans=True)[0]
+    assert verdict.probability == spec.calibration.probability(1.5)
+    low = fixed(own, detector, 0.4).detect([ENOUGH], return_spans=True)[0]
     assert (low.ai_fraction, verdict.ai_fraction) == (0.0, 1.0)
 
 

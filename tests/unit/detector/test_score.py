@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from detect_ai.calibration.domain_classifier import DomainClassifier
 from detect_ai.core.config import ScoreConfig
 from detect_ai.core.errors import InputError
 from detect_ai.detector.dataset import Text
@@ -20,26 +19,23 @@ class Lengths:
         return np.asarray([float(len(ids)) for ids in documents])
 
 
-def score(rows, lengths=(), classifier=None):
+def score(rows, lengths=()):
     names, documents = zip(*rows, strict=True)
     ids = pa.array([list(document) for document in documents], pa.list_(pa.int32()))
-    batch = pa.table({"id": names, "label": [1] * len(names), "input_ids": ids})
-    (table,) = score_documents(Lengths(), batch, lengths, classifier)
+    domains = [name if name == "first" else "" for name in names]
+    known = {"label": [1] * len(names), "domain": domains, "source": ["mine"] * len(names)}
+    (table,) = score_documents(Lengths(), pa.table({"id": names, **known, "input_ids": ids}), lengths)
     return table.to_pylist()
 
 
 def test_spans_come_before_their_document():
-    # Token 0 belongs to domain a, all others to b.
-    weights = np.tile(np.asarray([[-99.0, 99.0]], np.float32), (300, 1))
-    weights[0] *= -1
-    classifier = DomainClassifier(("a", "b"), weights, np.zeros(2, np.float32))
-    rows = score([("first", np.zeros(200)), ("second", np.ones(10)), ("third", [])], (64, 128), classifier)
+    rows = score([("first", np.zeros(200)), ("second", np.ones(10)), ("third", [])], (64, 128))
     assert [(row["id"], row["is_whole"], row["domain"]) for row in rows] == [
-        ("first", False, "a"),
-        ("first", False, "a"),
-        ("first", True, "a"),
-        ("second", True, "b"),
-        ("third", True, ""),
+        ("first", False, "first"),
+        ("first", False, "first"),
+        ("first", True, "first"),
+        ("second", True, "mine"),
+        ("third", True, "mine"),
     ]
     assert MIN_SPAN_TOKENS <= rows[0]["num_tokens"] < 64 <= rows[1]["num_tokens"] < 128
     assert [row["num_tokens"] for row in rows][2:] == [200, 10, 0]

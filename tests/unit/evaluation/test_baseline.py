@@ -9,24 +9,45 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from detect_ai.calibration.calibration import calibrate
+from detect_ai.calibration.domains import calibrate, whole_documents
+from detect_ai.core.config import CalibrationConfig
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.baseline import HASHED_FEATURES, TfidfModel
 from detect_ai.corpus.manifest import FORMAT, Corpus, Manifest, Shard
 from detect_ai.corpus.shards import parquet
 from detect_ai.evaluation import baseline as module
-from detect_ai.evaluation.baseline import decide, fit_baseline, score_normalised
+from detect_ai.evaluation.baseline import fit_baseline, score_normalised
 from detect_ai.metrics import auroc
 from tests.fixtures import tiny_models
 
-SCHEMA = pa.schema({"text": pa.string(), "label": pa.int8(), "weight": pa.float32(), "attack": pa.string()})
+SCHEMA = pa.schema(
+    {
+        "text": pa.string(),
+        "label": pa.int8(),
+        "weight": pa.float32(),
+        **dict.fromkeys(("attack", "domain", "source"), pa.string()),
+        "num_tokens": pa.int32(),
+    }
+)
 
 
-def rows_of(seed, pairs=30, attack="none"):
-    rows = tiny_models.rows(pairs, seed)
+WINDOW = 100
+
+
+def rows_of(seed, pairs=30, attack="none", domain=""):
+    known = {"attack": attack, "domain": domain, "source": "mine", "num_tokens": 40}
     return [
-        {"text": row["text"], "label": row["label"], "weight": 1.0 + row["label"], "attack": attack} for row in rows
+        {"text": row["text"], "label": row["label"], "weight": 1.0 + row["label"], **known}
+        for row in tiny_models.rows(pairs, seed)
     ]
+
+
+def settings(*targets):
+    return CalibrationConfig(target_fprs=[*targets], default_target_fpr=targets[0], guarantee="expectation")
+
+
+def baseline(corpus, *targets):
+    return fit_baseline(corpus, settings(*(targets or (0.1,))), WINDOW)
 
 
 def columns(rows):
@@ -58,58 +79,39 @@ def test_scores_match_sklearn(corpus, monkeypatch):
     labels, texts = columns(rows_of(0))
     model.fit(texts, labels, logisticregression__sample_weight=[row["weight"] for row in rows_of(0)])
     texts = [*columns(rows_of(2, 10))[1], "", "zzz"]
-    scores = score_normalised(fit_baseline(corpus, [0.1])[0], texts)
+    scores = score_normalised(baseline(corpus, 0.1)[0], texts)
     assert scores == pytest.approx(model.decision_function(texts), abs=1e-9)
 
 
 def test_calibration_is_that_of_the_calibration_split(corpus):
-    model, calibration = fit_baseline(corpus, [0.05, 0.1], prevalence=0.2)
+    model, calibration = baseline(corpus, 0.05, 0.1)
     labels, texts = columns(rows_of(1))
     scores = score_normalised(model, texts)
-    assert calibration == calibrate(labels, scores, [0.05, 0.1], prevalence=0.2)
+    assert calibration == calibrate(whole_documents(labels, scores, 40, "mine"), settings(0.05, 0.1), WINDOW)
     assert auroc(labels, scores) > 0.95
 
 
-def test_thresholds_belong_to_predicted_domains(tmp_path):
-    press, post = rows_of(1), [{**row, "label": 1 - row["label"]} for row in rows_of(2)]
-    corpus = corpus_of(tmp_path, rows_of(0), [*press, *post, *rows_of(5)])
-    model, calibration = fit_baseline(corpus, [0.1], domains=np.repeat(["press", "post", ""], 60))
-    for domain, rows in (("press", press), ("post", post)):
-        labels, texts = columns(rows)
-        scores = score_normalised(model, texts)
-        lower, upper = calibrate(labels, scores, [0.1]).bounds(0.1)
-        _, predictions = decide(calibration, scores, np.full(len(rows), domain))
-        assert predictions[0.1].tolist() == np.where(scores >= upper, 1, np.where(scores < lower, 0, -1)).tolist()
-        assert (predictions[0.1][np.asarray(labels) == 0] == 1).mean() <= 0.1
-
-
-def test_small_domains_share_one_threshold(tmp_path):
-    corpus = corpus_of(tmp_path, rows_of(0), [*rows_of(1), *rows_of(2, pairs=3)])
-    _, calibration = fit_baseline(corpus, [0.1], domains=np.repeat(["press", "post"], [60, 6]))
-    assert calibration == fit_baseline(corpus, [0.1])[1]
-
-
 def test_a_corpus_has_one_model_fitted_once(corpus, tmp_path, monkeypatch):
-    first, before = fit_baseline(corpus, [0.05])
+    first, before = baseline(corpus, 0.05)
     swapped = [{**row, "label": 1 - row["label"]} for row in rows_of(0)]
     other = corpus_of(tmp_path, swapped, rows_of(1), fingerprint="e" * 64)
     text = [tiny_models.text("ai", random.Random(0))]
-    assert score_normalised(first, text) > 0 > score_normalised(fit_baseline(other, [0.05])[0], text)
+    assert score_normalised(first, text) > 0 > score_normalised(baseline(other, 0.05)[0], text)
     monkeypatch.setattr(TfidfModel, "fit", lambda *_: pytest.fail("it was fitted again"))
-    again, calibration = fit_baseline(corpus, [0.05, 0.1])
+    again, calibration = baseline(corpus, 0.05, 0.1)
     assert np.array_equal(first.weights, again.weights)
     assert calibration.thresholds[0.05] == before.thresholds[0.05]
 
 
 def test_attacked_texts_of_the_calibration_split_count(tmp_path):
-    corpus = corpus_of(tmp_path, rows_of(0), [*rows_of(1), *rows_of(2, attack="paraphrase")])
-    _, calibration = fit_baseline(corpus, [0.1], domains=np.repeat(["press", "post"], 60))
-    assert [group.num_human for group in calibration.domains] == [30, 30]
+    corpus = corpus_of(tmp_path, rows_of(0), [*rows_of(1), *rows_of(2, attack="paraphrase", domain="post")])
+    _, calibration = baseline(corpus)
+    assert {domain.name: len(domain.human) for domain in calibration.domains} == {"mine": 30, "post": 30}
 
 
 def test_attacked_copies_are_left_out(tmp_path):
     corpus = corpus_of(tmp_path / "clean", rows_of(0), rows_of(1))
     attacked = [{**row, "label": 1 - row["label"]} for row in rows_of(4, attack="homoglyph")]
     mixed = corpus_of(tmp_path, [*attacked, *rows_of(0)], rows_of(1), fingerprint="e" * 64)
-    models = [fit_baseline(source, [0.1])[0] for source in (corpus, mixed)]
+    models = [baseline(source, 0.1)[0] for source in (corpus, mixed)]
     assert np.array_equal(models[0].weights, models[1].weights)

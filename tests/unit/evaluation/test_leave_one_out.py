@@ -1,51 +1,49 @@
 """Leave-one-domain-out on simulated domains."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from detect_ai.calibration.new_domain import new_domain_threshold, tail
-from detect_ai.core.errors import CalibrationError
+from detect_ai.calibration.domains import calibrate
+from detect_ai.calibration.new_domain import MIN_DOMAINS, new_domain_threshold, tail
 from detect_ai.evaluation.leave_one_out import leave_one_domain_out
+from tests.unit.calibration.conftest import WINDOW, config, domains
+
+CONFIG = config(target_fprs=[0.01], default_target_fpr=0.01)
 
 
-def simulated(rng, means, humans=300, ai=100):
-    frames = []
-    for i, mean in enumerate(means):
-        for label, count in ((0, humans), (1, ai)):
-            scores = rng.normal(mean + 8 * label, 1.0, count)
-            frames.append(pd.DataFrame({"domain": f"d{i:02d}", "label": label, "score": scores}))
-    return pd.concat(frames)
+def report_of(scored):
+    return leave_one_domain_out(calibrate(scored, CONFIG, WINDOW), CONFIG, 0.01)
 
 
 def test_a_domain_is_decided_by_the_others_alone():
-    scored = simulated(np.random.default_rng(0), [*np.linspace(0, 2, 12), 9.0])
-    report = leave_one_domain_out(scored, 0.01, 0.9)
+    scored = domains(13, humans=300, ai=100, between=0.5)
+    scored.loc[(scored["domain"] == "d12") & (scored["label"] == 0), "score"] += 6.0
+    fitted = calibrate(scored, CONFIG, WINDOW)
+    report = leave_one_domain_out(fitted, CONFIG, 0.01)
     worst = report["domains"][0]
     assert (worst["domain"], worst["n_human"], worst["n_ai"]) == ("d12", 300, 100)
-    others = [part["score"] for name, part in scored[scored["label"] == 0].groupby("domain") if name != "d12"]
-    assert worst["threshold"] == new_domain_threshold([tail(scores, 0.01) for scores in others], 0.9)
-    assert worst["fpr"] == report["worst_fpr"] > 0.9
+    human = {domain.name: domain.human.standardised(fitted.human_length) for domain in fitted.domains}
+    threshold = new_domain_threshold([tail(human[name], 0.01) for name in human if name != "d12"], 0.9)
+    assert (human["d12"] >= threshold).all()
+    assert worst["fpr"] == report["worst_fpr"] > 0.5  # the others score too low to be called AI
     assert report["above_twice"] == pytest.approx(1 / 13)
 
 
 def test_the_target_holds_on_average_over_domains():
-    reports = [
-        leave_one_domain_out(
-            simulated(np.random.default_rng(seed), np.random.default_rng([seed, 1]).normal(0, 1, 30)), 0.01, 0.9
-        )
-        for seed in range(10)
-    ]
+    reports = [report_of(domains(30, humans=300, ai=100, seed=seed)) for seed in range(10)]
     assert np.mean([report["mean_fpr"] for report in reports]) <= 0.01
     assert np.mean([report["above_target"] for report in reports]) <= 0.15
     assert np.mean([report["macro_tpr"] for report in reports]) > 0.9
+    assert np.mean([report["macro_cleared"] for report in reports]) <= 0.1
     assert np.mean([report["spread_ratio"] for report in reports]) == pytest.approx(1.0, abs=0.15)
 
 
-def test_a_domain_with_few_texts_of_a_class_has_no_rate_of_it():
-    scored = simulated(np.random.default_rng(1), np.zeros(8))
+def test_rates_of_a_class_with_few_texts_are_missing():
+    scored = domains(8)
     few = scored[~((scored["domain"] == "d03") & (scored["label"] == 1))]
-    [row] = [row for row in leave_one_domain_out(few, 0.01, 0.9)["domains"] if row["domain"] == "d03"]
-    assert (row["n_ai"], row["tpr"], row["fpr"] is not None) == (0, None, True)
-    with pytest.raises(CalibrationError, match="domains"):
-        leave_one_domain_out(scored[scored["domain"] < "d05"], 0.01, 0.9)
+    [row] = [row for row in report_of(few)["domains"] if row["domain"] == "d03"]
+    assert (row["n_ai"], row["tpr"], row["cleared"], row["fpr"] is not None) == (0, None, None, True)
+
+
+def test_too_few_domains_have_no_report():
+    assert report_of(domains(MIN_DOMAINS)) is None

@@ -23,7 +23,9 @@ def alone(labels):
 
 
 def computed(labels, scores, groups=None, target=0.05, **options):
-    predictions = {target: metrics.predictions_at(scores, upper - 1, upper) for target, upper in TARGETS.items()}
+    predictions = {
+        target: np.where(scores >= upper, 1, np.where(scores < upper - 1, 0, -1)) for target, upper in TARGETS.items()
+    }
     groups = alone(labels) if groups is None else groups
     return compute_metrics(labels, scores, 1 / (1 + np.exp(1 - scores)), predictions, target, groups, **options)
 

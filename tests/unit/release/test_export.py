@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import pytest
 
-from detect_ai.calibration.domain_classifier import FILE, DomainClassifier
 from detect_ai.core.config import CalibrationConfig, Config, ExportConfig
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
-from detect_ai.detector.bundle import read_spec, write_spec
-from detect_ai.detector.detector import Detector
+from detect_ai.detector.bundle import read_spec
 from detect_ai.detector.registry import Registry
 from detect_ai.release import export as module
 from detect_ai.release.export import ExportTask, export, make, time_interleaved
@@ -43,16 +39,6 @@ def test_an_export_has_its_own_backend_and_precision(
 def test_unknown_candidates_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"export\.candidates.*abacus"):
         export(Config(export=ExportConfig(candidates=["onnx", "abacus"])), Storage(str(tmp_path)))
-
-
-def test_an_export_keeps_the_domain_classifier(tiny_bundle: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(tiny_bundle, tmp_path / "parent")
-    spec = read_spec(folder)
-    DomainClassifier(("a", "b"), np.ones((400, 2), np.float32), np.zeros(2, np.float32)).save(folder)
-    write_spec(folder, replace(spec, domains=["a", "b"]))
-    child = make("torch-compile", folder, tmp_path / "child")
-    assert FILE in child.files
-    assert Detector.load(tmp_path / "child").domain_classifier is not None
 
 
 def test_arms_alternate_and_the_first_round_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

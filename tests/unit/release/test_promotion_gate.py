@@ -12,6 +12,8 @@ CONFIG = GateConfig(
     max_fpr_increase=0.02,
     max_cleared_ai_increase=0.05,
     max_abstained=0.4,
+    max_new_domain_fpr=0.05,
+    min_macro_tpr=0.3,
 )
 
 
@@ -34,7 +36,7 @@ def test_a_candidate_within_all_bounds_passes(champion):
     assert gate({TEST: metrics()}, champion and {TEST: champion}, CONFIG) == ([], [])
 
 
-@pytest.mark.parametrize("candidate", [metrics(0.9), metrics(fpr=0.1), metrics(abstained=0.4), metrics(cleared=1.0)])
+@pytest.mark.parametrize("candidate", [metrics(0.9), metrics(fpr=0.1), metrics(abstained=0.4), metrics(cleared=0.5)])
 def test_the_bounds_themselves_pass(candidate):
     assert reasons(candidate) == []
 
@@ -49,7 +51,11 @@ def test_the_bounds_themselves_pass(candidate):
         (metrics(fpr=float("nan")), "max_fpr=0.1"),
         (metrics(fpr=None), "FPR"),
         (metrics(abstained=0.41), "max_abstained=0.4"),
-        ({"auroc": 0.95, "abstained_fraction": 0.1, "test_fingerprint": "abc"}, "FPR"),
+        (metrics(cleared=0.51), "max_cleared_ai=0.5"),
+        ({**metrics(), "new_domains": {"mean_fpr": 0.051, "macro_tpr": 0.5}}, "max_new_domain_fpr=0.05"),
+        ({**metrics(), "new_domains": {"mean_fpr": 0.05, "macro_tpr": 0.29}}, "min_macro_tpr=0.3"),
+        ({**metrics(), "new_domains": {"mean_fpr": 0.05, "macro_tpr": None}}, "min_macro_tpr=0.3"),
+        ({name: value for name, value in metrics().items() if name != "fpr_at_target"}, "FPR"),
     ],
 )
 def test_an_absolute_bound_refuses(candidate, named):

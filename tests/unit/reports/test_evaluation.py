@@ -19,9 +19,20 @@ SCORES = RNG.normal(2.5 * LABELS, 1)
 GROUPS = RNG.integers(0, 12, 500).astype(str)
 
 
+RATES = dict.fromkeys(("tpr", "cleared", "abstained_human", "abstained_ai"), 0.25)
+NEW_DOMAINS = {
+    **{"target_fpr": 0.05, "mean_fpr": 0.043, "worst_fpr": 0.31, "above_target": 0.5, "above_twice": 0.25},
+    **{f"macro_{name}": rate for name, rate in RATES.items()},
+    "spread_ratio": 1.234,
+    "domains": [{"domain": EVIL, "n_human": 777, "n_ai": 0, "fpr": 0.31, **RATES, "tpr": None}],
+}
+
+
 def metrics_of(mask=slice(None), scores=SCORES):
     s = scores[mask]
-    predictions = {target: metrics.predictions_at(s, upper - 1, upper) for target, upper in ((0.01, 2.5), (0.05, 1.8))}
+    predictions = {
+        target: np.where(s >= upper, 1, np.where(s < upper - 1, 0, -1)) for target, upper in ((0.01, 2.5), (0.05, 1.8))
+    }
     return compute_metrics(LABELS[mask], s, 1 / (1 + np.exp(1 - s)), predictions, 0.05, GROUPS[mask])
 
 
@@ -58,6 +69,7 @@ def report(mask=slice(None), **changes):
         "slices": [{"column": "domain", "value": value, **metrics_of(mask)} for value in ("news", EVIL)],
         "lengths": [{"low": low, "high": high, **metrics_of(mask)} for low, high in ((0, 64), (64, None))],
         "attacks": [{"attack": "none", **metrics_of(mask)}, {"attack": "zero_width_space", **attack}],
+        "new_domains": NEW_DOMAINS if both else None,
         "curves": {
             "roc": metrics.roc(LABELS[mask], SCORES[mask]) if both else None,
             "baseline_roc": None,
@@ -128,6 +140,8 @@ def test_evaluation_page_shows_the_main_rates():
         assert f"{100 * value:.{1 if value < 0.1 else 0}f}%" in page.text
     assert sum(tag == "img" for tag, _ in page.tags) == 4
     assert f"Over {evaluation['overall']['fpr_by_group']['groups']} groups" in page.text
+    for words in ("Domains that calibration has not seen", "777", "mean 4.3%, highest 31%", "1.234 times"):
+        assert words in page.text
 
 
 @pytest.mark.parametrize("label", [0, 1])

@@ -2,8 +2,7 @@ import pytest
 
 from detect_ai.reports.model_card import model_card
 
-DOMAINS = [{"name": "prose", "num_human": 300, "expected_fpr": 0.048, "fpr_upper_bound": None}]
-THRESHOLD = {"min_tokens": 40, "expected_fpr": 0.049, "fpr_upper_bound": 0.062, "domains": DOMAINS}
+THRESHOLD = {"min_tokens": 40, "fpr_upper_bound": 0.062, "confidence": 0.95}
 RATES = {
     f"{name}{end}": value
     for name in ("fpr_at_target_1", "tpr_at_target_1", "fpr_at_target_5", "tpr_at_target_5", "cleared_ai_fraction")
@@ -24,7 +23,8 @@ def info(**changes):
         "corpus": {"name": "mine", "fingerprint": "f00d" * 16, "language": "en", "licences": ["CC0"]},
         "window": 64,
         "stride": 48,
-        "domains": [],
+        "domains": ["news"],
+        "compared_with": "calibration_texts",
         "parent": None,
         "backend": "torch",
         "run": "r",
@@ -38,7 +38,7 @@ def info(**changes):
 
 def test_card_states_rates_with_intervals():
     text = model_card(info(), METRICS, {})
-    assert "| 5% | 4.9% | 6.2% | 3.1% (1.0% to 7.0%) | 3.1% (1.0% to 7.0%) |" in text
+    assert "| 5% | 6.2% (95%) | 3.1% (1.0% to 7.0%) | 3.1% (1.0% to 7.0%) |" in text
     for words in ("21% of the human", "32% of the AI", "44%", "from 0.3% to 9.3%", "licence: MIT", "30% of the"):
         assert words in text
     assert text.count("Not measured") == 3
@@ -59,7 +59,7 @@ def test_card_lists_slices_attacks_and_other_data():
 
 def test_card_shows_missing_values():
     text = model_card(info(), {**METRICS, "fpr_at_target_5_low": None, "auroc": None, "fpr_by_group": None}, {})
-    assert "| 5% | 4.9% | 6.2% | 3.1% | 3.1% (1.0% to 7.0%) |" in text
+    assert "| 5% | 6.2% (95%) | 3.1% | 3.1% (1.0% to 7.0%) |" in text
     assert "| auroc | – | – |" in text
 
 
@@ -67,7 +67,7 @@ def test_card_shows_missing_values():
     ("changes", "words"),
     [
         ({"corpus": {**info()["corpus"], "demonstration": True}}, "A demonstration."),
-        ({"domains": ["prose"]}, "| 1% | prose | 300 | 4.8% | – |"),
+        ({"domains": ["news", "law"], "compared_with": "new_domain"}, "random effects over 2 domains of 900 human"),
         ({"parent": "abc", "backend": "onnx"}, "version `abc` for the backend `onnx`"),
     ],
 )

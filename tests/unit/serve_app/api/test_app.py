@@ -432,7 +432,7 @@ def test_the_model_route_reports_thresholds_and_limits(detector: Detector) -> No
     assert info["model_version"] == detector.version
     assert [threshold["target_fpr"] for threshold in info["thresholds"]] == [0.05, 0.1]
     for threshold in info["thresholds"]:
-        assert 0 < threshold["expected_fpr"] < threshold["fpr_upper_bound"] < 1
+        assert 0 < threshold["fpr_upper_bound"] < threshold["confidence"] < 1
     assert {"max_texts": 256, "max_chars": 200_000, "max_body_bytes": 1_000_000}.items() <= info["limits"].items()
     verdict = ask(detector, post(text="the council met", target_fpr=0.1)).json()["verdicts"][0]
     assert verdict["threshold"] == info["thresholds"][1]["probability"]

@@ -1,0 +1,50 @@
+"""Scores standardised by length have one false positive rate at all lengths."""
+
+import numpy as np
+import pytest
+
+from detect_ai.calibration.length import LengthModel, fit_length_model
+
+WINDOW = 100
+
+
+def simulated(rng, n, level=0.0, domains=4):
+    """Scores of documents whose windows vary within them; short texts score higher."""
+    tokens = np.exp(rng.uniform(np.log(25), np.log(1600), n)).astype(int)
+    domain = rng.integers(domains, size=n)
+    inverse = WINDOW / tokens
+    scores = level + 3.0 * domain + 0.5 * inverse + rng.normal(0, np.sqrt(1.0 + 2.0 * inverse))
+    return scores, tokens, domain
+
+
+def test_the_fit_finds_the_change_with_length_within_domains():
+    scores, tokens, domain = simulated(np.random.default_rng(0), 20_000)
+    fitted = fit_length_model(scores, tokens, domain, WINDOW)
+    assert fitted.mean == pytest.approx((4.5, 0.5), abs=0.1)
+    assert fitted.variance == pytest.approx((1.0, 2.0), abs=0.2)
+
+
+def test_short_texts_of_a_domain_have_the_rate_of_long_ones():
+    rng = np.random.default_rng(1)
+    fitted = fit_length_model(*simulated(rng, 20_000, domains=1), WINDOW)
+    scores, tokens, _ = simulated(rng, 200_000, domains=1)
+    standardised = fitted.standardise(scores, tokens)
+    threshold, raw = np.quantile(standardised, 0.99), np.quantile(scores, 0.99)
+    short, long = tokens < 50, tokens > 800
+    assert (standardised[short] >= threshold).mean() == pytest.approx(0.01, abs=0.002)
+    assert (standardised[long] >= threshold).mean() == pytest.approx(0.01, abs=0.002)
+    assert (scores[short] >= raw).mean() > 5 * (scores[long] >= raw).mean()
+
+
+def test_score_inverts_standardise():
+    length = LengthModel(WINDOW, (1.0, 2.0), (4.0, 5.0))
+    score = length.score(1.5, 50)
+    assert score == pytest.approx(1.0 + 2.0 * 2 + 1.5 * np.sqrt(4.0 + 5.0 * 2))
+    assert length.standardise(score, 50) == pytest.approx(1.5)
+    assert np.isfinite(length.standardise([0.0], [0])).all()
+
+
+@pytest.mark.parametrize("tokens", [[300, 300, 300], [1, 1, 1]])
+def test_texts_of_one_length_have_no_change_with_it(tokens):
+    fitted = fit_length_model([1.0, 2.0, 3.0], tokens, ["a"] * 3, WINDOW)
+    assert fitted.standardise([1.0, 3.0], tokens[:2]) == pytest.approx([-1.2247, 1.2247], abs=1e-3)
