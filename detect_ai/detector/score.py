@@ -25,8 +25,10 @@ from detect_ai.corpus.shards import reraise_own_errors
 from detect_ai.corpus.splits import shuffle_key
 from detect_ai.detector.dataset import Part, Text, parts, read
 from detect_ai.detector.detector import Detector, Scorer
+from detect_ai.detector.list_report import list_report
 from detect_ai.detector.registry import Registry, spec_of
-from detect_ai.detector.verdict_table import verdict_folder, write_verdicts
+from detect_ai.detector.verdict_table import Verdicts, verdict_folder, write_verdicts
+from detect_ai.reports.render import render
 from detect_ai.text.windows import sample_spans_by_length
 
 if TYPE_CHECKING:
@@ -43,16 +45,26 @@ Load = Callable[..., Scorer]  # a folder with weights and `device` to a scorer: 
 
 
 def score(config: Config, storage: Storage) -> dict[str, Any]:
-    """Score every text of `data` with `bundle` (default: the champion), and write the verdicts."""
+    """Score every text of `data` with `bundle` (default: the champion), and write the verdicts and their report."""
     if not config.data:
         raise ConfigError("data=: expected a file or folder of Parquet, CSV or JSON lines with a column of texts")
     bundle = Registry(storage).resolve(config.bundle)
+    if config.score.report and config.score.format != "parquet":
+        raise ConfigError(f"score.report=true: expected score.format=parquet, found {config.score.format}")
     own = storage, f"runs/{config.run}/{attempt('scores')}"
     out = Storage.around(config.score.out) if config.score.out else own
     counts = score_texts(config.data, bundle, config.score, out)
     if not config.score.out:
         storage.prune(f"runs/{config.run}", "scores-", config.storage.keep)
-    return {"out": out[0].uri(out[1]), "bundle": bundle[0].uri(bundle[1]), **counts}
+    result = {"out": out[0].uri(out[1]), "bundle": bundle[0].uri(bundle[1]), **counts}
+    if config.score.report:
+        report = list_report(Verdicts.read(*out), spec_of(*bundle), config.score.max_false_discoveries)
+        key = f"runs/{config.run}/{attempt('list')}"
+        storage.write_json(f"{key}/report.json", report)
+        storage.write_bytes(f"{key}/report.html", render("list.html.jinja", report=report).encode())
+        storage.prune(f"runs/{config.run}", "list-", config.storage.keep)
+        result |= {"report": f"{key}/report.html", "flagged": report["flagged"], "prevalence": report["prevalence"]}
+    return result
 
 
 class ScoringActor:

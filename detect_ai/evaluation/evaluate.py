@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from detect_ai.calibration.leave_one_out import leave_one_domain_out
 from detect_ai.core.config import Config, check_names
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt, read_result
@@ -26,7 +27,6 @@ from detect_ai.evaluation import slices
 from detect_ai.evaluation.baseline import evaluate_baseline
 from detect_ai.evaluation.contamination import corpus_of, count_contaminated
 from detect_ai.evaluation.errors import top_false_positives
-from detect_ai.evaluation.leave_one_out import leave_one_domain_out
 from detect_ai.evaluation.mixed_documents import sentence_score_metrics
 from detect_ai.evaluation.robustness import attacked_metrics
 from detect_ai.evaluation.summary import without_intervals

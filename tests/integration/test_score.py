@@ -60,7 +60,7 @@ def test_every_text_gets_one_verdict(
 ) -> None:
     path, texts = folder
     options = {"workers": 2, "format": form, "out": str(tmp_path / "out")}
-    options["spans"] = "windows" if form == "jsonl" else "none"
+    options |= {"spans": "windows"} if form == "jsonl" else {"report": True}
     config = candidate.model_copy(update={"data": str(path), "bundle": version})
     result = score(changed(config, score=options), run.storage)
     assert (result["texts"], result["skipped"], result["out"]) == (len(texts), 0, str(tmp_path / "out"))
@@ -85,6 +85,9 @@ def test_every_text_gets_one_verdict(
         assert " ".join(text[span["start"] : span["end"]] for span in spans) == text
     else:
         assert list(rows[0]) == VERDICT_SCHEMA.names
+        report = run.storage.read_json(result["report"].replace(".html", ".json"))
+        assert (report["texts"], report["flagged"]) == (len(texts), result["flagged"])
+        assert run.storage.exists(result["report"])
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from detect_ai.calibration.domains import calibrate
+from detect_ai.calibration.leave_one_out import leave_one_domain_out
 from detect_ai.calibration.new_domain import MIN_DOMAINS, new_domain_threshold, tail
-from detect_ai.evaluation.leave_one_out import leave_one_domain_out
 from tests.unit.calibration.conftest import WINDOW, config, domains
 
 CONFIG = config(target_fprs=[0.01], default_target_fpr=0.01)

@@ -1,0 +1,62 @@
+"""Statements about a list of texts as a whole: false discoveries, prevalence, and whether calibration fits it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import beta, ks_2samp
+
+from detect_ai.metrics import Floats
+
+CONFIDENCE = 0.95
+
+
+def false_discovery_flags(p_values: ArrayLike, rate: float) -> np.ndarray:
+    """Which texts to call AI so that at most a fraction `rate` of them is expected to be human, shape (n,).
+
+    Benjamini and Hochberg (1995), which conformal p-values support (Bates et al. 2023, "Testing for outliers with
+    conformal p-values"). Holds for human texts whose p-values are valid: no guarantee beyond that of the thresholds.
+    """
+    values = np.asarray(p_values, np.float64)
+    ranks = np.arange(1, values.size + 1)
+    passing = np.flatnonzero(np.sort(values) <= rate * ranks / max(1, values.size))
+    cutoff = np.sort(values)[passing[-1]] if passing.size else -np.inf
+    return values <= cutoff
+
+
+def prevalence_interval(labelled_ai: int, texts: int, max_fpr: float, min_tpr: float) -> tuple[float, float]:
+    """Bounds of the fraction of AI texts in a list, from how many of it were labelled AI.
+
+    At least the labelled ones that `max_fpr` does not explain; at most as many as a detection rate of `min_tpr` may
+    have missed. Clopper-Pearson bounds of the labelled fraction with 95% confidence (Rogan and Gladen 1978).
+    """
+    tail = (1 - CONFIDENCE) / 2
+    low = float(beta.ppf(tail, labelled_ai, texts - labelled_ai + 1)) if labelled_ai else 0.0
+    high = float(beta.ppf(1 - tail, labelled_ai + 1, texts - labelled_ai)) if labelled_ai < texts else 1.0
+    return max(0.0, (low - max_fpr) / (1 - max_fpr)), min(1.0, high / min_tpr) if min_tpr > 0 else 1.0
+
+
+def precision(prevalence: float, fpr: float, tpr: float) -> float | None:
+    """The fraction of AI texts among those labelled AI (PPV); None where nothing is labelled AI."""
+    labelled = prevalence * tpr + (1 - prevalence) * fpr
+    return prevalence * tpr / labelled if labelled > 0 else None
+
+
+def any_false_accusation(humans: int, fpr: float) -> float:
+    """The probability that at least one of so many human texts is labelled AI, if they are independent."""
+    return float(1 - (1 - fpr) ** humans)
+
+
+def unlike_all(scores: Floats, domains: Sequence[Floats]) -> float | None:
+    """How far human scores are from those of calibration: their distance over the largest one of a domain.
+
+    Distances are Kolmogorov-Smirnov statistics: of the scores against all domains, and of each domain against the
+    others. Above 1 the texts are unlike every domain. None with fewer than two domains.
+    """
+    if len(domains) < 2 or not len(scores):
+        return None
+    others = [np.concatenate([own for own in domains if own is not left_out]) for left_out in domains]
+    largest = max(ks_2samp(own, rest).statistic for own, rest in zip(domains, others, strict=True))
+    return float(ks_2samp(scores, np.concatenate(domains)).statistic / max(largest, 1e-12))

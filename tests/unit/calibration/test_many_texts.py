@@ -1,0 +1,76 @@
+"""Statements about lists of texts hold on simulated ones."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from detect_ai.calibration.conformal import p_value
+from detect_ai.calibration.many_texts import (
+    any_false_accusation,
+    false_discovery_flags,
+    precision,
+    prevalence_interval,
+    unlike_all,
+)
+
+
+def test_of_the_flagged_texts_few_are_human():
+    """200 lists of 100 texts, a fifth of them AI, each with calibration texts of its own."""
+    rng = np.random.default_rng(0)
+    rates, found = [], []
+    for _ in range(200):
+        calibration = np.sort(rng.normal(0, 1, 1000))
+        is_ai = np.arange(100) < 20
+        flags = false_discovery_flags(p_value(calibration, rng.normal(4.0 * is_ai, 1)), 0.1)
+        rates.append((flags & ~is_ai).sum() / max(1, flags.sum()))
+        found.append(flags[is_ai].mean())
+    assert np.mean(rates) <= 0.1
+    assert np.mean(rates) > 0.04  # not so careful that it says nothing
+    assert np.mean(found) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("p_values", "flagged"),
+    [
+        ([0.01, 0.02, 0.9], [True, True, False]),
+        ([0.05, 0.06, 0.9], [True, True, False]),  # the second passes at rank 2 and takes the first with it
+        ([0.5, 0.6], [False, False]),
+        ([0.02, 0.02], [True, True]),
+        ([], []),
+    ],
+)
+def test_flags_follow_the_ranks(p_values, flagged):
+    assert false_discovery_flags(p_values, 0.1).tolist() == flagged
+
+
+@pytest.mark.parametrize("prevalence", [0.0, 0.05, 0.5, 1.0])
+def test_the_interval_of_the_prevalence_covers_it(prevalence):
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(400):
+        num_ai = rng.binomial(200, prevalence)
+        labelled = rng.binomial(num_ai, 0.6) + rng.binomial(200 - num_ai, 0.01)
+        low, high = prevalence_interval(labelled, 200, 0.01, 0.6)
+        covered += low <= prevalence <= high
+    assert binomtest(covered, 400, 0.95, alternative="less").pvalue > 0.001
+
+
+def test_extreme_lists_have_an_interval():
+    assert prevalence_interval(0, 10, 0.01, 0.5) == (0.0, pytest.approx(0.617, abs=1e-3))
+    assert prevalence_interval(10, 10, 0.01, 0.5)[1] == 1.0
+    assert prevalence_interval(3, 10, 0.01, 0.0)[1] == 1.0
+
+
+def test_a_rare_class_is_often_accused_wrongly():
+    assert precision(0.05, 0.02, 0.55) == pytest.approx(0.59, abs=0.005)
+    assert precision(0.05, 0.0, 0.0) is None
+    assert any_false_accusation(30, 0.01) == pytest.approx(0.26, abs=0.005)
+
+
+def test_scores_beyond_all_domains_are_unlike_them():
+    rng = np.random.default_rng(2)
+    domains = [rng.normal(mean, 1, 200) for mean in rng.normal(0, 0.5, 12)]
+    assert unlike_all(rng.normal(0.3, 1, 200), domains) < 1
+    assert unlike_all(rng.normal(4, 1, 200), domains) > 1
+    assert unlike_all(rng.normal(0, 1, 5), domains[:1]) is None
+    assert unlike_all(np.empty(0), domains) is None
