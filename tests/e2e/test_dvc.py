@@ -61,6 +61,7 @@ def here(tmp_path_factory: pytest.TempPathFactory, encoder: Path, remote: Path) 
         *(f"model.path={encoder}", "model.sha256=", "model.window=64", "model.stride=48", "tracking.mode=disabled"),
         *("sweep=grid", "sweep.space.lr=[5e-3]", "sweep.epochs=1", "train.epochs=1", "train.num_workers=1"),
         *("calibration.target_fprs=[0.1]", "calibration.default_target_fpr=0.1", "gate.min_auroc=0"),
+        "calibration.guarantee=expectation",
     ]
     content = f"common: run=dvc storage.root=artifacts\noverrides: {json.dumps(' '.join(overrides))}\n"
     (folder / "configs/repro.yaml").write_text(content)

@@ -57,6 +57,7 @@ def settings(storage: Storage, encoder: Path) -> list[str]:
         *("train.epochs=1", "train.num_workers=1", "train.precision=fp32"),
         *("tracking.mode=disabled", "gate.min_auroc=0"),
         *("calibration.min_tokens=10", "calibration.target_fprs=[0.05]", "calibration.default_target_fpr=0.05"),
+        "calibration.guarantee=expectation",
     ]
 
 
