@@ -63,6 +63,7 @@ class Verdict(BaseModel):
     threshold: float = Field(description="Texts with at least this probability are labelled `ai`")
     p_value: float = Field(description="Smallest false positive rate at which the text would be labelled `ai`")
     compared_with: Reference = Field(description="What `p_value`, `threshold` and `fpr_upper_bound` hold for")
+    nearest_domain: str | None = Field(description="Most similar kind of writing in calibration; null if not compared")
     num_compared: int = Field(description="Human calibration texts behind them")
     fpr_upper_bound: float = Field(description="Upper bound of the false positive rate of `threshold`")
     confidence: float = Field(description="Confidence of `fpr_upper_bound`")
@@ -206,7 +207,10 @@ class ThresholdInfo(BaseModel):
     """Threshold and error rate at one target."""
 
     target_fpr: float
-    probability: float = Field(description="Texts of one window with at least this probability are labelled `ai`")
+    probability: float = Field(
+        description="Texts of one window with at least this probability are labelled `ai`; unlike the calibration "
+        "texts, if the threshold depends on style"
+    )
     fpr_upper_bound: float = Field(description="Upper bound of the false positive rate on texts of `compared_with`")
     confidence: float = Field(description="Confidence of `fpr_upper_bound`")
     min_tokens: int = Field(description="Shorter texts are `uncertain` at this target")

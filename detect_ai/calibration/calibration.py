@@ -6,6 +6,7 @@ those of human texts, `human` with those of AI texts.
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -16,6 +17,7 @@ from pydantic import ConfigDict
 
 from detect_ai.calibration.conformal import Threshold, p_value
 from detect_ai.calibration.length import LengthModel
+from detect_ai.calibration.new_domain import DomainEffects
 from detect_ai.calibration.scaling import Scaling
 from detect_ai.metrics import Floats, Labels
 from detect_ai.schemas import Reference
@@ -25,19 +27,35 @@ HUMAN, AI, BOTH, NEITHER = 0, 1, -1, -2
 
 @dataclass(frozen=True)
 class Scores:
-    """Document scores of texts of one class, and their lengths in tokens."""
+    """Document scores of texts of one class, their lengths in tokens, and their styles.
+
+    `packed_styles` are those of `models.style` in half precision; empty: none.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     scores: tuple[float, ...]
     num_tokens: tuple[int, ...]
+    packed_styles: str = ""
+
+    @classmethod
+    def of(cls, scores: ArrayLike, num_tokens: ArrayLike, styles: ArrayLike) -> Scores:
+        """From arrays of shape (n,), and of shape (n, dimensions) for the styles."""
+        packed = base64.b64encode(np.asarray(styles, "<f2").tobytes()).decode()
+        return cls(tuple(np.asarray(scores).tolist()), tuple(np.asarray(num_tokens).tolist()), packed)
+
+    @cached_property
+    def styles(self) -> Floats:
+        """Shape (n, dimensions); of no dimension if there are none."""
+        packed = np.frombuffer(base64.b64decode(self.packed_styles), "<f2")
+        return packed.astype(np.float64).reshape(len(self), -1 if len(self) else 0)
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def standardised(self, length: LengthModel) -> Floats:
-        """The scores in ascending order, standardised by length."""
-        return np.sort(length.standardise(self.scores, self.num_tokens))
+        """The scores, standardised by length."""
+        return length.standardise(self.scores, self.num_tokens)
 
 
 @dataclass(frozen=True)
@@ -55,17 +73,16 @@ class Domain:
 class Calibration(Scaling):
     """Scaling, thresholds and reference scores.
 
-    With enough domains the thresholds hold for a domain that calibration never saw (`calibration.new_domain`),
-    otherwise only for texts like those of the calibration split (`calibration.conformal`).
+    With enough domains the thresholds hold for a domain that calibration never saw and depend on the style of a text
+    (`calibration.new_domain`), otherwise only for texts like those of the calibration split (`calibration.conformal`).
 
     Attributes:
-        thresholds: by target FPR, on standardised scores.
+        thresholds: by target FPR, on standardised scores; those for a style unlike all domains.
         cleared_below: a text is `human` only below this score, standardised as that of an AI text.
         unlike_below: and `ai` only from this one on.
         human_length, ai_length: how the scores of the classes change with the length.
         domains: all calibration texts.
-        new_domain_curve: false positive rates, ascending, and the standardised score that predicts each of them for a
-            new domain; empty with too few domains.
+        domain_effects: how the tails of human scores differ between domains; None with too few of them.
         prevalence: fraction of AI texts that the probabilities assume.
         min_tokens: by target, the length from which the error rates hold.
         span_scaling: of spans of a document, for the scores of sentences; None where calibration scored no spans.
@@ -77,7 +94,7 @@ class Calibration(Scaling):
     human_length: LengthModel
     ai_length: LengthModel
     domains: tuple[Domain, ...]
-    new_domain_curve: tuple[tuple[float, float], ...]
+    domain_effects: DomainEffects | None
     prevalence: float
     min_tokens: dict[float, int] = field(default_factory=dict)
     span_scaling: Scaling | None = None
@@ -85,7 +102,7 @@ class Calibration(Scaling):
     @property
     def compared_with(self) -> Reference:
         """The kind of texts for which the thresholds hold."""
-        return Reference.NEW_DOMAIN if self.new_domain_curve else Reference.CALIBRATION_TEXTS
+        return Reference.NEW_DOMAIN if self.domain_effects else Reference.CALIBRATION_TEXTS
 
     @property
     def num_human(self) -> int:
@@ -97,38 +114,62 @@ class Calibration(Scaling):
         """Number of AI calibration texts."""
         return sum(len(domain.ai) for domain in self.domains)
 
-    def decide(self, scores: ArrayLike, num_tokens: ArrayLike, target_fpr: float) -> Labels:
-        """`HUMAN` or `AI` where only that is plausible by score and length, else `BOTH` or `NEITHER`; shape (n,).
+    def required_scores(self, styles: ArrayLike) -> Floats:
+        """The standardised scores that texts of these styles must reach to be labelled AI, by false positive rate.
 
-        `AI` also needs a probability of at least one half.
+        Shape (n, rates) for styles of shape (n, dimensions); the rates are those of `domain_effects`, or the targets.
+        """
+        if self.domain_effects:
+            return self.domain_effects.thresholds(styles)
+        row = [threshold.score for _, threshold in sorted(self.thresholds.items())]
+        return np.tile(row, (len(np.asarray(styles)), 1))
+
+    def decide(self, scores: ArrayLike, num_tokens: ArrayLike, required: Floats, target_fpr: float) -> Labels:
+        """`HUMAN` or `AI` where only that is plausible by score, length and style, else `BOTH` or `NEITHER`.
+
+        `required` is that of `required_scores`. `AI` also needs a probability of at least one half. Shape (n,).
         """
         values = np.asarray(scores, np.float64)
-        human = self.human_length.standardise(values, num_tokens) < self.thresholds[target_fpr].score
+        human = self.human_length.standardise(values, num_tokens) < required[:, self._column(target_fpr)]
         human |= values < self.midpoint
         as_ai = self.ai_length.standardise(values, num_tokens)
         is_human = np.where(as_ai < self.cleared_below, HUMAN, BOTH)
         return np.where(human, is_human, np.where(as_ai < self.unlike_below, NEITHER, AI)).astype(np.int64)
 
-    def predictions(self, scores: ArrayLike, num_tokens: ArrayLike, target_fpr: float) -> Labels:
-        """0 human, 1 ai, -1 uncertain, shape (n,)."""
-        return np.maximum(self.decide(scores, num_tokens, target_fpr), -1)
+    def predictions(self, scores: ArrayLike, num_tokens: ArrayLike, required: Floats, target_fpr: float) -> Labels:
+        """0 human, 1 ai, -1 uncertain, shape (n,); arguments as `decide`."""
+        return np.maximum(self.decide(scores, num_tokens, required, target_fpr), -1)
 
-    def ai_from(self, num_tokens: int, target_fpr: float) -> float:
-        """The lowest score of a text of this length that is labelled AI."""
-        threshold = self.human_length.score(self.thresholds[target_fpr].score, num_tokens)
+    def predictions_of(self, texts: Scores, target_fpr: float) -> Labels:
+        """Those of calibration texts."""
+        return self.predictions(texts.scores, texts.num_tokens, self.required_scores(texts.styles), target_fpr)
+
+    def ai_from(self, num_tokens: int, required: Floats, target_fpr: float) -> float:
+        """The lowest score of a text of this length that is labelled AI; `required` is its row, shape (rates,)."""
+        return self._ai_from(num_tokens, float(required[self._column(target_fpr)]))
+
+    def ai_from_unlike(self, target_fpr: float) -> float:
+        """The same for a text of one window that is unlike all domains."""
+        return self._ai_from(self.human_length.window, self.thresholds[target_fpr].score)
+
+    def _ai_from(self, num_tokens: int, required: float) -> float:
+        threshold = self.human_length.score(required, num_tokens)
         return max(threshold, self.ai_length.score(self.unlike_below, num_tokens), self.midpoint)
 
-    def p_values(self, scores: ArrayLike, num_tokens: ArrayLike) -> Floats:
-        """The smallest false positive rate at which the threshold would label each text AI, shape (n,).
+    def p_value(self, score: float, num_tokens: int, required: Floats) -> float:
+        """The smallest false positive rate at which the threshold would label a text AI; arguments as `ai_from`.
 
-        Without a curve for new domains it is the conformal p-value.
+        Without domain effects it is the conformal p-value.
         """
-        standardised = self.human_length.standardise(scores, num_tokens)
-        if not self.new_domain_curve:
-            return p_value(self._human, standardised)
-        rates, thresholds = np.asarray(self.new_domain_curve).T
-        below = np.searchsorted(thresholds[::-1], standardised, side="right")  # thresholds that a text reaches
-        return np.append(rates, 1.0)[len(rates) - below]
+        standardised = self.human_length.standardise(score, num_tokens)
+        if not self.domain_effects:
+            return float(p_value(self._human, standardised))
+        reached = np.flatnonzero(required <= standardised)
+        return self.domain_effects.rates[reached[0]] if reached.size else 1.0
+
+    def _column(self, target_fpr: float) -> int:
+        rates = self.domain_effects.rates if self.domain_effects else sorted(self.thresholds)
+        return list(rates).index(target_fpr)
 
     @cached_property
     def _human(self) -> Floats:

@@ -1,7 +1,8 @@
 """The calibration of a detector from the scores of its calibration texts, by domain.
 
 Scored texts come as a data frame with the columns `label` (0 human, 1 AI), `score` (log-odds), `num_tokens`, `domain`,
-`document` (its number) and `is_whole` (whether it is the whole document, or a span of it).
+`document` (its number), `is_whole` (whether it is the whole document, or a span of it) and `style` (`models.style`),
+without which all domains count as equally alike.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike
 from detect_ai.calibration.calibration import Calibration, Domain, Scores
 from detect_ai.calibration.conformal import Threshold, conformal_threshold
 from detect_ai.calibration.length import LengthModel, fit_length_model
-from detect_ai.calibration.new_domain import MIN_DOMAINS, new_domain_threshold, tail
+from detect_ai.calibration.new_domain import MIN_DOMAINS, DomainEffects, fit_domain_effects
 from detect_ai.calibration.scaling import Scaling, fit_scaling
 from detect_ai.metrics import Floats
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from detect_ai.core.config import CalibrationConfig
 
 # False positive rates at which the scores of a new domain are predicted, for its p-values.
-GRID = tuple(float(f"{value:.3g}") for value in np.geomspace(0.0005, 0.5, 31))
+GRID = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.2, 0.3, 0.5)
 MIN_TEXTS = 50  # human texts of a domain whose tail counts
 UNLIKE_FRACTION = 0.01  # of the AI texts that score too low to be called AI
 MIN_SCALED = 30  # texts of each class, for a scaling of spans
@@ -50,9 +51,8 @@ def calibrate(scored: pd.DataFrame, config: CalibrationConfig, window: int) -> C
         Domain(str(name), _scores(own[own["label"] == 0]), _scores(own[own["label"] == 1]))
         for name, own in whole.groupby("domain")
     )
-    human = [domain.human.standardised(human_length) for domain in domains]
     ai = [domain.ai.standardised(ai_length) for domain in domains]
-    thresholds, curve = human_thresholds(human, config)
+    thresholds, effects = _human_thresholds(domains, human_length, config)
     calibration = Calibration(
         **vars(fit_scaling(whole["label"], whole["score"], config.prevalence)),
         thresholds=thresholds,
@@ -61,33 +61,29 @@ def calibrate(scored: pd.DataFrame, config: CalibrationConfig, window: int) -> C
         human_length=human_length,
         ai_length=ai_length,
         domains=domains,
-        new_domain_curve=curve,
+        domain_effects=effects,
         prevalence=config.prevalence,
         span_scaling=_span_scaling(scored[~scored["is_whole"]], config.prevalence),
     )
     return replace(calibration, min_tokens=_min_tokens(calibration, scored, config.verdict_lengths))
 
 
-def human_thresholds(
-    domains: Sequence[Floats], config: CalibrationConfig
-) -> tuple[dict[float, Threshold], tuple[tuple[float, float], ...]]:
-    """`Calibration.thresholds` and `Calibration.new_domain_curve` from the standardised human scores of each domain.
-
-    Raises CalibrationError for too few texts.
-    """
-    own = [scores for scores in domains if len(scores) >= MIN_TEXTS]
+def _human_thresholds(
+    domains: Sequence[Domain], length: LengthModel, config: CalibrationConfig
+) -> tuple[dict[float, Threshold], DomainEffects | None]:
+    """`Calibration.thresholds` and `Calibration.domain_effects`. Raises CalibrationError for too few texts."""
+    own = {domain.name: domain.human for domain in domains if len(domain.human) >= MIN_TEXTS}
     if len(own) < MIN_DOMAINS:
-        human = np.concatenate(domains)
-        return {target: conformal_threshold(human, target, config.guarantee) for target in config.target_fprs}, ()
-    rates = sorted({*GRID, *config.target_fprs})
-    scores = [
-        new_domain_threshold([tail(human, rate) for human in own], config.new_domain_confidence) for rate in rates
-    ]
-    # Tails of small rates are known less exactly, but the score of a smaller rate is never the lower one.
-    scores = np.maximum.accumulate(scores[::-1])[::-1].tolist()
-    curve = dict(zip(rates, scores, strict=True))
-    thresholds = {rate: Threshold(curve[rate], rate, config.new_domain_confidence) for rate in config.target_fprs}
-    return thresholds, tuple(curve.items())
+        human = np.concatenate([domain.human.standardised(length) for domain in domains])
+        return {target: conformal_threshold(human, target, config.guarantee) for target in config.target_fprs}, None
+    effects = fit_domain_effects(
+        {name: human.standardised(length) for name, human in own.items()},
+        {name: human.styles for name, human in own.items()},
+        sorted({*GRID, *config.target_fprs}),
+        config.new_domain_confidence,
+    )
+    highest = dict(zip(effects.rates, effects.highest_thresholds.tolist(), strict=True))
+    return {rate: Threshold(highest[rate], rate, effects.confidence) for rate in config.target_fprs}, effects
 
 
 def _length_model(own: pd.DataFrame, window: int) -> LengthModel:
@@ -95,7 +91,11 @@ def _length_model(own: pd.DataFrame, window: int) -> LengthModel:
 
 
 def _scores(own: pd.DataFrame) -> Scores:
-    return Scores(tuple(own["score"].tolist()), tuple(own["num_tokens"].tolist()))
+    return Scores.of(own["score"], own["num_tokens"], _styles(own))
+
+
+def _styles(own: pd.DataFrame) -> Floats:
+    return np.stack(own["style"].to_list()) if "style" in own and len(own) else np.empty((len(own), 0))
 
 
 def ai_quantile(domains: Sequence[Floats], fraction: float) -> float:
@@ -132,7 +132,8 @@ def _min_tokens(calibration: Calibration, scored: pd.DataFrame, lengths: Sequenc
             ai = ai.drop_duplicates("document")  # spans of one document are not independent
             if not len(ai):
                 continue
-            found = calibration.predictions(ai["score"], ai["num_tokens"], target) == 1
+            required = calibration.required_scores(_styles(ai))
+            found = calibration.predictions(ai["score"], ai["num_tokens"], required, target) == 1
             if found.mean() < MIN_TPR:
                 min_tokens[target] = int(high) if is_found else 0
                 break

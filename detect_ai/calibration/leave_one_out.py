@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from detect_ai.calibration.calibration import Calibration, Domain
-from detect_ai.calibration.conformal import Threshold
 from detect_ai.calibration.domains import MIN_TEXTS, UNLIKE_FRACTION, ai_quantile
-from detect_ai.calibration.new_domain import MIN_DOMAINS, between_domain_variance, new_domain_threshold, tail
+from detect_ai.calibration.new_domain import MIN_DOMAINS, between_domain_variance, fit_domain_effects, tail
 from detect_ai.core.config import CalibrationConfig
 from detect_ai.metrics import Labels
 
@@ -31,31 +30,28 @@ def leave_one_domain_out(
     and so on, and `spread_ratio`: the standard deviation of the domains' tails over that of the texts in one. None
     with too few domains.
     """
-    human = {
-        domain.name: domain.human.standardised(calibration.human_length)
-        for domain in calibration.domains
-        if len(domain.human) >= MIN_TEXTS
-    }
+    large = {domain.name: domain.human for domain in calibration.domains if len(domain.human) >= MIN_TEXTS}
+    human = {name: texts.standardised(calibration.human_length) for name, texts in large.items()}
     if len(human) <= MIN_DOMAINS:
         return None
     ai = {domain.name: domain.ai.standardised(calibration.ai_length) for domain in calibration.domains}
-    tails = {name: tail(scores, target_fpr) for name, scores in human.items()}
     rows = []
     for domain in calibration.domains:
         if max(len(domain.human), len(domain.ai)) >= MIN_TEXTS:
-            others = [own for name, own in tails.items() if name != domain.name]
-            score = new_domain_threshold(others, config.new_domain_confidence)
+            others = {name: scores for name, scores in human.items() if name != domain.name}
+            styles = {name: large[name].styles for name in others}
             rest = [own for name, own in ai.items() if name != domain.name]
             without = replace(
                 calibration,
-                thresholds={target_fpr: Threshold(score, target_fpr, config.new_domain_confidence)},
+                domain_effects=fit_domain_effects(others, styles, [target_fpr], config.new_domain_confidence),
                 cleared_below=ai_quantile(rest, config.max_cleared),
                 unlike_below=ai_quantile(rest, UNLIKE_FRACTION),
             )
             rows.append({"domain": domain.name, **_rates(without, domain, target_fpr)})
     fprs = np.asarray([row["fpr"] for row in rows if row["fpr"] is not None])
     within = float(np.mean([scores.var(ddof=1) for scores in human.values()]))
-    between = between_domain_variance(*np.asarray(list(tails.values())).T)
+    tails = np.asarray([tail(scores, target_fpr) for scores in human.values()])
+    between = between_domain_variance(*tails.T)
     return {
         "target_fpr": target_fpr,
         "domains": sorted(rows, key=lambda row: (-(row["fpr"] or 0.0), row["domain"])),
@@ -70,7 +66,7 @@ def leave_one_domain_out(
 
 def _rates(calibration: Calibration, domain: Domain, target_fpr: float) -> dict[str, Any]:
     human, ai = (
-        calibration.predictions(texts.scores, texts.num_tokens, target_fpr) if len(texts) >= MIN_TEXTS else None
+        calibration.predictions_of(texts, target_fpr) if len(texts) >= MIN_TEXTS else None
         for texts in (domain.human, domain.ai)
     )
     return {

@@ -1,16 +1,26 @@
-"""The threshold for texts of a domain that calibration never saw, by random effects over the domains that it holds.
+"""Thresholds for texts of a domain that calibration never saw, by random effects over the domains that it holds.
 
 Domains are a sample of all kinds of writing. Each has a tail quantile of its human scores, measured with an error; the
-quantiles of domains vary between them. A new domain's quantile is predicted from their mean and variance, as the effect
-of a new study is in meta-analysis (Higgins, Thompson and Spiegelhalter 2009, "A re-evaluation of random-effects
-meta-analysis"). The prediction is exact for quantiles that are normally distributed over domains.
+quantiles of domains vary between them, and vary less between domains of like style. A new domain's quantile is
+predicted from theirs as the effect of a new study is in meta-analysis (Higgins, Thompson and Spiegelhalter 2009, "A
+re-evaluation of random-effects meta-analysis"), with effects correlated by style: a Gaussian process with an unknown
+mean (universal kriging; Rasmussen and Williams 2006, "Gaussian processes for machine learning", section 2.7). A text
+that is like known domains meets a threshold near theirs; one unlike all of them has the whole variance between domains
+added to their mean.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import ConfigDict
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import brentq
 from scipy.special import betainc
 from scipy.stats import t as student_t
@@ -19,6 +29,9 @@ from detect_ai.core.errors import CalibrationError
 from detect_ai.metrics import Floats
 
 MIN_DOMAINS = 5  # fewer say nothing about how domains differ
+# Candidates: distances between styles, which lie on the unit sphere, and fractions of the variance between domains that
+# style does not explain. Some always remains: domains of one style differ too.
+LENGTH_SCALES, UNEXPLAINED = (0.5, 0.8, 1.2, 2.0), (0.1, 0.2, 0.4, 1.0)
 
 
 class Tail(NamedTuple):
@@ -26,6 +39,88 @@ class Tail(NamedTuple):
 
     quantile: float
     error: float
+
+
+@dataclass(frozen=True)
+class DomainEffects:
+    """How the tails of the human scores vary over domains, at several false positive rates.
+
+    Attributes:
+        domains: their names.
+        styles: mean style of the human texts of each domain, shape (domains, dimensions).
+        rates: false positive rates, ascending.
+        quantiles, errors: those of the tails, shape (rates, domains).
+        variances: between domains, by rate.
+        length_scale: distance of styles over which domains are alike.
+        unexplained: fraction of the variance that does not depend on style.
+        confidence: that the quantile of a new domain is below its threshold.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    domains: tuple[str, ...]
+    styles: tuple[tuple[float, ...], ...]
+    rates: tuple[float, ...]
+    quantiles: tuple[tuple[float, ...], ...]
+    errors: tuple[tuple[float, ...], ...]
+    variances: tuple[float, ...]
+    length_scale: float
+    unexplained: float
+    confidence: float
+
+    def thresholds(self, styles: ArrayLike) -> Floats:
+        """The scores that texts of a new domain must reach, by style of shape (n, dimensions); shape (n, rates).
+
+        Tails of small rates are known less exactly, but the threshold of a smaller rate is never the lower one.
+        """
+        similarity = _similarity(np.asarray(styles, np.float64), self._styles, self.length_scale)
+        return self._predict((1 - self.unexplained) * similarity)
+
+    @property
+    def highest_thresholds(self) -> Floats:
+        """Those of a text unlike all domains, shape (rates,)."""
+        return self._predict(np.zeros((1, len(self.domains))))[0]
+
+    def nearest(self, style: ArrayLike) -> str:
+        """The name of the domain of the most similar style."""
+        return self.domains[int((self._styles @ np.asarray(style, np.float64)).argmax())]
+
+    def _predict(self, kernel: Floats) -> Floats:
+        """Thresholds of texts from their correlation with each domain, shape (n, domains)."""
+        kernel = kernel.T
+        variances, mean, information, slopes, losses, inverses, confidence = self._prediction
+        known = (inverses @ kernel).reshape(*slopes.shape, -1) ** 2
+        lost = (1 - losses @ kernel) ** 2 / information
+        deviation = np.sqrt(np.maximum(0, variances - known.sum(1) + lost))
+        raw = mean + slopes @ kernel + confidence * deviation
+        return np.asarray(np.maximum.accumulate(raw[::-1])[::-1].T)
+
+    @cached_property
+    def _styles(self) -> Floats:
+        return np.asarray(self.styles, np.float64)
+
+    @cached_property
+    def _prediction(self) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats, float]:
+        """What predictions need of the domains.
+
+        Columns of shape (rates, 1): the variances, the mean over domains and the information on it. Changes of a
+        prediction, and of the weight that the mean loses, with the similarity to each domain: (rates, domains).
+        Inverse Cholesky factors of the covariance of the tails, times the variance: (rates * domains, domains).
+        The quantile of the confidence.
+        """
+        correlation = _correlation(self._styles, self.length_scale, self.unexplained)
+        rows = []
+        for tails, errors, variance in zip(self.quantiles, self.errors, self.variances, strict=True):
+            factor = np.linalg.cholesky(_covariance(correlation, variance, np.asarray(errors)))
+            inverse = solve_triangular(factor, np.eye(len(tails)), lower=True)
+            ones, values = inverse.sum(1), inverse @ np.asarray(tails)
+            information = ones @ ones
+            mean = ones @ values / information
+            inverse *= variance
+            rows.append(([variance], [mean], [information], (values - mean * ones) @ inverse, ones @ inverse, inverse))
+        *columns, inverses = map(np.asarray, zip(*rows, strict=True))
+        confidence = float(student_t.ppf(self.confidence, len(self.styles) - 1))
+        return (*columns, inverses.reshape(-1, inverses.shape[-1]), confidence)
 
 
 def tail(human_scores: ArrayLike, target_fpr: float) -> Tail:
@@ -41,32 +136,92 @@ def tail(human_scores: ArrayLike, target_fpr: float) -> Tail:
     return Tail(quantile, float(np.sqrt(max(0.0, weights @ (scores - quantile) ** 2))))
 
 
-def between_domain_variance(values: Floats, errors: Floats) -> float:
-    """The variance of values over domains beyond their standard errors, by Paule and Mandel (1982); at least 0."""
+def fit_domain_effects(
+    human: Mapping[str, ArrayLike], styles: Mapping[str, ArrayLike], rates: Sequence[float], confidence: float
+) -> DomainEffects:
+    """Fit the human scores of each domain, shape (texts,), and the styles of the same texts, (texts, dimensions).
 
-    def excess(variance: float) -> float:
-        weights = 1 / (errors**2 + variance)
-        return float(weights @ (values - np.average(values, weights=weights)) ** 2 - (values.size - 1))
-
-    upper = float(values.var(ddof=1))  # the variance with all errors counted as differences
-    if upper == 0 or excess(1e-12 * upper) <= 0:
-        return 0.0
-    return float(brentq(excess, 1e-12 * upper, upper)) if excess(upper) < 0 else upper
-
-
-def new_domain_threshold(tails: Sequence[Tail], confidence: float) -> float:
-    """The score that, with this confidence, a new domain's quantile does not exceed.
+    The variance between domains is that of Paule and Mandel (1982) for correlated effects; length scale and
+    unexplained fraction are the candidates with the highest restricted likelihood over all rates.
 
     Raises CalibrationError for fewer than `MIN_DOMAINS` domains.
     """
-    count = len(tails)
-    if count < MIN_DOMAINS:
+    if len(human) < MIN_DOMAINS:
         raise CalibrationError(
-            f"texts of a new domain need calibration texts of at least {MIN_DOMAINS} domains, found {count}: add "
+            f"texts of a new domain need calibration texts of at least {MIN_DOMAINS} domains, found {len(human)}: add "
             "domains to the calibration split"
         )
-    values, errors = np.asarray(tails, np.float64).T
-    variance = between_domain_variance(values, errors)
-    weights = 1 / np.maximum(errors**2 + variance, np.finfo(np.float64).tiny)
-    mean = float(np.average(values, weights=weights))
-    return mean + float(student_t.ppf(confidence, count - 1)) * float(np.sqrt(variance + 1 / weights.sum()))
+    centres = np.stack([_mean_style(styles[name]) for name in human])
+    tails = np.asarray([[tail(scores, rate) for scores in human.values()] for rate in rates])  # (rates, domains, 2)
+
+    def likelihood(candidate: tuple[float, float]) -> float:
+        correlation = _correlation(centres, *candidate)
+        return sum(
+            _log_likelihood(_covariance(correlation, between_domain_variance(q, e, correlation), e), q)
+            for q, e in tails.transpose(0, 2, 1)
+        )
+
+    length_scale, unexplained = max(product(LENGTH_SCALES, UNEXPLAINED), key=likelihood)
+    correlation = _correlation(centres, length_scale, unexplained)
+    return DomainEffects(
+        domains=tuple(human),
+        styles=tuple(map(tuple, centres.tolist())),
+        rates=tuple(map(float, rates)),
+        quantiles=tuple(map(tuple, tails[..., 0].tolist())),
+        errors=tuple(map(tuple, tails[..., 1].tolist())),
+        variances=tuple(between_domain_variance(q, e, correlation) for q, e in tails.transpose(0, 2, 1)),
+        length_scale=length_scale,
+        unexplained=unexplained,
+        confidence=confidence,
+    )
+
+
+def _mean_style(styles: ArrayLike) -> Floats:
+    mean = np.asarray(styles, np.float64).mean(axis=0)
+    return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12))
+
+
+def between_domain_variance(values: Floats, errors: Floats, correlation: Floats | None = None) -> float:
+    """The variance of values over domains beyond their standard errors, by Paule and Mandel (1982); at least 0.
+
+    `correlation` is that between the domains, shape (domains, domains); None for independent ones.
+    """
+    correlation = np.eye(len(values)) if correlation is None else correlation
+
+    def excess(variance: float) -> float:
+        factor = cho_factor(_covariance(correlation, variance, errors))
+        ones = cho_solve(factor, np.ones_like(values))
+        residuals = values - (ones @ values) / ones.sum()
+        return float(residuals @ cho_solve(factor, residuals) - (len(values) - 1))
+
+    scale = float(values.var(ddof=1))
+    if scale == 0 or excess(1e-9 * scale) <= 0:
+        return 0.0
+    upper = scale
+    while excess(upper) > 0:
+        upper *= 4
+    return float(brentq(excess, 1e-9 * scale, upper, rtol=1e-6))
+
+
+def _similarity(styles: Floats, centres: Floats, length_scale: float) -> Floats:
+    squared = (styles**2).sum(1)[:, None] + (centres**2).sum(1) - 2 * styles @ centres.T
+    return np.asarray(np.exp(-np.maximum(squared, 0) / (2 * length_scale**2)))
+
+
+def _correlation(centres: Floats, length_scale: float, unexplained: float) -> Floats:
+    explained = (1 - unexplained) * _similarity(centres, centres, length_scale)
+    return explained + unexplained * np.eye(len(centres))
+
+
+def _covariance(correlation: Floats, variance: float, errors: Floats) -> Floats:
+    """That of measured tails; errors of 0, of domains whose scores are all the same, count as tiny ones."""
+    return variance * correlation + np.diag(np.maximum(errors, 1e-6) ** 2)
+
+
+def _log_likelihood(covariance: Floats, values: Floats) -> float:
+    """The restricted log-likelihood of values with this covariance and an unknown mean, up to a constant."""
+    factor = cho_factor(covariance)
+    ones = cho_solve(factor, np.ones_like(values))
+    residuals = values - (ones @ values) / ones.sum()
+    log_determinant = 2 * np.log(np.diag(factor[0])).sum()
+    return float(-0.5 * (log_determinant + np.log(ones.sum()) + residuals @ cho_solve(factor, residuals)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from detect_ai.calibration.calibration import AI, BOTH, NEITHER
 from detect_ai.core.errors import BundleError, InputError
 from detect_ai.detector import bundle
+from detect_ai.metrics import Floats
 from detect_ai.models import backends
 from detect_ai.models.batch import collate, lane_tokens, plan_scoring
+from detect_ai.models.style import Style
 from detect_ai.models.tokenizer import Tokenizer
 from detect_ai.schemas import Label, Reason, Span, Verdict
 from detect_ai.text.content_type import dominant_non_prose
@@ -45,6 +47,9 @@ class Document:
     input_ids: Ids
     num_windows: int
     reasons: tuple[Reason, ...] = ()  # why the text is out of scope for the detector
+    # What calibration says of its style: the standardised scores it needs, by false positive rate, and what it is like.
+    required: Floats = field(default_factory=lambda: np.empty(0))
+    nearest_domain: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,12 @@ class Detector(Scorer):
     """A loaded bundle."""
 
     def __init__(
-        self, spec: DetectorSpec, tokenizer: Tokenizer, backend: Backend, batch_tokens: int = BATCH_TOKENS
+        self,
+        spec: DetectorSpec,
+        tokenizer: Tokenizer,
+        backend: Backend,
+        batch_tokens: int = BATCH_TOKENS,
+        style: Style | None = None,
     ) -> None:
         if spec.normaliser_version != NORMALISER_VERSION:
             raise BundleError(
@@ -143,6 +153,7 @@ class Detector(Scorer):
         super().__init__(tokenizer, backend, spec.window, spec.stride, batch_tokens)
         self.spec = spec
         self.version = spec.version
+        self._style = style  # of bundles whose thresholds depend on it
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu", batch_tokens: int = BATCH_TOKENS) -> Detector:
@@ -150,10 +161,11 @@ class Detector(Scorer):
         spec = bundle.read_spec(folder)
         tokenizer = Tokenizer.load(folder, spec.pad_id)
         backend = backends.get(spec.backend).load(folder, device, spec.precision)
-        return cls(spec, tokenizer, backend, batch_tokens)
+        style = Style.load(folder) if spec.calibration.domain_effects else None
+        return cls(spec, tokenizer, backend, batch_tokens, style)
 
     def encode(self, texts: Sequence[str], normalised: Sequence[Normalised]) -> list[Document]:
-        """Tokenise normalised texts and find out which are out of scope."""
+        """Tokenise normalised texts, find out which are out of scope, and what calibration says of their styles."""
         documents = super().encode(texts, normalised)
         language = str(self.spec.corpus.get("language", ""))
         for i, document in enumerate(documents):
@@ -169,8 +181,16 @@ class Detector(Scorer):
                 reasons.append(Reason(kind))
             elif problem == "not_language":  # code and tables are not running text either
                 reasons.append(Reason.NOT_LANGUAGE)
-            documents[i] = replace(document, reasons=tuple(reasons))
+            documents[i] = replace(document, reasons=tuple(reasons), **self._compare(document.input_ids))
         return documents
+
+    def _compare(self, input_ids: Ids) -> dict[str, Any]:
+        """The fields of a document that depend on its style: of one text at a time, so that it is the same anywhere."""
+        calibration = self.spec.calibration
+        style = self._style.vectors([input_ids]) if self._style else np.empty((1, 0))
+        effects = calibration.domain_effects
+        nearest = effects.nearest(style[0]) if effects else None
+        return {"required": calibration.required_scores(style)[0], "nearest_domain": nearest}
 
     def detect(
         self, texts: Sequence[str], target_fpr: float | None = None, return_spans: bool = False
@@ -245,7 +265,7 @@ class Detector(Scorer):
         calibration, num_tokens = self.spec.calibration, len(document.input_ids)
         is_short = num_tokens < self.spec.min_tokens_at(target_fpr)
         reasons = [*([Reason.TOO_SHORT] if is_short else []), *document.reasons]
-        decision = int(calibration.decide(score, num_tokens, target_fpr))
+        decision = int(calibration.decide(score, num_tokens, document.required[None], target_fpr)[0])
         if decision in UNDECIDED:
             reasons.append(UNDECIDED[decision])
         ai_fraction = None
@@ -258,9 +278,10 @@ class Detector(Scorer):
             probability=float(calibration.probability(score)),
             prevalence=calibration.prevalence,
             target_fpr=target_fpr,
-            threshold=float(calibration.probability(calibration.ai_from(num_tokens, target_fpr))),
-            p_value=float(calibration.p_values(score, num_tokens)),
+            threshold=float(calibration.probability(calibration.ai_from(num_tokens, document.required, target_fpr))),
+            p_value=calibration.p_value(score, num_tokens, document.required),
             compared_with=calibration.compared_with,
+            nearest_domain=document.nearest_domain,
             num_compared=calibration.num_human,
             fpr_upper_bound=calibration.thresholds[target_fpr].fpr_bound,
             confidence=calibration.thresholds[target_fpr].confidence,

@@ -79,10 +79,7 @@ def list_report(verdicts: Verdicts, spec: DetectorSpec, max_false_discoveries: f
 def _calibrated_tpr(spec: DetectorSpec) -> float:
     """The detection rate on the AI texts of calibration: optimistic for other texts."""
     calibration = spec.calibration
-    found = [
-        calibration.predictions(domain.ai.scores, domain.ai.num_tokens, spec.default_target_fpr) == 1
-        for domain in calibration.domains
-    ]
+    found = [calibration.predictions_of(domain.ai, spec.default_target_fpr) == 1 for domain in calibration.domains]
     return float(np.concatenate(found).mean())
 
 

@@ -59,7 +59,7 @@ def _thresholds(spec: DetectorSpec) -> list[ThresholdInfo]:
     return [
         ThresholdInfo(
             target_fpr=target,
-            probability=float(calibration.probability(calibration.ai_from(calibration.human_length.window, target))),
+            probability=float(calibration.probability(calibration.ai_from_unlike(target))),
             fpr_upper_bound=threshold.fpr_bound,
             confidence=threshold.confidence,
             min_tokens=spec.min_tokens_at(target),

@@ -28,6 +28,7 @@ from detect_ai.detector.detector import Detector, Scorer
 from detect_ai.detector.list_report import list_report
 from detect_ai.detector.registry import Registry, spec_of
 from detect_ai.detector.verdict_table import Verdicts, verdict_folder, write_verdicts
+from detect_ai.models.style import Style
 from detect_ai.reports.render import render
 from detect_ai.text.windows import sample_spans_by_length
 
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 LOG_EVERY_S = 10
 BATCH_DOCUMENTS = 64  # of a corpus split, scored together
+MAX_SPANNED = 4000  # documents of a split of which spans are scored, about
 FILE_ROWS, FILE_CHARS = 4096, 32 << 20  # of a file of verdicts: rows, characters of their texts
 
 Load = Callable[..., Scorer]  # a folder with weights and `device` to a scorer: `Detector.load` for a bundle
@@ -127,12 +129,14 @@ def score_split(
     load: Load,
     config: ScoreConfig,
     lengths: Sequence[int] = (),
+    style: Style | None = None,
 ) -> pd.DataFrame:
     """Score every document of a split of a corpus that was tokenised by the scorer's tokenizer.
 
     `key` is the folder with the checkpoint or bundle in the corpus's storage; `load` turns it into a scorer. A span of
-    each document is scored, too, between any two `lengths` (`windows.sample_spans_by_length`). Returns the columns of
-    `calibration.domains`, in the corpus's order; the spans of a document precede it.
+    some documents (`MAX_SPANNED`) is scored, too, between any two `lengths` (`windows.sample_spans_by_length`).
+    Returns the columns of `calibration.domains`, in the corpus's order and with the style if given; the spans of a
+    document precede it.
     """
     import ray
 
@@ -141,7 +145,8 @@ def score_split(
     paths = [storage.path(corpus.shard_key(shard)) for shard in corpus.shards(split)]
     columns = ["id", "label", "domain", "source", "input_ids"]
     rows = ray.data.read_parquet(paths, filesystem=storage.filesystem).select_columns(columns)
-    work = partial(score_documents, lengths=tuple(lengths))
+    spanned = MAX_SPANNED / max(1, corpus.num_rows(split))
+    work = partial(score_documents, lengths=tuple(lengths), spanned=spanned, style=style)
     scored = _map(rows, (storage, key), load, work, config, BATCH_DOCUMENTS, config.workers)
     ids = corpus.read(split, ["id"])["id"].to_pylist()
     frame: Any = scored.to_pandas().set_index("id").loc[ids].reset_index(drop=True)
@@ -150,8 +155,13 @@ def score_split(
     return frame.assign(is_whole=is_whole, document=np.cumsum(is_whole) - is_whole)
 
 
-def score_documents(scorer: Scorer, batch: pa.Table, lengths: Sequence[int]) -> Iterator[pa.Table]:
-    """Scores of documents, and of a span of each in every range of lengths; a source stands for a missing domain."""
+def score_documents(
+    scorer: Scorer, batch: pa.Table, lengths: Sequence[int], spanned: float, style: Style | None
+) -> Iterator[pa.Table]:
+    """Scores of documents, and of a span in every range of lengths of a fraction `spanned` of them.
+
+    A source stands for a missing domain.
+    """
     columns: dict[str, list[Any]] = {name: [] for name in ("id", "label", "domain", "num_tokens", "is_whole")}
     ids = []
     names, labels, domains, sources = (batch[name].to_pylist() for name in ("id", "label", "domain", "source"))
@@ -159,13 +169,17 @@ def score_documents(scorer: Scorer, batch: pa.Table, lengths: Sequence[int]) -> 
     for name, label, domain, source, tokens in rows:
         tokens = np.asarray(tokens, dtype=np.int32)
         # Seeded by the id: a document has the same spans on every machine.
-        spans = sample_spans_by_length(len(tokens), lengths, np.random.default_rng(shuffle_key(0, name)))
+        key = shuffle_key(0, name)
+        ranges = lengths if key < spanned * 2**64 else ()
+        spans = sample_spans_by_length(len(tokens), ranges, np.random.default_rng(key))
         ids += [tokens[start:stop] for start, stop in spans]
         columns["id"] += [name] * len(spans)
         columns["label"] += [label] * len(spans)
         columns["domain"] += [domain or source] * len(spans)
         columns["num_tokens"] += [stop - start for start, stop in spans]
         columns["is_whole"] += [False] * (len(spans) - 1) + [True]
+    if style:
+        columns["style"] = style.vectors(ids).tolist()
     yield pa.table({**columns, "score": pa.array(scorer.score(ids), pa.float64())})
 
 

@@ -45,11 +45,12 @@ def evaluate_baseline(task: EvalTask, verdicts: Verdicts) -> tuple[Floats, dict[
     while batch := list(islice(texts, SCORED_AT_ONCE)):
         rows = [place[text.row] for text in batch]
         scores[rows] = score_normalised(model, (normalise(text.text).text for text in batch))
+    required = fitted.required_scores(np.empty((len(scores), 0)))  # the same for all styles
     return scores, compute_metrics(
         verdicts.labels,
         scores,
         fitted.probability(scores),
-        {target: fitted.predictions(scores, verdicts.num_tokens, target) for target in fitted.thresholds},
+        {target: fitted.predictions(scores, verdicts.num_tokens, required, target) for target in fitted.thresholds},
         default_target=spec.default_target_fpr,
         groups=verdicts.columns["group"],
         prevalence=calibration.prevalence,

@@ -24,12 +24,15 @@ from detect_ai.detector import bundle
 from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.detector import Scorer
 from detect_ai.detector.score import Load, score_split
+from detect_ai.models import encoder
+from detect_ai.models.style import Style
 from detect_ai.text.normalize import NORMALISER_VERSION
 from detect_ai.training import search_space
 from detect_ai.training.train import checked_tokenizer
 
 SPECIAL_TOKENS = 2  # of a window
 SPAN_LENGTHS = (32, 64, 128)  # tokens: scores of sentences are scaled by those of such spans, without verdict_lengths
+MAX_STYLED = 20_000  # calibration texts, in their random order
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "safetensors")
 
 
@@ -45,9 +48,12 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
     checkpoint, config = trained["checkpoint"], search_space.apply(config, trained["from_sweep"])
     require_enough_texts(config, corpus)
     load = partial(Scorer.from_checkpoint, config=config.model, precision=config.calibration.precision)
-    calibration = calibrate_split(corpus, checkpoint, load, config.score, config.calibration, config.model.window)
+    style = _fit_style(config, corpus)
+    calibration = calibrate_split(
+        corpus, checkpoint, load, config.score, config.calibration, config.model.window, style
+    )
     key = f"runs/{config.run}/{attempt('candidate')}"
-    spec = _write_candidate(config, corpus, checkpoint, calibration, key)
+    spec = _write_candidate(config, corpus, checkpoint, calibration, style, key)
     storage.prune(f"runs/{config.run}", "candidate-", config.storage.keep)
     return {
         "bundle": key,
@@ -67,13 +73,19 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def calibrate_split(
-    corpus: Corpus, key: str, load: Load, scoring: ScoreConfig, config: CalibrationConfig, window: int
+    corpus: Corpus,
+    key: str,
+    load: Load,
+    scoring: ScoreConfig,
+    config: CalibrationConfig,
+    window: int,
+    style: Style | None,
 ) -> Calibration:
     """Score the calibration split with a checkpoint or bundle (arguments as `score_split`), and calibrate it.
 
     `window` is in tokens, special tokens included. Raises CalibrationError for too few texts.
     """
-    scored = score_split(corpus, "calibration", key, load, scoring, config.verdict_lengths or SPAN_LENGTHS)
+    scored = score_split(corpus, "calibration", key, load, scoring, config.verdict_lengths or SPAN_LENGTHS, style)
     return calibrate(scored, config, window - SPECIAL_TOKENS)
 
 
@@ -87,8 +99,16 @@ def require_enough_texts(config: Config, corpus: Corpus) -> None:
             require_texts(len(human), target, config.calibration.guarantee)
 
 
+def _fit_style(config: Config, corpus: Corpus) -> Style:
+    """The directions in which calibration texts differ, in the word embeddings of the encoder before training."""
+    rows = corpus.read("calibration", ["domain", "source", "input_ids"]).slice(0, MAX_STYLED).to_pandas()
+    embeddings = encoder.build(config.model, seed=0).get_input_embeddings().weight.detach().numpy()
+    domains = rows["domain"].where(rows["domain"] != "", rows["source"])
+    return Style.fit(embeddings, rows["input_ids"].to_list(), domains)
+
+
 def _write_candidate(
-    config: Config, corpus: Corpus, checkpoint: str, calibration: Calibration, key: str
+    config: Config, corpus: Corpus, checkpoint: str, calibration: Calibration, style: Style, key: str
 ) -> DetectorSpec:
     manifest, tokenizer = corpus.manifest, checked_tokenizer(config, corpus)
     spec = DetectorSpec(
@@ -123,6 +143,8 @@ def _write_candidate(
         for name in ("config.json", "model.safetensors"):
             shutil.copy(source / name, folder)
         tokenizer.save(folder, config.model.window)
+        if calibration.domain_effects:
+            style.save(folder)
         spec = bundle.write_spec(folder, spec)
         corpus.storage.upload(folder, key)
     return spec

@@ -31,6 +31,7 @@ from detect_ai.detector.registry import Registry, spec_of
 from detect_ai.detector.score import score_split
 from detect_ai.evaluation.evaluate import evaluate
 from detect_ai.models import backends
+from detect_ai.models.style import STYLE_FILE, Style
 from detect_ai.release.calibrate import calibrate_split
 from detect_ai.release.promotion_gate import TEST, export_reasons, gate
 from detect_ai.release.publish import add_version, metrics_of
@@ -131,7 +132,7 @@ def make(name: str, parent: Path, folder: Path) -> DetectorSpec:
     spec = bundle.read_spec(parent)
     folder.mkdir()
     backends.get(name).save(encoder.load(parent), folder)
-    for file in sorted(set(spec.files) & {"tokenizer.json", "tokenizer_config.json"}):
+    for file in sorted(set(spec.files) & {"tokenizer.json", "tokenizer_config.json", STYLE_FILE}):
         shutil.copy(parent / file, folder)
     provenance = {**spec.provenance, "export": name}
     precision: Literal["fp32", "bf16"] = "bf16" if name == "torch-bf16" else "fp32"
@@ -236,6 +237,7 @@ def _keep(task: ExportTask, row: dict[str, Any]) -> dict[str, Any] | None:
         task.config.score,
         task.spec.calibration_config,  # as the parent
         task.spec.window,
+        Style.load(folder) if task.spec.calibration.domain_effects else None,
     )
     spec = bundle.write_spec(folder, replace(bundle.read_spec(folder), calibration=calibration))
     storage.upload(folder, key)

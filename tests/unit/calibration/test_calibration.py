@@ -14,11 +14,15 @@ from detect_ai.schemas import Reference
 from tests.unit.calibration.conftest import WINDOW, config, domains
 
 
-def calibration(threshold=2.0, cleared=0.0, unlike=-9.0, midpoint=-9.0, curve=(), human=(0.0,), length=None):
+def calibration(threshold=2.0, cleared=0.0, unlike=-9.0, midpoint=-9.0, human=(0.0,), length=None):
     length = length or LengthModel(WINDOW)
     own = Domain("news", Scores(tuple(human), (WINDOW,) * len(human)), Scores((), ()))
-    rest = ({0.05: Threshold(threshold, 0.05, 0.9)}, cleared, unlike, length, LengthModel(WINDOW), (own,), tuple(curve))
+    rest = ({0.05: Threshold(threshold, 0.05, 0.9)}, cleared, unlike, length, LengthModel(WINDOW), (own,), None)
     return Calibration(1.0, midpoint, *rest, 0.5)
+
+
+def required(fitted, texts=1):
+    return fitted.required_scores(np.empty((texts, 0)))
 
 
 @pytest.mark.parametrize(
@@ -31,28 +35,32 @@ def calibration(threshold=2.0, cleared=0.0, unlike=-9.0, midpoint=-9.0, curve=()
 )
 def test_a_text_that_both_or_neither_may_have_written_is_uncertain(values, scores, expected):
     fitted = calibration(**values)
-    assert fitted.decide(scores, [WINDOW] * 4, 0.05).tolist() == expected
-    assert fitted.predictions(scores, [WINDOW] * 4, 0.05).tolist() == [0, -1, -1, 1]
-    assert fitted.ai_from(WINDOW, 0.05) == scores[3]
+    assert fitted.decide(scores, [WINDOW] * 4, required(fitted, 4), 0.05).tolist() == expected
+    assert fitted.predictions(scores, [WINDOW] * 4, required(fitted, 4), 0.05).tolist() == [0, -1, -1, 1]
+    assert fitted.ai_from(WINDOW, required(fitted)[0], 0.05) == fitted.ai_from_unlike(0.05) == scores[3]
 
 
 def test_the_threshold_depends_on_the_length():
     fitted = calibration(length=LengthModel(WINDOW, (0.0, 1.0), (1.0, 1.0)))
-    short, long = fitted.ai_from(WINDOW // 4, 0.05), fitted.ai_from(100 * WINDOW, 0.05)
+    short, long = (fitted.ai_from(tokens, required(fitted)[0], 0.05) for tokens in (WINDOW // 4, 100 * WINDOW))
     assert short == pytest.approx(4 + 2 * np.sqrt(5))
     assert long < short
-    assert fitted.predictions([short, short - 0.01], [WINDOW // 4] * 2, 0.05).tolist() == [1, -1]
+    assert fitted.predictions([short, short - 0.01], [WINDOW // 4] * 2, required(fitted, 2), 0.05).tolist() == [1, -1]
 
 
 def test_the_p_value_of_a_new_domain_is_the_smallest_rate_that_it_reaches():
-    fitted = calibration(curve=((0.01, 3.0), (0.05, 2.0), (0.5, 1.0)))
-    assert fitted.p_values([3.5, 3.0, 2.9, 2.0, 1.0, 0.9], [WINDOW] * 6).tolist() == [0.01, 0.01, 0.05, 0.05, 0.5, 1.0]
+    fitted, rates = full(), full().domain_effects.rates
+    needed = required(fitted)[0]
+    scores = [fitted.human_length.score(value, WINDOW) for value in needed]
+    assert [fitted.p_value(score + 1e-9, WINDOW, needed) for score in scores] == list(rates)
+    assert [fitted.p_value(score - 1e-9, WINDOW, needed) for score in scores] == [*rates[1:], 1.0]
     assert fitted.compared_with is Reference.NEW_DOMAIN
 
 
-def test_without_a_curve_the_p_value_is_conformal():
+def test_without_domain_effects_the_p_value_is_conformal():
     fitted = calibration(human=(3.0, 1.0, 2.0))
-    assert fitted.p_values([0.0, 2.0, 9.0], [WINDOW] * 3).tolist() == p_value([1, 2, 3], [0, 2, 9]).tolist()
+    found = [fitted.p_value(score, WINDOW, required(fitted)[0]) for score in (0.0, 2.0, 9.0)]
+    assert found == p_value([1, 2, 3], [0, 2, 9]).tolist()
     assert (fitted.compared_with, fitted.num_human, fitted.num_ai) == (Reference.CALIBRATION_TEXTS, 3, 0)
 
 
@@ -67,7 +75,7 @@ def test_calibration_survives_json_exactly():
     values = ADAPTER.dump_python(full(), mode="json")
     assert ADAPTER.validate_python(json.loads(json.dumps(values, allow_nan=False))) == full()
     assert list(values["thresholds"]) == ["0.05", "0.3333333333333333"]
-    assert values["new_domain_curve"]
+    assert values["domain_effects"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from detect_ai.calibration.calibration import Calibration
 from detect_ai.calibration.conformal import conformal_threshold
 from detect_ai.calibration.domains import ai_quantile, calibrate, whole_documents
-from detect_ai.calibration.new_domain import MIN_DOMAINS, new_domain_threshold, tail
+from detect_ai.calibration.new_domain import MIN_DOMAINS, fit_domain_effects
 from detect_ai.calibration.scaling import fit_scaling
 from detect_ai.core.errors import CalibrationError
 from tests.unit.calibration.conftest import LENGTHS, WINDOW, config, domains, sample, scored_spans
@@ -18,14 +18,28 @@ def standardised(calibration: Calibration) -> list:
 
 def test_enough_domains_give_the_threshold_of_a_new_one():
     fitted = calibrate(domains(MIN_DOMAINS), config(), WINDOW)
-    own = standardised(fitted)
-    threshold = fitted.thresholds[0.05]
-    assert threshold.score == new_domain_threshold([tail(human, 0.05) for human in own], 0.9)
+    effects, threshold = fitted.domain_effects, fitted.thresholds[0.05]
+    own = {domain.name: domain.human for domain in fitted.domains}
+    scores = {name: texts.standardised(fitted.human_length) for name, texts in own.items()}
+    styles = {name: texts.styles for name, texts in own.items()}
+    assert effects == fit_domain_effects(scores, styles, effects.rates, 0.9)
     assert (threshold.fpr_bound, threshold.confidence) == (0.05, 0.9)
-    rates, scores = zip(*fitted.new_domain_curve, strict=True)
-    assert rates == tuple(sorted(rates))
-    assert scores == tuple(sorted(scores, reverse=True))
-    assert dict(fitted.new_domain_curve)[0.05] == threshold.score
+    assert threshold.score == effects.highest_thresholds[effects.rates.index(0.05)]
+    # All texts of a domain have one style here, which is as that of the others: the highest threshold is that of all.
+    assert fitted.required_scores(np.empty((1, 0))).shape == (1, len(effects.rates))
+
+
+def test_styles_of_the_texts_are_kept_and_count():
+    rng = np.random.default_rng(0)
+    scored = domains(8)
+    axes = scored["domain"].str[1:].astype(int) % 2
+    scored.loc[axes == 1, "score"] += 5.0
+    styles = np.eye(2)[axes] + rng.normal(0, 0.05, (len(scored), 2))
+    fitted = calibrate(scored.assign(style=list(styles)), config(), WINDOW)
+    low, high = fitted.required_scores(np.eye(2))[:, fitted.domain_effects.rates.index(0.05)]
+    assert high - low == pytest.approx(5.0 / np.sqrt(fitted.human_length.variance[0]), rel=0.4)
+    own = (scored["domain"] == "d01") & (scored["label"] == 0)
+    np.testing.assert_allclose(fitted.domains[1].human.styles, styles[own], atol=1e-3)
 
 
 def test_a_higher_confidence_needs_a_higher_score():
@@ -37,7 +51,7 @@ def test_a_higher_confidence_needs_a_higher_score():
 def test_too_few_domains_give_a_conformal_threshold_of_all_texts(scored):
     fitted = calibrate(scored, config(guarantee="confidence"), WINDOW)
     assert fitted.thresholds[0.05] == conformal_threshold(np.concatenate(standardised(fitted)), 0.05, "confidence")
-    assert fitted.new_domain_curve == ()
+    assert fitted.domain_effects is None
 
 
 def test_too_few_texts_are_refused():

@@ -51,7 +51,7 @@ def spec(tiny_bundle):
     length = LengthModel(60)
     texts = Domain("news", Scores((0.0, 0.5, 1.0), (60,) * 3), Scores((2.0,), (60,)))
     thresholds = {0.05: Threshold(1.2, 0.2, 0.95), 0.1: Threshold(0.4, 0.3, 0.95)}
-    rest = (0.8, 0.8, length, length, (texts,), (), 0.5, dict.fromkeys(thresholds, 0))
+    rest = (0.8, 0.8, length, length, (texts,), None, 0.5, dict.fromkeys(thresholds, 0))
     calibration = Calibration(2.0, -1.0, thresholds, *rest)
     return replace(read_spec(tiny_bundle), calibration=calibration)
 

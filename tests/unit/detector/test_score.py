@@ -9,6 +9,7 @@ from detect_ai.core.errors import InputError
 from detect_ai.detector.dataset import Text
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.score import ScoringActor, score_documents, verdict_rows
+from detect_ai.models.style import Style
 from detect_ai.text.windows import MIN_SPAN_TOKENS
 
 
@@ -19,12 +20,13 @@ class Lengths:
         return np.asarray([float(len(ids)) for ids in documents])
 
 
-def score(rows, lengths=()):
+def score(rows, lengths=(), spanned=1.0):
     names, documents = zip(*rows, strict=True)
     ids = pa.array([list(document) for document in documents], pa.list_(pa.int32()))
     domains = [name if name == "first" else "" for name in names]
     known = {"label": [1] * len(names), "domain": domains, "source": ["mine"] * len(names)}
-    (table,) = score_documents(Lengths(), pa.table({"id": names, **known, "input_ids": ids}), lengths)
+    style = Style([[3.0, 4.0], [0.0, 2.0], *[[1.0, 0.0]] * 298])
+    (table,) = score_documents(Lengths(), pa.table({"id": names, **known, "input_ids": ids}), lengths, spanned, style)
     return table.to_pylist()
 
 
@@ -37,6 +39,7 @@ def test_spans_come_before_their_document():
         ("second", True, "mine"),
         ("third", True, "mine"),
     ]
+    assert [row["style"] for row in rows] == [[0.6, 0.8]] * 3 + [[0.0, 1.0], [0.0, 0.0]]
     assert MIN_SPAN_TOKENS <= rows[0]["num_tokens"] < 64 <= rows[1]["num_tokens"] < 128
     assert [row["num_tokens"] for row in rows][2:] == [200, 10, 0]
     assert [row["score"] for row in rows] == [row["num_tokens"] for row in rows]
@@ -50,6 +53,8 @@ def test_a_document_has_the_same_spans_in_any_batch():
     alone = [row for document in rows[::-1] for row in score([document], (64, 128))]
     assert sorted(map(str, together)) == sorted(map(str, alone))
     assert len({row["num_tokens"] for row in together}) > 4
+    many = [(f"text {i}", np.arange(300)) for i in range(400)]
+    assert sum(not row["is_whole"] for row in score(many, (64, 128), spanned=0.25)) == pytest.approx(200, abs=60)
 
 
 def test_an_actor_loads_once_and_works_on_every_batch(tmp_path):
