@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 import pyarrow as pa
 
@@ -12,6 +13,7 @@ from detect_ai.corpus.dedup import NUM_PERM, signatures
 from detect_ai.text.language import code, detect_language
 from detect_ai.text.normalize import normalise
 
+CLEANING_VERSION = 2  # of what `clean_text` does: a corpus of an older one is prepared again
 MAX_CHARS = 100_000  # of a text; longer ones are dropped
 CLEAN_FIELDS = [
     pa.field("normalised", pa.string()),
@@ -19,10 +21,13 @@ CLEAN_FIELDS = [
     pa.field("num_words", pa.int32()),
     pa.field("signature", pa.list_(pa.uint32(), NUM_PERM)),
 ]
+_TOKEN = re.compile(r"\S+")
+_GLUED = re.compile(r"(?<=[a-z]{2}[.:?!])(?=[A-Z])")
+_NO_PROSE = re.compile(r"[@/\\_=<>{}]|www\.|\w\(", re.IGNORECASE)
 
 
 def clean(table: pa.Table, corpus: CorpusConfig) -> pa.Table:
-    """Repair, cut boilerplate, normalise and check each text of a table with `text`, `language` and `problem`.
+    """Clean, normalise and check each text of a table with `text`, `language` and `problem`.
 
     Adds the columns of `CLEAN_FIELDS` and fills in `problem` and `language`. A row that came with a problem keeps it
     and is not cleaned. Rows with a problem have an empty signature.
@@ -56,16 +61,23 @@ def clean(table: pa.Table, corpus: CorpusConfig) -> pa.Table:
 
 def _clean(text: str, corpus: CorpusConfig) -> tuple[str, str]:
     """The text that stays, normalised, and its problem ("" for none)."""
-    text = repair(text)
-    stripped = strip_boilerplate(text)
-    if stripped is None:
-        return normalised_text(text), "boilerplate"
-    text = normalised_text(stripped)
+    cleaned = clean_text(text)
+    if cleaned is None:
+        return normalised_text(repair(text)), "boilerplate"
+    text = normalised_text(cleaned)
     if not text:
         return text, "empty"
     if len(text.split()) < corpus.min_words:
         return text, "too_short"
     return text, "too_long" if len(text) > MAX_CHARS else ""
+
+
+def clean_text(text: str) -> str | None:
+    """The text as training reads it, before it is normalised; None for a refusal or if boilerplate is all there is.
+
+    Wrong decoding is undone, glued sentences are separated, and boilerplate of assistants is cut.
+    """
+    return strip_boilerplate(separate_sentences(repair(text)))
 
 
 def repair(text: str) -> str:
@@ -79,6 +91,17 @@ def repair(text: str) -> str:
     from ftfy.badness import is_bad
 
     return "\n".join(map(fix_encoding, text.split("\n"))) if is_bad(text) else text
+
+
+def separate_sentences(text: str) -> str:
+    """Insert the space that is missing between sentences: "the end.The start" and "summary:Students".
+
+    Corpora lose it where lines are joined, often in one class only. Addresses, paths, calls and abbreviations such as
+    "Ph.D" stay; "asyncio.Task" cannot be told from the end of a sentence.
+    """
+    if not _GLUED.search(text):
+        return text
+    return _TOKEN.sub(lambda token: token[0] if _NO_PROSE.search(token[0]) else _GLUED.sub(" ", token[0]), text)
 
 
 def normalised_text(text: str) -> str:

@@ -18,6 +18,7 @@ from detect_ai.core.config import SPLITS, Config, CorpusConfig, SourceConfig, ch
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
 from detect_ai.corpus import splits
+from detect_ai.corpus.cleaning import CLEANING_VERSION
 from detect_ai.corpus.dedup import NUM_PERM, Ints, near_duplicate_clusters
 from detect_ai.corpus.manifest import QUARANTINE, Corpus, Manifest, content_fingerprint
 from detect_ai.corpus.presets import PRESETS
@@ -44,7 +45,8 @@ def prepare(config: Config, storage: Storage) -> dict[str, Any]:
     corpus, tokenizer = config.corpus, load_tokenizer(config.model)
     digests = [source_digest(source) for source in [*corpus.sources, *corpus.against]]
     fixed = corpus.model_copy(update={"workers": 1}).model_dump()  # their number does not change the result
-    inputs = json.dumps([fixed, config.seed, tokenizer.fingerprint, NORMALISER_VERSION, digests], sort_keys=True)
+    versions = [tokenizer.fingerprint, CLEANING_VERSION, NORMALISER_VERSION]
+    inputs = json.dumps([fixed, config.seed, *versions, digests], sort_keys=True)
     key = f"corpora/{corpus.name}-{hashlib.sha256(inputs.encode()).hexdigest()[:12]}"
     fresh = not storage.exists(f"{key}/manifest.json")
     if fresh:

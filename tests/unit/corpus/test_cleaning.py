@@ -1,6 +1,7 @@
 """Cleaning: repair, boilerplate, bounds and language."""
 
 import hashlib
+import time
 
 import pyarrow as pa
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from detect_ai.core.config import CorpusConfig
 from detect_ai.corpus import cleaning
-from detect_ai.corpus.cleaning import CLEAN_FIELDS, clean, normalised_text, repair
+from detect_ai.corpus.cleaning import CLEAN_FIELDS, clean, normalised_text, repair, separate_sentences
 from detect_ai.corpus.dedup import signatures
 from detect_ai.text import language as language_model
 from detect_ai.text.normalize import normalise
@@ -113,6 +114,38 @@ REFUSAL = "I'm sorry, but I can't assist with that request."
 def test_boilerplate_is_cut_after_repair(text, normalised, problem):
     row = cleaned(text, min_words=4)
     assert (row["normalised"], row["problem"]) == (normalised, problem)
+
+
+@pytest.mark.parametrize(
+    ("glued", "separate"),
+    [
+        ("They left.The town slept?Nobody knows!So it goes.", "They left. The town slept? Nobody knows! So it goes."),
+        ("summary:Students said so.", "summary: Students said so."),
+        ("(the end).The start is well-known.As is the end", "(the end).The start is well-known. As is the end"),
+        (OPENER.strip() + "The road.I hope this helps!", "The road."),
+    ],
+)
+def test_glued_sentences_are_separated(glued, separate):
+    assert cleaned(glued)["normalised"] == separate
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "See www.Example.com, https://a.org/some.Page or Some.Body@corp.com.",
+        "A Ph.D. of Mr.Green, e.g.A or i.e.B, at 5.Two",
+        "Call rng.Find(x) in some_file.Name or lib\\file.Txt",
+        "They left. The town slept: nobody, so...",
+    ],
+)
+def test_addresses_and_abbreviations_are_not_separated(text):
+    assert separate_sentences(text) == text
+
+
+def test_separating_takes_linear_time():
+    started = time.perf_counter()
+    separate_sentences("ab.Cd" * 40_000 + "x" * 200_000 + " ab.Cd" * 40_000)
+    assert time.perf_counter() - started < 2
 
 
 # Language
