@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from detect_ai.calibration.calibration import Calibration, Domain
+from detect_ai.calibration.calibration import Calibration
 from detect_ai.calibration.domains import MIN_TEXTS, UNLIKE_FRACTION, ai_quantile
 from detect_ai.calibration.new_domain import MIN_DOMAINS, between_domain_variance, fit_domain_effects, tail
 from detect_ai.core.config import CalibrationConfig
@@ -20,15 +21,13 @@ from detect_ai.metrics import Labels
 
 
 def leave_one_domain_out(
-    calibration: Calibration, config: CalibrationConfig, target_fpr: float
+    calibration: Calibration, config: CalibrationConfig, target_fpr: float, min_tokens: int = 0
 ) -> dict[str, Any] | None:
     """Error rates of every domain of a calibration at the thresholds of the others, and their summary over domains.
 
-    Returns `domains`, the highest FPR first, each with `n_human`, `n_ai`, `fpr`, `tpr`, `cleared` (AI texts labelled
-    human), `abstained_human` and `abstained_ai`, None below `MIN_TEXTS` of a class; and over the domains `mean_fpr`,
-    `worst_fpr`, `above_target` and `above_twice` (fractions of the domains), means of the other rates as `macro_tpr`
-    and so on, and `spread_ratio`: the standard deviation of the domains' tails over that of the texts in one. None
-    with too few domains.
+    Returns `domains`, the rows of `domain_rates` with the highest FPR first, the `summary` of them, and `spread_ratio`:
+    the standard deviation of the domains' tails over that of the texts in one. Texts below `min_tokens` are uncertain.
+    None with too few domains.
     """
     large = {domain.name: domain.human for domain in calibration.domains if len(domain.human) >= MIN_TEXTS}
     human = {name: texts.standardised(calibration.human_length) for name, texts in large.items()}
@@ -47,43 +46,60 @@ def leave_one_domain_out(
                 cleared_below=ai_quantile(rest, config.max_cleared),
                 unlike_below=ai_quantile(rest, UNLIKE_FRACTION),
             )
-            rows.append({"domain": domain.name, **_rates(without, domain, target_fpr)})
-    fprs = np.asarray([row["fpr"] for row in rows if row["fpr"] is not None])
+            predictions = (
+                np.where(np.asarray(texts.num_tokens) < min_tokens, -1, without.predictions_of(texts, target_fpr))
+                for texts in (domain.human, domain.ai)
+            )
+            rows.append(domain_rates(domain.name, *predictions))
     within = float(np.mean([scores.var(ddof=1) for scores in human.values()]))
     tails = np.asarray([tail(scores, target_fpr) for scores in human.values()])
     between = between_domain_variance(*tails.T)
     return {
         "target_fpr": target_fpr,
         "domains": sorted(rows, key=lambda row: (-(row["fpr"] or 0.0), row["domain"])),
-        "mean_fpr": float(fprs.mean()),
-        "worst_fpr": float(fprs.max()),
-        "above_target": float((fprs > target_fpr).mean()),
-        "above_twice": float((fprs > 2 * target_fpr).mean()),
-        **{f"macro_{name}": _macro(rows, name) for name in ("tpr", "cleared", "abstained_human", "abstained_ai")},
+        **summary(rows, target_fpr),
         "spread_ratio": float(np.sqrt(between / within)),
     }
 
 
-def _rates(calibration: Calibration, domain: Domain, target_fpr: float) -> dict[str, Any]:
-    human, ai = (
-        calibration.predictions_of(texts, target_fpr) if len(texts) >= MIN_TEXTS else None
-        for texts in (domain.human, domain.ai)
-    )
+def domain_rates(name: str, human: Labels, ai: Labels) -> dict[str, Any]:
+    """Error rates in a domain by the predictions for its texts: 0 human, 1 AI, -1 uncertain, shape (n,) of each class.
+
+    `n_human`, `n_ai`, `fpr`, `tpr`, `cleared` (AI texts labelled human), `abstained_human` and `abstained_ai`; None
+    below `MIN_TEXTS` of a class.
+    """
+
+    def rate(predictions: Labels, decision: int) -> float | None:
+        return float((predictions == decision).mean()) if len(predictions) >= MIN_TEXTS else None
+
     return {
-        "n_human": len(domain.human),
-        "n_ai": len(domain.ai),
-        "fpr": _rate(human, 1),
-        "tpr": _rate(ai, 1),
-        "cleared": _rate(ai, 0),
-        "abstained_human": _rate(human, -1),
-        "abstained_ai": _rate(ai, -1),
+        "domain": name,
+        "n_human": len(human),
+        "n_ai": len(ai),
+        "fpr": rate(human, 1),
+        "tpr": rate(ai, 1),
+        "cleared": rate(ai, 0),
+        "abstained_human": rate(human, -1),
+        "abstained_ai": rate(ai, -1),
     }
 
 
-def _rate(predictions: Labels | None, decision: int) -> float | None:
-    return None if predictions is None else float((predictions == decision).mean())
+def summary(rows: Sequence[dict[str, Any]], target_fpr: float) -> dict[str, Any]:
+    """Over rows of `domain_rates`: `mean_fpr`, `worst_fpr`, the fractions of domains `above_target` and `above_twice`.
 
+    The means of the other rates are `macro_tpr` and so on. None where no domain has a rate.
+    """
+    names = ("fpr", "tpr", "cleared", "abstained_human", "abstained_ai")
+    rates = {name: np.asarray([row[name] for row in rows if row[name] is not None]) for name in names}
+    fprs = rates.pop("fpr")
 
-def _macro(rows: Sequence[dict[str, Any]], name: str) -> float | None:
-    values = [row[name] for row in rows if row[name] is not None]
-    return float(np.mean(values)) if values else None
+    def mean(values: NDArray[Any]) -> float | None:
+        return float(values.mean()) if values.size else None
+
+    return {
+        "mean_fpr": mean(fprs),
+        "worst_fpr": float(fprs.max()) if fprs.size else None,
+        "above_target": mean(fprs > target_fpr),
+        "above_twice": mean(fprs > 2 * target_fpr),
+        **{f"macro_{name}": mean(values) for name, values in rates.items()},
+    }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detect_ai.calibration.domains import calibrate
-from detect_ai.calibration.leave_one_out import leave_one_domain_out
+from detect_ai.calibration.leave_one_out import domain_rates, leave_one_domain_out, summary
 from detect_ai.calibration.new_domain import MIN_DOMAINS, fit_domain_effects
 from tests.unit.calibration.conftest import WINDOW, config, domains
 
@@ -44,6 +44,25 @@ def test_rates_of_a_class_with_few_texts_are_missing():
     few = scored[~((scored["domain"] == "d03") & (scored["label"] == 1))]
     [row] = [row for row in report_of(few)["domains"] if row["domain"] == "d03"]
     assert (row["n_ai"], row["tpr"], row["cleared"], row["fpr"] is not None) == (0, None, None, True)
+
+
+def test_short_texts_are_uncertain():
+    fitted = calibrate(domains(8), CONFIG, WINDOW)  # of 300 tokens
+    short, long = (leave_one_domain_out(fitted, CONFIG, 0.01, min_tokens) for min_tokens in (301, 300))
+    assert [short[name] for name in ("mean_fpr", "macro_tpr", "macro_cleared", "macro_abstained_ai")] == [0, 0, 0, 1]
+    assert long == leave_one_domain_out(fitted, CONFIG, 0.01)
+    assert long["macro_tpr"] > 0.5
+
+
+def test_domains_without_a_class_do_not_count():
+    few, many = np.zeros(10, int), np.repeat([1, 0, -1], [1, 59, 40])
+    rows = [domain_rates("few", few, few), domain_rates("many", many, few)]
+    assert rows[0] == {**dict.fromkeys(rows[0]), "domain": "few", "n_human": 10, "n_ai": 10}
+    assert (rows[1]["fpr"], rows[1]["abstained_human"], rows[1]["tpr"]) == (0.01, 0.4, None)
+    both = summary([*rows, domain_rates("bad", np.repeat([1, 0], [3, 97]), few)], 0.01)
+    assert (both["mean_fpr"], both["worst_fpr"], both["above_target"], both["above_twice"]) == (0.02, 0.03, 0.5, 0.5)
+    assert both["macro_tpr"] is None
+    assert set(summary(rows[:1], 0.01).values()) == {None}
 
 
 def test_too_few_domains_have_no_report():
