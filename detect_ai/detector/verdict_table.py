@@ -52,7 +52,7 @@ UNFINISHED = "_unfinished"  # a file in the folder while more verdicts are writt
 _JSON = ("tampering", "verdicts", "spans")
 _STRINGS = (*SLICES, "group", "compared_with")
 _COLUMNS = (
-    *("row", "id", "digest", "label", "score", "probability", "p_value", "num_tokens"),
+    *("row", "id", "digest", "label", "score", "probability", "p_value", "fpr_upper_bound", "num_tokens"),
     *("reasons", "verdicts", "spans", *_STRINGS),
 )
 
@@ -102,6 +102,7 @@ class Verdicts:
     scores: NDArray[np.float64]  # log-odds
     probabilities: NDArray[np.float64]  # calibrated P(AI)
     p_values: NDArray[np.float64]
+    fpr_bounds: NDArray[np.float64]  # that the verdicts at the default target state; NaN where they state none
     num_tokens: NDArray[np.int64]
     reasons: NDArray[Any]  # tuples: why the verdict at the default target is uncertain
     predictions: dict[float, NDArray[np.int64]]  # by target FPR: 0 human, 1 ai, -1 uncertain
@@ -124,6 +125,7 @@ class Verdicts:
             scores=table["score"].to_numpy(),
             probabilities=table["probability"].to_numpy(),
             p_values=table["p_value"].to_numpy(),
+            fpr_bounds=table["fpr_upper_bound"].to_numpy(),
             num_tokens=table["num_tokens"].to_numpy().astype(np.int64),
             reasons=_objects([tuple(values) for values in table["reasons"].to_pylist()]),
             predictions={float(t): np.asarray([PREDICTIONS[row[t]] for row in verdicts], np.int64) for t in targets},

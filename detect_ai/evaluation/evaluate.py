@@ -25,6 +25,7 @@ from detect_ai.detector.registry import Registry, spec_of
 from detect_ai.detector.verdict_table import Verdicts
 from detect_ai.evaluation import slices
 from detect_ai.evaluation.baseline import evaluate_baseline
+from detect_ai.evaluation.cleaned import cleaned_metrics
 from detect_ai.evaluation.contamination import corpus_of, count_contaminated
 from detect_ai.evaluation.errors import top_false_positives
 from detect_ai.evaluation.mixed_documents import sentence_score_metrics
@@ -87,6 +88,7 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
             {name: value for name, value in row.items() if value is not None and name.startswith(MAIN_METRICS)}
             for row in report["slices"]
         ],
+        "cleaned": {"changed": report["cleaned"]["changed"], **without_intervals(report["cleaned"]["overall"])},
         **{name: report[name] for name in ("attacks", "new_domains", "notes", "sentence_scores")},
         "contaminated": report["data"]["contaminated"],
         "data": task.data,
@@ -159,8 +161,14 @@ def _report(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
         "baseline": baseline,
         "slices": slices.slices(verdicts, spec),
         "lengths": slices.lengths(verdicts, spec),
+        "cleaned": cleaned_metrics(task, verdicts),
         "attacks": attacked_metrics(task, verdicts),
-        "new_domains": leave_one_domain_out(spec.calibration, spec.calibration_config, spec.default_target_fpr),
+        "new_domains": leave_one_domain_out(
+            spec.calibration,
+            spec.calibration_config,
+            spec.default_target_fpr,
+            spec.min_tokens_at(spec.default_target_fpr),
+        ),
         "curves": slices.curves(verdicts, scores, spec.calibration.prevalence),
         "abstentions": dict(Counter(reason for reasons in verdicts.reasons for reason in reasons).most_common()),
         "top_false_positives": top_false_positives(task, verdicts),

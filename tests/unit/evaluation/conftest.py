@@ -25,6 +25,7 @@ def verdicts_of(labels, scores, predictions=None, probabilities=None, **columns)
         scores=scores,
         probabilities=1 / (1 + np.exp(-scores)) if probabilities is None else np.asarray(probabilities),
         p_values=np.full(n, 0.5),
+        fpr_bounds=np.full(n, TARGET),
         num_tokens=np.arange(n) + 60,
         reasons=np.asarray([()] * n, object),
         predictions={TARGET: (scores > 1).astype(int) if predictions is None else np.asarray(predictions)},

@@ -69,6 +69,7 @@ def report(mask=slice(None), **changes):
         "slices": [{"column": "domain", "value": value, **metrics_of(mask)} for value in ("news", EVIL)],
         "lengths": [{"low": low, "high": high, **metrics_of(mask)} for low, high in ((0, 64), (64, None))],
         "attacks": [{"attack": "none", **metrics_of(mask)}, {"attack": "zero_width_space", **attack}],
+        "cleaned": {"changed": {"human": 6543, "ai": 21}, "overall": metrics_of(mask, SCORES + 1)},
         "new_domains": NEW_DOMAINS if both else None,
         "curves": {
             "roc": metrics.roc(LABELS[mask], SCORES[mask]) if both else None,
@@ -142,6 +143,8 @@ def test_evaluation_page_shows_the_main_rates():
     assert f"Over {evaluation['overall']['fpr_by_group']['groups']} groups" in page.text
     for words in ("Domains that calibration has not seen", "777", "mean 4.3%, highest 31%", "1.234 times"):
         assert words in page.text
+    assert "6,543 of the human and 21 of the AI texts" in page.text
+    assert f"{100 * evaluation['cleaned']['overall']['fpr_at_target']:.0f}%" in page.text
 
 
 @pytest.mark.parametrize("label", [0, 1])
