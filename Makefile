@@ -11,7 +11,7 @@ RUN := .venv/.run-$(notdir $(CONSTRAINTS))
 DEV := .venv/.dev-$(notdir $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-gpu bench-corpus bench-train bench-serve lint format lock build clean
+.PHONY: help setup demo serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint format lock build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,11 +38,11 @@ test-gpu: $(DEV) ## Run the tests that need a GPU
 	.venv/bin/pytest tests/gpu
 
 # No target asks the network for a model, waits for a login or reports usage.
-demo serve test test-slow test-gpu bench-corpus bench-train bench-serve: export HF_HUB_OFFLINE = 1
-demo serve test test-slow test-gpu bench-corpus bench-train bench-serve: export TRANSFORMERS_OFFLINE = 1
-demo serve test test-slow test-gpu bench-corpus bench-train bench-serve: export WANDB_MODE = offline
-demo serve test test-slow test-gpu bench-corpus bench-train bench-serve: export TOKENIZERS_PARALLELISM = false
-demo serve test test-slow test-gpu bench-corpus bench-train bench-serve: export RAY_USAGE_STATS_ENABLED = 0
+demo serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export HF_HUB_OFFLINE = 1
+demo serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export TRANSFORMERS_OFFLINE = 1
+demo serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export WANDB_MODE = offline
+demo serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export TOKENIZERS_PARALLELISM = false
+demo serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export RAY_USAGE_STATS_ENABLED = 0
 
 bench-corpus: $(DEV) ## Compare tokenisation with datasets.map, and measure the memory of prepare (TEXTS=path to Parquet)
 	.venv/bin/python benchmarks/corpus.py $(if $(TEXTS),--texts $(TEXTS))
@@ -54,6 +54,9 @@ bench-train: $(DEV) ## Compare training with the Hugging Face Trainer and a bare
 bench-serve: $(DEV) .venv-infinity/.tried ## Compare the service with a pipeline, LitServe and Infinity (ARGS="--rounds 1")
 	.venv/bin/pip install -q -c constraints.txt -e '.[bench]'
 	.venv/bin/python benchmarks/serve.py $(if $(TEXTS),--texts $(TEXTS)) $(ARGS)
+
+bench-trust: $(DEV) ## Measure error rates in domains that calibration has not seen (ARGS="run=base --data set.parquet")
+	.venv/bin/python benchmarks/trust.py $(ARGS)
 
 # Infinity needs numpy < 2. Without it the benchmark reports that and continues.
 .venv-infinity/.tried: benchmarks/infinity.txt
