@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
+from detect_ai.calibration.conformal import conformal_threshold
 from detect_ai.calibration.length import LengthModel, fit_length_model
 
 WINDOW = 100
@@ -34,6 +36,23 @@ def test_short_texts_of_a_domain_have_the_rate_of_long_ones():
     assert (standardised[short] >= threshold).mean() == pytest.approx(0.01, abs=0.002)
     assert (standardised[long] >= threshold).mean() == pytest.approx(0.01, abs=0.002)
     assert (scores[short] >= raw).mean() > 5 * (scores[long] >= raw).mean()
+
+
+def test_texts_of_any_length_keep_the_target_over_calibration_sets():
+    """A new text of each length for each of 250 calibration sets, by a threshold of standardised scores at 5%."""
+    rng, labelled, raw = np.random.default_rng(2), np.zeros(3, int), np.zeros(3, int)
+    lengths = np.asarray([25, 200, 1600])
+    for _ in range(250):
+        scores, tokens, domain = simulated(rng, 300, domains=1)
+        fitted = fit_length_model(scores, tokens, domain, WINDOW)
+        threshold = conformal_threshold(fitted.standardise(scores, tokens), 0.05, "expectation").score
+        new = 0.5 * WINDOW / lengths + rng.normal(0, np.sqrt(1.0 + 2.0 * WINDOW / lengths))
+        labelled += fitted.standardise(new, lengths) >= threshold
+        raw += new >= conformal_threshold(scores, 0.05, "expectation").score
+    for count in labelled:
+        assert binomtest(int(count), 250, 0.05).pvalue > 0.001
+    assert binomtest(int(raw[0]), 250, 0.05).pvalue < 1e-9
+    assert raw[2] == 0
 
 
 def test_score_inverts_standardise():

@@ -29,6 +29,17 @@ def test_of_the_flagged_texts_few_are_human():
     assert np.mean(found) > 0.8
 
 
+def test_lists_of_human_texts_are_seldom_flagged():
+    """Without AI texts every flag is a false discovery: one list in ten may have any."""
+    rng = np.random.default_rng(3)
+    lists = [
+        false_discovery_flags(p_value(np.sort(rng.normal(size=1000)), rng.normal(size=50)), 0.1) for _ in range(500)
+    ]
+    flagged = sum(flags.any() for flags in lists)
+    assert binomtest(flagged, 500, 0.1, alternative="greater").pvalue > 0.001
+    assert flagged > 25  # not so careful that it says nothing
+
+
 @pytest.mark.parametrize(
     ("p_values", "flagged"),
     [
