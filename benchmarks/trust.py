@@ -23,7 +23,6 @@ import os
 import platform
 import re
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from datetime import UTC, datetime
@@ -32,7 +31,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from detect_ai.calibration.leave_one_out import domain_rates, leave_one_domain_out, summary
 from detect_ai.core.compose import load_config
@@ -40,6 +38,7 @@ from detect_ai.core.config import Config, EvaluationConfig, ScoreConfig
 from detect_ai.core.errors import ConfigError, CorpusError, DetectAIError
 from detect_ai.core.job import read_result, result_key, run_stage
 from detect_ai.core.storage import Storage
+from detect_ai.corpus.shards import parquet
 from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.dataset import Text, texts_of
 from detect_ai.detector.registry import Registry, spec_of
@@ -164,17 +163,20 @@ def evaluated(
     """The report of an evaluation on these texts and its verdicts, from an earlier run where there is one."""
     digest = hashlib.sha256(json.dumps([spec.version, code_digest(), texts.to_pylist()]).encode()).hexdigest()[:12]
     name = f"{digest}-{re.sub(r'[^a-zA-Z0-9]+', '-', set_name)}"
-    with tempfile.TemporaryDirectory() as folder:
-        config = config.model_copy(update={"data": str(Path(folder) / f"{name}.parquet")})
-        config.score = config.score.model_copy(update={"columns": {}, "labels": {}})
-        stage = result_name(config)
-        if storage.exists(result_key(config.run, stage)):
-            result = read_result(storage, config.run, stage)
-        else:
-            pq.write_table(texts, config.data)
+    key = f"runs/{config.run}/texts/{name}.parquet"  # where workers on other machines can read it
+    scoring = config.score.model_copy(update={"columns": {}, "labels": {}})
+    config = config.model_copy(update={"data": storage.uri(key), "score": scoring})
+    stage = result_name(config)
+    if storage.exists(result_key(config.run, stage)):
+        result = read_result(storage, config.run, stage)
+    else:
+        storage.write_bytes(key, parquet(texts, texts.schema))
+        try:
             result = run_stage(stage, evaluate, config, storage)
-    key = str(result["report_json"])
-    return storage.read_json(key), Verdicts.read(storage, f"{key.rpartition('/')[0]}/verdicts")
+        finally:
+            storage.delete(key)
+    folder = result["report_json"].rpartition("/")[0]
+    return storage.read_json(result["report_json"]), Verdicts.read(storage, f"{folder}/verdicts")
 
 
 def code_digest() -> str:
@@ -233,8 +235,7 @@ def show(result: dict[str, Any]) -> None:
     def percent(value: float | None) -> str:
         return "      –" if value is None else f"{100 * value:6.2f}%"
 
-    names = ("mean_fpr", "worst_fpr", "above_target", "above_twice")
-    names += ("macro_tpr", "macro_cleared", "macro_abstained_human", "macro_abstained_ai")
+    names = [name for name in result["all_domains"] if name != "n_domains"]
     print(
         f"\n{result['version']} at a target of {100 * result['target_fpr']:g}%; {result['hardware']}, {result['date']}"
     )
