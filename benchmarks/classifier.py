@@ -56,6 +56,7 @@ def prepared(scratch: Path, path: str | None, count: int, precision: str) -> dic
     tokenizer.save(folder, WINDOW)
     half = len(rows) // 2
     scored = whole_documents(rows["label"][half:], scores[half:], WINDOW, "")
+    settings = CalibrationConfig(target_fprs=[0.05])
     spec = bundle.DetectorSpec(
         base_model=config.name,
         normaliser_version=NORMALISER_VERSION,
@@ -63,11 +64,11 @@ def prepared(scratch: Path, path: str | None, count: int, precision: str) -> dic
         stride=STRIDE,
         pad_id=tokenizer.pad_id,
         precision=precision,
-        calibration=calibrate(scored, CalibrationConfig(target_fprs=[0.05]), WINDOW),
+        calibration=calibrate(scored, settings, WINDOW),
         default_target_fpr=0.05,
         min_tokens=10,
         corpus={"name": "benchmark", "fingerprint": "", "licences": [], "language": "en"},
-        provenance={"run": "benchmark"},
+        provenance={"run": "benchmark", "config": {"calibration": settings.model_dump()}},
     )
     bundle.write_spec(folder, spec)
     registry = Registry(Storage(str(scratch / "store")))

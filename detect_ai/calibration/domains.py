@@ -13,7 +13,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike
 
 from detect_ai.calibration.calibration import Calibration, Domain, Scores
@@ -24,6 +23,8 @@ from detect_ai.calibration.scaling import Scaling, fit_scaling
 from detect_ai.metrics import Floats
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from detect_ai.core.config import CalibrationConfig
 
 # False positive rates at which the scores of a new domain are predicted, for its p-values.
@@ -36,6 +37,8 @@ MIN_TPR = 0.5  # lengths with a lower detection rate are too short for a verdict
 
 def whole_documents(labels: ArrayLike, scores: ArrayLike, num_tokens: ArrayLike, domains: ArrayLike) -> pd.DataFrame:
     """Scored documents without spans; arrays have shape (n,), or one value stands for all."""
+    import pandas as pd
+
     frame = pd.DataFrame({"label": labels, "score": scores, "num_tokens": num_tokens, "domain": domains})
     return frame.assign(document=np.arange(len(frame)), is_whole=True)
 

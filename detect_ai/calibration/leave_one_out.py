@@ -62,6 +62,21 @@ def leave_one_domain_out(
     }
 
 
+def detection_rate(
+    calibration: Calibration, config: CalibrationConfig, target_fpr: float, min_tokens: int = 0
+) -> float | None:
+    """The detection rate (TPR) at a target: mean over domains left out; None where none of them has enough AI texts.
+
+    With too few domains to leave one out it is that of all AI texts of calibration.
+    """
+    left_out = leave_one_domain_out(calibration, config, target_fpr, min_tokens)
+    if left_out is not None:
+        macro_tpr: float | None = left_out["macro_tpr"]
+        return macro_tpr
+    predictions = [calibration.predictions_of(domain.ai, target_fpr) for domain in calibration.domains]
+    return float((np.concatenate(predictions) == 1).mean())
+
+
 def domain_rates(name: str, human: Labels, ai: Labels) -> dict[str, Any]:
     """Error rates in a domain by the predictions for its texts: 0 human, 1 AI, -1 uncertain, shape (n,) of each class.
 

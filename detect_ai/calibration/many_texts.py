@@ -11,6 +11,8 @@ from scipy.stats import beta, ks_2samp
 from detect_ai.metrics import Floats
 
 CONFIDENCE = 0.95
+PREVALENCES = (0.01, 0.05, 0.2, 0.5)  # of the tables for readers
+CLASS_SIZE = 30
 
 
 def false_discovery_flags(p_values: ArrayLike, rate: float) -> np.ndarray:
@@ -38,10 +40,16 @@ def prevalence_interval(labelled_ai: int, texts: int, max_fpr: float, min_tpr: f
     return max(0.0, (low - max_fpr) / (1 - max_fpr)), min(1.0, high / min_tpr) if min_tpr > 0 else 1.0
 
 
-def precision(prevalence: float, fpr: float, tpr: float) -> float | None:
-    """The fraction of AI texts among those labelled AI (PPV); None where nothing is labelled AI."""
-    labelled = prevalence * tpr + (1 - prevalence) * fpr
-    return prevalence * tpr / labelled if labelled > 0 else None
+def precision(prevalence: float, fpr: float | None, tpr: float | None) -> float | None:
+    """The fraction of AI texts among those labelled AI (PPV); None where a rate is unknown or both are 0."""
+    if fpr is None or tpr is None or fpr + tpr == 0:
+        return None
+    return prevalence * tpr / (prevalence * tpr + (1 - prevalence) * fpr)
+
+
+def precision_table(fpr: float, tpr: float | None) -> list[dict[str, float | None]]:
+    """Rows of `prevalence` and the `ppv` at it."""
+    return [{"prevalence": prevalence, "ppv": precision(prevalence, fpr, tpr)} for prevalence in PREVALENCES]
 
 
 def any_false_accusation(humans: int, fpr: float) -> float:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from detect_ai.calibration.calibration import Calibration
+from detect_ai.calibration.leave_one_out import detection_rate
 from detect_ai.core.config import CalibrationConfig
 from detect_ai.core.errors import BundleError, first_problem
 from detect_ai.models.backends import BACKENDS, DEFAULT
@@ -61,6 +62,12 @@ class DetectorSpec:
     def calibration_config(self) -> CalibrationConfig:
         """The settings that it was calibrated with."""
         return CalibrationConfig(**self.provenance["config"]["calibration"])
+
+    @cached_property
+    def detection_rates(self) -> dict[float, float | None]:
+        """By target, the detection rate at calibration, see `leave_one_out.detection_rate`."""
+        calibration, config = self.calibration, self.calibration_config
+        return {target: detection_rate(calibration, config, target) for target in calibration.thresholds}
 
     @cached_property
     def version(self) -> str:

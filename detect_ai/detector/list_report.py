@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from detect_ai.calibration.leave_one_out import leave_one_domain_out
 from detect_ai.calibration.many_texts import (
+    CLASS_SIZE,
     any_false_accusation,
     false_discovery_flags,
-    precision,
+    precision_table,
     prevalence_interval,
     unlike_all,
 )
@@ -19,8 +19,6 @@ from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.verdict_table import PREDICTIONS, Verdicts
 from detect_ai.schemas import Reason
 
-PREVALENCES = (0.01, 0.05, 0.2, 0.5)
-CLASS_SIZE = 30
 MAX_LISTED = 1000  # texts that the page lists
 OUT_OF_SCOPE_WARNING = 0.3  # fraction of the texts
 _BY_SCORE = {Reason.BETWEEN_THRESHOLDS, Reason.UNLIKE_CALIBRATION}  # reasons of texts that are in scope
@@ -37,10 +35,9 @@ def list_report(verdicts: Verdicts, spec: DetectorSpec, max_false_discoveries: f
     predictions, p_values = verdicts.predictions[target], np.where(is_scored, verdicts.p_values, 1.0)
     flags = np.zeros(len(verdicts), np.bool_)
     flags[is_scored] = false_discovery_flags(p_values[is_scored], max_false_discoveries)
-    left_out = leave_one_domain_out(calibration, spec.calibration_config, target)
-    tpr = left_out["macro_tpr"] if left_out and left_out["macro_tpr"] is not None else _calibrated_tpr(spec)
+    tpr = spec.detection_rates[target]
     texts, labelled = int(is_scored.sum()), int((predictions[is_scored] == 1).sum())
-    low, high = prevalence_interval(labelled, texts, threshold.fpr_bound, tpr) if texts else (0.0, 1.0)
+    low, high = prevalence_interval(labelled, texts, threshold.fpr_bound, tpr or 0.0) if texts else (0.0, 1.0)
     human = is_scored & (predictions != 1)
     distance = unlike_all(
         calibration.human_length.standardise(verdicts.scores[human], verdicts.num_tokens[human]),
@@ -65,22 +62,12 @@ def list_report(verdicts: Verdicts, spec: DetectorSpec, max_false_discoveries: f
         ],
         "prevalence": [low, high],
         "tpr": tpr,
-        "precision": [
-            {"prevalence": prevalence, "ppv": precision(prevalence, threshold.fpr_bound, tpr)}
-            for prevalence in PREVALENCES
-        ],
+        "precision": precision_table(threshold.fpr_bound, tpr),
         "class_size": CLASS_SIZE,
         "any_false_accusation": any_false_accusation(CLASS_SIZE, threshold.fpr_bound),
         "distance": distance,
         "warnings": _warnings(len(verdicts), texts, distance),
     }
-
-
-def _calibrated_tpr(spec: DetectorSpec) -> float:
-    """The detection rate on the AI texts of calibration: optimistic for other texts."""
-    calibration = spec.calibration
-    found = [calibration.predictions_of(domain.ai, spec.default_target_fpr) == 1 for domain in calibration.domains]
-    return float(np.concatenate(found).mean())
 
 
 def _warnings(texts: int, scored: int, distance: float | None) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detect_ai.calibration.many_texts import precision
 from detect_ai.evaluation import intervals
 from detect_ai.evaluation.intervals import NONE, Interval
 from detect_ai.metrics import RELIABILITY_BINS, Floats, Labels, bin_numbers, key_of_target, largest_count, log_losses
@@ -75,10 +76,9 @@ def compute_metrics(
         metrics |= {f"{rate}_at_{key}": rates[rate] for rate in ("cleared_ai_fraction", "abstained_fraction")}
         if target == default_target:
             metrics |= rates
-    fpr, tpr = metrics["fpr_at_target"], metrics["tpr_at_target"]
     for prior in PPV_PREVALENCES:
-        has_ppv = fpr is not None and tpr is not None and fpr + tpr > 0
-        metrics[f"ppv_at_{100 * prior:g}"] = prior * tpr / (prior * tpr + (1 - prior) * fpr) if has_ppv else None
+        ppv = precision(prior, metrics["fpr_at_target"], metrics["tpr_at_target"])
+        metrics[f"ppv_at_{100 * prior:g}"] = ppv
     human_ids = np.unique(ids[human], return_inverse=True)[1]
     metrics["fpr_by_group"] = intervals.group_spread(predictions[default_target][human] == 1, human_ids)
     return metrics

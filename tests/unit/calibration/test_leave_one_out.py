@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detect_ai.calibration.domains import calibrate
-from detect_ai.calibration.leave_one_out import domain_rates, leave_one_domain_out, summary
+from detect_ai.calibration.leave_one_out import detection_rate, domain_rates, leave_one_domain_out, summary
 from detect_ai.calibration.new_domain import MIN_DOMAINS, fit_domain_effects
 from tests.unit.calibration.conftest import WINDOW, config, domains
 
@@ -67,3 +67,16 @@ def test_domains_without_a_class_do_not_count():
 
 def test_too_few_domains_have_no_report():
     assert report_of(domains(MIN_DOMAINS)) is None
+
+
+def test_the_detection_rate_is_that_of_domains_left_out():
+    scored = domains(8, distance=5.0)
+    assert 0 < detection_rate(calibrate(scored, CONFIG, WINDOW), CONFIG, 0.01) == report_of(scored)["macro_tpr"] < 1
+    few = scored[(scored["label"] == 0) | (scored.groupby(["domain", "label"]).cumcount() < 20)]
+    assert detection_rate(calibrate(few, CONFIG, WINDOW), CONFIG, 0.01) is None
+
+
+def test_with_few_domains_the_detection_rate_is_that_of_all_ai_texts():
+    fitted = calibrate(domains(2, distance=4.0), config(target_fprs=[0.1], default_target_fpr=0.1), WINDOW)
+    labelled = [fitted.predictions(own.ai.scores, own.ai.num_tokens, 0.1) == 1 for own in fitted.domains]
+    assert 0 < detection_rate(fitted, CONFIG, 0.1) == np.mean(labelled) < 1

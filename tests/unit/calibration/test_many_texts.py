@@ -9,6 +9,7 @@ from detect_ai.calibration.many_texts import (
     any_false_accusation,
     false_discovery_flags,
     precision,
+    precision_table,
     prevalence_interval,
     unlike_all,
 )
@@ -74,7 +75,8 @@ def test_extreme_lists_have_an_interval():
 
 def test_a_rare_class_is_often_accused_wrongly():
     assert precision(0.05, 0.02, 0.55) == pytest.approx(0.59, abs=0.005)
-    assert precision(0.05, 0.0, 0.0) is None
+    assert precision(0.05, 0.0, 0.0) is precision(0.05, 0.02, None) is precision(0.05, None, 0.5) is None
+    assert [round(row["ppv"], 2) for row in precision_table(0.02, 0.55)] == [0.22, 0.59, 0.87, 0.96]
     assert any_false_accusation(30, 0.01) == pytest.approx(0.26, abs=0.005)
 
 

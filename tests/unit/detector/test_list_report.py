@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from detect_ai.calibration.domains import calibrate
+from detect_ai.calibration.leave_one_out import detection_rate
 from detect_ai.detector.list_report import list_report
 from detect_ai.reports.render import render
 from tests.unit.calibration.conftest import WINDOW, config, domains
@@ -17,7 +18,12 @@ TARGET = 0.05
 CONFIG = config(target_fprs=[TARGET], default_target_fpr=TARGET)
 CALIBRATION = calibrate(domains(12, humans=300, ai=100), CONFIG, WINDOW)
 SPEC = SimpleNamespace(
-    calibration=CALIBRATION, calibration_config=CONFIG, default_target_fpr=TARGET, version="4f2a", targets=[TARGET]
+    calibration=CALIBRATION,
+    calibration_config=CONFIG,
+    detection_rates={TARGET: detection_rate(CALIBRATION, CONFIG, TARGET)},
+    default_target_fpr=TARGET,
+    version="4f2a",
+    targets=[TARGET],
 )
 
 
@@ -69,6 +75,13 @@ def test_nothing_scored_is_a_report_too():
     report = list_report(verdicts(0, 2, reasons=[("too_short",)] * 2), SPEC, 0.1)
     assert (report["scored"], report["flagged"], report["distance"]) == (0, 0, None)
     assert "No text could be scored." in render("list.html.jinja", report=report)
+
+
+def test_an_unknown_detection_rate_is_stated():
+    report = list_report(verdicts(70, 30), SimpleNamespace(**{**vars(SPEC), "detection_rates": {TARGET: None}}), 0.1)
+    assert report["prevalence"][1] == 1.0
+    assert {row["ppv"] for row in report["precision"]} == {None}
+    assert "too few AI texts to measure the detection rate" in render("list.html.jinja", report=report)
 
 
 @pytest.mark.parametrize("compared_with", ["new_domain", "calibration_texts"])
