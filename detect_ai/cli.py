@@ -21,7 +21,7 @@ from detect_ai.text.file_type import DESCRIPTIONS, TEXT, decode_text, file_type
 from detect_ai.text.normalize import is_blank
 
 if TYPE_CHECKING:
-    from detect_ai.client import Client
+    from detect_ai.client import Client, DetectOptions
 
 TEXT_SUFFIXES = ("", ".txt", ".text", ".md", ".markdown")
 DOCUMENT_SUFFIXES = (".docx", ".pdf")
@@ -89,6 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
     check = add("check", parents=[source], help="detect AI-generated text in files", description=description, **page)
     check.add_argument("files", nargs="+", metavar="FILE", help="a file, or - for standard input")
     check.add_argument("--target-fpr", type=float, metavar="RATE", help="one listed by `detect-ai model`, such as 0.05")
+    prevalence = "fraction of AI texts that probabilities assume, such as 0.05"
+    check.add_argument("--prevalence", type=float, metavar="FRACTION", help=prevalence)
     check.add_argument("--spans", action="store_true", help="print the probability of each sentence")
     check.add_argument("--json", action="store_true", help="print JSON, one line per file")
     check.add_argument("--uncertain-ok", action="store_true", help="exit with 0 for uncertain verdicts")
@@ -124,13 +126,14 @@ def bundle_predictor(arguments: argparse.Namespace) -> Predict:
     from detect_ai.detector.detector import Detector
 
     detector = Detector.load(arguments.bundle)
-    target_fpr = detector.check_target(arguments.target_fpr)
+    target_fpr, prevalence = detector.check_target(arguments.target_fpr), arguments.prevalence
+    detector.check_prevalence(prevalence)
 
     def predict(name: str) -> tuple[Verdict, str]:
         if is_document(name):
             raise InputError("docx and pdf are supported by a service only: give --url, or save it as txt")
         text = read_text(name)
-        [verdict] = detector.detect([text], target_fpr, arguments.spans)
+        [verdict] = detector.detect([text], target_fpr, arguments.spans, prevalence)
         return verdict, text
 
     return predict
@@ -138,13 +141,14 @@ def bundle_predictor(arguments: argparse.Namespace) -> Predict:
 
 def service_predictor(client: Client, arguments: argparse.Namespace) -> Predict:
     """Predict with a service."""
-    target_fpr, spans = arguments.target_fpr, arguments.spans
+    spans, prevalence = arguments.spans, arguments.prevalence
+    options: DetectOptions = {"target_fpr": arguments.target_fpr, "prevalence": prevalence, "return_spans": spans}
 
     def predict(name: str) -> tuple[Verdict, str]:
         if not is_document(name):
             text = read_text(name)
-            return client.detect(text, target_fpr=target_fpr, return_spans=spans), text
-        [file] = client.detect_files([name], target_fpr=target_fpr, return_spans=spans, return_text=spans)
+            return client.detect(text, **options), text
+        [file] = client.detect_files([name], **options, return_text=spans)
         if file.verdict is None:
             raise InputError(file.problem.detail if file.problem else "the service returned no verdict")
         return file.verdict, file.text or ""
@@ -231,6 +235,9 @@ def explanation(text: str, verdict: Verdict) -> list[str]:
             f"Probability of AI: {percent(verdict.probability)}, if {out_of_100(verdict.prevalence)} texts are AI. "
             f"Labelled AI at {percent(verdict.threshold)} or higher.",
         ]
+    if verdict.label is Label.AI and verdict.ppv is not None:
+        right = out_of_100(verdict.ppv)
+        lines.append(f"If {out_of_100(verdict.prevalence)} texts are AI, {right} texts labelled AI are really AI.")
     if verdict.tampering:
         counts = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in verdict.tampering.items())
         lines.append(

@@ -37,9 +37,14 @@ Send = Callable[[list[Item]], Coroutine[Any, Any, list[Result]]]
 
 
 class DetectOptions(TypedDict, total=False):
-    """Options of `detect`: a target that `model()` lists, scores by sentence, the effect of removing each sentence."""
+    """Options of `detect`.
+
+    A target that `model()` lists, the fraction of AI texts that probabilities assume, scores by sentence, the effect of
+    removing each sentence.
+    """
 
     target_fpr: float | None
+    prevalence: float | None
     return_spans: bool
     explain: bool
 
@@ -62,9 +67,10 @@ def _parse(model: type[Model], response: httpx.Response) -> Model:
 def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options that differ from the defaults, numpy scalars as Python values."""
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in options.items()}
-    target = plain.get("target_fpr")
-    if isinstance(target, int | float) and not 0 < target < 1:  # NaN and infinity are not JSON
-        raise InputError("target_fpr: expected a number above 0 and below 1")
+    for name in ("target_fpr", "prevalence"):
+        value = plain.get(name)
+        if isinstance(value, int | float) and not 0 < value < 1:  # NaN and infinity are not JSON
+            raise InputError(f"{name}: expected a number above 0 and below 1")
     return {name: value for name, value in plain.items() if value is not None and value is not False}
 
 

@@ -58,9 +58,14 @@ class Verdict(BaseModel):
 
     label: Label
     probability: float = Field(description="Calibrated probability of AI at the stated prevalence")
-    prevalence: float = Field(description="Fraction of AI texts that `probability` assumes")
+    prevalence: float = Field(description="Fraction of AI texts that probabilities and `ppv` assume")
+    ppv: float | None = Field(
+        default=None,
+        description="Fraction of AI texts among those labelled `ai` at this target and prevalence, from "
+        "`fpr_upper_bound` and the `detection_rate` of /v1/model; null where that is not known",
+    )
     target_fpr: float = Field(description="Accepted false positive rate")
-    threshold: float = Field(description="Texts with at least this probability are labelled `ai`")
+    threshold: float = Field(description="Texts with at least this probability are labelled `ai`; at `prevalence` too")
     p_value: float = Field(description="Smallest false positive rate at which the text would be labelled `ai`")
     compared_with: Reference = Field(description="What `p_value`, `threshold` and `fpr_upper_bound` hold for")
     nearest_domain: str | None = Field(description="Most similar kind of writing in calibration; null if not compared")
@@ -91,6 +96,10 @@ class RequestOptions(BaseModel):
 
     target_fpr: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None, description="A target of /v1/model; default: the model's"
+    )
+    prevalence: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="Fraction of AI texts that probabilities assume; labels do not depend on it; default: the model's",
     )
     return_spans: bool = Field(default=False, description="Return the score of each sentence")
     explain: bool = Field(default=False, description="Return spans with their `effect`; one pass per sentence")
@@ -204,15 +213,20 @@ class LabelScore(BaseModel):
 
 
 class ThresholdInfo(BaseModel):
-    """Threshold and error rate at one target."""
+    """Threshold and error rates at one target."""
 
     target_fpr: float
     probability: float = Field(
-        description="Texts of one window with at least this probability are labelled `ai`; unlike the calibration "
-        "texts, if the threshold depends on style"
+        description="Texts of one window with at least this probability, at the model's prevalence, are labelled `ai`; "
+        "of texts unlike those of calibration, if the threshold depends on style"
     )
     fpr_upper_bound: float = Field(description="Upper bound of the false positive rate on texts of `compared_with`")
     confidence: float = Field(description="Confidence of `fpr_upper_bound`")
+    detection_rate: float | None = Field(
+        default=None,
+        description="Fraction of AI texts labelled `ai` at calibration: the mean over domains that the threshold was "
+        "set without; null where too few AI texts are known",
+    )
     min_tokens: int = Field(description="Shorter texts are `uncertain` at this target")
 
 

@@ -19,7 +19,7 @@ RETRY_AFTER = {"Retry-After": "1"}
 MAX_REPORTED = 3  # errors of one request
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
 _DETAILS = {400: "The body is not valid JSON in UTF-8.", 404: "No such path: see /docs for the API."}
-_EXPECTED = {"target_fpr": "expected a number above 0 and below 1"}  # also for NaN and 1e999
+_EXPECTED = dict.fromkeys(("target_fpr", "prevalence"), "expected a number above 0 and below 1")  # also for NaN, 1e999
 _PHRASES = {"missing": "is missing", "model_attributes_type": "expected a JSON object"}
 
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import ConfigDict
+from scipy.special import logit
 
 from detect_ai.calibration.conformal import Threshold, p_value
 from detect_ai.calibration.length import LengthModel
@@ -114,6 +115,10 @@ class Calibration(Scaling):
         """Number of AI calibration texts."""
         return sum(len(domain.ai) for domain in self.domains)
 
+    def prior_shift(self, prevalence: float | None) -> float:
+        """Change of the log-odds of AI from the calibration's prevalence to another one; None is no other one."""
+        return 0.0 if prevalence is None else float(logit(prevalence) - logit(self.prevalence))
+
     def required_scores(self, styles: ArrayLike) -> Floats:
         """The standardised scores that texts of these styles must reach to be labelled AI, by false positive rate.
 
@@ -127,7 +132,8 @@ class Calibration(Scaling):
     def decide(self, scores: ArrayLike, num_tokens: ArrayLike, required: Floats, target_fpr: float) -> Labels:
         """`HUMAN` or `AI` where only that is plausible by score, length and style, else `BOTH` or `NEITHER`.
 
-        `required` is that of `required_scores`. `AI` also needs a probability of at least one half. Shape (n,).
+        `required` is that of `required_scores`. `AI` also needs a probability of at least one half at the calibration's
+        prevalence. Shape (n,).
         """
         values = np.asarray(scores, np.float64)
         human = self.human_length.standardise(values, num_tokens) < required[:, self._column(target_fpr)]

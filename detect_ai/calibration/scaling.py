@@ -28,10 +28,13 @@ class Scaling:
     temperature: float
     midpoint: float
 
-    def probability(self, scores: ArrayLike) -> Floats:
-        """Calibrated P(AI) of raw scores, of their shape, at the prevalence that the scaling was fitted for."""
+    def probability(self, scores: ArrayLike, prior_shift: float = 0.0) -> Floats:
+        """Calibrated P(AI) of raw scores, of their shape, at the prevalence that the scaling was fitted for.
+
+        `prior_shift` is added to the log-odds: `Calibration.prior_shift` for another prevalence.
+        """
         scaled = (np.asarray(scores, dtype=np.float64) - self.midpoint) / self.temperature
-        return np.asarray(expit(scaled), dtype=np.float64)
+        return np.asarray(expit(scaled + prior_shift), dtype=np.float64)
 
 
 def fit_scaling(labels: ArrayLike, scores: ArrayLike, prevalence: float = 0.5) -> Scaling:

@@ -184,6 +184,7 @@ class ScoreConfig(Section):
     out: str = ""  # folder for the verdicts: a path or a URI; empty: under the run
     format: Literal["parquet", "jsonl"] = "parquet"
     spans: Literal["none", "windows", "occlusion"] = "none"  # how sentences are scored
+    prevalence: OpenFraction | None = None  # fraction of AI texts that probabilities assume; null: the bundle's
     report: bool = False  # a page on the texts as a whole: how many are AI, which ones to look at
     max_false_discoveries: OpenFraction = 0.1  # expected fraction of human texts among those to look at
 

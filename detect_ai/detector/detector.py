@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detect_ai.calibration.calibration import AI, BOTH, NEITHER
+from detect_ai.calibration.many_texts import precision
 from detect_ai.core.errors import BundleError, InputError
 from detect_ai.detector import bundle
 from detect_ai.metrics import Floats
@@ -193,18 +194,24 @@ class Detector(Scorer):
         return {"required": calibration.required_scores(style)[0], "nearest_domain": nearest}
 
     def detect(
-        self, texts: Sequence[str], target_fpr: float | None = None, return_spans: bool = False
+        self,
+        texts: Sequence[str],
+        target_fpr: float | None = None,
+        return_spans: bool = False,
+        prevalence: float | None = None,
     ) -> list[Verdict]:
         """Verdicts of texts as sent, in their order; nothing is truncated.
 
-        `target_fpr` is one of `targets` (else InputError), None for the default of the bundle; `return_spans` scores
-        each sentence too.
+        `target_fpr` is one of `targets`; `return_spans` scores each sentence too; `prevalence` is the fraction of AI
+        texts, above 0 and below 1, that probabilities assume: labels do not depend on it. None is the default of the
+        bundle. Raises InputError for other values.
         """
         target = self.check_target(target_fpr)
+        self.check_prevalence(prevalence)
         documents = self.read(texts)
         scores = self.score([document.input_ids for document in documents])
-        spans = [self.spans(document) if return_spans else None for document in documents]
-        return [self.verdict(*scored, target) for scored in zip(documents, scores, spans, strict=True)]
+        spans = [self.spans(document, prevalence=prevalence) if return_spans else None for document in documents]
+        return [self.verdict(*scored, target, prevalence) for scored in zip(documents, scores, spans, strict=True)]
 
     @property
     def targets(self) -> list[float]:
@@ -219,14 +226,20 @@ class Detector(Scorer):
             raise InputError(f"target_fpr={target}: this model has thresholds for {allowed}")
         return target
 
-    def spans(self, document: Document, with_occlusion: bool = False) -> list[Span]:
+    @staticmethod
+    def check_prevalence(prevalence: float | None) -> None:
+        """Raise InputError for a prevalence that is not between 0 and 1."""
+        if prevalence is not None and not 0 < prevalence < 1:
+            raise InputError(f"prevalence={prevalence}: expected a number above 0 and below 1")
+
+    def spans(self, document: Document, with_occlusion: bool = False, prevalence: float | None = None) -> list[Span]:
         """Scores by sentence, each read with its neighbours, since one alone says little; with its effect if asked."""
         sentences, effects = self.sentences(document), None
         scores = self.score([sentence.input_ids for sentence in sentences])
         if with_occlusion:
             whole, *others = self.score([document.input_ids, *self.leave_one_out(document)])
             effects = whole - np.asarray(others)
-        return self.score_spans(document, sentences, scores, effects)
+        return self.score_spans(document, sentences, scores, effects, prevalence)
 
     def leave_one_out(self, document: Document) -> list[Ids]:
         """The tokens of a document without its first sentence, without its second, and so on."""
@@ -249,20 +262,35 @@ class Detector(Scorer):
         ]
 
     def score_spans(
-        self, document: Document, sentences: Sequence[Sentence], scores: Scores, effects: Scores | None = None
+        self,
+        document: Document,
+        sentences: Sequence[Sentence],
+        scores: Scores,
+        effects: Scores | None = None,
+        prevalence: float | None = None,
     ) -> list[Span]:
         """Spans of the text as sent, from the log-odds of its sentences and their effects on those of the document."""
         calibration = self.spec.calibration
         scaling = calibration.span_scaling or calibration
+        probabilities = scaling.probability(scores, calibration.prior_shift(prevalence))
         values: list[float | None] = [None] * len(sentences) if effects is None else effects.tolist()
         return [
             Span(start=sentence.start, end=sentence.end, probability=p, effect=effect)
-            for sentence, p, effect in zip(sentences, scaling.probability(scores).tolist(), values, strict=True)
+            for sentence, p, effect in zip(sentences, probabilities.tolist(), values, strict=True)
         ]
 
-    def verdict(self, document: Document, score: float, spans: list[Span] | None, target_fpr: float) -> Verdict:
-        """The verdict of a score at a target."""
+    def verdict(
+        self,
+        document: Document,
+        score: float,
+        spans: list[Span] | None,
+        target_fpr: float,
+        prevalence: float | None = None,
+    ) -> Verdict:
+        """The verdict of a score at a target; probabilities assume a prevalence (None: that of the calibration)."""
         calibration, num_tokens = self.spec.calibration, len(document.input_ids)
+        threshold, shift = calibration.thresholds[target_fpr], calibration.prior_shift(prevalence)
+        prevalence = calibration.prevalence if prevalence is None else prevalence
         is_short = num_tokens < self.spec.min_tokens_at(target_fpr)
         reasons = [*([Reason.TOO_SHORT] if is_short else []), *document.reasons]
         decision = int(calibration.decide(score, num_tokens, document.required[None], target_fpr)[0])
@@ -275,16 +303,19 @@ class Detector(Scorer):
             ai_fraction = float(lengths[is_ai].sum() / max(1, lengths.sum()))
         return Verdict(
             label=Label.UNCERTAIN if reasons else (Label.AI if decision == AI else Label.HUMAN),
-            probability=float(calibration.probability(score)),
-            prevalence=calibration.prevalence,
+            probability=float(calibration.probability(score, shift)),
+            prevalence=prevalence,
+            ppv=precision(prevalence, threshold.fpr_bound, self.spec.detection_rates[target_fpr]),
             target_fpr=target_fpr,
-            threshold=float(calibration.probability(calibration.ai_from(num_tokens, document.required, target_fpr))),
+            threshold=float(
+                calibration.probability(calibration.ai_from(num_tokens, document.required, target_fpr), shift)
+            ),
             p_value=calibration.p_value(score, num_tokens, document.required),
             compared_with=calibration.compared_with,
             nearest_domain=document.nearest_domain,
             num_compared=calibration.num_human,
-            fpr_upper_bound=calibration.thresholds[target_fpr].fpr_bound,
-            confidence=calibration.thresholds[target_fpr].confidence,
+            fpr_upper_bound=threshold.fpr_bound,
+            confidence=threshold.confidence,
             reasons=reasons,
             tampering=document.normalised.tampering,
             spans=spans,

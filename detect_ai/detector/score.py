@@ -248,10 +248,10 @@ def verdict_rows(detector: Detector, texts: Sequence[Text], config: ScoreConfig)
             f"bundle {detector.version}: the scores of {len(bad)} of {len(texts)} texts are not finite, first in row "
             f"{texts[bad[0]].row}: its weights are damaged, or {detector.spec.precision} overflows"
         )
-    rows = []
+    rows, prevalence = [], config.prevalence
     for text, document, score in zip(texts, documents, scores, strict=True):
-        spans = None if config.spans == "none" else detector.spans(document, config.spans == "occlusion")
-        verdicts = {t: detector.verdict(document, score, spans, t) for t in detector.targets}
+        spans = None if config.spans == "none" else detector.spans(document, config.spans == "occlusion", prevalence)
+        verdicts = {t: detector.verdict(document, score, spans, t, prevalence) for t in detector.targets}
         verdict = verdicts[detector.spec.default_target_fpr]
         rows.append(
             {

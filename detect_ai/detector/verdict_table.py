@@ -30,6 +30,7 @@ VERDICT_SCHEMA = pa.schema(
         ("verdict", pa.string()),
         ("probability", pa.float64()),
         ("prevalence", pa.float64()),
+        ("ppv", pa.float64()),  # at that prevalence
         ("score", pa.float64()),  # log-odds
         ("p_value", pa.float64()),
         ("target_fpr", pa.float64()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -15,13 +16,16 @@ from detect_ai.detector.dataset import require_labels
 from detect_ai.detector.score import score_texts
 from detect_ai.detector.verdict_table import Verdicts
 
+# Metrics of probabilities assume the prevalence of the calibration.
+FOR_METRICS: dict[str, Any] = {"format": "parquet", "prevalence": None}
+
 
 def score_labelled(
     data: str, bundle: tuple[Storage, str], config: ScoreConfig, out: tuple[Storage, str]
 ) -> tuple[Verdicts, dict[str, int]]:
     """Verdicts on the labelled texts of a file or folder, and the numbers of skipped rows by reason."""
     require_labels(data, config)
-    counts = score_texts(data, bundle, config.model_copy(update={"format": "parquet"}), out)
+    counts = score_texts(data, bundle, config.model_copy(update=FOR_METRICS), out)
     verdicts = Verdicts.read(*out)
     skipped = {"no_text": int(counts["skipped"]), "no_label": int((~verdicts.labelled).sum())}
     return verdicts[verdicts.labelled], {reason: count for reason, count in skipped.items() if count}
@@ -46,8 +50,8 @@ class EvalTask:
             ids, texts, attacks = map(list, zip(*rows, strict=True))
             table = pa.table({"id": ids, "text": texts, "attack": attacks})
             storage.write_bytes(f"{key}/texts/texts.parquet", parquet(table, table.schema))
-            options = {"columns": {}, "labels": {}, "spans": spans, "format": "parquet"}
-            scoring = self.config.score.model_copy(update=options)
+            options: dict[str, Any] = {"columns": {}, "labels": {}, "spans": spans}
+            scoring = self.config.score.model_copy(update={**options, **FOR_METRICS})
             score_texts(storage.uri(f"{key}/texts"), self.bundle, scoring, (storage, f"{key}/verdicts"))
             return Verdicts.read(storage, f"{key}/verdicts")
         finally:

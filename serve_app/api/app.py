@@ -188,8 +188,7 @@ def text_routes(versions: Versions) -> APIRouter:
             response = DetectResponse(request_id=id_, model_version=version, verdicts=verdicts, seconds=seconds)
             return response.model_dump_json().encode()
 
-        options = Options(body.target_fpr, body.return_spans or body.explain, body.explain)
-        return await detect_texts(request, body.all_texts(), options, respond)
+        return await detect_texts(request, body.all_texts(), Options.of(body), respond)
 
     @router.post("/predict", response_model=list[list[LabelScore]])
     async def predict(request: Request, body: PredictRequest) -> Response:

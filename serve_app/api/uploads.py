@@ -77,7 +77,7 @@ async def detect_files(
         return engine.encode_normalised(
             [file.text for file in files if isinstance(file, FileText)],
             normalised,
-            Options(options.target_fpr, options.return_spans or options.explain, options.explain),
+            Options.of(options),
         )
 
     def respond(verdicts: list[Verdict]) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from detect_ai.core.config import ServeConfig
 from detect_ai.core.errors import InputError
 from detect_ai.detector.detector import Detector, Document, Sentence
-from detect_ai.schemas import Verdict
+from detect_ai.schemas import RequestOptions, Verdict
 from detect_ai.text.normalize import Normalised, expanded_length, normalise
 from detect_ai.text.windows import aggregate_windows
 from serve_app.engine.batcher import Batcher, ClosedError, Ids, Scores, timed
@@ -43,6 +43,13 @@ class Options:
     target_fpr: float | None = None  # the model's default when None
     spans: bool = False  # score each sentence
     explain: bool = False  # score the text without each sentence; needs `spans`
+    prevalence: float | None = None  # the model's when None
+
+    @classmethod
+    def of(cls, request: RequestOptions) -> Self:
+        """The options that a request states."""
+        spans = request.return_spans or request.explain
+        return cls(request.target_fpr, spans, request.explain, request.prevalence)
 
 
 @dataclass(frozen=True)
@@ -253,11 +260,11 @@ class Engine:
         counts = [len(encoded.documents), *lengths, *(lengths if encoded.options.explain else [])]
         scores = aggregate_windows(window_scores, encoded.owners, sum(counts))
         texts, *parts = np.split(scores, np.cumsum(counts)[:-1])
-        verdicts = []
+        verdicts, prevalence = [], encoded.options.prevalence
         for i, (document, score) in enumerate(zip(encoded.documents, texts.tolist(), strict=True)):
             spans = None
             if encoded.options.spans:
                 effects = score - parts[len(texts) + i] if encoded.options.explain else None
-                spans = self.detector.score_spans(document, encoded.sentences[i], parts[i], effects)
-            verdicts.append(self.detector.verdict(document, score, spans, encoded.target_fpr))
+                spans = self.detector.score_spans(document, encoded.sentences[i], parts[i], effects, prevalence)
+            verdicts.append(self.detector.verdict(document, score, spans, encoded.target_fpr, prevalence))
         return verdicts

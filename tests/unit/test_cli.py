@@ -14,7 +14,7 @@ import pytest
 
 from detect_ai import client
 from detect_ai.calibration.domains import calibrate, whole_documents
-from detect_ai.cli import WARNING, main
+from detect_ai.cli import WARNING, main, out_of_100, percent
 from detect_ai.core.config import CalibrationConfig
 from detect_ai.core.ray_runtime import free_port
 from detect_ai.detector import bundle
@@ -140,6 +140,16 @@ def test_unknown_target_lists_the_known_ones(decided, files, capsys):
     assert "0.05, 0.1" in capsys.readouterr().err
 
 
+def test_prevalence_changes_the_numbers_and_not_the_label(decided, files, detector, capsys):
+    assert check(decided, files[Label.AI], "--prevalence", "0.05") == 3
+    [expected] = detector.detect([files[Label.AI].read_text()], prevalence=0.05)
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"{percent(expected.probability)}, if 5 of 100 texts are AI" in output
+    assert f"If 5 of 100 texts are AI, {out_of_100(expected.ppv)} texts labelled AI are really AI." in output
+    assert check(decided, files[Label.AI], files[Label.HUMAN], "--prevalence", "1.5") == 2
+    assert capsys.readouterr().err == "error: prevalence=1.5: expected a number above 0 and below 1\n"
+
+
 def test_help_documents_exit_codes(capsys):
     with pytest.raises(SystemExit):
         main(["check", "--help"])
@@ -212,9 +222,11 @@ def test_model_is_printed_as_json(decided, detector, capsys):
 def test_options_are_passed_to_the_service(files, capsys, monkeypatch):
     with serving(service) as server:
         monkeypatch.setenv("DETECT_AI_URL", server.url)
-        assert main(["check", str(files[Label.AI]), "--target-fpr", "0.05", "--spans", "--json"]) == 0
+        options = ["--target-fpr", "0.05", "--prevalence", "0.2", "--spans", "--json"]
+        assert main(["check", str(files[Label.AI]), *options]) == 0
     text = files[Label.AI].read_text()
-    assert json.loads(server.requests[0].body) == {"texts": [text], "target_fpr": 0.05, "return_spans": True}
+    sent = {"texts": [text], "target_fpr": 0.05, "prevalence": 0.2, "return_spans": True}
+    assert json.loads(server.requests[0].body) == sent
     assert json_lines(capsys)[0]["verdict"] == verdict(text)
 
 

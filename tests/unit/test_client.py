@@ -161,11 +161,12 @@ def test_invalid_input_is_located_before_sending(call, method, values, message):
     assert server.requests == []
 
 
-@pytest.mark.parametrize("target", [float("nan"), float("inf"), 0, 1])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0, 1])
+@pytest.mark.parametrize("name", ["target_fpr", "prevalence"])
 @pytest.mark.parametrize("method", ["detect", "detect_files"])
-def test_impossible_target_is_refused(method, target):
-    with Client("http://127.0.0.1:1") as client, pytest.raises(InputError, match="above 0 and below 1"):
-        getattr(client, method)(["missing.txt"], target_fpr=target)
+def test_impossible_rates_are_refused(method, name, value):
+    with Client("http://127.0.0.1:1") as client, pytest.raises(InputError, match=f"{name}: .* above 0 and below 1"):
+        getattr(client, method)(["missing.txt"], **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -200,11 +201,13 @@ def test_files_are_sent_as_forms_within_the_limits(call, tmp_path):
         return Reply({**RESPONSE, "files": [{"name": n, "num_chars": len(d), "verdict": verdict(d)} for n, d in files]})
 
     with serving(respond) as server:
-        files = call(server.url, "detect_files", [*paths[:2], str(paths[2])], target_fpr=0.1, return_text=True)
+        files = call(
+            server.url, "detect_files", [*paths[:2], str(paths[2])], target_fpr=0.1, prevalence=0.05, return_text=True
+        )
     assert [(file.name, file.verdict.num_tokens) for file in files] == [(p.name, 2 * len(p.name)) for p in paths]
     assert server.paths() == ["/v1/model", "/v1/detect/file", "/v1/detect/file"]
     fields = {field: data for field, name, data in form(server.requests[1]) if name is None}
-    assert fields == {"target_fpr": "0.1", "return_text": "true"}
+    assert fields == {"target_fpr": "0.1", "prevalence": "0.05", "return_text": "true"}
 
 
 def test_address_and_key_come_from_the_environment(call, monkeypatch):

@@ -145,6 +145,40 @@ def test_a_verdict_states_its_evidence(spec, detector, target):
     assert (verdict.probability >= verdict.threshold) is (verdict.label is Label.AI)
 
 
+@pytest.mark.parametrize("score", [-1.0, 0.9, 1.1, 3.0])
+@pytest.mark.parametrize("prevalence", [0.05, 0.95])
+def test_the_prevalence_changes_probabilities_and_nothing_else(spec, detector, score, prevalence):
+    own = fixed(spec, detector, score)
+    base, shifted = (own.detect([ENOUGH], 0.05, True, p)[0] for p in (None, prevalence))
+    ratio = prevalence / (1 - prevalence)  # of the prior odds, which are 1 at the bundle's prevalence
+
+    def at_prevalence(p):
+        return pytest.approx(p * ratio / (p * ratio + 1 - p))
+
+    assert shifted.probability == at_prevalence(base.probability)
+    assert shifted.threshold == at_prevalence(base.threshold)
+    assert [span.probability for span in shifted.spans] == [at_prevalence(span.probability) for span in base.spans]
+    assert (shifted.prevalence, base.prevalence) == (prevalence, 0.5)
+    changing = {"probability", "threshold", "spans", "ai_fraction", "prevalence", "ppv"}
+    assert shifted.model_dump(exclude=changing) == base.model_dump(exclude=changing)
+    assert (shifted.probability >= shifted.threshold) is (shifted.label is Label.AI)
+    assert own.detect([ENOUGH], 0.05, True, 0.5) == [base]
+
+
+def test_the_ppv_is_that_at_the_prevalence(spec, detector):
+    own = fixed(replace(spec), detector, 0.0)
+    own.spec.detection_rates.update({0.05: 0.55, 0.1: None})  # with FPR bounds of 0.2 and 0.3
+    ppv = [own.detect([ENOUGH], 0.05, prevalence=p)[0].ppv for p in (None, 0.05)]
+    assert ppv == pytest.approx([0.55 / 0.75, 0.05 * 0.55 / (0.05 * 0.55 + 0.95 * 0.2)])
+    assert own.detect([ENOUGH], 0.1)[0].ppv is None
+
+
+@pytest.mark.parametrize("prevalence", [0, 1, -0.1, float("nan"), 5])
+def test_impossible_prevalences_are_refused(detector, prevalence):
+    with pytest.raises(InputError, match=f"prevalence={prevalence}: expected a number above 0 and below 1"):
+        detector.detect([ENOUGH], prevalence=prevalence)
+
+
 def test_unknown_targets_and_normalisers_are_refused(spec, detector):
     assert detector.targets == [0.05, 0.1]
     with pytest.raises(InputError, match=r"0\.05, 0\.1"):

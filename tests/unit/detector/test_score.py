@@ -1,5 +1,7 @@
 """Scores of corpus documents and of their spans, without Ray."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -76,6 +78,18 @@ def test_an_actor_loads_once_and_works_on_every_batch(tmp_path):
 
 def texts(*contents):
     return [Text(f"0-{i}", str(i), content, None, {}) for i, content in enumerate(contents)]
+
+
+def test_rows_are_at_the_prevalence(tiny_bundle):
+    detector, some = Detector.load(tiny_bundle), texts("The council met near the bridge. " * 9)
+    for prevalence in (None, 0.05):
+        [row] = verdict_rows(detector, some, ScoreConfig(prevalence=prevalence, spans="windows"))
+        [verdict] = detector.detect([some[0].text], return_spans=True, prevalence=prevalence)
+        assert {name: row[name] for name in ("probability", "threshold", "ppv", "ai_fraction")} == pytest.approx(
+            verdict.model_dump(include={"probability", "threshold", "ppv", "ai_fraction"})
+        )
+        assert row["prevalence"] == (prevalence or 0.5)
+        assert json.loads(row["spans"])[0]["probability"] == pytest.approx(verdict.spans[0].probability)
 
 
 def test_non_finite_scores_name_the_row(tiny_bundle, monkeypatch):

@@ -118,6 +118,8 @@ BAD = {
     "almost a target": ({"text": CANARY, "target_fpr": 0.050000001}, 422, ["0.050000001"]),
     "NaN": (b'{"text":"a","target_fpr":NaN}', 422, ["`target_fpr` expected a number above 0 and below 1"]),
     "infinity": (b'{"text":"a","target_fpr":1e999}', 422, ["`target_fpr` expected a number above 0 and below 1"]),
+    "certain prior": ({"text": CANARY, "prevalence": 1}, 422, ["`prevalence` expected a number above 0 and below 1"]),
+    "NaN prior": (b'{"text":"a","prevalence":NaN}', 422, ["`prevalence` expected a number above 0 and below 1"]),
     "no body": (b"", 422, ["the body"]),
     "bad JSON": (f'{{"text": "{CANARY}'.encode(), 400, ["not valid JSON"]),
     "deep JSON": (b"[" * 100_000, 400, ["JSON"]),
@@ -251,6 +253,26 @@ def test_the_service_agrees_with_the_detector(detector: Detector, options: dict[
         expected_effects = [span.effect for span in detector.spans(detector.read(texts[:1])[0], True)]
         effects = [span["effect"] for span in answer["verdicts"][0]["spans"]]
         assert effects == pytest.approx(expected_effects, abs=1e-4)
+
+
+def test_verdicts_are_at_the_prevalence_of_the_request(detector: Detector) -> None:
+    text = "The council met on Tuesday. " * 9
+    [expected] = detector.detect([text], None, True, 0.05)
+    [base] = ask(detector, post(text=text)).json()["verdicts"]
+    [verdict] = ask(detector, post(text=text, prevalence=0.05, return_spans=True)).json()["verdicts"]
+    sent = {"files": [("files", ("a.txt", text.encode()))], "data": {"prevalence": "0.05"}}
+    [file] = ask(detector, lambda client, _: client.post("/v1/detect/file", **sent)).json()["files"]
+    for found in (verdict, file["verdict"]):
+        assert (found["prevalence"], found["threshold"], found["ppv"]) == (0.05, expected.threshold, expected.ppv)
+        assert found["probability"] == pytest.approx(expected.probability, abs=1e-5)
+        assert (found["label"], found["p_value"]) == (base["label"], base["p_value"])
+    assert base["prevalence"] == 0.5
+    spans = [span.probability for span in expected.spans or []]
+    assert [span["probability"] for span in verdict["spans"]] == pytest.approx(spans, abs=1e-5)
+    bad = {**sent, "data": {"prevalence": "often"}}
+    check_problem(
+        ask(detector, lambda client, _: client.post("/v1/detect/file", **bad)), 422, "`prevalence`", "above 0"
+    )
 
 
 def test_a_lone_request_switches_threads_twice(detector: Detector) -> None:
