@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from detect_ai.calibration.many_texts import CLASS_SIZE, any_false_accusation, precision_table
 from detect_ai.schemas import ModelInfo, ThresholdInfo
 
 if TYPE_CHECKING:
@@ -49,12 +50,20 @@ def card_info(spec: DetectorSpec) -> dict[str, Any]:
         "compared_with": spec.calibration.compared_with.value,
         "num_human": spec.calibration.num_human,
         "domains": [domain.name for domain in spec.calibration.domains],
-        "thresholds": [row.model_dump() for row in _thresholds(spec)],
+        "class_size": CLASS_SIZE,
+        "thresholds": [
+            {
+                **row.model_dump(),
+                "precision": precision_table(row.fpr_upper_bound, row.detection_rate),
+                "any_false_accusation": any_false_accusation(CLASS_SIZE, row.fpr_upper_bound),
+            }
+            for row in _thresholds(spec)
+        ],
     }
 
 
 def _thresholds(spec: DetectorSpec) -> list[ThresholdInfo]:
-    """Threshold and error rate at each target."""
+    """Threshold and error rates at each target."""
     calibration = spec.calibration
     return [
         ThresholdInfo(
@@ -62,6 +71,7 @@ def _thresholds(spec: DetectorSpec) -> list[ThresholdInfo]:
             probability=float(calibration.probability(calibration.ai_from_unlike(target))),
             fpr_upper_bound=threshold.fpr_bound,
             confidence=threshold.confidence,
+            detection_rate=spec.detection_rates[target],
             min_tokens=spec.min_tokens_at(target),
         )
         for target, threshold in sorted(calibration.thresholds.items())

@@ -28,6 +28,8 @@ const TAMPERING = {
   filler: "blank filler characters",
   hidden: "characters of hidden text in the file",
 };
+const PREVALENCES = [0.01, 0.05, 0.2, 0.5];
+const CLASS_SIZE = 30;
 let model = null;
 
 function element(name, text, className) {
@@ -80,6 +82,30 @@ async function loadModel() {
     }),
   );
   select.disabled = model.thresholds.length < 2;
+  showAccusations();
+}
+
+function showAccusations() {
+  const threshold = model.thresholds.find(({ target_fpr }) => target_fpr === Number(byId("target").value));
+  const { fpr_upper_bound: fpr, detection_rate: tpr } = threshold;
+  const isKnown = tpr !== null && tpr + fpr > 0;
+  const known = model.compared_with === "new_domain" ? "" : ", for texts like its calibration texts,";
+  const error = `At the selected target${known} the model labels up to ${outOf100(fpr)} human texts AI`;
+  byId("rates").textContent = isKnown
+    ? `It depends on how many of your texts are AI. ${error} and finds ${outOf100(tpr)} AI texts. Then:`
+    : `${error}. How many AI texts it finds was not measured, so it is not known how often an accusation is right.`;
+  byId("precision-table").hidden = !isKnown;
+  const rows = PREVALENCES.map((prevalence) => {
+    const row = element("tr", "");
+    const right = (prevalence * tpr) / (prevalence * tpr + (1 - prevalence) * fpr);
+    row.append(element("td", outOf100(prevalence)), element("td", `${outOf100(right)} times`));
+    return row;
+  });
+  byId("precision").replaceChildren(...(isKnown ? rows : []));
+  const anyone = percent(1 - (1 - fpr) ** CLASS_SIZE);
+  byId("class-of-30").textContent =
+    `In a class of ${CLASS_SIZE} who all wrote their own text, the chance that at least one is labelled AI is up to ${anyone}.`;
+  byId("accusations").hidden = false;
 }
 
 function showStatus(text, isError = false) {
@@ -235,6 +261,7 @@ byId("key-form").addEventListener("submit", async (event) => {
   await loadModel().catch((error) => showStatus(error.message, true));
   if (byId("key-form").hidden) byId("text").focus();
 });
+byId("target").addEventListener("change", showAccusations);
 byId("file").addEventListener("change", () => {
   const [file] = byId("file").files;
   byId("file").value = ""; // allow choosing the same file again

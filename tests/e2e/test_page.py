@@ -131,6 +131,24 @@ def test_selected_target_is_sent(page: Page) -> None:
     assert request.value.post_data_json["target_fpr"] == 0.1
 
 
+def test_accusations_are_put_into_numbers(page: Page) -> None:
+    def with_rates(route: Route) -> None:
+        info = route.fetch().json()
+        for threshold, tpr in zip(info["thresholds"], (0.55, None), strict=True):
+            threshold.update(fpr_upper_bound=0.02, detection_rate=tpr)
+        route.fulfill(json=info)
+
+    page.route("**/v1/model", with_rates)
+    page.reload()
+    expect(page.locator("#precision tr")).to_have_count(4)
+    assert page.locator("#precision tr").nth(1).inner_text().split("\t") == ["5 of 100", "59 of 100 times"]
+    assert "finds 55 of 100 AI texts" in page.locator("#rates").inner_text()
+    assert "up to 45%" in page.locator("#class-of-30").inner_text()
+    page.get_by_label("Target false positive rate").select_option(index=1)
+    expect(page.locator("#precision-table")).to_be_hidden()
+    assert "not measured" in page.locator("#rates").inner_text()
+
+
 @pytest.mark.parametrize("how", ["chosen", "dropped"])
 def test_file_is_read_and_its_text_shown(page: Page, how: str) -> None:
     if how == "chosen":

@@ -1,8 +1,12 @@
 import pytest
 
+from detect_ai.calibration.many_texts import any_false_accusation, precision_table
 from detect_ai.reports.model_card import model_card
 
-THRESHOLD = {"min_tokens": 40, "fpr_upper_bound": 0.062, "confidence": 0.95}
+THRESHOLD = {
+    **{"min_tokens": 40, "fpr_upper_bound": 0.062, "confidence": 0.95, "detection_rate": 0.55},
+    **{"precision": precision_table(0.02, 0.55), "any_false_accusation": any_false_accusation(30, 0.01)},
+}
 RATES = {
     f"{name}{end}": value
     for name in ("fpr_at_target_1", "tpr_at_target_1", "fpr_at_target_5", "tpr_at_target_5", "cleared_ai_fraction")
@@ -11,7 +15,7 @@ RATES = {
 METRICS = {
     **RATES,
     **dict.fromkeys(("auroc", "tpr_at_fpr_1", "tpr_at_fpr_5", "ece", "brier", "log_loss"), 0.9123),
-    **{"n_human": 500, "n_ai": 400, "abstained_human": 0.21, "abstained_ai": 0.32, "ppv_at_5": 0.44, "ppv_at_20": 0.8},
+    **{"n_human": 500, "n_ai": 400, "abstained_human": 0.21, "abstained_ai": 0.32},
     "fpr_by_group": {"groups": 12, "min": 0.003, "median": 0.02, "max": 0.093},
 }
 
@@ -31,6 +35,7 @@ def info(**changes):
         "git_revision": "unknown",
         "prevalence": 0.3,
         "num_human": 900,
+        "class_size": 30,
         "thresholds": [{"target_fpr": 0.01, **THRESHOLD}, {"target_fpr": 0.05, **THRESHOLD}],
     }
     return {**plain, **changes}
@@ -39,10 +44,23 @@ def info(**changes):
 def test_card_states_rates_with_intervals():
     text = model_card(info(), METRICS, {})
     assert "| 5% | 6.2% (95%) | 3.1% (1.0% to 7.0%) | 3.1% (1.0% to 7.0%) |" in text
-    for words in ("21% of the human", "32% of the AI", "44%", "from 0.3% to 9.3%", "licence: MIT", "30% of the"):
+    for words in ("21% of the human", "32% of the AI", "from 0.3% to 9.3%", "licence: MIT", "30% of the"):
         assert words in text
     assert text.count("Not measured") == 3
     assert "A demonstration." not in text
+
+
+def test_card_states_how_often_accusations_are_right():
+    text = model_card(info(), METRICS, {})
+    assert "| AI texts among all | right, at the 1% target | right, at the 5% target |\n|---|---|---|\n| 1.0% |" in text
+    assert "\n| 5.0% | 59% | 59% |\n| 20% | 87% | 87% |\n" in text
+    assert "detection rates at\ncalibration of 55% (1% target), 55% (5% target)" in text
+    assert "In a class of 30 who all wrote" in text
+    assert "up to 26% (1% target)" in text
+    unknown = [{**row, "detection_rate": None} for row in info()["thresholds"]]
+    text = model_card(info(thresholds=unknown), METRICS, {})
+    assert "is not known" in text
+    assert "right, at" not in text
 
 
 def test_card_lists_slices_attacks_and_other_data():
