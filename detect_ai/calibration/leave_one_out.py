@@ -1,7 +1,7 @@
 """Leave-one-domain-out: the error rates of a detector in domains that its calibration has not seen. Pure.
 
 Each domain of a calibration is decided by the thresholds that all the others give, from its saved scores: nothing is
-scored or trained again. The length models remain those of all domains.
+scored or trained again. The length models, and how much style tells about thresholds, remain those of all domains.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from detect_ai.calibration.calibration import Calibration
 from detect_ai.calibration.domains import MIN_TEXTS, UNLIKE_FRACTION, ai_quantile
-from detect_ai.calibration.new_domain import MIN_DOMAINS, between_domain_variance, fit_domain_effects, tail
+from detect_ai.calibration.new_domain import MIN_DOMAINS, between_domain_variance
 from detect_ai.core.config import CalibrationConfig
 from detect_ai.metrics import Labels
 
@@ -29,20 +29,17 @@ def leave_one_domain_out(
     the standard deviation of the domains' tails over that of the texts in one. Texts below `min_tokens` are uncertain.
     None with too few domains.
     """
-    large = {domain.name: domain.human for domain in calibration.domains if len(domain.human) >= MIN_TEXTS}
-    human = {name: texts.standardised(calibration.human_length) for name, texts in large.items()}
-    if len(human) <= MIN_DOMAINS:
+    effects = calibration.domain_effects
+    if effects is None or len(effects.domains) <= MIN_DOMAINS:
         return None
     ai = {domain.name: domain.ai.standardised(calibration.ai_length) for domain in calibration.domains}
     rows = []
     for domain in calibration.domains:
         if max(len(domain.human), len(domain.ai)) >= MIN_TEXTS:
-            others = {name: scores for name, scores in human.items() if name != domain.name}
-            styles = {name: large[name].styles for name in others}
             rest = [own for name, own in ai.items() if name != domain.name]
             without = replace(
                 calibration,
-                domain_effects=fit_domain_effects(others, styles, [target_fpr], config.new_domain_confidence),
+                domain_effects=effects.without(domain.name),
                 cleared_below=ai_quantile(rest, config.max_cleared),
                 unlike_below=ai_quantile(rest, UNLIKE_FRACTION),
             )
@@ -51,9 +48,10 @@ def leave_one_domain_out(
                 for texts in (domain.human, domain.ai)
             )
             rows.append(domain_rates(domain.name, *predictions))
-    within = float(np.mean([scores.var(ddof=1) for scores in human.values()]))
-    tails = np.asarray([tail(scores, target_fpr) for scores in human.values()])
-    between = between_domain_variance(*tails.T)
+    own = [domain.human for domain in calibration.domains if domain.name in effects.domains]
+    within = float(np.mean([texts.standardised(calibration.human_length).var(ddof=1) for texts in own]))
+    column = effects.rates.index(target_fpr)
+    between = between_domain_variance(np.asarray(effects.quantiles[column]), np.asarray(effects.errors[column]))
     return {
         "target_fpr": target_fpr,
         "domains": sorted(rows, key=lambda row: (-(row["fpr"] or 0.0), row["domain"])),

@@ -12,7 +12,7 @@ added to their mean.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import ClassVar, NamedTuple
@@ -80,6 +80,20 @@ class DomainEffects:
     def highest_thresholds(self) -> Floats:
         """Those of a text unlike all domains, shape (rates,)."""
         return self._predict(np.zeros((1, len(self.domains))))[0]
+
+    def without(self, domain: str) -> DomainEffects:
+        """The effects of all other domains; length scale and unexplained fraction remain."""
+        kept = [i for i, name in enumerate(self.domains) if name != domain]
+        quantiles, errors = (np.asarray(rows)[:, kept] for rows in (self.quantiles, self.errors))
+        correlation = _correlation(self._styles[kept], self.length_scale, self.unexplained)
+        return replace(
+            self,
+            domains=tuple(self.domains[i] for i in kept),
+            styles=tuple(self.styles[i] for i in kept),
+            quantiles=tuple(map(tuple, quantiles.tolist())),
+            errors=tuple(map(tuple, errors.tolist())),
+            variances=tuple(between_domain_variance(q, e, correlation) for q, e in zip(quantiles, errors, strict=True)),
+        )
 
     def nearest(self, style: ArrayLike) -> str:
         """The name of the domain of the most similar style."""

@@ -5,7 +5,7 @@ import pytest
 
 from detect_ai.calibration.domains import calibrate
 from detect_ai.calibration.leave_one_out import detection_rate, domain_rates, leave_one_domain_out, summary
-from detect_ai.calibration.new_domain import MIN_DOMAINS, fit_domain_effects
+from detect_ai.calibration.new_domain import MIN_DOMAINS
 from tests.unit.calibration.conftest import WINDOW, config, domains
 
 CONFIG = config(target_fprs=[0.01], default_target_fpr=0.01)
@@ -22,10 +22,10 @@ def test_a_domain_is_decided_by_the_others_alone():
     report = leave_one_domain_out(fitted, CONFIG, 0.01)
     worst = report["domains"][0]
     assert (worst["domain"], worst["n_human"], worst["n_ai"]) == ("d12", 300, 100)
-    human = {domain.name: domain.human.standardised(fitted.human_length) for domain in fitted.domains}
-    left_out = human.pop("d12")
-    styles = {name: np.empty((len(scores), 0)) for name, scores in human.items()}
-    assert (left_out >= fit_domain_effects(human, styles, [0.01], 0.9).thresholds(np.empty((1, 0)))[0, 0]).all()
+    effects = fitted.domain_effects.without("d12")
+    assert effects.domains == tuple(f"d{i:02d}" for i in range(12))
+    left_out = fitted.domains[12].human.standardised(fitted.human_length)
+    assert (left_out >= effects.thresholds(np.empty((1, 0)))[0, effects.rates.index(0.01)]).all()
     assert worst["fpr"] == report["worst_fpr"] > 0.5  # the others score too low to be called AI
     assert report["above_twice"] == pytest.approx(1 / 13)
 
@@ -78,5 +78,5 @@ def test_the_detection_rate_is_that_of_domains_left_out():
 
 def test_with_few_domains_the_detection_rate_is_that_of_all_ai_texts():
     fitted = calibrate(domains(2, distance=4.0), config(target_fprs=[0.1], default_target_fpr=0.1), WINDOW)
-    labelled = [fitted.predictions(own.ai.scores, own.ai.num_tokens, 0.1) == 1 for own in fitted.domains]
+    labelled = [fitted.predictions_of(own.ai, 0.1) == 1 for own in fitted.domains]
     assert 0 < detection_rate(fitted, CONFIG, 0.1) == np.mean(labelled) < 1
