@@ -28,6 +28,7 @@ DOCUMENT_SUFFIXES = (".docx", ".pdf")
 MAX_BYTES = 20_000_000
 STDIN = "-"
 WIDTH = 100
+MOSTLY_PROSE = 0.9  # from here on, the content is not shown
 OK, FAILED, BAD_INPUT, AI, UNCERTAIN, INTERRUPTED = 0, 1, 2, 3, 4, 128 + signal.SIGINT
 EPILOG = """\
 exit codes:
@@ -238,6 +239,10 @@ def explanation(text: str, verdict: Verdict) -> list[str]:
     if verdict.label is Label.AI and verdict.ppv is not None:
         right = out_of_100(verdict.ppv)
         lines.append(f"If {out_of_100(verdict.prevalence)} texts are AI, {right} texts labelled AI are really AI.")
+    if verdict.content.get("prose", 1) < MOSTLY_PROSE:
+        kinds = sorted(verdict.content.items(), key=lambda item: -item[1])
+        parts = ", ".join(f"{percent(fraction)} {kind.replace('_', ' ')}" for kind, fraction in kinds)
+        lines.append(f"Read as: {parts}.")
     if verdict.tampering:
         counts = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in verdict.tampering.items())
         lines.append(

@@ -74,6 +74,7 @@ class Verdict(BaseModel):
     confidence: float = Field(description="Confidence of `fpr_upper_bound`")
     reasons: list[Reason] = Field(description="Why the label is `uncertain`; empty otherwise")
     tampering: dict[str, int] = Field(description="Characters removed or replaced before reading, by kind")
+    content: dict[str, float] = Field(description="Fractions of the visible characters that are `prose`, `code` …")
     spans: list[Span] | None = Field(default=None, description="Scores by sentence, if requested")
     ai_fraction: float | None = Field(default=None, description="Fraction of the text in sentences more likely AI")
     num_tokens: int = Field(description="Length of the normalised text in tokens; all are read")

@@ -21,9 +21,8 @@ from detect_ai.models.batch import collate, lane_tokens, plan_scoring
 from detect_ai.models.style import Style
 from detect_ai.models.tokenizer import Tokenizer
 from detect_ai.schemas import Label, Reason, Span, Verdict
-from detect_ai.text.content_type import dominant_non_prose
-from detect_ai.text.language import language_problem
-from detect_ai.text.normalize import NORMALISER_VERSION, Normalised, latin_fraction, normalise
+from detect_ai.text.content import Content, content_report
+from detect_ai.text.normalize import NORMALISER_VERSION, Normalised, normalise
 from detect_ai.text.sentences import sentences
 from detect_ai.text.windows import aggregate_windows, split_windows
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from detect_ai.models.tokenizer import Ids
 
 Scores = NDArray[np.float64]
-MIN_LATIN_FRACTION = 0.5
 BATCH_TOKENS = 8192
 UNDECIDED = {BOTH: Reason.BETWEEN_THRESHOLDS, NEITHER: Reason.UNLIKE_CALIBRATION}
 
@@ -47,7 +45,7 @@ class Document:
     normalised: Normalised
     input_ids: Ids
     num_windows: int
-    reasons: tuple[Reason, ...] = ()  # why the text is out of scope for the detector
+    content: Content = field(default_factory=Content)  # of a detector; a checkpoint does not look at it
     # What calibration says of its style: the standardised scores it needs, by false positive rate, and what it is like.
     required: Floats = field(default_factory=lambda: np.empty(0))
     nearest_domain: str | None = None
@@ -166,24 +164,16 @@ class Detector(Scorer):
         return cls(spec, tokenizer, backend, batch_tokens, style)
 
     def encode(self, texts: Sequence[str], normalised: Sequence[Normalised]) -> list[Document]:
-        """Tokenise normalised texts, find out which are out of scope, and what calibration says of their styles."""
-        documents = super().encode(texts, normalised)
+        """Tokenise normalised texts, report their content, and what calibration says of their styles."""
         language = str(self.spec.corpus.get("language", ""))
-        for i, document in enumerate(documents):
-            reasons: list[Reason] = []
-            problem = None
-            if latin_fraction(document.normalised.text) < MIN_LATIN_FRACTION:
-                reasons.append(Reason.OTHER_SCRIPT)
-            else:
-                problem = language_problem(document.normalised.text, language)
-            if problem == "other_language":
-                reasons.append(Reason.OTHER_LANGUAGE)
-            if kind := dominant_non_prose(document.text):
-                reasons.append(Reason(kind))
-            elif problem == "not_language":  # code and tables are not running text either
-                reasons.append(Reason.NOT_LANGUAGE)
-            documents[i] = replace(document, reasons=tuple(reasons), **self._compare(document.input_ids))
-        return documents
+        return [
+            replace(
+                document,
+                content=content_report(document.text, document.normalised, language),
+                **self._compare(document.input_ids),
+            )
+            for document in super().encode(texts, normalised)
+        ]
 
     def _compare(self, input_ids: Ids) -> dict[str, Any]:
         """The fields of a document that depend on its style: of one text at a time, so that it is the same anywhere."""
@@ -292,7 +282,7 @@ class Detector(Scorer):
         threshold, shift = calibration.thresholds[target_fpr], calibration.prior_shift(prevalence)
         prevalence = calibration.prevalence if prevalence is None else prevalence
         is_short = num_tokens < self.spec.min_tokens_at(target_fpr)
-        reasons = [*([Reason.TOO_SHORT] if is_short else []), *document.reasons]
+        reasons = [*([Reason.TOO_SHORT] if is_short else []), *map(Reason, document.content.reasons)]
         decision = int(calibration.decide(score, num_tokens, document.required[None], target_fpr)[0])
         if decision in UNDECIDED:
             reasons.append(UNDECIDED[decision])
@@ -318,6 +308,7 @@ class Detector(Scorer):
             confidence=threshold.confidence,
             reasons=reasons,
             tampering=document.normalised.tampering,
+            content=document.content.rounded(),
             spans=spans,
             ai_fraction=ai_fraction,
             num_tokens=num_tokens,

@@ -255,7 +255,7 @@ def verdict_rows(detector: Detector, texts: Sequence[Text], config: ScoreConfig)
         verdict = verdicts[detector.spec.default_target_fpr]
         rows.append(
             {
-                **verdict.model_dump(mode="json", exclude={"label", "spans", "tampering"}),
+                **verdict.model_dump(mode="json", exclude={"label", "spans", "tampering", "content"}),
                 **text.values,
                 "row": text.row,
                 "id": text.id,
@@ -264,6 +264,7 @@ def verdict_rows(detector: Detector, texts: Sequence[Text], config: ScoreConfig)
                 "verdict": verdict.label.value,
                 "score": float(score),
                 "tampering": json.dumps(verdict.tampering),
+                "content": json.dumps(verdict.content),
                 "verdicts": json.dumps({repr(t): v.label.value for t, v in verdicts.items()}),
                 "spans": None if spans is None else json.dumps([span.model_dump() for span in spans]),
             }

@@ -41,6 +41,7 @@ VERDICT_SCHEMA = pa.schema(
         ("fpr_upper_bound", pa.float64()),
         ("confidence", pa.float64()),  # of that bound
         ("tampering", pa.string()),  # JSON
+        ("content", pa.string()),  # JSON
         ("num_tokens", pa.int32()),
         ("num_windows", pa.int32()),
         ("verdicts", pa.string()),  # JSON: by target FPR
@@ -50,7 +51,7 @@ VERDICT_SCHEMA = pa.schema(
     ]
 )
 UNFINISHED = "_unfinished"  # a file in the folder while more verdicts are written
-_JSON = ("tampering", "verdicts", "spans")
+_JSON = ("tampering", "content", "verdicts", "spans")
 _STRINGS = (*SLICES, "group", "compared_with")
 _COLUMNS = (
     *("row", "id", "digest", "label", "score", "probability", "p_value", "fpr_upper_bound", "num_tokens"),

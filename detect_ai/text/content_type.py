@@ -1,4 +1,4 @@
-"""Content type of a text: fractions of code, tables, quotations, links and references, as opposed to prose.
+"""Content type of each character of a text: code, tables, quotations, links and references, as opposed to prose.
 
 Linear time. Unclear lines count as prose.
 """
@@ -6,23 +6,25 @@ Linear time. Unclear lines count as prose.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import zip_longest
+from string import ascii_letters, digits
 
 import numpy as np
 import numpy.typing as npt
 
+TYPES = ("prose", "code", "tables", "quotations", "links", "references", "lost")
+PROSE, CODE, TABLES, QUOTATIONS, LINKS, REFERENCES, LOST = range(len(TYPES))
+
 _Mask = npt.NDArray[np.bool_]
 _Ints = npt.NDArray[np.int64]
 
-# Above these fractions a text is out of scope. Fiction has much dialogue, so the limit of quotations is higher.
-LIMITS = {"code": 0.5, "tables": 0.5, "quotations": 0.6}
-MAX_NON_PROSE = 0.5  # of code, tables, links and references together
-MAX_WITH_QUOTATIONS = 0.6
-
 _SYMBOLS = r"{}\[\]()<>=;_+*/\\^&~$#@`"
 _LETTERS = r"A-Za-z\x80-\U0010ffff"
-_CALL = rf"(?:\(|_(?=[{_LETTERS}0-9]))(?<=[{_LETTERS}0-9].)"  # or an identifier
+# Classes of characters, one bit each.
+_VISIBLE, _LETTER, _DIGIT, _SYMBOL, _OPERATOR, _PIPE, _COMMA, _LOST = (1 << bit for bit in range(8))
+_CALL = re.compile(rf"(?:\(|_(?=[{_LETTERS}0-9]))(?<=[{_LETTERS}0-9].)")  # or an identifier
 # Lines that are code in any context.
 _CODE = r"""(?x)[ \t]*+(?:
       (?:async\ ++)?def\ \w+\ *\( | class\ \w+\ *(?:\([^()\n]*\)\ *)?[:{] | from\ ++[\w.]+\ ++import\b
@@ -33,6 +35,8 @@ _CODE = r"""(?x)[ \t]*+(?:
       | "[^"\n]*"\ *:(?!\w) | [a-z-]+:\ [^;\n.]{1,60};[ \t]*$
       | (?:\$|[\w.-]+@[\w.-]+:[^\s$\#]*[$\#])\ ++[a-z./]
       | >>>\ (?:\w+(?:\.\w+)*+(?:\ *=|\()|(?:import|from|for|def|class|if|with)\b)
+      | \d{4}-\d\d-\d\d[\ T]\d\d:\d\d:\d\d | [A-Z][a-z]{2}\ [\ \d]\d\ \d\d:\d\d:\d\d\ \S  # log records
+      | [\d.]{7,15}\ \S{1,40}\ \S{1,40}\ \[\d\d/
     )"""
 # Code, unless the line is all capitals in a text without operators.
 _SQL = (
@@ -47,17 +51,27 @@ _MAYBE_CODE = (
 )
 _LONGEST_GAP = 7  # lines between two lines of code that may be code too
 _TAG = r"[ \t]*+</?[A-Za-z!][^<>\n]*>"
-_MANY_WORDS = 25  # in a line: then it is code only if much of it is in words with symbols that are not formulas
-_CODE_WORD = rf"(?<!\S)(?!(?=\S*[$\\])\S{{1,39}}(?!\S))[^\s{_SYMBOLS}]*+[{_SYMBOLS}]\S*+"
+_CELL_WORDS = 8
+_MANY_WORDS = 25  # in a line: then it is code or a row only if much of it is symbols, formulas aside, or many cells
+_CODE_WORD = re.compile(rf"(?<!\S)(?!(?=\S*[$\\])\S{{1,39}}(?!\S))[^\s{_SYMBOLS}]*+[{_SYMBOLS}]\S*+")
 _FENCE = r"^ {0,3}(?:```++|~~~++(?=[ ]*+[A-Za-z]))[ ]*+([^\n`]*+)$"
 _PROSE_FENCES = {"", "text", "txt", "plain", "plaintext", "markdown", "md"}
-_LINK = r"(?:https?://|www\.)[^\s)\]>]*|\]\([^()\s\]]*\)"
+_LINK = re.compile(r"(?:https?://|www\.)[^\s)\]>]*|\]\([^()\s\]]*\)")
+_NUMBERED_REFERENCE = r"[ \t]*+\[\d{1,4}\]:? "
+# A reference as APA, Vancouver and MLA print it, if others follow.
+_REFERENCE = r"""(?x)[ \t]*+(?:[-*•]\ ++|\(?\d{1,3}[.)]\ *+)?+[^\W\d_][\w'’-]{0,30}(?:
+      ,\ [^\W\d_]\.[^\n]{0,200}?\b(?:19|20)\d\d[a-z]?\b | \ [A-Z]{1,3}[,.][^\n]{0,300}?\b(?:19|20)\d\d;
+      | ,\ [^\n]{0,300}?\b(?:pp?|vol|no)\.\ ?\d
+    )"""
+_MIN_REFERENCES = 3
+_REFERENCE_LIST = re.compile(f"r(?:s{{0,3}}r){{{_MIN_REFERENCES - 1},}}s?")  # with the short lines that continue them
+_SHORT_LINE = 120  # visible characters
 # Two quotes in a paragraph without another one between them. Adjacent characters tell opening from closing quotes.
 _QUOTATION = re.compile(
     r"""(?:“|(?<![^\s(\[{<–—-])["„«»](?=\S))(?P<quoted>[^"“”„«»\n]*+(?:\n(?![^\S\n]*+\n)[^"“”„«»\n]*+)*+)"""
     r"""(?:”|(?<=[^\s(\[{<])["“„«»](?!\w))"""
 )
-_MANY_QUOTED_WORDS = 6  # up to these, quotes mark terms and names
+_MIN_BLOCK_WORDS = 40  # a block quotation (APA 7, 8.27); shorter ones are dialogue, terms and what others said
 
 
 class _Lines:
@@ -67,20 +81,37 @@ class _Lines:
     """
 
     def __init__(self, text: str) -> None:
-        self.text = text.replace("\r\n", "\n").replace("\r", "\n") + "\n"
-        matches = [*re.finditer(r"^.*\S", self.text, re.MULTILINE)]
-        self.starts = np.array([match.start() for match in matches])
-        self.first, self.last = [match[0].lstrip()[0] for match in matches], [match[0][-1] for match in matches]
-        self.size, self.words = self.chars(r"\S+"), self.hits(r"\S+")
-        self.letters, self.symbols = self.chars(f"[{_LETTERS}]+"), self.chars(rf"[{_SYMBOLS}]+")
+        self.text = text.replace("\r\n", " \n").replace("\r", "\n") + "\n"  # keeps all offsets
+        codes = np.frombuffer(self.text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        self.classes = _classes()[codes]
+        self.visible = self.classes & _VISIBLE > 0
+        ends = np.flatnonzero(codes == ord("\n")) + 1
+        starts = np.concatenate(([0], ends[:-1]))
+        filled = np.add.reduceat(self.visible, starts, dtype=np.int64) > 0
+        self.starts, ends = starts[filled], ends[filled]
+        places = np.flatnonzero(self.visible)
+        self.first = [self.text[i] for i in places[np.searchsorted(places, self.starts)].tolist()]
+        self.last = [self.text[i] for i in places[np.searchsorted(places, ends) - 1].tolist()]
+        self.size = self.sums(self.visible)
+        self.words = self.sums(self.visible & ~np.concatenate(([False], self.visible[:-1])))
 
-    def chars(self, pattern: str) -> _Ints:
-        """Number of characters of each line in matches of a pattern."""
-        return self.count(match.span() for match in re.finditer(pattern, self.text, re.MULTILINE))
+    def sums(self, mask: _Mask) -> _Ints:
+        """Number of characters of each line in a mask of shape (len(text),)."""
+        return np.add.reduceat(mask, self.starts, dtype=np.int64)
 
-    def hits(self, pattern: str) -> _Ints:
+    def chars(self, kind: int) -> _Ints:
+        """Number of characters of a class in each line."""
+        return self.sums(self.classes & kind > 0)
+
+    def hits(self, pattern: str | re.Pattern[str]) -> _Ints:
         """Number of matches of a pattern that begin on each line."""
-        return self.count((match.start(), match.start() + 1) for match in re.finditer(pattern, self.text, re.MULTILINE))
+        return self.count((match.start(), match.start() + 1) for match in re.finditer(pattern, self.text))
+
+    def count(self, spans: Iterable[tuple[int, int]]) -> _Ints:
+        """Number of characters of each line in spans that do not cross lines."""
+        starts, ends = np.array([*spans], np.int64).reshape(-1, 2).T
+        line = (np.searchsorted(self.starts, starts, side="right") - 1).clip(0)
+        return np.bincount(line, ends - starts, len(self.starts)).astype(np.int64)
 
     def match(self, pattern: str) -> _Mask:
         """Mask of the lines where a pattern matches at the start."""
@@ -93,50 +124,50 @@ class _Lines:
     def end_with(self, chars: str) -> _Mask:
         return np.array([char in chars for char in self.last])
 
-    def count(self, spans: Iterable[tuple[int, int]]) -> _Ints:
-        """Number of characters of each line in spans that do not cross lines."""
-        starts, ends = np.array([*spans], np.int64).reshape(-1, 2).T
-        line = (np.searchsorted(self.starts, starts, side="right") - 1).clip(0)
-        return np.bincount(line, ends - starts, len(self.starts)).astype(np.int64)
 
+def content_types(text: str) -> tuple[npt.NDArray[np.uint8], _Mask]:
+    """The index in `TYPES` of each character of a text, as submitted, and whether it is visible; shapes (len(text),).
 
-def content_fractions(text: str) -> dict[str, float]:
-    """Fractions of the visible characters of a text, as submitted, that are not its author's prose.
-
-    They are `code`, `tables`, `quotations` (lines after `>`, and more than six words in double quotes) and `other`
-    (links and lists of references). No character counts twice.
+    Quotations are lines after `>`, and at least 40 words in double quotes; references are entries of a bibliography;
+    lost characters are U+FFFD and lone surrogates. All else that is not recognised is prose.
     """
     if not text or text.isspace():
-        return dict.fromkeys(("code", "tables", "quotations", "other"), 0.0)
+        return np.zeros(len(text), np.uint8), np.zeros(len(text), np.bool_)
     lines = _Lines(text)
-    code = _code(lines)
-    quoted = lines.begin_with(">") & ~code
-    tables = _tables(lines) & ~code & ~quoted
-    other = lines.match(r"[ \t]*+\[\d{1,4}\]:? ") | (2 * lines.chars(_LINK) > lines.size)
-    other &= ~code & ~quoted & ~tables
-    whole, word, spans = lines.text.strip(), re.compile(r"\S+"), []
-    for match in _QUOTATION.finditer(lines.text):  # quotes around the whole text do not count
-        if len(match["quoted"].split()) > _MANY_QUOTED_WORDS and match[0] != whole:
-            spans += [quoted_word.span() for quoted_word in word.finditer(lines.text, *match.span())]
-    inline = np.where(code | quoted | tables | other, 0, lines.count(spans))
-    masks = {"code": code, "tables": tables, "quotations": quoted, "other": other}
-    counts = {kind: int(lines.size[mask].sum()) for kind, mask in masks.items()}
-    counts["quotations"] += int(inline.sum())
-    return {kind: count / int(lines.size.sum()) for kind, count in counts.items()}
+    masks = {CODE: _code(lines), QUOTATIONS: lines.begin_with(">"), TABLES: _tables(lines)}
+    masks[REFERENCES] = _references(lines)
+    line_types = np.select([*masks.values()], [*masks], PROSE).astype(np.uint8)
+    types = np.repeat(line_types, np.diff(lines.starts, append=len(lines.text)))
+    types = np.concatenate((np.zeros(lines.starts[0], np.uint8), types))
+    for kind, start, end in _inline(lines.text):
+        span = types[start:end]
+        span[span == PROSE] = kind
+    types[lines.classes & _LOST > 0] = LOST
+    return types[:-1], lines.visible[:-1]
 
 
-def dominant_non_prose(text: str) -> str | None:
-    """Main kind of content of a text, as submitted, that is not prose; None for prose and for an empty text.
+@cache
+def _classes() -> npt.NDArray[np.uint8]:
+    """The classes of all code points, shape (0x110000,)."""
+    classes = np.full(0x110000, _VISIBLE, np.uint8)
+    classes[[code for code in range(0x3001) if chr(code).isspace()]] = 0
+    classes[0x80:] |= _LETTER
+    classes[0xD800:0xE000] |= _LOST
+    members = {_LETTER: ascii_letters, _DIGIT: digits, _SYMBOL: r"{}[]()<>=;_+*/\^&~$#@`", _OPERATOR: r"{}<>=;\^~"}
+    for kind, chars in (members | {_PIPE: "|", _COMMA: ",", _LOST: "\ufffd"}).items():
+        classes[[ord(char) for char in chars]] |= kind
+    return classes
 
-    One of `mostly_code`, `mostly_tables`, `mostly_quotations`; `not_prose` for links and references, or a mixture.
-    """
-    fractions = content_fractions(text)
-    for kind, limit in LIMITS.items():
-        if fractions[kind] > limit:
-            return f"mostly_{kind}"
-    total = sum(fractions.values())
-    is_other = total - fractions["quotations"] > MAX_NON_PROSE or total > MAX_WITH_QUOTATIONS
-    return "not_prose" if is_other else None
+
+def _inline(text: str) -> Iterator[tuple[int, int, int]]:
+    """Type, start and end of links and block quotations; quotes around the whole text do not count."""
+    if "://" in text or "www." in text or "](" in text:
+        yield from ((LINKS, *match.span()) for match in _LINK.finditer(text))
+    if re.search('["“”„«»]', text):
+        whole = text.strip()
+        for match in _QUOTATION.finditer(text):
+            if len(match["quoted"].split()) >= _MIN_BLOCK_WORDS and match[0] != whole:
+                yield QUOTATIONS, *match.span()
 
 
 def _code(lines: _Lines) -> _Mask:
@@ -144,10 +175,10 @@ def _code(lines: _Lines) -> _Mask:
     stripped = lines.text.strip()
     if stripped[0] + stripped[-1] in ("{}", "[]") and re.search(r'"[ \t]*+:', stripped):
         return np.ones_like(lines.size, np.bool_)
-    size, symbols, operators = lines.size, lines.symbols, lines.chars(r"[{}<>=;\\^~]+")
+    size, symbols, operators = lines.size, lines.chars(_SYMBOL), lines.chars(_OPERATOR)
     marks = operators + lines.hits(_CALL)
     dense = ((marks >= 2) & (symbols >= 0.08 * size)) | ((marks >= 1) & (symbols >= 0.12 * size))
-    more = marks > lines.chars(";+")  # a poem ends its lines with semicolons too
+    more = marks > lines.hits(";+")  # a poem ends its lines with semicolons too
     quoted, sql = lines.begin_with(">"), lines.match(_SQL)
     if sql.any() and not operators.any():
         sql &= lines.hits(r"[a-z\x80-\U0010ffff]+") > 0
@@ -155,14 +186,17 @@ def _code(lines: _Lines) -> _Mask:
     strong &= ~(lines.begin_with("|") & lines.end_with("|")) & ~quoted
     strong |= lines.match(_CODE) | sql
     if (long := strong & (lines.words >= _MANY_WORDS)).any():
-        strong &= ~long | (lines.chars(_CODE_WORD) >= 0.4 * size)
+        code_words = lines.count(match.span() for match in _CODE_WORD.finditer(lines.text))
+        strong &= ~long | (code_words >= 0.4 * size)
     strong |= lines.match(_TAG) & lines.end_with(">")
+    if not strong.any():
+        return _fenced(lines, strong)
     weak = (lines.match(_MAYBE_CODE) | (size < 25) | lines.end_with(";,{:)")) & ~quoted
     letters = "".join(np.where(strong, "c", np.where(weak, "w", "p")))
     filled = re.sub(rf"(?<=c)w{{1,{_LONGEST_GAP}}}(?=c)", lambda gap: "c" * len(gap[0]), letters)
     quotes = lines.hits('"""|\'{3}')
     in_docstring = ((np.cumsum(quotes) - quotes) % 2 == 1) | (quotes > 0)
-    docstrings: _Mask = in_docstring & (quotes.sum() > 1) & strong.any()
+    docstrings: _Mask = in_docstring & (quotes.sum() > 1)
     code: _Mask = np.array([*filled]) == "c"
     return code | docstrings | _fenced(lines, strong)
 
@@ -170,7 +204,10 @@ def _code(lines: _Lines) -> _Mask:
 def _fenced(lines: _Lines, strong: _Mask) -> _Mask:
     """Lines in fenced code blocks. A fence without a programming language may contain prose."""
     fenced = np.zeros(len(strong), np.bool_)
-    sentence = (lines.words >= 8) & (lines.letters > 0.85 * lines.size) & (lines.symbols < 0.04 * lines.size)
+    if "```" not in lines.text and "~~~" not in lines.text:
+        return fenced
+    letters, symbols = lines.chars(_LETTER), lines.chars(_SYMBOL)
+    sentence = (lines.words >= 8) & (letters > 0.85 * lines.size) & (symbols < 0.04 * lines.size)
     languages = re.findall(_FENCE, lines.text, re.MULTILINE)
     fences = np.flatnonzero(lines.match(_FENCE)).tolist()
     for language, start, end in zip_longest(languages[::2], fences[::2], fences[1::2]):
@@ -184,27 +221,44 @@ def _fenced(lines: _Lines, strong: _Mask) -> _Mask:
 
 def _tables(lines: _Lines) -> _Mask:
     """Mask of the lines that are table rows."""
-    size, digits = lines.size, lines.chars("[0-9]+")
-    numbers = (digits >= 0.4 * size) & (lines.letters <= digits)
-    pipes = lines.chars(r"\|+")
-    framed = lines.begin_with("|+") & lines.end_with("|+") & (size > 2)
-    piped = ((pipes >= 2) & (size < 100 * (pipes + 1))) | framed
-    # A column gap is a tab, or two spaces not after the end of a sentence.
-    gaps = lines.hits(r"[^\s.!?,;:](?=(?:\t|[^\S\n]{2})[^\S\n]*\S)")
-    tight, commas = lines.hits(r"[,;](?=\S)"), lines.chars(",+")  # no space after a comma, as in CSV
+    size, num_digits, none = lines.size, lines.chars(_DIGIT), np.zeros_like(lines.size)
+    rows: _Mask = (num_digits >= 0.4 * size) & (lines.chars(_LETTER) <= num_digits)
     ends = lines.end_with(".!?,;:")
-    columns = (gaps >= 2) & (size < 30 * (gaps + 1))
-    tabs = lines.hits(r"(?<![^\S\n])[^\S\n\t]*+\t[^\S\n]*+(?=\S)")  # blanks with a tab, once each: linear time
-    pairs = (gaps == 1) & (size < 60) & (tabs > 0) & ~ends
+    if "|" in lines.text:
+        pipes, bars = lines.chars(_PIPE), lines.hits(r"(?<!\S)\|(?!\S)")
+        framed = lines.begin_with("|+") & lines.end_with("|+") & (size > 2)
+        short = lines.words < _MANY_WORDS  # in a long line, absolute values and alternatives are no cells
+        piped = (pipes >= 2) & (size < 100 * (pipes + 1)) & (short | (lines.words <= _CELL_WORDS * bars))
+        rows |= framed | piped | _runs(pipes, (pipes >= 1) & (size < 200), 3)
+    if "\t" in lines.text or re.search(r"[^\S\n]{2}", lines.text):
+        # A column gap is a tab, or two spaces not after the end of a sentence.
+        gaps = lines.hits(r"[^\s.!?,;:](?=(?:\t|[^\S\n]{2})[^\S\n]*\S)")
+        tabs = lines.hits(r"(?<![^\S\n])[^\S\n\t]*+\t[^\S\n]*+(?=\S)")  # blanks with a tab, once each: linear time
+        columns = (gaps >= 2) & (size < 30 * (gaps + 1))
+        pairs = (gaps == 1) & (size < 60) & (tabs > 0) & ~ends
+        rows |= _runs(gaps, columns, 3) | _runs(gaps, pairs, 3)
+    commas, tight = lines.chars(_COMMA), lines.hits(r"[,;](?=\S)")  # no space after a comma, as in CSV
     separated = (tight >= 2) & (size < 25 * (tight + 1)) & (tight >= 0.5 * commas) & (lines.words <= 3 * (tight + 1))
     spaced = (commas >= 2) & (2 * lines.words <= 5 * (commas + 1)) & ~ends
-    rows = numbers | piped
-    rows |= _runs(gaps, columns, 3) | _runs(gaps, pairs, 3) | _runs(np.zeros_like(tight), separated, 3)
-    return rows | _runs(pipes, (pipes >= 1) & (size < 200), 3) | _runs(commas, spaced, 4)
+    return rows | _runs(none, separated, 3) | _runs(commas, spaced, 4)
+
+
+def _references(lines: _Lines) -> _Mask:
+    """Mask of the lines that are entries of a bibliography."""
+    numbered = lines.match(_NUMBERED_REFERENCE)
+    if len(numbered) < _MIN_REFERENCES:
+        return numbered
+    letters = "".join(np.where(lines.match(_REFERENCE), "r", np.where(lines.size < _SHORT_LINE, "s", "p")))
+    listed = np.zeros_like(numbered)
+    for match in _REFERENCE_LIST.finditer(letters):
+        listed[slice(*match.span())] = True
+    return numbered | listed
 
 
 def _runs(key: _Ints, mask: _Mask, least: int) -> _Mask:
     """Lines of a mask that are in a run of at least `least` lines with the same key."""
+    if np.count_nonzero(mask) < least:
+        return np.zeros_like(mask)
     new = np.ones(len(key), np.bool_)
     new[1:] = (key[1:] != key[:-1]) | ~mask[1:] | ~mask[:-1]
     run = np.cumsum(new) - 1

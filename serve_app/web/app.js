@@ -30,6 +30,13 @@ const TAMPERING = {
 };
 const PREVALENCES = [0.01, 0.05, 0.2, 0.5];
 const CLASS_SIZE = 30;
+const CONTENT = {
+  other_script: "another script",
+  other_language: "another language",
+  not_language: "not recognised as English",
+  lost: "lost characters",
+};
+const MOSTLY_PROSE = 0.9; // from here on, the content is not shown
 let model = null;
 
 function element(name, text, className) {
@@ -153,6 +160,13 @@ function showTampering(verdict) {
   byId("tampering-block").hidden = counts.length === 0;
 }
 
+function showContent({ content = {} }) {
+  const kinds = Object.entries(content).sort(([, a], [, b]) => b - a);
+  const parts = kinds.map(([kind, fraction]) => `${percent(fraction)} ${CONTENT[kind] || kind}`);
+  byId("content").textContent = `Read as: ${parts.join(", ")}.`;
+  byId("content").hidden = kinds.length === 0 || content.prose >= MOSTLY_PROSE;
+}
+
 function showSentences(text, verdict) {
   const spans = verdict.reasons.length ? [] : verdict.spans;
   const points = Array.from(text); // offsets count code points; JavaScript strings count UTF-16 units
@@ -181,6 +195,7 @@ function show(text, verdict) {
   byId("verdict").textContent = headline(verdict);
   byId("meaning").textContent = meaning(verdict);
   showReasons(verdict);
+  showContent(verdict);
   showNumbers(verdict);
   showTampering(verdict);
   showSentences(text, verdict);

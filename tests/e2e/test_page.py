@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -117,6 +118,13 @@ def test_short_text_gets_no_number(page: Page) -> None:
     assert page.locator("#verdict").inner_text() == "Uncertain: too short"
     assert "too short" in page.locator("#reasons").inner_text()
     expect(page.locator("#numbers")).to_be_hidden()
+
+
+def test_content_that_is_not_prose_is_shown(page: Page) -> None:
+    check(page, TEXT)
+    expect(page.locator("#content")).to_be_hidden()
+    check(page, TEXT + "\n" + "def rain(train):\n    return train + 1\n" * 8)
+    expect(page.locator("#content")).to_have_text(re.compile(r"^Read as: \d+% prose, \d+% code\.$"))
 
 
 def test_hidden_characters_are_counted(page: Page) -> None:

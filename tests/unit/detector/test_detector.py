@@ -97,23 +97,18 @@ def test_the_learned_length_holds_at_its_target(spec, detector):
 
 
 @pytest.mark.parametrize(
-    ("text", "reasons"),
+    ("text", "content", "reasons"),
     [
-        ("Все счастливые семьи похожи друг на друга. " * 3, [Reason.OTHER_SCRIPT]),
-        ("1234 5678 !!! ... " * 10, [Reason.OTHER_SCRIPT, Reason.MOSTLY_TABLES]),
-        (GERMAN, [Reason.OTHER_LANGUAGE]),
-        (GERMAN * 12 + "The council met on Tuesday to vote on the bridge.", [Reason.OTHER_LANGUAGE]),
-        ("7KH FRXQFLO YRWHG RQ 7XHVGDB WR FORVH WKH EULGJH " * 5, [Reason.NOT_LANGUAGE]),
-        ("".join(f"https://example.org/page/{n}\n" for n in range(20)), [Reason.NOT_PROSE]),
-        ("def rain(train):\n    return train + 1\n\n" * 8, [Reason.MOSTLY_CODE]),
-        ("| town | bridge |\n" * 12, [Reason.MOSTLY_TABLES]),
+        (GERMAN, {"other_language": 1.0}, [Reason.OTHER_LANGUAGE]),
         # Line breaks are gone from what is scored.
-        ("He wrote:\n" + "> The council went to the bridge on Tuesday.\n" * 6, [Reason.MOSTLY_QUOTATIONS]),
+        (f"{ENOUGH}\n" + f"> {ENOUGH}\n" * 3, {"prose": 0.25, "quotations": 0.75}, [Reason.MOSTLY_QUOTATIONS]),
+        (f"{ENOUGH}\n> {ENOUGH}\n", {"prose": 0.5, "quotations": 0.5}, []),
     ],
 )
-def test_other_languages_and_content_get_no_verdict(spec, detector, text, reasons):
+def test_content_is_reported_and_limited(spec, detector, text, content, reasons):
     verdict = fixed(replace(spec, min_tokens=1), detector, 5.0).detect([text])[0]
-    assert (verdict.label, verdict.reasons) == (Label.UNCERTAIN, reasons)
+    assert (verdict.content, verdict.reasons) == (content, reasons)
+    assert verdict.label is (Label.UNCERTAIN if reasons else Label.AI)
 
 
 @pytest.mark.parametrize("corpus", [{"language": "de"}, {"language": ""}, {}])
@@ -124,7 +119,8 @@ def test_the_language_of_the_corpus_is_accepted(spec, detector, corpus):
 
 def test_every_reason_is_given(spec, detector):
     verdict = fixed(spec, detector, 1.0).detect([""])[0]
-    assert verdict.reasons == [Reason.TOO_SHORT, Reason.OTHER_SCRIPT, Reason.BETWEEN_THRESHOLDS]
+    assert verdict.reasons == [Reason.TOO_SHORT, Reason.BETWEEN_THRESHOLDS]
+    assert verdict.content == {}
     assert (verdict.num_tokens, verdict.num_windows) == (0, 1)
 
 
