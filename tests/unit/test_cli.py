@@ -185,6 +185,15 @@ def test_text_out_of_scope_gets_no_probability(decided, tmp_path, capsys):
     assert "%" not in output
 
 
+def test_content_that_is_not_prose_is_shown(decided, files, tmp_path, capsys):
+    path = tmp_path / "code.txt"
+    path.write_text("def rain(train):\n    return train + 1\n" * 8)
+    check(decided, path, files[Label.AI])
+    output = capsys.readouterr().out
+    assert output.startswith(f"{path}: Uncertain: mostly code\n")
+    assert output.count("Read as: 100% code.") == output.count("Read as: ") == 1
+
+
 def test_control_characters_are_not_printed(tmp_path, capsys):
     path = tmp_path / "a\x1b[31m\u202e.txt"
     path.write_text("One\x1b]0;title\x07 sentence.", newline="")
