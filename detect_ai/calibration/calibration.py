@@ -49,7 +49,7 @@ class Scores:
     def styles(self) -> Floats:
         """Shape (n, dimensions); of no dimension if there are none."""
         packed = np.frombuffer(base64.b64decode(self.packed_styles), "<f2")
-        return packed.astype(np.float64).reshape(len(self), -1 if len(self) else 0)
+        return packed.astype(np.float64).reshape(len(self), packed.size // max(1, len(self)))
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -71,6 +71,26 @@ class Domain:
 
 
 @dataclass(frozen=True)
+class LengthRates:
+    """Verdicts on calibration texts, and spans of them, of at least `low` and less than `high` tokens.
+
+    Attributes:
+        num_human, accused: human texts, and how many of them are labelled AI.
+        num_ai, found, cleared: AI texts, and how many of them are labelled AI, and human.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    low: int
+    high: int | None
+    num_human: int
+    accused: int
+    num_ai: int
+    found: int
+    cleared: int
+
+
+@dataclass(frozen=True)
 class Calibration(Scaling):
     """Scaling, thresholds and reference scores.
 
@@ -86,6 +106,7 @@ class Calibration(Scaling):
         domain_effects: how the tails of human scores differ between domains; None with too few of them.
         prevalence: fraction of AI texts that the probabilities assume.
         min_tokens: by target, the length from which the error rates hold.
+        by_length: by target, the verdicts that show it.
         span_scaling: of spans of a document, for the scores of sentences; None where calibration scored no spans.
     """
 
@@ -98,6 +119,7 @@ class Calibration(Scaling):
     domain_effects: DomainEffects | None
     prevalence: float
     min_tokens: dict[float, int] = field(default_factory=dict)
+    by_length: dict[float, tuple[LengthRates, ...]] = field(default_factory=dict)
     span_scaling: Scaling | None = None
 
     @property
@@ -148,6 +170,8 @@ class Calibration(Scaling):
 
     def predictions_of(self, texts: Scores, target_fpr: float) -> Labels:
         """Those of calibration texts."""
+        if not len(texts):
+            return np.empty(0, np.int64)
         return self.predictions(texts.scores, texts.num_tokens, self.required_scores(texts.styles), target_fpr)
 
     def ai_from(self, num_tokens: int, required: Floats, target_fpr: float) -> float:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import binomtest
 
-from detect_ai.calibration.calibration import Calibration, Domain, Scores
+from detect_ai.calibration.calibration import Calibration, Domain, LengthRates, Scores
 from detect_ai.calibration.conformal import Threshold, conformal_threshold
 from detect_ai.calibration.length import LengthModel, fit_length_model
 from detect_ai.calibration.new_domain import MIN_DOMAINS, DomainEffects, fit_domain_effects
@@ -32,7 +33,7 @@ GRID = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05
 MIN_TEXTS = 50  # human texts of a domain whose tail counts
 UNLIKE_FRACTION = 0.01  # of the AI texts that score too low to be called AI
 MIN_SCALED = 30  # texts of each class, for a scaling of spans
-MIN_TPR = 0.5  # lengths with a lower detection rate are too short for a verdict
+MAX_CHANCE = 0.05  # lengths whose FPR is so high by chance with a lower probability are too short
 
 
 def whole_documents(labels: ArrayLike, scores: ArrayLike, num_tokens: ArrayLike, domains: ArrayLike) -> pd.DataFrame:
@@ -68,7 +69,9 @@ def calibrate(scored: pd.DataFrame, config: CalibrationConfig, window: int) -> C
         prevalence=config.prevalence,
         span_scaling=_span_scaling(scored[~scored["is_whole"]], config.prevalence),
     )
-    return replace(calibration, min_tokens=_min_tokens(calibration, scored, config.verdict_lengths))
+    by_length = {target: _rates_by_length(calibration, scored, config.verdict_lengths, target) for target in thresholds}
+    min_tokens = {target: _min_tokens(rows, target) for target, rows in by_length.items()}
+    return replace(calibration, by_length=by_length, min_tokens=min_tokens)
 
 
 def _human_thresholds(
@@ -121,24 +124,27 @@ def _span_scaling(spans: pd.DataFrame, prevalence: float) -> Scaling | None:
     return fit_scaling(spans["label"], spans["score"], prevalence)
 
 
-def _min_tokens(calibration: Calibration, scored: pd.DataFrame, lengths: Sequence[int]) -> dict[float, int]:
-    """By target, the length from which every range has the detection rate; 0 where not even the longest has it.
+def _rates_by_length(
+    calibration: Calibration, scored: pd.DataFrame, lengths: Sequence[int], target_fpr: float
+) -> tuple[LengthRates, ...]:
+    """Of one span of each document in every range between these lengths: spans of one document are not independent."""
+    required = calibration.required_scores(_styles(scored))
+    decisions = calibration.predictions(scored["score"], scored["num_tokens"], required, target_fpr)
+    longest_first = scored.assign(decision=decisions).sort_values("num_tokens", ascending=False, kind="stable")
+    rows = []
+    for low, high in pairwise([0, *lengths, None]):
+        spans = longest_first[longest_first["num_tokens"] >= low]
+        spans = (spans[spans["num_tokens"] < high] if high else spans).drop_duplicates("document")
+        human, ai = (spans.loc[spans["label"] == label, "decision"] for label in (0, 1))
+        accused, found, cleared = (int(decided.sum()) for decided in (human == 1, ai == 1, ai == 0))
+        rows.append(LengthRates(low, high, len(human), accused, len(ai), found, cleared))
+    return tuple(rows)
 
-    Where the longest texts are hard to detect, so are those of any length: the length is not the reason there.
-    """
-    min_tokens = dict.fromkeys(calibration.thresholds, 0)
-    longest_first = scored[scored["label"] == 1].sort_values("num_tokens", ascending=False, kind="stable")
-    for target in calibration.thresholds:
-        is_found = False
-        for low, high in reversed(list(pairwise([0, *lengths, np.inf]))):
-            ai = longest_first[(longest_first["num_tokens"] >= low) & (longest_first["num_tokens"] < high)]
-            ai = ai.drop_duplicates("document")  # spans of one document are not independent
-            if not len(ai):
-                continue
-            required = calibration.required_scores(_styles(ai))
-            found = calibration.predictions(ai["score"], ai["num_tokens"], required, target) == 1
-            if found.mean() < MIN_TPR:
-                min_tokens[target] = int(high) if is_found else 0
-                break
-            is_found = True
-    return min_tokens
+
+def _min_tokens(rows: Sequence[LengthRates], target_fpr: float) -> int:
+    """The length from which no range has a higher false positive rate than the target, beyond chance."""
+    for row in reversed(rows):
+        test = binomtest(row.accused, max(1, row.num_human), target_fpr, alternative="greater")
+        if test.pvalue < MAX_CHANCE:
+            return row.high or row.low
+    return 0

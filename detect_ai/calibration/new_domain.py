@@ -31,7 +31,9 @@ from detect_ai.metrics import Floats
 MIN_DOMAINS = 5  # fewer say nothing about how domains differ
 # Candidates: distances between styles, which lie on the unit sphere, and fractions of the variance between domains that
 # style does not explain. Some always remains: domains of one style differ too.
-LENGTH_SCALES, UNEXPLAINED = (0.5, 0.8, 1.2, 2.0), (0.1, 0.2, 0.4, 1.0)
+LENGTH_SCALES, UNEXPLAINED = (0.5, 0.8, 1.2, 2.0), (0.1, 0.2, 0.4)
+NO_STYLE = (1.0, 1.0)
+PENALTY = 2.0
 
 
 class Tail(NamedTuple):
@@ -156,7 +158,8 @@ def fit_domain_effects(
     """Fit the human scores of each domain, shape (texts,), and the styles of the same texts, (texts, dimensions).
 
     The variance between domains is that of Paule and Mandel (1982) for correlated effects; length scale and
-    unexplained fraction are the candidates with the highest restricted likelihood over all rates.
+    unexplained fraction are the candidates with the highest restricted likelihood, on average over the rates. Style
+    counts only if that is better than without it by as much as two parameters cost (Akaike 1974).
 
     Raises CalibrationError for fewer than `MIN_DOMAINS` domains.
     """
@@ -170,12 +173,17 @@ def fit_domain_effects(
 
     def likelihood(candidate: tuple[float, float]) -> float:
         correlation = _correlation(centres, *candidate)
-        return sum(
-            _log_likelihood(_covariance(correlation, between_domain_variance(q, e, correlation), e), q)
-            for q, e in tails.transpose(0, 2, 1)
+        return float(
+            np.mean(
+                [
+                    _log_likelihood(_covariance(correlation, between_domain_variance(q, e, correlation), e), q)
+                    for q, e in tails.transpose(0, 2, 1)
+                ]
+            )
         )
 
-    length_scale, unexplained = max(product(LENGTH_SCALES, UNEXPLAINED), key=likelihood)
+    best = max(product(LENGTH_SCALES, UNEXPLAINED), key=likelihood)
+    length_scale, unexplained = best if likelihood(best) > likelihood(NO_STYLE) + PENALTY else NO_STYLE
     correlation = _correlation(centres, length_scale, unexplained)
     return DomainEffects(
         domains=tuple(human),

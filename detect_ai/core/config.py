@@ -167,8 +167,8 @@ class CalibrationConfig(Section):
     # With too few domains for that: the target holds for 95% of calibration splits, or on average over them.
     guarantee: Literal["confidence", "expectation"] = "confidence"
     max_cleared: OpenFraction = 0.1  # fraction of AI texts that may be labelled human
-    # Tokens; a span of each calibration text in every range between these is scored, to measure the detection rate by
-    # length and to scale the scores of sentences. Empty: min_tokens alone decides what is too short.
+    # Tokens; spans of calibration texts in every range between these are scored, to measure the error rates by length
+    # and to scale the scores of sentences. Empty: min_tokens alone decides what is too short.
     verdict_lengths: list[Count] = []
 
 

@@ -66,6 +66,7 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
         "num_ai": calibration.num_ai,
         "thresholds": {repr(target): vars(threshold) for target, threshold in calibration.thresholds.items()},
         "min_tokens": {repr(target): tokens for target, tokens in calibration.min_tokens.items()},
+        "by_length": [vars(row) for row in calibration.by_length[config.calibration.default_target_fpr]],
         "domains": {domain.name: len(domain.human) for domain in calibration.domains},
         "compared_with": calibration.compared_with.value,
         "corpus": corpus.key,

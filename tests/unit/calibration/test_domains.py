@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from detect_ai.calibration.calibration import Calibration
+from detect_ai.calibration.calibration import Calibration, LengthRates
 from detect_ai.calibration.conformal import conformal_threshold
-from detect_ai.calibration.domains import ai_quantile, calibrate, whole_documents
+from detect_ai.calibration.domains import _min_tokens, ai_quantile, calibrate, whole_documents
 from detect_ai.calibration.new_domain import MIN_DOMAINS, fit_domain_effects
 from detect_ai.calibration.scaling import fit_scaling
 from detect_ai.core.errors import CalibrationError
@@ -35,7 +35,8 @@ def test_styles_of_the_texts_are_kept_and_count():
     axes = scored["domain"].str[1:].astype(int) % 2
     scored.loc[axes == 1, "score"] += 5.0
     styles = np.eye(2)[axes] + rng.normal(0, 0.05, (len(scored), 2))
-    fitted = calibrate(scored.assign(style=list(styles)), config(), WINDOW)
+    fitted = calibrate(scored.assign(style=list(styles)), config(verdict_lengths=[64]), WINDOW)
+    assert fitted.by_length[0.05][0].num_human == 0
     low, high = fitted.required_scores(np.eye(2))[:, fitted.domain_effects.rates.index(0.05)]
     assert high - low == pytest.approx(5.0 / np.sqrt(fitted.human_length.variance[0]), rel=0.4)
     own = (scored["domain"] == "d01") & (scored["label"] == 0)
@@ -87,25 +88,33 @@ def test_spans_have_a_scaling_of_their_own():
 
 
 @pytest.mark.parametrize(
-    ("rates", "expected"),
+    ("accused", "expected"),
     [
-        ((0.6, 0.7, 0.9), 0),
-        ((0.4, 0.6, 0.9), 64),
-        ((0.4, 0.4, 0.9), 128),
-        ((0.6, 0.4, 0.9), 128),
-        ((0.4, 0.4, 0.4), 0),
-        ((0.4, None, 0.9), 64),
+        ((0, 0, 0), 0),
+        ((5, 2, 5), 0),  # 5% is allowed, with what chance adds
+        ((20, 0, 0), 64),
+        ((0, 20, 0), 128),
+        ((20, 0, 20), 128),  # not even the longest: the last range alone remains
     ],
 )
-def test_minimum_length_is_where_detection_suffices(rates, expected):
-    """AI texts with a span in every range, which are detected at these rates; human texts have one length."""
+def test_lengths_with_too_high_an_fpr_are_too_short(accused, expected):
+    ranges = zip((0, 64, 128), (64, 128, None), accused, strict=True)
+    rows = [LengthRates(low, high, 100, wrong, 0, 0, 0) for low, high, wrong in ranges]
+    assert _min_tokens(rows, 0.05) == expected
+
+
+def test_rates_by_length_count_one_span_of_a_document():
     rows = [(i, 0, float(i) / 200, LENGTHS[-1], "") for i in range(200)]
     for i in range(40):
-        spans = zip(rates, LENGTHS, strict=True)
-        rows += [(200 + i, 1, 30.0 if i < rate * 40 else -30.0, n, "") for rate, n in spans if rate is not None]
-    scored = scored_spans(rows)
-    assert calibrate(scored, config(verdict_lengths=[64, 128]), WINDOW).min_tokens == {0.05: expected}
-    assert calibrate(scored, config(), WINDOW).min_tokens == {0.05: 0}
+        rows += [(200 + i, 1, 30.0 if n > 64 or i < 10 else -30.0, n, "") for n in (30, 40, 96, 300)]
+    fitted = calibrate(scored_spans(rows), config(verdict_lengths=[64, 128]), WINDOW)
+    assert [(row.low, row.high, row.num_human, row.num_ai, row.found) for row in fitted.by_length[0.05]] == [
+        (0, 64, 0, 40, 10),
+        (64, 128, 0, 40, 40),
+        (128, None, 200, 40, 40),
+    ]
+    assert fitted.by_length[0.05][2].accused <= 10
+    assert fitted.min_tokens == {0.05: 0}
 
 
 def test_calibration_combines_scaling_and_prevalence():

