@@ -95,6 +95,17 @@ class CorpusConfig(Section):
     workers: Count = 2  # concurrent tasks that read, clean and tokenise
 
 
+class FetchConfig(Section):
+    """Download of the published sources of a corpus."""
+
+    data: Text = "data"  # folder that the corpora are written to; DETECT_AI_DATA
+    only: list[str] = []  # names of sources; empty: those whose folders the corpus reads
+    accept_licence: bool = False  # consent to the licences that ask for it
+    dry_run: bool = False  # list the sources, download nothing
+    base_url: str = ""  # of a mirror with <owner>/<repository>/<commit>/<path>; empty: GitHub's raw files
+    sources: str = ""  # folder of descriptions; empty: configs/sources
+
+
 class ModelConfig(Section):
     """The encoder to fine-tune, and the windows that documents are read in."""
 
@@ -288,6 +299,7 @@ class Config(Section):
     seed: Natural = 0
     storage: StorageConfig = StorageConfig()
     corpus: CorpusConfig = CorpusConfig()
+    fetch: FetchConfig = FetchConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     sweep: SweepConfig = SweepConfig()
@@ -329,7 +341,7 @@ class Config(Section):
 
     def published(self) -> dict[str, Any]:
         """The part that leaves the storage root, in bundles and W&B: no paths of this machine or cluster."""
-        sections = dict.fromkeys(("storage", "tracking", "bundle", "data", "compare"), True)
+        sections = dict.fromkeys(("storage", "tracking", "bundle", "data", "compare", "fetch"), True)
         values = self.model_dump(exclude={**sections, "score": {"out"}})
         for source in (values["model"], *values["corpus"]["sources"], *values["corpus"]["against"]):
             source["path"] = public_path(source["path"])

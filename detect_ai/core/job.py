@@ -9,7 +9,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,11 +30,13 @@ def run_job(
     argv: Sequence[str] | None = None,
     result_name: Callable[[Config], str] | None = None,
     settle: Callable[[Config, Sequence[str]], None] | None = None,
+    flags: Mapping[str, tuple[str, str]] | None = None,
 ) -> int:
     """Run a stage from command line arguments; those of the process if `argv` is None.
 
     `result_name` gives the name of the result if it is not that of the stage. `settle` adjusts or refuses the
-    configuration, given the overrides of the command line.
+    configuration, given the overrides of the command line. `flags` are options that stand for an override, each with
+    that override and a help text.
 
     Returns:
         0 after printing the result as one JSON line; after one `error:` line 2 for bad input, 1 for everything else.
@@ -47,13 +49,16 @@ def run_job(
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the configuration")
     parser.add_argument("--config-dir", help="a directory with further options for the groups")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+    for flag, (override, text) in (flags or {}).items():
+        parser.add_argument(flag, dest="flags", action="append_const", const=override, default=[], help=text)
     arguments = parser.parse_intermixed_args(argv)
+    overrides = [*arguments.overrides, *getattr(arguments, "flags", [])]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        config = load_config(arguments.overrides, arguments.config_dir)
+        config = load_config(overrides, arguments.config_dir)
         if settle:
-            settle(config, arguments.overrides)
+            settle(config, overrides)
         storage = Storage(config.storage.root)
         config.storage.root = storage.root  # absolute: workers have other working directories
         result = run_stage(result_name(config) if result_name else name, stage, config, storage)

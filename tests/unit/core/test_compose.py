@@ -136,7 +136,11 @@ def test_override_beats_environment(monkeypatch):
     assert "storage.root" in refusal()
 
 
-@pytest.mark.parametrize(("group", "option"), sorted((p.parent.name, p.stem) for p in CONFIG_DIR.glob("*/*.yaml")))
+# `sources` is not a group: `fetch` reads it.
+OPTIONS = sorted((p.parent.name, p.stem) for p in CONFIG_DIR.glob("*/*.yaml") if p.parent.name != "sources")
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_shipped_option_is_valid(group, option):
     given = ["corpus.sources.0.path=/x.csv"] if option == "csv" else []
     load_config([f"{group}={option}", *given])
