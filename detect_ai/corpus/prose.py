@@ -1,0 +1,90 @@
+"""Cleaning of published texts for `fetch`, alike for both classes, so that layout does not reveal the label. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from detect_ai.text.language import detect_language
+
+MIN_WORDS = 50
+MIN_DISTINCT = 0.6  # of a text's six-word sequences; a generation with fewer repeats itself
+_REFUSAL_CHARS = 220
+_TYPOGRAPHY = str.maketrans(
+    dict.fromkeys("‘’‚‛′`´", "'")
+    | dict.fromkeys("“”„‟″«»", '"')
+    | dict.fromkeys("‐‑‒–−", "-")
+    | dict.fromkeys("—―", " - ")
+    | dict.fromkeys(
+        "\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " "
+    )
+    | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad")
+    | dict.fromkeys("•▪◦●", "-")
+    | {"…": "...", "ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "\u2028": "\n", "\u2029": "\n\n"}
+)
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
+_MARKDOWN = [
+    (re.compile(r"```.*?```", re.DOTALL), ""),
+    (re.compile(r"^#{1,6} .*$", re.MULTILINE), ""),
+    (re.compile(r"^\s*(?:[-*_] ?){3,}\s*$", re.MULTILINE), ""),
+    (re.compile(r"\*\*([^*\n]+)\*\*"), r"\1"),
+    (re.compile(r"\A(?:(?:sure|certainly|of course)[,!.]? *)?here(?:'s| is) [^\n]{0,200}:\s*\n", re.IGNORECASE), ""),
+    (re.compile(r"\A\s*title:.*\n", re.IGNORECASE), ""),
+    (re.compile(r"\A\s*abstract:\s*", re.IGNORECASE), ""),
+]
+_REFUSAL = re.compile(
+    r"\b(?:as an ai\b|as a (?:large )?language model|i(?:'m| am) (?:sorry|unable)|i apologi[sz]e|paraphrased version|"
+    r"i (?:cannot|can't) (?:assist|fulfil|write|provide))",
+    re.IGNORECASE,
+)
+
+
+def clean_prose(text: str, label: int, longest: int = 700) -> str | None:
+    """A text as the corpora contain it, or None if it is to be dropped.
+
+    Typographic characters become ASCII; Markdown, titles and introductory phrases are removed from AI texts (label 1).
+    In both classes an unpunctuated first line (a title) and an incomplete last sentence are removed, and the text ends
+    at the last sentence end within `longest` words. Dropped: fewer than `MIN_WORDS` words, other languages than
+    English; of AI texts also refusals and repetitions.
+    """
+    text = plain_typography(text)
+    if label:
+        for pattern, replacement in _MARKDOWN:
+            text = pattern.sub(replacement, text)
+        if _REFUSAL.search(text[:_REFUSAL_CHARS]) or repeats(text):
+            return None
+    text = cut(without_title(re.sub(r"\n{3,}", "\n\n", text).strip()), longest)
+    if len(text.split()) < MIN_WORDS or detect_language(text, "en") not in ("", "en"):
+        return None
+    return text
+
+
+def plain_typography(text: str) -> str:
+    """A text with ASCII quotes, dashes and spaces, without invisible characters, and with at most one empty line."""
+    text = re.sub(r"\r\n?", "\n", text)
+    text = re.sub(r"<br\s*/?>", "\n", text, flags=re.IGNORECASE)
+    text = re.sub("``|''", '"', text).translate(_TYPOGRAPHY)
+    text = re.sub(r"(?<=[^-\n])-{2,3}(?=[^-\n])", " - ", text)
+    text = re.sub(r"[ \t]+", " ", text)
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r" ?\n ?", "\n", text)).strip()
+
+
+def without_title(text: str) -> str:
+    """A text without a short first line that does not end like a sentence."""
+    first, _, rest = text.partition("\n")
+    is_title = rest.strip() and len(first.split()) <= 15 and not re.search(r"[.!?:;,][\"')\]]*$", first.rstrip())
+    return rest.strip() if is_title else text
+
+
+def cut(text: str, longest: int) -> str:
+    """A text up to the last sentence end within `longest` words; "" if there is none."""
+    words = list(re.finditer(r"\S+", text))
+    limit = len(text) if len(words) <= longest else words[longest - 1].end()
+    ends = [match.end() for match in _SENTENCE_END.finditer(text) if match.end() <= limit]
+    return text[: ends[-1]] if ends else ""
+
+
+def repeats(text: str) -> bool:
+    """Whether a text repeats itself."""
+    words = text.lower().split()
+    sequences = [tuple(words[i : i + 6]) for i in range(len(words) - 5)]
+    return len(set(sequences)) < MIN_DISTINCT * len(sequences)
