@@ -21,7 +21,7 @@ from detect_ai.core.config import Config, check_names
 from detect_ai.core.errors import ConfigError, CorpusError
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.converters import PUBLISHED_SCHEMA, check_counts, published_rows
-from detect_ai.corpus.published import PublishedFile, PublishedSource, load_sources
+from detect_ai.corpus.published import PublishedFile, PublishedFolder, PublishedSource, load_folders, load_sources
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ def fetch(config: Config, storage: Storage) -> dict[str, Any]:
     """Download the published sources of a corpus, check and convert them."""
     settings = config.fetch
     data = Storage(settings.data)
-    described = load_sources(Path(settings.sources) if settings.sources else CONFIG_DIR / "sources")
+    descriptions = Path(settings.sources) if settings.sources else CONFIG_DIR / "sources"
+    described = load_sources(descriptions)
     check_names("fetch.only", settings.only, [source.name for source in described])
     wanted, undescribed = _wanted_folders(config, {source.folder for source in described})
     chosen = [s for s in described if (s.name in settings.only if settings.only else s.folder in wanted)]
@@ -51,7 +52,8 @@ def fetch(config: Config, storage: Storage) -> dict[str, Any]:
         logger.warning("fetch: no source is described for %s, which the corpus reads", folder)
     common = {"data": data.root, "not_described": undescribed}
     if settings.dry_run:
-        return common | {"sources": [_description(source) for source in chosen]}
+        folders = _folders(load_folders(descriptions), described)
+        return common | {"folders": folders, "sources": [_description(source) for source in chosen]}
     done: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     with httpx.Client(timeout=TIMEOUT_S, follow_redirects=True) as client:
@@ -74,6 +76,20 @@ def _wanted_folders(config: Config, described: set[str]) -> tuple[set[str], list
     paths = [Path(s.path).expanduser().absolute() for s in config.corpus.sources if s.path and "://" not in s.path]
     folders = {path.relative_to(root).parts[0] for path in paths if root in path.parents}
     return folders & described, sorted(folders - described)
+
+
+def _folders(measured: dict[str, PublishedFolder], sources: list[PublishedSource]) -> list[dict[str, Any]]:
+    """Numbers of texts in the measured corpora, of them in described sources, and what is missing, by folder."""
+    return [
+        {
+            "folder": name,
+            "complete": not folder.missing,
+            **folder.model_dump(),
+            "described_human": sum(source.rows.human for source in sources if source.folder == name),
+            "described_ai": sum(source.rows.ai for source in sources if source.folder == name),
+        }
+        for name, folder in measured.items()
+    ]
 
 
 def _description(source: PublishedSource) -> dict[str, Any]:

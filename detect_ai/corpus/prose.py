@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import re
+import zlib
+from collections.abc import Callable
 
 from detect_ai.text.language import detect_language
 
@@ -38,30 +41,82 @@ _REFUSAL = re.compile(
 )
 
 
-def clean_prose(text: str, label: int, longest: int = 700) -> str | None:
+def clean_prose(text: str, label: int, longest: int = 700, min_words: int = MIN_WORDS) -> str | None:
     """A text as the corpora contain it, or None if it is to be dropped.
 
     Typographic characters become ASCII; Markdown, titles and introductory phrases are removed from AI texts (label 1).
     In both classes an unpunctuated first line (a title) and an incomplete last sentence are removed, and the text ends
-    at the last sentence end within `longest` words. Dropped: fewer than `MIN_WORDS` words, other languages than
+    at the last sentence end within `longest` words. Dropped: fewer than `min_words` words, other languages than
     English; of AI texts also refusals and repetitions.
     """
     text = plain_typography(text)
     if label:
-        for pattern, replacement in _MARKDOWN:
-            text = pattern.sub(replacement, text)
+        text = without_markdown(text)
         if _REFUSAL.search(text[:_REFUSAL_CHARS]) or repeats(text):
             return None
     text = cut(without_title(re.sub(r"\n{3,}", "\n\n", text).strip()), longest)
-    if len(text.split()) < MIN_WORDS or detect_language(text, "en") not in ("", "en"):
+    if len(text.split()) < min_words or detect_language(text, "en") not in ("", "en"):
         return None
     return text
+
+
+def windows(text: str, shortest: int, longest: int, most: int) -> list[str]:
+    """At most `most` parts of a text, evenly spread, each of `shortest` to `longest` words up to a sentence end.
+
+    One window is the beginning of the text. The lengths depend on the text alone.
+    """
+    parts: list[str] = []
+    while len(text.split()) >= MIN_WORDS and (most > 1 or not parts):
+        limit = shortest + zlib.crc32(text.encode()) % (longest - shortest + 1)
+        part = cut(text, limit)
+        if part:
+            parts.append(part)
+        # Skip words in which no sentence ends.
+        text = text[len(part) :].lstrip() if part else " ".join(text.split()[limit:])
+    step = max(1.0, len(parts) / most)
+    return [parts[int(i * step)] for i in range(min(most, len(parts)))]
+
+
+def without_markdown(text: str) -> str:
+    """A text without Markdown, a title line and an introductory phrase."""
+    for pattern, replacement in _MARKDOWN:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def without_tags(text: str) -> str:
+    """The words of a text in which each has a part of speech (`word/TAG` or `word_TAG`), as prose."""
+    return joined_tokens(re.sub(r"(\S+)[/_]\S+", r"\1", text))
+
+
+def joined_tokens(text: str) -> str:
+    """Prose from tokens in the convention of the Penn Treebank, separated by spaces."""
+    text = text.replace("-LRB-", "(").replace("-RRB-", ")")
+    text = re.sub(r"`` *", '"', text)
+    text = re.sub(r" *''", '"', text)
+    text = re.sub(r"([?!;:])(?: \1)+", r"\1", text)
+    text = re.sub(r" +(?=[,.;:!?%)\]}]|n't\b|'(?:s|re|ve|ll|d|m)\b)", "", text, flags=re.IGNORECASE)
+    return re.sub(r"([(\[{$]) +", r"\1", text)
+
+
+def without_xml(text: str) -> str:
+    """The text of an XML or HTML fragment."""
+    return html.unescape(re.sub(r"</?[A-Za-z][^<>]*>", "", text))
+
+
+MARKUP: dict[str, Callable[[str], str]] = {
+    "": str,
+    "xml": without_xml,
+    "markdown": without_markdown,
+    "tagged": without_tags,
+    "tokens": joined_tokens,
+}
 
 
 def plain_typography(text: str) -> str:
     """A text with ASCII quotes, dashes and spaces, without invisible characters, and with at most one empty line."""
     text = re.sub(r"\r\n?", "\n", text)
-    text = re.sub(r"<br\s*/?>", "\n", text, flags=re.IGNORECASE)
+    text = re.sub(r"<br\s*/?>|<newline>", "\n", text, flags=re.IGNORECASE)
     text = re.sub("``|''", '"', text).translate(_TYPOGRAPHY)
     text = re.sub(r"(?<=[^-\n])-{2,3}(?=[^-\n])", " - ", text)
     text = re.sub(r"[ \t]+", " ", text)

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 from urllib.parse import quote
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, RootModel, ValidationError
 
 from detect_ai.core.config import FractionBelow1, Label, Name, Natural, Section, Text
 from detect_ai.core.errors import ConfigError, first_problem
 
+FOLDERS = "folders.yaml"
 RAW_URL = "https://raw.githubusercontent.com"
+_Schema = TypeVar("_Schema", bound=BaseModel)
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class PublishedFile(Section):
-    """A file of a repository."""
+    """A file of a repository. One file may be listed several times, for parts with other values."""
 
     path: Annotated[str, Field(pattern="^[^/]")]
     sha256: Sha256
     generator: str = "human"  # of its texts, where the file decides it
     domain: str = ""  # of its texts, where the file decides it
-    text: str = ""  # key of the text in its objects, if not that of the source
-    aligned: bool = True  # its rows have the topics of the rows at the same positions of other files
-    # Positions of the rows that the corpus contains, from 0, such as "0-3 7"; empty: all. It drew them at random,
-    # or left out rows that are in evaluation sets.
+    group: str = ""  # files with another group or domain have other topics, even at the same positions
+    text: str = ""  # column of the text, if not that of the source
+    markup: Literal["", "xml", "markdown", "tagged", "tokens"] = ""  # if not that of the source
+    members: str = "."  # of a ZIP file: pattern in the names of the members that are read
+    windows: Natural = 0  # of each document, at most; 0: the number of the source
+    # Positions of the rows or documents that the corpus contains, from 0, such as "0-3 7"; empty: all. It drew them at
+    # random, or left out rows that are in evaluation sets.
     rows: Annotated[str, Field(pattern=r"^(\d+(-\d+)?( |$))*$")] = ""
 
     @cached_property
@@ -46,18 +51,40 @@ class ExpectedRows(Section):
     ai: Natural
 
 
+class PublishedFolder(Section):
+    """A folder of the measured corpora."""
+
+    human: Natural
+    ai: Natural
+    missing: dict[str, Text] = Field(default_factory=dict)  # source that is not described: the reason
+
+
 class Conversion(Section):
     """How texts are read from the files."""
 
-    format: Literal["text_columns", "labelled_rows", "parallel_json"]
-    topic: str = ""  # column that names the split group; empty: the row's position
-    columns: dict[str, str] = Field(default_factory=dict)  # of text_columns: column of a text, its generator
-    text: str = "text"  # column of the text
-    label: str = "label"  # of labelled_rows: column of the label
-    labels: dict[str, Label] = Field(default_factory=dict)  # of labelled_rows
-    generator: str = ""  # of the AI texts of labelled_rows
+    # records: CSV or XLSX rows, JSON lines, a JSON array of texts or objects, a JSON object of equally long columns.
+    # documents: texts, or texts in ZIP files.
+    format: Literal["records", "documents"]
+    # Column that names the split group (records), pattern whose group 1 in the path and text does (documents);
+    # empty: the position, or the path.
+    topic: str = ""
+    columns: dict[str, str] = Field(default_factory=dict)  # column of a text, its generator
+    text: str = "text"  # column of the text, without `columns`
+    label: str = ""  # column of the label
+    labels: dict[str, Label] = Field(default_factory=dict)
+    generator: str = ""  # of the AI texts, with `label`
+    separator: str = ""  # pattern between the documents of a file
+    extract: str = ""  # pattern whose group 1 matches the parts of a text in a document
+    joint: str = "\n\n"  # between these parts
+    remove: list[str] = Field(default_factory=list)  # patterns of what is not prose, matched line by line
+    markup: Literal["", "xml", "markdown", "tagged", "tokens"] = ""
+    windows: Natural = 1  # cut from each document, at most, evenly spread; 1: its beginning
+    shortest: Natural = 0  # lengths of windows are drawn from `shortest` to `longest`; 0: all are the longest
     longest: Natural = 700  # words; longer texts end earlier, at a sentence end
+    min_words: Natural = 50  # shorter texts are dropped
     match_lengths: bool = False  # cut texts to the lengths of the other class
+    # Quantiles of the lengths of the other class by domain, for `match_lengths` where the source has one class.
+    lengths: dict[str, list[Natural]] = Field(default_factory=dict)
 
 
 class PublishedSource(Section):
@@ -91,15 +118,27 @@ def load_sources(folder: Path) -> list[PublishedSource]:
     """The sources described in a folder, by name. Raises ConfigError."""
     sources = []
     for path in sorted(folder.glob("*.yaml")):
-        try:
-            source = PublishedSource.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except ValidationError as error:
-            raise ConfigError(f"{path}: {first_problem(error)}") from error
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: expected YAML in UTF-8 ({type(error).__name__})") from error
+        if path.name == FOLDERS:
+            continue
+        source = _load(path, PublishedSource)
         if source.name != path.stem:
             raise ConfigError(f"{path}: name={source.name}: expected the name of the file, {path.stem}")
         sources.append(source)
     if not sources:
         raise ConfigError(f"fetch.sources={folder}: no descriptions of sources (*.yaml) there")
     return sources
+
+
+def load_folders(folder: Path) -> dict[str, PublishedFolder]:
+    """The folders of the measured corpora, by name; none if `folder` does not list them. Raises ConfigError."""
+    path = folder / FOLDERS
+    return _load(path, RootModel[dict[str, PublishedFolder]]).root if path.exists() else {}
+
+
+def _load(path: Path, schema: type[_Schema]) -> _Schema:
+    try:
+        return schema.model_validate(yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_problem(error)}") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: expected YAML in UTF-8 ({type(error).__name__})") from error

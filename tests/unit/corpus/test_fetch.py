@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import re
 import threading
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +25,7 @@ from detect_ai.core.job import run_job
 from detect_ai.core.storage import Storage
 from detect_ai.corpus import fetch as fetch_stage
 from detect_ai.corpus.fetch import fetch
-from detect_ai.corpus.published import load_sources
+from detect_ai.corpus.published import load_folders, load_sources
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -94,7 +97,7 @@ def described(directory: Path, name: str, **changes: Any) -> None:
         "domain": "student_essay",
         "split": "train",
         "files": [{"path": "my essays.csv", "sha256": hashlib.sha256(ESSAYS).hexdigest()}],
-        "convert": {"format": "text_columns", "topic": "file", "columns": {"student": "human", "model": "gpt-4"}},
+        "convert": {"format": "records", "topic": "file", "columns": {"student": "human", "model": "gpt-4"}},
         "rows": {"human": 4, "ai": 4},
         "tolerance": 0.0,
     }
@@ -102,12 +105,50 @@ def described(directory: Path, name: str, **changes: Any) -> None:
     (directory / f"{name}.yaml").write_text(yaml.safe_dump(values | changes), encoding="utf-8")
 
 
+def zipped(members: dict[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    return buffer.getvalue()
+
+
+def tagged(text: str) -> str:
+    """A text in the format of the Brown Corpus."""
+    return re.sub(r"(\w+)", r"\1/nn", text).replace(".", " ./.")
+
+
+def sheet(rows: list[list[str]]) -> bytes:
+    """An XLSX file with shared strings."""
+    main = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    strings = "".join(f"<si><t>{cell}</t></si>" for row in rows for cell in row)
+    body = ""
+    for i, row in enumerate(rows):
+        cells = (f'<c r="{chr(65 + j)}{i + 1}" t="s"><v>{i * len(row) + j}</v></c>' for j in range(len(row)))
+        body += f"<row>{''.join(cells)}</row>"
+    return zipped(
+        {
+            "xl/sharedStrings.xml": f"<sst {main}>{strings}</sst>",
+            "xl/worksheets/sheet1.xml": f"<worksheet {main}><sheetData>{body}</sheetData></worksheet>",
+        }
+    )
+
+
+def converted(tmp_path: Path, server: Server, path: str, content: bytes, convert: dict[str, Any], **file: Any) -> list:
+    """The rows of a source with one file."""
+    server.files[f"/some/data/{COMMIT}/{path}"] = content
+    files = [{"path": path, "sha256": hashlib.sha256(content).hexdigest(), **file}]
+    described(tmp_path / "sources", "one", files=files, convert=convert, rows={"human": 9, "ai": 0}, tolerance=0.99)
+    fetch(*configured(tmp_path, server))
+    return pq.read_table(tmp_path / "data/prose/one.parquet").to_pylist()
+
+
 LINES = {
     "files": [
         {"path": "h.jsonl", "sha256": hashlib.sha256(HUMAN_LINES).hexdigest(), "text": "body"},
         {"path": "a.json", "sha256": hashlib.sha256(AI_LINES).hexdigest(), "generator": "gpt-3", "rows": "0 2"},
     ],
-    "convert": {"format": "parallel_json"},
+    "convert": {"format": "records"},
     "rows": {"human": 3, "ai": 2},
 }
 
@@ -133,6 +174,57 @@ def test_writes_the_rows_of_each_source(tmp_path: Path, server: Server) -> None:
     assert {r["topic"] for r in rows} == {f"essays_{i}" for i in range(4)}
     lines = pq.read_table(tmp_path / "data/prose/lines.parquet").to_pylist()
     assert [r["topic"] for r in lines if r["label"]] == ["lines_0", "lines_2"]
+
+
+def test_documents_in_a_zip_file(tmp_path: Path, server: Server) -> None:
+    content = zipped({"c/a1": tagged(essay(1)), "c/a2": tagged(essay(2)), "c/b1": tagged(essay(3)), "README": essay(4)})
+    convert = {"format": "documents", "markup": "tagged"}
+    rows = converted(tmp_path, server, "c.zip", content, convert, members="^c/", rows="0 2")
+    assert {r["topic"]: r["text"] for r in rows} == {"one_c/a1": essay(1), "one_c/b1": essay(3)}
+
+
+def test_documents_are_cut_to_windows(tmp_path: Path, server: Server) -> None:
+    text = " ".join(essay(i) for i in range(6))
+    convert = {"format": "documents", "windows": 3, "shortest": 60, "longest": 90}
+    rows = converted(tmp_path, server, "t.txt", text.encode(), convert)
+    assert {r["topic"] for r in rows} == {"one_t.txt"}
+    assert len(rows) == 3
+    assert all(50 <= len(r["text"].split()) <= 90 and r["text"] in text and r["text"].endswith(".") for r in rows)
+
+
+def test_documents_of_a_report_in_html(tmp_path: Path, server: Server) -> None:
+    story = "<div><b>{}</b><p>{} They said &quot;no&quot;.</p><p>not this</p></div>".format
+    content = "<html>" + "".join(story(f"Prompt {i % 2}", essay(i)) for i in range(3))
+    convert = {
+        "format": "documents",
+        "separator": "<div>",
+        "topic": "<b>(.*?)</b>",
+        "extract": "</b><p>(.*?)</p>",
+        "markup": "xml",
+    }
+    rows = converted(tmp_path, server, "r.html", content.encode(), convert)
+    assert [r["text"] for r in rows] == [f'{essay(i)} They said "no".' for i in range(3)]
+    assert rows[0]["topic"] == rows[2]["topic"] != rows[1]["topic"]
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("t.xlsx", sheet([["Title", "Text"], ["a", essay(1)], ["b", essay(2)]])),
+        ("t.json", json.dumps({"Title": ["a", "b"], "Text": [essay(1), essay(2)]}, indent=1).encode()),
+    ],
+)
+def test_records_of_other_formats(tmp_path: Path, server: Server, path: str, content: bytes) -> None:
+    convert = {"format": "records", "topic": "Title", "text": "Text"}
+    rows = converted(tmp_path, server, path, content, convert, group="g")
+    assert {r["topic"]: r["text"] for r in rows} == {"one_g_a": essay(1), "one_g_b": essay(2)}
+
+
+def test_lengths_are_matched_to_those_of_the_other_class(tmp_path: Path, server: Server) -> None:
+    text = " ".join(essay(i) for i in range(6))
+    convert = {"format": "documents", "match_lengths": True, "lengths": {"student_essay": [55, 55]}}
+    (row,) = converted(tmp_path, server, "t.txt", text.encode(), convert)
+    assert len(row["text"].split()) == 60  # the first sentence end after 50 words
 
 
 def test_second_run_downloads_only_what_is_missing(tmp_path: Path, server: Server) -> None:
@@ -188,11 +280,10 @@ def test_other_number_of_rows_is_refused(tmp_path: Path, server: Server) -> None
 
 
 def test_other_format_is_reported_without_text(tmp_path: Path, server: Server) -> None:
-    convert = {"format": "parallel_json"}
-    described(tmp_path / "sources", "essays", convert=convert)
-    with pytest.raises(CorpusError, match="parallel_json") as caught:
+    described(tmp_path / "sources", "essays", convert={"format": "records", "text": "absent"})
+    with pytest.raises(CorpusError, match="records") as caught:
         fetch(*configured(tmp_path, server))
-    assert "council" not in str(caught.value)
+    assert "house" not in str(caught.value)
 
 
 def test_only_chooses_sources(tmp_path: Path, server: Server) -> None:
@@ -217,9 +308,16 @@ def test_list_downloads_nothing(tmp_path: Path, server: Server, capsys: pytest.C
         f"fetch.base_url={server.url}",
         "fetch.only=[essays]",
     ]
+    folders = {"prose": {"human": 9, "ai": 4, "missing": {"other": "not converted"}}, "empty": {"human": 0, "ai": 0}}
+    (tmp_path / "sources/folders.yaml").write_text(yaml.safe_dump(folders), encoding="utf-8")
     flags = {"--list": ("fetch.dry_run=true", "list")}
     assert run_job("fetch", fetch, [*arguments, "--list"], flags=flags) == 0
-    source = json.loads(capsys.readouterr().out)["sources"][0]
+    result = json.loads(capsys.readouterr().out)
+    assert [(f["folder"], f["complete"], f["described_human"]) for f in result["folders"]] == [
+        ("empty", True, 0),
+        ("prose", False, 4),
+    ]
+    source = result["sources"][0]
     assert (source["name"], source["licence"], source["accept"], source["human"]) == ("essays", "MIT", True, 4)
     assert source["url"] == f"https://github.com/some/data/tree/{COMMIT}"
     assert server.requested == []
@@ -235,7 +333,9 @@ def test_description_is_checked(tmp_path: Path) -> None:
 def test_shipped_descriptions_are_valid() -> None:
     sources = load_sources(CONFIG_DIR / "sources")
     assert len({source.name for source in sources}) == len(sources) > 0
-    assert {source.folder for source in sources} <= {"prose2", "calibration_humans"}
+    folders = load_folders(CONFIG_DIR / "sources")
+    assert {source.folder for source in sources} <= set(folders)
+    assert not {source.name for source in sources} & {name for folder in folders.values() for name in folder.missing}
     # A licence that restricts use, or none, needs consent.
     restricted = [
         s for s in sources if "none stated" in s.licence or "NC" in s.licence or "non-commercial" in s.licence
