@@ -337,7 +337,5 @@ def test_shipped_descriptions_are_valid() -> None:
     assert {source.folder for source in sources} <= set(folders)
     assert not {source.name for source in sources} & {name for folder in folders.values() for name in folder.missing}
     # A licence that restricts use, or none, needs consent.
-    restricted = [
-        s for s in sources if "none stated" in s.licence or "NC" in s.licence or "non-commercial" in s.licence
-    ]
+    restricted = [s for s in sources if re.search(r"none stated|\bNC\b|non-commercial|research use", s.licence)]
     assert all(source.accept for source in restricted)
