@@ -52,8 +52,8 @@ def fetch(config: Config, storage: Storage) -> dict[str, Any]:
         logger.warning("fetch: no source is described for %s, which the corpus reads", folder)
     common = {"data": data.root, "not_described": undescribed}
     if settings.dry_run:
-        folders = _folders(load_folders(descriptions), described)
-        return common | {"folders": folders, "sources": [_description(source) for source in chosen]}
+        measured = _folders(load_folders(descriptions), described)
+        return common | {"folders": measured, "sources": [_description(source) for source in chosen]}
     done: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     with httpx.Client(timeout=TIMEOUT_S, follow_redirects=True) as client:
