@@ -221,7 +221,7 @@ def explanation(text: str, verdict: Verdict) -> list[str]:
         bound = out_of_100(verdict.fpr_upper_bound)
         if verdict.compared_with is Reference.NEW_DOMAIN:
             rate = f"of a kind of writing that it has never seen, the detector labels up to {bound} human texts AI"
-            rate += f" (with {percent(verdict.confidence)} confidence)."
+            rate += f" (with {percent(verdict.confidence)} confidence; most like this text: {verdict.nearest_domain})."
         else:
             rate = f"of texts like the {verdict.num_compared} human calibration texts, it labels up to {bound} AI."
         lines = [f"It may still be human: {rate}"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -132,7 +131,7 @@ def _rates_by_length(
     decisions = calibration.predictions(scored["score"], scored["num_tokens"], required, target_fpr)
     longest_first = scored.assign(decision=decisions).sort_values("num_tokens", ascending=False, kind="stable")
     rows = []
-    for low, high in pairwise([0, *lengths, None]):
+    for low, high in zip([0, *lengths], [*lengths, None], strict=True):
         spans = longest_first[longest_first["num_tokens"] >= low]
         spans = (spans[spans["num_tokens"] < high] if high else spans).drop_duplicates("document")
         human, ai = (spans.loc[spans["label"] == label, "decision"] for label in (0, 1))

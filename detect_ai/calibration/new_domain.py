@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -41,6 +41,18 @@ class Tail(NamedTuple):
 
     quantile: float
     error: float
+
+
+class _Prediction(NamedTuple):
+    """What predictions need of the domains."""
+
+    variance: Floats  # between domains, shape (rates, 1)
+    mean: Floats  # over domains, shape (rates, 1)
+    information: Floats  # on that mean, shape (rates, 1)
+    slopes: Floats  # change of a prediction with the correlation to each domain, shape (rates, domains)
+    losses: Floats  # change of the weight of the mean, shape (rates, domains)
+    inverses: Floats  # of Cholesky factors of the tails' covariance, times the variance, (rates * domains, domains)
+    confidence: float  # its quantile
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ class DomainEffects:
     @property
     def highest_thresholds(self) -> Floats:
         """Those of a text unlike all domains, shape (rates,)."""
-        return self._predict(np.zeros((1, len(self.domains))))[0]
+        return np.asarray(self._predict(np.zeros((1, len(self.domains))))[0])
 
     def without(self, domain: str) -> DomainEffects:
         """The effects of all other domains; length scale and unexplained fraction remain."""
@@ -103,27 +115,19 @@ class DomainEffects:
 
     def _predict(self, kernel: Floats) -> Floats:
         """Thresholds of texts from their correlation with each domain, shape (n, domains)."""
-        kernel = kernel.T
-        variances, mean, information, slopes, losses, inverses, confidence = self._prediction
-        known = (inverses @ kernel).reshape(*slopes.shape, -1) ** 2
-        lost = (1 - losses @ kernel) ** 2 / information
-        deviation = np.sqrt(np.maximum(0, variances - known.sum(1) + lost))
-        raw = mean + slopes @ kernel + confidence * deviation
-        return np.asarray(np.maximum.accumulate(raw[::-1])[::-1].T)
+        kernel, own = kernel.T, self._prediction
+        known = (own.inverses @ kernel).reshape(*own.slopes.shape, -1) ** 2
+        lost = (1 - own.losses @ kernel) ** 2 / own.information
+        deviation = np.sqrt(np.maximum(0, own.variance - known.sum(1) + lost))
+        raw = own.mean + own.slopes @ kernel + own.confidence * deviation
+        return np.asarray(np.maximum.accumulate(raw[::-1])[::-1].T, np.float64)
 
     @cached_property
     def _styles(self) -> Floats:
         return np.asarray(self.styles, np.float64)
 
     @cached_property
-    def _prediction(self) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats, float]:
-        """What predictions need of the domains.
-
-        Columns of shape (rates, 1): the variances, the mean over domains and the information on it. Changes of a
-        prediction, and of the weight that the mean loses, with the similarity to each domain: (rates, domains).
-        Inverse Cholesky factors of the covariance of the tails, times the variance: (rates * domains, domains).
-        The quantile of the confidence.
-        """
+    def _prediction(self) -> _Prediction:
         correlation = _correlation(self._styles, self.length_scale, self.unexplained)
         rows = []
         for tails, errors, variance in zip(self.quantiles, self.errors, self.variances, strict=True):
@@ -134,9 +138,9 @@ class DomainEffects:
             mean = ones @ values / information
             inverse *= variance
             rows.append(([variance], [mean], [information], (values - mean * ones) @ inverse, ones @ inverse, inverse))
-        *columns, inverses = map(np.asarray, zip(*rows, strict=True))
+        columns: Any = [np.asarray(column) for column in zip(*rows, strict=True)]
         confidence = float(student_t.ppf(self.confidence, len(self.styles) - 1))
-        return (*columns, inverses.reshape(-1, inverses.shape[-1]), confidence)
+        return _Prediction(*columns[:-1], columns[-1].reshape(-1, len(self.styles)), confidence)
 
 
 def tail(human_scores: ArrayLike, target_fpr: float) -> Tail:

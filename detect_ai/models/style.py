@@ -57,7 +57,8 @@ class Style:
     def vectors(self, token_ids: Sequence[Ids]) -> Floats:
         """Styles of texts, shape (texts, dimensions), each of length 1; zeros for a text without tokens."""
         means = _means(self.table, token_ids)
-        return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        lengths = np.linalg.norm(means, axis=1, keepdims=True)
+        return np.asarray(means / np.maximum(lengths, np.finfo(np.float32).tiny))
 
 
 def _means(rows: np.ndarray, token_ids: Sequence[Ids]) -> Floats:

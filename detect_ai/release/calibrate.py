@@ -103,9 +103,9 @@ def require_enough_texts(config: Config, corpus: Corpus) -> None:
 def _fit_style(config: Config, corpus: Corpus) -> Style:
     """The directions in which calibration texts differ, in the word embeddings of the encoder before training."""
     rows = corpus.read("calibration", ["domain", "source", "input_ids"]).slice(0, MAX_STYLED).to_pandas()
-    embeddings = encoder.build(config.model, seed=0).get_input_embeddings().weight.detach().numpy()
+    embeddings: Any = encoder.build(config.model, seed=0).get_input_embeddings()
     domains = rows["domain"].where(rows["domain"] != "", rows["source"])
-    return Style.fit(embeddings, rows["input_ids"].to_list(), domains)
+    return Style.fit(embeddings.weight.detach().numpy(), rows["input_ids"].to_list(), domains)
 
 
 def _write_candidate(

@@ -133,7 +133,7 @@ function meaning(verdict) {
   if (verdict.label === "ai") {
     const bound = outOf100(verdict.fpr_upper_bound);
     if (verdict.compared_with === "new_domain") {
-      return `It may still be human. Of a kind of writing that it has never seen, the model labels up to ${bound} human texts AI (with ${percent(verdict.confidence)} confidence).`;
+      return `It may still be human. Of a kind of writing that it has never seen, the model labels up to ${bound} human texts AI (with ${percent(verdict.confidence)} confidence; the calibration texts most like yours: ${verdict.nearest_domain}).`;
     }
     return `It may still be human. Of texts like the ${verdict.num_compared} human calibration texts, the model labels up to ${bound} AI.`;
   }
