@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -130,17 +130,18 @@ class DomainEffects:
     def _prediction(self) -> _Prediction:
         correlation = _correlation(self._styles, self.length_scale, self.unexplained)
         rows = []
-        for tails, errors, variance in zip(self.quantiles, self.errors, self.variances, strict=True):
-            factor = np.linalg.cholesky(_covariance(correlation, variance, np.asarray(errors)))
+        for tails, errors, between in zip(self.quantiles, self.errors, self.variances, strict=True):
+            factor = np.linalg.cholesky(_covariance(correlation, between, np.asarray(errors)))
             inverse = solve_triangular(factor, np.eye(len(tails)), lower=True)
             ones, values = inverse.sum(1), inverse @ np.asarray(tails)
             information = ones @ ones
             mean = ones @ values / information
-            inverse *= variance
-            rows.append(([variance], [mean], [information], (values - mean * ones) @ inverse, ones @ inverse, inverse))
-        columns: Any = [np.asarray(column) for column in zip(*rows, strict=True)]
+            inverse *= between
+            rows.append(([between], [mean], [information], (values - mean * ones) @ inverse, ones @ inverse, inverse))
+        variance, mean, information, slopes, losses, inverses = map(np.asarray, zip(*rows, strict=True))
+        stacked = inverses.reshape(-1, len(self.styles))
         confidence = float(student_t.ppf(self.confidence, len(self.styles) - 1))
-        return _Prediction(*columns[:-1], columns[-1].reshape(-1, len(self.styles)), confidence)
+        return _Prediction(variance, mean, information, slopes, losses, stacked, confidence)
 
 
 def tail(human_scores: ArrayLike, target_fpr: float) -> Tail:
