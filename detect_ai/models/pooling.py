@@ -1,6 +1,6 @@
 """A classifier with a linear head on the mean of an encoder's last states, instead of the encoder's own head.
 
-Mean pooling generalises better to domains that training did not hold: docs/experiments/essays.md.
+Mean pooling generalises better to domains that training did not hold: docs/experiments/log/2026-11-essays-results.md.
 
 The architecture has a `model_type` of its own, so that other programs refuse a checkpoint or bundle instead of loading
 it as the plain encoder. Importing this module registers it: `AutoModelForSequenceClassification` and `pipeline` then

@@ -140,7 +140,7 @@ DEMO = ("run=demo", "sweep=grid", "gate.max_auroc_drop=1", "gate.max_fpr_increas
         (("train.epochs=9", "model=mpnet"), True, 1.5e-4),
         (("experiment=same_rate",), True, 1.5e-4),
         (("experiment=no_sweep",), False, 7e-5),
-        (("experiment=essays",), False, 1.4e-4),
+        (("experiment=base",), False, 1.4e-4),
         (("train.from_sweep=false", "train.lr=3e-5"), False, 3e-5),
         (("experiment=rate", "train.from_sweep=true"), True, 7e-5),
         (("train=mine", "train.from_sweep=true"), True, 7e-5),
