@@ -68,7 +68,9 @@ class Verdict(BaseModel):
     threshold: float = Field(description="Texts with at least this probability are labelled `ai`; at `prevalence` too")
     p_value: float = Field(description="Smallest false positive rate at which the text would be labelled `ai`")
     compared_with: Reference = Field(description="What `p_value`, `threshold` and `fpr_upper_bound` hold for")
-    nearest_domain: str | None = Field(description="Most similar kind of writing in calibration; null if not compared")
+    nearest_domain: str | None = Field(
+        default=None, description="Most similar kind of writing in calibration; null if not compared"
+    )
     num_compared: int = Field(description="Human calibration texts behind them")
     fpr_upper_bound: float = Field(description="Upper bound of the false positive rate of `threshold`")
     confidence: float = Field(description="Confidence of `fpr_upper_bound`")

@@ -37,6 +37,7 @@ VERDICT_SCHEMA = pa.schema(
         ("threshold", pa.float64()),
         ("reasons", pa.list_(pa.string())),
         ("compared_with", pa.string()),
+        ("nearest_domain", pa.string()),  # of calibration; null with too few domains
         ("num_compared", pa.int32()),
         ("fpr_upper_bound", pa.float64()),
         ("confidence", pa.float64()),  # of that bound

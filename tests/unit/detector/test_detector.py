@@ -10,10 +10,12 @@ import torch
 from detect_ai.calibration.calibration import Calibration, Domain, Scores
 from detect_ai.calibration.conformal import Threshold, p_value
 from detect_ai.calibration.length import LengthModel
+from detect_ai.calibration.new_domain import fit_domain_effects
 from detect_ai.calibration.scaling import Scaling
 from detect_ai.core.errors import BundleError, InputError
 from detect_ai.detector.bundle import read_spec
 from detect_ai.detector.detector import Detector, Scorer
+from detect_ai.models.style import Style
 from detect_ai.schemas import Label, Reason, Reference, Span
 from detect_ai.text.normalize import NORMALISER_VERSION, normalise
 from tests.fixtures import tiny_models
@@ -131,7 +133,9 @@ def test_a_verdict_states_its_evidence(spec, detector, target):
     assert verdict.probability == calibration.probability(0.7)
     assert verdict.prevalence == calibration.prevalence == 0.5
     assert verdict.target_fpr == target
-    assert verdict.threshold == calibration.probability(calibration.ai_from(verdict.num_tokens, target))
+    required = calibration.required_scores(np.empty((1, 0)))[0]
+    assert verdict.threshold == calibration.probability(calibration.ai_from(verdict.num_tokens, required, target))
+    assert verdict.nearest_domain is None
     assert verdict.p_value == p_value([0.0, 0.5, 1.0], 0.7)
     assert (verdict.compared_with, verdict.num_compared) == (Reference.CALIBRATION_TEXTS, 3)
     threshold = calibration.thresholds[target]
@@ -139,6 +143,21 @@ def test_a_verdict_states_its_evidence(spec, detector, target):
     assert verdict.model_version == spec.version
     assert (verdict.spans, verdict.ai_fraction) == (None, None)
     assert (verdict.probability >= verdict.threshold) is (verdict.label is Label.AI)
+
+
+def test_the_style_of_a_text_decides_what_it_is_compared_with(spec, detector):
+    """Two kinds of writing that differ in their words: the human scores of the second one are higher."""
+    style = Style(np.eye(detector.tokenizer.vocabulary)[:, detector.tokenizer.encode(["bridge tapestry"])[0]])
+    rng, words = np.random.default_rng(0), ("bridge", "tapestry")
+    human = {f"{word}{i}": rng.normal(5.0 * kind, 1.0, 60) for kind, word in enumerate(words) for i in range(5)}
+    styles = {name: np.tile(np.eye(2)[name.startswith("tapestry") * 1], (60, 1)) for name in human}
+    effects = fit_domain_effects(human, styles, [0.05, 0.1], 0.9)
+    calibration = replace(spec.calibration, domain_effects=effects, midpoint=-9.0, unlike_below=-9.0)
+    own = Detector(replace(spec, calibration=calibration), detector.tokenizer, Fixed(5.0), style=style)
+    low, high = own.detect([f"The {word} " * 60 for word in words], 0.05)
+    assert [verdict.nearest_domain[:-1] for verdict in (low, high)] == list(words)
+    assert low.p_value <= 0.05 < high.p_value
+    assert low.threshold < high.threshold
 
 
 @pytest.mark.parametrize("score", [-1.0, 0.9, 1.1, 3.0])

@@ -37,10 +37,11 @@ def verdicts(humans, ai, reasons=(), shift=0.0):
     base = verdicts_of(np.zeros(count, int), scores)
     own = np.empty(count, object)
     own[:] = given
-    predictions = np.where([bool(r) for r in given], -1, CALIBRATION.predictions(scores, tokens, TARGET))
+    required = CALIBRATION.required_scores(np.empty((count, 0)))
+    predictions = np.where([bool(r) for r in given], -1, CALIBRATION.predictions(scores, tokens, required, TARGET))
     return replace(
         base,
-        p_values=CALIBRATION.p_values(scores, tokens),
+        p_values=np.asarray([CALIBRATION.p_value(score, 300, required[0]) for score in scores]),
         num_tokens=tokens,
         reasons=own,
         predictions={TARGET: predictions},

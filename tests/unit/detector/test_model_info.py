@@ -12,8 +12,8 @@ def test_thresholds_and_what_they_hold_for(tiny_bundle):
     for row in info.thresholds:
         threshold = calibration.thresholds[row.target_fpr]
         assert (row.fpr_upper_bound, row.confidence) == (threshold.fpr_bound, threshold.confidence)
-        found = calibration.predictions(*vars(calibration.domains[0].ai).values(), row.target_fpr) == 1
+        found = calibration.predictions_of(calibration.domains[0].ai, row.target_fpr) == 1
         assert row.detection_rate == found.mean() > 0
-        assert row.probability == calibration.probability(calibration.ai_from(spec.window - 2, row.target_fpr))
+        assert row.probability == calibration.probability(calibration.ai_from_unlike(row.target_fpr))
     assert (info.compared_with, info.num_human, info.num_domains) == (Reference.CALIBRATION_TEXTS, 40, 1)
     assert (info.model_version, info.limits) == (spec.version, {"max_texts": 3})
