@@ -1,4 +1,5 @@
 import random
+import shutil
 import threading
 from dataclasses import replace
 from itertools import pairwise
@@ -13,7 +14,7 @@ from detect_ai.calibration.length import LengthModel
 from detect_ai.calibration.new_domain import fit_domain_effects
 from detect_ai.calibration.scaling import Scaling
 from detect_ai.core.errors import BundleError, InputError
-from detect_ai.detector.bundle import read_spec
+from detect_ai.detector.bundle import read_spec, write_spec
 from detect_ai.detector.detector import Detector, Scorer
 from detect_ai.models.style import Style
 from detect_ai.schemas import Label, Reason, Reference, Span
@@ -145,19 +146,27 @@ def test_a_verdict_states_its_evidence(spec, detector, target):
     assert (verdict.probability >= verdict.threshold) is (verdict.label is Label.AI)
 
 
-def test_the_style_of_a_text_decides_what_it_is_compared_with(spec, detector):
+def test_the_style_of_a_text_decides_what_it_is_compared_with(spec, detector, tiny_bundle, tmp_path):
     """Two kinds of writing that differ in their words: the human scores of the second one are higher."""
     style = Style(np.eye(detector.tokenizer.vocabulary)[:, detector.tokenizer.encode(["bridge tapestry"])[0]])
     rng, words = np.random.default_rng(0), ("bridge", "tapestry")
     human = {f"{word}{i}": rng.normal(5.0 * kind, 1.0, 60) for kind, word in enumerate(words) for i in range(5)}
     styles = {name: np.tile(np.eye(2)[name.startswith("tapestry") * 1], (60, 1)) for name in human}
+    ai = Scores.of([9.0], [60], [[1.0, 0.0]])
+    domains = tuple(Domain(name, Scores.of(human[name], [60] * 60, styles[name]), ai) for name in human)
     effects = fit_domain_effects(human, styles, [0.05, 0.1], 0.9)
-    calibration = replace(spec.calibration, domain_effects=effects, midpoint=-9.0, unlike_below=-9.0)
+    rest = {"domains": domains, "midpoint": -9.0, "unlike_below": -9.0}
+    calibration = replace(spec.calibration, domain_effects=effects, **rest)
     own = Detector(replace(spec, calibration=calibration), detector.tokenizer, Fixed(5.0), style=style)
     low, high = own.detect([f"The {word} " * 60 for word in words], 0.05)
     assert [verdict.nearest_domain[:-1] for verdict in (low, high)] == list(words)
     assert low.p_value <= 0.05 < high.p_value
     assert low.threshold < high.threshold
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    style.save(folder)
+    write_spec(folder, replace(spec, calibration=calibration))
+    loaded = Detector.load(folder).detect([f"The {word} " * 60 for word in words], 0.05)
+    assert [verdict.threshold for verdict in loaded] == [low.threshold, high.threshold]
 
 
 @pytest.mark.parametrize("score", [-1.0, 0.9, 1.1, 3.0])
