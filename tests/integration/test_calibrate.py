@@ -84,6 +84,7 @@ def test_each_domain_has_the_scores_of_its_own_texts(calibrated: Calibrated, det
             chosen = (domains == domain.name) & (labels == label)
             np.testing.assert_allclose(own.scores, scores[chosen], atol=0.2)  # in bf16 a score depends on its batch
             assert list(own.num_tokens) == num_tokens[chosen].tolist()
+            np.testing.assert_allclose(np.linalg.norm(own.styles, axis=1), 1, atol=1e-2)
     assert set(calibration.min_tokens) == {TARGET}
     assert calibration.span_scaling is not None
     assert calibration.human_length.variance[1] > 0
@@ -92,6 +93,7 @@ def test_each_domain_has_the_scores_of_its_own_texts(calibrated: Calibrated, det
 def test_a_verdict_states_what_holds_for_a_new_domain(calibrated: Calibrated, detector: Detector) -> None:
     verdict = detector.detect([tiny_models.text("human", random.Random(1), 120)])[0]
     assert (verdict.compared_with, verdict.num_compared) == (Reference.NEW_DOMAIN, calibrated.result["num_human"])
+    assert verdict.nearest_domain in DOMAINS
     assert (verdict.fpr_upper_bound, verdict.confidence) == (
         TARGET,
         calibrated.config.calibration.new_domain_confidence,
