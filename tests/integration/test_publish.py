@@ -58,7 +58,10 @@ def test_metrics_are_those_of_the_champion_on_the_test_split(
     documents = champion.read(table["text"].to_pylist())
     scores = champion.score([document.input_ids for document in documents])
     calibration, num_tokens = champion.spec.calibration, [len(document.input_ids) for document in documents]
-    predictions = {target: calibration.predictions(scores, num_tokens, target) for target in calibration.thresholds}
+    required = np.stack([document.required for document in documents])
+    predictions = {
+        target: calibration.predictions(scores, num_tokens, required, target) for target in calibration.thresholds
+    }
     default = champion.spec.default_target_fpr
     labels, probabilities = table["label"].to_numpy(), calibration.probability(scores)
     expected = compute_metrics(
