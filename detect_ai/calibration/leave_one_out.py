@@ -39,7 +39,7 @@ def leave_one_domain_out(
             rest = [own for name, own in ai.items() if name != domain.name]
             without = replace(
                 calibration,
-                domain_effects=effects.without(domain.name),
+                domain_effects=effects.without(domain.name, target_fpr),
                 cleared_below=ai_quantile(rest, config.max_cleared),
                 unlike_below=ai_quantile(rest, UNLIKE_FRACTION),
             )

@@ -20,7 +20,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import ConfigDict
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import solve_triangular
 from scipy.optimize import brentq
 from scipy.special import betainc
 from scipy.stats import t as student_t
@@ -95,18 +95,19 @@ class DomainEffects:
         """Those of a text unlike all domains, shape (rates,)."""
         return np.asarray(self._predict(np.zeros((1, len(self.domains))))[0])
 
-    def without(self, domain: str) -> DomainEffects:
-        """The effects of all other domains; length scale and unexplained fraction remain."""
-        kept = [i for i, name in enumerate(self.domains) if name != domain]
-        quantiles, errors = (np.asarray(rows)[:, kept] for rows in (self.quantiles, self.errors))
+    def without(self, domain: str, rate: float) -> DomainEffects:
+        """The effects of all other domains at one of the rates; length scale and unexplained fraction remain."""
+        kept, row = [i for i, name in enumerate(self.domains) if name != domain], self.rates.index(rate)
+        quantiles, errors = (np.asarray(rows[row])[kept] for rows in (self.quantiles, self.errors))
         correlation = _correlation(self._styles[kept], self.length_scale, self.unexplained)
         return replace(
             self,
             domains=tuple(self.domains[i] for i in kept),
             styles=tuple(self.styles[i] for i in kept),
-            quantiles=tuple(map(tuple, quantiles.tolist())),
-            errors=tuple(map(tuple, errors.tolist())),
-            variances=tuple(between_domain_variance(q, e, correlation) for q, e in zip(quantiles, errors, strict=True)),
+            rates=(rate,),
+            quantiles=(tuple(quantiles.tolist()),),
+            errors=(tuple(errors.tolist()),),
+            variances=(between_domain_variance(quantiles, errors, correlation),),
         )
 
     def nearest(self, style: ArrayLike) -> str:
@@ -216,10 +217,7 @@ def between_domain_variance(values: Floats, errors: Floats, correlation: Floats 
     correlation = np.eye(len(values)) if correlation is None else correlation
 
     def excess(variance: float) -> float:
-        factor = cho_factor(_covariance(correlation, variance, errors))
-        ones = cho_solve(factor, np.ones_like(values))
-        residuals = values - (ones @ values) / ones.sum()
-        return float(residuals @ cho_solve(factor, residuals) - (len(values) - 1))
+        return _quadratic_form(np.linalg.inv(_covariance(correlation, variance, errors)), values) - (len(values) - 1)
 
     scale = float(values.var(ddof=1))
     if scale == 0 or excess(1e-9 * scale) <= 0:
@@ -227,7 +225,7 @@ def between_domain_variance(values: Floats, errors: Floats, correlation: Floats 
     upper = scale
     while excess(upper) > 0:
         upper *= 4
-    return float(brentq(excess, 1e-9 * scale, upper, rtol=1e-6))
+    return float(brentq(excess, 1e-9 * scale, upper, xtol=1e-6 * scale))
 
 
 def _similarity(styles: Floats, centres: Floats, length_scale: float) -> Floats:
@@ -247,8 +245,13 @@ def _covariance(correlation: Floats, variance: float, errors: Floats) -> Floats:
 
 def _log_likelihood(covariance: Floats, values: Floats) -> float:
     """The restricted log-likelihood of values with this covariance and an unknown mean, up to a constant."""
-    factor = cho_factor(covariance)
-    ones = cho_solve(factor, np.ones_like(values))
-    residuals = values - (ones @ values) / ones.sum()
-    log_determinant = 2 * np.log(np.diag(factor[0])).sum()
-    return float(-0.5 * (log_determinant + np.log(ones.sum()) + residuals @ cho_solve(factor, residuals)))
+    inverse = np.linalg.inv(covariance)
+    log_determinant = float(np.linalg.slogdet(covariance)[1])
+    return -0.5 * (log_determinant + float(np.log(inverse.sum())) + _quadratic_form(inverse, values))
+
+
+def _quadratic_form(inverse: Floats, values: Floats) -> float:
+    """Of the differences of values from their weighted mean, with the inverse of their covariance."""
+    weights = inverse.sum(1)
+    residuals = values - weights @ values / weights.sum()
+    return float(residuals @ inverse @ residuals)

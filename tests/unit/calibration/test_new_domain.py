@@ -54,9 +54,9 @@ def test_tail_error_is_the_spread_over_samples():
 
 def test_variance_between_domains_leaves_out_the_errors():
     rng = np.random.default_rng(1)
-    true, errors = rng.normal(0, 2.0, 4000), np.full(4000, 1.5)
-    assert between_domain_variance(true + rng.normal(0, 1.5, 4000), errors) == pytest.approx(4.0, rel=0.1)
-    assert between_domain_variance(rng.normal(0, 1.0, 4000), errors) == 0
+    true, errors = rng.normal(0, 2.0, 800), np.full(800, 1.5)
+    assert between_domain_variance(true + rng.normal(0, 1.5, 800), errors) == pytest.approx(4.0, rel=0.15)
+    assert between_domain_variance(rng.normal(0, 1.0, 800), errors) == 0
     assert between_domain_variance(np.ones(5), np.zeros(5)) == 0
     assert between_domain_variance(np.arange(5.0), np.zeros(5)) == pytest.approx(2.5)
 
@@ -123,10 +123,11 @@ def test_effects_without_a_domain_are_those_of_the_others():
     _, human, styles = simulated(np.random.default_rng(6), 12, 1.0, 0.5)
     fitted, others = fit(human, styles), fit(human[:-1], styles[:-1])
     found = replace(others, length_scale=fitted.length_scale, unexplained=fitted.unexplained, variances=())
-    assert replace(fitted.without("d11"), variances=()) == found
-    assert fitted.without("other") == fitted
-    far = [*human[:-1], human[-1] + 50]
-    assert fit(far, styles).variances[0] > 10 * fit(far, styles).without("d11").variances[0]
+    assert replace(fitted.without("d11", 0.01), variances=()) == found
+    assert fitted.without("other", 0.01).variances == pytest.approx(fitted.variances)
+    far = fit([*human[:-1], human[-1] + 50], styles)
+    assert far.variances[0] > 10 * far.without("d11", 0.01).variances[0]
+    assert fit(human, styles, (0.01, 0.05)).without("d11", 0.05).rates == (0.05,)
 
 
 def test_thresholds_rise_with_confidence_and_fall_with_the_rate():
