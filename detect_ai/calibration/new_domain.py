@@ -217,7 +217,7 @@ def between_domain_variance(values: Floats, errors: Floats, correlation: Floats 
     correlation = np.eye(len(values)) if correlation is None else correlation
 
     def excess(variance: float) -> float:
-        return _quadratic_form(np.linalg.inv(_covariance(correlation, variance, errors)), values) - (len(values) - 1)
+        return _quadratic_form(_inverse(_covariance(correlation, variance, errors)), values) - (len(values) - 1)
 
     scale = float(values.var(ddof=1))
     if scale == 0 or excess(1e-9 * scale) <= 0:
@@ -245,9 +245,13 @@ def _covariance(correlation: Floats, variance: float, errors: Floats) -> Floats:
 
 def _log_likelihood(covariance: Floats, values: Floats) -> float:
     """The restricted log-likelihood of values with this covariance and an unknown mean, up to a constant."""
-    inverse = np.linalg.inv(covariance)
+    inverse = _inverse(covariance)
     log_determinant = float(np.linalg.slogdet(covariance)[1])
     return -0.5 * (log_determinant + float(np.log(inverse.sum())) + _quadratic_form(inverse, values))
+
+
+def _inverse(covariance: Floats) -> Floats:
+    return np.asarray(np.linalg.inv(covariance), np.float64)
 
 
 def _quadratic_form(inverse: Floats, values: Floats) -> float:
