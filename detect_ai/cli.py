@@ -230,9 +230,14 @@ def explanation(text: str, verdict: Verdict) -> list[str]:
     else:
         lines = ["The detector abstains: a wrong verdict would be worse than none."]
     if all(reason is Reason.BETWEEN_THRESHOLDS for reason in verdict.reasons):
+        if verdict.compared_with is Reference.NEW_DOMAIN:
+            share = f"up to {out_of_100(verdict.p_value)}" if verdict.p_value < 1 else "more than half of the"
+            reached = f"Of a kind of writing that it has never seen, {share} human texts may score this high."
+        else:
+            reached = f"In calibration, {out_of_100(verdict.p_value)} human texts scored this high or higher "
+            reached += f"(n = {verdict.num_compared})."
         lines += [
-            f"In calibration, {out_of_100(verdict.p_value)} human texts scored this high or higher "
-            f"(n = {verdict.num_compared}).",
+            reached,
             f"Probability of AI: {percent(verdict.probability)}, if {out_of_100(verdict.prevalence)} texts are AI. "
             f"Labelled AI at {percent(verdict.threshold)} or higher.",
         ]

@@ -150,8 +150,11 @@ function showNumbers(verdict) {
   byId("probability").textContent = percent(verdict.probability);
   byId("prevalence").textContent =
     `if ${outOf100(verdict.prevalence)} texts are AI. Labelled AI at ${percent(verdict.threshold)} or higher.`;
+  const share = verdict.p_value < 1 ? `up to ${outOf100(verdict.p_value)}` : "more than half of the";
   byId("p-value").textContent =
-    `In calibration, ${outOf100(verdict.p_value)} human texts scored this high or higher (n = ${verdict.num_compared}).`;
+    verdict.compared_with === "new_domain"
+      ? `Of a kind of writing that the model has never seen, ${share} human texts may score this high.`
+      : `In calibration, ${outOf100(verdict.p_value)} human texts scored this high or higher (n = ${verdict.num_compared}).`;
 }
 
 function showTampering(verdict) {

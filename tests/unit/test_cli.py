@@ -14,7 +14,7 @@ import pytest
 
 from detect_ai import client
 from detect_ai.calibration.domains import calibrate, whole_documents
-from detect_ai.cli import WARNING, main, out_of_100, percent
+from detect_ai.cli import WARNING, explanation, main, out_of_100, percent
 from detect_ai.core.config import CalibrationConfig
 from detect_ai.core.ray_runtime import free_port
 from detect_ai.detector import bundle
@@ -192,6 +192,18 @@ def test_content_that_is_not_prose_is_shown(decided, files, tmp_path, capsys):
     output = capsys.readouterr().out
     assert output.startswith(f"{path}: Uncertain: mostly code\n")
     assert output.count("Read as: 98% code, 2% prose.") == output.count("Read as: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("p_value", "reached"),
+    [(0.02, "up to 2 of 100 human texts may score"), (1.0, "more than half of the human texts may score")],
+)
+def test_a_verdict_on_a_new_kind_of_writing_says_so(p_value, reached):
+    values = verdict("text", compared_with="new_domain", nearest_domain="e-mail", p_value=p_value, label="ai")
+    lines = "\n".join(explanation("text", Verdict.model_validate(values)))
+    assert "labels up to 10 of 100 human texts AI (with 95% confidence; most like this text: e-mail)" in lines
+    assert f"Of a kind of writing that it has never seen, {reached} this high." in lines
+    assert "In calibration" not in lines
 
 
 def test_control_characters_are_not_printed(tmp_path, capsys):
