@@ -46,7 +46,8 @@ class Document:
     input_ids: Ids
     num_windows: int
     content: Content = field(default_factory=Content)  # of a detector; a checkpoint does not look at it
-    # What calibration says of its style: the standardised scores it needs, by false positive rate, and what it is like.
+    # By the style of the text: the standardised scores that the label `ai` requires, by false positive rate, and the
+    # most similar domain of calibration.
     required: Floats = field(default_factory=lambda: np.empty(0))
     nearest_domain: str | None = None
 
@@ -164,7 +165,7 @@ class Detector(Scorer):
         return cls(spec, tokenizer, backend, batch_tokens, style)
 
     def encode(self, texts: Sequence[str], normalised: Sequence[Normalised]) -> list[Document]:
-        """Tokenise normalised texts, report their content, and what calibration says of their styles."""
+        """Tokenise normalised texts, report their content, and look up the thresholds for their styles."""
         language = str(self.spec.corpus.get("language", ""))
         return [
             replace(

@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from detect_ai.calibration.many_texts import CLASS_SIZE, any_false_accusation, precision_table
-from detect_ai.schemas import ModelInfo, ThresholdInfo
+from detect_ai.schemas import ModelInfo, Reference, ThresholdInfo
 
 if TYPE_CHECKING:
     from detect_ai.detector.bundle import DetectorSpec
 
-GUARANTEE = (
-    "False positive rates and bounds hold for human texts exchangeable with the calibration set: the same sources, "
-    "topics, writers and lengths. For other texts there is no guarantee. Do not use a score as the only evidence "
-    "against a person."
-)
+GUARANTEE = {
+    Reference.NEW_DOMAIN: "False positive rates and bounds hold with the stated confidence in a kind of writing that "
+    "calibration never saw, if it differs from those of calibration as they differ from one another. Do not use a "
+    "score as the only evidence against a person.",
+    Reference.CALIBRATION_TEXTS: "False positive rates and bounds hold for human texts exchangeable with the "
+    "calibration set: the same sources, topics, writers and lengths. For other texts there is no guarantee. Do not use "
+    "a score as the only evidence against a person.",
+}
 
 
 def model_info(spec: DetectorSpec, limits: Mapping[str, int]) -> ModelInfo:
@@ -36,7 +39,7 @@ def model_info(spec: DetectorSpec, limits: Mapping[str, int]) -> ModelInfo:
         window=spec.window,
         normaliser_version=spec.normaliser_version,
         limits=dict(limits),
-        guarantee=GUARANTEE,
+        guarantee=GUARANTEE[calibration.compared_with],
     )
 
 

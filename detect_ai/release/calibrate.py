@@ -8,7 +8,7 @@ import tempfile
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detect_ai.calibration.calibration import Calibration
 from detect_ai.calibration.conformal import require_texts
@@ -29,6 +29,9 @@ from detect_ai.models.style import Style
 from detect_ai.text.normalize import NORMALISER_VERSION
 from detect_ai.training import search_space
 from detect_ai.training.train import checked_tokenizer
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPECIAL_TOKENS = 2  # of a window
 SPAN_LENGTHS = (32, 64, 128)  # tokens: scores of sentences are scaled by those of such spans, without verdict_lengths
@@ -92,16 +95,30 @@ def calibrate_split(
 
 def require_enough_texts(config: Config, corpus: Corpus) -> None:
     """Raise CalibrationError when the calibration split has too few human texts for a target FPR."""
+    domains = _human_domains(corpus)
+    if not _has_enough_domains(domains):
+        for target in config.calibration.target_fprs:
+            require_texts(len(domains), target, config.calibration.guarantee)
+
+
+def _human_domains(corpus: Corpus) -> pd.Series[str]:
+    """The domain of each human calibration text; its source where it has none."""
     rows = corpus.read("calibration", ["label", "domain", "source"]).to_pandas()
     human = rows[rows["label"] == 0]
-    domains = human["domain"].where(human["domain"] != "", human["source"])
-    if (domains.value_counts() >= MIN_TEXTS).sum() < MIN_DOMAINS:
-        for target in config.calibration.target_fprs:
-            require_texts(len(human), target, config.calibration.guarantee)
+    return human["domain"].where(human["domain"] != "", human["source"])
 
 
-def _fit_style(config: Config, corpus: Corpus) -> Style:
-    """The directions in which calibration texts differ, in the word embeddings of the encoder before training."""
+def _has_enough_domains(domains: pd.Series[str]) -> bool:
+    return bool((domains.value_counts() >= MIN_TEXTS).sum() >= MIN_DOMAINS)
+
+
+def _fit_style(config: Config, corpus: Corpus) -> Style | None:
+    """The directions in which calibration texts differ, in the word embeddings of the encoder before training.
+
+    None with too few domains for thresholds that depend on style.
+    """
+    if not _has_enough_domains(_human_domains(corpus)):
+        return None
     rows = corpus.read("calibration", ["domain", "source", "input_ids"]).slice(0, MAX_STYLED).to_pandas()
     embeddings: Any = encoder.build(config.model, seed=0).get_input_embeddings()
     domains = rows["domain"].where(rows["domain"] != "", rows["source"])
@@ -109,7 +126,7 @@ def _fit_style(config: Config, corpus: Corpus) -> Style:
 
 
 def _write_candidate(
-    config: Config, corpus: Corpus, checkpoint: str, calibration: Calibration, style: Style, key: str
+    config: Config, corpus: Corpus, checkpoint: str, calibration: Calibration, style: Style | None, key: str
 ) -> DetectorSpec:
     manifest, tokenizer = corpus.manifest, checked_tokenizer(config, corpus)
     spec = DetectorSpec(
@@ -144,7 +161,7 @@ def _write_candidate(
         for name in ("config.json", "model.safetensors"):
             shutil.copy(source / name, folder)
         tokenizer.save(folder, config.model.window)
-        if calibration.domain_effects:
+        if style:
             style.save(folder)
         spec = bundle.write_spec(folder, spec)
         corpus.storage.upload(folder, key)

@@ -16,4 +16,5 @@ def test_thresholds_and_what_they_hold_for(tiny_bundle):
         assert row.detection_rate == found.mean() > 0
         assert row.probability == calibration.probability(calibration.ai_from_unlike(row.target_fpr))
     assert (info.compared_with, info.num_human, info.num_domains) == (Reference.CALIBRATION_TEXTS, 40, 1)
+    assert "exchangeable with the calibration set" in info.guarantee
     assert (info.model_version, info.limits) == (spec.version, {"max_texts": 3})
