@@ -67,7 +67,10 @@ class DetectorSpec:
     def detection_rates(self) -> dict[float, float | None]:
         """By target, the detection rate at calibration, see `leave_one_out.detection_rate`."""
         calibration, config = self.calibration, self.calibration_config
-        return {target: detection_rate(calibration, config, target) for target in calibration.thresholds}
+        return {
+            target: detection_rate(calibration, config, target, self.min_tokens_at(target))
+            for target in calibration.thresholds
+        }
 
     @cached_property
     def version(self) -> str:
