@@ -114,7 +114,7 @@ def _fetch_source(source: PublishedSource, config: Config, data: Storage, client
         )
     downloaded = 0
     contents: dict[str, bytes] = {}
-    for file in source.files:
+    for file in {file.path: file for file in source.files}.values():  # a path may be listed several times
         key = f"downloads/{source.name}/{file.sha256}"
         content = data.read_bytes(key) if data.exists(key) else b""
         if not content or _sha256(content) != file.sha256:
