@@ -85,6 +85,7 @@ class CorpusConfig(Section):
     sources: list[SourceConfig] = []
     split: dict[str, OpenFraction] = {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}  # of groups
     holdout: HoldoutConfig = HoldoutConfig()
+    exclude: dict[Literal["source", "domain", "group", "generator"], list[str]] = {}  # values whose rows are dropped
     # Values of a column whose rows are for calibration alone: kinds of writing that training does not see.
     calibrate_only: dict[Literal["source", "domain", "group"], list[str]] = {}
     language: Annotated[str, Field(pattern="^([a-z]{2,3})?$")] = "en"  # other languages are dropped; empty: all stay

@@ -117,7 +117,7 @@ def count_warnings(manifest: Manifest, config: CalibrationConfig) -> Iterator[st
                     f"{target:.0%}"
                 )
     for reason, rows in manifest.dropped.items():
-        if rows > MAX_DROPPED_FRACTION * manifest.rows_read and reason != "held_out":  # configured
+        if rows > MAX_DROPPED_FRACTION * manifest.rows_read and reason not in ("held_out", "excluded"):  # configured
             yield f"{rows:,} of {manifest.rows_read:,} rows ({rows / manifest.rows_read:.0%}) were dropped: {reason}"
 
 

@@ -14,7 +14,7 @@ from detect_ai.core.config import SPLITS, CorpusConfig
 from detect_ai.core.errors import CorpusError
 from detect_ai.corpus.dedup import Bools, Ints, exact_duplicates
 
-CONTAMINATED = "contaminated"
+CONTAMINATED, EXCLUDED = "contaminated", "excluded"
 ANY = (1 << len(SPLITS)) - 1  # a mask of splits, one bit each in the order of `SPLITS`
 CALIBRATION, TEST = (1 << SPLITS.index(name) for name in ("calibration", "test"))
 # Near duplicates join groups while the joined group stays below this fraction of the rows. The thousands of essays on
@@ -38,6 +38,8 @@ class Rows:
         self.split = np.zeros(len(index), np.int64)  # position in `SPLITS`
         self.weight = index["weight"].to_numpy(np.float32).copy()  # in the loss
         self.masks = _allowed_splits(index, corpus)  # splits that each row may go to
+        for column, values in corpus.exclude.items():
+            self.drop(np.flatnonzero(_rows_with(index, column, values, f"corpus.exclude.{column}")), EXCLUDED)
 
     @property
     def stays(self) -> Bools:

@@ -188,6 +188,16 @@ def test_rows_for_calibration_only_leave_the_split_of_their_source():
     assert [SPLITS[split] for split in rows.split] == ["calibration", "train"]
 
 
+@pytest.mark.parametrize("column", ["source", "domain", "group", "generator"])
+def test_excluded_values_are_dropped(column):
+    changes = [{column: "x" if i % 4 < 2 else f"y{i % 3}", "label": i % 2} for i in range(40)]
+    rows = rows_of(changes, exclude={column: ["x"]})
+    assert (rows.stays == np.asarray([row[column] != "x" for row in changes])).all()
+    assert rows.dropped == {"excluded": 20}
+    with pytest.raises(CorpusError, match=f"exclude.{column}: no {column} 'z'"):
+        rows_of(changes, exclude={column: ["z"]})
+
+
 def test_held_out_generator_is_tested_against_humans():
     changes = [
         {"group": f"g{i // 3}", "label": int(i % 3 > 0), "generator": ("", "old", "new")[i % 3]} for i in range(120)
