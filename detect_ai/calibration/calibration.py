@@ -154,15 +154,16 @@ class Calibration(Scaling):
     def decide(self, scores: ArrayLike, num_tokens: ArrayLike, required: Floats, target_fpr: float) -> Labels:
         """`HUMAN` or `AI` where only that is plausible by score, length and style, else `BOTH` or `NEITHER`.
 
-        `required` is that of `required_scores`. `AI` also needs a probability of at least one half at the calibration's
-        prevalence. Shape (n,).
+        `required` is that of `required_scores`: a text out of reach is `NEITHER`. `AI` also needs a probability of at
+        least one half at the calibration's prevalence. Shape (n,).
         """
-        values = np.asarray(scores, np.float64)
-        human = self.human_length.standardise(values, num_tokens) < required[:, self._column(target_fpr)]
-        human |= values < self.midpoint
+        values, least = np.asarray(scores, np.float64), required[:, self._column(target_fpr)]
+        human = (self.human_length.standardise(values, num_tokens) < least) | (values < self.midpoint)
         as_ai = self.ai_length.standardise(values, num_tokens)
-        is_human = np.where(as_ai < self.cleared_below, HUMAN, BOTH)
-        return np.where(human, is_human, np.where(as_ai < self.unlike_below, NEITHER, AI)).astype(np.int64)
+        decided = np.where(human, HUMAN, AI)
+        decided[human & (as_ai >= self.cleared_below)] = BOTH
+        decided[np.isinf(least) | (~human & (as_ai < self.unlike_below))] = NEITHER
+        return decided.astype(np.int64)
 
     def predictions(self, scores: ArrayLike, num_tokens: ArrayLike, required: Floats, target_fpr: float) -> Labels:
         """0 human, 1 ai, -1 uncertain, shape (n,); arguments as `decide`."""

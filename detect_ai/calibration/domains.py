@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 GRID = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.2, 0.3, 0.5)
 MIN_TEXTS = 50  # human texts of a domain whose tail counts
 UNLIKE_FRACTION = 0.01  # of the AI texts that score too low to be called AI
+FAR_FRACTION = 0.005  # of the texts of a new domain that are like no other one
 MIN_SCALED = 30  # texts of each class, for a scaling of spans
 MAX_CHANCE = 0.05  # lengths whose FPR is so high by chance with a lower probability are too short
 
@@ -59,8 +60,8 @@ def calibrate(scored: pd.DataFrame, config: CalibrationConfig, window: int) -> C
     calibration = Calibration(
         **vars(fit_scaling(whole["label"], whole["score"], config.prevalence)),
         thresholds=thresholds,
-        cleared_below=ai_quantile(ai, config.max_cleared),
-        unlike_below=ai_quantile(ai, UNLIKE_FRACTION),
+        cleared_below=lower_quantile(ai, config.max_cleared),
+        unlike_below=lower_quantile(ai, UNLIKE_FRACTION),
         human_length=human_length,
         ai_length=ai_length,
         domains=domains,
@@ -87,8 +88,15 @@ def _human_thresholds(
         sorted({*GRID, *config.target_fprs}),
         config.new_domain_confidence,
     )
+    effects = replace(effects, reach=_reach(effects, domains))
     highest = dict(zip(effects.rates, effects.highest_thresholds.tolist(), strict=True))
     return {rate: Threshold(highest[rate], rate, effects.confidence) for rate in config.target_fprs}, effects
+
+
+def _reach(effects: DomainEffects, domains: Sequence[Domain]) -> float:
+    """`DomainEffects.reach`: all but a few texts are more similar to another domain than their own."""
+    of_class = [(domain.name, texts.styles) for domain in domains for texts in (domain.human, domain.ai) if len(texts)]
+    return lower_quantile([effects.similarity_to_nearest(styles, name) for name, styles in of_class], FAR_FRACTION)
 
 
 def _length_model(own: pd.DataFrame, window: int) -> LengthModel:
@@ -103,10 +111,10 @@ def _styles(own: pd.DataFrame) -> Floats:
     return np.stack(own["style"].to_list()) if "style" in own and len(own) else np.empty((len(own), 0))
 
 
-def ai_quantile(domains: Sequence[Floats], fraction: float) -> float:
-    """The standardised score that at most a fraction of the AI texts do not reach, if all domains weigh alike.
+def lower_quantile(domains: Sequence[Floats], fraction: float) -> float:
+    """The value that at most a fraction of the texts do not reach, if all domains weigh alike.
 
-    Takes the standardised AI scores of each domain. With too few texts for the fraction it is the lowest score of all.
+    Takes the values of the texts of each domain. With too few texts for the fraction it is the lowest value of all.
     """
     domains = [scores for scores in domains if len(scores)]
     scores = np.concatenate(domains)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detect_ai.calibration.calibration import Calibration
-from detect_ai.calibration.domains import MIN_TEXTS, UNLIKE_FRACTION, ai_quantile
+from detect_ai.calibration.domains import MIN_TEXTS, UNLIKE_FRACTION, lower_quantile
 from detect_ai.calibration.new_domain import MIN_DOMAINS, between_domain_variance
 from detect_ai.core.config import CalibrationConfig
 from detect_ai.metrics import Labels
@@ -40,8 +40,8 @@ def leave_one_domain_out(
             without = replace(
                 calibration,
                 domain_effects=effects.without(domain.name, target_fpr),
-                cleared_below=ai_quantile(rest, config.max_cleared),
-                unlike_below=ai_quantile(rest, UNLIKE_FRACTION),
+                cleared_below=lower_quantile(rest, config.max_cleared),
+                unlike_below=lower_quantile(rest, UNLIKE_FRACTION),
             )
             predictions = (
                 np.where(np.asarray(texts.num_tokens) < min_tokens, -1, without.predictions_of(texts, target_fpr))

@@ -68,6 +68,8 @@ class DomainEffects:
         length_scale: distance of styles over which domains are alike.
         unexplained: fraction of the variance that does not depend on style.
         confidence: that the quantile of a new domain is below its threshold.
+        reach: similarity (cosine) to the nearest domain below which a text is like none of them, so that its scores
+            say nothing; -1: all texts are within reach.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -81,14 +83,22 @@ class DomainEffects:
     length_scale: float
     unexplained: float
     confidence: float
+    reach: float = -1.0
 
     def thresholds(self, styles: ArrayLike) -> Floats:
         """The scores that texts of a new domain must reach, by style of shape (n, dimensions); shape (n, rates).
 
-        Tails of small rates are known less exactly, but the threshold of a smaller rate is never the lower one.
+        Tails of small rates are known less exactly, but the threshold of a smaller rate is never the lower one. Texts
+        out of reach have infinite thresholds.
         """
         similarity = _similarity(np.asarray(styles, np.float64), self._styles, self.length_scale)
-        return self._predict((1 - self.unexplained) * similarity)
+        scores = self._predict((1 - self.unexplained) * similarity)
+        return np.where(self.similarity_to_nearest(styles)[:, None] < self.reach, np.inf, scores)
+
+    def similarity_to_nearest(self, styles: ArrayLike, other_than: str = "") -> Floats:
+        """Cosine of texts' styles, shape (n, dimensions), and the most similar domain, or another one; shape (n,)."""
+        similarities = np.asarray(styles, np.float64) @ self._styles.T
+        return np.asarray(similarities[:, [name != other_than for name in self.domains]].max(1))
 
     @property
     def highest_thresholds(self) -> Floats:

@@ -23,7 +23,7 @@ from detect_ai.core.config import CalibrationConfig
 from detect_ai.core.errors import BundleError, first_problem
 from detect_ai.models.backends import BACKENDS, DEFAULT
 
-FORMAT = 4
+FORMAT = 5
 SPEC_FILE, CARD_FILE, METRICS_FILE = "detector.json", "MODEL_CARD.md", "metrics.json"
 
 

@@ -19,7 +19,7 @@ const REASONS = {
   not_prose: ["mostly links or references", "Most of the text is links, references or other content that is not prose."],
   hidden_text: ["hidden text", "The file contains a lot of text that a reader cannot see. It was not scored."],
   between_thresholds: ["between human and AI", "The score is in the range of both human and AI texts."],
-  unlike_calibration: ["unlike all known texts", "The score is in the range of neither human nor AI texts."],
+  unlike_calibration: ["unlike all known texts", "Its words are unlike those of all calibration texts, or its score is in the range of neither human nor AI texts."],
 };
 const TAMPERING = {
   invisible: "invisible characters",

@@ -1,11 +1,13 @@
 """The calibration that scored texts of several domains give."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from detect_ai.calibration.calibration import Calibration, LengthRates
+from detect_ai.calibration.calibration import HUMAN, NEITHER, Calibration, LengthRates
 from detect_ai.calibration.conformal import conformal_threshold
-from detect_ai.calibration.domains import _min_tokens, ai_quantile, calibrate, whole_documents
+from detect_ai.calibration.domains import _min_tokens, calibrate, lower_quantile, whole_documents
 from detect_ai.calibration.new_domain import MIN_DOMAINS, fit_domain_effects
 from detect_ai.calibration.scaling import fit_scaling
 from detect_ai.core.errors import CalibrationError
@@ -22,7 +24,7 @@ def test_enough_domains_give_the_threshold_of_a_new_one():
     own = {domain.name: domain.human for domain in fitted.domains}
     scores = {name: texts.standardised(fitted.human_length) for name, texts in own.items()}
     styles = {name: texts.styles for name, texts in own.items()}
-    assert effects == fit_domain_effects(scores, styles, effects.rates, 0.9)
+    assert replace(effects, reach=-1.0) == fit_domain_effects(scores, styles, effects.rates, 0.9)
     assert (threshold.fpr_bound, threshold.confidence) == (0.05, 0.9)
     assert threshold.score == effects.highest_thresholds[effects.rates.index(0.05)]
     # All texts of a domain have one style here, which is as that of the others: the highest threshold is that of all.
@@ -41,6 +43,23 @@ def test_styles_of_the_texts_are_kept_and_count():
     assert high - low == pytest.approx(5.0 / np.sqrt(fitted.human_length.variance[0]), rel=0.4)
     own = (scored["domain"] == "d01") & (scored["label"] == 0)
     np.testing.assert_allclose(fitted.domains[1].human.styles, styles[own], atol=1e-3)
+
+
+def test_a_text_like_no_domain_is_undecided():
+    """A few texts of either class are less similar to the nearest other domain than what counts as within reach."""
+    scored, rng = domains(8, humans=200, ai=100), np.random.default_rng(0)
+    angles = 0.1 * scored["domain"].str[1:].astype(int) + rng.normal(0, 0.02, len(scored))
+    styles = np.stack([np.cos(angles), np.sin(angles), np.zeros(len(scored))], axis=1)
+    fitted = calibrate(scored.assign(style=list(styles)), config(), WINDOW)
+    effects = fitted.domain_effects
+    texts = [(domain.name, own.styles) for domain in fitted.domains for own in (domain.human, domain.ai)]
+    assert (
+        0.003 < np.mean([(effects.similarity_to_nearest(x, name) < effects.reach).mean() for name, x in texts]) <= 0.005
+    )
+    needed = fitted.required_scores([styles[0], [0.0, 0.0, 1.0]])
+    decided = fitted.decide([-20.0, -20.0, 20.0], [WINDOW] * 3, needed[[0, 1, 1]], 0.05)
+    assert decided.tolist() == [HUMAN, NEITHER, NEITHER]
+    assert fitted.p_value(20.0, WINDOW, needed[1]) == 1.0
 
 
 def test_a_higher_confidence_needs_a_higher_score():
@@ -66,9 +85,9 @@ def test_too_few_texts_are_refused():
 def test_all_domains_weigh_alike_in_what_may_be_cleared():
     rng = np.random.default_rng(0)
     easy, hard = rng.normal(9, 1, 2000), rng.normal(0, 1, 100)
-    below = ai_quantile([easy, hard, np.empty(0)], 0.1)
+    below = lower_quantile([easy, hard, np.empty(0)], 0.1)
     assert np.mean([(scores < below).mean() for scores in (easy, hard)]) == pytest.approx(0.1, abs=0.01)
-    assert [ai_quantile([np.arange(n)], 0.1) for n in (8.0, 9.0, 19.0)] == [0.0, 1.0, 2.0]
+    assert [lower_quantile([np.arange(n)], 0.1) for n in (8.0, 9.0, 19.0)] == [0.0, 1.0, 2.0]
 
 
 def test_spans_have_a_scaling_of_their_own():
