@@ -226,8 +226,8 @@ class GateConfig(Section):
     # At the default target of the candidate. With few texts, a single false positive can exceed a small bound.
     max_fpr: Fraction | None = None  # on every evaluation of the run; null: 3 times the target
     max_fpr_increase: Fraction | None = None  # against a champion evaluated on the same texts; null: half the target
-    max_cleared_ai: Fraction = 0.5  # fraction of AI texts labelled human
-    max_cleared_ai_increase: Fraction = 0.05  # of the fraction of AI texts labelled human, against the same
+    max_cleared: Fraction = 0.5  # fraction of AI texts labelled human
+    max_cleared_increase: Fraction = 0.05  # of the fraction of AI texts labelled human, against the same
     max_abstained: Fraction = 0.5  # fraction of `uncertain` texts
     # Over the domains of calibration, each decided by the others; not checked with too few domains.
     max_new_domain_fpr: Fraction | None = None  # mean FPR; null: the target

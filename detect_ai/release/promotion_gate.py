@@ -11,14 +11,14 @@ TEST = "test split"  # the name of that evaluation; the space keeps it apart fro
 _CHANGES = (
     ("auroc", "AUROC", -1, "max_auroc_drop"),
     ("fpr_at_target", "FPR at the default target", 1, "max_fpr_increase"),
-    ("cleared_ai_fraction", "the fraction of AI texts labelled human", 1, "max_cleared_ai_increase"),
+    ("cleared_ai_fraction", "the fraction of AI texts labelled human", 1, "max_cleared_increase"),
 )
 # Default bounds on the FPR, as multiples of the candidate's default target.
 _MULTIPLES = {"max_fpr": 3, "max_fpr_increase": 0.5, "max_new_domain_fpr": 1}
 _CAPS = (
     ("fpr_at_target", "FPR at the default target", "max_fpr"),
     ("abstained_fraction", "the abstained fraction", "max_abstained"),
-    ("cleared_ai_fraction", "the fraction of AI texts labelled human", "max_cleared_ai"),
+    ("cleared_ai_fraction", "the fraction of AI texts labelled human", "max_cleared"),
 )
 
 

@@ -10,7 +10,7 @@ CONFIG = GateConfig(
     max_auroc_drop=0.01,
     max_fpr=0.1,
     max_fpr_increase=0.02,
-    max_cleared_ai_increase=0.05,
+    max_cleared_increase=0.05,
     max_abstained=0.4,
     max_new_domain_fpr=0.05,
     min_macro_tpr=0.3,
@@ -51,7 +51,7 @@ def test_the_bounds_themselves_pass(candidate):
         (metrics(fpr=float("nan")), "max_fpr=0.1"),
         (metrics(fpr=None), "FPR"),
         (metrics(abstained=0.41), "max_abstained=0.4"),
-        (metrics(cleared=0.51), "max_cleared_ai=0.5"),
+        (metrics(cleared=0.51), "max_cleared=0.5"),
         ({**metrics(), "new_domains": {"mean_fpr": 0.051, "macro_tpr": 0.5}}, "max_new_domain_fpr=0.05"),
         ({**metrics(), "new_domains": {"mean_fpr": 0.05, "macro_tpr": 0.29}}, "min_macro_tpr=0.3"),
         ({**metrics(), "new_domains": {"mean_fpr": 0.05, "macro_tpr": None}}, "min_macro_tpr=0.3"),
@@ -68,7 +68,7 @@ def test_an_absolute_bound_refuses(candidate, named):
     [
         (metrics(0.93), "max_auroc_drop"),
         (metrics(fpr=0.06), "max_fpr_increase"),
-        (metrics(cleared=0.26), "max_cleared_ai_increase"),
+        (metrics(cleared=0.26), "max_cleared_increase"),
     ],
 )
 def test_a_change_for_the_worse_refuses(candidate, key):
