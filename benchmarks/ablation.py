@@ -187,7 +187,7 @@ class Bench:
         """Mean log-odds of the windows of texts, shape (texts,), and features of their windows, (windows, width)."""
         content = self.form.window - self.form.num_special
         rows, owners = split_windows(texts, content, self.form.stride)
-        odds, features = np.empty(len(rows)), np.empty((len(rows), model.classifier.in_features), np.float32)  # type: ignore[union-attr, operator, arg-type]
+        odds, features = np.empty(len(rows)), np.empty((len(rows), model.classifier.in_features), np.float32)
         model.eval()
         dtype = encoder.autocast_dtype(self.config.train.precision, self.device)
         lengths = np.asarray([len(row) + self.form.num_special for row in rows])
@@ -216,8 +216,7 @@ class AblationTrainer(Trainer):
         self.losses = np.full((2, self.num_domains), np.nan)  # of each class
         self.human_scores, self.ai_scores = np.zeros(0), np.zeros(0)
         self.heads = torch.nn.ModuleList(
-            torch.nn.Linear(model.classifier.in_features, n)  # type: ignore[union-attr, arg-type]
-            for n in (self.num_domains, len(family_names))
+            torch.nn.Linear(model.classifier.in_features, n) for n in (self.num_domains, len(family_names))
         ).to(device)
         if recipe.heads:
             self.optimizer.add_param_group({"params": list(self.heads.parameters()), "weight_decay": 0.0})
@@ -305,8 +304,8 @@ def captured_features(model: Any) -> Any:
 def ascended(model: torch.nn.Module, length: float) -> Any:
     """Move all weights by `length` along their gradient, which is reset, and restore them (Foret et al., 2021)."""
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = torch.stack([p.grad.norm() for p in parameters]).norm() + 1e-12  # type: ignore[union-attr]
-    moves = [p.grad * (length / norm) for p in parameters]  # type: ignore[operator]
+    norm = torch.stack([p.grad.norm() for p in parameters]).norm() + 1e-12
+    moves = [p.grad * (length / norm) for p in parameters]
     with torch.no_grad():
         torch._foreach_add_(parameters, moves)
     for p in parameters:
