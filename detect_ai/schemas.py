@@ -65,15 +65,18 @@ class Verdict(BaseModel):
         "`fpr_upper_bound` and the `detection_rate` of /v1/model; null where that is not known",
     )
     target_fpr: float = Field(description="Accepted false positive rate")
-    threshold: float = Field(description="Texts with at least this probability are labelled `ai`; at `prevalence` too")
-    p_value: float = Field(description="Smallest false positive rate at which the text would be labelled `ai`")
+    threshold: float = Field(description="Texts with at least this probability are labelled `ai`; both at `prevalence`")
+    p_value: float = Field(description="Smallest false positive rate whose threshold the score reaches; 1 if none")
     compared_with: Reference = Field(description="What `p_value`, `threshold` and `fpr_upper_bound` hold for")
     nearest_domain: str | None = Field(
         default=None, description="Most similar kind of writing in calibration; null if not compared"
     )
     num_compared: int = Field(description="Human calibration texts behind them")
-    fpr_upper_bound: float = Field(description="Upper bound of the false positive rate of `threshold`")
-    confidence: float = Field(description="Confidence of `fpr_upper_bound`")
+    fpr_upper_bound: float | None = Field(
+        description="Upper bound of the false positive rate of `threshold`; null for a text that the calibration says "
+        "nothing about: `reasons` other than `between_thresholds`"
+    )
+    confidence: float | None = Field(description="Confidence of `fpr_upper_bound`; null without one")
     reasons: list[Reason] = Field(description="Why the label is `uncertain`; empty otherwise")
     tampering: dict[str, int] = Field(description="Characters removed or replaced before reading, by kind")
     content: dict[str, float] = Field(description="Fractions of the visible characters that are `prose`, `code` …")

@@ -1,7 +1,8 @@
 """Leave-one-domain-out: the error rates of a detector in domains that its calibration has not seen. Pure.
 
 Each domain of a calibration is decided by the thresholds that all the others give, from its saved scores: nothing is
-scored or trained again. The length models, and how much style tells about thresholds, remain those of all domains.
+scored or trained again. The length models, the directions of style, how much style tells about thresholds and what is
+out of reach remain those of all domains.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ class SweepConfig(Section):
 
 
 class CalibrationConfig(Section):
-    """Probabilities and conformal thresholds."""
+    """Probabilities and thresholds."""
 
     target_fprs: Annotated[list[OpenFraction], Field(min_length=1)] = [0.01, 0.05]
     default_target_fpr: OpenFraction = 0.01
@@ -226,7 +226,7 @@ class GateConfig(Section):
     # At the default target of the candidate. With few texts, a single false positive can exceed a small bound.
     max_fpr: Fraction | None = None  # on every evaluation of the run; null: 3 times the target
     max_fpr_increase: Fraction | None = None  # against a champion evaluated on the same texts; null: half the target
-    max_cleared: Fraction = 0.5  # fraction of AI texts labelled human
+    max_cleared: Fraction = 0.5  # fraction of AI texts labelled human, also over domains left out
     max_cleared_increase: Fraction = 0.05  # of the fraction of AI texts labelled human, against the same
     max_abstained: Fraction = 0.5  # fraction of `uncertain` texts
     # Over the domains of calibration, each decided by the others; not checked with too few domains.

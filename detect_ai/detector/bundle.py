@@ -1,7 +1,7 @@
 """Bundle: a detector on disk, complete, without pickle and checked by sha256 on loading.
 
-A bundle is a folder of `detector.json`, `config.json`, the weights in the form of its backend, the tokenizer's files
-and, once published, `metrics.json` and `MODEL_CARD.md`.
+A bundle is a folder of `detector.json`, `config.json`, the weights in the form of its backend, the tokenizer's files,
+`style.safetensors` where thresholds depend on style and, once published, `metrics.json` and `MODEL_CARD.md`.
 `detector.json` holds the sha256 of every other file and of itself; the version of a bundle is the start of that.
 """
 

@@ -287,6 +287,7 @@ class Detector(Scorer):
         decision = int(calibration.decide(score, num_tokens, document.required[None], target_fpr)[0])
         if decision in UNDECIDED:
             reasons.append(UNDECIDED[decision])
+        bounded = set(reasons) <= {Reason.BETWEEN_THRESHOLDS}
         ai_fraction = None
         if spans is not None:
             lengths = np.asarray([span.end - span.start for span in spans], np.int64)
@@ -305,8 +306,8 @@ class Detector(Scorer):
             compared_with=calibration.compared_with,
             nearest_domain=document.nearest_domain,
             num_compared=calibration.num_human,
-            fpr_upper_bound=threshold.fpr_bound,
-            confidence=threshold.confidence,
+            fpr_upper_bound=threshold.fpr_bound if bounded else None,
+            confidence=threshold.confidence if bounded else None,
             reasons=reasons,
             tampering=document.normalised.tampering,
             content=document.content.rounded(),

@@ -62,12 +62,18 @@ def _unseen_domains(metrics: Metrics, config: GateConfig) -> list[str]:
     reasons = []
     if new := metrics.get("new_domains"):
         bound, fpr, tpr = _bound(config, "max_new_domain_fpr", metrics), new["mean_fpr"], new["macro_tpr"] or 0.0
+        cleared = new["macro_cleared"]
         if not fpr <= bound:
             reasons.append(f"mean FPR in domains left out of calibration is {fpr:.4g}; max_new_domain_fpr={bound:g}.")
         if not tpr >= config.min_macro_tpr:
             reasons.append(
                 f"mean detection rate in domains left out of calibration is {tpr:.4g}; "
                 f"min_macro_tpr={config.min_macro_tpr:g}."
+            )
+        if cleared is not None and not cleared <= config.max_cleared:
+            reasons.append(
+                f"mean fraction of AI texts labelled human in domains left out of calibration is {cleared:.4g}; "
+                f"max_cleared={config.max_cleared:g}."
             )
     return reasons
 

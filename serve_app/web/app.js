@@ -94,10 +94,13 @@ async function loadModel() {
 
 function showAccusations() {
   const threshold = model.thresholds.find(({ target_fpr }) => target_fpr === Number(byId("target").value));
-  const { fpr_upper_bound: fpr, detection_rate: tpr } = threshold;
+  const { fpr_upper_bound: fpr, detection_rate: tpr, confidence } = threshold;
   const isKnown = tpr !== null && tpr + fpr > 0;
-  const known = model.compared_with === "new_domain" ? "" : ", for texts like its calibration texts,";
-  const error = `At the selected target${known} the model labels up to ${outOf100(fpr)} human texts AI`;
+  const kind =
+    model.compared_with === "new_domain"
+      ? `of a kind of writing that it has never seen (with ${percent(confidence)} confidence)`
+      : "like its calibration texts";
+  const error = `At the selected target the model labels up to ${outOf100(fpr)} human texts ${kind} AI`;
   byId("rates").textContent = isKnown
     ? `It depends on how many of your texts are AI. ${error} and finds ${outOf100(tpr)} AI texts. Then:`
     : `${error}. How many AI texts it finds was not measured, so it is not known how often an accusation is right.`;
@@ -133,7 +136,7 @@ function meaning(verdict) {
   if (verdict.label === "ai") {
     const bound = outOf100(verdict.fpr_upper_bound);
     if (verdict.compared_with === "new_domain") {
-      return `It may still be human. Of a kind of writing that it has never seen, the model labels up to ${bound} human texts AI (with ${percent(verdict.confidence)} confidence; the calibration texts most like yours: ${verdict.nearest_domain}).`;
+      return `It may still be human. Of a kind of writing that it has never seen, the model labels up to ${bound} human texts AI (with ${percent(verdict.confidence)} confidence; most like this text: ${verdict.nearest_domain}).`;
     }
     return `It may still be human. Of texts like the ${verdict.num_compared} human calibration texts, the model labels up to ${bound} AI.`;
   }

@@ -150,6 +150,7 @@ def test_accusations_are_put_into_numbers(page: Page) -> None:
     page.reload()
     expect(page.locator("#precision tr")).to_have_count(4)
     assert page.locator("#precision tr").nth(1).inner_text().split("\t") == ["5 of 100", "59 of 100 times"]
+    assert "human texts like its calibration texts AI" in page.locator("#rates").inner_text()
     assert "finds 55 of 100 AI texts" in page.locator("#rates").inner_text()
     assert "up to 45%" in page.locator("#class-of-30").inner_text()
     page.get_by_label("Target false positive rate").select_option(index=1)

@@ -124,20 +124,21 @@ def test_every_reason_is_given(spec, detector):
     verdict = fixed(spec, detector, 1.0).detect([""])[0]
     assert verdict.reasons == [Reason.TOO_SHORT, Reason.BETWEEN_THRESHOLDS]
     assert verdict.content == {}
+    assert (verdict.fpr_upper_bound, verdict.confidence) == (None, None)  # calibration says nothing about it
     assert (verdict.num_tokens, verdict.num_windows) == (0, 1)
 
 
 @pytest.mark.parametrize("target", [0.05, 0.1])
 def test_a_verdict_states_its_evidence(spec, detector, target):
-    verdict = fixed(spec, detector, 0.7).detect([ENOUGH], target)[0]
+    verdict = fixed(spec, detector, 0.9).detect([ENOUGH], target)[0]
     calibration = spec.calibration
-    assert verdict.probability == calibration.probability(0.7)
+    assert verdict.probability == calibration.probability(0.9)
     assert verdict.prevalence == calibration.prevalence == 0.5
     assert verdict.target_fpr == target
     required = calibration.required_scores(np.empty((1, 0)))[0]
     assert verdict.threshold == calibration.probability(calibration.ai_from(verdict.num_tokens, required, target))
     assert verdict.nearest_domain is None
-    assert verdict.p_value == p_value([0.0, 0.5, 1.0], 0.7)
+    assert verdict.p_value == p_value([0.0, 0.5, 1.0], 0.9)
     assert (verdict.compared_with, verdict.num_compared) == (Reference.CALIBRATION_TEXTS, 3)
     threshold = calibration.thresholds[target]
     assert (verdict.fpr_upper_bound, verdict.confidence) == (threshold.fpr_bound, threshold.confidence)

@@ -9,7 +9,7 @@ import pytest
 from detect_ai.calibration.domains import calibrate
 from detect_ai.calibration.leave_one_out import detection_rate
 from detect_ai.detector.list_report import list_report
-from detect_ai.reports.render import render
+from detect_ai.reports.render import percent, render
 from tests.unit.calibration.conftest import WINDOW, config, domains
 from tests.unit.evaluation.conftest import verdicts_of
 from tests.unit.reports.test_evaluation import EVIL, page_of
@@ -93,3 +93,4 @@ def test_the_page_shows_the_statements(compared_with):
     for words in ("100 texts", "at most 10% are expected to be human", "In a class of 30", "10 are labelled AI"):
         assert words in text
     assert ("if the human texts are like those of calibration" in text) == (compared_with == "calibration_texts")
+    assert text.count(f"with {percent(report['confidence'])} confidence") == 2 * (compared_with == "new_domain")

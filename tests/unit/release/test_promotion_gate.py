@@ -27,6 +27,10 @@ def metrics(auroc=0.95, fpr=0.03, cleared=0.2, abstained=0.1, texts="abc"):
     }
 
 
+def new(fpr, tpr, cleared=None):
+    return {"mean_fpr": fpr, "macro_tpr": tpr, "macro_cleared": cleared}
+
+
 def reasons(candidate, champion=None):
     return gate({TEST: candidate}, None if champion is None else {TEST: champion}, CONFIG)[0]
 
@@ -52,9 +56,10 @@ def test_the_bounds_themselves_pass(candidate):
         (metrics(fpr=None), "FPR"),
         (metrics(abstained=0.41), "max_abstained=0.4"),
         (metrics(cleared=0.51), "max_cleared=0.5"),
-        ({**metrics(), "new_domains": {"mean_fpr": 0.051, "macro_tpr": 0.5}}, "max_new_domain_fpr=0.05"),
-        ({**metrics(), "new_domains": {"mean_fpr": 0.05, "macro_tpr": 0.29}}, "min_macro_tpr=0.3"),
-        ({**metrics(), "new_domains": {"mean_fpr": 0.05, "macro_tpr": None}}, "min_macro_tpr=0.3"),
+        ({**metrics(), "new_domains": new(0.051, 0.5)}, "max_new_domain_fpr=0.05"),
+        ({**metrics(), "new_domains": new(0.05, 0.29)}, "min_macro_tpr=0.3"),
+        ({**metrics(), "new_domains": new(0.05, None)}, "min_macro_tpr=0.3"),
+        ({**metrics(), "new_domains": new(0.05, 0.3, 0.51)}, "max_cleared=0.5"),
         ({name: value for name, value in metrics().items() if name != "fpr_at_target"}, "FPR"),
     ],
 )

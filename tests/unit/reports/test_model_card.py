@@ -50,6 +50,16 @@ def test_card_states_rates_with_intervals():
     assert "A demonstration." not in text
 
 
+def test_card_states_rates_in_domains_left_out():
+    rates = {"tpr": 0.41, "cleared": 0.11, "abstained_human": 0.44, "abstained_ai": 0.48}
+    new = {"target_fpr": 0.01, "mean_fpr": 0.0026, "worst_fpr": 0.021, "above_target": 0.12, "above_twice": 0.02}
+    new |= {**{f"macro_{name}": rate for name, rate in rates.items()}, "spread_ratio": 0.512, "domains": [{}] * 43}
+    text = model_card(info(), {**METRICS, "new_domains": new}, {})
+    assert "Each of the 43 domains" in text
+    assert "\n| 0.3%, 2.1% | 12%, 2.0% | 41% | 11% | 44%, 48% | 0.512 |\n" in text
+    assert "domains of the calibration split" not in model_card(info(), METRICS, {})
+
+
 def test_card_states_how_often_accusations_are_right():
     text = model_card(info(), METRICS, {})
     assert "| AI texts among all | right, at the 1% target | right, at the 5% target |\n|---|---|---|\n| 1.0% |" in text
