@@ -218,6 +218,9 @@ def read_text(name: str) -> str:
 def explanation(text: str, verdict: Verdict) -> list[str]:
     """One line per statement, then the scored sentences; no probability for a text that is out of scope."""
     if verdict.label is Label.AI:
+        # Null only where `reasons` make the label `uncertain`.
+        assert verdict.fpr_upper_bound is not None
+        assert verdict.confidence is not None
         bound = out_of_100(verdict.fpr_upper_bound)
         if verdict.compared_with is Reference.NEW_DOMAIN:
             rate = f"of a kind of writing that it has never seen, the detector labels up to {bound} human texts AI"
