@@ -46,12 +46,11 @@ from detect_ai.models.tokenizer import Tokenizer
 from detect_ai.text.windows import aggregate_windows, split_windows
 from detect_ai.training.batch_plan import Microbatch, num_steps
 from detect_ai.training.data import WindowFormat, training_microbatches
-from detect_ai.training.embedding_perturbation import perturbed_embeddings
 from detect_ai.training.train import checked_tokenizer
 from detect_ai.training.trainer import Trainer
-from detect_ai.training.worker import group_steps
+from detect_ai.training.worker import group_steps, train_step
 
-COLUMNS = ["input_ids", "label", "weight", "attack", "domain", "source", "generator"]
+COLUMNS = ["input_ids", "label", "weight", "attack", "domain", "generator"]
 HEAD_TEXTS = 2_000  # that a head is fitted to, on frozen features
 BATCH_TOKENS = 8192
 DECAY = 0.9  # of running means over steps
@@ -60,7 +59,7 @@ QUEUE = 512  # human scores that the tail is estimated from
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs from cross entropy on all weights; 0 is without."""
+    """What differs from the training of the run, without its perturbation; 0 is without a term."""
 
     epochs: int = 1
     batch: int = 0  # documents of a step
@@ -120,8 +119,8 @@ class Bench:
         table = corpus.read("train", COLUMNS)
         order = np.random.default_rng(0).permutation(table.num_rows)[:documents]
         self.train: pa.Table = table.take(np.sort(order))
-        rows = corpus.read("calibration", ["input_ids", "label", "domain", "source"]).to_pandas()
-        rows["domain"] = rows["domain"].where(rows["domain"] != "", rows["source"])
+        rows = corpus.read("calibration", ["input_ids", "label"]).to_pandas()
+        rows["domain"] = corpus.domains("calibration")
         self.judged = rows.groupby(["domain", "label"]).head(judged).reset_index(drop=True)
         most = self.form.window - self.form.num_special + (num_windows - 1) * self.form.stride
         self.texts = [ids[:most] for ids in self.judged["input_ids"]]
@@ -149,7 +148,8 @@ class Bench:
 
     def _train(self, model: PreTrainedModel, recipe: Recipe, seed: int) -> None:
         changed = {"epochs": recipe.epochs, "batch_size": recipe.batch, "lr": recipe.lr}
-        train = self.config.train.model_copy(update={name: value for name, value in changed.items() if value})
+        changed = {name: value for name, value in changed.items() if value}
+        train = self.config.train.model_copy(update=changed | {"embedding_perturbation": recipe.perturbation})
         config = self.config.model_copy(update={"train": train, "seed": seed})
         steps = num_steps(self.train.num_rows, train.batch_size)
         trainer = AblationTrainer(recipe, self.train, config, model, self.device, steps)
@@ -222,15 +222,15 @@ class AblationTrainer(Trainer):
             self.optimizer.add_param_group({"params": list(self.heads.parameters()), "weight_decay": 0.0})
 
     def step(self, parts: list[Microbatch]) -> None:
-        """One optimizer step, with the second pass of the recipe."""
+        """One optimizer step."""
+        if not self.recipe.sam:
+            train_step(self, parts)
+            return
         self.begin_step()
-        losses = [self.backward(part, sync=True) for part in parts]
-        if self.recipe.perturbation:
-            with perturbed_embeddings(self.module, self.recipe.perturbation):
-                losses = [self.backward(part, sync=True) for part in parts]
-        if self.recipe.sam:
-            with ascended(self.module, self.recipe.sam):
-                losses = [self.backward(part, sync=True) for part in parts]
+        for part in parts:
+            self.backward(part, sync=True)
+        with ascended(self.module, self.recipe.sam):
+            losses = [self.backward(part, sync=True) for part in parts]
         self.update(parts, losses)
 
     def backward(self, part: Microbatch, sync: bool) -> torch.Tensor:

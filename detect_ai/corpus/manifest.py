@@ -102,6 +102,11 @@ class Corpus:
                 for batch in pq.ParquetFile(file).iter_batches(READ_AT_ONCE, columns=columns):
                     yield pa.Table.from_batches([batch])
 
+    def domains(self, split: str) -> NDArray[np.str_]:
+        """The domain of each text of a split, or its source where it has none, in the corpus's order; shape (n,)."""
+        domains, sources = (column.to_numpy().astype(str) for column in self.read(split, ["domain", "source"]).columns)
+        return np.asarray(np.where(domains == "", sources, domains), np.str_)
+
     def labels(self, split: str) -> NDArray[np.int64]:
         """Labels of a split: 0 human, 1 ai; shape (rows,)."""
         labels: NDArray[np.int64] = self.read(split, ["label"])["label"].to_numpy().astype(np.int64)

@@ -8,7 +8,9 @@ import tempfile
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from detect_ai.calibration.calibration import Calibration
 from detect_ai.calibration.conformal import require_texts
@@ -30,9 +32,6 @@ from detect_ai.text.normalize import NORMALISER_VERSION
 from detect_ai.training import search_space
 from detect_ai.training.train import checked_tokenizer
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 SPECIAL_TOKENS = 2  # of a window
 SPAN_LENGTHS = (32, 64, 128)  # tokens: scores of sentences are scaled by those of such spans, without verdict_lengths
 MAX_STYLED = 20_000  # calibration texts, in their random order
@@ -49,9 +48,9 @@ def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
     if trained["corpus"] != corpus.key:
         raise ConfigError(f"run={config.run}: trained on {trained['corpus']}, prepared is {corpus.key}: train again")
     checkpoint, config = trained["checkpoint"], search_space.apply(config, trained["from_sweep"])
-    require_enough_texts(config, corpus)
+    has_domains = require_enough_texts(config, corpus)
     load = partial(Scorer.from_checkpoint, config=config.model, precision=config.calibration.precision)
-    style = _fit_style(config, corpus)
+    style = _fit_style(config, corpus) if has_domains else None
     calibration = calibrate_split(
         corpus, checkpoint, load, config.score, config.calibration, config.model.window, style
     )
@@ -93,36 +92,25 @@ def calibrate_split(
     return calibrate(scored, config, window - SPECIAL_TOKENS)
 
 
-def require_enough_texts(config: Config, corpus: Corpus) -> None:
-    """Raise CalibrationError when the calibration split has too few human texts for a target FPR."""
-    domains = _human_domains(corpus)
-    if not _has_enough_domains(domains):
-        for target in config.calibration.target_fprs:
-            require_texts(len(domains), target, config.calibration.guarantee)
+def require_enough_texts(config: Config, corpus: Corpus) -> bool:
+    """Whether the calibration split has enough domains for thresholds of a new one.
 
-
-def _human_domains(corpus: Corpus) -> pd.Series[str]:
-    """The domain of each human calibration text; its source where it has none."""
-    rows = corpus.read("calibration", ["label", "domain", "source"]).to_pandas()
-    human = rows[rows["label"] == 0]
-    return human["domain"].where(human["domain"] != "", human["source"])
-
-
-def _has_enough_domains(domains: pd.Series[str]) -> bool:
-    return bool((domains.value_counts() >= MIN_TEXTS).sum() >= MIN_DOMAINS)
-
-
-def _fit_style(config: Config, corpus: Corpus) -> Style | None:
-    """The directions in which calibration texts differ, in the word embeddings of the encoder before training.
-
-    None with too few domains for thresholds that depend on style.
+    Raises CalibrationError when it has not, and too few human texts for a target FPR.
     """
-    if not _has_enough_domains(_human_domains(corpus)):
-        return None
-    rows = corpus.read("calibration", ["domain", "source", "input_ids"]).slice(0, MAX_STYLED).to_pandas()
+    domains = corpus.domains("calibration")[corpus.labels("calibration") == 0]
+    if (np.unique(domains, return_counts=True)[1] >= MIN_TEXTS).sum() >= MIN_DOMAINS:
+        return True
+    for target in config.calibration.target_fprs:
+        require_texts(len(domains), target, config.calibration.guarantee)
+    return False
+
+
+def _fit_style(config: Config, corpus: Corpus) -> Style:
+    """The directions in which calibration texts differ, in the word embeddings of the encoder before training."""
+    token_ids = corpus.read("calibration", ["input_ids"]).slice(0, MAX_STYLED)["input_ids"].to_numpy()
     embeddings: Any = encoder.build(config.model, seed=0).get_input_embeddings()
-    domains = rows["domain"].where(rows["domain"] != "", rows["source"])
-    return Style.fit(embeddings.weight.detach().numpy(), rows["input_ids"].to_list(), domains)
+    domains = corpus.domains("calibration")[:MAX_STYLED]
+    return Style.fit(embeddings.weight.detach().numpy(), token_ids, domains)
 
 
 def _write_candidate(
