@@ -30,6 +30,12 @@ def test_splits_are_read_in_shard_order(corpus):
     assert (labels.dtype, labels.tolist()) == (np.int64, [0, 1, 0, 1, 0])
 
 
+def test_a_source_stands_for_a_missing_domain(tmp_path):
+    rows = [row(0, 0, "A text."), row(1, 1, "A text.", domain="")]
+    corpus = write_corpus(Storage(str(tmp_path)), KEY, {"test": rows})
+    assert corpus.domains("test").tolist() == ["news", "mine"]
+
+
 def test_missing_manifest_or_another_format_is_refused(corpus):
     path = f"{KEY}/manifest.json"
     corpus.storage.write_json(path, corpus.storage.read_json(path) | {"format": FORMAT + 1})
