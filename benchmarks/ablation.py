@@ -1,6 +1,6 @@
 """Does a change of training pay? Short trainings in one process, judged on domains left out: `docs/experiments/log`.
 
-    python benchmarks/ablation.py run=base experiment=base --recipes "" perturbation=3 vrex=0.3 "average=0.5"
+    python benchmarks/ablation.py run=base experiment=base --recipes "" vrex=0.3 "average=0.5"
     python benchmarks/ablation.py run=base experiment=base --documents 8000 --seeds 0 1 --recipes ""
 
 Needs the corpus of the run (`jobs/prepare.py`). Each recipe is a comma-separated list of changes (`Recipe`; "": none)
@@ -59,12 +59,11 @@ QUEUE = 512  # human scores that the tail is estimated from
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs from the training of the run, without its perturbation; 0 is without a term."""
+    """What differs from the training of the run; 0 is without a term."""
 
     epochs: int = 1
     batch: int = 0  # documents of a step
     lr: float = 0.0
-    perturbation: float = 0.0  # of the embedding matrix along its gradient: train.embedding_perturbation
     sam: float = 0.0  # sharpness-aware minimisation of all weights: the length of the ascent step
     vrex: float = 0.0  # weight of the variance over domains of the mean human score
     dro: float = 0.0  # GroupDRO: exponent of the running loss of each domain and class in its weight
@@ -149,7 +148,7 @@ class Bench:
     def _train(self, model: PreTrainedModel, recipe: Recipe, seed: int) -> None:
         changed = {"epochs": recipe.epochs, "batch_size": recipe.batch, "lr": recipe.lr}
         changed = {name: value for name, value in changed.items() if value}
-        train = self.config.train.model_copy(update=changed | {"embedding_perturbation": recipe.perturbation})
+        train = self.config.train.model_copy(update=changed)
         config = self.config.model_copy(update={"train": train, "seed": seed})
         steps = num_steps(self.train.num_rows, train.batch_size)
         trainer = AblationTrainer(recipe, self.train, config, model, self.device, steps)

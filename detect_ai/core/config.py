@@ -134,7 +134,6 @@ class TrainConfig(Section):
     shortest_span: Natural = 32  # tokens; train on spans of random length from this to a window; 0: whole windows
     warmup: FractionBelow1 = 0.1  # fraction of the steps
     weight_decay: NonNegative = 0.01
-    embedding_perturbation: NonNegative = 0.0  # length of the SAM-like step on the word embeddings; 0: none
     attack_weight: Positive = 1.0  # of attacked copies (corpus.augment)
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
     compile: bool = False  # torch.compile: pays on a GPU in long runs

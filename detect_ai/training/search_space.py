@@ -10,7 +10,7 @@ from detect_ai.core.compose import parse_config
 from detect_ai.core.config import Config, check_names
 from detect_ai.core.errors import ConfigError
 
-_TRAIN = ("lr", "batch_size", "warmup", "weight_decay", "shortest_span", "attack_weight", "embedding_perturbation")
+_TRAIN = ("lr", "batch_size", "warmup", "weight_decay", "shortest_span", "attack_weight")
 _MODEL = ("dropout", "pooling", "layers")
 PLACES = {**dict.fromkeys(_TRAIN, "train"), **dict.fromkeys(_MODEL, "model")}
 

@@ -19,7 +19,6 @@ from detect_ai.models import encoder
 from detect_ai.training import checkpoint
 from detect_ai.training.batch_plan import Microbatch
 from detect_ai.training.data import read_stream
-from detect_ai.training.embedding_perturbation import perturbed_embeddings
 from detect_ai.training.telemetry import open_telemetry
 from detect_ai.training.trainer import Trainer
 
@@ -81,10 +80,6 @@ def train_step(trainer: Trainer, microbatches: list[Microbatch]) -> None:
     """One optimizer step: accumulate the gradients of this rank's microbatches, then update, which may raise."""
     trainer.begin_step()
     losses = [trainer.backward(part, sync=part is microbatches[-1]) for part in microbatches]
-    if trainer.config.embedding_perturbation:
-        with perturbed_embeddings(trainer.module, trainer.config.embedding_perturbation):
-            for part in microbatches:
-                trainer.backward(part, sync=part is microbatches[-1])
     trainer.update(microbatches, losses)
 
 

@@ -42,7 +42,7 @@ def watch(trainer: Trainer) -> list[dict[str, NDArray[np.float32]]]:
 
 
 def gradients_of_a_rank(arguments: dict[str, Any]) -> None:
-    """A training loop that saves the gradients after DDP, with those of the perturbed pass."""
+    """A training loop that saves the gradients after DDP."""
     import ray.train.torch
 
     torch.set_num_threads(1)
@@ -66,7 +66,7 @@ def gradients(many: tuple[Config, Corpus], tmp_path_factory: pytest.TempPathFact
     from ray.train import DataConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    config, corpus = changed(many[0], train={"embedding_perturbation": 0.5}), many[1]
+    config, corpus = many
     plan = changed(config, train={"epochs": 1, "microbatch_size": 3})  # the schedule is that of all epochs
     folder = tmp_path_factory.mktemp("gradients")
     TorchTrainer(
@@ -83,7 +83,7 @@ def gradients(many: tuple[Config, Corpus], tmp_path_factory: pytest.TempPathFact
 def test_ddp_gradients_equal_those_of_one_process(
     many: tuple[Config, Corpus], streamed: dict[Any, list[Steps]], gradients: list[list[dict[str, Any]]]
 ) -> None:
-    config = changed(many[0], train={"embedding_perturbation": 0.5})
+    config = many[0]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     trainer = Trainer(config.train, encoder.build(config.model, config.seed), torch.device("cpu"), 1, 20)

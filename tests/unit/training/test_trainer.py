@@ -13,17 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 from detect_ai.core.config import ModelConfig, TrainConfig
 from detect_ai.core.errors import ResourceError, TrainingError
 from detect_ai.models import encoder as model
-from detect_ai.models.backends.torch import model_inputs
 from detect_ai.models.batch import Batch
 from detect_ai.training import checkpoint
 from detect_ai.training import trainer as trainer_module
 from detect_ai.training.batch_plan import Microbatch
-from detect_ai.training.embedding_perturbation import perturbed_embeddings
 from detect_ai.training.trainer import Trainer, lr_factor
 from detect_ai.training.worker import train_step
 
@@ -216,39 +213,6 @@ def test_epoch_metrics_are_sums_over_documents(network: Any) -> None:
     assert metrics["train_loss"] == pytest.approx(sum(losses) / 4)
     used = first.batch.lengths.sum() + second.batch.lengths.sum()
     assert metrics["padding"] == pytest.approx(1 - used / 32)
-
-
-def test_perturbed_pass_adds_gradient_at_moved_embeddings(network: Any) -> None:
-    batch, moved = part(rows=4), deepcopy(network)
-    by_hand = deepcopy(network)
-
-    def backward(of: Any) -> None:
-        cross_entropy(of(**model_inputs(batch.batch, CPU)).logits, torch.from_numpy(batch.labels)).backward()
-
-    backward(by_hand)
-    gradient = by_hand.base_model.get_input_embeddings().weight.grad
-    with torch.no_grad():
-        moved.base_model.get_input_embeddings().weight += 0.7 * gradient / gradient.norm()
-    backward(moved)
-    other = dict(moved.named_parameters())
-    expected = {name: p.grad + other[name].grad for name, p in by_hand.named_parameters()}
-    assert_close(gradients(deepcopy(network), batch, embedding_perturbation=0.7), expected)
-    halves = rows_of(batch, slice(0, 2)), rows_of(batch, slice(2, 4))
-    assert_close(gradients(network, *halves, embedding_perturbation=0.7), expected)
-
-
-def test_perturbation_moves_embeddings_and_restores_them(network: Any) -> None:
-    words = network.base_model.get_input_embeddings().weight
-    trainer = trainer_of(network)
-    trainer.begin_step()
-    trainer.backward(part(rows=2), sync=True)
-    before = words.detach().clone()
-    with perturbed_embeddings(network, 0.7):
-        assert float(torch.linalg.vector_norm(words.detach() - before)) == pytest.approx(0.7, rel=1e-4)
-    assert torch.equal(words, before)
-    words.grad.fill_(math.inf)
-    with perturbed_embeddings(network, 0.7):
-        assert torch.equal(words, before)  # a gradient that overflowed has no direction
 
 
 def test_one_compiled_program_serves_all_shapes(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
