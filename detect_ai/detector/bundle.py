@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +22,13 @@ from detect_ai.calibration.leave_one_out import detection_rate
 from detect_ai.core.config import CalibrationConfig
 from detect_ai.core.errors import BundleError, first_problem
 from detect_ai.models.backends import BACKENDS, DEFAULT
+from detect_ai.text.normalize import NORMALISER_VERSION
 
 FORMAT = 5
+# By older format that still loads, the function that turns the content of `detector.json` into that of the next one.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    4: lambda content: content,  # 5 added `DomainEffects.reach`, whose default decides like 4
+}
 SPEC_FILE, CARD_FILE, METRICS_FILE = "detector.json", "MODEL_CARD.md", "metrics.json"
 
 
@@ -74,7 +79,7 @@ class DetectorSpec:
 
     @cached_property
     def version(self) -> str:
-        """The name of the bundle with this content."""
+        """The name of the bundle with this content; of one that was read, the name that it was published under."""
         return str(json.loads(self.to_bytes())["digest"])[:16]
 
 
@@ -87,33 +92,24 @@ def write_spec(folder: Path, spec: DetectorSpec) -> DetectorSpec:
 
 
 def read_spec(folder: Path) -> DetectorSpec:
-    """Read and check a bundle without loading its weights.
+    """Read and check a bundle without loading its weights; an older format is converted, its version stays.
 
-    Raises BundleError when a file is missing, altered or unexpected, or the format or backend is unknown.
+    Raises BundleError when a file is missing, altered or unexpected, or the format, normaliser or backend is unknown.
     """
+    content, digest = _read_content(folder)
     try:
-        data = (folder / SPEC_FILE).read_bytes()
-        content = json.loads(data)
-        format_found = content["format"]
-    except FileNotFoundError:
-        raise BundleError(f"bundle {folder}: no {SPEC_FILE}, so it is not a finished bundle") from None
-    except OSError as error:
-        raise BundleError(f"bundle {folder}: {SPEC_FILE} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"bundle {folder}: {SPEC_FILE} is damaged: {error}") from error
-    if format_found != FORMAT:
-        raise BundleError(
-            f"bundle {folder}: expected format {FORMAT}, found {format_found}: calibrate its checkpoint again "
-            f"(python jobs/calibrate.py), or use the release of detect_ai that made it"
-        )
-    try:
-        content.pop("digest", None)
+        while (found := content["format"]) != FORMAT:
+            content = {**UPGRADES[found](content), "format": found + 1}
         spec = TypeAdapter(DetectorSpec).validate_python(content)
     except ValidationError as error:
         problem = first_problem(error)
         raise BundleError(f"bundle {folder}: {SPEC_FILE} has unexpected fields: {problem}") from error
-    if spec.to_bytes() != data:
-        raise BundleError(f"bundle {folder}: {SPEC_FILE} was altered: its digest does not match its content")
+    vars(spec)["version"] = digest[:16]  # not that of the converted content; `replace` computes a new one
+    if spec.normaliser_version != NORMALISER_VERSION:
+        raise BundleError(
+            f"bundle {folder}: made with normaliser version {spec.normaliser_version}, this is {NORMALISER_VERSION}: "
+            f"train it again, or use the release of detect_ai that made it"
+        )
     if spec.backend not in BACKENDS:
         raise BundleError(
             f"bundle {folder}: backend {spec.backend!r}, this version has {', '.join(BACKENDS)}: update detect_ai, "
@@ -121,6 +117,31 @@ def read_spec(folder: Path) -> DetectorSpec:
         )
     _check_files(folder, spec.files)
     return spec
+
+
+def _read_content(folder: Path) -> tuple[dict[str, Any], str]:
+    """The content of `detector.json`, checked against its digest, and the digest."""
+    try:
+        data = (folder / SPEC_FILE).read_bytes()
+        content = json.loads(data)
+        format_found = content["format"]
+        content.pop("digest", None)
+        digest = hashlib.sha256(canonical_json(content)).hexdigest()
+        is_intact = data == canonical_json({**content, "digest": digest})
+    except FileNotFoundError:
+        raise BundleError(f"bundle {folder}: no {SPEC_FILE}, so it is not a finished bundle") from None
+    except OSError as error:
+        raise BundleError(f"bundle {folder}: {SPEC_FILE} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"bundle {folder}: {SPEC_FILE} is damaged: {error}") from error
+    if format_found not in (FORMAT, *UPGRADES):
+        raise BundleError(
+            f"bundle {folder}: expected format {FORMAT}, found {format_found}: calibrate its checkpoint again "
+            f"(python jobs/calibrate.py), or use the release of detect_ai that made it"
+        )
+    if not is_intact:
+        raise BundleError(f"bundle {folder}: {SPEC_FILE} was altered: its digest does not match its content")
+    return content, digest
 
 
 def canonical_json(content: Mapping[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from detect_ai.calibration.calibration import AI, BOTH, NEITHER
 from detect_ai.calibration.many_texts import precision
-from detect_ai.core.errors import BundleError, InputError
+from detect_ai.core.errors import InputError
 from detect_ai.detector import bundle
 from detect_ai.metrics import Floats
 from detect_ai.models import backends
@@ -22,7 +22,7 @@ from detect_ai.models.style import Style
 from detect_ai.models.tokenizer import Tokenizer
 from detect_ai.schemas import Label, Reason, Span, Verdict
 from detect_ai.text.content import Content, content_report
-from detect_ai.text.normalize import NORMALISER_VERSION, Normalised, normalise
+from detect_ai.text.normalize import Normalised, normalise
 from detect_ai.text.sentences import sentences
 from detect_ai.text.windows import aggregate_windows, split_windows
 
@@ -145,11 +145,6 @@ class Detector(Scorer):
         batch_tokens: int = BATCH_TOKENS,
         style: Style | None = None,
     ) -> None:
-        if spec.normaliser_version != NORMALISER_VERSION:
-            raise BundleError(
-                f"bundle made with normaliser version {spec.normaliser_version}, this is {NORMALISER_VERSION}: "
-                f"train it again"
-            )
         super().__init__(tokenizer, backend, spec.window, spec.stride, batch_tokens)
         self.spec = spec
         self.version = spec.version

@@ -13,6 +13,7 @@ from detect_ai.core.errors import BundleError
 from detect_ai.detector import bundle
 from detect_ai.detector.bundle import FORMAT, SPEC_FILE, read_spec, write_spec
 from detect_ai.detector.detector import Detector
+from detect_ai.text.normalize import NORMALISER_VERSION
 from tests.fixtures import tiny_models
 
 
@@ -64,6 +65,8 @@ def test_bundle_runs_at_the_precision_of_its_calibration(folder, precision, dtyp
     ("change", "named"),
     [
         (lambda content: content.update({"format": FORMAT + 1}), f"expected format {FORMAT}, found {FORMAT + 1}"),
+        (lambda content: content.update({"format": 3}), f"expected format {FORMAT}, found 3"),
+        (lambda content: content.update({"normaliser_version": NORMALISER_VERSION + 1}), "train it again"),
         (lambda content: content.pop("stride"), "stride"),
         (lambda content: content.update({"precision": "fp16"}), "precision"),
         (lambda content: content.update({"colour": 1}), "colour"),

@@ -13,12 +13,12 @@ from detect_ai.calibration.conformal import Threshold, p_value
 from detect_ai.calibration.length import LengthModel
 from detect_ai.calibration.new_domain import fit_domain_effects
 from detect_ai.calibration.scaling import Scaling
-from detect_ai.core.errors import BundleError, InputError
+from detect_ai.core.errors import InputError
 from detect_ai.detector.bundle import read_spec, write_spec
 from detect_ai.detector.detector import Detector, Scorer
 from detect_ai.models.style import Style
 from detect_ai.schemas import Label, Reason, Reference, Span
-from detect_ai.text.normalize import NORMALISER_VERSION, normalise
+from detect_ai.text.normalize import normalise
 from tests.fixtures import tiny_models
 
 LONG = " ".join(tiny_models.text("ai", random.Random(i), 80) for i in range(8))
@@ -204,12 +204,10 @@ def test_impossible_prevalences_are_refused(detector, prevalence):
         detector.detect([ENOUGH], prevalence=prevalence)
 
 
-def test_unknown_targets_and_normalisers_are_refused(spec, detector):
+def test_unknown_targets_are_refused(detector):
     assert detector.targets == [0.05, 0.1]
     with pytest.raises(InputError, match=r"0\.05, 0\.1"):
         detector.detect([ENOUGH], target_fpr=0.01)
-    with pytest.raises(BundleError, match=f"version {NORMALISER_VERSION + 1}"):
-        fixed(replace(spec, normaliser_version=NORMALISER_VERSION + 1), detector, 0.0)
 
 
 def test_sentences_have_the_scaling_of_spans(spec, detector):
