@@ -1,4 +1,4 @@
-"""Command line interface `detect-ai`: verdicts of files, from a local bundle or from a service."""
+"""Command line interface `detect-ai`: verdicts of files, from a local bundle or a service; checks of a storage root."""
 
 from __future__ import annotations
 
@@ -38,11 +38,13 @@ exit codes:
   3  at least one text is labelled AI
   4  none is labelled AI, but at least one verdict is uncertain (0 with --uncertain-ok)
   130 interrupted
+`registry verify` returns 1 if it finds a problem.
 A failed file takes precedence over the verdicts of the others: 2 means that not all files have a verdict.
 
 environment:
   DETECT_AI_URL      address of the service if neither --bundle nor --url is given
   DETECT_AI_API_KEY  its API key; other users of the machine could read it on the command line
+  DETECT_AI_STORAGE_ROOT  the storage root if --root is not given
 """
 WARNING = (
     "A score is not proof. Human texts can score high too, in particular texts by non-native speakers, formal texts "
@@ -97,11 +99,25 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--uncertain-ok", action="store_true", help="exit with 0 for uncertain verdicts")
     description = "Print the model, its thresholds, their error rates and the limits of a request as JSON."
     add("model", parents=[source], help="print model information", description=description, **page)
+    root = argparse.ArgumentParser(add_help=False)
+    default = os.environ.get("DETECT_AI_STORAGE_ROOT", "")
+    root.add_argument("--root", default=default, metavar="ROOT", help="storage root; default: DETECT_AI_STORAGE_ROOT")
+    description = (
+        "Print who published, rolled back, deployed or changed API keys: one JSON line per event, oldest first."
+    )
+    add("audit", parents=[root], help="print the audit log", description=description)
+    registry = add("registry", help="check the published versions").add_subparsers(required=True)
+    description = (
+        "Hash all versions again and check the champion with its history. Prints a line per problem and a JSON summary."
+    )
+    registry.add_parser("verify", parents=[root], help="find damaged versions and records", description=description)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the selected command. Returns the exit code. Raises DetectAIError."""
+    if arguments.command in ("audit", "registry"):
+        return inspect_root(arguments)
     is_check = arguments.command == "check"
     if arguments.bundle is not None and is_check:
         return check_files(bundle_predictor(arguments), arguments)
@@ -120,6 +136,30 @@ def run(arguments: argparse.Namespace) -> int:
             return check_files(service_predictor(client, arguments), arguments)
         print_line(client.model().model_dump_json(indent=2))
     return OK
+
+
+def inspect_root(arguments: argparse.Namespace) -> int:
+    """Print the audit log of a storage root, or verify its registry."""
+    from detect_ai.core import audit_log
+    from detect_ai.core.storage import Storage
+
+    if not arguments.root:
+        raise InputError("no storage root: give --root ROOT, or set DETECT_AI_STORAGE_ROOT")
+    storage = Storage(arguments.root)
+    folder = audit_log.FOLDER if arguments.command == "audit" else "registry"
+    if not storage.list(folder):
+        raise InputError(f"{storage.root}: there is no folder {folder}/ in it: expected the storage root of the jobs")
+    if arguments.command == "audit":
+        for event in audit_log.events(storage):
+            print_line(json.dumps(event))
+        return OK
+    from detect_ai.detector.registry import Registry
+
+    result = Registry(storage).verify()
+    for problem in result["problems"]:
+        print_line(printable(problem))
+    print_line(json.dumps({**result, "problems": len(result["problems"])}))
+    return FAILED if result["problems"] else OK
 
 
 def bundle_predictor(arguments: argparse.Namespace) -> Predict:

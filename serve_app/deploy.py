@@ -16,6 +16,7 @@ from ray import serve
 from ray._private import worker
 from ray.serve.context import _get_global_client
 
+from detect_ai.core import audit_log
 from detect_ai.core.config import Config, ServeConfig
 from detect_ai.core.errors import ConfigError, ConflictError, ResourceError
 from detect_ai.core.ray_runtime import connect, require_free_port, require_resources
@@ -80,6 +81,7 @@ def deploy(config: Config, storage: Storage, keys: str | None = None) -> dict[st
             time.sleep(POLL_S)
         desired.advance(state.model_copy(update={"status": "live"}), after=number)
     except BaseException as error:
+        audit_log.record(storage, "deploy-failed", version=version, before=replaced, reason=type(error).__name__)
         with suppress(ConflictError):  # a newer deployment continues
             if is_new:
                 desired.require(number)
@@ -93,6 +95,7 @@ def deploy(config: Config, storage: Storage, keys: str | None = None) -> dict[st
                 logger.warning("Version %s was not deployed (%s); restoring %s", version, error, last.version)
                 hand_over(desired, storage.root)
         raise
+    audit_log.record(storage, "deploy", version=version, before=replaced)
     stop_limiters(keep=ACTOR_NAME)
     return {"url": url(settings), "model_version": version, "replaced": replaced, "started_serve": started_serve}
 

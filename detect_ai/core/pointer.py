@@ -14,6 +14,11 @@ from detect_ai.core.errors import ConflictError, InputError, first_problem
 from detect_ai.core.storage import Storage
 
 
+def author() -> str:
+    """The user and host of this process, as `user@host`."""
+    return f"{os.environ.get('USER', 'unknown')}@{socket.gethostname()}"
+
+
 class Record(BaseModel):
     """One state: its position in the sequence, its value, and who wrote it when (UTC, ISO 8601)."""
 
@@ -36,12 +41,12 @@ class Pointer:
 
     def read(self) -> Record | None:
         """The current record; None before the first. Raises InputError when its file is malformed."""
-        names = self._names()
-        return self._load(names[-1]) if names else None
+        names = self.names()
+        return self.load(names[-1]) if names else None
 
     def history(self) -> list[Record]:
         """All records, oldest first. Raises InputError when a file is malformed."""
-        return [self._load(name) for name in self._names()]
+        return [self.load(name) for name in self.names()]
 
     def advance(self, value: dict[str, Any], after: int) -> Record:
         """Append a record unless another followed number `after`, which the caller has read (0: none).
@@ -49,11 +54,11 @@ class Pointer:
         Raises:
             ConflictError: record `after + 1` exists.
         """
-        by = f"{os.environ.get('USER', 'unknown')}@{socket.gethostname()}"
-        record = Record(number=after + 1, value=value, by=by, when=datetime.now(UTC).isoformat(timespec="seconds"))
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        record = Record(number=after + 1, value=value, by=author(), when=when)
         name = f"{record.number:06d}.json"
         if not self.storage.create(f"{self.prefix}/{name}", record.model_dump_json(indent=2).encode()):
-            winner = self._load(name)
+            winner = self.load(name)
             version = f" with version {winner.value['version']}" if "version" in winner.value else ""
             raise ConflictError(  # without the value: that of a service has its settings and hashed keys
                 f"{self.prefix}/{name}: {winner.by} wrote it first, at {winner.when}{version}; "
@@ -61,11 +66,13 @@ class Pointer:
             )
         return record
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """Names of the records, oldest first."""
         names = self.storage.list(self.prefix)
         return sorted((name for name in names if re.fullmatch(r"\d{6,}\.json", name)), key=lambda name: int(name[:-5]))
 
-    def _load(self, name: str) -> Record:
+    def load(self, name: str) -> Record:
+        """One of the records. Raises InputError when its file is malformed."""
         key = f"{self.prefix}/{name}"
         try:
             record = Record.model_validate_json(self.storage.read_bytes(key))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from detect_ai.core.errors import BundleError, RegistryError, first_problem
+from detect_ai.core.errors import BundleError, InputError, RegistryError, first_problem
 from detect_ai.core.pointer import Pointer, Record
 from detect_ai.core.storage import Storage
 from detect_ai.detector import bundle
@@ -113,6 +113,38 @@ class Registry:
         self._require(version)
         with self.storage.local_folder(f"{_VERSIONS}/{version}") as folder:
             yield folder
+
+    def verify(self) -> dict[str, Any]:
+        """Hash every file of every version again, and check the champion pointer with its history.
+
+        Returns the numbers of `versions` and of champion `records`, the `champion`, None if it is unknown, and
+        `problems`, one line each.
+        """
+        names, broken = self.storage.list(_VERSIONS), {}
+        for name in names:
+            try:
+                if (found := spec_of(self.storage, f"{_VERSIONS}/{name}").version) != name:
+                    broken[name] = f"its content is that of version {found}"
+            except BundleError as error:
+                broken[name] = str(error)
+        problems = [f"version {name}: {problem}" for name, problem in broken.items()]
+        records, champion, named, last = self._pointer.names(), None, {}, 0
+        for record in records:
+            number = int(record.removesuffix(".json"))
+            if number > last + 1:
+                problems.append(f"{_CHAMPION}: no record between {last} and {number}")
+            last = number
+            try:
+                state = self._state(self._pointer.load(record))
+                champion, named[state.version] = state.version, record
+            except InputError as error:
+                champion = None
+                problems.append(str(error))
+        for version, record in named.items():
+            if version not in names or version in broken:
+                problem = "does not load" if version in names else "does not exist"
+                problems.append(f"{_CHAMPION}/{record}: version {version} {problem}")
+        return {"versions": len(names), "records": len(records), "champion": champion, "problems": problems}
 
     def find(self, name: str) -> str | None:
         """The version that a name is the start of, if there is one. Raises RegistryError for several."""

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from detect_ai.core import audit_log
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError, GateError, RegistryError
 from detect_ai.core.job import read_result
@@ -47,7 +48,13 @@ def publish(config: Config, storage: Storage) -> dict[str, Any]:
     reasons, warnings = gate(evaluations, metrics_of(registry, before) if before else None, config.gate)
     for warning in warnings:
         logger.warning("%s", warning)
+    numbers = {
+        data: {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        for data, metrics in evaluations.items()
+    }
+    evidence = {"before": before, "metrics": numbers, "warnings": warnings}
     if reasons:
+        audit_log.record(storage, "publish-refused", version=version, **evidence, reasons=reasons)
         raise GateError(
             f"{version} was not published, the champion stays {before or 'unset'}: {' '.join(reasons)} "
             f"The bounds are those of the configuration group `gate`"
@@ -55,10 +62,12 @@ def publish(config: Config, storage: Storage) -> dict[str, Any]:
     if not config.bundle:
         version = add_version(storage, candidate["bundle"], evaluations)
     registry.set_champion(version, after=number)
-    with Tracker(config, name=f"publish-{version}", group=config.run, job_type="publish") as tracker:
-        scalars = {name: value for name, value in evaluations[TEST].items() if isinstance(value, int | float)}
-        with registry.folder(version) as folder:
-            tracker.artifact("detector", folder, scalars, [version, "champion"])
+    audit_log.record(storage, "publish", version=version, **evidence)
+    with (
+        Tracker(config, name=f"publish-{version}", group=config.run, job_type="publish") as tracker,
+        registry.folder(version) as folder,
+    ):
+        tracker.artifact("detector", folder, numbers[TEST], [version, "champion"])
     return {"champion": version, "before": before, "auroc": evaluations[TEST]["auroc"], "warnings": warnings}
 
 
@@ -81,7 +90,9 @@ def rollback(config: Config, storage: Storage) -> dict[str, Any]:
     """Return to the champion before. Raises RegistryError when there is none, or its bundle cannot be loaded."""
     registry = Registry(storage)
     before = registry.champion()
-    return {"champion": registry.rollback(), "before": before}
+    version = registry.rollback()
+    audit_log.record(storage, "rollback", version=version, before=before)
+    return {"champion": version, "before": before}
 
 
 def add_version(storage: Storage, candidate: str, evaluations: dict[str, dict[str, Any]]) -> str:

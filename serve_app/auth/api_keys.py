@@ -31,6 +31,7 @@ from typing import Annotated, Any, Literal
 from pyarrow.fs import FileSelector
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from detect_ai.core import audit_log
 from detect_ai.core.errors import ConfigError, DetectAIError, first_problem
 from detect_ai.core.storage import Storage
 
@@ -176,18 +177,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not arguments.root:
             raise ConfigError("expected --root or DETECT_AI_STORAGE_ROOT: the storage root of the service")
-        store, lines = KeyStore(Storage(arguments.root)), []
+        storage = Storage(arguments.root)
+        store, lines = KeyStore(storage), []
         if arguments.command == "create":
             expires = arguments.expires and arguments.expires.astimezone(UTC)
             limits = {"tokens_per_minute": arguments.tokens_per_minute, "expires": expires}
             token, key = create_key(arguments.name, arguments.scope, **limits)
             store.put(key)
+            audit_log.record(storage, "key-create", key=key.id, name=key.name, scopes=sorted(key.scopes))
             lines = [token]
         elif arguments.command == "revoke":
             keys = store.read().keys
             if arguments.id not in keys:
                 raise ConfigError(f"no key {arguments.id!r} in {FOLDER}/; found {', '.join(keys) or 'none'}")
-            store.put(keys[arguments.id].model_copy(update={"revoked": _now()}))
+            key = keys[arguments.id]
+            store.put(key.model_copy(update={"revoked": _now()}))
+            audit_log.record(storage, "key-revoke", key=key.id, name=key.name, scopes=sorted(key.scopes))
             lines = [f"revoked {arguments.id}: running replicas refuse it within {REFRESH_S} s"]
         else:
             for key in store.read().keys.values():

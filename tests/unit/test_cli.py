@@ -15,10 +15,13 @@ import pytest
 from detect_ai import client
 from detect_ai.calibration.domains import calibrate, whole_documents
 from detect_ai.cli import WARNING, explanation, main, out_of_100, percent
+from detect_ai.core import audit_log
 from detect_ai.core.config import CalibrationConfig
 from detect_ai.core.ray_runtime import free_port
+from detect_ai.core.storage import Storage
 from detect_ai.detector import bundle
 from detect_ai.detector.detector import Detector
+from detect_ai.detector.registry import Registry
 from detect_ai.schemas import Label, ModelInfo, Verdict
 from tests.fixtures import tiny_models
 from tests.fixtures.fake_service import RESPONSE, Reply, problem, service, serving, verdict
@@ -29,7 +32,7 @@ SENTENCE = "The old bridge went near the market."
 
 @pytest.fixture(autouse=True)
 def _no_default_service(monkeypatch):
-    for name in ("DETECT_AI_URL", "DETECT_AI_API_KEY"):
+    for name in ("DETECT_AI_URL", "DETECT_AI_API_KEY", "DETECT_AI_STORAGE_ROOT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -322,3 +325,46 @@ def test_closed_or_full_output_exits_with_1_without_traceback(decided, target, l
     assert done.stdout == "1\n"
     assert done.stderr.count("\n") == lines
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def root(tmp_path, tiny_bundle):
+    """A storage root with a champion."""
+    registry = Registry(Storage(str(tmp_path / "root")))
+    registry.set_champion(registry.add(tiny_bundle))
+    return registry.storage.root
+
+
+def test_audit_prints_a_line_per_event(root, capsys):
+    for version in ("b", "a"):
+        audit_log.record(Storage(root), "rollback", version=version)
+    assert main(["audit", "--root", root]) == 0
+    assert [json.loads(line)["version"] for line in capsys.readouterr().out.splitlines()] == ["b", "a"]
+
+
+def test_registry_verify_prints_problems_and_a_summary(root, capsys, monkeypatch):
+    monkeypatch.setenv("DETECT_AI_STORAGE_ROOT", root)
+    champion = Registry(Storage(root)).champion()
+    assert main(["registry", "verify"]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {"versions": 1, "records": 1, "champion": champion, "problems": 0}
+    Storage(root).write_bytes(f"registry/versions/{champion}/config.json", b"{}")
+    assert main(["registry", "verify", "--root", root]) == 1
+    *problems, line = capsys.readouterr().out.splitlines()
+    assert len(problems) == json.loads(line)["problems"] == 2
+    assert all(champion in problem for problem in problems)
+
+
+@pytest.mark.parametrize("command", [["audit"], ["registry", "verify"]])
+def test_a_root_without_the_folder_is_bad_usage(command, tmp_path, capsys):
+    assert main(command) == 2
+    assert "DETECT_AI_STORAGE_ROOT" in capsys.readouterr().err
+    assert main([*command, "--root", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_registry_needs_a_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["registry"])
+    assert ended.value.code == 2
+    assert "verify" in capsys.readouterr().err

@@ -143,6 +143,84 @@ def test_malformed_pointers_are_refused(registry, add, change):
         assert "\n" not in str(error.value)
 
 
+def problems(registry):
+    result = registry.verify()
+    return result["problems"]
+
+
+def test_a_sound_registry_has_no_problems(registry, add):
+    versions = [add(number) for number in range(2)]
+    for version in versions:
+        registry.set_champion(version)
+    assert registry.verify() == {"versions": 2, "records": 2, "champion": versions[1], "problems": []}
+
+
+def altered(registry, version):
+    path = f"registry/versions/{version}/config.json"
+    registry.storage.write_bytes(path, registry.storage.read_bytes(path).replace(b"2", b"3", 1))
+
+
+def of_an_old_format(registry, version):
+    with registry.folder(version) as folder:
+        make_old(folder)
+
+
+def under_another_name(registry, version):
+    shutil.copytree(
+        registry.storage.path(f"registry/versions/{version}"), registry.storage.path("registry/versions/4f")
+    )
+
+
+def unfinished(registry, version):
+    registry.storage.delete(f"registry/versions/{version}/{SPEC_FILE}")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (altered, "config.json"),
+        (of_an_old_format, "found 2"),
+        (under_another_name, "version 4f"),
+        (unfinished, SPEC_FILE),
+    ],
+)
+def test_verification_names_a_damaged_version(registry, add, change, named):
+    champion, version = add(0), add(1)
+    registry.set_champion(champion)
+    change(registry, version)
+    [problem] = problems(registry)
+    assert named in problem
+    assert version in problem
+    assert registry.verify()["champion"] == champion
+
+
+def test_verification_names_champions_that_do_not_load(registry, add):
+    first, second = add(0), add(1)
+    for version in (first, second, first):
+        registry.set_champion(version)
+    altered(registry, first)
+    registry.storage.delete(f"registry/versions/{second}")
+    damaged, *champions = problems(registry)
+    assert first in damaged
+    assert [("000003" in line and first in line, "000002" in line and second in line) for line in champions] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_verification_names_damaged_and_missing_records(registry, add):
+    versions = [add(number) for number in range(5)]
+    for version in versions:
+        registry.set_champion(version)
+    registry.storage.write_bytes("registry/champion/000002.json", b"{")
+    registry.storage.delete("registry/champion/000004.json")
+    damaged, missing = problems(registry)
+    assert "000002.json" in damaged
+    assert "between 3 and 5" in missing
+    registry.storage.write_bytes("registry/champion/000005.json", b"{")
+    assert registry.verify()["champion"] is None
+
+
 def test_a_bundle_is_found_by_version_key_path_or_default(registry, add, tiny_bundle, monkeypatch):
     version = add(0)
     ours = (registry.storage, f"registry/versions/{version}")

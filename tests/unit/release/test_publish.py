@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from detect_ai.core import audit_log
 from detect_ai.core.config import Config
 from detect_ai.core.errors import BundleError, ConfigError, ConflictError, GateError, RegistryError
 from detect_ai.core.storage import Storage
@@ -48,19 +49,19 @@ def config(tmp_path: Path) -> Config:
     return config
 
 
-def add_candidate(storage: Storage, folder: Path) -> None:
-    storage.upload(folder, "runs/default/candidate-1")
-    candidate = {"bundle": "runs/default/candidate-1", "version": bundle.read_spec(folder).version}
-    storage.write_json("runs/default/calibrate.json", {"result": candidate})
+def add_candidate(storage: Storage, folder: Path, run: str = "default") -> None:
+    storage.upload(folder, f"runs/{run}/candidate-1")
+    candidate = {"bundle": f"runs/{run}/candidate-1", "version": bundle.read_spec(folder).version}
+    storage.write_json(f"runs/{run}/calibrate.json", {"result": candidate})
     storage.write_json(
-        "runs/default/evaluate.json", {"result": {**METRICS, **candidate, "data": "/home/ada/store/test"}}
+        f"runs/{run}/evaluate.json", {"result": {**METRICS, **candidate, "data": "/home/ada/store/test"}}
     )
 
 
-def change(storage: Storage, file: str = "evaluate", **values: Any) -> None:
+def change(storage: Storage, file: str = "evaluate", run: str = "default", **values: Any) -> None:
     """Change metrics of an evaluation, or add one of other data."""
-    result = {**storage.read_json("runs/default/evaluate.json")["result"], **values}
-    storage.write_json(f"runs/default/{file}.json", {"result": result})
+    result = {**storage.read_json(f"runs/{run}/evaluate.json")["result"], **values}
+    storage.write_json(f"runs/{run}/{file}.json", {"result": result})
 
 
 def test_a_candidate_that_passes_becomes_champion(config: Config, storage: Storage, tiny_bundle: Path) -> None:
@@ -101,6 +102,46 @@ def test_a_worse_candidate_is_refused(config: Config, storage: Storage, worse: d
     assert champion in str(error.value)
     registry = Registry(storage)
     assert (registry.champion(), registry.versions()) == (champion, [champion])
+
+
+def test_publications_refusals_and_rollbacks_are_audited(config: Config, storage: Storage) -> None:
+    change(storage, "evaluate-others", test_fingerprint="others", auroc=0.85)
+    first = publish(config, storage)["champion"]
+    change(storage, auroc=0.95)
+    second = publish(config, storage)["champion"]
+    change(storage, auroc=0.5)
+    with pytest.raises(GateError):
+        publish(config, storage)
+    rollback(config, storage)
+    events = list(audit_log.events(storage))
+    candidate = storage.read_json("runs/default/calibrate.json")["result"]["version"]
+    assert [(event["action"], event["version"], event["before"]) for event in events] == [
+        ("publish", first, None),
+        ("publish", second, first),
+        ("publish-refused", candidate, second),
+        ("rollback", first, second),
+    ]
+    numbers = {name: value for name, value in METRICS.items() if name != "test_fingerprint"}
+    assert events[0]["metrics"] == {TEST: numbers, "others": {**numbers, "auroc": 0.85}}
+    assert events[2]["metrics"][TEST]["auroc"] == 0.5
+    assert any("min_auroc" in reason or "0.5" in reason for reason in events[2]["reasons"])
+    assert "/home/ada" not in str(events)
+
+
+def test_a_failed_audit_does_not_undo_a_publication(
+    config: Config, storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    create = storage.create
+
+    def full(key: str, data: bytes) -> bool:
+        if key.startswith("audit/"):
+            raise OSError("No space left on device")
+        return create(key, data)
+
+    monkeypatch.setattr(storage, "create", full)
+    version = publish(config, storage)["champion"]
+    assert Registry(storage).champion() == version
+    assert any(version in message and "No space left" in message for message in caplog.messages)
 
 
 def test_a_comparison_that_was_not_possible_is_reported(

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import ray
 
+from detect_ai.core import audit_log
 from detect_ai.core.config import Config, ServeConfig
 from detect_ai.core.errors import ConfigError, ConflictError, InputError, RegistryError, ResourceError
 from detect_ai.core.pointer import Pointer
@@ -111,6 +112,18 @@ def test_a_failed_deployment_returns_to_the_last_one(fake: FakeServe, storage: S
         deploy(config("v2"), storage)
     assert (fake.settle(), fake.targets[-1].config.max_texts) == ("v1", 7)
     assert DesiredState(storage).read()[1] == fake.targets[-1]
+
+
+def test_deployments_are_audited(fake: FakeServe, storage: Storage) -> None:
+    fake.released, fake.broken = {"v1"}, {"v2"}
+    deploy(config("v1"), storage)
+    with pytest.raises(ResourceError):
+        deploy(config("v2"), storage)
+    events = [{k: v for k, v in event.items() if k not in ("by", "when")} for event in audit_log.events(storage)]
+    assert events == [
+        {"action": "deploy", "version": "v1", "before": None},
+        {"action": "deploy-failed", "version": "v2", "before": "v1", "reason": "ResourceError"},
+    ]
 
 
 @pytest.mark.parametrize(("started", "stops"), [(False, ["app"]), (True, ["app", "serve"])])

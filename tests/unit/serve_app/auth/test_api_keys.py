@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from detect_ai.core import audit_log
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
 from serve_app.auth import api_keys
@@ -52,6 +53,22 @@ def test_the_command_creates_lists_and_revokes(tmp_path: Path, capsys: pytest.Ca
     assert f"revoked {datetime.now(UTC):%Y-%m-%d}" in run("list")[1]
     status, _, error = run("revoke", "00000000")
     assert (status, "no key '00000000'" in error) == (2, True)
+
+
+def test_changes_of_keys_are_audited_without_secrets(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    assert api_keys.main(["--root", storage.root, "create", "news"]) == 0
+    token = capsys.readouterr().out.strip()
+    [key] = KeyStore(storage).read().keys.values()
+    assert api_keys.main(["--root", storage.root, "revoke", key.id]) == 0
+    assert api_keys.main(["--root", storage.root, "revoke", "00000000"]) == 2
+    events = list(audit_log.events(storage))
+    assert [(event["action"], event["key"], event["name"], event["scopes"]) for event in events] == [
+        ("key-create", key.id, "news", ["detect"]),
+        ("key-revoke", key.id, "news", ["detect"]),
+    ]
+    stored = "".join(storage.read_bytes(f"audit/{name}").decode() for name in storage.list("audit"))
+    assert key.sha256 not in stored
+    assert token.rpartition("_")[2] not in stored
 
 
 def test_the_command_needs_a_root(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,39 @@
+"""Audit log: who changed shared state, when and with which metrics. Append-only, one object for each event."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from detect_ai.core.pointer import author
+from detect_ai.core.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "audit"
+Action = Literal["publish", "publish-refused", "rollback", "deploy", "deploy-failed", "key-create", "key-revoke"]
+
+
+def record(storage: Storage, action: Action, **details: Any) -> None:
+    """Append an event under `audit/`, after the state has changed. `details` hold no secret, hash or text.
+
+    A write that fails does not undo the action or raise: a warning names the action, its details and the error.
+    """
+    now = datetime.now(UTC)
+    event = {"action": action, "by": author(), "when": now.isoformat(timespec="seconds"), **details}
+    try:
+        # Names sort by time; the random suffix separates events of the same microsecond.
+        storage.create(f"{FOLDER}/{now:%Y%m%dT%H%M%S%fZ}-{uuid.uuid4().hex[:8]}.json", json.dumps(event).encode())
+    except Exception as error:  # those of object stores have no common base
+        logger.warning("not in the audit log (%s: %s): %s", type(error).__name__, error, json.dumps(event))
+
+
+def events(storage: Storage) -> Iterator[dict[str, Any]]:
+    """All events, oldest first. Raises InputError when a file is not JSON."""
+    for name in storage.list(FOLDER):
+        if name.endswith(".json"):  # others are of interrupted writes
+            yield storage.read_json(f"{FOLDER}/{name}")
