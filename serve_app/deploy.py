@@ -15,6 +15,7 @@ import ray
 from ray import serve
 from ray._private import worker
 from ray.serve.context import _get_global_client
+from ray.serve.schema import LoggingConfig, TracingConfig
 
 from detect_ai.core import audit_log
 from detect_ai.core.config import Config, ServeConfig
@@ -193,10 +194,13 @@ def start_serve(config: ServeConfig) -> bool:
             )
         return False
     require_free_port(config.host, config.port)
+    tracing = TracingConfig(enabled=bool(config.tracing), exporter_import_path=config.tracing)
     serve.start(
         proxy_location="HeadOnly" if config.is_local else "EveryNode",
         # The wait for a replica comes on top of the time that a replica allows itself.
         http_options={"host": config.host, "port": config.port, "request_timeout_s": 2 * config.request_timeout_s},
+        logging_config=LoggingConfig(encoding="JSON"),
+        tracing_config=tracing,
     )
     return True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import Any
 
@@ -99,7 +98,7 @@ def build(
         graceful_shutdown_timeout_s=config.request_timeout_s + 10,
         max_surge_percent=100,  # the old version serves until the new one is ready, also with one replica
         max_constructor_retry_count=2,
-        # Serve's own proxy logs requests already.
-        logging_config=LoggingConfig(enable_access_log=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"),
+        # The application has an access log of its own.
+        logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
     )
     return deployment(Replica).bind(config, storage_root, version, keys)

@@ -16,6 +16,11 @@ from detect_ai.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = {"Retry-After": "1"}
+# Reasons of problems in metrics, unless the problem gives another.
+REASONS = {
+    **{400: "malformed", 401: "wrong_key", 403: "scope", 404: "not_found", 413: "too_large", 415: "media_type"},
+    **{421: "host", 422: "invalid", 429: "rate", 500: "internal", 503: "closing"},
+}
 MAX_REPORTED = 3  # errors of one request
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
 _DETAILS = {400: "The body is not valid JSON in UTF-8.", 404: "No such path: see /docs for the API."}
@@ -24,11 +29,17 @@ _PHRASES = {"missing": "is missing", "model_attributes_type": "expected a JSON o
 
 
 class ProblemError(Exception):
-    """A request that is refused or fails; `detail` says what was expected and found, without text of the request."""
+    """A request that is refused or fails; `detail` says what was expected and found, without text of the request.
 
-    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+    `reason` is one of few names, for metrics; default: that of the status.
+    """
+
+    def __init__(
+        self, status: int, detail: str, headers: Mapping[str, str] | None = None, reason: str | None = None
+    ) -> None:
         super().__init__(detail)
         self.status, self.detail, self.headers = status, detail, headers
+        self.reason = reason or REASONS[status]
 
     def response(self, request_id: str) -> Response:
         """The error as a response."""
@@ -81,4 +92,4 @@ async def http_problem(request: Request, error: Exception) -> Response:
     detail = _DETAILS.get(error.status_code, f"{error.detail}.")
     if error.status_code == 405:
         detail = f"This path expects the method {(error.headers or {}).get('Allow')}."
-    return ProblemError(error.status_code, detail, error.headers).response(request.state.request_id)
+    return ProblemError(error.status_code, detail, error.headers, "routing").response(request.state.request_id)

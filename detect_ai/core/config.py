@@ -268,6 +268,8 @@ class ServeConfig(Section):
     max_concurrent_per_key: Natural = 32  # requests in progress, over all replicas; 0: no limit
     max_body_bytes: Count = 1_000_000  # of a request
     max_upload_bytes: Count = 20_000_000  # of a request with files
+    # Import path (module:function) of Ray Serve's tracing exporter, installed on every node; empty: no traces.
+    tracing: str = ""
 
     @property
     def is_local(self) -> bool:

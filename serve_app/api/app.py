@@ -16,6 +16,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field, TypeAdapter
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -35,10 +36,11 @@ from detect_ai.schemas import (
 from serve_app.api.middleware import Guard
 from serve_app.api.pages import add_pages
 from serve_app.api.uploads import detect_files, read_form
-from serve_app.auth.access import ADMIN, ANYBODY, AccessControl
+from serve_app.auth.access import ADMIN, ANYBODY, STALE_S, AccessControl
 from serve_app.auth.api_keys import REFRESH_S
 from serve_app.engine.batcher import ClosedError
-from serve_app.engine.engine import Engine, Options
+from serve_app.engine.engine import Charge, Engine, Options
+from serve_app.engine.metrics import Record
 from serve_app.engine.versions import Versions
 from serve_app.errors import MEDIA_TYPE, RETRY_AFTER, ProblemError, QueueFullError, http_problem, validation_problem
 from serve_app.files.reader import FILE_LIMITS
@@ -80,12 +82,18 @@ def create_app(versions: Versions, access: AccessControl) -> FastAPI:
     """The ASGI application of one replica."""
     main, config = versions.main, versions.main.config
 
+    async def report_keys_age() -> None:
+        while True:
+            main.record("keys_age_seconds", access.keys_age_s)
+            await asyncio.sleep(REFRESH_S)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         versions.start()
-        refreshing = asyncio.create_task(access.refresh(REFRESH_S))
+        tasks = [asyncio.create_task(access.refresh(REFRESH_S)), asyncio.create_task(report_keys_age())]
         yield
-        refreshing.cancel()
+        for task in tasks:
+            task.cancel()
         await versions.close()
 
     app = FastAPI(
@@ -128,6 +136,8 @@ def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
 
             async def bounded(request: Request) -> Response:
                 headers, state, caller = request.headers, request.state, request.state.caller.name
+                versions.main.record("key_requests", key=caller)
+                state.charge = metered(state, versions.main.record)
                 if headers.get("content-type", "").partition(";")[0].strip().lower() != media_type:
                     raise ProblemError(415, f"Expected the header `Content-Type: {media_type}`.")
                 if headers.get("content-encoding", "identity").strip().lower() != "identity":
@@ -145,16 +155,30 @@ def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
                         return await handle(request)
                 except TimeoutError:
                     detail = f"No response within {seconds:g} seconds: send less text at once, or try again later."
-                    raise ProblemError(503, detail, RETRY_AFTER) from None
+                    raise ProblemError(503, detail, RETRY_AFTER, "timeout") from None
                 except QueueFullError as error:
                     retry = {"Retry-After": str(error.retry_after_s)}
-                    raise ProblemError(503, "The queue is full: try again later.", retry) from None
+                    raise ProblemError(503, "The queue is full: try again later.", retry, "queue") from None
                 except ClosedError:
                     raise ProblemError(503, "The replica is shutting down: try again.", RETRY_AFTER) from None
 
             return bounded
 
     return BoundedRoute
+
+
+def metered(state: State, record: Record) -> Charge:
+    """Counts the tokens that the model reads for a request, and takes them from the rate of its key."""
+    charge = state.caller.charge
+
+    def count(tokens: int) -> None:
+        if tokens > 0:  # others are refunds
+            state.tokens = tokens
+            record("key_tokens", tokens, key=state.caller.name)
+        if charge is not None:
+            charge(tokens)
+
+    return count
 
 
 async def json_response(versions: Versions, request: Request, work: Callable[[Engine], Awaitable[bytes]]) -> Response:
@@ -174,7 +198,7 @@ def text_routes(versions: Versions) -> APIRouter:
         state, size = request.state, sum(map(len, texts))
 
         def work(engine: Engine) -> Awaitable[bytes]:
-            return engine.run(lambda: engine.encode(texts, options), respond, size, state.queue, state.caller.charge)
+            return engine.run(lambda: engine.encode(texts, options), respond, size, state.queue, state.charge)
 
         return await json_response(versions, request, work)
 
@@ -233,7 +257,7 @@ def file_routes(versions: Versions) -> APIRouter:
         state, main = request.state, versions.main
 
         def work(engine: Engine) -> Awaitable[bytes]:
-            return detect_files(engine, uploads, options, state.request_id, state.queue, state.caller.charge)
+            return detect_files(engine, uploads, options, state.request_id, state.queue, state.charge)
 
         with main.files.held(state.num_bytes or main.config.max_upload_bytes, state.queue):
             uploads, options = await read_form(request)
@@ -277,8 +301,8 @@ def state_routes(versions: Versions, access: AccessControl, needs_key: Sequence[
         if not versions.main.batcher.alive:
             raise ProblemError(503, "The replica does not accept requests: try again later.", RETRY_AFTER)
         state = {"status": "ready", "model_version": versions.main.detector.version}
-        if seconds := access.seconds_stale:
-            state["detail"] = f"API keys were last read {seconds:.0f} seconds ago: revoked keys may still be valid"
+        if (age := access.keys_age_s) > STALE_S:
+            state["detail"] = f"API keys were last read {age:.0f} seconds ago: revoked keys may still be valid"
         return state
 
     return router

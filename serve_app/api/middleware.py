@@ -20,6 +20,7 @@ from serve_app.errors import ProblemError
 
 logger = logging.getLogger("ray.serve")
 
+DISCONNECTED = 499  # status of a request whose client left before the response
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _PORT = re.compile(r":\d*$")
 _SECURITY_HEADERS = [
@@ -58,7 +59,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, is_head, has_started = time.perf_counter(), scope["method"] == "HEAD", False
+        began, is_head, status = time.perf_counter(), scope["method"] == "HEAD", 0
         if is_head:  # FastAPI's routes do not handle it
             scope = {**scope, "method": "GET"}
         headers, state, caller = Headers(scope=scope), scope.setdefault("state", {}), Caller(ANYBODY)
@@ -68,9 +69,9 @@ class Guard:
         max_bytes = self.config.max_upload_bytes if is_upload else self.config.max_body_bytes
 
         async def send_stamped(message: Message) -> None:
-            nonlocal has_started
+            nonlocal status
             if message["type"] == "http.response.start":
-                has_started = True
+                status = message["status"]
                 version = state.get("model_version", self.model_version)
                 timing = f"replica;dur={1000 * (time.perf_counter() - began):.1f}"
                 own = [(b"x-model-version", version.encode()), (b"server-timing", timing.encode())]
@@ -84,17 +85,26 @@ class Guard:
             state["caller"] = caller = await self.access.authorize(scope["method"], scope["path"], headers)
             await self.app(scope, bounded(receive, max_bytes), send_stamped)
         except ClientDisconnect:
-            self.record("refused", status="499")
+            status = DISCONNECTED
         except asyncio.CancelledError:  # Serve cancels a request whose client has disconnected
-            self.record("refused", status="499")
+            status = DISCONNECTED
             raise
         except Exception as error:
             problem = error if isinstance(error, ProblemError) else internal(error, request_id)
-            self.record("refused", status=str(problem.status))
-            if not has_started:
+            self.record("problems", reason=problem.reason)
+            if not status:
                 await problem.response(request_id)(scope, receive, send_stamped)
         finally:
             caller.release()
+            self.report(scope, status or DISCONNECTED, caller.name, time.perf_counter() - began)
+
+    def report(self, scope: Scope, status: int, key: str, seconds: float) -> None:
+        """Count a request and write its line in the access log. Neither has its path, which could contain text."""
+        route, state = getattr(scope.get("route"), "path", "other"), scope["state"]
+        self.record("requests", route=route, status=str(status))
+        fields = {"key": key, "model_version": state.get("model_version", self.model_version)}
+        fields["tokens"] = state.get("tokens", 0)
+        logger.info("%s %s %d %.1fms", scope["method"], route, status, 1000 * seconds, extra=fields)
 
     def check_head(self, method: str, headers: Headers, max_bytes: int) -> None:
         """Refuse an invalid request id (400), a long body (413), another host (421), or a POST of a foreign page (403).

@@ -17,7 +17,7 @@ from detect_ai.schemas import FileOptions, FilesResponse, FileVerdict, Label, Re
 from detect_ai.text.normalize import Normalised, expanded_length, normalise
 from serve_app.engine.engine import Charge, EncodedRequest, Engine, Options
 from serve_app.errors import ProblemError, invalid_request
-from serve_app.files.reader import MAX_FILES, SLACK, FileText, Upload
+from serve_app.files.reader import KINDS, MAX_FILES, SLACK, FileText, Upload
 
 MAX_FIELDS = 16  # other than files
 MAX_FIELD_BYTES = 100
@@ -70,6 +70,9 @@ async def detect_files(
     started = time.perf_counter()
     engine.check_target(options.target_fpr)
     files = await engine.files.texts(uploads, caller)
+    for upload, file in zip(uploads, files, strict=True):
+        result = "read" if isinstance(file, FileText) else file.reason
+        engine.record("files", kind=KINDS.get(upload.suffix, "other"), result=result)
 
     def encode() -> EncodedRequest:
         nonlocal files
@@ -81,11 +84,13 @@ async def detect_files(
         )
 
     def respond(verdicts: list[Verdict]) -> bytes:
+        read = [file for file in files if isinstance(file, FileText)]
+        verdicts[:] = map(report_hidden, verdicts, read)  # the engine counts the final ones
         remaining, entries = iter(verdicts), []
         for upload, file in zip(uploads, files, strict=True):
             entry = FileVerdict(name=upload.name, num_chars=0)
             if isinstance(file, FileText):
-                entry.num_chars, entry.verdict = len(file.text), report_hidden(next(remaining), file)
+                entry.num_chars, entry.verdict = len(file.text), next(remaining)
                 entry.text = file.text if options.return_text else None
             else:
                 entry.problem = file.problem(request_id)

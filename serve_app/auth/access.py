@@ -72,10 +72,9 @@ class AccessControl:
         return self._read_keys is not None
 
     @property
-    def seconds_stale(self) -> float:
-        """Seconds since the keys were last read, when that is longer than `STALE_S`; else 0."""
-        age = time.monotonic() - self._read_at
-        return age if self.requires_keys and age > STALE_S else 0.0
+    def keys_age_s(self) -> float:
+        """Seconds since the keys were last read; 0 without keys."""
+        return time.monotonic() - self._read_at if self.requires_keys else 0.0
 
     async def authorize(self, method: str, path: str, headers: Headers) -> Caller:
         """The caller of an admitted request, which must be released. Raises ProblemError: 401, 403 or 429."""
@@ -87,7 +86,8 @@ class AccessControl:
             key = self.ring.find(token.strip()) if scheme.lower() == "bearer" else None
             if key is None:
                 detail = "Expected the header `Authorization: Bearer <key>` with a valid API key from the operator."
-                raise ProblemError(401, detail, {"WWW-Authenticate": 'Bearer realm="detect_ai"'})
+                reason = "wrong_key" if token else "no_key"
+                raise ProblemError(401, detail, {"WWW-Authenticate": 'Bearer realm="detect_ai"'}, reason)
             needed = Scope.ADMIN if path.startswith(ADMIN) else Scope.DETECT
             if needed not in key.scopes:
                 scopes = ", ".join(sorted(key.scopes))
@@ -101,7 +101,7 @@ class AccessControl:
             seconds, by_rate = reservation.retry_after_s, reservation.refused_by == "rate"
             limit = f"{rate} tokens per minute" if by_rate else f"{max_concurrent} concurrent requests"
             detail = f"The limit of this {'key' if key else 'service'} is {limit}: try again in {seconds} seconds."
-            raise ProblemError(429, detail, {"Retry-After": str(seconds)})
+            raise ProblemError(429, detail, {"Retry-After": str(seconds)}, reservation.refused_by)
         return Caller(name, self._limiter, rate, reservation.slot)
 
     async def refresh(self, every_s: float) -> None:
@@ -114,5 +114,5 @@ class AccessControl:
             except Exception as error:  # storage is unavailable, or a file is being repaired: retry later
                 # Other errors may quote what they read.
                 reason = error if isinstance(error, DetectAIError | OSError) else type(error).__qualname__
-                age = time.monotonic() - self._read_at
-                logger.error("API keys could not be read for %.0f s; the known keys stay valid: %s", age, reason)
+                message = "API keys could not be read for %.0f s; the known keys stay valid: %s"
+                logger.error(message, self.keys_age_s, reason)

@@ -46,6 +46,7 @@ class _Job:
     waiting: list[int]  # indices of the windows that are in no batch yet
     waiting_tokens: int
     num_scored: int = 0
+    model_s: float = 0.0  # seconds of the batches that had one of its windows
 
 
 @dataclass(eq=False)
@@ -132,11 +133,12 @@ class Batcher:
         """Padded tokens of each window."""
         return [padded_length(max(1, len(row) + self.special_tokens)) for row in rows]
 
-    async def scores(self, rows: Sequence[Ids], caller: str = "") -> Scores:
+    async def scores(self, rows: Sequence[Ids], caller: str = "", seconds: dict[str, float] | None = None) -> Scores:
         """Log-odds of windows, shape (windows,). Cancelling the call removes its windows from the queue.
 
-        `rows` are the token ids of the windows of one request. Callers share the model evenly. Raises QueueFullError,
-        or ClosedError if the batcher was closed or never started.
+        `rows` are the token ids of the windows of one request. Callers share the model evenly. `seconds["model"]`
+        becomes the time of the batches with these windows. Raises QueueFullError, or ClosedError if the batcher was
+        closed or never started.
         """
         if not self.alive:
             raise ClosedError
@@ -147,9 +149,9 @@ class Batcher:
         jobs = [job for jobs in self._queues.values() for job in jobs]
         if counted := sum(min(job.waiting_tokens, self.batch_tokens) for job in jobs):
             bound = self.max_waiting_tokens * (1 if caller in self._queues else 2)
-            seconds = self.delay_s(len(costs), caller)
-            if seconds > self.max_wait_s or counted + min(sum(costs), self.batch_tokens) > bound:
-                raise QueueFullError(max(1, math.ceil(seconds)))
+            delay_s = self.delay_s(len(costs), caller)
+            if delay_s > self.max_wait_s or counted + min(sum(costs), self.batch_tokens) > bound:
+                raise QueueFullError(max(1, math.ceil(delay_s)))
         done = asyncio.get_running_loop().create_future()
         job = _Job(rows, costs, done, np.empty(len(rows)), list(range(len(rows))), sum(costs))
         self._queues.setdefault(caller, []).append(job)
@@ -159,6 +161,8 @@ class Batcher:
             return await job.done
         finally:
             self._drop(job)
+            if seconds is not None:
+                seconds["model"] = job.model_s
 
     def delay_s(self, windows: int = 1, caller: str = "") -> float:
         """Estimated seconds until the last of so many new windows of a caller gets its turn."""
@@ -200,13 +204,16 @@ class Batcher:
         """The executor of a batch with so many threads."""
         return self.teams if threads > 1 else self.model
 
-    def measure(self, tokens: int, seconds: float, threads: int) -> None:
-        """Update the time of a token from a batch that has run."""
+    def measure(self, rows: Sequence[Ids], seconds: float, threads: int) -> None:
+        """Update the time of a token from the windows of a batch that has run."""
+        costs = self.costs(rows)
         # A small batch takes hardly less time than a larger one: alone it would overestimate the time of a token.
-        token_s = seconds * threads / max(tokens, self.lane_tokens * MIN_MEASURED_FILL)
+        token_s = seconds * threads / max(sum(costs), self.lane_tokens * MIN_MEASURED_FILL)
         self._token_s = 0.8 * self._token_s + 0.2 * token_s if self._token_s else token_s
-        self.record("batch_tokens", tokens)
-        self.record("batch_seconds", seconds)
+        tokens = sum(map(len, rows)) + len(rows) * self.special_tokens
+        self.record("batch_tokens", tokens, kind="text")
+        self.record("batch_tokens", len(rows) * max(costs) - tokens, kind="padding")
+        self.record("batch_seconds", seconds, model_version=self.name)
 
     def _drop(self, job: _Job) -> None:
         for caller, jobs in self._queues.items():
@@ -238,12 +245,14 @@ class Batcher:
                         if not job.done.done():
                             job.done.set_exception(error)
                     continue
+            for job in {job for job, _ in batch}:
+                job.model_s += seconds
             for (job, index), score in zip(batch, scores, strict=True):
                 job.scores[index] = score
                 job.num_scored += 1
                 if job.num_scored == len(job.rows) and not job.done.done():
                     job.done.set_result(job.scores)
-            self.measure(tokens, seconds, threads)
+            self.measure(rows, seconds, threads)
 
     def _take(self) -> list[tuple[_Job, int]]:
         """Remove the next batch from the queue; empty where nothing waits."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from detect_ai.schemas import RequestOptions, Verdict
 from detect_ai.text.normalize import Normalised, expanded_length, normalise
 from detect_ai.text.windows import aggregate_windows
 from serve_app.engine.batcher import Batcher, ClosedError, Ids, Scores, timed
-from serve_app.engine.metrics import Record, discard
+from serve_app.engine.metrics import SHORT_TOKENS, Record, discard
 from serve_app.errors import ProblemError, QueueFullError
 from serve_app.files.reader import SLACK, FileReader, taken
 
@@ -131,53 +132,75 @@ class Engine:
         self.require_room(size, caller)
         if not self.batcher.alive:
             raise ClosedError
-        loop, charged = asyncio.get_running_loop(), 0
+        loop, began, rows = asyncio.get_running_loop(), time.perf_counter(), list[Ids]()
+        seconds: dict[str, float] = {}  # by phase
 
         def encode_and_charge() -> EncodedRequest:
-            nonlocal charged
-            encoded = encode()
+            nonlocal rows
+            encoded, seconds["read"] = timed(encode)
+            rows = encoded.rows
             if charge is not None:
-                charged = sum(map(len, encoded.rows))
-                loop.call_soon_threadsafe(charge, charged)  # also where the caller has left meanwhile
+                loop.call_soon_threadsafe(charge, sum(map(len, rows)))  # also where the caller has left meanwhile
             return encoded
 
         def conclude(encoded: EncodedRequest, scores: Scores) -> tuple[list[Verdict], T]:
+            start = time.perf_counter()
             verdicts = self.verdicts(encoded, scores)
-            return verdicts, respond(verdicts)
+            response = respond(verdicts)
+            seconds["respond"] = time.perf_counter() - start
+            return verdicts, response
 
         try:
             if self.batcher.is_idle and not self._unread_chars.total():
-                result = await self._run_alone(encode_and_charge, conclude, size)
+                result = await self._run_alone(encode_and_charge, conclude, size, seconds)
             else:
                 result = await self._encode(encode_and_charge, size, caller)
             if isinstance(result, EncodedRequest):
-                scores = await self.batcher.scores(result.rows, caller)
+                scores = await self.batcher.scores(result.rows, caller, seconds)
                 result = await loop.run_in_executor(self.readers, conclude, result, scores)
         except Exception:  # not CancelledError: a caller that leaves pays for the work
-            if charge is not None and charged:
-                charge(-charged)
+            if charge is not None and rows:
+                charge(-sum(map(len, rows)))
             raise
         verdicts, response = result
-        for verdict in verdicts:
-            self.record("texts", label=verdict.label.value, model_version=verdict.model_version)
+        self._report(verdicts, rows, seconds, time.perf_counter() - began)
         return response
+
+    def _report(
+        self, verdicts: Sequence[Verdict], rows: Sequence[Ids], seconds: Mapping[str, float], total_s: float
+    ) -> None:
+        """Record the metrics of a request that has been answered, with its seconds by phase."""
+        version = self.detector.version
+        size = "short" if sum(map(len, rows)) <= SHORT_TOKENS else "long"
+        wait_s = max(0.0, total_s - sum(seconds.values()))  # batches in parallel lanes overlap
+        for phase, value in {**seconds, "wait": wait_s, "total": total_s}.items():
+            self.record("request_seconds", value, phase=phase, size=size, model_version=version)
+        self.record("windows", len(rows), model_version=version)
+        texts = Counter((verdict.label.value, verdict.nearest_domain or "none") for verdict in verdicts)
+        for (label, domain), number in texts.items():
+            self.record("texts", number, label=label, nearest_domain=domain, model_version=version)
+        for reason, number in Counter(reason.value for verdict in verdicts for reason in verdict.reasons).items():
+            self.record("abstentions", number, reason=reason, model_version=version)
+        for kind, number in Counter(kind for verdict in verdicts for kind in verdict.tampering).items():
+            self.record("tampered_texts", number, kind=kind)
 
     async def _run_alone(
         self,
         encode: Callable[[], EncodedRequest],
         conclude: Callable[[EncodedRequest, Scores], tuple[list[Verdict], T]],
         size: int,
+        seconds: dict[str, float],
     ) -> EncodedRequest | tuple[list[Verdict], T]:
         """All steps in one job of a model thread. A request longer than a batch is only encoded: it takes turns."""
-        tokens, seconds = 0, 0.0
+        rows: list[Ids] = []
 
         def run(threads: int) -> EncodedRequest | tuple[list[Verdict], T]:
-            nonlocal tokens, seconds
+            nonlocal rows
             encoded = encode()
-            tokens = sum(self.batcher.costs(encoded.rows))
-            if not 0 < tokens <= self.batcher.lane_tokens:
+            if not 0 < sum(self.batcher.costs(encoded.rows)) <= self.batcher.lane_tokens:
                 return encoded
-            scores, seconds = timed(self._score, encoded.rows, threads)
+            scores, seconds["model"] = timed(self._score, encoded.rows, threads)
+            rows = encoded.rows
             return conclude(encoded, scores)
 
         occupied = ExitStack()
@@ -186,9 +209,9 @@ class Engine:
 
         def finish(done: asyncio.Future[Any]) -> None:
             occupied.close()
-            if not done.cancelled() and done.exception() is None and seconds:
-                self.batcher.offered_tokens += tokens
-                self.batcher.measure(tokens, seconds, threads)
+            if not done.cancelled() and done.exception() is None and rows:
+                self.batcher.offered_tokens += sum(self.batcher.costs(rows))
+                self.batcher.measure(rows, seconds["model"], threads)
 
         future.add_done_callback(finish)
         return await asyncio.shield(future)  # a caller that leaves does not free the lane: the thread does

@@ -43,12 +43,15 @@ class Versions:
             if engine is self.main:
                 raise
             logger.error("Canary %s failed: %s", engine.detector.version, type(error).__qualname__)
+            self.main.record("problems", reason="canary")
             return await work(self.main), self.main
 
     def start(self) -> None:
         """Start the batchers, on the running event loop."""
         for engine in self.engines:
             engine.batcher.start()
+            role = "main" if engine is self.main else "canary"
+            engine.record("loaded", 1, role=role, model_version=engine.detector.version)
 
     async def close(self) -> None:
         """Accept no more requests and finish those accepted."""

@@ -149,7 +149,8 @@ def read_file(upload: Upload, config: ServeConfig) -> FileText:
     if "text" not in result:
         status, message = REFUSALS[result["problem"]]
         name = "a PDF" if kind == PDF else "a Word document (.docx)"
-        raise ProblemError(status, message.format(number=result.get("number"), name=name, seconds=TIMEOUT_S))
+        detail = message.format(number=result.get("number"), name=name, seconds=TIMEOUT_S)
+        raise ProblemError(status, detail, reason=result["problem"])
     if is_blank(result["text"]):
         raise ProblemError(422, "The file has no text: expected at least one visible character.")
     return FileText(result["text"], result["hidden"])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,12 @@ from serve_app.auth.access import AccessControl
 from serve_app.auth.api_keys import KeyRing, Scope, create_key
 from serve_app.engine.batcher import ClosedError
 from serve_app.engine.engine import READERS, Engine, Options
-from serve_app.engine.metrics import Record, discard
+from serve_app.engine.metrics import METRICS, Record, discard
 from serve_app.engine.versions import Versions
 from serve_app.errors import QueueFullError
+from serve_app.files import reader
 from serve_app.files.reader import Upload
+from tests.fixtures import documents
 from tests.unit.serve_app.auth.test_rate_limit import Cluster
 
 Scenario = Callable[[httpx.AsyncClient, Engine], Awaitable[Any]]
@@ -66,6 +70,22 @@ class Slow(Zeros):
 @pytest.fixture
 def detector(tiny_bundle: Path) -> Detector:
     return Detector.load(tiny_bundle)
+
+
+class Recorded(list[tuple[str, float, tuple[str, ...]]]):
+    """Metrics as recorded, with the values of their labels; refuses labels that a metric does not have."""
+
+    def __call__(self, metric: str, value: float = 1, **labels: str) -> None:
+        assert set(labels) == set(METRICS[metric].labels)
+        self.append((metric, value, tuple(labels[name] for name in METRICS[metric].labels)))
+
+    def of(self, metric: str) -> dict[tuple[str, ...], float]:
+        """The sum of what was recorded of one metric, by its labels."""
+        sums: dict[tuple[str, ...], float] = defaultdict(float)
+        for name, value, given in self:
+            if name == metric:
+                sums[given] += value
+        return sums
 
 
 def access(read_keys: Callable[[], KeyRing] | None = None) -> AccessControl:
@@ -229,7 +249,7 @@ def test_a_full_queue_is_a_503(detector: Detector) -> None:
     async def scenario(client: httpx.AsyncClient, engine: Engine) -> tuple[httpx.Response, float]:
         engine._unread_chars["another"], engine._char_s = 10**6, 1e-3
         headers = {**JSON, "Content-Length": "4000"}
-        engine.batcher.measure(1000, 1.0, 1)
+        engine.batcher.measure([np.zeros(1000, np.int32)], 1.0, 1)
         return await client.post("/v1/detect", content=body(), headers=headers), engine.batcher.demand()
 
     response, demand = ask(detector, scenario)
@@ -370,7 +390,7 @@ def test_refused_tokens_are_returned_to_the_rate(detector: Detector) -> None:
 
 
 def test_a_client_that_disconnects_is_no_error(detector: Detector, serve_log: pytest.LogCaptureFixture) -> None:
-    recorded: dict[str, dict[str, str]] = {}
+    recorded = Recorded()
 
     async def scenario(_: httpx.AsyncClient, engine: Engine) -> None:
         async def gone() -> dict[str, str]:
@@ -383,23 +403,101 @@ def test_a_client_that_disconnects_is_no_error(detector: Detector, serve_log: py
         scope = {"type": "http", "method": "POST", "path": "/v1/detect", "headers": head, "query_string": b""}
         await create_app(Versions(engine), access())(scope, gone, send)
 
-    ask(detector, scenario, record=lambda metric, value=1, **labels: recorded.update({metric: labels}))
-    assert serve_log.records == []
-    assert recorded["refused"] == {"status": "499"}
+    ask(detector, scenario, record=recorded)
+    assert [record.levelno for record in serve_log.records] == [logging.INFO]
+    assert recorded.of("requests") == {("/v1/detect", "499"): 1}
 
 
-def test_verdicts_problems_and_batches_are_counted(detector: Detector) -> None:
-    recorded: list[tuple[str, float, dict[str, str]]] = []
+def test_requests_verdicts_and_problems_are_counted(detector: Detector) -> None:
+    recorded = Recorded()
 
-    async def scenario(client: httpx.AsyncClient, engine: Engine) -> None:
-        for body in ({"text": 5}, {"text": "the council met near the bridge " * 20}):
-            await client.post("/v1/detect", json=body)
-        await client.get("/nothing")
+    async def scenario(client: httpx.AsyncClient, _: Engine) -> None:
+        for text in (5, "\u200bthe council met near the bridge " * 20, "short"):
+            await client.post("/v1/detect", json={"text": text})
+        await client.get(f"/{CANARY}")
 
-    ask(detector, scenario, record=lambda metric, value=1, **labels: recorded.append((metric, value, labels)))
-    assert [labels for metric, _, labels in recorded if metric == "refused"] == [{"status": "422"}]  # no wrong paths
-    assert [metric for metric, *_ in recorded].count("texts") == 1
-    assert next(value for metric, value, _ in recorded if metric == "batch_tokens") >= 60
+    ask(detector, scenario, record=recorded)
+    version = detector.version
+    assert recorded.of("requests") == {("/v1/detect", "422"): 1, ("/v1/detect", "200"): 2, ("other", "404"): 1}
+    assert recorded.of("problems") == {("invalid",): 1}  # no wrong paths
+    assert sum(recorded.of("texts").values()) == 2
+    assert {labels[1:] for labels in recorded.of("texts")} == {("none", version)}
+    assert recorded.of("abstentions")["too_short", version] == 1
+    assert recorded.of("tampered_texts") == {("invisible",): 1}
+    assert recorded.of("windows")[version,] >= 2
+    assert recorded.of("key_requests") == {("anybody",): 3}
+    assert recorded.of("key_tokens")["anybody",] > 60
+    assert recorded.of("batch_tokens")["text",] > recorded.of("key_tokens")["anybody",]  # special tokens
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 16384])  # with short batches the request is queued
+def test_phases_add_up_to_the_total(detector: Detector, batch_tokens: int) -> None:
+    detector.backend, recorded = Slow(), Recorded()
+    ask(detector, post(text="the council met"), record=recorded, batch_tokens=batch_tokens)
+    seconds = {phase: value for (phase, *_), value in recorded.of("request_seconds").items()}
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
+    assert set(seconds) == {"read", "wait", "model", "respond"}
+    assert seconds["model"] >= 0.3
+    assert {labels[1:] for labels in recorded.of("request_seconds")} == {("short", detector.version)}
+
+
+PROBLEMS = {
+    "no_key": {"json": {"text": "a"}},
+    "wrong_key": {"json": {"text": "a"}, "headers": {"Authorization": f"Bearer {CANARY}"}},
+    "origin": {"json": {"text": "a"}, "headers": {"Origin": "https://evil.example"}},
+    "media_type": {"content": b"a"},
+    "malformed": {"content": b"{", "headers": JSON},
+    "invalid": {"json": {"text": 5}},
+    "too_large": {"json": {"texts": ["a"] * 257}},
+    "internal": {"json": {"text": "broken"}},
+    "timeout": {"json": {"text": "slow"}},
+}
+
+
+@pytest.mark.parametrize("reason", PROBLEMS)
+def test_problems_are_counted_by_reason(detector: Detector, reason: str) -> None:
+    recorded, limits = Recorded(), {"request_timeout_s": 0.1} if reason == "timeout" else {}
+    if reason in ("internal", "timeout"):
+        detector.backend = Broken() if reason == "internal" else Slow()
+    control = access(KeyRing) if reason.endswith("key") else None
+    ask(detector, lambda client, _: client.post("/v1/detect", **PROBLEMS[reason]), control, recorded, **limits)
+    assert recorded.of("problems") == {(reason,): 1}
+
+
+def test_usage_is_counted_by_key(detector: Detector) -> None:
+    token, key = create_key("school")
+    recorded, headers = Recorded(), {"Authorization": f"Bearer {token}"}
+    request = {"json": {"text": "the council met near the bridge"}, "headers": headers}
+    control = access(lambda: KeyRing([key]))
+    ask(detector, lambda client, _: client.post("/v1/detect", **request), control, recorded)
+    assert recorded.of("key_requests") == {(key.id,): 1}
+    assert list(recorded.of("key_tokens")) == [(key.id,)]
+
+
+def test_files_are_counted_with_their_final_verdicts(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, text = Recorded(), "the council met near the bridge " * 20
+    monkeypatch.setattr(reader, "run_parser", lambda *_: {"text": text, "hidden": 10**4})
+    files = [("a.docx", documents.docx(text)), ("b.txt", text.encode()), ("c.exe", b"MZ"), ("d.txt", b"")]
+    sent = {"files": [("files", file) for file in files]}
+    ask(detector, lambda client, _: client.post("/v1/detect/file", **sent), record=recorded)
+    read = {("docx", "read"): 1, ("text", "read"): 1}
+    assert recorded.of("files") == read | {("other", "media_type"): 1, ("text", "invalid"): 1}
+    assert recorded.of("abstentions")["hidden_text", detector.version] == 1
+    assert recorded.of("tampered_texts")["hidden",] == 1
+
+
+def test_a_line_of_the_access_log_has_no_text(detector: Detector, serve_log: pytest.LogCaptureFixture) -> None:
+    async def scenario(client: httpx.AsyncClient, _: Engine) -> None:
+        await client.post(f"/v1/detect?{CANARY}", json={"text": CANARY})
+        await client.get(f"/{CANARY}")
+
+    ask(detector, scenario)
+    usual = set(logging.makeLogRecord({}).__dict__)
+    lines = [(record.getMessage().rpartition(" ")[0], record.__dict__) for record in serve_log.records]
+    assert [message for message, _ in lines] == ["POST /v1/detect 200", "GET other 404"]
+    added = {name: value for name, value in lines[0][1].items() if name not in usual}
+    assert added == {"key": "anybody", "model_version": detector.version, "tokens": added["tokens"]}
+    assert added["tokens"] > 0
 
 
 def test_predict_ranks_ai_first_only_for_the_verdict_ai(detector: Detector) -> None:

@@ -165,7 +165,7 @@ async def test_callers_take_turns_whatever_their_requests(batcher: Batcher, mode
 @batching(batch_tokens=2048, max_waiting=64 * 2048, max_wait_s=5.0)
 async def test_a_long_document_delays_no_other_caller(batcher: Batcher, model: Model) -> None:
     # 100,000 tokens with spans (three times the text) against the bound of the local service: 64 batches of 2,048.
-    batcher.measure(2048, 0.2, 1)
+    batcher.measure([row(1, 2048)], 0.2, 1)
     first = await hold(batcher, model)
     document = [row(1, 254)] * 520 + [row(1, 75)] * 4000
     long = await queue(batcher, document, "teacher")
@@ -190,7 +190,7 @@ async def test_the_queue_bound_is_enforced(batcher: Batcher, model: Model) -> No
 
 @batching(max_wait_s=1.9)
 async def test_a_long_delay_is_refused_with_its_seconds(batcher: Batcher, model: Model) -> None:
-    batcher.measure(64, 4.0, 1)
+    batcher.measure([row(1, 64)], 4.0, 1)
     tasks = [await hold(batcher, model), *[await queue(batcher, [row(i)]) for i in (1, 2)]]
     tasks.append(await queue(batcher, [row(3)]))  # behind 3 x 8 tokens at 16 tokens a second: 1.5 s
     with pytest.raises(QueueFullError) as refused:
@@ -201,14 +201,14 @@ async def test_a_long_delay_is_refused_with_its_seconds(batcher: Batcher, model:
 
 @batching(max_wait_s=2.0)
 async def test_small_batches_do_not_inflate_the_estimate(batcher: Batcher, model: Model) -> None:
-    batcher.measure(1, 0.5, 1)
+    batcher.measure([row(1, 1)], 0.5, 1)
     tasks = [await hold(batcher, model), *[await queue(batcher, [row(i)]) for i in (1, 2)]]
     await release(model, *tasks)
 
 
 @batching()
 async def test_the_estimate_of_a_caller_counts_turns_only(batcher: Batcher, model: Model) -> None:
-    batcher.measure(64, 4.0, 1)
+    batcher.measure([row(1, 64)], 4.0, 1)
     first = await hold(batcher, model)
     waiting = [await queue(batcher, [row(1)], "busy") for _ in range(5)]
     assert batcher.delay_s(1, "busy") == pytest.approx(6 * 8 / 16)
@@ -218,7 +218,7 @@ async def test_the_estimate_of_a_caller_counts_turns_only(batcher: Batcher, mode
 
 @batching(max_wait_s=0.1)
 async def test_demand_counts_refused_work(batcher: Batcher, model: Model) -> None:
-    batcher.measure(64, 4.0, 1)  # 16 tokens a second
+    batcher.measure([row(1, 64)], 4.0, 1)  # 16 tokens a second
     tasks = [await hold(batcher, model), await queue(batcher, [row(1)])]
     batcher.demand()
     start = asyncio.get_running_loop().time()
@@ -335,3 +335,21 @@ async def test_the_queue_is_reported_when_it_changes(batcher: Batcher, model: Mo
     assert recorded["waiting_tokens"] == 16
     await release(model, *tasks)
     assert recorded["waiting_tokens"] == 0
+
+
+@batching()
+async def test_padding_of_a_batch_is_counted(batcher: Batcher, model: Model) -> None:
+    recorded: dict[str, float] = {}
+    batcher.record = lambda metric, value, **labels: recorded.update({f"{metric} {labels.get('kind', '')}": value})
+    await batcher.scores([row(1, 5), row(2, 16)])
+    assert (recorded["batch_tokens text"], recorded["batch_tokens padding"]) == (21, 11)
+
+
+@batching()
+async def test_a_request_gets_the_time_of_its_batches(batcher: Batcher, model: Model) -> None:
+    seconds: dict[str, float] = {}
+    model.gate.clear()
+    first = asyncio.create_task(batcher.scores([row(1, 64), row(2, 64)], "", seconds))
+    await asyncio.sleep(0.1)
+    await release(model, first)
+    assert 0.1 < seconds["model"] < 2  # of two batches, the first of which was held

@@ -22,9 +22,10 @@ from serve_app.auth.access import AccessControl
 from serve_app.auth.rate_limit import Limiter
 from serve_app.deployment import Replica
 from serve_app.engine.engine import Charge, Engine, Options
+from serve_app.engine.metrics import Record, discard
 from serve_app.engine.versions import Versions
 from tests.fixtures import tiny_models
-from tests.unit.serve_app.api.test_app import CANARY, Broken
+from tests.unit.serve_app.api.test_app import CANARY, Broken, Recorded
 
 TEXT = f"{CANARY} " * 20
 
@@ -52,11 +53,12 @@ def run(
     detectors: tuple[Detector, Detector],
     fraction: float,
     scenario: Callable[[Versions], Awaitable[Any]],
+    record: Record = discard,
     **options: Any,
 ) -> Any:
     async def main() -> Any:
         config = ServeConfig(**options)
-        versions = Versions(Engine(detectors[0], config), Engine(detectors[1], config), fraction)
+        versions = Versions(*(Engine(detector, config, record) for detector in detectors), fraction)
         versions.start()
         try:
             return await asyncio.wait_for(scenario(versions), 30)
@@ -89,7 +91,11 @@ def test_the_main_version_answers_for_a_broken_canary(
     detectors: tuple[Detector, Detector], caplog: pytest.LogCaptureFixture
 ) -> None:
     detectors[1].backend = Broken()
-    verdict, engine = run(detectors, 1.0, detect)
+    recorded = Recorded()
+    verdict, engine = run(detectors, 1.0, detect, recorded)
+    assert recorded.of("problems") == {("canary",): 1}
+    loaded = {(role, detector.version): 1 for role, detector in zip(("main", "canary"), detectors, strict=True)}
+    assert recorded.of("loaded") == loaded
     assert verdict.model_version == engine.detector.version == detectors[0].version
     assert CANARY not in caplog.text
 
