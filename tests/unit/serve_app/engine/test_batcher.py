@@ -341,8 +341,8 @@ async def test_the_queue_is_reported_when_it_changes(batcher: Batcher, model: Mo
 async def test_padding_of_a_batch_is_counted(batcher: Batcher, model: Model) -> None:
     recorded: dict[str, float] = {}
     batcher.record = lambda metric, value, **labels: recorded.update({f"{metric} {labels.get('kind', '')}": value})
-    await batcher.scores([row(1, 5), row(2, 16)])
-    assert (recorded["batch_tokens text"], recorded["batch_tokens padding"]) == (21, 11)
+    await batcher.scores([row(1, 9), row(2, 16)])
+    assert (recorded["batch_tokens text"], recorded["batch_tokens padding"]) == (25, 7)
 
 
 @batching()
