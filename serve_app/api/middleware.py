@@ -128,7 +128,8 @@ class Guard:
         # A proxy may change `Host`, so what the browser itself compared comes first; it sends that to secure URLs only.
         own = (None, f"http://{host}", f"https://{host}")
         if not (site in ("same-origin", "none") if site else origin in own):
-            raise ProblemError(403, "Origin: pages of other origins may not use this service: see serve.cors_origins.")
+            detail = "Origin: pages of other origins may not use this service: see serve.cors_origins."
+            raise ProblemError(403, detail, reason="origin")
 
 
 def bounded(receive: Receive, max_bytes: int) -> Receive:

@@ -404,7 +404,7 @@ def test_a_client_that_disconnects_is_no_error(detector: Detector, serve_log: py
         await create_app(Versions(engine), access())(scope, gone, send)
 
     ask(detector, scenario, record=recorded)
-    assert [record.levelno for record in serve_log.records] == [logging.INFO]
+    assert {record.levelno for record in serve_log.records} == {logging.INFO}
     assert recorded.of("requests") == {("/v1/detect", "499"): 1}
 
 
@@ -493,9 +493,9 @@ def test_a_line_of_the_access_log_has_no_text(detector: Detector, serve_log: pyt
 
     ask(detector, scenario)
     usual = set(logging.makeLogRecord({}).__dict__)
-    lines = [(record.getMessage().rpartition(" ")[0], record.__dict__) for record in serve_log.records]
-    assert [message for message, _ in lines] == ["POST /v1/detect 200", "GET other 404"]
-    added = {name: value for name, value in lines[0][1].items() if name not in usual}
+    lines = {record.getMessage().rpartition(" ")[0]: record.__dict__ for record in serve_log.records}
+    assert list(lines) == ["POST /v1/detect 200", "GET other 404"]
+    added = {name: value for name, value in lines["POST /v1/detect 200"].items() if name not in usual}
     assert added == {"key": "anybody", "model_version": detector.version, "tokens": added["tokens"]}
     assert added["tokens"] > 0
 
