@@ -265,6 +265,9 @@ def explanation(text: str, verdict: Verdict) -> list[str]:
         if verdict.compared_with is Reference.NEW_DOMAIN:
             rate = f"of a kind of writing that it has never seen, the detector labels up to {bound} human texts AI"
             rate += f" (with {percent(verdict.confidence)} confidence; most like this text: {verdict.nearest_domain})."
+        elif verdict.compared_with is Reference.POPULATION:
+            rate = f"it was set for one population ({verdict.nearest_domain}), of whose human texts it labels up to "
+            rate += f"{bound} AI (with {percent(verdict.confidence)} confidence). For other writers this does not hold."
         else:
             rate = f"of texts like the {verdict.num_compared} human calibration texts, it labels up to {bound} AI."
         lines = [f"It may still be human: {rate}"]
@@ -277,7 +280,8 @@ def explanation(text: str, verdict: Verdict) -> list[str]:
             share = f"up to {out_of_100(verdict.p_value)}" if verdict.p_value < 1 else "more than half of the"
             reached = f"Of a kind of writing that it has never seen, {share} human texts may score this high."
         else:
-            reached = f"In calibration, {out_of_100(verdict.p_value)} human texts scored this high or higher "
+            of = "Of that population" if verdict.compared_with is Reference.POPULATION else "In calibration"
+            reached = f"{of}, {out_of_100(verdict.p_value)} human texts scored this high or higher "
             reached += f"(n = {verdict.num_compared})."
         lines += [
             reached,

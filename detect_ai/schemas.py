@@ -35,6 +35,7 @@ class Reason(StrEnum):
     HIDDEN_TEXT = "hidden_text"
     BETWEEN_THRESHOLDS = "between_thresholds"
     UNLIKE_CALIBRATION = "unlike_calibration"
+    ABSTAINING = "abstaining"
 
 
 class Reference(StrEnum):
@@ -42,6 +43,7 @@ class Reference(StrEnum):
 
     NEW_DOMAIN = "new_domain"  # any kind of writing, also one that calibration never saw
     CALIBRATION_TEXTS = "calibration_texts"  # only texts like those of calibration
+    POPULATION = "population"  # only texts of the writers that the detector was recalibrated for
 
 
 class Span(BaseModel):
@@ -69,7 +71,8 @@ class Verdict(BaseModel):
     p_value: float = Field(description="Smallest false positive rate whose threshold the score reaches; 1 if none")
     compared_with: Reference = Field(description="What `p_value`, `threshold` and `fpr_upper_bound` hold for")
     nearest_domain: str | None = Field(
-        default=None, description="Most similar kind of writing in calibration; null if not compared"
+        default=None,
+        description="Most similar kind of writing in calibration, or the `population`; null if not compared",
     )
     num_compared: int = Field(description="Human calibration texts behind them")
     fpr_upper_bound: float | None = Field(
@@ -247,6 +250,7 @@ class ModelInfo(BaseModel):
     default_target_fpr: float
     thresholds: list[ThresholdInfo]
     compared_with: Reference = Field(description="Kind of texts for which the error rates hold")
+    population: str | None = Field(default=None, description="Whose texts, if `compared_with` is `population`")
     num_human: int = Field(description="Human texts of the calibration set")
     num_domains: int = Field(description="Kinds of writing in the calibration set")
     min_tokens: int

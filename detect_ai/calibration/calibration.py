@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from pydantic import ConfigDict
 from scipy.special import logit
 
@@ -71,6 +71,27 @@ class Domain:
 
 
 @dataclass(frozen=True)
+class Population:
+    """The writers whose texts the thresholds hold for.
+
+    Attributes:
+        name: as the operator has named them.
+        style: mean style of their texts, of length 1; of no dimension in a bundle without styles.
+        reach: similarity (cosine) to it below which a text is unlike theirs; -1: all texts are within reach.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    name: str
+    style: tuple[float, ...]
+    reach: float
+
+    def is_unlike(self, styles: ArrayLike) -> NDArray[np.bool_]:
+        """Whether texts of these styles, shape (n, dimensions), are out of reach; shape (n,)."""
+        return np.asarray(np.asarray(styles, np.float64) @ np.asarray(self.style, np.float64) < self.reach)
+
+
+@dataclass(frozen=True)
 class LengthRates:
     """Verdicts on calibration texts, and spans of them, of at least `low` and less than `high` tokens.
 
@@ -95,7 +116,8 @@ class Calibration(Scaling):
     """Scaling, thresholds and reference scores.
 
     With enough domains the thresholds hold for a domain that calibration never saw and depend on the style of a text
-    (`calibration.new_domain`), otherwise only for texts like those of the calibration split (`calibration.conformal`).
+    (`calibration.new_domain`), otherwise only for texts like those of the calibration split (`calibration.conformal`),
+    or of one population of writers.
 
     Attributes:
         thresholds: by target FPR, on standardised scores; those for a style unlike all domains.
@@ -108,6 +130,7 @@ class Calibration(Scaling):
         min_tokens: by target, the length from which the error rates hold.
         by_length: by target, the verdicts that show it.
         span_scaling: of spans of a document, for the scores of sentences; None where calibration scored no spans.
+        population: whose human texts `domains` holds, and no others; None unless it was recalibrated.
     """
 
     thresholds: dict[float, Threshold]
@@ -121,11 +144,27 @@ class Calibration(Scaling):
     min_tokens: dict[float, int] = field(default_factory=dict)
     by_length: dict[float, tuple[LengthRates, ...]] = field(default_factory=dict)
     span_scaling: Scaling | None = None
+    population: Population | None = None
 
     @property
     def compared_with(self) -> Reference:
         """The kind of texts for which the thresholds hold."""
+        if self.population:
+            return Reference.POPULATION
         return Reference.NEW_DOMAIN if self.domain_effects else Reference.CALIBRATION_TEXTS
+
+    @property
+    def named_domains(self) -> tuple[str, ...]:
+        """The names that `nearest` may return."""
+        if self.population:
+            return (self.population.name,)
+        return self.domain_effects.domains if self.domain_effects else ()
+
+    def nearest(self, style: ArrayLike) -> str | None:
+        """The domain of the most similar style, or the population; None if there is neither."""
+        if self.population:
+            return self.population.name
+        return self.domain_effects.nearest(style) if self.domain_effects else None
 
     @property
     def num_human(self) -> int:
@@ -149,7 +188,10 @@ class Calibration(Scaling):
         if self.domain_effects:
             return self.domain_effects.thresholds(styles)
         row = [threshold.score for _, threshold in sorted(self.thresholds.items())]
-        return np.tile(row, (len(np.asarray(styles)), 1))
+        required = np.tile(row, (len(np.asarray(styles)), 1))
+        if self.population:
+            required[self.population.is_unlike(styles)] = np.inf
+        return required
 
     def decide(self, scores: ArrayLike, num_tokens: ArrayLike, required: Floats, target_fpr: float) -> Labels:
         """`HUMAN` or `AI` where only that is plausible by score, length and style, else `BOTH` or `NEITHER`.
@@ -194,7 +236,7 @@ class Calibration(Scaling):
         """
         standardised = self.human_length.standardise(score, num_tokens)
         if not self.domain_effects:
-            return float(p_value(self._human, standardised))
+            return 1.0 if np.isinf(required).any() else float(p_value(self._human, standardised))
         reached = np.flatnonzero(required <= standardised)
         return self.domain_effects.rates[reached[0]] if reached.size else 1.0
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
-from detect_ai.calibration.calibration import Calibration, Domain, LengthRates, Scores
+from detect_ai.calibration.calibration import Calibration, Domain, LengthRates, Population, Scores
 from detect_ai.calibration.conformal import Threshold, conformal_threshold
 from detect_ai.calibration.length import LengthModel, fit_length_model
-from detect_ai.calibration.new_domain import MIN_DOMAINS, DomainEffects, fit_domain_effects
+from detect_ai.calibration.new_domain import MIN_DOMAINS, DomainEffects, fit_domain_effects, mean_style
 from detect_ai.calibration.scaling import Scaling, fit_scaling
 from detect_ai.metrics import Floats
 
@@ -52,7 +52,7 @@ def calibrate(scored: pd.DataFrame, config: CalibrationConfig, window: int) -> C
     whole = scored[scored["is_whole"]]
     human_length, ai_length = (_length_model(scored[scored["label"] == label], window) for label in (0, 1))
     domains = tuple(
-        Domain(str(name), _scores(own[own["label"] == 0]), _scores(own[own["label"] == 1]))
+        Domain(str(name), scores_of(own[own["label"] == 0]), scores_of(own[own["label"] == 1]))
         for name, own in whole.groupby("domain")
     )
     ai = [domain.ai.standardised(ai_length) for domain in domains]
@@ -72,6 +72,37 @@ def calibrate(scored: pd.DataFrame, config: CalibrationConfig, window: int) -> C
     by_length = {target: _rates_by_length(calibration, scored, config.verdict_lengths, target) for target in thresholds}
     min_tokens = {target: _min_tokens(rows, target) for target, rows in by_length.items()}
     return replace(calibration, by_length=by_length, min_tokens=min_tokens)
+
+
+def calibrate_population(parent: Calibration, human: Scores, name: str, targets: Sequence[float]) -> Calibration:
+    """The calibration of a parent with thresholds for one population, from human texts of it.
+
+    The thresholds hold in expectation (`calibration.conformal`). The length models are those of the parent, which has
+    not seen these texts: scores standardised by models fitted to them would not be exchangeable with those of new ones.
+    Raises CalibrationError for too few texts.
+    """
+    standardised, ai = human.standardised(parent.human_length), [d for d in parent.domains if len(d.ai)]
+    scores = np.concatenate([human.scores, *(domain.ai.scores for domain in ai)])
+    return replace(
+        parent,
+        **vars(fit_scaling(np.arange(len(scores)) >= len(human), scores, parent.prevalence)),
+        thresholds={target: conformal_threshold(standardised, target, "expectation") for target in targets},
+        domains=(Domain(name, human, Scores((), ())), *(replace(domain, human=Scores((), ())) for domain in ai)),
+        domain_effects=None,
+        min_tokens={target: parent.min_tokens[target] for target in targets},
+        by_length={},
+        population=_population(name, human.styles),
+    )
+
+
+def _population(name: str, styles: Floats) -> Population:
+    """Within reach are all but `FAR_FRACTION` of its texts, each compared with the mean style of the others."""
+    if not styles.shape[1]:
+        return Population(name, (), -1.0)
+    others = styles.sum(axis=0) - styles
+    others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-12)
+    reach = lower_quantile([(styles * others).sum(axis=1)], FAR_FRACTION)
+    return Population(name, tuple(mean_style(styles).tolist()), reach)
 
 
 def _human_thresholds(
@@ -103,7 +134,8 @@ def _length_model(own: pd.DataFrame, window: int) -> LengthModel:
     return fit_length_model(own["score"], own["num_tokens"], own["domain"], window)
 
 
-def _scores(own: pd.DataFrame) -> Scores:
+def scores_of(own: pd.DataFrame) -> Scores:
+    """Those of documents of one class."""
     return Scores.of(own["score"], own["num_tokens"], _styles(own))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detect_ai.calibration.calibration import Calibration
+from detect_ai.calibration.calibration import Calibration, Scores
 from detect_ai.calibration.domains import MIN_TEXTS, UNLIKE_FRACTION, lower_quantile
 from detect_ai.calibration.new_domain import MIN_DOMAINS, between_domain_variance
 from detect_ai.core.config import CalibrationConfig
@@ -66,14 +66,30 @@ def detection_rate(
 ) -> float | None:
     """The detection rate (TPR) at a target: mean over domains left out; None where none of them has enough AI texts.
 
-    With too few domains to leave one out it is that of all AI texts of calibration.
+    With too few domains to leave one out it is that of all AI texts of calibration; with a population, of those that
+    are like its texts.
     """
     left_out = leave_one_domain_out(calibration, config, target_fpr, min_tokens)
     if left_out is not None:
         macro_tpr: float | None = left_out["macro_tpr"]
         return macro_tpr
-    predictions = [calibration.predictions_of(domain.ai, target_fpr) for domain in calibration.domains]
-    return float((np.concatenate(predictions) == 1).mean())
+    texts = [domain.ai for domain in calibration.domains if len(domain.ai)]
+    predictions = np.concatenate([calibration.predictions_of(own, target_fpr) for own in texts])
+    if population := calibration.population:
+        predictions = predictions[~np.concatenate([population.is_unlike(own.styles) for own in texts])]
+        if len(predictions) < MIN_TEXTS:
+            return None
+    return float((predictions == 1).mean())
+
+
+def leave_one_text_out(calibration: Calibration, human: Scores, target_fpr: float) -> Labels:
+    """Predictions for the human texts of a conformal calibration, each by the threshold of the others; shape (n,)."""
+    own = human.standardised(calibration.human_length)
+    p_values = (own.size - np.searchsorted(np.sort(own), own, side="left")) / own.size
+    reached = np.where(p_values <= target_fpr, own, np.nextafter(own, np.inf))[:, None]
+    required = calibration.required_scores(human.styles)
+    required = np.where(np.isinf(required), required, reached)
+    return calibration.predictions(human.scores, human.num_tokens, required, target_fpr)
 
 
 def domain_rates(name: str, human: Labels, ai: Labels) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def fit_domain_effects(
             f"texts of a new domain need calibration texts of at least {MIN_DOMAINS} domains, found {len(human)}: add "
             "domains to the calibration split"
         )
-    centres = np.stack([_mean_style(styles[name]) for name in human])
+    centres = np.stack([mean_style(styles[name]) for name in human])
     tails = np.asarray([[tail(scores, rate) for scores in human.values()] for rate in rates])  # (rates, domains, 2)
 
     def likelihood(candidate: tuple[float, float]) -> float:
@@ -214,7 +214,8 @@ def fit_domain_effects(
     )
 
 
-def _mean_style(styles: ArrayLike) -> Floats:
+def mean_style(styles: ArrayLike) -> Floats:
+    """The mean of styles of shape (n, dimensions), of length 1."""
     mean = np.asarray(styles, np.float64).mean(axis=0)
     return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12))
 

@@ -233,6 +233,15 @@ class GateConfig(Section):
     min_macro_tpr: Fraction = 0.0  # mean detection rate
 
 
+class RecalibrateConfig(Section):
+    """New thresholds for one population of writers. The columns of its texts are those of `score`."""
+
+    # Human texts of theirs: a file or folder of Parquet, CSV, JSON lines or text files, local or gs://. A column `key`
+    # says who vouches for a text.
+    humans: str = ""
+    population: Annotated[str, Field(max_length=100)] = ""  # whose texts they are, as verdicts name it
+
+
 class ExportConfig(Section):
     """Other backends for a bundle, measured on this machine with the threads and device of `serve`."""
 
@@ -262,6 +271,8 @@ class ServeConfig(Section):
     max_texts: Count = 256  # in a request
     max_chars: Count = 200_000  # of a request, all texts together
     max_tokens: Count = 400_000  # read for a request: texts, spans and explanations together
+    # Domains of the bundle, or its population, whose texts are `uncertain` while an alarm stands; "*": all texts.
+    abstain_domains: list[str] = []
     cors_origins: list[str] = []  # other origins that may call the API from a browser
     # Tokens that the model reads for a key without a rate of its own, or for everybody without keys; 0: no limit.
     tokens_per_minute: Natural = 0
@@ -296,7 +307,7 @@ class Config(Section):
     """The configuration of every job."""
 
     run: Name = "default"  # stages with the same run name read each other's results
-    bundle: str = ""  # of score, evaluate, export and publish: a registry version, a key, a path or a URI
+    bundle: str = ""  # of score, evaluate, recalibrate, export and publish: a registry version, a key, a path or a URI
     data: str = ""  # of score and evaluate: a file or folder of Parquet, CSV or JSON lines, local or gs://
     seed: Natural = 0
     storage: StorageConfig = StorageConfig()
@@ -310,6 +321,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     compare: CompareConfig = CompareConfig()
     gate: GateConfig = GateConfig()
+    recalibrate: RecalibrateConfig = RecalibrateConfig()
     export: ExportConfig = ExportConfig()
     serve: ServeConfig = ServeConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -344,7 +356,7 @@ class Config(Section):
     def published(self) -> dict[str, Any]:
         """The part that leaves the storage root, in bundles and W&B: no paths of this machine or cluster."""
         sections = dict.fromkeys(("storage", "tracking", "bundle", "data", "compare", "fetch"), True)
-        values = self.model_dump(exclude={**sections, "score": {"out"}})
+        values = self.model_dump(exclude={**sections, "score": {"out"}, "recalibrate": {"humans"}})
         for source in (values["model"], *values["corpus"]["sources"], *values["corpus"]["against"]):
             source["path"] = public_path(source["path"])
         return values

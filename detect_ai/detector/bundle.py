@@ -24,10 +24,11 @@ from detect_ai.core.errors import BundleError, first_problem
 from detect_ai.models.backends import BACKENDS, DEFAULT
 from detect_ai.text.normalize import NORMALISER_VERSION
 
-FORMAT = 5
+FORMAT = 6
 # By older format that still loads, the function that turns the content of `detector.json` into that of the next one.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     4: lambda content: content,  # 5 added `DomainEffects.reach`, whose default decides like 4
+    5: lambda content: content,  # 6 added `Calibration.population`, none by default
 }
 SPEC_FILE, CARD_FILE, METRICS_FILE = "detector.json", "MODEL_CARD.md", "metrics.json"
 

@@ -1,4 +1,4 @@
-"""Texts to evaluate or score: files of Parquet, CSV or JSON lines, labelled or not, local or remote. Does not use Ray.
+"""Texts to evaluate or score: files of Parquet, CSV or JSON lines, labelled or not, or of plain text. Does not use Ray.
 
 Read by `corpus/sources.py` as training sources are, but nothing is cleaned: a text is scored as it is in its file.
 """
@@ -18,7 +18,7 @@ from detect_ai.text.normalize import SURROGATE, is_blank
 
 SLICES = ("source", "domain", "generator", "language", "attack", "subset")  # columns to report metrics by
 # Our columns, and the names to look for in a file; `score.columns` maps others.
-NAMES = {name: (name,) for name in ("text", "label", "id", *SLICES)} | {"group": ("group", "topic")}
+NAMES = {name: (name,) for name in ("text", "label", "id", "key", *SLICES)} | {"group": ("group", "topic")}
 BATCH_ROWS, BATCH_CHARS = 256, 4 << 20
 
 
@@ -31,6 +31,7 @@ class Text:
     text: str
     label: int | None  # 0 human, 1 AI, None if there is none
     values: dict[str, str]  # of the columns of `SLICES` and `group`, "" if there is none
+    key: str = ""  # who vouches for the label, "" if unknown
 
 
 @dataclass(frozen=True)
@@ -48,22 +49,27 @@ class Part:
 def parts(data: str, config: ScoreConfig, step: int = 1) -> list[Part]:
     """The `step` parts of a file, or of every file of a folder (a path or URI), for workers to read independently.
 
+    In a folder of text files (.txt, .md) and no other data, each is a text without a label; its id is its name.
     Raises CorpusError: there is nothing to read, files of several kinds, or no column of texts.
     """
     files = [name for name, _ in list_files(data)[1]]
     kinds = ("parquet", "csv", "jsonl")
     by_kind = {kind: name for kind in kinds for name in files if name.lower().endswith(SUFFIXES[kind])}
+    if not by_kind and any(name.lower().endswith(".txt") for name in files):
+        by_kind = {"folder": data}
     if len(by_kind) > 1:
         raise CorpusError(f"data={data}: files of several kinds ({', '.join(by_kind.values())}): expected one kind")
     if not by_kind:
         state = f"{len(files)} files of other kinds" if files else "no such file or folder"
         raise CorpusError(
-            f"data={data}: {state}; expected Parquet, CSV or JSON lines (.parquet, .csv, .jsonl, .json; .gz and .zst). "
-            f"Under `ray job submit` give an absolute path or a gs:// URI that every node can read"
+            f"data={data}: {state}; expected Parquet, CSV, JSON lines (.parquet, .csv, .jsonl, .json; .gz and .zst) or "
+            f"text (.txt, .md). Under `ray job submit` give an absolute path or a gs:// URI that every node can read"
         )
     pieces = list_pieces(SourceConfig.model_validate({"kind": next(iter(by_kind)), "path": data}), unlabelled=True)
-    # An empty file has no columns; `list_pieces` refuses data of empty files only.
-    columns = _column_map(data, config.columns, next(filter(None, map(_column_names, pieces)), []))
+    if "folder" in by_kind:
+        columns = {"text": "text", "id": "file"}
+    else:  # an empty file has no columns; `list_pieces` refuses data of empty files only
+        columns = _column_map(data, config.columns, next(filter(None, map(_column_names, pieces)), []))
     labels = label_map(config.labels)
     pieces = [replace(p, source=p.source.model_copy(update={"text": columns["text"]})) for p in pieces]
     return [
@@ -146,7 +152,8 @@ def _text(part: Part, place: int, row: Row, after_bad: bool) -> Text | None:
     name = f"{part.number}-{place}"
     strings = {column: plain_text(values.get(column)) for column in (*SLICES, "group")}
     row_id = plain_text(values.get("id")) or name
-    return Text(name, row_id, SURROGATE.sub("\ufffd", text), part.labels.get(label), strings)
+    label_key = plain_text(values.get("key"))
+    return Text(name, row_id, SURROGATE.sub("\ufffd", text), part.labels.get(label), strings, label_key)
 
 
 def texts_of(data: str, config: ScoreConfig) -> Iterator[Text]:

@@ -18,7 +18,7 @@ from detect_ai.detector import bundle
 from detect_ai.metrics import Floats
 from detect_ai.models import backends
 from detect_ai.models.batch import collate, lane_tokens, plan_scoring
-from detect_ai.models.style import Style
+from detect_ai.models.style import STYLE_FILE, Style
 from detect_ai.models.tokenizer import Tokenizer
 from detect_ai.schemas import Label, Reason, Span, Verdict
 from detect_ai.text.content import Content, content_report
@@ -156,7 +156,7 @@ class Detector(Scorer):
         spec = bundle.read_spec(folder)
         tokenizer = Tokenizer.load(folder, spec.pad_id)
         backend = backends.get(spec.backend).load(folder, device, spec.precision)
-        style = Style.load(folder) if spec.calibration.domain_effects else None
+        style = Style.load(folder) if STYLE_FILE in spec.files else None
         return cls(spec, tokenizer, backend, batch_tokens, style)
 
     def encode(self, texts: Sequence[str], normalised: Sequence[Normalised]) -> list[Document]:
@@ -174,10 +174,12 @@ class Detector(Scorer):
     def _compare(self, input_ids: Ids) -> dict[str, Any]:
         """The fields of a document that depend on its style: of one text at a time, so that it is the same anywhere."""
         calibration = self.spec.calibration
-        style = self._style.vectors([input_ids]) if self._style else np.empty((1, 0))
-        effects = calibration.domain_effects
-        nearest = effects.nearest(style[0]) if effects else None
-        return {"required": calibration.required_scores(style)[0], "nearest_domain": nearest}
+        style = self.styles([input_ids])
+        return {"required": calibration.required_scores(style)[0], "nearest_domain": calibration.nearest(style[0])}
+
+    def styles(self, token_ids: Sequence[Ids]) -> Floats:
+        """Styles of texts, shape (texts, dimensions); of no dimension in a bundle without styles."""
+        return self._style.vectors(token_ids) if self._style else np.empty((len(token_ids), 0))
 
     def detect(
         self,

@@ -50,6 +50,7 @@ def list_report(verdicts: Verdicts, spec: DetectorSpec, max_false_discoveries: f
         "fpr_bound": threshold.fpr_bound,
         "confidence": threshold.confidence,
         "compared_with": calibration.compared_with.value,
+        "population": calibration.population and calibration.population.name,
         "texts": len(verdicts),
         "scored": texts,
         "labels": {name: int((predictions[is_scored] == value).sum()) for name, value in PREDICTIONS.items()},

@@ -18,12 +18,16 @@ GUARANTEE = {
     Reference.CALIBRATION_TEXTS: "False positive rates and bounds hold for human texts exchangeable with the "
     "calibration set: the same sources, topics, writers and lengths. For other texts there is no guarantee. Do not use "
     "a score as the only evidence against a person.",
+    Reference.POPULATION: "False positive rates hold on average, and bounds with the stated confidence, for human "
+    "texts exchangeable with those of one population: {population}. Texts unlike theirs get no verdict. For other "
+    "writers there is no guarantee. Do not use a score as the only evidence against a person.",
 }
 
 
 def model_info(spec: DetectorSpec, limits: Mapping[str, int]) -> ModelInfo:
     """A bundle's thresholds and origin, and the request limits of the service that runs it."""
     calibration = spec.calibration
+    population = calibration.population.name if calibration.population else None
     return ModelInfo(
         model_version=spec.version,
         base_model=spec.base_model,
@@ -33,13 +37,14 @@ def model_info(spec: DetectorSpec, limits: Mapping[str, int]) -> ModelInfo:
         default_target_fpr=spec.default_target_fpr,
         thresholds=_thresholds(spec),
         compared_with=calibration.compared_with,
+        population=population,
         num_human=calibration.num_human,
         num_domains=len(calibration.domains),
         min_tokens=spec.min_tokens,
         window=spec.window,
         normaliser_version=spec.normaliser_version,
         limits=dict(limits),
-        guarantee=GUARANTEE[calibration.compared_with],
+        guarantee=GUARANTEE[calibration.compared_with].format(population=population),
     )
 
 
@@ -51,6 +56,7 @@ def card_info(spec: DetectorSpec) -> dict[str, Any]:
         **{name: spec.provenance[name] for name in ("model_licence", "run", "git_revision")},
         "prevalence": spec.calibration.prevalence,
         "compared_with": spec.calibration.compared_with.value,
+        "population": spec.calibration.population and spec.calibration.population.name,
         "num_human": spec.calibration.num_human,
         "domains": [domain.name for domain in spec.calibration.domains],
         "class_size": CLASS_SIZE,

@@ -24,7 +24,7 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.shards import reraise_own_errors
 from detect_ai.corpus.splits import shuffle_key
 from detect_ai.detector.dataset import Part, Text, parts, read
-from detect_ai.detector.detector import Detector, Scorer
+from detect_ai.detector.detector import Detector, Document, Scorer, Scores
 from detect_ai.detector.list_report import list_report
 from detect_ai.detector.registry import Registry, spec_of
 from detect_ai.detector.verdict_table import Verdicts, verdict_folder, write_verdicts
@@ -194,18 +194,13 @@ def score_texts(
     Returns numbers of `texts` scored and of rows `skipped` for having no text, and `texts_per_second`. Raises
     CorpusError for unreadable data, BundleError for a damaged bundle, ConfigError for a folder with files.
     """
-    import ray
-
     spec_of(*bundle)  # a damaged bundle is refused before anything is written
     work = parts(data, config, step=config.workers)
     with verdict_folder(*out):
         _require_workers(config, for_reading=0)
         started = logged = time.perf_counter()
-        items = ray.data.from_items([{"part": pickle.dumps(part)} for part in work], override_num_blocks=len(work))
-        score = partial(score_part, config=config, root=out[0].root, key=out[1])
-        rows = _map(items, bundle, Detector.load, score, config, 1, min(config.workers, len(work)))
+        rows = _map_parts(work, bundle, partial(score_part, config=config, root=out[0].root, key=out[1]), config)
         rows.context.target_max_block_size = 1  # the counts of a batch come out when it is scored
-        rows.context.enable_progress_bars = False
         texts = skipped = 0
         with reraise_own_errors():
             for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -218,6 +213,65 @@ def score_texts(
             raise CorpusError(f"data={data}: {skipped} rows, none with a text")
     speed = round(texts / (time.perf_counter() - started), 1)
     return {"texts": texts, "skipped": skipped, "texts_per_second": speed}
+
+
+def _map_parts(
+    work: Sequence[Part], bundle: tuple[Storage, str], score: Callable[..., Iterator[pa.Table]], config: ScoreConfig
+) -> Dataset:
+    """Parts of data through a pool of actors."""
+    import ray
+
+    items = ray.data.from_items([{"part": pickle.dumps(part)} for part in work], override_num_blocks=len(work))
+    rows = _map(items, bundle, Detector.load, score, config, 1, min(config.workers, len(work)))
+    rows.context.enable_progress_bars = False
+    return rows
+
+
+def score_in_memory(data: str, bundle: tuple[Storage, str], config: ScoreConfig) -> pd.DataFrame:
+    """Score every text of a file or folder with a bundle, without verdicts.
+
+    Returns the columns of `scored_rows`, in the order of the data. Raises CorpusError for unreadable data, BundleError
+    for a damaged bundle.
+    """
+    spec_of(*bundle)
+    work = parts(data, config, step=config.workers)
+    _require_workers(config, for_reading=0)
+    with reraise_own_errors():
+        scored: Any = _map_parts(work, bundle, score_part_in_memory, config).to_pandas()
+    if scored.empty:
+        raise CorpusError(f"data={data}: no row with a text")
+    return scored.sort_values("row", key=lambda rows: rows.map(_place)).reset_index(drop=True)
+
+
+def _place(row: str) -> tuple[int, ...]:
+    """The numbers of a file and of its row."""
+    return tuple(map(int, row.split("-")))
+
+
+def score_part_in_memory(detector: Detector, item: pa.Table) -> Iterator[pa.Table]:
+    """Rows of `scored_rows` of a part."""
+    for texts, _ in read(pickle.loads(item["part"][0].as_py())):  # noqa: S301 - made by the driver
+        if texts:
+            yield pa.Table.from_pylist(scored_rows(detector, texts))
+
+
+def scored_rows(detector: Detector, texts: Sequence[Text]) -> list[dict[str, Any]]:
+    """The score of each text, and what a calibration needs to know of it; `digest` is that of the normalised text."""
+    documents, scores = _documents(detector, texts)
+    styles = detector.styles([document.input_ids for document in documents])
+    return [
+        {
+            "row": text.row,
+            "key": text.key,
+            "label": -1 if text.label is None else text.label,
+            "digest": hashlib.sha256(document.normalised.text.encode()).hexdigest(),
+            "score": score,
+            "num_tokens": len(document.input_ids),
+            "style": style,
+            "reason": next(iter(document.content.reasons), ""),  # to leave it out
+        }
+        for text, document, score, style in zip(texts, documents, scores.tolist(), styles.tolist(), strict=True)
+    ]
 
 
 def score_part(detector: Detector, item: pa.Table, config: ScoreConfig, root: str, key: str) -> Iterator[pa.Table]:
@@ -240,14 +294,7 @@ def score_part(detector: Detector, item: pa.Table, config: ScoreConfig, root: st
 
 def verdict_rows(detector: Detector, texts: Sequence[Text], config: ScoreConfig) -> list[dict[str, Any]]:
     """Rows of `verdict_table.VERDICT_SCHEMA`."""
-    documents = detector.read([text.text for text in texts])
-    scores = detector.score([document.input_ids for document in documents])
-    if not np.isfinite(scores).all():
-        bad = np.flatnonzero(~np.isfinite(scores))
-        raise InputError(
-            f"bundle {detector.version}: the scores of {len(bad)} of {len(texts)} texts are not finite, first in row "
-            f"{texts[bad[0]].row}: its weights are damaged, or {detector.spec.precision} overflows"
-        )
+    documents, scores = _documents(detector, texts)
     rows, prevalence = [], config.prevalence
     for text, document, score in zip(texts, documents, scores, strict=True):
         spans = None if config.spans == "none" else detector.spans(document, config.spans == "occlusion", prevalence)
@@ -270,3 +317,16 @@ def verdict_rows(detector: Detector, texts: Sequence[Text], config: ScoreConfig)
             }
         )
     return rows
+
+
+def _documents(detector: Detector, texts: Sequence[Text]) -> tuple[list[Document], Scores]:
+    """Texts as the detector reads them, and their scores, shape (n,). Raises InputError for one that is not finite."""
+    documents = detector.read([text.text for text in texts])
+    scores = detector.score([document.input_ids for document in documents])
+    if not np.isfinite(scores).all():
+        bad = np.flatnonzero(~np.isfinite(scores))
+        raise InputError(
+            f"bundle {detector.version}: the scores of {len(bad)} of {len(texts)} texts are not finite, first in row "
+            f"{texts[bad[0]].row}: its weights are damaged, or {detector.spec.precision} overflows"
+        )
+    return documents, scores

@@ -72,7 +72,12 @@ def export(config: Config, storage: Storage) -> dict[str, Any]:
     storage_of_parent, parent_key = Registry(storage).resolve(config.bundle)
     spec, corpus = spec_of(storage_of_parent, parent_key), Corpus.of_run(storage, config.run)
     if spec.parent is not None:
-        raise ConfigError(f"bundle {spec.version} is an export itself: name its parent, bundle={spec.parent}")
+        made = (
+            "recalibrated: export its parent and recalibrate that"
+            if spec.calibration.population
+            else "an export itself"
+        )
+        raise ConfigError(f"bundle {spec.version} is {made}: name its parent, bundle={spec.parent}")
     if corpus.manifest.fingerprint != spec.corpus["fingerprint"]:
         raise ConfigError(
             f"bundle {spec.version} is of corpus {spec.corpus['fingerprint'][:12]}, run={config.run} has "

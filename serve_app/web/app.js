@@ -20,6 +20,7 @@ const REASONS = {
   hidden_text: ["hidden text", "The file contains a lot of text that a reader cannot see. It was not scored."],
   between_thresholds: ["between human and AI", "The score is in the range of both human and AI texts."],
   unlike_calibration: ["unlike all known texts", "Its words are unlike those of all calibration texts, or its score is in the range of neither human nor AI texts."],
+  abstaining: ["paused for this kind of writing", "The operator has paused verdicts on this kind of writing: their error rates may not hold at present."],
 };
 const TAMPERING = {
   invisible: "invisible characters",
@@ -96,10 +97,12 @@ function showAccusations() {
   const threshold = model.thresholds.find(({ target_fpr }) => target_fpr === Number(byId("target").value));
   const { fpr_upper_bound: fpr, detection_rate: tpr, confidence } = threshold;
   const isKnown = tpr !== null && tpr + fpr > 0;
-  const kind =
-    model.compared_with === "new_domain"
-      ? `of a kind of writing that it has never seen (with ${percent(confidence)} confidence)`
-      : "like its calibration texts";
+  const kinds = {
+    new_domain: `of a kind of writing that it has never seen (with ${percent(confidence)} confidence)`,
+    population: `of one population, ${model.population}, (with ${percent(confidence)} confidence; for no other writers)`,
+    calibration_texts: "like its calibration texts",
+  };
+  const kind = kinds[model.compared_with];
   const error = `At the selected target the model labels up to ${outOf100(fpr)} human texts ${kind} AI`;
   byId("rates").textContent = isKnown
     ? `It depends on how many of your texts are AI. ${error} and finds ${outOf100(tpr)} AI texts. Then:`
@@ -138,6 +141,9 @@ function meaning(verdict) {
     if (verdict.compared_with === "new_domain") {
       return `It may still be human. Of a kind of writing that it has never seen, the model labels up to ${bound} human texts AI (with ${percent(verdict.confidence)} confidence; most like this text: ${verdict.nearest_domain}).`;
     }
+    if (verdict.compared_with === "population") {
+      return `It may still be human. The model was set for one population (${verdict.nearest_domain}): of their human texts it labels up to ${bound} AI (with ${percent(verdict.confidence)} confidence). For other writers this does not hold.`;
+    }
     return `It may still be human. Of texts like the ${verdict.num_compared} human calibration texts, the model labels up to ${bound} AI.`;
   }
   if (verdict.label === "human") return "No evidence of AI was found. AI texts can be missed, in particular edited ones.";
@@ -157,7 +163,7 @@ function showNumbers(verdict) {
   byId("p-value").textContent =
     verdict.compared_with === "new_domain"
       ? `Of a kind of writing that the model has never seen, ${share} human texts may score this high.`
-      : `In calibration, ${outOf100(verdict.p_value)} human texts scored this high or higher (n = ${verdict.num_compared}).`;
+      : `${verdict.compared_with === "population" ? "Of that population" : "In calibration"}, ${outOf100(verdict.p_value)} human texts scored this high or higher (n = ${verdict.num_compared}).`;
 }
 
 function showTampering(verdict) {

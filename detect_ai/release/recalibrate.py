@@ -1,0 +1,253 @@
+"""The stage `recalibrate`: new thresholds for one population of writers, from human texts of theirs.
+
+The encoder stays as it is, and so do the AI texts of its calibration. The child bundle is added to the registry, with a
+certificate of one page; `publish` makes it champion.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from detect_ai.calibration.calibration import Calibration, Scores
+from detect_ai.calibration.conformal import texts_needed
+from detect_ai.calibration.domains import calibrate_population, scores_of
+from detect_ai.calibration.leave_one_out import domain_rates, leave_one_text_out
+from detect_ai.calibration.poisoning import poisoning_keys
+from detect_ai.core.config import Config
+from detect_ai.core.errors import CalibrationError, ConfigError
+from detect_ai.core.job import attempt
+from detect_ai.core.revision import git_revision
+from detect_ai.core.storage import Storage
+from detect_ai.detector import bundle
+from detect_ai.detector.bundle import DetectorSpec
+from detect_ai.detector.registry import Registry, spec_of
+from detect_ai.detector.score import score_in_memory
+from detect_ai.evaluation.summary import compute_metrics
+from detect_ai.metrics import Labels
+from detect_ai.release.promotion_gate import TEST
+from detect_ai.release.publish import add_version
+from detect_ai.reports.render import render
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+MAX_LISTED = 10  # domains of AI texts in the certificate
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The human texts that thresholds are set on, and what was left out of those given."""
+
+    human: Scores
+    fingerprint: str  # of the texts
+    left_out: dict[str, int]  # number of texts by reason
+    excluded_keys: list[str]  # contributors whose labels move the default threshold further than chance
+
+
+def recalibrate(config: Config, storage: Storage) -> dict[str, Any]:
+    """Set thresholds of `bundle` (default: the champion) for the population of `recalibrate.humans`.
+
+    Raises ConfigError without texts or a name for them, CorpusError for unreadable ones, CalibrationError for fewer
+    than the default target needs.
+    """
+    name = " ".join(config.recalibrate.population.split())
+    if not config.recalibrate.humans:
+        raise ConfigError(
+            "recalibrate.humans=: expected a file or folder of texts that people of your population wrote"
+        )
+    if not name or not name.isprintable():
+        raise ConfigError('recalibrate.population=: expected whose texts they are: "essays of our first-year students"')
+    parent_bundle = Registry(storage).resolve(config.bundle)
+    parent = spec_of(*parent_bundle)
+    sample = select(score_in_memory(config.recalibrate.humans, parent_bundle, config.score), parent)
+    targets, refused = supported_targets(len(sample.human), parent)
+    for target, needed in refused.items():
+        logger.warning("target FPR %g is dropped: it needs %d texts, found %d", target, needed, len(sample.human))
+    if sample.excluded_keys:
+        logger.warning(
+            "left out %s: their texts raise the threshold further than chance explains. If people wrote them, the "
+            "thresholds do not hold for these people",
+            ", ".join(sample.excluded_keys),
+        )
+    child = child_spec(parent, calibrate_population(parent.calibration, sample.human, name, targets), config.run)
+    key = f"runs/{config.run}/{attempt('recalibrated')}"
+    with storage.whole(key):
+        with tempfile.TemporaryDirectory() as scratch, parent_bundle[0].local_folder(parent_bundle[1]) as source:
+            for file in sorted(set(parent.files) - {bundle.CARD_FILE, bundle.METRICS_FILE}):
+                shutil.copy(source / file, scratch)
+            bundle.write_spec(Path(scratch), child)
+            storage.upload(scratch, f"{key}/bundle")
+        version = add_version(storage, f"{key}/bundle", {TEST: metrics_of_sample(parent, child, sample)})
+        certificate = certify(parent, child, sample, refused) | {"version": version}
+        storage.write_json(f"{key}/certificate.json", certificate)
+        page = render("certificate.html.jinja", certificate=certificate, max_listed=MAX_LISTED)
+        storage.write_bytes(f"{key}/certificate.html", page.encode())
+    storage.prune(f"runs/{config.run}", "recalibrated-", config.storage.keep)
+    logger.info("publish it with bundle=%s", version)
+    return {**certificate, "bundle": f"{key}/bundle", "certificate": f"{key}/certificate.html"}
+
+
+def select(scored: pd.DataFrame, parent: DetectorSpec) -> Sample:
+    """The texts of `score.score_in_memory` that count: declared human, in scope, long enough and not twice.
+
+    Of texts with a `key`, those of contributors that `poisoning` finds are left out.
+    """
+    too_short = scored["num_tokens"] < parent.min_tokens_at(parent.default_target_fpr)
+    reason = scored["reason"].mask((scored["reason"] == "") & too_short, "too_short")
+    reason = reason.mask(scored.duplicated("digest"), "duplicate").mask(scored["label"] == 1, "labelled_ai")
+    kept = scored[reason == ""]
+    standardised = parent.calibration.human_length.standardise(kept["score"], kept["num_tokens"])
+    excluded = poisoning_keys(standardised, kept["key"], parent.default_target_fpr)
+    is_excluded = kept["key"].isin(excluded)
+    counts = Counter(reason[reason != ""].tolist()) + Counter({"excluded_key": int(is_excluded.sum())})
+    kept = kept[~is_excluded]
+    return Sample(
+        scores_of(kept),
+        hashlib.sha256("".join(sorted(kept["digest"])).encode()).hexdigest(),
+        dict(counts.most_common()),
+        excluded,
+    )
+
+
+def supported_targets(n: int, parent: DetectorSpec) -> tuple[list[float], dict[float, int]]:
+    """The targets of a parent that n human texts support, and the number that each other one needs.
+
+    Raises CalibrationError if the default target is not supported.
+    """
+    needed = {target: texts_needed(target, "expectation") for target in sorted(parent.calibration.thresholds)}
+    default = parent.default_target_fpr
+    if n < needed[default]:
+        raise CalibrationError(
+            f"recalibrate.humans: the default target FPR {default:g} needs at least {needed[default]} human texts that "
+            f"are long enough, in scope and not duplicates; found {n}: add texts"
+        )
+    return [t for t in needed if n >= needed[t]], {t: least for t, least in needed.items() if n < least}
+
+
+def child_spec(parent: DetectorSpec, calibration: Calibration, run: str) -> DetectorSpec:
+    """The specification of the child: texts shorter than those of the sample are `uncertain` at all targets."""
+    settings = parent.calibration_config.model_copy(
+        update={"target_fprs": list(calibration.thresholds), "guarantee": "expectation"}
+    )
+    return replace(
+        parent,
+        calibration=calibration,
+        min_tokens=parent.min_tokens_at(parent.default_target_fpr),
+        parent=parent.version,
+        provenance={
+            **parent.provenance,
+            "config": {**parent.provenance["config"], "calibration": settings.model_dump()},
+            "recalibrated": {"run": run, "git_revision": git_revision()},
+        },
+    )
+
+
+def metrics_of_sample(parent: DetectorSpec, child: DetectorSpec, sample: Sample) -> dict[str, Any]:
+    """What the promotion gate reads: `evaluate`'s metrics on these texts, left one out, and the parent's AI texts.
+
+    AI texts are decided by score alone: of other kinds of writing than the population's, they would be `uncertain`.
+    """
+    by_score, ai = replace(child.calibration, population=None), ai_texts(parent)
+    scores = np.concatenate([sample.human.scores, *(own.scores for own in ai.values())])
+    labels = (np.arange(len(scores)) >= len(sample.human)).astype(np.int64)
+    predictions = {
+        target: np.concatenate(
+            [
+                leave_one_text_out(child.calibration, sample.human, target),
+                *(_predictions(child, by_score, own, target) for own in ai.values()),
+            ]
+        )
+        for target in child.calibration.thresholds
+    }
+    metrics = compute_metrics(
+        labels,
+        scores,
+        child.calibration.probability(scores),
+        predictions,
+        child.default_target_fpr,
+        np.full(len(labels), ""),
+        child.calibration.prevalence,
+        score_intervals=False,
+    )
+    return metrics | {
+        "measured_on": {"human": "texts of the population, each left out in turn", "ai": "AI texts of the parent"},
+        "default_target": child.default_target_fpr,
+        "test_fingerprint": f"recalibrated-{sample.fingerprint}-{parent.version}",
+    }
+
+
+def certify(parent: DetectorSpec, child: DetectorSpec, sample: Sample, refused: dict[float, int]) -> dict[str, Any]:
+    """Plain values for the certificate: what is stated, on which texts, and what changes."""
+    calibration, target = child.calibration, child.default_target_fpr
+    assert calibration.population is not None
+    before, after = parent.calibration, replace(calibration, population=None)
+    ai = ai_texts(parent)
+    like = {name: ~calibration.population.is_unlike(texts.styles) for name, texts in ai.items()}
+    found = {
+        name: [_predictions(spec, own, texts, target) for spec, own in ((parent, before), (child, after))]
+        for name, texts in ai.items()
+    }
+    rows = [_change(name, *found[name], like[name]) for name in ai]
+    everything = [np.concatenate(columns) for columns in zip(*found.values(), strict=True)]
+    all_like = np.concatenate(list(like.values()))
+    return {
+        "parent": parent.version,
+        "population": calibration.population.name,
+        "has_style": bool(calibration.population.style),
+        "n_human": len(sample.human),
+        "fingerprint": sample.fingerprint,
+        "left_out": sample.left_out,
+        "excluded_keys": sample.excluded_keys,
+        "min_tokens": child.min_tokens,
+        "default_target": target,
+        "thresholds": [
+            {
+                "target": own,
+                "probability": float(calibration.probability(calibration.ai_from_unlike(own))),
+                "fpr_upper_bound": threshold.fpr_bound,
+                "confidence": threshold.confidence,
+                "fpr_before": _fraction(_predictions(parent, before, sample.human, own), 1),
+                "fpr_left_out": _fraction(leave_one_text_out(calibration, sample.human, own), 1),
+            }
+            for own, threshold in sorted(calibration.thresholds.items())
+        ],
+        "refused_targets": [{"target": own, "texts_needed": needed} for own, needed in refused.items()],
+        "ai": {
+            "all": _change("", *everything, all_like),
+            "like": _change("", *(own[all_like] for own in everything), all_like[all_like]),
+            "domains": sorted(rows, key=lambda row: (-row["like"], -row["n_ai"], row["domain"])),
+        },
+    }
+
+
+def ai_texts(parent: DetectorSpec) -> dict[str, Scores]:
+    """The AI texts of its calibration by domain."""
+    return {domain.name: domain.ai for domain in parent.calibration.domains if len(domain.ai)}
+
+
+def _predictions(spec: DetectorSpec, calibration: Calibration, texts: Scores, target: float) -> Labels:
+    """Of texts that are long enough; -1 for the others."""
+    is_short = np.asarray(texts.num_tokens) < spec.min_tokens_at(target)
+    return np.where(is_short, -1, calibration.predictions_of(texts, target))
+
+
+def _change(domain: str, before: Labels, after: Labels, like: np.ndarray) -> dict[str, Any]:
+    """Detection rates and false clearances of AI texts before and after; None with few texts."""
+    rates = {"before": domain_rates(domain, before[:0], before), "after": domain_rates(domain, after[:0], after)}
+    names = {f"{rate}_{when}": own[rate] for rate in ("tpr", "cleared") for when, own in rates.items()}
+    return {"domain": domain, "n_ai": len(before), "like": int(like.sum()), **names}
+
+
+def _fraction(predictions: Labels, label: int) -> float:
+    return float((predictions == label).mean())
