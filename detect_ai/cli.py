@@ -255,22 +255,27 @@ def read_text(name: str) -> str:
     return text
 
 
+def error_rate(verdict: Verdict) -> str:
+    """How many human texts are labelled AI, and which ones that holds for."""
+    # Null only where `reasons` make the label `uncertain`.
+    assert verdict.fpr_upper_bound is not None
+    assert verdict.confidence is not None
+    bound, confidence = out_of_100(verdict.fpr_upper_bound), f"{percent(verdict.confidence)} confidence"
+    if verdict.compared_with is Reference.NEW_DOMAIN:
+        rate = f"of a kind of writing that it has never seen, the detector labels up to {bound} human texts AI"
+        return f"{rate} (with {confidence}; most like this text: {verdict.nearest_domain})."
+    if verdict.compared_with is Reference.POPULATION:
+        rate = (
+            f"the detector was set for one population ({verdict.nearest_domain}), of whose human texts it labels up to"
+        )
+        return f"{rate} {bound} AI (with {confidence}). For other writers this does not hold."
+    return f"of texts like the {verdict.num_compared} human calibration texts, it labels up to {bound} AI."
+
+
 def explanation(text: str, verdict: Verdict) -> list[str]:
     """One line per statement, then the scored sentences; no probability for a text that is out of scope."""
     if verdict.label is Label.AI:
-        # Null only where `reasons` make the label `uncertain`.
-        assert verdict.fpr_upper_bound is not None
-        assert verdict.confidence is not None
-        bound = out_of_100(verdict.fpr_upper_bound)
-        if verdict.compared_with is Reference.NEW_DOMAIN:
-            rate = f"of a kind of writing that it has never seen, the detector labels up to {bound} human texts AI"
-            rate += f" (with {percent(verdict.confidence)} confidence; most like this text: {verdict.nearest_domain})."
-        elif verdict.compared_with is Reference.POPULATION:
-            rate = f"it was set for one population ({verdict.nearest_domain}), of whose human texts it labels up to "
-            rate += f"{bound} AI (with {percent(verdict.confidence)} confidence). For other writers this does not hold."
-        else:
-            rate = f"of texts like the {verdict.num_compared} human calibration texts, it labels up to {bound} AI."
-        lines = [f"It may still be human: {rate}"]
+        lines = [f"It may still be human: {error_rate(verdict)}"]
     elif verdict.label is Label.HUMAN:
         lines = ["No evidence of AI was found. AI texts can be missed, in particular edited ones."]
     else:

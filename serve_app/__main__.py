@@ -14,7 +14,7 @@ import ray
 from detect_ai.core.compose import load_config
 from detect_ai.core.errors import DetectAIError, InputError
 from detect_ai.core.storage import Storage
-from serve_app.deploy import deploy, stop
+from serve_app.deploy import deploy, require_known_domains, stop
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     stopping = threading.Event()
     try:
         config = load_config(arguments.overrides, arguments.config_dir)
-        result = deploy(config, Storage(config.storage.root))
+        storage = Storage(config.storage.root)
+        require_known_domains(config.serve, storage)
+        result = deploy(config, storage)
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its handlers
             signal.signal(number, lambda *_: stopping.set())
         version, url = result["model_version"], result["url"]

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig, TracingConfig
 
 from detect_ai.core import audit_log
-from detect_ai.core.config import Config, ServeConfig
+from detect_ai.core.config import ANY_DOMAIN, Config, ServeConfig, check_names
 from detect_ai.core.errors import ConfigError, ConflictError, ResourceError
 from detect_ai.core.ray_runtime import connect, require_free_port, require_resources
 from detect_ai.core.storage import Storage
@@ -44,12 +45,13 @@ ALLOWED_VARIABLES = (
 )
 
 
-def deploy(config: Config, storage: Storage, keys: str | None = None) -> dict[str, Any]:
+def deploy(config: Config, storage: Storage, keys: str | None = None, replicas: str = "") -> dict[str, Any]:
     """Serve a published version, the champion unless one is named, and wait until it answers.
 
     Replicas of the version before answer until those of the new one are ready. A deployment that fails returns to the
     last one that succeeded, unless another deployment has begun meanwhile. `keys` are hashed API keys in addition to
-    those under the storage root; None: those of the environment.
+    those under the storage root; None: those of the environment. `replicas` is that of the state in force, if all that
+    changes is `serve.abstain_domains`: they go on.
 
     Raises RegistryError (no such version, no champion), BundleError (damaged), ResourceError (a port in use, too few
     CPUs, replicas that did not start) or ConflictError (a newer deployment has replaced this one).
@@ -65,7 +67,8 @@ def deploy(config: Config, storage: Storage, keys: str | None = None) -> dict[st
     replaced = None if is_new else served_version(settings)
     desired = desired_state(storage)
     values = settings.model_dump() | {"version": version}
-    state = State(status="starting", version=version, settings=values, keys=keys)
+    replicas = replicas or uuid.uuid4().hex[:12]
+    state = State(status="starting", version=version, settings=values, keys=keys, replicas=replicas)
     number = desired.advance(state, after=desired.read()[0])
     try:
         hand_over(desired, storage.root)
@@ -124,7 +127,33 @@ def deploy_to_cluster(config: Config, storage: Storage) -> dict[str, Any]:
             "deploy needs a permanent cluster: submit it with `ray job submit`, or set RAY_ADDRESS. On this machine, "
             "without a cluster: DETECT_AI_STORAGE_ROOT=… make serve"
         )
+    require_known_domains(config.serve, storage)
     return deploy(config, storage)
+
+
+def require_known_domains(config: ServeConfig, storage: Storage) -> None:
+    """Raise ConfigError for a name in `serve.abstain_domains` that the version to serve has no domain of."""
+    if config.abstain_domains:
+        with Registry(storage).folder(checked_version(config, storage)) as folder:
+            names = bundle.read_spec(folder).calibration.named_domains
+        check_names("serve.abstain_domains", config.abstain_domains, (ANY_DOMAIN, *names))
+
+
+def abstain(config: Config, storage: Storage) -> dict[str, Any]:
+    """Give no verdicts on texts of `serve.abstain_domains`, from now on, and on all others; replicas go on.
+
+    The other settings stay as they were deployed. Raises ConfigError for an unknown domain or without a service, and
+    errors as `deploy`.
+    """
+    connect()
+    state = desired_state(storage).last_live() if is_deployed() else None
+    if state is None:
+        raise ConfigError(f"no service of {storage.root} on this cluster (RAY_ADDRESS): run jobs/deploy.py first")
+    changes = {"version": state.version, "abstain_domains": config.serve.abstain_domains}
+    settings = state.config.model_copy(update=changes)
+    require_known_domains(settings, storage)
+    result = deploy(config.model_copy(update={"serve": settings}), storage, state.keys, state.replicas)
+    return {"url": result["url"], "abstain_domains": settings.abstain_domains}
 
 
 def rollback_service(config: Config, storage: Storage) -> dict[str, Any]:
@@ -219,7 +248,7 @@ def apply(state: State, storage_root: str) -> None:
     """Deploy a state on Ray Serve, without waiting for replicas."""
     from serve_app.deployment import build
 
-    app = build(state.config, storage_root, state.version, runtime_env(), state.keys)
+    app = build(state.config, storage_root, state.version, runtime_env(), state.keys, state.replicas)
     target = serve.RunTarget(app, name=APP, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 

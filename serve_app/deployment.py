@@ -60,6 +60,11 @@ class Replica:
             None if keys is None else partial(KeyStore(storage, keys).read, strict=False),
         )
 
+    def reconfigure(self, settings: dict[str, list[str]]) -> None:
+        """Take over what changes without a restart; Serve calls this after the start and when it changes."""
+        for engine in self.versions.engines:
+            engine.abstain_domains = frozenset(settings["abstain_domains"])
+
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self.versions, self.access)
 
@@ -74,12 +79,21 @@ class Replica:
 
 
 def build(
-    config: ServeConfig, storage_root: str, version: str, runtime_env: dict[str, Any], keys: str | None
+    config: ServeConfig,
+    storage_root: str,
+    version: str,
+    runtime_env: dict[str, Any],
+    keys: str | None,
+    replicas: str = "",
 ) -> serve.Application:
-    """The application for one version: the arguments of a `Replica`, and the runtime environment of its process."""
+    """The application for one version: the arguments of a `Replica`, and the runtime environment of its process.
+
+    Those of an earlier application with the same `replicas` go on with a changed `serve.abstain_domains`.
+    """
     resources = {"num_cpus": config.cpus_per_replica, "num_gpus": int(config.use_gpu)}
     deployment = serve.deployment(
         name=DEPLOYMENT,
+        user_config={"abstain_domains": config.abstain_domains},
         ray_actor_options={**resources, "runtime_env": runtime_env},
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         max_queued_requests=MAX_QUEUED_REQUESTS,
@@ -101,4 +115,6 @@ def build(
         # The application has an access log of its own.
         logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
     )
-    return deployment(Replica).bind(config, storage_root, version, keys)
+    # Serve gives every deployment of Python code a new version, which restarts all replicas, unless one is given here.
+    replica = deployment(Replica).options(version=replicas or None, _internal=True)
+    return replica.bind(config, storage_root, version, keys)

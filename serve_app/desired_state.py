@@ -27,6 +27,7 @@ class State(BaseModel):
     version: str  # of the bundle
     settings: dict[str, Any]  # the section `serve` of the configuration
     keys: str | None  # hashed API keys of the deployer's environment, as JSON; None: no keys are required
+    replicas: str = ""  # states with the same one differ only in what replicas take over without a restart
 
     @property
     def config(self) -> ServeConfig:

@@ -14,6 +14,7 @@ from detect_ai.core.errors import ConfigError
 from detect_ai.core.ray_runtime import cores
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ANY_DOMAIN = "*"  # of serve.abstain_domains
 SPLITS = ("train", "validation", "calibration", "test")
 
 Count = Annotated[int, Field(ge=1)]

@@ -74,6 +74,7 @@ class Status(BaseModel):
     model_version: str
     canary: str | None = Field(description="Version that serves a fraction of the callers")
     canary_fraction: float
+    abstain_domains: list[str] = Field(description="Kinds of writing without verdicts at present")
     waiting_tokens: int = Field(description="Tokens that wait for the model")
     keys: list[KeyInfo]
 
@@ -286,6 +287,7 @@ def state_routes(versions: Versions, access: AccessControl, needs_key: Sequence[
             model_version=versions.main.detector.version,
             canary=versions.canary.detector.version if versions.canary else None,
             canary_fraction=versions.canary_fraction,
+            abstain_domains=sorted(versions.main.abstain_domains),
             waiting_tokens=sum(engine.batcher.waiting_tokens for engine in versions.engines),
             keys=[KeyInfo(id=key.id, name=key.name, scopes=sorted(key.scopes)) for key in valid],
         )

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detect_ai.core.config import ServeConfig
+from detect_ai.core.config import ANY_DOMAIN, ServeConfig
 from detect_ai.core.errors import InputError
 from detect_ai.detector.detector import Detector, Document, Sentence
-from detect_ai.schemas import RequestOptions, Verdict
+from detect_ai.schemas import Label, Reason, RequestOptions, Verdict
 from detect_ai.text.normalize import Normalised, expanded_length, normalise
 from detect_ai.text.windows import aggregate_windows
 from serve_app.engine.batcher import Batcher, ClosedError, Ids, Scores, timed
@@ -94,6 +94,7 @@ class Engine:
             record,
             detector.version,
         )
+        self.abstain_domains: frozenset[str] = frozenset()  # `serve.abstain_domains`
         self._unread_chars: Counter[str] = Counter()  # by caller
         self._char_s = 0.0  # moving average of the seconds a reader takes for a character
 
@@ -289,5 +290,13 @@ class Engine:
             if encoded.options.spans:
                 effects = score - parts[len(texts) + i] if encoded.options.explain else None
                 spans = self.detector.score_spans(document, encoded.sentences[i], parts[i], effects, prevalence)
-            verdicts.append(self.detector.verdict(document, score, spans, encoded.target_fpr, prevalence))
+            verdict = self.detector.verdict(document, score, spans, encoded.target_fpr, prevalence)
+            is_paused = self.abstain_domains & {ANY_DOMAIN, verdict.nearest_domain}
+            verdicts.append(abstained(verdict) if is_paused else verdict)
         return verdicts
+
+
+def abstained(verdict: Verdict) -> Verdict:
+    """A verdict while its error rates may not hold."""
+    changes = {"label": Label.UNCERTAIN, "reasons": [*verdict.reasons, Reason.ABSTAINING]}
+    return verdict.model_copy(update={**changes, "fpr_upper_bound": None, "confidence": None})

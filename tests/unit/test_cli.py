@@ -209,6 +209,14 @@ def test_a_verdict_on_a_new_kind_of_writing_says_so(p_value, reached):
     assert "In calibration" not in lines
 
 
+def test_a_verdict_for_a_population_names_it():
+    values = verdict("text", compared_with="population", nearest_domain="our students", label="ai")
+    lines = "\n".join(explanation("text", Verdict.model_validate(values)))
+    assert "one population (our students), of whose human texts it labels up to 10 of 100 AI" in lines
+    assert "Of that population, 40 of 100 human texts scored this high" in lines
+    assert "calibration" not in lines
+
+
 def test_control_characters_are_not_printed(tmp_path, capsys):
     path = tmp_path / "a\x1b[31m\u202e.txt"
     path.write_text("One\x1b]0;title\x07 sentence.", newline="")

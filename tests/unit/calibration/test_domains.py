@@ -4,13 +4,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
-from detect_ai.calibration.calibration import HUMAN, NEITHER, Calibration, LengthRates
+from detect_ai.calibration.calibration import AI, HUMAN, NEITHER, Calibration, LengthRates, Scores
 from detect_ai.calibration.conformal import conformal_threshold
-from detect_ai.calibration.domains import _min_tokens, calibrate, lower_quantile, whole_documents
+from detect_ai.calibration.domains import (
+    _min_tokens,
+    calibrate,
+    calibrate_population,
+    lower_quantile,
+    whole_documents,
+)
 from detect_ai.calibration.new_domain import MIN_DOMAINS, fit_domain_effects
 from detect_ai.calibration.scaling import fit_scaling
 from detect_ai.core.errors import CalibrationError
+from detect_ai.schemas import Reference
 from tests.unit.calibration.conftest import LENGTHS, WINDOW, config, domains, sample, scored_spans
 
 
@@ -143,3 +151,58 @@ def test_calibration_combines_scaling_and_prevalence():
     assert (fitted.temperature, fitted.midpoint, fitted.prevalence) == (scaling.temperature, scaling.midpoint, 0.3)
     assert (fitted.num_human, fitted.num_ai) == ((labels == 0).sum(), labels.sum())
     assert fitted.min_tokens == {0.05: 0}
+
+
+PARENT = calibrate(domains(8), config(target_fprs=[0.01, 0.05]), WINDOW)
+
+
+def population(n=200, seed=0, styles=None, mean=4.0):
+    """Human texts that score higher than those of the parent."""
+    rng = np.random.default_rng(seed)
+    return Scores.of(rng.normal(mean, 1.0, n), np.full(n, 300), np.empty((n, 0)) if styles is None else styles)
+
+
+def test_a_population_has_thresholds_of_its_own_texts_alone():
+    human = population()
+    fitted = calibrate_population(PARENT, human, "first-year students", [0.05])
+    expected = conformal_threshold(human.standardised(PARENT.human_length), 0.05, "expectation")
+    assert fitted.thresholds == {0.05: expected}
+    assert (fitted.compared_with, fitted.num_human, fitted.num_ai) == (Reference.POPULATION, 200, PARENT.num_ai)
+    kept = ("human_length", "ai_length", "cleared_below", "unlike_below", "prevalence", "span_scaling")
+    assert all(getattr(fitted, name) == getattr(PARENT, name) for name in kept)
+    assert (fitted.domain_effects, fitted.min_tokens) == (None, {0.05: PARENT.min_tokens[0.05]})
+    assert fitted.named_domains == (fitted.nearest([]),) == ("first-year students",)
+    ai = np.concatenate([domain.ai.scores for domain in PARENT.domains])
+    scaling = fit_scaling(np.repeat([0, 1], [200, len(ai)]), np.concatenate([human.scores, ai]))
+    assert (fitted.temperature, fitted.midpoint) == (scaling.temperature, scaling.midpoint)
+
+
+@pytest.mark.parametrize("n", [99, 200])
+def test_the_bound_of_a_population_holds_in_95_of_100_samples(n):
+    """Realised rates on new texts of the same writers; on average over samples they are at most the target."""
+    new, held, rates = population(20_000, seed=999), 0, []
+    for seed in range(200):
+        fitted = calibrate_population(PARENT, population(n, seed), "w", [0.01])
+        # By the threshold alone: texts below the midpoint are not labelled AI either.
+        reached = new.standardised(fitted.human_length) >= fitted.thresholds[0.01].score
+        rates.append(reached.mean())
+        held += rates[-1] <= fitted.thresholds[0.01].fpr_bound
+        assert (fitted.predictions_of(new, 0.01) == 1).mean() <= rates[-1]
+    assert binomtest(held, 200, 0.95, alternative="less").pvalue > 0.01
+    assert np.mean(rates) <= 0.01 + 3 * np.std(rates) / np.sqrt(200)
+
+
+def test_texts_unlike_the_population_are_undecided():
+    rng = np.random.default_rng(0)
+    angles = rng.normal(0, 0.2, 400)
+    styles = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    fitted = calibrate_population(PARENT, population(400, styles=styles), "w", [0.05])
+    assert 0.0 < fitted.population.is_unlike(styles).mean() <= 0.005
+    needed = fitted.required_scores([[1.0, 0.0], [0.0, 1.0]])
+    assert fitted.decide([20.0, 20.0], [300] * 2, needed, 0.05).tolist() == [AI, NEITHER]
+    assert [fitted.p_value(20.0, 300, row) for row in needed] == [1 / 401, 1.0]
+
+
+def test_few_texts_of_a_population_are_refused():
+    with pytest.raises(CalibrationError, match="at least 99"):
+        calibrate_population(PARENT, population(98), "w", [0.01])

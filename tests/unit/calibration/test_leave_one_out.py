@@ -1,10 +1,20 @@
 """Leave-one-domain-out on simulated domains."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from detect_ai.calibration.domains import calibrate
-from detect_ai.calibration.leave_one_out import detection_rate, domain_rates, leave_one_domain_out, summary
+from detect_ai.calibration.calibration import Scores
+from detect_ai.calibration.conformal import conformal_threshold
+from detect_ai.calibration.domains import calibrate, calibrate_population
+from detect_ai.calibration.leave_one_out import (
+    detection_rate,
+    domain_rates,
+    leave_one_domain_out,
+    leave_one_text_out,
+    summary,
+)
 from detect_ai.calibration.new_domain import MIN_DOMAINS
 from tests.unit.calibration.conftest import WINDOW, config, domains
 
@@ -80,3 +90,31 @@ def test_with_few_domains_the_detection_rate_is_that_of_all_ai_texts():
     fitted = calibrate(domains(2, distance=4.0), config(target_fprs=[0.1], default_target_fpr=0.1), WINDOW)
     labelled = [fitted.predictions_of(own.ai, 0.1) == 1 for own in fitted.domains]
     assert 0 < detection_rate(fitted, CONFIG, 0.1) == np.mean(labelled) < 1
+
+
+@pytest.mark.parametrize(("n", "target"), [(99, 0.01), (100, 0.01), (150, 0.05)])
+def test_a_text_left_out_is_decided_by_the_threshold_of_the_others(n, target):
+    scores = np.random.default_rng(n).normal(4.0, 1.0, n)
+    parent = replace(calibrate(domains(8), CONFIG, WINDOW), midpoint=-9.0, min_tokens={target: 0})
+    fitted = calibrate_population(parent, Scores.of(scores, np.full(n, 300), np.empty((n, 0))), "w", [target])
+    fitted = replace(fitted, midpoint=-99.0, unlike_below=-99.0)  # the threshold alone decides
+    own = fitted.domains[0].human.standardised(fitted.human_length)
+    thresholds = [
+        conformal_threshold(np.delete(own, i), target, "expectation").score if target * n >= 1 else np.inf
+        for i in range(n)
+    ]
+    assert ((leave_one_text_out(fitted, fitted.domains[0].human, target) == 1) == (own >= thresholds)).all()
+
+
+def test_the_detection_rate_of_a_population_is_that_of_ai_texts_like_its_own():
+    """Those unlike it are uncertain anyway, and fewer than 50 tell nothing."""
+    scored = domains(8, ai=40)
+    styles = np.eye(2)[(scored["domain"] >= "d04").to_numpy() * 1]
+    parent = calibrate(scored.assign(style=list(styles)), CONFIG, WINDOW)
+    human = Scores.of(np.random.default_rng(0).normal(0.0, 1.0, 200), np.full(200, 300), np.tile([1.0, 0.0], (200, 1)))
+    fitted = calibrate_population(parent, human, "w", [0.01])
+    like = [domain.ai for domain in fitted.domains if domain.name < "d04" and len(domain.ai)]
+    expected = np.concatenate([fitted.predictions_of(texts, 0.01) == 1 for texts in like]).mean()
+    assert detection_rate(fitted, CONFIG, 0.01) == expected > 0.5
+    few = replace(fitted, domains=fitted.domains[:2] + fitted.domains[5:])
+    assert detection_rate(few, CONFIG, 0.01) is None

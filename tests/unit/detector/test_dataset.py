@@ -61,6 +61,22 @@ def test_rows_name_file_and_place(tmp_path):
     assert texts_at(str(tmp_path), ScoreConfig(), ["1-0"]) == {"1-0": "One."}
 
 
+def test_text_files_are_texts_without_labels(tmp_path):
+    (tmp_path / "humans").mkdir()
+    for name in ("humans/b.txt", "a.md", "c.pdf"):
+        write(tmp_path / name, f"Text {name}.")
+    assert [(t.id, t.text.strip(), t.label) for t in texts(tmp_path)] == [
+        ("a", "Text a.md.", None),
+        ("b", "Text humans/b.txt.", None),
+    ]
+
+
+def test_a_text_has_the_key_of_its_contributor(tmp_path):
+    path = csv(tmp_path / "x.csv", text=["One.", "Two."], key=["k1", None], by=["k2", "k3"])
+    assert [text.key for text in texts(path)] == ["k1", ""]
+    assert [text.key for text in texts(path, columns={"key": "by"})] == ["k2", "k3"]
+
+
 @pytest.mark.parametrize("step", [1, 3, 7])
 def test_parts_hold_every_row_once(tmp_path, monkeypatch, step):
     monkeypatch.setattr(dataset, "BATCH_ROWS", 4)
@@ -132,7 +148,7 @@ def test_missing_files_and_files_of_two_kinds_are_refused(tmp_path):
     assert "no such file" in refusal(texts, tmp_path / "none.csv")
     with pytest.raises(ConfigError, match="nosuch://"):
         texts("nosuch://bucket/x.csv")
-    write(tmp_path / "x.txt", "One.")
+    write(tmp_path / "x.pdf", "One.")
     assert "1 files of other kinds" in refusal(texts, tmp_path)
     csv(tmp_path / "a.csv", text=["One."])
     write(tmp_path / "b.jsonl", {"text": "Two."})

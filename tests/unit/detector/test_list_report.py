@@ -85,12 +85,15 @@ def test_an_unknown_detection_rate_is_stated():
     assert "too few AI texts to measure the detection rate" in render("list.html.jinja", report=report)
 
 
-@pytest.mark.parametrize("compared_with", ["new_domain", "calibration_texts"])
+@pytest.mark.parametrize("compared_with", ["new_domain", "calibration_texts", "population"])
 def test_the_page_shows_the_statements(compared_with):
-    report = list_report(verdicts(90, 10), SPEC, 0.1) | {"compared_with": compared_with}
+    report = list_report(verdicts(90, 10), SPEC, 0.1) | {"compared_with": compared_with, "population": "<b>students"}
     report["listed"][0]["id"] = EVIL
     text = page_of(render("list.html.jinja", report=report)).text
     for words in ("100 texts", "at most 10% are expected to be human", "In a class of 30", "10 are labelled AI"):
         assert words in text
     assert ("if the human texts are like those of calibration" in text) == (compared_with == "calibration_texts")
-    assert text.count(f"with {percent(report['confidence'])} confidence") == 2 * (compared_with == "new_domain")
+    assert text.count(f"with {percent(report['confidence'])} confidence") == {"new_domain": 2, "population": 1}.get(
+        compared_with, 0
+    )
+    assert text.count("<b>students") == 2 * (compared_with == "population")

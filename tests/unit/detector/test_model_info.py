@@ -1,7 +1,10 @@
 """Facts about a detector: thresholds and what they hold for."""
 
+from dataclasses import replace
+
+from detect_ai.calibration.domains import calibrate_population
 from detect_ai.detector.bundle import read_spec
-from detect_ai.detector.model_info import model_info
+from detect_ai.detector.model_info import card_info, model_info
 from detect_ai.schemas import Reference
 
 
@@ -18,3 +21,14 @@ def test_thresholds_and_what_they_hold_for(tiny_bundle):
     assert (info.compared_with, info.num_human, info.num_domains) == (Reference.CALIBRATION_TEXTS, 40, 1)
     assert "exchangeable with the calibration set" in info.guarantee
     assert (info.model_version, info.limits) == (spec.version, {"max_texts": 3})
+
+
+def test_a_population_is_named(tiny_bundle):
+    spec = read_spec(tiny_bundle)
+    human = spec.calibration.domains[0].human
+    named = replace(spec, calibration=calibrate_population(spec.calibration, human, "{our} students", [0.05]))
+    info = model_info(named, {})
+    assert (info.compared_with, info.population) == (Reference.POPULATION, "{our} students")
+    assert "of one population: {our} students." in info.guarantee
+    assert card_info(named)["population"] == "{our} students"
+    assert [row.detection_rate for row in info.thresholds] == [None]  # of 40 AI texts

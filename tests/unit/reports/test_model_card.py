@@ -29,6 +29,7 @@ def info(**changes):
         "stride": 48,
         "domains": ["news"],
         "compared_with": "calibration_texts",
+        "population": None,
         "parent": None,
         "backend": "torch",
         "run": "r",
@@ -96,6 +97,10 @@ def test_card_shows_missing_values():
     [
         ({"corpus": {**info()["corpus"], "demonstration": True}}, "A demonstration."),
         ({"domains": ["news", "law"], "compared_with": "new_domain"}, "random effects over 2 domains of 900 human"),
+        (
+            {"population": "*students*", "compared_with": "population", "parent": "abc"},
+            r"one population, \\*students\\*,",
+        ),
         ({"parent": "abc", "backend": "onnx"}, "version `abc` for the backend `onnx`"),
     ],
 )
