@@ -31,7 +31,7 @@ from detect_ai.core.errors import ResourceError
 from detect_ai.core.storage import Storage
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
-from serve_app.deploy import deploy
+from serve_app.deploy import abstain, deploy
 from serve_app.deployment import build
 from tests.e2e.conftest import BATCH_TOKENS, CHECKOUT, foreground, listening
 from tests.fixtures import documents, tiny_models
@@ -210,6 +210,30 @@ def test_overload_is_refused_with_retry_after(client: httpx.Client) -> None:
     refused = [response for response in answers if response.status_code != 200]
     assert 0 < len(refused) < 100
     assert all(response.status_code == 503 and "retry-after" in response.headers for response in refused)
+
+
+def test_verdicts_are_paused_and_resumed_by_the_same_replica(
+    client: httpx.Client, config: Config, store: Storage
+) -> None:
+    def pause(*domains: str) -> dict[str, Any]:
+        settings = config.serve.model_copy(update={"abstain_domains": [*domains], "max_texts": 1})
+        abstain(config.model_copy(update={"serve": settings}), store)
+        status = client.get("/v1/admin/status").json()
+        assert (status["pid"], status["abstain_domains"]) == (pid, [*domains])
+        verdict: dict[str, Any] = client.post("/v1/detect", json={"text": TEXT}).json()["verdicts"][0]
+        return verdict
+
+    pid, before = client.get("/v1/admin/status").json()["pid"], client.post("/v1/detect", json={"text": TEXT}).json()
+    try:
+        paused = pause("*")
+        file = client.post("/v1/detect/file", files=files(("a.txt", TEXT.encode()))).json()["files"][0]
+    finally:
+        resumed = pause()
+    assert paused == file["verdict"]
+    assert paused["label"] == "uncertain"
+    assert paused["reasons"] == [*resumed["reasons"], "abstaining"]
+    assert [resumed] == before["verdicts"]
+    assert client.get("/v1/model").json()["limits"]["max_texts"] == config.serve.max_texts
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ def test_published_configuration_has_no_local_paths(tmp_path):
         "corpus": {"sources": [source, {"kind": "hub", "path": "org/set"}], "against": [source]},
         "model": {"path": f"{secret}/encoder/"},
         "score": {"out": secret},
+        "recalibrate": {"humans": secret},
         "compare": {"bundles": [secret]},
     }
     config = parse_config(values)

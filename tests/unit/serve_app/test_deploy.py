@@ -6,10 +6,12 @@ import importlib
 import itertools
 import json
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,14 +20,16 @@ import pytest
 import ray
 
 from detect_ai.core import audit_log
+from detect_ai.calibration.domains import calibrate_population
 from detect_ai.core.config import Config, ServeConfig
 from detect_ai.core.errors import ConfigError, ConflictError, InputError, RegistryError, ResourceError
 from detect_ai.core.pointer import Pointer
 from detect_ai.core.storage import Storage
+from detect_ai.detector.bundle import read_spec, write_spec
 from detect_ai.detector.registry import Registry
 from serve_app import deploy as module
 from serve_app.auth.api_keys import ENVIRONMENT, KeyStore, create_key
-from serve_app.deploy import checked_keys, deploy, rollback_service, runtime_env
+from serve_app.deploy import abstain, checked_keys, deploy, deploy_to_cluster, rollback_service, runtime_env
 from serve_app.desired_state import KEY, DesiredState, State
 from tests.fixtures import tiny_models
 
@@ -217,6 +221,56 @@ def test_rollback_keeps_the_settings_of_the_service(
     assert (result["champion"], result["deploy"]["model_version"]) == ("v1", "v1")
     assert (state.version, state.keys) == ("v1", key)
     assert state.config == config("v1", **settings).serve
+
+
+def test_abstaining_changes_one_setting_and_no_replica(
+    fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[list[str]] = []
+    monkeypatch.setattr(module, "require_known_domains", lambda settings, _: known.append(settings.abstain_domains))
+    monkeypatch.setattr(module, "rollback", lambda *_: {"champion": "v0", "before": "vX"})
+    fake.released = {"v0", "v1"}
+    deploy(config("v1", max_texts=7), storage)
+    assert abstain(config("", abstain_domains=["news"], max_texts=9), storage)["abstain_domains"] == ["news"]
+    first, second = fake.targets
+    assert second.config == config("v1", max_texts=7, abstain_domains=["news"]).serve
+    assert (second.version, second.replicas) == ("v1", first.replicas)
+    assert DesiredState(storage).last_live() == second.model_copy(update={"status": "live"})
+    rollback_service(config(""), storage)
+    assert fake.targets[-1].config.abstain_domains == ["news"]
+    assert fake.targets[-1].replicas != first.replicas != ""
+    abstain(config(""), storage)
+    assert (fake.targets[-1].version, fake.targets[-1].config.abstain_domains) == ("v0", [])
+    assert known == [["news"], []]
+
+
+def test_abstaining_needs_a_service(fake: FakeServe, storage: Storage) -> None:
+    with pytest.raises(ConfigError, match=r"jobs/deploy\.py"):
+        abstain(config("", abstain_domains=["*"]), storage)
+    assert fake.targets == []
+
+
+@pytest.mark.parametrize("command", [deploy_to_cluster, abstain])
+def test_unknown_domains_are_refused_with_the_known_ones(
+    command: Callable[[Config, Storage], Any],
+    fake: FakeServe,
+    storage: Storage,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "letters"))
+    spec = read_spec(folder)
+    human = spec.calibration.domains[0].human
+    write_spec(folder, replace(spec, calibration=calibrate_population(spec.calibration, human, "letters", [0.05])))
+    version = Registry(storage).add(folder)
+    fake.released = {version}
+    deploy(config(version), storage)
+    with pytest.raises(ConfigError, match=r"abstain_domains=news: expected one of \*, letters"):
+        command(config(version, abstain_domains=["letters", "news"]), storage)
+    assert len(fake.targets) == 1
+    command(config(version, abstain_domains=["letters", "*"]), storage)
+    assert fake.targets[-1].config.abstain_domains == ["letters", "*"]
 
 
 def test_rollback_without_stored_settings_changes_nothing(fake: FakeServe, storage: Storage) -> None:

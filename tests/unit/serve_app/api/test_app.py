@@ -10,6 +10,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+from detect_ai.calibration.domains import calibrate_population
 from detect_ai.core.config import ServeConfig
 from detect_ai.detector.detector import Detector
 from detect_ai.models.batch import Batch
@@ -617,3 +619,33 @@ def test_the_description_states_whether_a_key_is_needed(detector: Detector, with
     spec = create_app(Versions(Engine(detector, ServeConfig())), access(KeyRing if with_keys else None)).openapi()
     secured = {path for path, methods in spec["paths"].items() if any("security" in m for m in methods.values())}
     assert ("/v1/detect" in secured, "/readyz" in secured) == (with_keys, False)
+
+
+@pytest.mark.parametrize(("domains", "paused"), [({"*"}, True), ({"letters"}, True), ({"news"}, False), (set(), False)])
+@pytest.mark.parametrize("path", ["/v1/detect", "/v1/detect/file"])
+def test_a_paused_domain_gets_no_verdicts(detector: Detector, path: str, domains: set[str], paused: bool) -> None:
+    """As it is now, not as it was when the request before was answered."""
+    human = detector.spec.calibration.domains[0].human
+    calibration = calibrate_population(detector.spec.calibration, human, "letters", [0.05])
+    own = Detector(replace(detector.spec, calibration=calibration), detector.tokenizer, Zeros())
+    text = "The council met near the bridge on Tuesday. " * 9
+
+    async def scenario(client: httpx.AsyncClient, engine: Engine) -> list[dict[str, Any]]:
+        verdicts = []
+        for engine.abstain_domains in (frozenset(), frozenset(domains)):
+            if path == "/v1/detect":
+                verdicts += (await client.post(path, json={"text": text})).json()["verdicts"]
+            else:
+                response = await client.post(path, files=[("files", ("a.txt", text.encode()))])
+                verdicts += [file["verdict"] for file in response.json()["files"]]
+        status = (await client.get("/v1/admin/status")).json()
+        assert status["abstain_domains"] == sorted(domains)
+        return verdicts
+
+    before, after = ask(own, scenario)
+    if not paused:
+        assert after == before
+    else:
+        changes = {"label": "uncertain", "reasons": [*before["reasons"], "abstaining"]}
+        assert after == {**before, **changes, "fpr_upper_bound": None, "confidence": None}
+    assert before["nearest_domain"] == "letters"
