@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,8 @@ def test_texts_that_do_not_count_are_left_out_and_counted(parent: DetectorSpec) 
     sample = select(texts, parent)
     assert sample.left_out == {"too_short": 2, "duplicate": 2, "mostly_code": 1, "not_prose": 1, "labelled_ai": 1}
     assert sample.human == scores_of(texts.drop(index=[0, 1, 2, 4, 5, 6, 7]))
-    assert sample.fingerprint == select(texts.iloc[::-1], parent).fingerprint != select(scored(110), parent).fingerprint
+    same, other = (select(texts.iloc[::-1], parent).fingerprint for texts in (scored(110), scored(111)))
+    assert same == select(scored(110), parent).fingerprint != other
 
 
 def test_false_contributors_are_named_and_honest_texts_decide(parent: DetectorSpec) -> None:
@@ -101,8 +102,8 @@ def test_98_texts_do_not_support_one_percent(parent: DetectorSpec) -> None:
 def test_the_child_is_its_parent_with_other_thresholds(parent: DetectorSpec) -> None:
     parent = replace(parent, min_tokens=10, calibration=replace(parent.calibration, min_tokens={0.01: 64, 0.05: 32}))
     child = child_of(parent, Sample(scores_of(scored(99)), "f", {}, []))
-    changing = {"calibration", "parent", "provenance", "min_tokens"}
-    assert all(getattr(child, name) == value for name, value in vars(parent).items() if name not in changing)
+    changed = {field.name for field in fields(child) if getattr(child, field.name) != getattr(parent, field.name)}
+    assert changed == {"calibration", "parent", "provenance", "min_tokens"}
     assert (child.parent, child.calibration_config.guarantee) == (parent.version, "expectation")
     assert child.calibration_config.target_fprs == [0.01, 0.05]
     assert [child.min_tokens_at(target) for target in (0.01, 0.05)] == [64, 64]
@@ -136,7 +137,7 @@ def test_the_gate_reads_the_metrics(parent: DetectorSpec) -> None:
     assert gate({TEST: metrics}, None, GateConfig(max_fpr=0.009))[0]
     like_ai = select(scored(mean=8.0), parent)
     hopeless = metrics_of_sample(parent, child_of(parent, like_ai), like_ai)
-    assert [reason.split()[0] for reason in gate({TEST: hopeless}, None, GateConfig())[0]] == ["AUROC"]
+    assert gate({TEST: hopeless}, None, GateConfig())[0][0].startswith("AUROC is 0.5")
 
 
 def test_the_page_shows_the_certificate(parent: DetectorSpec) -> None:
