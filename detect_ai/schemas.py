@@ -139,6 +139,24 @@ class DetectRequest(RequestOptions):
         return [self.text] if self.text is not None else list(self.texts or [])
 
 
+class FeedbackRequest(BaseModel):
+    """Who wrote a text of an earlier request."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    request_id: str = Field(pattern=r"^[!-~]{1,128}$", description="That of the response with the verdict")
+    index: int = Field(default=0, ge=0, le=2**31 - 1, description="Position of the text in the request, from 0")
+    label: Literal["human", "ai"] = Field(description="Who wrote it")
+
+
+class FeedbackResponse(BaseModel):
+    """A label was recorded."""
+
+    request_id: str
+    audited: bool = Field(description="Whether the text was drawn for the audit; else the label is kept as an appeal")
+    conflict: bool = Field(description="Whether another key calls the text something else")
+
+
 class DetectResponse(BaseModel):
     """Verdicts in the order of the texts."""
 

@@ -67,8 +67,14 @@ def deploy(config: Config, storage: Storage, keys: str | None = None, replicas: 
     replaced = None if is_new else served_version(settings)
     desired = desired_state(storage)
     values = settings.model_dump() | {"version": version}
-    replicas = replicas or uuid.uuid4().hex[:12]
-    state = State(status="starting", version=version, settings=values, keys=keys, replicas=replicas)
+    state = State(
+        status="starting",
+        version=version,
+        settings=values,
+        monitoring=config.monitoring.model_dump(),
+        keys=keys,
+        replicas=replicas or uuid.uuid4().hex[:12],
+    )
     number = desired.advance(state, after=desired.read()[0])
     try:
         hand_over(desired, storage.root)
@@ -150,9 +156,10 @@ def abstain(config: Config, storage: Storage) -> dict[str, Any]:
     if state is None:
         raise ConfigError(f"no service of {storage.root} on this cluster (RAY_ADDRESS): run jobs/deploy.py first")
     changes = {"version": state.version, "abstain_domains": config.serve.abstain_domains}
-    settings = state.config.model_copy(update=changes)
+    settings = state.sections["serve"].model_copy(update=changes)
     require_known_domains(settings, storage)
-    result = deploy(config.model_copy(update={"serve": settings}), storage, state.keys, state.replicas)
+    sections = {**state.sections, "serve": settings}
+    result = deploy(config.model_copy(update=sections), storage, state.keys, state.replicas)
     return {"url": result["url"], "abstain_domains": settings.abstain_domains}
 
 
@@ -172,11 +179,12 @@ def rollback_service(config: Config, storage: Storage) -> dict[str, Any]:
             state = desired_state(storage).last_live()
             if state is None:
                 raise ConfigError(f"no settings of the service under {storage.root}: run jobs/deploy.py once")
-            _ = state.config  # refuses those of another release
+            _ = state.sections  # refuses those of another release
     result = rollback(config, storage)
     if state is not None:
-        settings = state.config.model_copy(update={"version": result["champion"]})
-        result["deploy"] = deploy(config.model_copy(update={"serve": settings}), storage, state.keys)
+        config = config.model_copy(update=dict(state.sections))
+        config.serve = config.serve.model_copy(update={"version": result["champion"]})
+        result["deploy"] = deploy(config, storage, state.keys)
     return result
 
 
@@ -248,7 +256,7 @@ def apply(state: State, storage_root: str) -> None:
     """Deploy a state on Ray Serve, without waiting for replicas."""
     from serve_app.deployment import build
 
-    app = build(state.config, storage_root, state.version, runtime_env(), state.keys, state.replicas)
+    app = build(state.sections, storage_root, state.version, runtime_env(), state.keys, state.replicas)
     target = serve.RunTarget(app, name=APP, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 

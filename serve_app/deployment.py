@@ -10,15 +10,18 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from detect_ai.core.config import ServeConfig
+from detect_ai.core.config import MonitoringConfig, ServeConfig
 from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import CARD_FILE
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
+from detect_ai.monitoring.feedback import Feedback
+from detect_ai.monitoring.prediction_log import PredictionLog
 from serve_app.api.app import create_app
 from serve_app.auth.access import AccessControl
 from serve_app.auth.api_keys import KeyStore
 from serve_app.auth.rate_limit import connect_limiter
+from serve_app.desired_state import Sections
 from serve_app.engine.autoscaling import DEMAND, scale_on_demand
 from serve_app.engine.engine import Engine
 from serve_app.engine.metrics import ray_metrics
@@ -39,15 +42,19 @@ class Replica:
     champion. `keys` are the hashed API keys of the environment, as JSON; None: no keys are required.
     """
 
-    def __init__(self, config: ServeConfig, storage_root: str, version: str, keys: str | None) -> None:
+    def __init__(
+        self, config: ServeConfig, monitoring: MonitoringConfig, storage_root: str, version: str, keys: str | None
+    ) -> None:
         record, storage = ray_metrics(), Storage(storage_root)
+        log = PredictionLog(storage, monitoring, record) if monitoring.log else None
+        self.feedback = Feedback(storage, monitoring) if monitoring.log else None
 
         def engine(name: str) -> Engine:
             with Registry(storage).folder(name) as folder:  # every byte is checked
                 detector = Detector.load(folder, "cuda" if config.use_gpu else "cpu", config.batch_tokens)
                 card = folder / CARD_FILE
                 text = card.read_text(encoding="utf-8") if card.exists() else ""
-            loaded = Engine(detector, config, record, text)
+            loaded = Engine(detector, config, record, text, log)
             loaded.warm_up()
             return loaded
 
@@ -66,7 +73,7 @@ class Replica:
             engine.abstain_domains = frozenset(settings["abstain_domains"])
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self.versions, self.access)
+        return create_app(self.versions, self.access, self.feedback)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Metrics for the autoscaling policy; Serve calls this periodically, on the event loop."""
@@ -79,7 +86,7 @@ class Replica:
 
 
 def build(
-    config: ServeConfig,
+    sections: Sections,
     storage_root: str,
     version: str,
     runtime_env: dict[str, Any],
@@ -90,6 +97,7 @@ def build(
 
     Those of an earlier application with the same `replicas` go on with a changed `serve.abstain_domains`.
     """
+    config = sections["serve"]
     resources = {"num_cpus": config.cpus_per_replica, "num_gpus": int(config.use_gpu)}
     deployment = serve.deployment(
         name=DEPLOYMENT,
@@ -117,4 +125,4 @@ def build(
     )
     # Serve gives every deployment of Python code a new version, which restarts all replicas, unless one is given here.
     replica = deployment(Replica).options(version=replicas or None, _internal=True)
-    return replica.bind(config, storage_root, version, keys)
+    return replica.bind(config, sections["monitoring"], storage_root, version, keys)

@@ -6,16 +6,23 @@ compare-and-swap: a deployment that is no longer the last one fails instead of c
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from detect_ai.core.config import ServeConfig
+from detect_ai.core.config import MonitoringConfig, ServeConfig
 from detect_ai.core.errors import ConfigError, ConflictError, InputError, first_problem
 from detect_ai.core.pointer import Pointer, Record
 from detect_ai.core.storage import Storage
 
 KEY = "serve/desired"
+
+
+class Sections(TypedDict):
+    """The sections of the configuration that a service depends on."""
+
+    serve: ServeConfig
+    monitoring: MonitoringConfig
 
 
 class State(BaseModel):
@@ -26,14 +33,15 @@ class State(BaseModel):
     status: Literal["starting", "live"]  # live: its version has answered
     version: str  # of the bundle
     settings: dict[str, Any]  # the section `serve` of the configuration
+    monitoring: dict[str, Any] = {}  # the section `monitoring`
     keys: str | None  # hashed API keys of the deployer's environment, as JSON; None: no keys are required
     replicas: str = ""  # states with the same one differ only in what replicas take over without a restart
 
     @property
-    def config(self) -> ServeConfig:
-        """The settings. Raises ConfigError when another release wrote them."""
+    def sections(self) -> Sections:
+        """The sections of the configuration. Raises ConfigError when another release wrote them."""
         try:
-            return ServeConfig(**self.settings)
+            return Sections(serve=ServeConfig(**self.settings), monitoring=MonitoringConfig(**self.monitoring))
         except ValidationError as error:
             raise ConfigError(f"{KEY}: the settings of {self.version} are of another release: deploy again") from error
 

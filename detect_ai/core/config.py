@@ -298,6 +298,26 @@ class ServeConfig(Section):
         return max(1, int(self.cpus_per_replica))
 
 
+class MonitoringConfig(Section):
+    """What the service keeps of its predictions, and how it is audited."""
+
+    log: bool = False  # scores and features of every text under the storage root, never the text
+    log_days: Count = 30  # that they are kept
+    log_megabytes: Count = 1000  # that they may take, the oldest go first
+    text_days: Natural = 0  # the texts too, for so many days: only if the writers know; 0: never
+    audit_fraction: Fraction = 0.0  # of all texts, drawn at random for labelling: only these give error rates
+    feedback_url: str = ""  # of the database of labels, as SQLAlchemy writes it; empty: SQLite under a local root
+    budget_fpr: OpenFraction | None = None  # accusations of humans beyond this rate are reported; null: the target
+
+    @model_validator(mode="after")
+    def _check_log(self) -> Self:
+        if not self.log and (self.text_days or self.audit_fraction):
+            raise ValueError(
+                "monitoring.log=false: expected true with monitoring.text_days or monitoring.audit_fraction"
+            )
+        return self
+
+
 class TrackingConfig(Section):
     """Weights & Biases."""
 
@@ -325,6 +345,7 @@ class Config(Section):
     recalibrate: RecalibrateConfig = RecalibrateConfig()
     export: ExportConfig = ExportConfig()
     serve: ServeConfig = ServeConfig()
+    monitoring: MonitoringConfig = MonitoringConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

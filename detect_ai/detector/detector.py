@@ -46,8 +46,9 @@ class Document:
     input_ids: Ids
     num_windows: int
     content: Content = field(default_factory=Content)  # of a detector; a checkpoint does not look at it
-    # By the style of the text: the standardised scores that the label `ai` requires, by false positive rate, and the
-    # most similar domain of calibration.
+    # Of a detector whose thresholds depend on the style of the text: that style, the standardised scores that the label
+    # `ai` requires, by false positive rate, and the most similar domain of calibration.
+    style: Floats = field(default_factory=lambda: np.empty(0))
     required: Floats = field(default_factory=lambda: np.empty(0))
     nearest_domain: str | None = None
 
@@ -175,7 +176,8 @@ class Detector(Scorer):
         """The fields of a document that depend on its style: of one text at a time, so that it is the same anywhere."""
         calibration = self.spec.calibration
         style = self.styles([input_ids])
-        return {"required": calibration.required_scores(style)[0], "nearest_domain": calibration.nearest(style[0])}
+        required, nearest = calibration.required_scores(style)[0], calibration.nearest(style[0])
+        return {"style": style[0], "required": required, "nearest_domain": nearest}
 
     def styles(self, token_ids: Sequence[Ids]) -> Floats:
         """Styles of texts, shape (texts, dimensions); of no dimension in a bundle without styles."""

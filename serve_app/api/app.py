@@ -22,11 +22,16 @@ from starlette.middleware.cors import CORSMiddleware
 
 from detect_ai import __version__
 from detect_ai.detector.model_info import model_info
+from detect_ai.monitoring.feedback import Feedback
+from detect_ai.monitoring.prediction_log import PredictionLog
 from detect_ai.schemas import (
     DetectRequest,
     DetectResponse,
+    FeedbackRequest,
+    FeedbackResponse,
     FileOptions,
     FilesResponse,
+    Label,
     LabelScore,
     ModelInfo,
     PredictRequest,
@@ -36,10 +41,10 @@ from detect_ai.schemas import (
 from serve_app.api.middleware import Guard
 from serve_app.api.pages import add_pages
 from serve_app.api.uploads import detect_files, read_form
-from serve_app.auth.access import ADMIN, ANYBODY, STALE_S, AccessControl
+from serve_app.auth.access import ADMIN, ANYBODY, FEEDBACK, STALE_S, AccessControl
 from serve_app.auth.api_keys import REFRESH_S
 from serve_app.engine.batcher import ClosedError
-from serve_app.engine.engine import Charge, Engine, Options
+from serve_app.engine.engine import Charge, Engine, Options, RequestInfo
 from serve_app.engine.metrics import Record
 from serve_app.engine.versions import Versions
 from serve_app.errors import MEDIA_TYPE, RETRY_AFTER, ProblemError, QueueFullError, http_problem, validation_problem
@@ -79,8 +84,8 @@ class Status(BaseModel):
     keys: list[KeyInfo]
 
 
-def create_app(versions: Versions, access: AccessControl) -> FastAPI:
-    """The ASGI application of one replica."""
+def create_app(versions: Versions, access: AccessControl, feedback: Feedback | None = None) -> FastAPI:
+    """The ASGI application of one replica; labels are accepted where there is a database for them."""
     main, config = versions.main, versions.main.config
 
     async def report_keys_age() -> None:
@@ -91,11 +96,15 @@ def create_app(versions: Versions, access: AccessControl) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         versions.start()
+        if main.log:
+            main.log.start()
         tasks = [asyncio.create_task(access.refresh(REFRESH_S)), asyncio.create_task(report_keys_age())]
         yield
         for task in tasks:
             task.cancel()
         await versions.close()
+        if main.log:
+            await asyncio.get_running_loop().run_in_executor(None, main.log.close)
 
     app = FastAPI(
         title="detect_ai",
@@ -123,6 +132,8 @@ def create_app(versions: Versions, access: AccessControl) -> FastAPI:
     app.include_router(text_routes(versions), dependencies=needs_key)
     app.include_router(file_routes(versions), dependencies=needs_key)
     app.include_router(state_routes(versions, access, needs_key))
+    if main.log and feedback:
+        app.include_router(feedback_routes(main.log, feedback), dependencies=needs_key)
     add_pages(app, main.card)
     return app
 
@@ -189,6 +200,11 @@ async def json_response(versions: Versions, request: Request, work: Callable[[En
     return Response(content, media_type="application/json")
 
 
+def request_info(request: Request) -> RequestInfo:
+    """Where a request comes from, as its route and the middleware have found."""
+    return RequestInfo(request.state.request_id, request.state.queue, request.state.charge)
+
+
 def text_routes(versions: Versions) -> APIRouter:
     """Detection for texts in JSON."""
     router = APIRouter(route_class=bounded_route(versions, "application/json"))
@@ -196,10 +212,10 @@ def text_routes(versions: Versions) -> APIRouter:
     async def detect_texts(
         request: Request, texts: list[str], options: Options, respond: Callable[[list[Verdict]], bytes]
     ) -> Response:
-        state, size = request.state, sum(map(len, texts))
+        info, size = request_info(request), sum(map(len, texts))
 
         def work(engine: Engine) -> Awaitable[bytes]:
-            return engine.run(lambda: engine.encode(texts, options), respond, size, state.queue, state.charge)
+            return engine.run(lambda: engine.encode(texts, options), respond, size, info)
 
         return await json_response(versions, request, work)
 
@@ -258,11 +274,31 @@ def file_routes(versions: Versions) -> APIRouter:
         state, main = request.state, versions.main
 
         def work(engine: Engine) -> Awaitable[bytes]:
-            return detect_files(engine, uploads, options, state.request_id, state.queue, state.charge)
+            return detect_files(engine, uploads, options, request_info(request))
 
         with main.files.held(state.num_bytes or main.config.max_upload_bytes, state.queue):
             uploads, options = await read_form(request)
             return await json_response(versions, request, work)
+
+    return router
+
+
+def feedback_routes(log: PredictionLog, feedback: Feedback) -> APIRouter:
+    """Labels of texts that the service has read."""
+    router = APIRouter()
+
+    @router.post(FEEDBACK)
+    def give_feedback(request: Request, body: FeedbackRequest) -> FeedbackResponse:
+        """Report who wrote a text of an earlier request. Needs a key with the scope `feedback`.
+
+        A key has one vote on a text, the last one it sends. A verdict can be reported a few seconds after it was given.
+        """
+        prediction = log.find(body.request_id, body.index)
+        if prediction is None:
+            detail = "No text of this request_id and index is in the log: it may be erased, or older than the log."
+            raise ProblemError(404, detail)
+        conflict = feedback.vote(prediction, request.state.caller.name, Label(body.label))
+        return FeedbackResponse(request_id=body.request_id, audited=prediction["audited"], conflict=conflict)
 
     return router
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from detect_ai.schemas import FileOptions, FilesResponse, FileVerdict, Label, Reason, Verdict
 from detect_ai.text.normalize import Normalised, expanded_length, normalise
-from serve_app.engine.engine import Charge, EncodedRequest, Engine, Options
+from serve_app.engine.engine import EncodedRequest, Engine, Options, RequestInfo
 from serve_app.errors import ProblemError, invalid_request
 from serve_app.files.reader import KINDS, MAX_FILES, SLACK, FileText, Upload
 
@@ -63,13 +63,11 @@ def file_name(sent: str) -> str:
     return PurePosixPath(PureWindowsPath(sent).name).name[:MAX_NAME_CHARS]
 
 
-async def detect_files(
-    engine: Engine, uploads: Sequence[Upload], options: FileOptions, request_id: str, caller: str, charge: Charge | None
-) -> bytes:
+async def detect_files(engine: Engine, uploads: Sequence[Upload], options: FileOptions, request: RequestInfo) -> bytes:
     """The JSON of a FilesResponse. Raises ProblemError for an invalid request."""
     started = time.perf_counter()
     engine.check_target(options.target_fpr)
-    files = await engine.files.texts(uploads, caller)
+    files = await engine.files.texts(uploads, request.caller)
     for upload, file in zip(uploads, files, strict=True):
         result = "read" if isinstance(file, FileText) else file.reason
         engine.record("files", kind=KINDS.get(upload.suffix, "other"), result=result)
@@ -93,14 +91,14 @@ async def detect_files(
                 entry.num_chars, entry.verdict = len(file.text), next(remaining)
                 entry.text = file.text if options.return_text else None
             else:
-                entry.problem = file.problem(request_id)
+                entry.problem = file.problem(request.id)
             entries.append(entry)
         seconds, version = round(time.perf_counter() - started, 6), engine.detector.version
-        response = FilesResponse(request_id=request_id, model_version=version, files=entries, seconds=seconds)
+        response = FilesResponse(request_id=request.id, model_version=version, files=entries, seconds=seconds)
         return response.model_dump_json().encode()
 
     size = sum(len(file.text) for file in files if isinstance(file, FileText))
-    return await engine.run(encode, respond, size, caller, charge)
+    return await engine.run(encode, respond, size, request)
 
 
 def fit(

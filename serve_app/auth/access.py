@@ -21,7 +21,7 @@ logger = logging.getLogger("ray.serve")
 # Public: pages and their files, the description of the API, liveness and readiness.
 OPEN_PATHS = frozenset({"/", "/docs", "/card", "/openapi.json", "/healthz", "/readyz"})
 OPEN_FOLDERS = ("/static/", "/swagger-ui/")
-ADMIN = "/v1/admin/"
+ADMIN, FEEDBACK = "/v1/admin/", "/v1/feedback"
 ANYBODY = "anybody"
 STALE_S = 60.0  # keys that could not be read for longer are reported by /readyz
 
@@ -88,7 +88,7 @@ class AccessControl:
                 detail = "Expected the header `Authorization: Bearer <key>` with a valid API key from the operator."
                 reason = "wrong_key" if token else "no_key"
                 raise ProblemError(401, detail, {"WWW-Authenticate": 'Bearer realm="detect_ai"'}, reason)
-            needed = Scope.ADMIN if path.startswith(ADMIN) else Scope.DETECT
+            needed = Scope.ADMIN if path.startswith(ADMIN) else Scope.FEEDBACK if path == FEEDBACK else Scope.DETECT
             if needed not in key.scopes:
                 scopes = ", ".join(sorted(key.scopes))
                 raise ProblemError(403, f"This key has the scope {scopes}; this path needs the scope {needed}.")

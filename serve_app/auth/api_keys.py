@@ -48,6 +48,7 @@ class Scope(StrEnum):
     """Permission of a key."""
 
     DETECT = "detect"
+    FEEDBACK = "feedback"
     ADMIN = "admin"
 
 

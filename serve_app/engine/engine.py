@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from detect_ai.core.config import ANY_DOMAIN, ServeConfig
 from detect_ai.core.errors import InputError
 from detect_ai.detector.detector import Detector, Document, Sentence
+from detect_ai.monitoring.prediction_log import PredictionLog, Scored
 from detect_ai.schemas import Label, Reason, RequestOptions, Verdict
 from detect_ai.text.normalize import Normalised, expanded_length, normalise
 from detect_ai.text.windows import aggregate_windows
@@ -54,6 +55,15 @@ class Options:
 
 
 @dataclass(frozen=True)
+class RequestInfo:
+    """Where a request comes from."""
+
+    id: str
+    caller: str = ""  # in the queue
+    charge: Charge | None = None  # takes tokens from the caller's rate
+
+
+@dataclass(frozen=True)
 class EncodedRequest:
     """A request, normalised and tokenised."""
 
@@ -72,8 +82,15 @@ class Engine:
     threads encode requests and build responses, and the batcher runs their windows in the model threads.
     """
 
-    def __init__(self, detector: Detector, config: ServeConfig, record: Record = discard, card: str = "") -> None:
-        self.detector, self.config, self.record, self.card = detector, config, record, card
+    def __init__(
+        self,
+        detector: Detector,
+        config: ServeConfig,
+        record: Record = discard,
+        card: str = "",
+        log: PredictionLog | None = None,
+    ) -> None:
+        self.detector, self.config, self.record, self.card, self.log = detector, config, record, card, log
         lanes = config.threads if detector.backend.has_lanes else 1
         self.model = ThreadPoolExecutor(lanes, "model")
         self.teams = ThreadPoolExecutor(max(1, min(lanes, config.threads // 2)), "team")
@@ -122,14 +139,14 @@ class Engine:
         encode: Callable[[], EncodedRequest],
         respond: Callable[[list[Verdict]], T],
         size: int,
-        caller: str = "",
-        charge: Charge | None = None,
+        request: RequestInfo,
     ) -> T:
-        """Encode a request, score it and build its response, off the event loop.
+        """Encode a request, score it, log its verdicts and build its response, off the event loop.
 
-        `size` is in characters. Callers share the model evenly. `charge` takes the tokens from the caller's rate; they
-        are returned if the request fails. Raises QueueFullError, or ClosedError if the replica is shutting down.
+        `size` is in characters. Callers share the model evenly; what a failed request has charged is returned. Raises
+        QueueFullError, or ClosedError if the replica is shutting down.
         """
+        caller, charge = request.caller, request.charge
         self.require_room(size, caller)
         if not self.batcher.alive:
             raise ClosedError
@@ -146,8 +163,10 @@ class Engine:
 
         def conclude(encoded: EncodedRequest, scores: Scores) -> tuple[list[Verdict], T]:
             start = time.perf_counter()
-            verdicts = self.verdicts(encoded, scores)
+            verdicts, document_scores = self.verdicts(encoded, scores)
             response = respond(verdicts)
+            if self.log:  # after the response, which may add what a file has shown
+                self.log.add(request.id, list(map(Scored, encoded.documents, document_scores, verdicts)))
             seconds["respond"] = time.perf_counter() - start
             return verdicts, response
 
@@ -278,8 +297,8 @@ class Engine:
         except InputError as error:
             raise ProblemError(422, f"{error}.") from None
 
-    def verdicts(self, encoded: EncodedRequest, window_scores: Scores) -> list[Verdict]:
-        """The verdict of each text."""
+    def verdicts(self, encoded: EncodedRequest, window_scores: Scores) -> tuple[list[Verdict], list[float]]:
+        """The verdict of each text, and its score in log-odds."""
         lengths = [len(sentences) for sentences in encoded.sentences]
         counts = [len(encoded.documents), *lengths, *(lengths if encoded.options.explain else [])]
         scores = aggregate_windows(window_scores, encoded.owners, sum(counts))
@@ -293,7 +312,7 @@ class Engine:
             verdict = self.detector.verdict(document, score, spans, encoded.target_fpr, prevalence)
             is_paused = self.abstain_domains & {ANY_DOMAIN, verdict.nearest_domain}
             verdicts.append(abstained(verdict) if is_paused else verdict)
-        return verdicts
+        return verdicts, texts.tolist()
 
 
 def abstained(verdict: Verdict) -> Verdict:

@@ -26,13 +26,14 @@ from hypothesis import HealthCheck, given, settings
 from ray import serve
 from schemathesis.specs.openapi import checks
 
-from detect_ai.core.config import Config, ServeConfig
+from detect_ai.core.config import Config
 from detect_ai.core.errors import ResourceError
 from detect_ai.core.storage import Storage
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
 from serve_app.deploy import abstain, deploy
 from serve_app.deployment import build
+from serve_app.desired_state import Sections
 from tests.e2e.conftest import BATCH_TOKENS, CHECKOUT, foreground, listening
 from tests.fixtures import documents, tiny_models
 
@@ -242,8 +243,8 @@ def test_a_version_that_fails_leaves_the_old_one_answering(
 ) -> None:
     roots = ["/nowhere"]
 
-    def build_elsewhere(config: ServeConfig, root: str, *more: Any) -> serve.Application:
-        return build(config, roots.pop() if roots else root, *more)
+    def build_elsewhere(sections: Sections, root: str, *more: Any) -> serve.Application:
+        return build(sections, roots.pop() if roots else root, *more)
 
     monkeypatch.setattr("serve_app.deployment.build", build_elsewhere)
     with pytest.raises(ResourceError, match="/nowhere"):

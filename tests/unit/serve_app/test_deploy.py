@@ -114,7 +114,7 @@ def test_a_failed_deployment_returns_to_the_last_one(fake: FakeServe, storage: S
     deploy(config("v1", max_texts=7), storage)
     with pytest.raises(ResourceError, match="version v2 did not start"):
         deploy(config("v2"), storage)
-    assert (fake.settle(), fake.targets[-1].config.max_texts) == ("v1", 7)
+    assert (fake.settle(), fake.targets[-1].sections["serve"].max_texts) == ("v1", 7)
     assert DesiredState(storage).read()[1] == fake.targets[-1]
 
 
@@ -220,7 +220,7 @@ def test_rollback_keeps_the_settings_of_the_service(
     state = fake.targets[-1]
     assert (result["champion"], result["deploy"]["model_version"]) == ("v1", "v1")
     assert (state.version, state.keys) == ("v1", key)
-    assert state.config == config("v1", **settings).serve
+    assert state.sections["serve"] == config("v1", **settings).serve
 
 
 def test_abstaining_changes_one_setting_and_no_replica(
@@ -309,7 +309,7 @@ def test_malformed_state_is_refused_without_its_keys(storage: Storage) -> None:
 def test_settings_of_another_release_are_refused() -> None:
     state = State(status="live", version="v1", settings={"no_such_key": 1}, keys=None)
     with pytest.raises(ConfigError, match="of another release"):
-        _ = state.config
+        _ = state.sections
 
 
 def test_other_machines_need_keys(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

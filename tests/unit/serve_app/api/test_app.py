@@ -30,7 +30,7 @@ from serve_app.api.uploads import detect_files
 from serve_app.auth.access import AccessControl
 from serve_app.auth.api_keys import KeyRing, Scope, create_key
 from serve_app.engine.batcher import ClosedError
-from serve_app.engine.engine import READERS, Engine, Options
+from serve_app.engine.engine import READERS, Engine, Options, RequestInfo
 from serve_app.engine.metrics import METRICS, Record, discard
 from serve_app.engine.versions import Versions
 from serve_app.errors import QueueFullError
@@ -381,10 +381,11 @@ def test_refused_tokens_are_returned_to_the_rate(detector: Detector) -> None:
 
     async def scenario(_: httpx.AsyncClient, engine: Engine) -> None:
         for some in (files[:1], files[:2], files):
-            await detect_files(engine, some, FileOptions(), "request-1", "", spent.append)
+            await detect_files(engine, some, FileOptions(), RequestInfo("request-1", "", spent.append))
         engine.batcher.scores = AsyncMock(side_effect=ClosedError)
+        info = RequestInfo("request-2", "", spent.append)
         with pytest.raises(ClosedError):
-            await engine.run(lambda: engine.encode(["a " * 3000] * 3, Options()), list, 9000, "", spent.append)
+            await engine.run(lambda: engine.encode(["a " * 3000] * 3, Options()), list, 9000, info)
 
     ask(detector, scenario)
     assert spent[:3] == [0, 2, 4]

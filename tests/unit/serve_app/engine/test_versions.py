@@ -21,7 +21,7 @@ from serve_app.api.app import create_app
 from serve_app.auth.access import AccessControl
 from serve_app.auth.rate_limit import Limiter
 from serve_app.deployment import Replica
-from serve_app.engine.engine import Charge, Engine, Options
+from serve_app.engine.engine import Charge, Engine, Options, RequestInfo
 from serve_app.engine.metrics import Record, discard
 from serve_app.engine.versions import Versions
 from tests.fixtures import tiny_models
@@ -70,9 +70,8 @@ def run(
 
 async def detect(versions: Versions, caller: str = "", charge: Charge | None = None) -> tuple[Verdict, Engine]:
     async def work(engine: Engine) -> Verdict:
-        return await engine.run(
-            lambda: engine.encode([TEXT], Options()), lambda verdicts: verdicts[0], len(TEXT), caller, charge
-        )
+        info = RequestInfo("request-1", caller, charge)
+        return await engine.run(lambda: engine.encode([TEXT], Options()), lambda verdicts: verdicts[0], len(TEXT), info)
 
     return await versions.run(versions.choose(caller), work)
 

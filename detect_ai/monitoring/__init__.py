@@ -1,0 +1,1 @@
+"""Operation of a deployed detector: log of predictions, feedback, drift and retraining."""

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from detect_ai.core.config import MonitoringConfig
+from detect_ai.core.errors import InputError
+from detect_ai.core.storage import Storage
+from detect_ai.detector.detector import Detector
+from detect_ai.monitoring import prediction_log
+from detect_ai.monitoring.prediction_log import PREDICTIONS, PredictionLog, RowLog, Scored, read
+
+TEXT = "The council met on Tuesday to vote on the old bridge near the market, said the farmer in the rain."
+SPAN = TEXT[:20]
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def scored(tiny_bundle: Path) -> Scored:
+    detector = Detector.load(tiny_bundle)
+    (document,) = detector.read([TEXT])
+    return Scored(document, 0.25, detector.detect([TEXT])[0])
+
+
+class Counts(dict[str, float]):
+    """Counts metrics by name."""
+
+    def __call__(self, metric: str, value: float = 1, **labels: str) -> None:
+        self[metric] = self.get(metric, 0) + value
+
+
+def prediction_log_of(storage: Storage, counts: Counts | None = None, **settings: Any) -> PredictionLog:
+    config = MonitoringConfig(log=True, **settings)
+    return PredictionLog(storage, config, Counts() if counts is None else counts)
+
+
+def stored_bytes(storage: Storage) -> bytes:
+    return b"".join(path.read_bytes() for path in Path(storage.root).rglob("*") if path.is_file())
+
+
+def test_rows_hold_the_prediction(storage: Storage, scored: Scored) -> None:
+    log = prediction_log_of(storage)
+    log.add("r1", [scored, scored])
+    log.predictions.flush()
+    first, second = read(storage).to_pylist()
+    assert (first["request_id"], first["index"], second["index"]) == ("r1", 0, 1)
+    assert (first["score"], first["num_tokens"]) == (0.25, scored.verdict.num_tokens)
+    assert (first["label"], first["model_version"]) == (scored.verdict.label, scored.verdict.model_version)
+    assert first["reasons"] == [reason.value for reason in scored.verdict.reasons]
+
+
+def test_no_text_is_stored_unless_asked_for(storage: Storage, scored: Scored) -> None:
+    log = prediction_log_of(storage)
+    log.add("r1", [scored])
+    log.close()
+    log.predictions.flush()
+    assert SPAN.encode() not in stored_bytes(storage)
+    assert log.texts is None
+
+
+def test_texts_are_stored_apart(storage: Storage, scored: Scored) -> None:
+    log = prediction_log_of(storage, text_days=1)
+    with_surrogate = replace(scored.document, text=f"{TEXT}\ud800")
+    log.add("r1", [scored._replace(document=with_surrogate)])
+    assert log.texts
+    log.texts.flush()
+    log.predictions.flush()
+    assert read(storage, "texts")["text"].to_pylist() == [f"{TEXT}?"]
+    assert "text" not in read(storage).column_names
+
+
+def test_one_file_grows_until_it_is_full(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction_log, "ROWS_PER_FILE", 2)
+    log = rows(storage)
+    for name in "abc":
+        log.append([row(name)])
+        log.flush()
+    assert sorted(pq.read_metadata(path).num_rows for path in Path(storage.root).rglob("*.parquet")) == [1, 2]
+    assert read(storage)["request_id"].to_pylist() == ["a", "b", "c"]
+
+
+def rows(storage: Storage, counts: Counts | None = None, days: int = 2, max_bytes: int = 10**9) -> RowLog:
+    return RowLog(storage, "predictions", PREDICTIONS, days, max_bytes, Counts() if counts is None else counts)
+
+
+def row(request_id: str) -> dict[str, Any]:
+    return {"time": datetime.now(UTC), "request_id": request_id, "index": 0, "audited": False}
+
+
+def write_day(storage: Storage, age: int, request_id: str) -> None:
+    day = datetime.now(UTC).date() - timedelta(age)
+    table = prediction_log.pa.Table.from_pylist([row(request_id)], PREDICTIONS)
+    key = f"monitoring/predictions/day={day}/w-000001.parquet"
+    storage.write_bytes(key, prediction_log._parquet(table))
+    os.utime(storage.path(key), (1e9 - age, 1e9 - age))
+
+
+def test_rows_wait_while_storage_fails(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = Counts()
+    log = rows(storage, counts)
+    monkeypatch.setattr(prediction_log, "MAX_WAITING_ROWS", 3)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_bytes", full)
+        for name in "abcde":
+            log.append([row(name)])
+            log.flush()
+    assert counts["log_dropped"] == 2
+    log.flush()
+    assert read(storage)["request_id"].to_pylist() == ["a", "b", "c"]
+
+
+def test_rows_beyond_the_queue_are_dropped_and_counted(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = Counts()
+    monkeypatch.setattr(prediction_log, "MAX_WAITING_ROWS", 2)
+    rows(storage, counts).append([row(name) for name in "abc"])
+    assert counts == {"log_dropped": 1}
+
+
+def test_closing_writes_what_waits(storage: Storage) -> None:
+    log = rows(storage)
+    log.start()
+    log.append([row("a")])
+    log.close()
+    assert read(storage).num_rows == 1
+
+
+def test_old_days_are_deleted(storage: Storage) -> None:
+    for age in (0, 1, 2):
+        write_day(storage, age, f"r{age}")
+    prediction_log.prune(storage, "predictions", days=2, max_bytes=10**9)
+    assert read(storage, columns=["request_id"])["request_id"].to_pylist() == ["r1", "r0"]
+    assert len(storage.list("monitoring/predictions")) == 2
+
+
+def test_the_oldest_files_are_deleted_beyond_the_size(storage: Storage) -> None:
+    for age in (0, 1, 2):
+        write_day(storage, age, f"r{age}")
+    size = next(Path(storage.root).rglob("*.parquet")).stat().st_size
+    prediction_log.prune(storage, "predictions", days=9, max_bytes=2 * size + 50)
+    assert read(storage, columns=["request_id"])["request_id"].to_pylist() == ["r1", "r0"]
+
+
+def test_the_last_days_can_be_read_alone(storage: Storage) -> None:
+    for age in (0, 1, 2):
+        write_day(storage, age, f"r{age}")
+    assert read(storage, columns=["request_id"], days=1)["request_id"].to_pylist() == ["r0"]
+
+
+def test_erased_requests_are_gone_from_the_files(storage: Storage, scored: Scored) -> None:
+    log = prediction_log_of(storage, text_days=1)
+    assert log.texts
+    for name in ("r1", "r2"):
+        log.add(name, [scored])
+    log.predictions.flush()
+    log.texts.flush()
+    assert prediction_log.erase(storage, "r1") == 2
+    assert b"r1" not in stored_bytes(storage)
+    assert read(storage)["request_id"].to_pylist() == ["r2"]
+    assert (log.find("r1", 0), prediction_log.find(storage, "r2", 0) is None) == (None, False)
+
+
+def test_a_writer_does_not_bring_erased_rows_back(storage: Storage) -> None:
+    log = rows(storage)
+    log.append([row("r1")])
+    log.flush()
+    prediction_log.erase(storage, "r1")
+    log.append([row("r2")])
+    log.flush()
+    assert b"r1" not in stored_bytes(storage)
+    assert read(storage)["request_id"].to_pylist() == ["r2"]
+
+
+def test_texts_are_found_by_request_and_index(storage: Storage, scored: Scored) -> None:
+    log = prediction_log_of(storage)
+    log.add("r1", [scored, scored._replace(score=0.5)])
+    waiting = log.find("r1", 1)
+    log.predictions.flush()
+    written = log.find("r1", 1)
+    assert waiting is not None
+    assert written is not None
+    assert (waiting["score"], written["score"]) == (0.5, 0.5)
+    assert (log.find("r1", 2), log.find("r3", 0)) == (None, None)
+
+
+def test_another_schema_version_is_refused(storage: Storage) -> None:
+    table = PREDICTIONS.empty_table().replace_schema_metadata({b"detect_ai.schema": b"9"})
+    storage.write_bytes("monitoring/predictions/day=2026-01-01/w-000001.parquet", prediction_log._parquet(table))
+    with pytest.raises(InputError, match="found 9"):
+        read(storage)
+
+
+def test_the_audit_draws_its_fraction(storage: Storage, scored: Scored) -> None:
+    log = prediction_log_of(storage, audit_fraction=0.25)
+    for _ in range(4):
+        log.add("r", [scored] * 1000)
+    drawn = [row["audited"] for row in log.predictions.waiting()]
+    assert 0.2 < np.mean(drawn) < 0.3
+    assert {row["audit_fraction"] for row in log.predictions.waiting()} == {0.25}
+
+
+def test_sketches_keep_angles_and_need_the_secret() -> None:
+    rng = np.random.default_rng(0)
+    styles = rng.normal(size=(2000, 16))
+    near = styles + 0.1 * rng.normal(size=styles.shape)
+    planes = prediction_log.sketch_planes(b"secret", 16)
+    bits, others = (prediction_log.sketch_bits(prediction_log.sketches(s, planes)) for s in (styles, near))
+    assert (bits == (styles @ planes > 0)).all()
+    assert np.mean(bits != others) < 0.05
+    elsewhere = prediction_log.sketch_bits(prediction_log.sketches(styles, prediction_log.sketch_planes(b"other", 16)))
+    assert 0.4 < np.mean(bits != elsewhere) < 0.6
+
+
+def test_the_secret_is_made_once(storage: Storage) -> None:
+    assert len(prediction_log.log_secret(storage)) == 32
+    assert prediction_log.log_secret(storage) == prediction_log.log_secret(storage)
