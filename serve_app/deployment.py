@@ -15,6 +15,7 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import CARD_FILE
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
+from detect_ai.monitoring.drift import DriftWatch
 from detect_ai.monitoring.feedback import Feedback
 from detect_ai.monitoring.prediction_log import PredictionLog
 from serve_app.api.app import create_app
@@ -60,6 +61,9 @@ class Replica:
 
         canary = engine(config.canary) if config.canary else None
         self.versions = Versions(engine(version), canary, config.canary_fraction)
+        if log:
+            spec = self.versions.main.detector.spec
+            log.predictions.observe = DriftWatch(storage, spec, monitoring.drift, record).add
         self.access = AccessControl(
             connect_limiter(),
             config.tokens_per_minute,

@@ -298,6 +298,15 @@ class ServeConfig(Section):
         return max(1, int(self.cpus_per_replica))
 
 
+class DriftConfig(Section):
+    """Comparison of live texts with a reference."""
+
+    window: Count = 200  # texts compared at once
+    false_alarms: OpenFraction = 0.01  # probability of an alarm in a window without drift, over all signals together
+    reference: str = ""  # first and last day of the log, 2026-11-01/2026-11-14; empty: the bundle's calibration texts
+    simulate: list[str] = []  # columns of `data`, and `length`: replay each of their values instead of the log
+
+
 class MonitoringConfig(Section):
     """What the service keeps of its predictions, and how it is audited."""
 
@@ -308,6 +317,7 @@ class MonitoringConfig(Section):
     audit_fraction: Fraction = 0.0  # of all texts, drawn at random for labelling: only these give error rates
     feedback_url: str = ""  # of the database of labels, as SQLAlchemy writes it; empty: SQLite under a local root
     budget_fpr: OpenFraction | None = None  # accusations of humans beyond this rate are reported; null: the target
+    drift: DriftConfig = DriftConfig()
 
     @model_validator(mode="after")
     def _check_log(self) -> Self:

@@ -78,8 +78,11 @@ class Scored(NamedTuple):
 class RowLog:
     """One folder of the log and one writer in it. `append` never blocks and never fails; a thread writes.
 
-    Rows are kept for `days` and all files together to `max_bytes`; the oldest go first.
+    Rows are kept for `days` and all files together to `max_bytes`; the oldest go first. `observe` is called with rows
+    that were written, in that thread.
     """
+
+    observe: Callable[[Sequence[dict[str, Any]]], None] | None = None
 
     def __init__(self, storage: Storage, name: str, schema: pa.Schema, days: int, max_bytes: int, record: Record):
         self.storage, self.name, self.schema = storage, name, schema
@@ -125,6 +128,8 @@ class RowLog:
             key = f"{FOLDER}/{self.name}/day={self._day}/{self._writer}-{self._number:06d}.parquet"
             self.storage.write_bytes(key, _parquet(table))
             self._current = table
+            if self.observe:
+                self.observe(rows)
         except OSError as error:  # a full disk, a lost network: its message has no text
             self.record("log_failed", log=self.name)
             logger.error("%s log: not written, will be tried again: %s", self.name, error)
