@@ -1,261 +1,190 @@
-"""Drift: whether the texts that a service reads are like a reference, by one test for each kind of signal.
-
-The reference is the calibration texts of the bundle, all domains and both classes alike, or days of the prediction log.
-A window of live texts is compared with it by `SIGNALS`; the distribution of every statistic without drift is that of
-windows drawn from the reference, and so is that of the smallest of their p-values, which gives one probability of a
-false alarm over all signals (Westfall and Young 1993, "Resampling-based multiple testing").
-
-Texts of one window are drawn independently. Real ones come in bunches, from a class or a newsroom: a window of them
-differs from the others more often than by chance, and that is what the alarm then says.
-"""
+"""The stage `drift`: whether logged or replayed texts are like a reference; a replica asks the same of its texts."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
-from detect_ai.calibration.calibration import BOTH, NEITHER
-from detect_ai.core.errors import InputError
-from detect_ai.metrics import Floats, Labels
-from detect_ai.monitoring.prediction_log import FOLDER, log_secret, sketch_bits, sketch_planes, sketches
-from detect_ai.schemas import Reason
+from detect_ai.core.config import Config, DriftConfig
+from detect_ai.core.errors import ConfigError, InputError
+from detect_ai.core.job import attempt
+from detect_ai.core.storage import Storage
+from detect_ai.detector.dataset import Text, texts_of
+from detect_ai.detector.detector import Detector
+from detect_ai.detector.registry import Registry
+from detect_ai.monitoring.prediction_log import FOLDER, PredictionRows, Scored, log_secret, read
+from detect_ai.monitoring.reference import Reference, Traffic
+from detect_ai.reports import plots
+from detect_ai.reports.render import render
 
 if TYPE_CHECKING:
-    from detect_ai.core.config import DriftConfig
-    from detect_ai.core.storage import Storage
     from detect_ai.detector.bundle import DetectorSpec
 
 logger = logging.getLogger("ray.serve")
 
-SIGNALS = ("scores", "lengths", "abstentions", "domains", "words")
-RESAMPLES = 20_000  # windows drawn from the reference
-DECIDED = "decided"  # not abstained
-_CHUNK = 1000  # windows at once
 KEPT_ALARMS = 100
+COLUMNS = ("time", "model_version", "score", "num_tokens", "reasons", "nearest_domain", "sketch")
+SEEDS = 50  # replays of each change
+MAX_WINDOWS = 20  # of a replay
+MAX_POOL, MIN_POOL = 400, 50  # texts of a value that is replayed
+MAX_VALUES = 8  # of a column, the most frequent ones
+SHORT_WORDS = 60
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """Scored texts; arrays have one entry for each, `bits` one row.
+def drift(config: Config, storage: Storage) -> dict[str, Any]:
+    """Compare the logged texts of a bundle, the champion unless one is named, with a reference, a window at a time.
 
-    Attributes:
-        scores: log-odds of AI.
-        num_tokens: their lengths.
-        outcomes: first reason of an uncertain verdict, or `DECIDED`.
-        domains: nearest domain of calibration, "" without one.
-        bits: signs of their sketches, of no column where there are none.
-        weights: probabilities with which they are drawn for a window.
+    With `monitoring.drift.simulate` texts of `data` are replayed instead, to see what would be noticed. Raises
+    ConfigError for a log with fewer texts than a window, InputError for a reference with fewer.
     """
+    where, bundle = Registry(storage).resolve(config.bundle)
+    key = f"runs/{config.run}/{attempt('drift')}"
+    with where.local_folder(bundle) as folder:
+        detector = Detector.load(folder)
+    if config.monitoring.drift.simulate:
+        result = {"version": detector.version, "replays": replay(config, detector)}
+    else:
+        result = {"version": detector.version, **compare_log(config.monitoring.drift, storage, detector.spec)}
+    storage.write_json(f"{key}/report.json", result)
+    storage.write_bytes(f"{key}/report.html", render("drift.html.jinja", report=result).encode())
+    storage.prune(f"runs/{config.run}", "drift-", config.storage.keep)
+    short = {name: value for name, value in result.items() if name not in ("windows", "plots")}
+    return {**short, "report": f"{key}/report.html"}
 
-    scores: Floats
-    num_tokens: Labels
-    outcomes: NDArray[np.str_]
-    domains: NDArray[np.str_]
-    bits: NDArray[np.uint8]
-    weights: Floats
 
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    @classmethod
-    def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Traffic:
-        """From rows of the prediction log."""
-        packed = [row["sketch"] for row in rows]
-        bits = np.empty((len(rows), 0), np.uint8)
-        if packed and None not in packed:
-            bits = sketch_bits(np.asarray(packed, np.uint64))
-        return cls(
-            np.asarray([row["score"] for row in rows], np.float64),
-            np.asarray([row["num_tokens"] for row in rows], np.int64),
-            np.asarray([(row["reasons"] or [DECIDED])[0] for row in rows], np.str_),
-            np.asarray([row["nearest_domain"] or "" for row in rows], np.str_),
-            bits,
-            np.full(len(rows), 1 / max(1, len(rows))),
+def compare_log(config: DriftConfig, storage: Storage, spec: DetectorSpec) -> dict[str, Any]:
+    """The windows of the log in their order, each with its p-values and alarms, and the verdict on the last one."""
+    rows = [row for row in read(storage, columns=COLUMNS).to_pylist() if row["model_version"] == spec.version]
+    reference = Traffic.of_calibration(spec, log_secret(storage))
+    if config.reference:
+        first, last = _days(config.reference)
+        reference = Traffic.of_rows([row for row in rows if first <= row["time"].date() <= last])
+        rows = [row for row in rows if row["time"].date() > last]
+    number = len(rows) // config.window
+    if not number:
+        raise ConfigError(
+            f"the log has {len(rows)} texts of version {spec.version} to compare, a window needs {config.window}: wait "
+            "for more, or give a smaller monitoring.drift.window"
         )
-
-    @classmethod
-    def of_calibration(cls, spec: DetectorSpec, secret: bytes) -> Traffic:
-        """The calibration texts of a bundle: classes by its prevalence, domains alike within a class."""
-        calibration, target = spec.calibration, spec.default_target_fpr
-        share = {0: 1 - calibration.prevalence, 1: calibration.prevalence}
-        classes = [
-            (label, own) for domain in calibration.domains for label, own in enumerate((domain.human, domain.ai))
-        ]
-        classes = [(label, own) for label, own in classes if len(own)]
-        counts = np.bincount([label for label, _ in classes], minlength=2)
-        scores, tokens, styles, outcomes, weights = [], [], [], [], []
-        for label, own in classes:
-            lengths = np.asarray(own.num_tokens)
-            required = calibration.required_scores(own.styles)
-            decisions = calibration.decide(own.scores, lengths, required, target)
-            outcome = np.select(
-                [lengths < spec.min_tokens_at(target), decisions == BOTH, decisions == NEITHER],
-                [Reason.TOO_SHORT.value, Reason.BETWEEN_THRESHOLDS.value, Reason.UNLIKE_CALIBRATION.value],
-                DECIDED,
-            )
-            scores.append(np.asarray(own.scores))
-            tokens.append(lengths)
-            styles.append(own.styles)
-            outcomes.append(outcome)
-            weights.append(np.full(len(own), share[label] / counts[label] / len(own)))
-        style, effects = np.concatenate(styles), calibration.domain_effects
-        bits = sketch_bits(sketches(style, sketch_planes(secret, style.shape[1]))) if style.shape[1] else None
-        total = np.concatenate(weights)
-        return cls(
-            np.concatenate(scores),
-            np.concatenate(tokens),
-            np.concatenate(outcomes).astype(np.str_),
-            np.asarray([effects.nearest(row) if effects else "" for row in style], np.str_),
-            np.empty((len(style), 0), np.uint8) if bits is None else bits,
-            total / total.sum(),
-        )
+    fitted = Reference(reference, config.window, config.false_alarms)
+    live, windows = Traffic.of_rows(rows), []
+    for i in range(number):
+        own = slice(i * config.window, (i + 1) * config.window)
+        windows.append({"time": rows[own.stop - 1]["time"].isoformat(), **fitted.check(live[own])._asdict()})
+    last_window = live[slice((number - 1) * config.window, number * config.window)]
+    return {
+        "texts": len(rows),
+        "window": config.window,
+        "false_alarms": config.false_alarms,
+        "reference": config.reference or "calibration",
+        "num_windows": number,
+        "num_alarms": sum(bool(window["alarms"]) for window in windows),
+        "alarms": windows[-1]["alarms"],
+        "sentences": windows[-1]["sentences"],
+        "windows": windows,
+        "plots": {
+            "p_values": plots.p_values([window["p_values"] for window in windows], fitted.level),
+            "scores": plots.two_distributions(reference.scores, last_window.scores, "log-odds of AI"),
+            "lengths": plots.two_distributions(reference.num_tokens, last_window.num_tokens, "tokens"),
+        },
+    }
 
 
-class Check(NamedTuple):
-    """The comparison of one window with the reference."""
-
-    p_values: dict[str, float]  # by signal: how often a window without drift differs as much
-    alarms: list[str]  # signals beyond the level
-    sentences: list[str]  # what has changed, for each alarm
-
-    @property
-    def is_alarm(self) -> bool:
-        """Whether any signal is beyond the level."""
-        return bool(self.alarms)
+def _days(given: str) -> tuple[date, date]:
+    try:
+        first, last = map(date.fromisoformat, given.split("/"))
+    except ValueError:
+        raise ConfigError(
+            f"monitoring.drift.reference={given}: expected a first and a last day, such as 2026-11-01/2026-11-14"
+        ) from None
+    return first, last
 
 
-class _Encoded(NamedTuple):
-    """Texts in the terms of the reference, (n, …): positions in its distributions, and indicators."""
+def replay(config: Config, detector: Detector) -> list[dict[str, Any]]:
+    """What is noticed when traffic changes from one value of a column of `data` to another, and after how many texts.
 
-    positions: tuple[tuple[Floats, Floats], ...]  # of scores and lengths: fractions of the reference up to, and below
-    indicators: dict[str, Floats]  # of outcomes, domains and bits
-
-
-class Reference:
-    """A reference and the distribution of windows of `window` texts without drift.
-
-    A window without drift raises an alarm with probability `false_alarms`, over all signals together. Raises InputError
-    for fewer reference texts than a window.
+    `length` cuts each text to `SHORT_WORDS` words. A change has the median and the 90% quantile of the texts until the
+    first alarm over `SEEDS` replays of up to `MAX_WINDOWS` windows (null: not noticed in so many), and the error rates
+    in the new traffic.
     """
-
-    def __init__(self, traffic: Traffic, window: int, false_alarms: float, seed: int = 0) -> None:
-        if len(traffic) < window:
+    if not config.data:
+        raise ConfigError("monitoring.drift.simulate: expected data=, a labelled file or folder to replay")
+    texts, replays = list(texts_of(config.data, config.score)), []
+    for column in config.monitoring.drift.simulate:
+        pools = _pools(texts, column)
+        if len(pools) < 2:
             raise InputError(
-                f"monitoring.drift.window={window}: expected at most the {len(traffic)} texts of the reference: give a "
-                "smaller window, or more days of the log"
+                f"monitoring.drift.simulate={column}: expected a column of {config.data} with at least two values of "
+                f"{MIN_POOL} texts, or `length`; found {', '.join(pools) or 'none'}"
             )
-        self.traffic, self.window = traffic, window
-        self.signals = [name for name in SIGNALS if name != "words" or traffic.bits.shape[1]]
-        if len(set(traffic.domains.tolist())) < 2:
-            self.signals.remove("domains")
-        self._sorted = [
-            self._distribution(values) for values in (traffic.scores, traffic.num_tokens.astype(np.float64))
-        ]
-        self._names = {"abstentions": np.unique(traffic.outcomes), "domains": np.unique(traffic.domains)}
-        own = self._encode(traffic)
-        self._expected = {name: traffic.weights @ rows for name, rows in own.indicators.items()}
-        rng = np.random.default_rng(seed)
-        parts = [
-            self._statistics(own, rng.choice(len(traffic), (_CHUNK, window), p=traffic.weights))
-            for _ in range(RESAMPLES // _CHUNK)
-        ]
-        self._null = np.sort(np.concatenate(parts), axis=0)
-        smallest = np.sort(np.min(self._p_values(np.concatenate(parts)), axis=1))
-        at_most = np.searchsorted(smallest, smallest, side="right") / len(smallest)
-        error = 1.64 * np.sqrt(false_alarms * (1 - false_alarms) / RESAMPLES)  # the rate holds with a confidence of 95%
-        allowed = smallest[at_most <= false_alarms - error]
-        self.level = float(allowed[-1]) if allowed.size else 0.0
+        scored = {value: _scored(detector, pool) for value, pool in pools.items()}
+        before_values = ["as they are"] if column == "length" else list(pools)
+        for before in before_values:
+            window = min(config.monitoring.drift.window, len(scored[before][0]))
+            reference = Reference(scored[before][0], window, config.monitoring.drift.false_alarms)
+            for after, (traffic, rates) in scored.items():
+                noticed = [_noticed_after(reference, traffic, seed) for seed in range(SEEDS)]
+                replays.append({"column": column, "from": before, "to": after, **_summary(noticed), **rates})
+    return replays
 
-    def check(self, live: Traffic) -> Check:
-        """Compare a window of `window` texts."""
-        assert len(live) == self.window, f"{len(live)} texts in a window of {self.window}"
-        statistics = self._statistics(self._encode(live), np.arange(len(live))[None])
-        p_values = dict(zip(self.signals, self._p_values(statistics)[0].tolist(), strict=True))
-        alarms = [name for name, p in p_values.items() if p <= self.level]
-        return Check(p_values, alarms, [self._describe(name, live) for name in alarms])
 
-    def false_alarm_rate(self, windows: int, seed: int) -> float:
-        """The fraction of further windows of the reference that raise an alarm."""
-        rng, own = np.random.default_rng(seed), self._encode(self.traffic)
-        drawn = [rng.choice(len(self.traffic), (1, self.window), p=self.traffic.weights) for _ in range(windows)]
-        smallest = np.min(self._p_values(np.concatenate([self._statistics(own, one) for one in drawn])), axis=1)
-        return float(np.mean(smallest <= self.level))
+def _pools(texts: Sequence[Text], column: str) -> dict[str, list[Text]]:
+    """Texts by the value of a column, in a fixed random order."""
+    order = np.random.default_rng(0).permutation(len(texts)).tolist()
+    if column == "length":
+        whole = [texts[i] for i in order][:MAX_POOL]
+        cut = [text.__class__(text.row, text.id, _first_words(text.text), text.label, text.values) for text in whole]
+        return {"as they are": whole, f"first {SHORT_WORDS} words": cut}
+    pools: dict[str, list[Text]] = {}
+    for i in order:
+        pools.setdefault(texts[i].values.get(column) or "none", []).append(texts[i])
+    largest = sorted(pools, key=lambda value: -len(pools[value]))[:MAX_VALUES]
+    return {value: pools[value][:MAX_POOL] for value in largest if len(pools[value]) >= MIN_POOL}
 
-    def _distribution(self, values: Floats) -> tuple[Floats, Floats]:
-        order = np.argsort(values, kind="stable")
-        return values[order], np.concatenate([[0.0], np.cumsum(self.traffic.weights[order])])
 
-    def _encode(self, traffic: Traffic) -> _Encoded:
-        positions = []
-        values = (traffic.scores, traffic.num_tokens.astype(np.float64))
-        for own, (ordered, cumulated) in zip(values, self._sorted, strict=True):
-            up_to, below = (cumulated[np.searchsorted(ordered, own, side=side)] for side in ("right", "left"))
-            positions.append((up_to, below))
-        indicators = {"words": traffic.bits.astype(np.float64)}
-        for name, values_of in (("abstentions", traffic.outcomes), ("domains", traffic.domains)):
-            known = values_of[:, None] == self._names[name]
-            indicators[name] = np.column_stack([known, ~known.any(1)]).astype(np.float64)
-        return _Encoded(tuple(positions), indicators)
+def _first_words(text: str) -> str:
+    return " ".join(text.split()[:SHORT_WORDS])
 
-    def _statistics(self, texts: _Encoded, windows: NDArray[np.int64]) -> Floats:
-        """How much windows, given by the texts in each, differ from the reference, shape (windows, signals).
 
-        Kolmogorov and Smirnov's distance of scores and of lengths, the total variation of outcomes and of domains, and
-        the mean difference of the frequencies of the signs of the sketches.
-        """
-        n, values = windows.shape[1], {}
-        steps = np.arange(1, n + 1) / n
-        for name, (up_to, below) in zip(("scores", "lengths"), texts.positions, strict=True):
-            above = steps - np.sort(up_to[windows], axis=1)
-            beneath = np.sort(below[windows], axis=1) - (steps - 1 / n)
-            values[name] = np.maximum(above.max(1), beneath.max(1))
-        number = len(windows)
-        members = csr_array(
-            (np.full(windows.size, 1 / n), windows.ravel(), np.arange(number + 1) * n),
-            shape=(number, len(texts.positions[0][0])),
-        )
-        for name, rows in texts.indicators.items():
-            if name in self.signals:
-                differences = np.abs(members @ rows - self._expected[name])
-                values[name] = differences.mean(1) if name == "words" else differences.sum(1) / 2
-        return np.column_stack([values[name] for name in self.signals])
+def _scored(detector: Detector, texts: Sequence[Text]) -> tuple[Traffic, dict[str, float | None]]:
+    """The traffic of texts, and their error rates."""
+    target = detector.spec.default_target_fpr
+    documents = detector.read([text.text for text in texts])
+    scores = detector.score([document.input_ids for document in documents])
+    verdicts = [detector.verdict(d, s, None, target) for d, s in zip(documents, scores.tolist(), strict=True)]
+    rows = PredictionRows(b"replay")
+    scored = map(Scored, documents, scores.tolist(), verdicts)
+    is_ai = np.asarray([verdict.label == "ai" for verdict in verdicts])
+    labels = np.asarray([-1 if text.label is None else text.label for text in texts])
+    rates = {
+        name: float(is_ai[labels == label].mean()) if (labels == label).any() else None
+        for name, label in (("fpr", 0), ("tpr", 1))
+    }
+    return Traffic.of_rows([rows.row(one) for one in scored]), rates
 
-    def _p_values(self, statistics: Floats) -> Floats:
-        reached = [
-            len(null) - np.searchsorted(null, own - 1e-12, side="left")
-            for null, own in zip(self._null.T, statistics.T, strict=True)
-        ]
-        return (1 + np.column_stack(reached)) / (1 + len(self._null))
 
-    def _describe(self, signal: str, live: Traffic) -> str:
-        """What has changed, in words."""
-        if signal in ("scores", "lengths"):
-            ordered, cumulated = self._sorted[SIGNALS.index(signal)]
-            before = float(ordered[np.searchsorted(cumulated[1:], 0.5).clip(max=len(ordered) - 1)])
-            after = float(np.median(live.scores if signal == "scores" else live.num_tokens))
-            if signal == "scores":
-                moved = "up" if after > before else "down"
-                return (
-                    f"Scores moved {moved}: the median log-odds of AI are {after:.2f}, in the reference {before:.2f}."
-                )
-            ratio, kind = (after / before, "longer") if after > before else (before / max(after, 1), "shorter")
-            return f"Texts are {ratio:.1f} times {kind}: a median of {after:.0f} tokens, in the reference {before:.0f}."
-        if signal == "words":
-            return "The words differ from those of the reference: another topic, kind of writing or language."
-        values = live.outcomes if signal == "abstentions" else live.domains
-        usual = dict(zip(self._names[signal].tolist(), self._expected[signal].tolist(), strict=False))
-        now = {name: float(np.mean(values == name)) for name in [*usual, *values.tolist()]}
-        name = max(now, key=lambda name: abs(now[name] - usual.get(name, 0.0)))
-        what = f"have the outcome {name}" if signal == "abstentions" else f"are most like {name}"
-        return f"{100 * now[name]:.0f}% of the texts {what}, in the reference {100 * usual.get(name, 0.0):.0f}%."
+def _noticed_after(reference: Reference, traffic: Traffic, seed: int) -> int | None:
+    """Texts until the first alarm; None if there is none in `MAX_WINDOWS` windows."""
+    rng = np.random.default_rng(seed)
+    for number in range(1, MAX_WINDOWS + 1):
+        if reference.check(traffic[rng.integers(0, len(traffic), reference.window)]).is_alarm:
+            return number * reference.window
+    return None
+
+
+def _summary(noticed: Sequence[int | None]) -> dict[str, Any]:
+    found = sorted(number for number in noticed if number is not None)
+    ends = [*found, *[None] * (len(noticed) - len(found))]
+    return {
+        "noticed": len(found) / len(noticed),
+        "median": ends[(len(ends) - 1) // 2],
+        "quantile_90": ends[int(np.ceil(0.9 * len(ends))) - 1],
+    }
 
 
 class DriftWatch:

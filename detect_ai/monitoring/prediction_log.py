@@ -155,8 +155,7 @@ class PredictionLog:
 
     def __init__(self, storage: Storage, config: MonitoringConfig, record: Record) -> None:
         self.config, self.storage = config, storage
-        self._planes: Floats | None = None
-        self._secret = log_secret(storage)
+        self._rows = PredictionRows(log_secret(storage))
         self._random = secrets.SystemRandom()
         size = config.log_megabytes * 1_000_000
         self.predictions = RowLog(storage, "predictions", PREDICTIONS, config.log_days, size, record)
@@ -176,7 +175,10 @@ class PredictionLog:
         """Log the texts of a request. Returns at once."""
         now = datetime.now(UTC)
         ids = [{"time": now, "request_id": request_id, "index": i} for i in range(len(scored))]
-        self.predictions.append([id_ | self._row(one) for id_, one in zip(ids, scored, strict=True)])
+        fraction = self.config.audit_fraction
+        audits = [{"audit_fraction": fraction, "audited": self._random.random() < fraction} for _ in scored]
+        rows = map(self._rows.row, scored)
+        self.predictions.append([id_ | row | audit for id_, row, audit in zip(ids, rows, audits, strict=True)])
         if self.texts:
             texts = [one.document.text.encode(errors="replace").decode() for one in scored]  # lone surrogates
             self.texts.append([id_ | {"text": text} for id_, text in zip(ids, texts, strict=True)])
@@ -188,9 +190,18 @@ class PredictionLog:
                 return row
         return find(self.storage, request_id, index)
 
-    def _row(self, scored: Scored) -> dict[str, Any]:
+
+class PredictionRows:
+    """Columns of `PREDICTIONS` that are features of a text or parts of its verdict."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._planes: Floats | None = None
+
+    def row(self, scored: Scored) -> dict[str, Any]:
+        """Those of one text."""
         document, score, verdict = scored
-        fractions, fraction = document.content.fractions, self.config.audit_fraction
+        fractions = document.content.fractions
         return {
             "model_version": verdict.model_version,
             "label": verdict.label.value,
@@ -203,8 +214,6 @@ class PredictionLog:
             "nearest_domain": verdict.nearest_domain,
             "tampering": sum(verdict.tampering.values()),
             "sketch": self._sketch(document.style),
-            "audit_fraction": fraction,
-            "audited": self._random.random() < fraction,
         }
 
     def _sketch(self, style: Floats) -> int | None:

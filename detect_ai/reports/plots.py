@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
 
 MAX_BARS = 40
 MIN_TEXTS = 20  # of a class in a slice, to plot its rate
@@ -130,3 +131,32 @@ def fpr_by_slice(rows: Sequence[Mapping[str, Any]], metric: str, target: float) 
         axes.set_xlabel("false positive rate")
 
     return svg(0.7 + 0.21 * len(shown), draw)
+
+
+def two_distributions(reference: ArrayLike, live: ArrayLike, label: str) -> str:
+    """Cumulative distributions of a value in the reference and in live texts."""
+
+    def draw(axes: Axes) -> None:
+        for values, name, colour in ((reference, "reference", GREY), (live, "last window", AI)):
+            axes.ecdf(values, label=name, color=colour)
+        axes.set(xlabel=label, ylabel="fraction of the texts")
+        axes.set_yticks(*_PERCENTS)
+        axes.legend(loc="lower right")
+
+    return svg(3, draw)
+
+
+def p_values(windows: Sequence[Mapping[str, float]], level: float) -> str:
+    """p-values of each signal by window, on a logarithmic axis, and the level of an alarm."""
+
+    def draw(axes: Axes) -> None:
+        for signal in windows[0]:
+            axes.plot(range(1, len(windows) + 1), [window[signal] for window in windows], marker=".", label=signal)
+        axes.axhline(level, color=WARN, linestyle="--", linewidth=1, label="alarm")
+        axes.set_yscale("log")
+        axes.set(xlabel="window", ylabel="p-value")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+    return svg(3, draw)

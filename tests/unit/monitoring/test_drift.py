@@ -1,135 +1,114 @@
 from __future__ import annotations
 
 import json
+import random
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import beta, kstest
 
-from detect_ai.core.config import DriftConfig
-from detect_ai.core.errors import InputError
+from detect_ai.core.config import Config, DriftConfig
+from detect_ai.core.errors import ConfigError, InputError
 from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import read_spec
-from detect_ai.monitoring.drift import DECIDED, SIGNALS, DriftWatch, Reference, Traffic
-from detect_ai.monitoring.prediction_log import SKETCH_BITS
+from detect_ai.detector.registry import Registry
+from detect_ai.monitoring import drift as module
+from detect_ai.monitoring.drift import DriftWatch, drift
+from detect_ai.monitoring.prediction_log import PREDICTIONS, RowLog
+from tests.fixtures import tiny_models
 
-WINDOW = 100
-KINDS = ("essays", "news", "abstracts")
-
-
-def traffic(n: int = 3000, seed: int = 0, **changes: Any) -> Traffic:
-    """Made-up texts of three kinds, weighted unevenly; a change replaces an attribute."""
-    rng = np.random.default_rng(seed)
-    kinds = rng.integers(0, 3, n)
-    bits = rng.random((n, SKETCH_BITS)) < 0.3 + 0.2 * kinds[:, None]
-    weights = 1.0 + kinds
-    known: dict[str, Any] = {
-        "scores": rng.normal(kinds, 1.0),
-        "num_tokens": rng.integers(50, 600, n),
-        "outcomes": np.where(rng.random(n) < 0.2, "between_thresholds", DECIDED),
-        "domains": np.asarray(KINDS)[kinds],
-        "bits": bits.astype(np.uint8),
-        "weights": weights / weights.sum(),
-    }
-    return Traffic(**known | changes)
+WINDOW = 40
 
 
-def window_of(whole: Traffic, seed: int = 1) -> Traffic:
-    drawn = np.random.default_rng(seed).choice(len(whole), WINDOW, p=whole.weights)
-    return Traffic(**{name: values[drawn] for name, values in vars(whole).items()})
+@pytest.fixture
+def storage(tmp_path: Path, tiny_bundle: Path) -> Storage:
+    """With the tiny bundle as champion."""
+    storage = Storage(str(tmp_path))
+    registry = Registry(storage)
+    registry.set_champion(registry.add(tiny_bundle))
+    return storage
 
 
-@pytest.fixture(scope="module")
-def reference() -> Reference:
-    return Reference(traffic(), WINDOW, 0.01)
+def config(storage: Storage, **changes: Any) -> Config:
+    own = Config()
+    own.storage.root = storage.root
+    own.monitoring.drift = DriftConfig(window=WINDOW, **changes)
+    return own
 
 
-@pytest.mark.parametrize("false_alarms", [0.01, 0.05])
-def test_false_alarms_over_all_signals_are_as_configured(false_alarms: float) -> None:
-    windows = 5000
-    rate = Reference(traffic(), WINDOW, false_alarms).false_alarm_rate(windows, seed=7)
-    found = round(rate * windows)
-    assert beta.ppf(0.95, found + 1, windows - found) <= 1.5 * false_alarms
-    assert rate >= 0.6 * false_alarms
+def log_texts(storage: Storage, version: str, windows: int, num_tokens: int = 64, shift: float = 0.0) -> None:
+    """Texts like those of the tiny bundle's calibration, or longer or with other scores."""
+    log = RowLog(storage, "predictions", PREDICTIONS, 99, 10**9, lambda *_, **__: None)
+    rng, now = np.random.default_rng(0), datetime.now(UTC)
+    for i in range(windows * WINDOW):
+        row = {"time": now + timedelta(milliseconds=i), "request_id": str(i), "index": 0, "model_version": version}
+        score = rng.normal(0, 0.1) + 0.1 * (i % 2) - 0.05 + shift
+        log.append([{**row, "score": score, "num_tokens": num_tokens, "reasons": ["between_thresholds"]}])
+    log.flush()
 
 
-CHANGES = {
-    "scores": lambda w: {"scores": w.scores + 1.5},
-    "lengths": lambda w: {"num_tokens": w.num_tokens // 3},
-    "abstentions": lambda w: {"outcomes": np.full(len(w), "unlike_calibration")},
-    "domains": lambda w: {"domains": np.full(len(w), "mail")},
-    "words": lambda w: {"bits": 1 - w.bits},
-}
+def test_the_log_is_compared_window_by_window(storage: Storage) -> None:
+    version = Registry(storage).require_champion()
+    log_texts(storage, version, windows=2, shift=5.0)
+    result = drift(config(storage), storage)
+    assert (result["num_windows"], result["num_alarms"]) == (2, 2)
+    assert "scores" in result["alarms"]
+    page = storage.read_bytes(result["report"]).decode()
+    assert result["sentences"][0] in page
+    assert "data:image/svg+xml" in page
 
 
-@pytest.mark.parametrize("signal", SIGNALS)
-def test_each_signal_notices_its_change_and_no_other(reference: Reference, signal: str) -> None:
-    window = window_of(traffic())
-    assert not reference.check(window).is_alarm
-    changed = Traffic(**vars(window) | CHANGES[signal](window))
-    check = reference.check(changed)
-    assert check.alarms == [signal]
-    assert len(check.sentences) == 1
+def test_days_of_the_log_may_be_the_reference(storage: Storage) -> None:
+    version, today = Registry(storage).require_champion(), datetime.now(UTC).date()
+    log_texts(storage, version, windows=2, shift=5.0)
+    with pytest.raises(ConfigError, match="0 texts"):  # all of them are the reference
+        drift(config(storage, reference=f"{today}/{today}"), storage)
+    with pytest.raises(InputError, match="0 texts of the reference"):
+        drift(config(storage, reference="2020-01-01/2020-01-02"), storage)
+    with pytest.raises(ConfigError, match="2026-11-01/2026-11-14"):
+        drift(config(storage, reference="yesterday"), storage)
 
 
-def test_sentences_name_the_numbers(reference: Reference) -> None:
-    window = window_of(traffic())
-    shorter = reference.check(Traffic(**vars(window) | {"num_tokens": np.full(WINDOW, 60)})).sentences[0]
-    assert "shorter" in shorter
-    assert "60 tokens" in shorter
-    unlike = reference.check(Traffic(**vars(window) | CHANGES["abstentions"](window))).sentences[0]
-    assert "100%" in unlike
-    assert "unlike_calibration" in unlike
+def test_texts_of_other_versions_are_left_out(storage: Storage) -> None:
+    log_texts(storage, "other", windows=2)
+    with pytest.raises(ConfigError, match="0 texts"):
+        drift(config(storage), storage)
 
 
-def test_the_distance_is_that_of_kolmogorov_and_smirnov() -> None:
-    whole = traffic(weights=np.full(3000, 1 / 3000))
-    reference = Reference(whole, WINDOW, 0.01)
-    window = window_of(whole)
-    statistics = reference._statistics(reference._encode(window), np.arange(WINDOW)[None])[0]
-    ordered = np.sort(whole.scores)
-    expected = kstest(window.scores, lambda x: np.searchsorted(ordered, x, side="right") / len(ordered))
-    # At a value of the reference its distribution jumps by 1 / 3000, which scipy's continuous one does not know.
-    assert statistics[0] == pytest.approx(expected.statistic, abs=1 / 3000 + 1e-9)
-
-
-def test_without_styles_and_domains_three_signals_remain() -> None:
-    plain = traffic(bits=np.empty((3000, 0), np.uint8), domains=np.full(3000, ""))
-    check = Reference(plain, WINDOW, 0.01).check(window_of(plain))
-    assert list(check.p_values) == ["scores", "lengths", "abstentions"]
-
-
-def test_a_reference_smaller_than_a_window_is_refused() -> None:
-    with pytest.raises(InputError, match=r"monitoring\.drift\.window=100: .* 50"):
-        Reference(traffic(50), WINDOW, 0.01)
-
-
-def test_rows_of_the_log_become_traffic() -> None:
+def write_texts(path: Path) -> str:
+    rng = random.Random(0)
     rows = [
-        {
-            "score": 1.0,
-            "num_tokens": 5,
-            "reasons": ["too_short", "other_script"],
-            "nearest_domain": "news",
-            "sketch": 1,
-        },
-        {"score": 2.0, "num_tokens": 6, "reasons": [], "nearest_domain": None, "sketch": 2**63},
+        {"text": tiny_models.text(kind, rng, 100), "label": label, "domain": kind}
+        for label, kind in enumerate(("human", "ai"))
+        for _ in range(60)
     ]
-    found = Traffic.of_rows(rows)
-    assert found.outcomes.tolist() == ["too_short", DECIDED]
-    assert found.domains.tolist() == ["news", ""]
-    assert found.bits[:, [0, -1]].tolist() == [[0, 1], [1, 0]]
-    assert Traffic.of_rows([{**rows[0], "sketch": None}]).bits.shape == (1, 0)
+    return str(tiny_models.write_jsonl(path / "texts.jsonl", rows))
 
 
-def test_calibration_texts_weigh_by_domain_and_class(tiny_bundle: Path) -> None:
-    spec = read_spec(tiny_bundle)
-    found = Traffic.of_calibration(spec, b"secret")
-    assert len(found) == spec.calibration.num_human + spec.calibration.num_ai
-    assert found.weights.sum() == pytest.approx(1)
-    assert set(found.outcomes) <= {DECIDED, "too_short", "between_thresholds", "unlike_calibration"}
+def test_a_replay_tells_what_is_noticed(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEEDS", 4)
+    own = config(storage, simulate=["domain", "length"])
+    own.data = write_texts(tmp_path)
+    rows = {(row["from"], row["to"]): row for row in drift(own, storage)["replays"]}
+    assert len(rows) == 6
+    changed, same = rows["human", "ai"], rows["human", "human"]
+    assert changed["noticed"] == 1
+    assert changed["quantile_90"] <= 5 * WINDOW
+    assert (same["fpr"] is None, same["tpr"] is None) == (False, True)
+    assert rows["as they are", f"first {module.SHORT_WORDS} words"]["quantile_90"] == WINDOW
+
+
+def test_a_replay_needs_two_values(storage: Storage, tmp_path: Path) -> None:
+    own = config(storage, simulate=["generator"])
+    own.data = write_texts(tmp_path)
+    with pytest.raises(InputError, match="simulate=generator"):
+        drift(own, storage)
+
+
+def test_quantiles_count_replays_without_an_alarm() -> None:
+    assert module._summary([100, None, 200, None]) == {"noticed": 0.5, "median": 200, "quantile_90": None}
 
 
 def test_the_service_reports_drift(tiny_bundle: Path, tmp_path: Path) -> None:
