@@ -328,6 +328,20 @@ class MonitoringConfig(Section):
         return self
 
 
+class RetrainConfig(Section):
+    """New training texts from operation."""
+
+    humans: str = ""  # a file or folder of human texts, from which those with the highest scores are taken
+    hard_negatives: Count = 1000  # how many
+    audited: bool = False  # also texts of the audit that are labelled, if the service kept them
+    domain: Text = "operation"  # of texts without one
+    generator: Literal["none", "endpoint", "local"] = "none"  # of an AI text for each hard negative
+    model: str = ""  # name at the endpoint, or folder of a local model
+    url: str = ""  # of an OpenAI-compatible endpoint; DETECT_AI_GENERATOR_KEY in the environment is its key
+    requests_per_minute: Positive = 60
+    max_words: Count = 1_000_000  # generated in a run
+
+
 class TrackingConfig(Section):
     """Weights & Biases."""
 
@@ -356,6 +370,7 @@ class Config(Section):
     export: ExportConfig = ExportConfig()
     serve: ServeConfig = ServeConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
+    retrain: RetrainConfig = RetrainConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
