@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import ray
 
-from detect_ai.core import audit_log
 from detect_ai.calibration.domains import calibrate_population
+from detect_ai.core import audit_log
 from detect_ai.core.config import Config, ServeConfig
 from detect_ai.core.errors import ConfigError, ConflictError, InputError, RegistryError, ResourceError
 from detect_ai.core.pointer import Pointer

@@ -1,0 +1,137 @@
+"""The prediction log, feedback and drift of a real service."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+from detect_ai.core.storage import Storage
+from detect_ai.detector.registry import Registry
+from detect_ai.monitoring.prediction_log import FLUSH_S, read
+from serve_app.auth.api_keys import KeyStore, Scope, create_key
+from tests.e2e.conftest import CHECKOUT, foreground
+from tests.fixtures import tiny_models
+
+MAX_LOST_S = 5
+GRAM = 20  # characters
+
+
+class Service(NamedTuple):
+    client: httpx.Client
+    storage: Storage
+    token: str
+
+    def detect(self, *texts: str) -> str:
+        response = self.client.post("/v1/detect", json={"texts": list(texts)})
+        response.raise_for_status()
+        return str(response.json()["request_id"])
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iterator[Service]:
+    """A service of its own that logs predictions and draws every text for the audit."""
+    folder = tmp_path_factory.mktemp("monitored")
+    storage = Storage(str(folder / "store"))
+    registry = Registry(storage)
+    registry.set_champion(registry.add(tiny_bundle))
+    token, key = create_key("all", [Scope.DETECT, Scope.FEEDBACK, Scope.ADMIN])
+    KeyStore(storage).put(key)
+    overrides = ("monitoring.log=true", "monitoring.audit_fraction=1", "monitoring.drift.window=40")
+    with foreground(storage, folder / "log", *overrides) as (_, url):
+        headers = {"Authorization": f"Bearer {token}"}
+        with httpx.Client(base_url=url, timeout=60, headers=headers) as client:
+            yield Service(client, storage, token)
+
+
+def texts(number: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    return [tiny_models.text("human", rng, 60) for _ in range(number)]
+
+
+def wait_for(holds: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_predictions_and_labels_are_kept_without_texts(service: Service) -> None:
+    sent = texts(5)
+    id_ = service.detect(*sent)
+    wait_for(lambda: read(service.storage).num_rows >= 5, 2 * FLUSH_S + 3)
+    assert set(read(service.storage)["request_id"].to_pylist()) == {id_}
+    answer = service.client.post("/v1/feedback", json={"request_id": id_, "index": 4, "label": "human"})
+    assert answer.json() == {"request_id": id_, "audited": True, "conflict": False}
+    stored = b"".join(
+        path.read_bytes() for path in Path(service.storage.path("monitoring")).rglob("*") if path.is_file()
+    )
+    values = str(read(service.storage).to_pylist()).encode()
+    for text in sent:
+        for start in range(0, len(text) - GRAM, GRAM // 2):
+            gram = text[start : start + GRAM].encode()
+            assert gram not in stored
+            assert gram not in values
+    assert service.token.encode() not in stored
+
+
+def test_drift_is_reported(service: Service) -> None:
+    service.detect(*texts(60))
+    wait_for(lambda: bool(service.storage.list("monitoring/drift")), 60)
+
+
+def test_reports_run_as_jobs(service: Service, tmp_path: Path) -> None:
+    environment = {**os.environ, "DETECT_AI_STORAGE_ROOT": service.storage.root}
+    for job in (["feedback"], ["drift", "monitoring.drift.window=40"]):
+        command = [sys.executable, str(CHECKOUT / f"jobs/{job[0]}.py"), *job[1:]]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_replica_loses_seconds_at_most(service: Service) -> None:
+    sent: list[float] = []
+    before = read(service.storage).num_rows
+    started = time.monotonic()
+    while time.monotonic() - started < 8:
+        service.detect(*texts(1))
+        sent.append(time.monotonic())
+    killed = time.monotonic()
+    os.kill(service.client.get("/v1/admin/status").json()["pid"], signal.SIGKILL)
+    kept = read(service.storage).num_rows - before  # raises for a file that cannot be read
+    assert kept >= sum(at < killed - MAX_LOST_S for at in sent) > 0
+    wait_for(lambda: service.client.get("/readyz").status_code == 200, 120)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_full_disk_fails_no_request(tmp_path: Path, tiny_bundle: Path) -> None:
+    storage = Storage(str(tmp_path / "store"))
+    registry = Registry(storage)
+    registry.set_champion(registry.add(tiny_bundle))
+    folder = Path(storage.path("monitoring/predictions"))
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=True)
+    try:
+        (folder / "ballast").write_bytes(b"x" * (shutil.disk_usage(folder).free - 4096))
+        with (
+            foreground(storage, tmp_path / "log", "monitoring.log=true") as (_, url),
+            httpx.Client(base_url=url) as client,
+        ):
+            answers = [
+                client.post("/v1/detect", json={"texts": texts(256)}, timeout=60).status_code for _ in range(120)
+            ]
+        assert set(answers) == {200}
+        assert "not written" in (tmp_path / "log").read_text()
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
