@@ -110,14 +110,18 @@ def build_parser() -> argparse.ArgumentParser:
     description = (
         "Hash all versions again and check the champion with its history. Prints a line per problem and a JSON summary."
     )
+    description = "Delete what the prediction log holds of a request: its rows, its texts and the labels given to it."
+    erase = add("erase", parents=[root], help="delete a request from the prediction log", description=description)
+    erase.add_argument("request_id", metavar="REQUEST_ID", help="that of the response with the verdict")
+    erase.add_argument("--feedback-url", default="", metavar="URL", help="monitoring.feedback_url of the service")
     registry.add_parser("verify", parents=[root], help="find damaged versions and records", description=description)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the selected command. Returns the exit code. Raises DetectAIError."""
-    if arguments.command in ("audit", "registry"):
-        return inspect_root(arguments)
+    if arguments.command in ("audit", "registry", "erase"):
+        return manage_root(arguments)
     is_check = arguments.command == "check"
     if arguments.bundle is not None and is_check:
         return check_files(bundle_predictor(arguments), arguments)
@@ -138,20 +142,29 @@ def run(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def inspect_root(arguments: argparse.Namespace) -> int:
-    """Print the audit log of a storage root, or verify its registry."""
+def manage_root(arguments: argparse.Namespace) -> int:
+    """Print the audit log of a storage root, verify its registry, or erase a request from its prediction log."""
     from detect_ai.core import audit_log
     from detect_ai.core.storage import Storage
 
     if not arguments.root:
         raise InputError("no storage root: give --root ROOT, or set DETECT_AI_STORAGE_ROOT")
     storage = Storage(arguments.root)
-    folder = audit_log.FOLDER if arguments.command == "audit" else "registry"
+    folder = {"audit": audit_log.FOLDER, "registry": "registry", "erase": "monitoring"}[arguments.command]
     if not storage.list(folder):
         raise InputError(f"{storage.root}: there is no folder {folder}/ in it: expected the storage root of the jobs")
     if arguments.command == "audit":
         for event in audit_log.events(storage):
             print_line(json.dumps(event))
+        return OK
+    if arguments.command == "erase":
+        from detect_ai.core.config import MonitoringConfig
+        from detect_ai.monitoring import prediction_log
+        from detect_ai.monitoring.feedback import Feedback
+
+        feedback = Feedback(storage, MonitoringConfig(feedback_url=arguments.feedback_url))
+        rows = prediction_log.erase(storage, arguments.request_id)
+        print_line(json.dumps({"rows": rows, "labels": feedback.erase(arguments.request_id)}))
         return OK
     from detect_ai.detector.registry import Registry
 

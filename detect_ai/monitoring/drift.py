@@ -207,7 +207,6 @@ class DriftWatch:
             traffic = Traffic.of_calibration(self.spec, log_secret(self.storage))
             self._reference = Reference(traffic, self.config.window, self.config.false_alarms)
         check = self._reference.check(Traffic.of_rows(rows))
-        self.record("drift_windows")
         for signal, p_value in check.p_values.items():
             self.record("drift_p_value", p_value, signal=signal)
             self.record("drift_alarm", float(signal in check.alarms), signal=signal)

@@ -57,6 +57,7 @@ class Feedback:
     """The votes in a database. Raises ConfigError when it cannot be opened."""
 
     def __init__(self, storage: Storage, config: MonitoringConfig) -> None:
+        self.config = config
         url = config.feedback_url
         if not url:
             if not storage.is_local:
@@ -92,9 +93,9 @@ class Feedback:
         with self._engine.begin() as connection:
             return int(connection.execute(sql.delete(VOTES).where(VOTES.c.request_id == request_id)).rowcount)
 
-    def votes(self, days: int) -> pd.DataFrame:
-        """The last vote of each key on each text in so many days, oldest first, columns as the table."""
-        since = datetime.now(UTC) - timedelta(days)
+    def votes(self) -> pd.DataFrame:
+        """The last vote of each key on each text in `monitoring.log_days`, oldest first, columns as the table."""
+        since = datetime.now(UTC) - timedelta(self.config.log_days)
         with self._engine.connect() as connection:
             frame = pd.read_sql(sql.select(VOTES).where(VOTES.c.time >= since).order_by(VOTES.c.id), connection)
         return frame.drop_duplicates(["request_id", "index", "key"], keep="last").reset_index(drop=True)
@@ -108,7 +109,7 @@ def report(config: Config, storage: Storage) -> dict[str, Any]:
     drawn = prediction_log.read(storage, columns=["time", "request_id", "index", "audited"])
     if not drawn.num_rows:
         raise ConfigError(f"no predictions under {storage.root}: serve with monitoring.log=true")
-    texts = by_text(Feedback(storage, config.monitoring).votes(config.monitoring.log_days))
+    texts = by_text(Feedback(storage, config.monitoring).votes())
     labelled = set(zip(texts["request_id"], texts["index"], strict=True))
     audited = drawn.filter(drawn["audited"]).to_pylist()
     waiting = [row for row in audited if (row["request_id"], row["index"]) not in labelled]

@@ -90,6 +90,7 @@ class RowLog:
         self._writer, self._number, self._day = uuid.uuid4().hex[:12], 0, ""
         self._current = schema.empty_table()  # content of the current file
         self._pending: list[dict[str, Any]] = []
+        self._num_dropped = 0
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"{name}-log", daemon=True)
 
@@ -106,10 +107,8 @@ class RowLog:
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Add rows, to be written within `FLUSH_S`."""
         with self._lock:
-            free = MAX_WAITING_ROWS - len(self._pending)
-            self._pending += rows[:free]
-        if len(rows) > free:
-            self.record("log_dropped", len(rows) - free, log=self.name)
+            self._pending += rows
+            self._drop()
 
     def flush(self) -> None:
         """Write the rows that wait. Where storage fails they stay, up to `MAX_WAITING_ROWS`."""
@@ -131,22 +130,26 @@ class RowLog:
             if self.observe:
                 self.observe(rows)
         except OSError as error:  # a full disk, a lost network: its message has no text
-            self.record("log_failed", log=self.name)
             logger.error("%s log: not written, will be tried again: %s", self.name, error)
             with self._lock:
-                kept = [*rows, *self._pending]
-                self._pending = kept[:MAX_WAITING_ROWS]
-            if len(kept) > MAX_WAITING_ROWS:
-                self.record("log_dropped", len(kept) - MAX_WAITING_ROWS, log=self.name)
+                self._pending = [*rows, *self._pending]
+                self._drop()
 
     def waiting(self) -> list[dict[str, Any]]:
         """Rows that are not written yet."""
         with self._lock:
             return list(self._pending)
 
+    def _drop(self) -> None:
+        """Keep the oldest rows that may wait."""
+        self._num_dropped += max(0, len(self._pending) - MAX_WAITING_ROWS)
+        del self._pending[MAX_WAITING_ROWS:]
+
     def _run(self) -> None:
         while not self._stop.wait(FLUSH_S):
             self.flush()
+            self.record("log_waiting", len(self._pending), log=self.name)
+            self.record("log_dropped", self._num_dropped, log=self.name)
         self.flush()
 
 

@@ -204,7 +204,7 @@ def audited(config: Config, storage: Storage) -> list[dict[str, Any]]:
     texts = prediction_log.read(storage, "texts", ("request_id", "index", "text")).to_pandas()
     if texts.empty:
         raise InputError("retrain.audited=true: the service kept no texts; serve with monitoring.text_days above 0")
-    labels = by_text(Feedback(storage, config.monitoring).votes(config.monitoring.log_days))
+    labels = by_text(Feedback(storage, config.monitoring).votes())
     labels = labels[labels["audited"] & labels["human"].isin([0, 1])]
     joined = pd.merge(labels, texts, on=["request_id", "index"])
     found = [(text, int(human == 0)) for text, human in zip(joined["text"], joined["human"], strict=True)]

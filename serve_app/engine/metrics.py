@@ -47,6 +47,11 @@ METRICS = {
     "batch_seconds": Metric("histogram", VERSION, "Seconds of a batch in the model"),
     "waiting_tokens": Metric("gauge", VERSION, "Tokens that wait for the model"),
     "loaded": Metric("gauge", ("role", *VERSION), "1 for each version that a replica has loaded: `main` or `canary`"),
+    "log_waiting": Metric("gauge", ("log",), "Rows of the prediction log that are not written yet"),
+    "log_dropped": Metric("gauge", ("log",), "Rows that a replica has dropped because storage failed"),
+    "drift_p_value": Metric("gauge", ("signal",), "How often a window of texts without drift differs as much"),
+    "drift_alarm": Metric("gauge", ("signal",), "1 if the last window of a replica has changed"),
+    "accusation_budget_spent": Metric("gauge", (), "Evidence that more humans are accused than the target; 1: proven"),
     "keys_age_seconds": Metric("gauge", (), "Seconds since API keys were read; 0 without keys"),
 }
 

@@ -48,6 +48,7 @@ def config(encoder: Path, store: Storage) -> Config:
     config.serve.port = free_port()
     config.serve.max_replicas = 1
     config.serve.batch_tokens, config.serve.max_wait_s = BATCH_TOKENS, 600
+    config.monitoring.log, config.monitoring.drift.window = True, 10
     return config
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -16,15 +17,18 @@ from detect_ai import client
 from detect_ai.calibration.domains import calibrate, whole_documents
 from detect_ai.cli import WARNING, explanation, main, out_of_100, percent
 from detect_ai.core import audit_log
-from detect_ai.core.config import CalibrationConfig
+from detect_ai.core.config import CalibrationConfig, MonitoringConfig
 from detect_ai.core.ray_runtime import free_port
 from detect_ai.core.storage import Storage
 from detect_ai.detector import bundle
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
+from detect_ai.monitoring.feedback import Feedback
+from detect_ai.monitoring.prediction_log import PREDICTIONS, RowLog, read
 from detect_ai.schemas import Label, ModelInfo, Verdict
 from tests.fixtures import tiny_models
 from tests.fixtures.fake_service import RESPONSE, Reply, problem, service, serving, verdict
+from tests.unit.monitoring.test_feedback import prediction
 
 TEXTS = [tiny_models.text(("human", "ai")[seed % 2], random.Random(seed), 60) for seed in range(20)]
 SENTENCE = "The old bridge went near the market."
@@ -363,12 +367,23 @@ def test_registry_verify_prints_problems_and_a_summary(root, capsys, monkeypatch
     assert all(champion in problem for problem in problems)
 
 
-@pytest.mark.parametrize("command", [["audit"], ["registry", "verify"]])
+@pytest.mark.parametrize("command", [["audit"], ["registry", "verify"], ["erase", "r1"]])
 def test_a_root_without_the_folder_is_bad_usage(command, tmp_path, capsys):
     assert main(command) == 2
     assert "DETECT_AI_STORAGE_ROOT" in capsys.readouterr().err
     assert main([*command, "--root", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_erase_deletes_a_request_from_the_log(root, capsys):
+    log = RowLog(Storage(root), "predictions", PREDICTIONS, 1, 10**9, lambda *_, **__: None)
+    rows = [prediction(name, time=datetime.now(UTC), reasons=[]) for name in ("r1", "r2")]
+    log.append(rows)
+    log.flush()
+    Feedback(Storage(root), MonitoringConfig()).vote(rows[0], "k1", Label.HUMAN)
+    assert main(["erase", "r1", "--root", root]) == 0
+    assert json.loads(capsys.readouterr().out) == {"rows": 1, "labels": 1}
+    assert read(Storage(root))["request_id"].to_pylist() == ["r2"]
 
 
 def test_registry_needs_a_command(capsys):

@@ -59,7 +59,8 @@ def test_promtool_accepts(command: str) -> None:
 def test_alerts_on_verdicts_are_inhibited_without_traffic() -> None:
     inhibitions = load("alertmanager.yml")["inhibit_rules"]
     assert {"source_matchers": ['alertname="DetectAINoTraffic"'], "target_matchers": ['needs="traffic"']} in inhibitions
-    of_verdicts = {name for name, alert in ALERTS.items() if "ray_detect_ai_texts" in alert["expr"]}
+    of_texts = re.compile("ray_detect_ai_(texts|drift)")
+    of_verdicts = {name for name, alert in ALERTS.items() if of_texts.search(alert["expr"])}
     assert of_verdicts - {"DetectAINoTraffic"} == {
         name for name, alert in ALERTS.items() if alert["labels"].get("needs") == "traffic"
     }

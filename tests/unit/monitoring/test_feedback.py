@@ -44,27 +44,27 @@ def texts(humans: int, accused: int, found: int = 0, missed: int = 0, fraction: 
 def test_a_key_has_one_vote_and_changes_it(votes: Feedback) -> None:
     votes.vote(prediction(), "k1", AI)
     assert not votes.vote(prediction(), "k1", HUMAN)
-    assert votes.votes(1)[["key", "label"]].to_numpy().tolist() == [["k1", "human"]]
+    assert votes.votes()[["key", "label"]].to_numpy().tolist() == [["k1", "human"]]
 
 
 def test_keys_that_disagree_are_a_conflict(votes: Feedback) -> None:
     assert not votes.vote(prediction(), "k1", AI)
     assert votes.vote(prediction(), "k2", HUMAN)
-    assert len(votes.votes(1)) == 2
-    assert by_text(votes.votes(1))["human"].tolist() == [0.5]
+    assert len(votes.votes()) == 2
+    assert by_text(votes.votes())["human"].tolist() == [0.5]
 
 
 def test_votes_are_of_one_text_of_a_request(votes: Feedback) -> None:
     votes.vote(prediction(), "k1", AI)
     assert not votes.vote(prediction(index=1), "k2", HUMAN)
-    assert len(by_text(votes.votes(1))) == 2
+    assert len(by_text(votes.votes())) == 2
 
 
 def test_erased_requests_have_no_votes(votes: Feedback) -> None:
     votes.vote(prediction("r1"), "k1", AI)
     votes.vote(prediction("r2"), "k1", AI)
     assert votes.erase("r1") == 1
-    assert votes.votes(1)["request_id"].tolist() == ["r2"]
+    assert votes.votes()["request_id"].tolist() == ["r2"]
 
 
 def test_a_database_url_may_be_given(storage: Storage, tmp_path: Path) -> None:

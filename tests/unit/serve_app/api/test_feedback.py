@@ -101,7 +101,7 @@ def test_labels_are_recorded_by_key(service: Service) -> None:
 
     id_, response = service.ask(scenario)
     assert (response.status_code, response.json()) == (200, {"request_id": id_, "audited": True, "conflict": False})
-    (vote,) = service.feedback.votes(1).to_dict("records")
+    (vote,) = service.feedback.votes().to_dict("records")
     assert (vote["request_id"], vote["index"], vote["label"]) == (id_, 1, "human")
     assert vote["key"] in service.ring.keys
 
@@ -126,7 +126,7 @@ def test_bad_reports_are_refused(service: Service, name: str, body: dict[str, An
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert TEXT not in response.text
-    assert service.feedback.votes(1).empty
+    assert service.feedback.votes().empty
 
 
 def test_feedback_needs_a_log(service: Service) -> None:
