@@ -231,7 +231,7 @@ def start_serve(config: ServeConfig) -> bool:
             )
         return False
     require_free_port(config.host, config.port)
-    tracing = TracingConfig(enabled=bool(config.tracing), exporter_import_path=config.tracing)
+    tracing = TracingConfig(enabled=True, exporter_import_path=config.tracing) if config.tracing else None
     serve.start(
         proxy_location="HeadOnly" if config.is_local else "EveryNode",
         # The wait for a replica comes on top of the time that a replica allows itself.

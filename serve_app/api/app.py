@@ -88,8 +88,9 @@ def create_app(versions: Versions, access: AccessControl, feedback: Feedback | N
     """The ASGI application of one replica; labels are accepted where there is a database for them."""
     main, config = versions.main, versions.main.config
 
-    async def report_keys_age() -> None:
+    async def report() -> None:
         while True:
+            versions.report()
             main.record("keys_age_seconds", access.keys_age_s)
             await asyncio.sleep(REFRESH_S)
 
@@ -98,7 +99,7 @@ def create_app(versions: Versions, access: AccessControl, feedback: Feedback | N
         versions.start()
         if main.log:
             main.log.start()
-        tasks = [asyncio.create_task(access.refresh(REFRESH_S)), asyncio.create_task(report_keys_age())]
+        tasks = [asyncio.create_task(access.refresh(REFRESH_S)), asyncio.create_task(report())]
         yield
         for task in tasks:
             task.cancel()
@@ -116,6 +117,8 @@ def create_app(versions: Versions, access: AccessControl, feedback: Feedback | N
         lifespan=lifespan,
         responses=PROBLEMS,
         exception_handlers={HTTPException: http_problem, RequestValidationError: validation_problem},
+        # FastAPI's own spans and logs have query strings and the messages of errors, which may contain text.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs characters of the body
     app.add_middleware(Guard, access=access, record=main.record, config=config, model_version=main.detector.version)

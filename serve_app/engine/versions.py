@@ -50,8 +50,13 @@ class Versions:
         """Start the batchers, on the running event loop."""
         for engine in self.engines:
             engine.batcher.start()
-            role = "main" if engine is self.main else "canary"
-            engine.record("loaded", 1, role=role, model_version=engine.detector.version)
+
+    def report(self) -> None:
+        """Record the gauges; Ray forgets those that are not set again within 20 seconds."""
+        for engine in self.engines:
+            role, version = "main" if engine is self.main else "canary", engine.detector.version
+            engine.record("loaded", 1, role=role, model_version=version)
+            engine.record("waiting_tokens", engine.batcher.waiting_tokens, model_version=version)
 
     async def close(self) -> None:
         """Accept no more requests and finish those accepted."""

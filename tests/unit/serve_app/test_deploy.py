@@ -233,14 +233,14 @@ def test_abstaining_changes_one_setting_and_no_replica(
     deploy(config("v1", max_texts=7), storage)
     assert abstain(config("", abstain_domains=["news"], max_texts=9), storage)["abstain_domains"] == ["news"]
     first, second = fake.targets
-    assert second.config == config("v1", max_texts=7, abstain_domains=["news"]).serve
+    assert second.sections["serve"] == config("v1", max_texts=7, abstain_domains=["news"]).serve
     assert (second.version, second.replicas) == ("v1", first.replicas)
     assert DesiredState(storage).last_live() == second.model_copy(update={"status": "live"})
     rollback_service(config(""), storage)
-    assert fake.targets[-1].config.abstain_domains == ["news"]
+    assert fake.targets[-1].sections["serve"].abstain_domains == ["news"]
     assert fake.targets[-1].replicas != first.replicas != ""
     abstain(config(""), storage)
-    assert (fake.targets[-1].version, fake.targets[-1].config.abstain_domains) == ("v0", [])
+    assert (fake.targets[-1].version, fake.targets[-1].sections["serve"].abstain_domains) == ("v0", [])
     assert known == [["news"], []]
 
 
@@ -270,7 +270,7 @@ def test_unknown_domains_are_refused_with_the_known_ones(
         command(config(version, abstain_domains=["letters", "news"]), storage)
     assert len(fake.targets) == 1
     command(config(version, abstain_domains=["letters", "*"]), storage)
-    assert fake.targets[-1].config.abstain_domains == ["letters", "*"]
+    assert fake.targets[-1].sections["serve"].abstain_domains == ["letters", "*"]
 
 
 def test_rollback_without_stored_settings_changes_nothing(fake: FakeServe, storage: Storage) -> None:

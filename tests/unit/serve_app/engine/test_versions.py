@@ -93,8 +93,6 @@ def test_the_main_version_answers_for_a_broken_canary(
     recorded = Recorded()
     verdict, engine = run(detectors, 1.0, detect, recorded)
     assert recorded.of("problems") == {("canary",): 1}
-    loaded = {(role, detector.version): 1 for role, detector in zip(("main", "canary"), detectors, strict=True)}
-    assert recorded.of("loaded") == loaded
     assert verdict.model_version == engine.detector.version == detectors[0].version
     assert CANARY not in caplog.text
 
@@ -136,3 +134,14 @@ def test_a_hung_canary_leaves_the_main_version_healthy(
         held.gate.set()
 
     run(detectors, 1.0, scenario, request_timeout_s=0.1)
+
+
+def test_versions_are_reported_with_their_roles(detectors: tuple[Detector, Detector]) -> None:
+    recorded = Recorded()
+
+    async def scenario(versions: Versions) -> None:
+        versions.report()
+
+    run(detectors, 0.0, scenario, recorded)
+    roles = zip(("main", "canary"), detectors, strict=True)
+    assert recorded.of("loaded") == {(role, detector.version): 1 for role, detector in roles}
