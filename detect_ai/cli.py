@@ -164,7 +164,9 @@ def manage_root(arguments: argparse.Namespace) -> int:
 
         feedback = Feedback(storage, MonitoringConfig(feedback_url=arguments.feedback_url))
         rows = prediction_log.erase(storage, arguments.request_id)
-        print_line(json.dumps({"rows": rows, "labels": feedback.erase(arguments.request_id)}))
+        erased = {"rows": rows, "labels": feedback.erase(arguments.request_id)}
+        audit_log.record(storage, "erase", **erased)  # without the id: it is what was to be forgotten
+        print_line(json.dumps(erased))
         return OK
     from detect_ai.detector.registry import Registry
 

@@ -146,7 +146,7 @@ def require_known_domains(config: ServeConfig, storage: Storage) -> None:
 
 
 def abstain(config: Config, storage: Storage) -> dict[str, Any]:
-    """Give no verdicts on texts of `serve.abstain_domains`, from now on, and on all others; replicas go on.
+    """Answer `uncertain` for texts of `serve.abstain_domains`, and for no others, from now on; replicas keep running.
 
     The other settings stay as they were deployed. Raises ConfigError for an unknown domain or without a service, and
     errors as `deploy`.
@@ -160,6 +160,7 @@ def abstain(config: Config, storage: Storage) -> dict[str, Any]:
     require_known_domains(settings, storage)
     sections = {**state.sections, "serve": settings}
     result = deploy(config.model_copy(update=sections), storage, state.keys, state.replicas)
+    audit_log.record(storage, "abstain", version=state.version, domains=settings.abstain_domains)
     return {"url": result["url"], "abstain_domains": settings.abstain_domains}
 
 

@@ -15,7 +15,8 @@ from detect_ai.core.storage import Storage
 logger = logging.getLogger(__name__)
 
 FOLDER = "audit"
-Action = Literal["publish", "publish-refused", "rollback", "deploy", "deploy-failed", "key-create", "key-revoke"]
+Released = Literal["publish", "publish-refused", "rollback", "recalibrate", "deploy", "deploy-failed"]
+Action = Released | Literal["abstain", "erase", "key-create", "key-revoke"]
 
 
 def record(storage: Storage, action: Action, **details: Any) -> None:

@@ -102,14 +102,14 @@ class Traffic:
             styles.append(own.styles)
             outcomes.append(outcome)
             weights.append(np.full(len(own), share[label] / counts[label] / len(own)))
-        style, effects = np.concatenate(styles), calibration.domain_effects
+        style = np.concatenate(styles)
         bits = sketch_bits(sketches(style, sketch_planes(secret, style.shape[1]))) if style.shape[1] else None
         total = np.concatenate(weights)
         return cls(
             np.concatenate(scores),
             np.concatenate(tokens),
             np.concatenate(outcomes).astype(np.str_),
-            np.asarray([effects.nearest(row) if effects else "" for row in style], np.str_),
+            np.asarray([calibration.nearest(row) or "" for row in style], np.str_),
             np.empty((len(style), 0), np.uint8) if bits is None else bits,
             total / total.sum(),
         )

@@ -109,8 +109,8 @@ def mirrors(
 
     Stops with a warning at `retrain.max_words` generated words. Raises ConfigError for a generator that cannot be used.
     """
-    made, words, generate = [], 0, None
-    last = 0.0
+    made: list[dict[str, Any]] = []
+    words, last, generate = 0, 0.0, None
     for human in humans:
         file = f"{key}/{human['id']}-{hashlib.sha256(config.model.encode()).hexdigest()[:8]}.json"
         if not storage.exists(file):

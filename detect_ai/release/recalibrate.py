@@ -22,6 +22,7 @@ from detect_ai.calibration.conformal import texts_needed
 from detect_ai.calibration.domains import calibrate_population, scores_of
 from detect_ai.calibration.leave_one_out import domain_rates, leave_one_text_out
 from detect_ai.calibration.poisoning import poisoning_keys
+from detect_ai.core import audit_log
 from detect_ai.core.config import Config
 from detect_ai.core.errors import CalibrationError, ConfigError
 from detect_ai.core.job import attempt
@@ -94,6 +95,7 @@ def recalibrate(config: Config, storage: Storage) -> dict[str, Any]:
         page = render("certificate.html.jinja", certificate=certificate, max_listed=MAX_LISTED)
         storage.write_bytes(f"{key}/certificate.html", page.encode())
     storage.prune(f"runs/{config.run}", "recalibrated-", config.storage.keep)
+    audit_log.record(storage, "recalibrate", version=version, parent=parent.version, population=name)
     logger.info("publish it with bundle=%s", version)
     return {**certificate, "bundle": f"{key}/bundle", "certificate": f"{key}/certificate.html"}
 
