@@ -11,7 +11,7 @@ RUN := .venv/.run-$(notdir $(CONSTRAINTS))
 DEV := .venv/.dev-$(notdir $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint format lock build clean
+.PHONY: help setup demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint format lock build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ setup: $(DEV) ## Create .venv with the project, its sample and the developer too
 
 demo: $(RUN) ## Run the whole pipeline on this machine, from corpus to verdict (KEEP=1 leaves the service running)
 	.venv/bin/python examples/demo.py
+
+circle: $(RUN) ## Run the circle of operation: drift, abstain, recalibrate, retrain, deploy (half an hour)
+	.venv/bin/python examples/circle.py
 
 # The champion of the demo, unless the environment names another storage root.
 serve: export DETECT_AI_STORAGE_ROOT ?= $(CURDIR)/.demo
@@ -38,11 +41,11 @@ test-gpu: $(DEV) ## Run the tests that need a GPU
 	.venv/bin/pytest tests/gpu
 
 # No target asks the network for a model, waits for a login or reports usage.
-demo serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export HF_HUB_OFFLINE = 1
-demo serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export TRANSFORMERS_OFFLINE = 1
-demo serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export WANDB_MODE = offline
-demo serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export TOKENIZERS_PARALLELISM = false
-demo serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export RAY_USAGE_STATS_ENABLED = 0
+demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export HF_HUB_OFFLINE = 1
+demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export TRANSFORMERS_OFFLINE = 1
+demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export WANDB_MODE = offline
+demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export TOKENIZERS_PARALLELISM = false
+demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export RAY_USAGE_STATS_ENABLED = 0
 
 bench-corpus: $(DEV) ## Compare tokenisation with datasets.map, and measure the memory of prepare (TEXTS=path to Parquet)
 	.venv/bin/python benchmarks/corpus.py $(if $(TEXTS),--texts $(TEXTS))

@@ -99,7 +99,7 @@ def test_card_shows_missing_values():
         ({"domains": ["news", "law"], "compared_with": "new_domain"}, "random effects over 2 domains of 900 human"),
         (
             {"population": "*students*", "compared_with": "population", "parent": "abc"},
-            r"one population, \\*students\\*,",
+            r"one population, \*students\*,",
         ),
         ({"parent": "abc", "backend": "onnx"}, "version `abc` for the backend `onnx`"),
     ],
