@@ -150,7 +150,7 @@ def test_the_page_shows_the_certificate(parent: DetectorSpec) -> None:
     shown = ("c0ffee", parent.version, "199 texts", "excluded key", "2 of them are enough", "400 of 800 are like them")
     for words in (*shown, "5 more domains"):
         assert words in text
-    assert text.count(EVIL) >= 4
+    assert text.count(EVIL) >= 2
 
 
 @pytest.mark.parametrize(
