@@ -240,12 +240,8 @@ def score_in_memory(data: str, bundle: tuple[Storage, str], config: ScoreConfig)
         scored: Any = _map_parts(work, bundle, score_part_in_memory, config).to_pandas()
     if scored.empty:
         raise CorpusError(f"data={data}: no row with a text")
-    return scored.sort_values("row", key=lambda rows: rows.map(_place)).reset_index(drop=True)
-
-
-def _place(row: str) -> tuple[int, ...]:
-    """The numbers of a file and of its row."""
-    return tuple(map(int, row.split("-")))
+    places = [tuple(map(int, row.split("-"))) for row in scored["row"]]  # numbers of a file and of its row
+    return scored.iloc[sorted(range(len(scored)), key=places.__getitem__)].reset_index(drop=True)
 
 
 def score_part_in_memory(detector: Detector, item: pa.Table) -> Iterator[pa.Table]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from detect_ai.core.config import Config
 from detect_ai.core.errors import CalibrationError, CorpusError
 from detect_ai.core.job import run_stage
 from detect_ai.core.storage import Storage
+from detect_ai.detector.bundle import METRICS_FILE, read_spec, write_spec
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
+from detect_ai.release.promotion_gate import TEST
 from detect_ai.release.publish import publish, rollback
 from detect_ai.release.recalibrate import recalibrate
 from detect_ai.schemas import Reference
@@ -31,9 +34,13 @@ def texts(n: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Storage:
+    """Its champion was evaluated on other texts."""
     storage = Storage(str(tmp_path_factory.mktemp("store")))
+    folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("bundle") / "tiny")
+    (folder / METRICS_FILE).write_text(json.dumps({TEST: {"test_fingerprint": "test"}}))
+    write_spec(folder, read_spec(tiny_bundle))
     registry = Registry(storage)
-    registry.set_champion(registry.add(tiny_bundle))
+    registry.set_champion(registry.add(folder))
     return storage
 
 
