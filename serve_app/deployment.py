@@ -127,6 +127,7 @@ def build(
         # The application has an access log of its own.
         logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
     )
-    # Serve gives every deployment of Python code a new version, which restarts all replicas, unless one is given here.
-    replica = deployment(Replica).options(version=replicas or None, _internal=True)
+    replica = deployment(Replica)
+    if replicas:  # without one, Serve gives every deployment a new version, which restarts all replicas
+        replica = replica.options(version=replicas, _internal=True)
     return replica.bind(config, sections["monitoring"], storage_root, version, keys)

@@ -24,20 +24,20 @@ def poisoning_keys(human_scores: ArrayLike, keys: ArrayLike, target_fpr: float) 
     contributor of less than half of the texts is left out if it raises the threshold of the others by at least half
     of its 95% interval, and has more texts above it than exchangeable texts would.
     """
-    scores, keys = np.asarray(human_scores, np.float64), np.asarray(keys, str)
+    scores, owners = np.asarray(human_scores, np.float64), np.asarray(keys, str)
     excluded: list[str] = []
     while True:
-        names, counts = np.unique(keys, return_counts=True)
+        names, counts = np.unique(owners, return_counts=True)
         shifts = {
-            str(name): _shift(scores[keys == name], scores[keys != name], target_fpr, MAX_CHANCE / len(names))
+            str(name): _shift(scores[owners == name], scores[owners != name], target_fpr, MAX_CHANCE / len(names))
             for name, count in zip(names, counts, strict=True)
-            if name and 2 * count < len(keys)
+            if name and 2 * count < len(owners)
         }
         worst = max(shifts, key=shifts.__getitem__, default="")
         if not worst or shifts[worst] < MIN_SHIFT:
             return excluded
         excluded.append(worst)
-        scores, keys = scores[keys != worst], keys[keys != worst]
+        scores, owners = scores[owners != worst], owners[owners != worst]
 
 
 def _shift(own: Floats, others: Floats, target_fpr: float, max_chance: float) -> float:

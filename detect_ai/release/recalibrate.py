@@ -11,11 +11,13 @@ import logging
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detect_ai.calibration.calibration import Calibration, Scores
 from detect_ai.calibration.conformal import texts_needed
@@ -200,7 +202,7 @@ def certify(parent: DetectorSpec, child: DetectorSpec, sample: Sample, refused: 
         name: [_predictions(spec, own, texts, target) for spec, own in ((parent, before), (child, after))]
         for name, texts in ai.items()
     }
-    rows = [_change(name, *found[name], like[name]) for name in ai]
+    rows = [_change(name, found[name], like[name]) for name in ai]
     everything = [np.concatenate(columns) for columns in zip(*found.values(), strict=True)]
     all_like = np.concatenate(list(like.values()))
     return {
@@ -226,8 +228,8 @@ def certify(parent: DetectorSpec, child: DetectorSpec, sample: Sample, refused: 
         ],
         "refused_targets": [{"target": own, "texts_needed": needed} for own, needed in refused.items()],
         "ai": {
-            "all": _change("", *everything, all_like),
-            "like": _change("", *(own[all_like] for own in everything), all_like[all_like]),
+            "all": _change("", everything, all_like),
+            "like": _change("", [own[all_like] for own in everything], all_like[all_like]),
             "domains": sorted(rows, key=lambda row: (-row["like"], -row["n_ai"], row["domain"])),
         },
     }
@@ -244,11 +246,12 @@ def _predictions(spec: DetectorSpec, calibration: Calibration, texts: Scores, ta
     return np.where(is_short, -1, calibration.predictions_of(texts, target))
 
 
-def _change(domain: str, before: Labels, after: Labels, like: np.ndarray) -> dict[str, Any]:
-    """Detection rates and false clearances of AI texts before and after; None with few texts."""
-    rates = {"before": domain_rates(domain, before[:0], before), "after": domain_rates(domain, after[:0], after)}
+def _change(domain: str, predictions: Sequence[Labels], like: NDArray[np.bool_]) -> dict[str, Any]:
+    """Detection rates and fractions labelled human of AI texts, by the predictions before and after; None for few."""
+    none = np.empty(0, np.int64)
+    rates = {when: domain_rates(domain, none, own) for when, own in zip(("before", "after"), predictions, strict=True)}
     names = {f"{rate}_{when}": own[rate] for rate in ("tpr", "cleared") for when, own in rates.items()}
-    return {"domain": domain, "n_ai": len(before), "like": int(like.sum()), **names}
+    return {"domain": domain, "n_ai": len(like), "like": int(like.sum()), **names}
 
 
 def _fraction(predictions: Labels, label: int) -> float:
