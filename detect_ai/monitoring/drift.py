@@ -18,7 +18,7 @@ from detect_ai.detector.dataset import Text, texts_of
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
 from detect_ai.monitoring.prediction_log import FOLDER, PredictionRows, Scored, log_secret, read
-from detect_ai.monitoring.reference import Reference, Traffic
+from detect_ai.monitoring.reference import Check, Reference, Traffic
 from detect_ai.reports import plots
 from detect_ai.reports.render import render
 
@@ -194,22 +194,34 @@ class DriftWatch:
         self.storage, self.spec, self.config, self.record = storage, spec, config, record
         self._reference: Reference | None = None
         self._rows: list[Mapping[str, Any]] = []
+        self._last: Check | None = None
+        texts = spec.calibration.num_human + spec.calibration.num_ai
+        self._is_on = config.window <= texts
+        if not self._is_on:
+            logger.warning(
+                "monitoring.drift.window=%d: no drift alarms, calibration had %d texts", config.window, texts
+            )
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows of the prediction log; those of another version, a canary, are left out."""
-        self._rows += [row for row in rows if row["model_version"] == self.spec.version]
+        """Add rows of the prediction log; those of another version, a canary, are left out.
+
+        Records the last comparison each time, also without rows: Ray forgets metrics that are not set again.
+        """
+        if self._is_on:
+            self._rows += [row for row in rows if row["model_version"] == self.spec.version]
         while len(self._rows) >= self.config.window:
             window, self._rows = self._rows[: self.config.window], self._rows[self.config.window :]
             self._check(window)
+        if self._last:
+            for signal, p_value in self._last.p_values.items():
+                self.record("drift_p_value", p_value, signal=signal)
+                self.record("drift_alarm", float(signal in self._last.alarms), signal=signal)
 
     def _check(self, rows: Sequence[Mapping[str, Any]]) -> None:
         if self._reference is None:  # some seconds of work: not before there is a window
             traffic = Traffic.of_calibration(self.spec, log_secret(self.storage))
             self._reference = Reference(traffic, self.config.window, self.config.false_alarms)
-        check = self._reference.check(Traffic.of_rows(rows))
-        for signal, p_value in check.p_values.items():
-            self.record("drift_p_value", p_value, signal=signal)
-            self.record("drift_alarm", float(signal in check.alarms), signal=signal)
+        self._last = check = self._reference.check(Traffic.of_rows(rows))
         if check.is_alarm:
             now = datetime.now(UTC)
             logger.warning("Drift in the last %d texts: %s", len(rows), " ".join(check.sentences))

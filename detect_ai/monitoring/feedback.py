@@ -54,7 +54,7 @@ _COPIED = ("model_version", "target_fpr", "score", "num_tokens", "audited", "aud
 
 
 class Feedback:
-    """The votes in a database. Raises ConfigError when it cannot be opened."""
+    """The votes in a database, and how much of the budget they show as spent. ConfigError if it cannot be opened."""
 
     def __init__(self, storage: Storage, config: MonitoringConfig) -> None:
         self.config = config
@@ -75,6 +75,7 @@ class Feedback:
                 f"monitoring.feedback_url: expected a database that SQLAlchemy opens, found {type(error).__name__}: "
                 "check the address, the driver and the permissions"
             ) from None
+        self.spent = budget(by_text(self.votes()), config.budget_fpr)["spent"]
 
     def vote(self, prediction: Mapping[str, Any], key: str, label: Label) -> bool:
         """Record a label of a text, given its row of the prediction log. Returns whether other keys disagree."""
@@ -86,6 +87,7 @@ class Feedback:
             same_text = (VOTES.c.request_id == id_["request_id"], VOTES.c["index"] == id_["index"])
             rows = connection.execute(sql.select(VOTES.c.key, VOTES.c.label).where(*same_text).order_by(VOTES.c.id))
             last = {row.key: row.label for row in rows}
+        self.spent = budget(by_text(self.votes()), self.config.budget_fpr)["spent"]
         return len(set(last.values())) > 1
 
     def erase(self, request_id: str) -> int:

@@ -78,8 +78,8 @@ class Scored(NamedTuple):
 class RowLog:
     """One folder of the log and one writer in it. `append` never blocks and never fails; a thread writes.
 
-    Rows are kept for `days` and all files together to `max_bytes`; the oldest go first. `observe` is called with rows
-    that were written, in that thread.
+    Rows are kept for `days` and all files together to `max_bytes`; the oldest go first. `observe` is called
+    in that thread every `FLUSH_S`, with the rows that were written since.
     """
 
     observe: Callable[[Sequence[dict[str, Any]]], None] | None = None
@@ -114,8 +114,16 @@ class RowLog:
         """Write the rows that wait. Where storage fails they stay, up to `MAX_WAITING_ROWS`."""
         with self._lock:
             rows, self._pending = self._pending, []
-        if not rows:
-            return
+        if rows and not self._write(rows):
+            with self._lock:
+                self._pending = [*rows, *self._pending]
+                self._drop()
+            rows = []
+        if self.observe:
+            self.observe(rows)
+
+    def _write(self, rows: Sequence[dict[str, Any]]) -> bool:
+        """Replace the current file by one with these rows too; returns whether storage took it."""
         try:
             today = datetime.now(UTC).date().isoformat()
             if today != self._day or self._current.num_rows >= ROWS_PER_FILE:
@@ -127,13 +135,10 @@ class RowLog:
             key = f"{FOLDER}/{self.name}/day={self._day}/{self._writer}-{self._number:06d}.parquet"
             self.storage.write_bytes(key, _parquet(table))
             self._current = table
-            if self.observe:
-                self.observe(rows)
         except OSError as error:  # a full disk, a lost network: its message has no text
             logger.error("%s log: not written, will be tried again: %s", self.name, error)
-            with self._lock:
-                self._pending = [*rows, *self._pending]
-                self._drop()
+            return False
+        return True
 
     def waiting(self) -> list[dict[str, Any]]:
         """Rows that are not written yet."""

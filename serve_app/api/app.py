@@ -22,7 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from detect_ai import __version__
 from detect_ai.detector.model_info import model_info
-from detect_ai.monitoring.feedback import Feedback, budget, by_text
+from detect_ai.monitoring.feedback import Feedback
 from detect_ai.monitoring.prediction_log import PredictionLog
 from detect_ai.schemas import (
     DetectRequest,
@@ -92,6 +92,8 @@ def create_app(versions: Versions, access: AccessControl, feedback: Feedback | N
         while True:
             versions.report()
             main.record("keys_age_seconds", access.keys_age_s)
+            if feedback:
+                main.record("accusation_budget_spent", feedback.spent)
             await asyncio.sleep(REFRESH_S)
 
     @asynccontextmanager
@@ -136,7 +138,7 @@ def create_app(versions: Versions, access: AccessControl, feedback: Feedback | N
     app.include_router(file_routes(versions), dependencies=needs_key)
     app.include_router(state_routes(versions, access, needs_key))
     if main.log and feedback:
-        app.include_router(feedback_routes(main.log, feedback, main.record), dependencies=needs_key)
+        app.include_router(feedback_routes(main.log, feedback), dependencies=needs_key)
     add_pages(app, main.card)
     return app
 
@@ -286,14 +288,9 @@ def file_routes(versions: Versions) -> APIRouter:
     return router
 
 
-def feedback_routes(log: PredictionLog, feedback: Feedback, record: Record) -> APIRouter:
+def feedback_routes(log: PredictionLog, feedback: Feedback) -> APIRouter:
     """Labels of texts that the service has read."""
     router = APIRouter()
-
-    def report_budget() -> None:
-        record("accusation_budget_spent", budget(by_text(feedback.votes()), feedback.config.budget_fpr)["spent"])
-
-    report_budget()
 
     @router.post(FEEDBACK)
     def give_feedback(request: Request, body: FeedbackRequest) -> FeedbackResponse:
@@ -306,7 +303,6 @@ def feedback_routes(log: PredictionLog, feedback: Feedback, record: Record) -> A
             detail = "No text of this request_id and index is in the log: it may be erased, or older than the log."
             raise ProblemError(404, detail)
         conflict = feedback.vote(prediction, request.state.caller.name, Label(body.label))
-        report_budget()
         return FeedbackResponse(request_id=body.request_id, audited=prediction["audited"], conflict=conflict)
 
     return router

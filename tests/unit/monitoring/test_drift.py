@@ -129,3 +129,20 @@ def test_the_service_reports_drift(tiny_bundle: Path, tmp_path: Path) -> None:
     alarm = json.loads(storage.read_bytes(f"monitoring/drift/{name}"))
     assert set(alarm["alarms"]) >= {"scores", "lengths"}
     assert (alarm["texts"], alarm["model_version"]) == (40, spec.version)
+
+
+def test_a_window_larger_than_the_calibration_switches_drift_off(tiny_bundle: Path, tmp_path: Path) -> None:
+    spec, storage = read_spec(tiny_bundle), Storage(str(tmp_path))
+    watch = DriftWatch(storage, spec, DriftConfig(window=81), lambda *_, **__: pytest.fail("nothing to report"))
+    watch.add([{"model_version": spec.version}] * 200)
+    assert storage.list("monitoring/drift") == []
+
+
+def test_the_last_comparison_is_reported_again(tiny_bundle: Path, tmp_path: Path) -> None:
+    spec, found = read_spec(tiny_bundle), []
+    watch = DriftWatch(Storage(str(tmp_path)), spec, DriftConfig(window=40), lambda name, *_, **__: found.append(name))
+    own = {"score": 9.0, "num_tokens": 5, "reasons": [], "nearest_domain": None, "sketch": None}
+    watch.add([{**own, "model_version": spec.version}] * 40)
+    number = len(found)
+    watch.add([])
+    assert len(found) == 2 * number > 0
