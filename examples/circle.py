@@ -25,6 +25,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from demo import run_script, say  # of this folder
 
 from detect_ai.core.errors import DetectAIError
 from detect_ai.core.local_cluster import LocalCluster
@@ -256,15 +257,5 @@ def train_generator(folder: Path, texts: Sequence[str]) -> Path:
     return folder
 
 
-def say(line: str) -> None:
-    """Print a line."""
-    print(f"==> {line}", flush=True)
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except DetectAIError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

@@ -13,8 +13,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow.compute as pc
 
@@ -166,7 +167,8 @@ def stop_on_sigterm(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-if __name__ == "__main__":
+def run_script(main: Callable[[], int]) -> NoReturn:
+    """Exit with the code of `main`; errors of a user are one line."""
     signal.signal(signal.SIGTERM, stop_on_sigterm)
     try:
         sys.exit(main())
@@ -174,3 +176,7 @@ if __name__ == "__main__":
         sys.exit(130)
     except DetectAIError as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    run_script(main)

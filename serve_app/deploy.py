@@ -51,7 +51,7 @@ def deploy(config: Config, storage: Storage, keys: str | None = None, replicas: 
     Replicas of the version before answer until those of the new one are ready. A deployment that fails returns to the
     last one that succeeded, unless another deployment has begun meanwhile. `keys` are hashed API keys in addition to
     those under the storage root; None: those of the environment. `replicas` is that of the state in force, if all that
-    changes is `serve.abstain_domains`: they go on.
+    changes is `serve.abstain_domains`: they keep running.
 
     Raises RegistryError (no such version, no champion), BundleError (damaged), ResourceError (a port in use, too few
     CPUs, replicas that did not start) or ConflictError (a newer deployment has replaced this one).

@@ -99,7 +99,7 @@ def build(
 ) -> serve.Application:
     """The application for one version: the arguments of a `Replica`, and the runtime environment of its process.
 
-    Those of an earlier application with the same `replicas` go on with a changed `serve.abstain_domains`.
+    Replicas of an earlier application with the same `replicas` keep running and take over `serve.abstain_domains`.
     """
     config = sections["serve"]
     resources = {"num_cpus": config.cpus_per_replica, "num_gpus": int(config.use_gpu)}

@@ -69,7 +69,8 @@ def collect(config: Config, storage: Storage) -> dict[str, Any]:
         if own:
             file = f"{key}/{name}.parquet"
             storage.write_bytes(file, parquet(pa.Table.from_pylist(own, SCHEMA), SCHEMA))
-            sources.append({"kind": "parquet", "path": storage.uri(file), "name": name, **_columns()})
+            columns = {column: column for column in ("id", "group", "domain", "generator")}
+            sources.append({"kind": "parquet", "path": storage.uri(file), "name": name, **columns})
     return {"numbers": {name: len(own) for name, own in rows.items()}, "sources": sources}
 
 
@@ -78,10 +79,6 @@ def with_sources(config: Config, sources: Sequence[dict[str, Any]]) -> Config:
     added = [SourceConfig(**source) for source in sources]
     corpus = config.corpus.model_copy(update={"sources": [*config.corpus.sources, *added]})
     return config.model_copy(update={"corpus": corpus})
-
-
-def _columns() -> dict[str, str]:
-    return {name: name for name in ("id", "group", "domain", "generator")}
 
 
 def hard_negatives(config: Config, storage: Storage) -> list[dict[str, Any]]:
