@@ -4,8 +4,8 @@ A service meets texts of another kind than those it was calibrated on; drift is 
 again on human texts of that kind; a new detector is trained with hard negatives and mirrors, passes the gate and is
 deployed. Each step is also refused once. The other kind of writing is the documentation in the installed Python
 packages, which people wrote; **the mirrors are by a tiny language model that is trained here in a minute, on the AI
-half of the sample**: they show that the steps work, not what a good generator would give. Output goes to `.circle/`, or
-to DETECT_AI_STORAGE_ROOT when that is set. The last line is JSON.
+half of the sample**: they show that the steps work, not what a good generator would give. Output goes to `.circle/`,
+which is emptied first, or to DETECT_AI_STORAGE_ROOT, which must be a new folder. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -40,7 +41,10 @@ WINDOW = 50
 TRAINING = ("sweep=grid", "sweep.epochs=1", "train.epochs=2", "train.num_workers=1", "model.layers=4")
 # A small test split: one of 45 human texts is an FPR of 2%.
 GATE = ("gate.max_auroc_drop=1", "gate.max_fpr_increase=1", "gate.max_cleared_increase=1", "gate.max_abstained=1")
-MONITORING = ("monitoring.log=true", f"monitoring.drift.window={WINDOW}", "monitoring.audit_fraction=0.5")
+MONITORING = (
+    *("monitoring.log=true", f"monitoring.drift.window={WINDOW}"),
+    *("monitoring.audit_fraction=0.5", "monitoring.text_days=1"),
+)
 GENERATOR_STEPS, GENERATOR_TOKENS = 150, 128
 
 
@@ -64,7 +68,7 @@ class Circle:
         if done.returncode not in allowed:
             raise DetectAIError(f"jobs/{name}.py failed ({done.returncode}):\n{done.stderr[-3000:]}")
         if done.returncode:
-            return {"error": done.stderr.strip().splitlines()[-1]}
+            return {"error": next(line for line in done.stderr.splitlines() if line.startswith("error:"))}
         result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
         return result
 
@@ -77,6 +81,10 @@ class Circle:
             verdicts += response.json().get("verdicts", [])
         return verdicts
 
+    def alarms(self) -> list[str]:
+        """The drift alarms so far, the first one first."""
+        return sorted(self.storage.list("monitoring/drift"))
+
     def fraction_ai(self, texts: Sequence[str]) -> float:
         """The fraction of texts that the service labels AI."""
         labels = [str(verdict["label"]) for verdict in self.detect(texts)]
@@ -85,11 +93,16 @@ class Circle:
 
 def main() -> int:
     """Run the circle. Returns the exit code."""
-    started, root = time.monotonic(), os.environ.get("DETECT_AI_STORAGE_ROOT") or str(CHECKOUT / ".circle")
+    started, own = time.monotonic(), CHECKOUT / ".circle"
+    root = os.environ.get("DETECT_AI_STORAGE_ROOT")
+    if root is None:
+        shutil.rmtree(own, ignore_errors=True)
+    elif Path(root).exists():
+        raise DetectAIError(f"DETECT_AI_STORAGE_ROOT={root}: expected a folder that does not exist yet")
     say("starting a local Ray cluster")
     cluster = LocalCluster()
     try:
-        result = run(Circle(cluster, root))
+        result = run(Circle(cluster, root or str(own)))
     finally:
         say("stopping the cluster")
         cluster.stop()
@@ -100,7 +113,7 @@ def main() -> int:
 def run(circle: Circle) -> dict[str, Any]:
     """All steps; values for the last line."""
     folder = Path(circle.storage.root) / "texts"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     docs = documentation(1100)
     sample, held_out, mined = docs[:300], docs[300:500], docs[500:]
     humans = write(folder / "humans.jsonl", [{"text": text} for text in sample])
@@ -115,23 +128,22 @@ def run(circle: Circle) -> dict[str, Any]:
     say("1. a detector of the sample corpus, and its service")
     first = circle.job("pipeline", "run=first", *TRAINING, *GATE, *circle.service)
     test = Corpus.open(circle.storage, first["prepare"]["corpus"]).read("test", ["text", "label"]).to_pylist()
-    ai = [row["text"] for row in test if row["label"] == 1]
-    report = circle.job("feedback", *MONITORING, allowed=(1, 2)) if circle.detect(ai[:3]) else {}
-    refuse("no labels", {"error": "no rate without labels of audited texts"} if not report.get("rates") else report)
+    human, ai = ([row["text"] for row in test if row["label"] == label] for label in (0, 1))
+    circle.detect([*human, *ai][: WINDOW + 10])
+    time.sleep(5)  # a replica writes its log every two seconds
+    if circle.alarms():
+        raise DetectAIError("drift: expected no alarm in texts of the kind that calibration had")
+    refuse("no labels", circle.job("retrain", "run=audited", "retrain.audited=true", *MONITORING, allowed=(1, 2)))
 
     say("2. texts of another kind, until drift is noticed")
-    sent, before = 0, set(circle.storage.list("monitoring/drift"))
-    for start in range(0, len(mined), 10):
-        circle.detect(mined[start : start + 10])
+    sent = 0
+    while not circle.alarms():
+        if sent >= len(mined):
+            raise DetectAIError(f"no drift was noticed in {sent} texts of another kind")
+        circle.detect(mined[sent : sent + 10])
         sent += 10
-        time.sleep(0.5)
-        if set(circle.storage.list("monitoring/drift")) - before:
-            break
-    time.sleep(3)
-    alarms = sorted(set(circle.storage.list("monitoring/drift")) - before)
-    if not alarms:
-        raise DetectAIError(f"no drift was noticed in {sent} texts of another kind")
-    say(" ".join(circle.storage.read_json(f"monitoring/drift/{alarms[0]}")["sentences"]))
+        time.sleep(2.5)
+    say(" ".join(circle.storage.read_json(f"monitoring/drift/{circle.alarms()[0]}")["sentences"]))
     fpr_before = circle.fraction_ai(held_out)
 
     say("3. no verdicts while the alarm stands")
@@ -166,7 +178,7 @@ def run(circle: Circle) -> dict[str, Any]:
     corpus = write(folder / "mined.jsonl", [{"text": text} for text in mined])
     training = Corpus.open(circle.storage, first["prepare"]["corpus"]).read("train", ["text", "label"]).to_pylist()
     generator = train_generator(folder / "generator", [row["text"] for row in training if row["label"] == 1])
-    retrain = ("retrain.hard_negatives=200", "retrain.generator=local", f"retrain.model={generator}")
+    retrain = ("retrain.hard_negatives=100", "retrain.generator=local", f"retrain.model={generator}")
     second = circle.job(
         *("retrain", "run=second", f"retrain.humans={corpus}", *retrain, "retrain.requests_per_minute=100000"),
         *(*TRAINING, *GATE, *circle.service),
