@@ -37,8 +37,7 @@ from detect_ai.core.compose import load_config
 from detect_ai.core.config import Config, EvaluationConfig, ScoreConfig
 from detect_ai.core.errors import ConfigError, CorpusError, DetectAIError
 from detect_ai.core.job import read_result, result_key, run_stage
-from detect_ai.core.storage import Storage
-from detect_ai.corpus.shards import parquet
+from detect_ai.core.storage import Storage, parquet
 from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.dataset import Text, texts_of
 from detect_ai.detector.registry import Registry, spec_of
@@ -170,7 +169,7 @@ def evaluated(
     if storage.exists(result_key(config.run, stage)):
         result = read_result(storage, config.run, stage)
     else:
-        storage.write_bytes(key, parquet(texts, texts.schema))
+        storage.write_bytes(key, parquet(texts))
         try:
             result = run_stage(stage, evaluate, config, storage)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from detect_ai.core.errors import ConfigError, InputError
@@ -29,6 +32,13 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{uri}: expected a local path or a URI such as gs://bucket/folder: {error}") from error
     return filesystem, str(path)
+
+
+def parquet(table: pa.Table) -> bytes:
+    """A table as a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
 
 
 @contextmanager

@@ -6,20 +6,18 @@ Files are kept under `<fetch.data>/downloads` by sha256, so an interrupted run r
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pyarrow as pa
-import pyarrow.parquet as pq
 import tenacity
 
 from detect_ai.core.compose import CONFIG_DIR
 from detect_ai.core.config import Config, check_names
 from detect_ai.core.errors import ConfigError, CorpusError
-from detect_ai.core.storage import Storage
+from detect_ai.core.storage import Storage, parquet
 from detect_ai.corpus.converters import PUBLISHED_SCHEMA, check_counts, published_rows
 from detect_ai.corpus.published import PublishedFile, PublishedFolder, PublishedSource, load_folders, load_sources
 
@@ -124,10 +122,8 @@ def _fetch_source(source: PublishedSource, config: Config, data: Storage, client
         contents[file.path] = content
     rows = published_rows(source, contents)
     check_counts(source, rows)
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, PUBLISHED_SCHEMA), buffer, compression="zstd")
     target = f"{source.folder}/{source.name}.parquet"
-    data.write_bytes(target, buffer.getvalue())
+    data.write_bytes(target, parquet(pa.Table.from_pylist(rows, PUBLISHED_SCHEMA)))
     ai = sum(row["label"] for row in rows)
     logger.info("fetch: %s: %d human and %d AI texts in %s", source.name, len(rows) - ai, ai, target)
     return {"name": source.name, "file": target, "human": len(rows) - ai, "ai": ai, "downloaded": downloaded}

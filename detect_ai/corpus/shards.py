@@ -8,7 +8,6 @@ corpus is never in memory.
 from __future__ import annotations
 
 import hashlib
-import io
 import pickle
 import uuid
 import warnings
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from detect_ai.core.config import SPLITS, Config, CorpusConfig
 from detect_ai.core.errors import CorpusError, DetectAIError, unwrap_ray_error
-from detect_ai.core.storage import Storage
+from detect_ai.core.storage import Storage, parquet
 from detect_ai.corpus.augment import add_augmented_rows, attack_copies
 from detect_ai.corpus.cleaning import clean
 from detect_ai.corpus.columns import ROW_SCHEMA
@@ -255,10 +254,10 @@ class ShardWriter:
         table = pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order))))
         for column in plan.rows.columns.drop(["file", "row"]):
             table = table.append_column(column, pa.array(plan.rows[column].tolist()))
-        if plan.split == QUARANTINE:
-            data = parquet(table, QUARANTINE_SCHEMA)
-        else:
-            data = parquet(tokenize(attack_copies(table), self._tokenizer), SCHEMA)
+        schema = QUARANTINE_SCHEMA
+        if plan.split != QUARANTINE:
+            table, schema = tokenize(attack_copies(table), self._tokenizer), SCHEMA
+        data = parquet(table.select(schema.names).cast(schema))
         name = f"{plan.number:05d}.parquet"
         self._storage.write_bytes(f"{self._key}/{plan.split}/{name}", data)
         digest = hashlib.sha256(data).hexdigest()
@@ -273,10 +272,3 @@ def tokenize(table: pa.Table, tokenizer: Tokenizer) -> pa.Table:
     ]
     lists = pa.chunked_array(ids, pa.list_(pa.int32()))
     return table.append_column("input_ids", lists).append_column("num_tokens", pc.list_value_length(lists))
-
-
-def parquet(table: pa.Table, schema: pa.Schema) -> bytes:
-    """A table as a Parquet file with exactly these columns."""
-    sink = io.BytesIO()
-    pq.write_table(table.select(schema.names).cast(schema), sink, compression="zstd")
-    return sink.getvalue()

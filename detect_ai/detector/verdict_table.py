@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from detect_ai.core.errors import ConfigError
-from detect_ai.core.storage import Storage
-from detect_ai.corpus.shards import parquet
+from detect_ai.core.storage import Storage, parquet
 from detect_ai.detector.dataset import SLICES
 
 PREDICTIONS = {"human": 0, "ai": 1, "uncertain": -1}
@@ -80,7 +79,7 @@ def write_verdicts(storage: Storage, key: str, rows: list[dict[str, Any]], kind:
     """
     table = pa.Table.from_pylist(rows, schema=VERDICT_SCHEMA)
     if kind == "parquet":
-        data = parquet(table, table.schema)
+        data = parquet(table)
     else:  # without nulls, and with no JSON inside JSON
         lines = (
             {name: json.loads(v) if name in _JSON else v for name, v in row.items() if v is not None}

@@ -8,9 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from detect_ai.core.config import Config, ScoreConfig
-from detect_ai.core.storage import Storage
+from detect_ai.core.storage import Storage, parquet
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.corpus.shards import parquet
 from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.dataset import require_labels
 from detect_ai.detector.score import score_texts
@@ -49,7 +48,7 @@ class EvalTask:
         try:
             ids, texts, attacks = map(list, zip(*rows, strict=True))
             table = pa.table({"id": ids, "text": texts, "attack": attacks})
-            storage.write_bytes(f"{key}/texts/texts.parquet", parquet(table, table.schema))
+            storage.write_bytes(f"{key}/texts/texts.parquet", parquet(table))
             options: dict[str, Any] = {"columns": {}, "labels": {}, "spans": spans}
             scoring = self.config.score.model_copy(update={**options, **FOR_METRICS})
             score_texts(storage.uri(f"{key}/texts"), self.bundle, scoring, (storage, f"{key}/verdicts"))

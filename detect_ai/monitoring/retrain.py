@@ -27,8 +27,7 @@ import tenacity
 from detect_ai.core.config import Config, RetrainConfig, SourceConfig
 from detect_ai.core.errors import ConfigError, InputError
 from detect_ai.core.job import attempt
-from detect_ai.core.storage import Storage
-from detect_ai.corpus.shards import parquet
+from detect_ai.core.storage import Storage, parquet
 from detect_ai.detector.dataset import texts_of
 from detect_ai.detector.registry import Registry
 from detect_ai.detector.score import score_texts
@@ -68,7 +67,7 @@ def collect(config: Config, storage: Storage) -> dict[str, Any]:
     for name, own in rows.items():
         if own:
             file = f"{key}/{name}.parquet"
-            storage.write_bytes(file, parquet(pa.Table.from_pylist(own, SCHEMA), SCHEMA))
+            storage.write_bytes(file, parquet(pa.Table.from_pylist(own, SCHEMA)))
             columns = {column: column for column in ("id", "group", "domain", "generator")}
             sources.append({"kind": "parquet", "path": storage.uri(file), "name": name, **columns})
     return {"numbers": {name: len(own) for name, own in rows.items()}, "sources": sources}

@@ -11,10 +11,9 @@ from sklearn.pipeline import make_pipeline
 
 from detect_ai.calibration.domains import calibrate, whole_documents
 from detect_ai.core.config import CalibrationConfig
-from detect_ai.core.storage import Storage
+from detect_ai.core.storage import Storage, parquet
 from detect_ai.corpus.baseline import HASHED_FEATURES, TfidfModel
 from detect_ai.corpus.manifest import FORMAT, Corpus, Manifest, Shard
-from detect_ai.corpus.shards import parquet
 from detect_ai.evaluation import baseline as module
 from detect_ai.evaluation.baseline import fit_baseline, score_normalised
 from detect_ai.metrics import auroc
@@ -58,7 +57,7 @@ def corpus_of(folder, train, calibration, fingerprint="f" * 64):
     storage = Storage(str(folder))
     shards = []
     for split, rows in (("train", train), ("calibration", calibration)):
-        data = parquet(pa.Table.from_pylist(rows, schema=SCHEMA), SCHEMA)
+        data = parquet(pa.Table.from_pylist(rows, schema=SCHEMA))
         storage.write_bytes(f"corpora/x/{split}/0.parquet", data)
         shards.append(Shard(split, "0.parquet", len(rows), ""))
     known = {"name": "x", "fingerprint": fingerprint, "language": "en", "tokenizer": "", "shards": shards}
