@@ -63,7 +63,7 @@ class Replica:
         self.versions = Versions(engine(version), canary, config.canary_fraction)
         if log:
             spec = self.versions.main.detector.spec
-            log.predictions.observe = DriftWatch(storage, spec, monitoring.drift, record).add
+            log.observe = DriftWatch(storage, spec, monitoring.drift, record).add
         self.access = AccessControl(
             connect_limiter(),
             config.tokens_per_minute,

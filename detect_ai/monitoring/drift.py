@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector.dataset import Text, texts_of
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
-from detect_ai.monitoring.prediction_log import FOLDER, PredictionRows, Scored, log_secret, read
+from detect_ai.monitoring.prediction_log import FOLDER, log_secret, prediction_row, read
 from detect_ai.monitoring.reference import Check, Reference, Traffic
 from detect_ai.reports import plots
 from detect_ai.reports.render import render
@@ -157,15 +158,14 @@ def _scored(detector: Detector, texts: Sequence[Text]) -> tuple[Traffic, dict[st
     documents = detector.read([text.text for text in texts])
     scores = detector.score([document.input_ids for document in documents])
     verdicts = [detector.verdict(d, s, None, target) for d, s in zip(documents, scores.tolist(), strict=True)]
-    rows = PredictionRows(b"replay")
-    scored = map(Scored, documents, scores.tolist(), verdicts)
     is_ai = np.asarray([verdict.label == "ai" for verdict in verdicts])
     labels = np.asarray([-1 if text.label is None else text.label for text in texts])
     rates = {
         name: float(is_ai[labels == label].mean()) if (labels == label).any() else None
         for name, label in (("fpr", 0), ("tpr", 1))
     }
-    return Traffic.of_rows([rows.row(one) for one in scored]), rates
+    rows = map(prediction_row, documents, scores.tolist(), verdicts, repeat(b"replay"))
+    return Traffic.of_rows(list(rows)), rates
 
 
 def _noticed_after(reference: Reference, traffic: Traffic, seed: int) -> int | None:

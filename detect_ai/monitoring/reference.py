@@ -22,7 +22,7 @@ from scipy.sparse import csr_array
 from detect_ai.calibration.calibration import BOTH, NEITHER
 from detect_ai.core.errors import InputError
 from detect_ai.metrics import Floats, Labels
-from detect_ai.monitoring.prediction_log import sketch_bits, sketch_planes, sketches
+from detect_ai.monitoring.prediction_log import sketch_bits, sketches
 from detect_ai.schemas import Reason
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Traffic:
             outcomes.append(outcome)
             weights.append(np.full(len(own), share[label] / counts[label] / len(own)))
         style = np.concatenate(styles)
-        bits = sketch_bits(sketches(style, sketch_planes(secret, style.shape[1]))) if style.shape[1] else None
+        bits = sketch_bits(sketches(style, secret)) if style.shape[1] else None
         total = np.concatenate(weights)
         return cls(
             np.concatenate(scores),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from detect_ai.core.config import ANY_DOMAIN, ServeConfig
 from detect_ai.core.errors import InputError
 from detect_ai.detector.detector import Detector, Document, Sentence
-from detect_ai.monitoring.prediction_log import PredictionLog, Scored
+from detect_ai.monitoring.prediction_log import PredictionLog
 from detect_ai.schemas import Label, Reason, RequestOptions, Verdict
 from detect_ai.text.normalize import Normalised, expanded_length, normalise
 from detect_ai.text.windows import aggregate_windows
@@ -166,7 +166,7 @@ class Engine:
             verdicts, document_scores = self.verdicts(encoded, scores)
             response = respond(verdicts)
             if self.log:  # after the response, which may add what a file has shown
-                self.log.add(request.id, list(map(Scored, encoded.documents, document_scores, verdicts)))
+                self.log.add(request.id, encoded.documents, document_scores, verdicts)
             seconds["respond"] = time.perf_counter() - start
             return verdicts, response
 

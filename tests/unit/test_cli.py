@@ -24,7 +24,7 @@ from detect_ai.detector import bundle
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
 from detect_ai.monitoring.feedback import Feedback
-from detect_ai.monitoring.prediction_log import PREDICTIONS, RowLog, read
+from detect_ai.monitoring.prediction_log import RowLog, read
 from detect_ai.schemas import Label, ModelInfo, Verdict
 from tests.fixtures import tiny_models
 from tests.fixtures.fake_service import RESPONSE, Reply, problem, service, serving, verdict
@@ -376,7 +376,7 @@ def test_a_root_without_the_folder_is_bad_usage(command, tmp_path, capsys):
 
 
 def test_erase_deletes_a_request_from_the_log(root, capsys):
-    log = RowLog(Storage(root), "predictions", PREDICTIONS, 1, 10**9, lambda *_, **__: None)
+    log = RowLog(Storage(root), "predictions", 1, 10**9)
     rows = [prediction(name, time=datetime.now(UTC), reasons=[]) for name in ("r1", "r2")]
     log.append(rows)
     log.flush()

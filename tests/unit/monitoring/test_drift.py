@@ -16,7 +16,7 @@ from detect_ai.detector.bundle import read_spec
 from detect_ai.detector.registry import Registry
 from detect_ai.monitoring import drift as module
 from detect_ai.monitoring.drift import DriftWatch, drift
-from detect_ai.monitoring.prediction_log import PREDICTIONS, RowLog
+from detect_ai.monitoring.prediction_log import RowLog
 from tests.fixtures import tiny_models
 
 WINDOW = 40
@@ -40,7 +40,7 @@ def config(storage: Storage, **changes: Any) -> Config:
 
 def log_texts(storage: Storage, version: str, windows: int, num_tokens: int = 64, shift: float = 0.0) -> None:
     """Texts like those of the tiny bundle's calibration, or longer or with other scores."""
-    log = RowLog(storage, "predictions", PREDICTIONS, 99, 10**9, lambda *_, **__: None)
+    log = RowLog(storage, "predictions", 99, 10**9)
     rng, now = np.random.default_rng(0), datetime.now(UTC)
     for i in range(windows * WINDOW):
         row = {"time": now + timedelta(milliseconds=i), "request_id": str(i), "index": 0, "model_version": version}

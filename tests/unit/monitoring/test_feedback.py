@@ -13,7 +13,7 @@ from detect_ai.core.errors import ConfigError, InputError
 from detect_ai.core.storage import Storage
 from detect_ai.monitoring import feedback, prediction_log
 from detect_ai.monitoring.feedback import Feedback, budget, by_text, error_rates
-from detect_ai.monitoring.prediction_log import PREDICTIONS, RowLog
+from detect_ai.monitoring.prediction_log import RowLog
 from detect_ai.schemas import Label
 
 HUMAN, AI = Label.HUMAN, Label.AI
@@ -125,7 +125,7 @@ def test_the_budget_alerts_at_four_times_the_rate_and_not_at_the_rate() -> None:
 
 
 def test_report_lists_what_needs_a_label(storage: Storage, votes: Feedback) -> None:
-    log = RowLog(storage, "predictions", PREDICTIONS, 2, 10**9, lambda *_, **__: None)
+    log = RowLog(storage, "predictions", 2, 10**9)
     now = datetime.now(UTC)
     rows = [{"time": now, **prediction(name, audited=name != "r1"), "reasons": []} for name in ("r1", "r2", "r3")]
     log.append(rows)

@@ -6,18 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from detect_ai.core.config import MonitoringConfig
 from detect_ai.core.errors import InputError
-from detect_ai.core.storage import Storage
-from detect_ai.detector.detector import Detector
+from detect_ai.core.storage import Storage, parquet
+from detect_ai.detector.detector import Detector, Document
 from detect_ai.monitoring import prediction_log
-from detect_ai.monitoring.prediction_log import PREDICTIONS, PredictionLog, RowLog, Scored, read
+from detect_ai.monitoring.prediction_log import PREDICTIONS, PredictionLog, RowLog, read, sketch_bits, sketches
+from detect_ai.schemas import Verdict
 
 TEXT = "The council met on Tuesday to vote on the old bridge near the market, said the farmer in the rain."
 SPAN = TEXT[:20]
@@ -26,6 +28,14 @@ SPAN = TEXT[:20]
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path))
+
+
+class Scored(NamedTuple):
+    """A text with its verdict."""
+
+    document: Document
+    score: float
+    verdict: Verdict
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +64,17 @@ def prediction_log_of(storage: Storage, counts: Counts | None = None, **settings
     return PredictionLog(storage, config, Counts() if counts is None else counts)
 
 
+def add(log: PredictionLog, request_id: str, *scored: Scored) -> None:
+    log.add(request_id, *zip(*scored, strict=True))
+
+
 def stored_bytes(storage: Storage) -> bytes:
     return b"".join(path.read_bytes() for path in Path(storage.root).rglob("*") if path.is_file())
 
 
 def test_rows_hold_the_prediction(storage: Storage, scored: Scored) -> None:
     log = prediction_log_of(storage)
-    log.add("r1", [scored, scored])
+    add(log, "r1", scored, scored)
     log.predictions.flush()
     first, second = read(storage).to_pylist()
     assert (first["request_id"], first["index"], second["index"]) == ("r1", 0, 1)
@@ -71,9 +85,8 @@ def test_rows_hold_the_prediction(storage: Storage, scored: Scored) -> None:
 
 def test_no_text_is_stored_unless_asked_for(storage: Storage, scored: Scored) -> None:
     log = prediction_log_of(storage)
-    log.add("r1", [scored])
-    log.close()
-    log.predictions.flush()
+    add(log, "r1", scored)
+    log.flush()
     assert SPAN.encode() not in stored_bytes(storage)
     assert log.texts is None
 
@@ -81,10 +94,8 @@ def test_no_text_is_stored_unless_asked_for(storage: Storage, scored: Scored) ->
 def test_texts_are_stored_apart(storage: Storage, scored: Scored) -> None:
     log = prediction_log_of(storage, text_days=1)
     with_surrogate = replace(scored.document, text=f"{TEXT}\ud800")
-    log.add("r1", [scored._replace(document=with_surrogate)])
-    assert log.texts
-    log.texts.flush()
-    log.predictions.flush()
+    add(log, "r1", scored._replace(document=with_surrogate))
+    log.flush()
     assert read(storage, "texts")["text"].to_pylist() == [f"{TEXT}?"]
     assert "text" not in read(storage).column_names
 
@@ -99,8 +110,8 @@ def test_one_file_grows_until_it_is_full(storage: Storage, monkeypatch: pytest.M
     assert read(storage)["request_id"].to_pylist() == ["a", "b", "c"]
 
 
-def rows(storage: Storage, counts: Counts | None = None, days: int = 2, max_bytes: int = 10**9) -> RowLog:
-    return RowLog(storage, "predictions", PREDICTIONS, days, max_bytes, Counts() if counts is None else counts)
+def rows(storage: Storage) -> RowLog:
+    return RowLog(storage, "predictions", days=2, max_bytes=10**9)
 
 
 def row(request_id: str) -> dict[str, Any]:
@@ -108,16 +119,15 @@ def row(request_id: str) -> dict[str, Any]:
 
 
 def write_day(storage: Storage, age: int, request_id: str) -> None:
-    day = datetime.now(UTC).date() - timedelta(age)
-    table = prediction_log.pa.Table.from_pylist([row(request_id)], PREDICTIONS)
-    key = f"monitoring/predictions/day={day}/w-000001.parquet"
-    storage.write_bytes(key, prediction_log._parquet(table))
+    time = datetime.now(UTC) - timedelta(age)
+    table = pa.Table.from_pylist([{**row(request_id), "time": time}], PREDICTIONS)
+    key = f"monitoring/predictions/day={time.date()}/w-000001.parquet"
+    storage.write_bytes(key, parquet(table))
     os.utime(storage.path(key), (1e9 - age, 1e9 - age))
 
 
 def test_rows_wait_while_storage_fails(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = Counts()
-    log = rows(storage, counts)
+    log = rows(storage)
     monkeypatch.setattr(prediction_log, "MAX_WAITING_ROWS", 3)
 
     def full(*_: object) -> None:
@@ -136,8 +146,8 @@ def test_rows_beyond_the_queue_are_dropped_and_counted(storage: Storage, monkeyp
     counts = Counts()
     monkeypatch.setattr(prediction_log, "MAX_WAITING_ROWS", 2)
     monkeypatch.setattr(prediction_log, "FLUSH_S", 0.01)
-    log = rows(storage, counts)
-    log.append([row(name) for name in "abc"])
+    log = prediction_log_of(storage, counts)
+    log.predictions.append([row(name) for name in "abc"])
     log.start()
     wait_until(lambda: counts.get("log_dropped") == 1 and counts.get("log_waiting") == 0)
     log.close()
@@ -145,9 +155,9 @@ def test_rows_beyond_the_queue_are_dropped_and_counted(storage: Storage, monkeyp
 
 
 def test_closing_writes_what_waits(storage: Storage) -> None:
-    log = rows(storage)
+    log = prediction_log_of(storage)
     log.start()
-    log.append([row("a")])
+    log.predictions.append([row("a")])
     log.close()
     assert read(storage).num_rows == 1
 
@@ -168,19 +178,11 @@ def test_the_oldest_files_are_deleted_beyond_the_size(storage: Storage) -> None:
     assert read(storage, columns=["request_id"])["request_id"].to_pylist() == ["r1", "r0"]
 
 
-def test_the_last_days_can_be_read_alone(storage: Storage) -> None:
-    for age in (0, 1, 2):
-        write_day(storage, age, f"r{age}")
-    assert read(storage, columns=["request_id"], days=1)["request_id"].to_pylist() == ["r0"]
-
-
 def test_erased_requests_are_gone_from_the_files(storage: Storage, scored: Scored) -> None:
     log = prediction_log_of(storage, text_days=1)
-    assert log.texts
     for name in ("r1", "r2"):
-        log.add(name, [scored])
-    log.predictions.flush()
-    log.texts.flush()
+        add(log, name, scored)
+    log.flush()
     assert prediction_log.erase(storage, "r1") == 2
     assert b"r1" not in stored_bytes(storage)
     assert read(storage)["request_id"].to_pylist() == ["r2"]
@@ -200,7 +202,7 @@ def test_a_writer_does_not_bring_erased_rows_back(storage: Storage) -> None:
 
 def test_texts_are_found_by_request_and_index(storage: Storage, scored: Scored) -> None:
     log = prediction_log_of(storage)
-    log.add("r1", [scored, scored._replace(score=0.5)])
+    add(log, "r1", scored, scored._replace(score=0.5))
     waiting = log.find("r1", 1)
     log.predictions.flush()
     written = log.find("r1", 1)
@@ -212,15 +214,15 @@ def test_texts_are_found_by_request_and_index(storage: Storage, scored: Scored) 
 
 def test_another_schema_version_is_refused(storage: Storage) -> None:
     table = PREDICTIONS.empty_table().replace_schema_metadata({b"detect_ai.schema": b"9"})
-    storage.write_bytes("monitoring/predictions/day=2026-01-01/w-000001.parquet", prediction_log._parquet(table))
-    with pytest.raises(InputError, match="found 9"):
+    storage.write_bytes("monitoring/predictions/day=2026-01-01/w-000001.parquet", parquet(table))
+    with pytest.raises(InputError, match=r"found .*9"):
         read(storage)
 
 
 def test_the_audit_draws_its_fraction(storage: Storage, scored: Scored) -> None:
     log = prediction_log_of(storage, audit_fraction=0.25)
     for _ in range(4):
-        log.add("r", [scored] * 1000)
+        add(log, "r", *[scored] * 1000)
     drawn = [row["audited"] for row in log.predictions.waiting()]
     assert 0.2 < np.mean(drawn) < 0.3
     assert {row["audit_fraction"] for row in log.predictions.waiting()} == {0.25}
@@ -230,11 +232,11 @@ def test_sketches_keep_angles_and_need_the_secret() -> None:
     rng = np.random.default_rng(0)
     styles = rng.normal(size=(2000, 16))
     near = styles + 0.1 * rng.normal(size=styles.shape)
-    planes = prediction_log.sketch_planes(b"secret", 16)
-    bits, others = (prediction_log.sketch_bits(prediction_log.sketches(s, planes)) for s in (styles, near))
-    assert (bits == (styles @ planes > 0)).all()
+    bits, others, elsewhere = (
+        sketch_bits(sketches(*given)) for given in ((styles, b"secret"), (near, b"secret"), (styles, b"other"))
+    )
+    assert (bits == (styles @ prediction_log._directions(b"secret", 16) > 0)).all()
     assert np.mean(bits != others) < 0.05
-    elsewhere = prediction_log.sketch_bits(prediction_log.sketches(styles, prediction_log.sketch_planes(b"other", 16)))
     assert 0.4 < np.mean(bits != elsewhere) < 0.6
 
 

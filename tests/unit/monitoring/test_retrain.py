@@ -15,7 +15,7 @@ from detect_ai.core.errors import ConfigError, InputError
 from detect_ai.core.storage import Storage
 from detect_ai.monitoring import retrain
 from detect_ai.monitoring.feedback import Feedback
-from detect_ai.monitoring.prediction_log import TEXTS, RowLog
+from detect_ai.monitoring.prediction_log import RowLog
 from detect_ai.monitoring.retrain import audited, collect, mirrors, with_sources
 from detect_ai.schemas import Label
 from tests.unit.monitoring.test_feedback import prediction
@@ -139,7 +139,7 @@ def test_a_local_model_writes_mirrors(storage: Storage, tmp_path: Path, encoder:
 
 
 def test_audited_texts_are_those_of_the_audit_without_conflicts(storage: Storage) -> None:
-    log, now = RowLog(storage, "texts", TEXTS, 9, 10**9, lambda *_, **__: None), datetime.now(UTC)
+    log, now = RowLog(storage, "texts", 9, 10**9), datetime.now(UTC)
     log.append([{"time": now, "request_id": f"r{i}", "index": 0, "text": f"text {i}"} for i in range(4)])
     log.flush()
     votes = Feedback(storage, MonitoringConfig())
