@@ -54,6 +54,18 @@ def largest_count(rate: float, trials: int) -> int:
     return nearest if nearest / trials <= rate else nearest - 1
 
 
+def exact_rate_interval(successes: float, trials: float) -> tuple[float, float]:
+    """The exact 95% interval of a rate of independent trials, of which there may be fractions.
+
+    Clopper and Pearson 1934, "The use of confidence or fiducial limits illustrated in the case of the binomial".
+    """
+    from scipy.stats import beta
+
+    low = float(beta.ppf(0.025, successes, trials - successes + 1)) if successes > 0 else 0.0
+    high = float(beta.ppf(0.975, successes + 1, trials - successes)) if successes < trials else 1.0
+    return low, high
+
+
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Area under the ROC curve from the Mann-Whitney statistic, ties counted as one half. Raises InputError."""
     from scipy.stats import rankdata

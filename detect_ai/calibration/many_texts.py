@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import beta, ks_2samp
+from scipy.stats import ks_2samp
 
-from detect_ai.metrics import Floats
+from detect_ai.metrics import Floats, exact_rate_interval
 
-CONFIDENCE = 0.95
 PREVALENCES = (0.01, 0.05, 0.2, 0.5)  # of the tables for readers
 CLASS_SIZE = 30
 
@@ -34,9 +33,7 @@ def prevalence_interval(labelled_ai: int, texts: int, max_fpr: float, min_tpr: f
     At least the labelled ones that `max_fpr` does not explain; at most as many as a detection rate of `min_tpr` may
     have missed. Clopper-Pearson bounds of the labelled fraction with 95% confidence (Rogan and Gladen 1978).
     """
-    tail = (1 - CONFIDENCE) / 2
-    low = float(beta.ppf(tail, labelled_ai, texts - labelled_ai + 1)) if labelled_ai else 0.0
-    high = float(beta.ppf(1 - tail, labelled_ai + 1, texts - labelled_ai)) if labelled_ai < texts else 1.0
+    low, high = exact_rate_interval(labelled_ai, texts)
     return max(0.0, (low - max_fpr) / (1 - max_fpr)), min(1.0, high / min_tpr) if min_tpr > 0 else 1.0
 
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
-from detect_ai.metrics import Floats, Labels
+from detect_ai.metrics import Floats, Labels, exact_rate_interval
 
 ROUNDS = 1000
 MIN_GROUPS = 10
@@ -58,12 +57,6 @@ def bootstrap(statistics: Callable[[Floats], dict[str, Floats]], ids: Labels) ->
             low, high = np.quantile(known, [0.025, 0.975])
             bounds[name] = float(low), float(high)
     return bounds
-
-
-def exact_rate_interval(successes: int, trials: int) -> tuple[float, float]:
-    """The exact interval of a rate of independent trials (Clopper and Pearson 1934)."""
-    low, high = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="exact")
-    return float(low), float(high)
 
 
 def rate_interval(events: NDArray[np.bool_], ids: Labels) -> Interval:

@@ -5,7 +5,6 @@ import pytest
 import sklearn.metrics as sk
 
 from detect_ai import metrics
-from detect_ai.evaluation.intervals import exact_rate_interval
 from detect_ai.evaluation.summary import compute_metrics
 
 TARGETS = {0.01: 3.0, 0.05: 1.5}
@@ -78,7 +77,7 @@ def test_decisions_are_counted_by_class():
     assert {name: summary[name] for name in rates} == rates
     assert summary["fpr_at_target_5"] == 0.2
     assert summary["cleared_ai_fraction_at_5"] == 0.3
-    assert (summary["fpr_at_target_low"], summary["fpr_at_target_high"]) == exact_rate_interval(2, 10)
+    assert (summary["fpr_at_target_low"], summary["fpr_at_target_high"]) == metrics.exact_rate_interval(2, 10)
     assert summary["fpr_at_target_5_low"] == summary["fpr_at_target_low"]
     assert summary["ppv_at_20"] == pytest.approx(0.2 * 0.6 / (0.2 * 0.6 + 0.8 * 0.2))
 
