@@ -17,8 +17,9 @@ def storage(tmp_path: Path) -> Storage:
 
 
 @pytest.fixture
-def serve_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    logger = logging.getLogger("ray.serve")  # it does not propagate to the root
+def serve_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
+    logger = logging.getLogger("ray.serve")
+    monkeypatch.setattr(logger, "propagate", False)  # as Ray sets it when Serve is imported
     logger.addHandler(caplog.handler)
     yield caplog
     logger.removeHandler(caplog.handler)
