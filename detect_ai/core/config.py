@@ -316,7 +316,6 @@ class MonitoringConfig(Section):
     text_days: Natural = 0  # the texts too, for so many days: only if the writers know; 0: never
     audit_fraction: Fraction = 0.0  # of all texts, drawn at random for labelling: only these give error rates
     feedback_url: str = ""  # of the database of labels, as SQLAlchemy writes it; empty: SQLite under a local root
-    budget_fpr: OpenFraction | None = None  # accusations of humans beyond this rate are reported; null: the target
     drift: DriftConfig = DriftConfig()
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ counts, and conflicts between keys stay visible.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -18,14 +19,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import sqlalchemy as sql
-from scipy.stats import beta
 
 from detect_ai.core.config import Config, MonitoringConfig
-from detect_ai.core.errors import ConfigError, InputError
+from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
+from detect_ai.metrics import exact_rate_interval
 from detect_ai.monitoring import prediction_log
 from detect_ai.monitoring.prediction_log import FOLDER
 from detect_ai.schemas import Label
+
+logger = logging.getLogger("ray.serve")
 
 ALTERNATIVE = 4  # the budget is tested against a false positive rate so many times as high
 FALSE_ALARM = 0.01  # probability that a detector that keeps the budget is ever reported
@@ -50,11 +53,17 @@ VOTES = sql.Table(
     sql.Column("audited", sql.Boolean, nullable=False),
     sql.Column("audit_fraction", sql.Float, nullable=False),
 )
-_COPIED = ("model_version", "target_fpr", "score", "num_tokens", "audited", "audit_fraction")
+_TEXT = ["request_id", "index"]
+_COPIED = (*_TEXT, "model_version", "target_fpr", "score", "num_tokens", "audited", "audit_fraction")
 
 
 class Feedback:
-    """The votes in a database, and how much of the budget they show as spent. ConfigError if it cannot be opened."""
+    """The votes in a database. ConfigError if it cannot be opened.
+
+    `spent` is how much of the false accusation budget they had spent at the last `refresh`.
+    """
+
+    spent = 0.0
 
     def __init__(self, storage: Storage, config: MonitoringConfig) -> None:
         self.config = config
@@ -75,20 +84,23 @@ class Feedback:
                 f"monitoring.feedback_url: expected a database that SQLAlchemy opens, found {type(error).__name__}: "
                 "check the address, the driver and the permissions"
             ) from None
-        self.spent = budget(by_text(self.votes()), config.budget_fpr)["spent"]
 
     def vote(self, prediction: Mapping[str, Any], key: str, label: Label) -> bool:
         """Record a label of a text, given its row of the prediction log. Returns whether other keys disagree."""
-        id_ = {"request_id": prediction["request_id"], "index": prediction["index"]}
-        copied = {name: prediction[name] for name in _COPIED}
-        vote = {**id_, **copied, "key": key, "label": label.value, "predicted": prediction["label"]}
+        vote = {name: prediction[name] for name in _COPIED} | {"predicted": prediction["label"]}
+        same_text = [VOTES.c[name] == prediction[name] for name in _TEXT]
         with self._engine.begin() as connection:
-            connection.execute(sql.insert(VOTES).values(time=datetime.now(UTC), **vote))
-            same_text = (VOTES.c.request_id == id_["request_id"], VOTES.c["index"] == id_["index"])
+            connection.execute(sql.insert(VOTES).values(time=datetime.now(UTC), key=key, label=label.value, **vote))
             rows = connection.execute(sql.select(VOTES.c.key, VOTES.c.label).where(*same_text).order_by(VOTES.c.id))
             last = {row.key: row.label for row in rows}
-        self.spent = budget(by_text(self.votes()), self.config.budget_fpr)["spent"]
         return len(set(last.values())) > 1
+
+    def refresh(self) -> None:
+        """Compute `spent` from all votes, also those that other replicas took; it stays if the database fails."""
+        try:
+            self.spent = budget(by_text(self.votes()))["spent"]
+        except sql.exc.SQLAlchemyError as error:  # its message may repeat a password
+            logger.error("the votes cannot be read: %s", type(error).__name__)
 
     def erase(self, request_id: str) -> int:
         """Delete all votes on a request, and return their number."""
@@ -99,7 +111,8 @@ class Feedback:
         """The last vote of each key on each text in `monitoring.log_days`, oldest first, columns as the table."""
         since = datetime.now(UTC) - timedelta(self.config.log_days)
         with self._engine.connect() as connection:
-            frame = pd.read_sql(sql.select(VOTES).where(VOTES.c.time >= since).order_by(VOTES.c.id), connection)
+            rows = connection.execute(sql.select(VOTES).where(VOTES.c.time >= since).order_by(VOTES.c.id))
+            frame = pd.DataFrame(rows.all(), columns=rows.keys())
         return frame.drop_duplicates(["request_id", "index", "key"], keep="last").reset_index(drop=True)
 
 
@@ -108,50 +121,41 @@ def report(config: Config, storage: Storage) -> dict[str, Any]:
 
     Raises ConfigError without a prediction log, or when the database cannot be opened.
     """
-    drawn = prediction_log.read(storage, columns=["time", "request_id", "index", "audited"])
-    if not drawn.num_rows:
+    drawn = prediction_log.read(storage, columns=["time", *_TEXT, "audited"]).to_pandas().set_index(_TEXT)
+    if drawn.empty:
         raise ConfigError(f"no predictions under {storage.root}: serve with monitoring.log=true")
-    texts = by_text(Feedback(storage, config.monitoring).votes())
-    labelled = set(zip(texts["request_id"], texts["index"], strict=True))
-    audited = drawn.filter(drawn["audited"]).to_pylist()
-    waiting = [row for row in audited if (row["request_id"], row["index"]) not in labelled]
-    appeals = texts[~texts["audited"]]
-    ids = ["request_id", "index"]
+    texts, audited = by_text(Feedback(storage, config.monitoring).votes()), drawn[drawn["audited"]]
+    waiting = audited[~audited.index.isin(texts.index)].head(LISTED)
+    appeals = texts[~texts["audited"]].tail(LISTED)
+    conflicts = texts[texts["human"].between(0, 1, inclusive="neither")]
     return {
-        "predictions": drawn.num_rows,
+        "predictions": len(drawn),
         "audited": len(audited),
-        "rates": error_rates(texts) if texts["audited"].any() else None,
-        "budget": budget(texts, config.monitoring.budget_fpr),
-        "appeals": appeals.tail(LISTED)[[*ids, "predicted", "human"]].to_dict("records"),
-        "conflicts": texts[texts["human"].between(0, 1, inclusive="neither")][ids].to_dict("records"),
-        "to_label": [
-            {**{name: row[name] for name in ids}, "time": row["time"].isoformat()} for row in waiting[:LISTED]
-        ],
+        "rates": error_rates(texts),
+        "budget": budget(texts),
+        "appeals": appeals.reset_index()[[*_TEXT, "predicted", "human"]].to_dict("records"),
+        "conflicts": conflicts.reset_index()[_TEXT].to_dict("records"),
+        "to_label": waiting.assign(time=waiting["time"].astype(str)).reset_index()[[*_TEXT, "time"]].to_dict("records"),
     }
 
 
 def by_text(votes: pd.DataFrame) -> pd.DataFrame:
-    """One row for each text, in the order of their first votes: that of its first vote, and `human`.
+    """A row for each text, by request and index in the order of their first votes: that of its first vote, and `human`.
 
     `human` is the fraction of the keys that call it human: a key has one vote, however often it is sent.
     """
     marked = votes.assign(human=(votes["label"] == Label.HUMAN.value).astype(float))
-    grouped = marked.groupby(["request_id", "index"], sort=False)
-    return grouped.first().assign(human=grouped["human"].mean()).reset_index()
+    grouped = marked.groupby(_TEXT, sort=False)
+    return grouped.first().assign(human=grouped["human"].mean())
 
 
 def error_rates(texts: pd.DataFrame) -> dict[str, Any]:
     """False positive and detection rate of the audited texts, by Hájek's estimator, with 95% intervals.
 
-    Takes texts of `by_text`. Intervals are exact (Clopper and Pearson 1934) for the effective number of texts (Kish
-    1965). Raises InputError without audited texts: rates of appeals would be those of a choice.
+    Takes texts of `by_text`. Intervals are exact for the effective number of texts (Kish 1965). Without audited texts
+    the rates are None: those of appeals would be rates of a choice.
     """
     audited = texts[texts["audited"]]
-    if audited.empty:
-        raise InputError(
-            "no audited texts are labelled: appeals say nothing about a rate; serve with monitoring.audit_fraction "
-            "above 0 and label the texts that it draws"
-        )
     weights = 1 / audited["audit_fraction"].to_numpy(float)
     is_ai, human = (audited["predicted"] == Label.AI.value).to_numpy(float), audited["human"].to_numpy(float)
     return {
@@ -165,22 +169,20 @@ def _rate(hits: np.ndarray, weights: np.ndarray) -> dict[str, float | None]:
     if not total:
         return {"rate": None, "low": None, "high": None, "texts": 0.0}
     rate, n = float(weights @ hits / total), total**2 / float(weights @ weights)
-    low = float(beta.ppf(0.025, rate * n, n - rate * n + 1)) if rate else 0.0
-    high = float(beta.ppf(0.975, rate * n + 1, n - rate * n)) if rate < 1 else 1.0
+    low, high = exact_rate_interval(rate * n, n)
     return {"rate": rate, "low": low, "high": high, "texts": n}
 
 
-def budget(texts: pd.DataFrame, fpr: float | None) -> dict[str, float | bool]:
+def budget(texts: pd.DataFrame) -> dict[str, Any]:
     """How much of the false accusation budget is spent: at 1 the audit shows that its rate is exceeded.
 
-    The likelihood ratio of a rate `ALTERNATIVE` times as high as the budget is a test martingale: while the budget is
-    kept it ever reaches 1 / `FALSE_ALARM` with at most that probability, however often it is looked at (Ville 1939).
-    `fpr` None is the target of each text. Takes texts of `by_text`.
+    The likelihood ratio of a rate `ALTERNATIVE` times as high as the target of each text is a test martingale: while
+    the targets hold it ever reaches 1 / `FALSE_ALARM` with at most that probability, however often it is looked at
+    (Ville 1939). Takes texts of `by_text`.
     """
     audited = texts[texts["audited"] & (texts["human"] > 0.5)]
-    rates = audited["target_fpr"].to_numpy(float) if fpr is None else np.full(len(audited), fpr)
-    accused = (audited["predicted"] == Label.AI.value).to_numpy()
+    rates, accused = audited["target_fpr"].to_numpy(float), (audited["predicted"] == Label.AI.value).to_numpy()
     higher = np.minimum(ALTERNATIVE * rates, (1 + rates) / 2)
     steps = np.where(accused, np.log(higher / rates), np.log((1 - higher) / (1 - rates)))
-    spent = max(0.0, *np.cumsum(steps).tolist(), 0.0) / -math.log(FALSE_ALARM)
+    spent = float(np.cumsum(steps).max(initial=0.0)) / -math.log(FALSE_ALARM)
     return {"humans": len(audited), "accused": int(accused.sum()), "spent": spent, "is_spent": spent >= 1}

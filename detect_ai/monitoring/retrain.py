@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
-import pandas as pd
 import pyarrow as pa
 import tenacity
 
@@ -202,7 +201,7 @@ def audited(config: Config, storage: Storage) -> list[dict[str, Any]]:
         raise InputError("retrain.audited=true: the service kept no texts; serve with monitoring.text_days above 0")
     labels = by_text(Feedback(storage, config.monitoring).votes())
     labels = labels[labels["audited"] & labels["human"].isin([0, 1])]
-    joined = pd.merge(labels, texts, on=["request_id", "index"])
+    joined = labels.join(texts.set_index(labels.index.names), how="inner")
     found = [(text, int(human == 0)) for text, human in zip(joined["text"], joined["human"], strict=True)]
     return [_row(text, label, "", config.retrain.domain, "unknown" if label else "") for text, label in found]
 

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Security, params
@@ -50,6 +51,7 @@ from serve_app.engine.versions import Versions
 from serve_app.errors import MEDIA_TYPE, RETRY_AFTER, ProblemError, QueueFullError, http_problem, validation_problem
 from serve_app.files.reader import FILE_LIMITS
 
+BUDGET_S = 60.0  # between two readings of all votes, for the accusation budget
 LIMITS = ("max_texts", "max_chars", "max_tokens", "max_body_bytes", "max_upload_bytes")
 DESCRIPTION = (
     "Estimates whether a text was written by AI, at a stated false positive rate. Every response carries "
@@ -84,9 +86,12 @@ class Status(BaseModel):
     keys: list[KeyInfo]
 
 
-def create_app(versions: Versions, access: AccessControl, feedback: Feedback | None = None) -> FastAPI:
-    """The ASGI application of one replica; labels are accepted where there is a database for them."""
-    main, config = versions.main, versions.main.config
+@asynccontextmanager
+async def lifespan(
+    versions: Versions, access: AccessControl, feedback: Feedback | None, _: FastAPI
+) -> AsyncIterator[None]:
+    """Start what a replica does besides requests, and end it when they are answered."""
+    main = versions.main
 
     async def report() -> None:
         while True:
@@ -96,19 +101,26 @@ def create_app(versions: Versions, access: AccessControl, feedback: Feedback | N
                 main.record("accusation_budget_spent", feedback.spent)
             await asyncio.sleep(REFRESH_S)
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        versions.start()
-        if main.log:
-            main.log.start()
-        tasks = [asyncio.create_task(access.refresh(REFRESH_S)), asyncio.create_task(report())]
-        yield
-        for task in tasks:
-            task.cancel()
-        await versions.close()
-        if main.log:
-            await asyncio.get_running_loop().run_in_executor(None, main.log.close)
+    async def refresh_budget() -> None:
+        while feedback:
+            await asyncio.to_thread(feedback.refresh)
+            await asyncio.sleep(BUDGET_S)
 
+    versions.start()
+    if main.log:
+        main.log.start()
+    tasks = list(map(asyncio.create_task, (access.refresh(REFRESH_S), report(), refresh_budget())))
+    yield
+    for task in tasks:
+        task.cancel()
+    await versions.close()
+    if main.log:
+        await asyncio.to_thread(main.log.close)
+
+
+def create_app(versions: Versions, access: AccessControl, feedback: Feedback | None = None) -> FastAPI:
+    """The ASGI application of one replica; labels are accepted where there is a database for them."""
+    main, config = versions.main, versions.main.config
     app = FastAPI(
         title="detect_ai",
         version=__version__,
@@ -116,7 +128,7 @@ def create_app(versions: Versions, access: AccessControl, feedback: Feedback | N
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=lifespan,
+        lifespan=partial(lifespan, versions, access, feedback),
         responses=PROBLEMS,
         exception_handlers={HTTPException: http_problem, RequestValidationError: validation_problem},
         # FastAPI's own spans and logs have query strings and the messages of errors, which may contain text.

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from detect_ai.core.config import Config, MonitoringConfig
-from detect_ai.core.errors import ConfigError, InputError
+from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
 from detect_ai.monitoring import feedback, prediction_log
 from detect_ai.monitoring.feedback import Feedback, budget, by_text, error_rates
@@ -97,15 +97,15 @@ def test_texts_weigh_by_the_inverse_of_their_probability() -> None:
 
 
 def test_appeals_alone_give_no_rate() -> None:
-    with pytest.raises(InputError, match="audit_fraction"):
-        error_rates(texts(humans=50, accused=50).assign(audited=False))
+    rates = error_rates(texts(humans=50, accused=50).assign(audited=False))
+    assert {rate["rate"] for rate in rates.values()} == {None}
 
 
 def test_appeals_do_not_count_in_rates_and_budget() -> None:
     appeals = texts(humans=50, accused=50).assign(audited=False)
     both = pd.concat([texts(humans=100, accused=1), appeals])
     assert error_rates(both)["false_positive_rate"]["rate"] == 0.01
-    assert budget(both, None)["humans"] == 100
+    assert budget(both)["humans"] == 100
 
 
 def alerts(fpr: float, seeds: int = 200, humans: int = 500) -> int:
@@ -115,13 +115,32 @@ def alerts(fpr: float, seeds: int = 200, humans: int = 500) -> int:
     for _ in range(seeds):
         frame = texts(humans, 0)
         frame["predicted"] = np.where(rng.random(humans) < fpr, "ai", "human")
-        found += int(budget(frame, 0.01)["is_spent"])
+        found += int(budget(frame)["is_spent"])
     return found
 
 
 def test_the_budget_alerts_at_four_times_the_rate_and_not_at_the_rate() -> None:
     assert alerts(0.04) >= 180
     assert alerts(0.01) <= 2
+
+
+def test_the_spent_budget_is_that_of_all_replicas(storage: Storage, votes: Feedback) -> None:
+    Feedback(storage, MonitoringConfig()).vote(prediction(audited=True), "k1", HUMAN)
+    assert votes.spent == 0
+    votes.refresh()
+    assert votes.spent == budget(texts(humans=1, accused=1))["spent"] > 0
+
+
+def test_a_vote_reads_no_other_texts(votes: Feedback, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(votes, "votes", lambda: pytest.fail("reads all votes"))
+    votes.vote(prediction(), "k1", AI)
+
+
+def test_an_unreadable_database_keeps_the_spent_budget(votes: Feedback, monkeypatch: pytest.MonkeyPatch) -> None:
+    votes.spent = 0.5
+    feedback._METADATA.drop_all(votes._engine)
+    votes.refresh()
+    assert votes.spent == 0.5
 
 
 def test_report_lists_what_needs_a_label(storage: Storage, votes: Feedback) -> None:
