@@ -91,7 +91,7 @@ def compare_log(config: DriftConfig, storage: Storage, spec: DetectorSpec) -> di
         "plots": {
             "p_values": plots.p_values([window["p_values"] for window in windows], fitted.level),
             "scores": plots.two_distributions(reference.scores, last_window.scores, "log-odds of AI"),
-            "lengths": plots.two_distributions(reference.num_tokens, last_window.num_tokens, "tokens"),
+            "lengths": plots.two_distributions(reference.lengths, last_window.lengths, "tokens"),
         },
     }
 
@@ -172,7 +172,7 @@ def _noticed_after(reference: Reference, traffic: Traffic, seed: int) -> int | N
     """Texts until the first alarm; None if there is none in `MAX_WINDOWS` windows."""
     rng = np.random.default_rng(seed)
     for number in range(1, MAX_WINDOWS + 1):
-        if reference.check(traffic[rng.integers(0, len(traffic), reference.window)]).is_alarm:
+        if reference.check(traffic[rng.integers(0, len(traffic), reference.window)]).alarms:
             return number * reference.window
     return None
 
@@ -222,7 +222,7 @@ class DriftWatch:
             traffic = Traffic.of_calibration(self.spec, log_secret(self.storage))
             self._reference = Reference(traffic, self.config.window, self.config.false_alarms)
         self._last = check = self._reference.check(Traffic.of_rows(rows))
-        if check.is_alarm:
+        if check.alarms:
             now = datetime.now(UTC)
             logger.warning("Drift in the last %d texts: %s", len(rows), " ".join(check.sentences))
             alarm = {"time": now.isoformat(), "model_version": self.spec.version, "texts": len(rows), **check._asdict()}

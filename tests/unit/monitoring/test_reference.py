@@ -24,10 +24,10 @@ def traffic(n: int = 3000, seed: int = 0, **changes: Any) -> Traffic:
     weights = 1.0 + kinds
     known: dict[str, Any] = {
         "scores": rng.normal(kinds, 1.0),
-        "num_tokens": rng.integers(50, 600, n),
-        "outcomes": np.where(rng.random(n) < 0.2, "between_thresholds", DECIDED),
+        "lengths": rng.integers(50, 600, n),
+        "abstentions": np.where(rng.random(n) < 0.2, "between_thresholds", DECIDED),
         "domains": np.asarray(KINDS)[kinds],
-        "bits": bits.astype(np.uint8),
+        "words": bits.astype(np.uint8),
         "weights": weights / weights.sum(),
     }
     return Traffic(**known | changes)
@@ -53,17 +53,17 @@ def test_false_alarms_over_all_signals_are_as_configured(false_alarms: float) ->
 
 CHANGES = {
     "scores": lambda w: {"scores": w.scores + 1.5},
-    "lengths": lambda w: {"num_tokens": w.num_tokens // 3},
-    "abstentions": lambda w: {"outcomes": np.full(len(w), "unlike_calibration")},
+    "lengths": lambda w: {"lengths": w.lengths // 3},
+    "abstentions": lambda w: {"abstentions": np.full(len(w), "unlike_calibration")},
     "domains": lambda w: {"domains": np.full(len(w), "mail")},
-    "words": lambda w: {"bits": 1 - w.bits},
+    "words": lambda w: {"words": 1 - w.words},
 }
 
 
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_each_signal_notices_its_change_and_no_other(reference: Reference, signal: str) -> None:
     window = window_of(traffic())
-    assert not reference.check(window).is_alarm
+    assert not reference.check(window).alarms
     changed = Traffic(**vars(window) | CHANGES[signal](window))
     check = reference.check(changed)
     assert check.alarms == [signal]
@@ -72,9 +72,12 @@ def test_each_signal_notices_its_change_and_no_other(reference: Reference, signa
 
 def test_sentences_name_the_numbers(reference: Reference) -> None:
     window = window_of(traffic())
-    shorter = reference.check(Traffic(**vars(window) | {"num_tokens": np.full(WINDOW, 60)})).sentences[0]
-    assert "shorter" in shorter
+    shorter = reference.check(Traffic(**vars(window) | {"lengths": np.full(WINDOW, 60)})).sentences[0]
     assert "60 tokens" in shorter
+    assert (
+        f"{np.quantile(reference.traffic.lengths, 0.5, weights=reference.traffic.weights, method='inverted_cdf'):g}."
+        in shorter
+    )
     unlike = reference.check(Traffic(**vars(window) | CHANGES["abstentions"](window))).sentences[0]
     assert "100%" in unlike
     assert "unlike_calibration" in unlike
@@ -92,7 +95,7 @@ def test_the_distance_is_that_of_kolmogorov_and_smirnov() -> None:
 
 
 def test_without_styles_and_domains_three_signals_remain() -> None:
-    plain = traffic(bits=np.empty((3000, 0), np.uint8), domains=np.full(3000, ""))
+    plain = traffic(words=np.empty((3000, 0), np.uint8), domains=np.full(3000, ""))
     check = Reference(plain, WINDOW, 0.01).check(window_of(plain))
     assert list(check.p_values) == ["scores", "lengths", "abstentions"]
 
@@ -114,10 +117,10 @@ def test_rows_of_the_log_become_traffic() -> None:
         {"score": 2.0, "num_tokens": 6, "reasons": [], "nearest_domain": None, "sketch": 2**63},
     ]
     found = Traffic.of_rows(rows)
-    assert found.outcomes.tolist() == ["too_short", DECIDED]
+    assert found.abstentions.tolist() == ["too_short", DECIDED]
     assert found.domains.tolist() == ["news", ""]
-    assert found.bits[:, [0, -1]].tolist() == [[0, 1], [1, 0]]
-    assert Traffic.of_rows([{**rows[0], "sketch": None}]).bits.shape == (1, 0)
+    assert found.words[:, [0, -1]].tolist() == [[0, 1], [1, 0]]
+    assert Traffic.of_rows([{**rows[0], "sketch": None}]).words.shape == (1, 0)
 
 
 def test_calibration_texts_weigh_by_domain_and_class(tiny_bundle: Path) -> None:
@@ -125,4 +128,5 @@ def test_calibration_texts_weigh_by_domain_and_class(tiny_bundle: Path) -> None:
     found = Traffic.of_calibration(spec, b"secret")
     assert len(found) == spec.calibration.num_human + spec.calibration.num_ai
     assert found.weights.sum() == pytest.approx(1)
-    assert set(found.outcomes) <= {DECIDED, "too_short", "between_thresholds", "unlike_calibration"}
+    assert found.weights[spec.calibration.num_human :].sum() == pytest.approx(spec.calibration.prevalence)
+    assert set(found.abstentions) <= {DECIDED, "too_short", "between_thresholds", "unlike_calibration"}
