@@ -253,7 +253,7 @@ def score_part_in_memory(detector: Detector, item: pa.Table) -> Iterator[pa.Tabl
 
 def scored_rows(detector: Detector, texts: Sequence[Text]) -> list[dict[str, Any]]:
     """The score of each text, and what a calibration needs to know of it; `digest` is that of the normalised text."""
-    documents, scores = _documents(detector, texts)
+    documents, scores = read_and_score(detector, texts)
     styles = detector.styles([document.input_ids for document in documents])
     return [
         {
@@ -290,7 +290,7 @@ def score_part(detector: Detector, item: pa.Table, config: ScoreConfig, root: st
 
 def verdict_rows(detector: Detector, texts: Sequence[Text], config: ScoreConfig) -> list[dict[str, Any]]:
     """Rows of `verdict_table.VERDICT_SCHEMA`."""
-    documents, scores = _documents(detector, texts)
+    documents, scores = read_and_score(detector, texts)
     rows, prevalence = [], config.prevalence
     for text, document, score in zip(texts, documents, scores, strict=True):
         spans = None if config.spans == "none" else detector.spans(document, config.spans == "occlusion", prevalence)
@@ -315,7 +315,7 @@ def verdict_rows(detector: Detector, texts: Sequence[Text], config: ScoreConfig)
     return rows
 
 
-def _documents(detector: Detector, texts: Sequence[Text]) -> tuple[list[Document], Scores]:
+def read_and_score(detector: Detector, texts: Sequence[Text]) -> tuple[list[Document], Scores]:
     """Texts as the detector reads them, and their scores, shape (n,). Raises InputError for one that is not finite."""
     documents = detector.read([text.text for text in texts])
     scores = detector.score([document.input_ids for document in documents])

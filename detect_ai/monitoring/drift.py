@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from detect_ai.calibration.leave_one_out import domain_rates
 from detect_ai.core.config import Config, DriftConfig
 from detect_ai.core.errors import ConfigError, InputError
 from detect_ai.core.job import attempt
@@ -18,6 +20,8 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector.dataset import Text, texts_of
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
+from detect_ai.detector.score import read_and_score
+from detect_ai.detector.verdict_table import PREDICTIONS
 from detect_ai.monitoring.prediction_log import FOLDER, log_secret, prediction_row, read
 from detect_ai.monitoring.reference import Check, Reference, Traffic
 from detect_ai.reports import plots
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve")
 
-KEPT_ALARMS = 100
+ALARMS, KEPT_ALARMS = f"{FOLDER}/drift", 100
 COLUMNS = ("time", "model_version", "score", "num_tokens", "reasons", "nearest_domain", "sketch")
 SEEDS = 50  # replays of each change
 MAX_WINDOWS = 20  # of a replay
@@ -66,32 +70,32 @@ def compare_log(config: DriftConfig, storage: Storage, spec: DetectorSpec) -> di
         first, last = _days(config.reference)
         reference = Traffic.of_rows([row for row in rows if first <= row["time"].date() <= last])
         rows = [row for row in rows if row["time"].date() > last]
-    number = len(rows) // config.window
-    if not number:
+    if len(rows) < config.window:
         raise ConfigError(
             f"the log has {len(rows)} texts of version {spec.version} to compare, a window needs {config.window}: wait "
             "for more, or give a smaller monitoring.drift.window"
         )
-    fitted = Reference(reference, config.window, config.false_alarms)
-    live, windows = Traffic.of_rows(rows), []
-    for i in range(number):
-        own = slice(i * config.window, (i + 1) * config.window)
-        windows.append({"time": rows[own.stop - 1]["time"].isoformat(), **fitted.check(live[own])._asdict()})
-    last_window = live[slice((number - 1) * config.window, number * config.window)]
+    fitted, live = Reference(reference, config.window, config.false_alarms), Traffic.of_rows(rows)
+    ends = range(config.window, len(rows) + 1, config.window)
+    in_windows = [live[end - config.window : end] for end in ends]
+    windows = [
+        {"time": rows[end - 1]["time"].isoformat(), **fitted.check(texts)._asdict()}
+        for end, texts in zip(ends, in_windows, strict=True)
+    ]
     return {
         "texts": len(rows),
         "window": config.window,
         "false_alarms": config.false_alarms,
         "reference": config.reference or "calibration",
-        "num_windows": number,
+        "num_windows": len(windows),
         "num_alarms": sum(bool(window["alarms"]) for window in windows),
         "alarms": windows[-1]["alarms"],
         "sentences": windows[-1]["sentences"],
         "windows": windows,
         "plots": {
             "p_values": plots.p_values([window["p_values"] for window in windows], fitted.level),
-            "scores": plots.two_distributions(reference.scores, last_window.scores, "log-odds of AI"),
-            "lengths": plots.two_distributions(reference.lengths, last_window.lengths, "tokens"),
+            "scores": plots.two_distributions(reference.scores, in_windows[-1].scores, "log-odds of AI"),
+            "lengths": plots.two_distributions(reference.lengths, in_windows[-1].lengths, "tokens"),
         },
     }
 
@@ -124,8 +128,7 @@ def replay(config: Config, detector: Detector) -> list[dict[str, Any]]:
                 f"{MIN_POOL} texts, or `length`; found {', '.join(pools) or 'none'}"
             )
         scored = {value: _scored(detector, pool) for value, pool in pools.items()}
-        before_values = ["as they are"] if column == "length" else list(pools)
-        for before in before_values:
+        for before in pools:
             window = min(config.monitoring.drift.window, len(scored[before][0]))
             reference = Reference(scored[before][0], window, config.monitoring.drift.false_alarms)
             for after, (traffic, rates) in scored.items():
@@ -136,36 +139,28 @@ def replay(config: Config, detector: Detector) -> list[dict[str, Any]]:
 
 def _pools(texts: Sequence[Text], column: str) -> dict[str, list[Text]]:
     """Texts by the value of a column, in a fixed random order."""
-    order = np.random.default_rng(0).permutation(len(texts)).tolist()
+    shuffled = [texts[i] for i in np.random.default_rng(0).permutation(len(texts)).tolist()]
     if column == "length":
-        whole = [texts[i] for i in order][:MAX_POOL]
-        cut = [text.__class__(text.row, text.id, _first_words(text.text), text.label, text.values) for text in whole]
-        return {"as they are": whole, f"first {SHORT_WORDS} words": cut}
+        cut = [replace(text, text=" ".join(text.text.split()[:SHORT_WORDS])) for text in shuffled[:MAX_POOL]]
+        return {"as they are": shuffled[:MAX_POOL], f"first {SHORT_WORDS} words": cut}
     pools: dict[str, list[Text]] = {}
-    for i in order:
-        pools.setdefault(texts[i].values.get(column) or "none", []).append(texts[i])
+    for text in shuffled:
+        pools.setdefault(text.values.get(column) or "none", []).append(text)
     largest = sorted(pools, key=lambda value: -len(pools[value]))[:MAX_VALUES]
     return {value: pools[value][:MAX_POOL] for value in largest if len(pools[value]) >= MIN_POOL}
 
 
-def _first_words(text: str) -> str:
-    return " ".join(text.split()[:SHORT_WORDS])
-
-
 def _scored(detector: Detector, texts: Sequence[Text]) -> tuple[Traffic, dict[str, float | None]]:
     """The traffic of texts, and their error rates."""
+    documents, scores = read_and_score(detector, texts)
     target = detector.spec.default_target_fpr
-    documents = detector.read([text.text for text in texts])
-    scores = detector.score([document.input_ids for document in documents])
     verdicts = [detector.verdict(d, s, None, target) for d, s in zip(documents, scores.tolist(), strict=True)]
-    is_ai = np.asarray([verdict.label == "ai" for verdict in verdicts])
-    labels = np.asarray([-1 if text.label is None else text.label for text in texts])
-    rates = {
-        name: float(is_ai[labels == label].mean()) if (labels == label).any() else None
-        for name, label in (("fpr", 0), ("tpr", 1))
-    }
-    rows = map(prediction_row, documents, scores.tolist(), verdicts, repeat(b"replay"))
-    return Traffic.of_rows(list(rows)), rates
+    rows = list(map(prediction_row, documents, scores.tolist(), verdicts, repeat(b"replay")))
+    predictions, labels = (
+        np.asarray(of) for of in ([PREDICTIONS[v.label] for v in verdicts], [t.label for t in texts])
+    )
+    rates = domain_rates("", predictions[labels == 0], predictions[labels == 1])
+    return Traffic.of_rows(rows), {name: rates[name] for name in ("fpr", "tpr")}
 
 
 def _noticed_after(reference: Reference, traffic: Traffic, seed: int) -> int | None:
@@ -178,12 +173,11 @@ def _noticed_after(reference: Reference, traffic: Traffic, seed: int) -> int | N
 
 
 def _summary(noticed: Sequence[int | None]) -> dict[str, Any]:
-    found = sorted(number for number in noticed if number is not None)
-    ends = [*found, *[None] * (len(noticed) - len(found))]
+    ends = sorted(noticed, key=lambda number: number or math.inf)
     return {
-        "noticed": len(found) / len(noticed),
+        "noticed": 1 - noticed.count(None) / len(noticed),
         "median": ends[(len(ends) - 1) // 2],
-        "quantile_90": ends[int(np.ceil(0.9 * len(ends))) - 1],
+        "quantile_90": ends[math.ceil(0.9 * len(ends)) - 1],
     }
 
 
@@ -223,12 +217,10 @@ class DriftWatch:
             self._reference = Reference(traffic, self.config.window, self.config.false_alarms)
         self._last = check = self._reference.check(Traffic.of_rows(rows))
         if check.alarms:
-            now = datetime.now(UTC)
             logger.warning("Drift in the last %d texts: %s", len(rows), " ".join(check.sentences))
-            alarm = {"time": now.isoformat(), "model_version": self.spec.version, "texts": len(rows), **check._asdict()}
-            name = f"alarm-{now.strftime('%Y%m%dT%H%M%S%f')}.json"
+            now, known = datetime.now(UTC).isoformat(), {"model_version": self.spec.version, "texts": len(rows)}
             try:
-                self.storage.write_bytes(f"{FOLDER}/drift/{name}", json.dumps(alarm, indent=2).encode())
-                self.storage.prune(f"{FOLDER}/drift", "alarm-", KEPT_ALARMS)
+                self.storage.write_json(f"{ALARMS}/{attempt('alarm')}.json", {"time": now, **known, **check._asdict()})
+                self.storage.prune(ALARMS, "alarm-", KEPT_ALARMS)
             except OSError as error:
                 logger.error("The drift alarm was not written: %s", error)

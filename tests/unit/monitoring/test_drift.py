@@ -92,7 +92,7 @@ def test_a_replay_tells_what_is_noticed(storage: Storage, tmp_path: Path, monkey
     own = config(storage, simulate=["domain", "length"])
     own.data = write_texts(tmp_path)
     rows = {(row["from"], row["to"]): row for row in drift(own, storage)["replays"]}
-    assert len(rows) == 6
+    assert len(rows) == 8
     changed, same = rows["human", "ai"], rows["human", "human"]
     assert changed["noticed"] == 1
     assert changed["quantile_90"] <= 5 * WINDOW

@@ -73,11 +73,10 @@ def test_each_signal_notices_its_change_and_no_other(reference: Reference, signa
 def test_sentences_name_the_numbers(reference: Reference) -> None:
     window = window_of(traffic())
     shorter = reference.check(Traffic(**vars(window) | {"lengths": np.full(WINDOW, 60)})).sentences[0]
+    lengths, weights = reference.traffic.lengths, reference.traffic.weights
+    median = np.quantile(lengths, 0.5, weights=weights, method="inverted_cdf")
     assert "60 tokens" in shorter
-    assert (
-        f"{np.quantile(reference.traffic.lengths, 0.5, weights=reference.traffic.weights, method='inverted_cdf'):g}."
-        in shorter
-    )
+    assert f"{median:g}." in shorter
     unlike = reference.check(Traffic(**vars(window) | CHANGES["abstentions"](window))).sentences[0]
     assert "100%" in unlike
     assert "unlike_calibration" in unlike
