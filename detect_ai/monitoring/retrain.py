@@ -12,7 +12,6 @@ arrives, so that an interrupted run continues where it was.
 from __future__ import annotations
 
 import hashlib
-import heapq
 import logging
 import os
 import time
@@ -25,12 +24,10 @@ import tenacity
 
 from detect_ai.core.config import Config, RetrainConfig, SourceConfig
 from detect_ai.core.errors import ConfigError, InputError
-from detect_ai.core.job import attempt
 from detect_ai.core.storage import Storage, parquet
 from detect_ai.detector.dataset import texts_of
-from detect_ai.detector.registry import Registry
-from detect_ai.detector.score import score_texts
-from detect_ai.detector.verdict_table import Verdicts
+from detect_ai.detector.registry import Registry, spec_of
+from detect_ai.detector.score import score_in_memory
 from detect_ai.monitoring import prediction_log
 from detect_ai.monitoring.feedback import Feedback, by_text
 
@@ -82,14 +79,10 @@ def with_sources(config: Config, sources: Sequence[dict[str, Any]]) -> Config:
 def hard_negatives(config: Config, storage: Storage) -> list[dict[str, Any]]:
     """The human texts with the highest scores, at most `retrain.hard_negatives`; too short ones are left out."""
     wanted, bundle = config.retrain, Registry(storage).resolve(config.bundle)
-    key = f"runs/{config.run}/{attempt('mined')}"
-    with storage.whole(key):
-        score_texts(wanted.humans, bundle, config.score, (storage, key))
-        verdicts = Verdicts.read(storage, key)
-        storage.delete(key)
-    in_scope = [not set(reasons) - {"between_thresholds", "unlike_calibration"} for reasons in verdicts.reasons]
-    candidates = [(float(verdicts.scores[i]), str(verdicts.rows[i])) for i in range(len(verdicts)) if in_scope[i]]
-    chosen = {row for _, row in heapq.nlargest(wanted.hard_negatives, candidates)}
+    spec, scored = spec_of(*bundle), score_in_memory(wanted.humans, bundle, config.score)
+    is_long = scored["num_tokens"] >= spec.min_tokens_at(spec.default_target_fpr)
+    highest = scored[is_long & (scored["reason"] == "")].nlargest(wanted.hard_negatives, "score")
+    chosen = set(highest["row"])
     return [
         _row(text.text, 0, text.values["group"], text.values["domain"] or wanted.domain, "")
         for text in texts_of(wanted.humans, config.score)

@@ -8,16 +8,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from detect_ai.core.config import Config, MonitoringConfig, RetrainConfig
 from detect_ai.core.errors import ConfigError, InputError
 from detect_ai.core.storage import Storage
+from detect_ai.detector.registry import Registry
 from detect_ai.monitoring import retrain
 from detect_ai.monitoring.feedback import Feedback
 from detect_ai.monitoring.prediction_log import RowLog
-from detect_ai.monitoring.retrain import audited, collect, mirrors, with_sources
+from detect_ai.monitoring.retrain import audited, collect, hard_negatives, mirrors, with_sources
 from detect_ai.schemas import Label
+from tests.fixtures import tiny_models
 from tests.unit.monitoring.test_feedback import prediction
 
 HUMANS = [
@@ -154,6 +157,22 @@ def test_audited_texts_are_those_of_the_audit_without_conflicts(storage: Storage
 def test_audited_texts_need_a_log_of_texts(storage: Storage) -> None:
     with pytest.raises(InputError, match=r"monitoring\.text_days"):
         audited(Config(), storage)
+
+
+def test_hard_negatives_are_the_highest_texts_in_scope(
+    storage: Storage, tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, own = Registry(storage), Config()
+    registry.set_champion(registry.add(tiny_bundle))
+    own.retrain = RetrainConfig(
+        humans=str(tiny_models.write_jsonl(tmp_path / "humans.jsonl", HUMANS)), hard_negatives=2
+    )
+    values = {"score": [5.0, 9.0, 7.0], "num_tokens": 99, "reason": ["", "mostly_code", ""]}
+    scored = pd.DataFrame({"row": [f"0-{i}" for i in range(3)], **values})
+    monkeypatch.setattr(retrain, "score_in_memory", lambda *_: scored)
+    assert [row["group"] for row in hard_negatives(own, storage)] == ["g0", "g2"]
+    scored.loc[2, "num_tokens"] = 1
+    assert [row["group"] for row in hard_negatives(own, storage)] == ["g0"]
 
 
 def test_nothing_to_collect_is_refused(storage: Storage) -> None:
