@@ -230,7 +230,7 @@ def _map_parts(
 def score_in_memory(data: str, bundle: tuple[Storage, str], config: ScoreConfig) -> pd.DataFrame:
     """Score every text of a file or folder with a bundle, without verdicts.
 
-    Returns the columns of `scored_rows`, in the order of the data. Raises CorpusError for unreadable data, BundleError
+    Returns the columns of `score_part_in_memory`, sorted by text. Raises CorpusError for unreadable data, BundleError
     for a damaged bundle.
     """
     spec_of(*bundle)
@@ -240,34 +240,33 @@ def score_in_memory(data: str, bundle: tuple[Storage, str], config: ScoreConfig)
         scored: Any = _map_parts(work, bundle, score_part_in_memory, config).to_pandas()
     if scored.empty:
         raise CorpusError(f"data={data}: no row with a text")
-    places = [tuple(map(int, row.split("-"))) for row in scored["row"]]  # numbers of a file and of its row
-    return scored.iloc[sorted(range(len(scored)), key=places.__getitem__)].reset_index(drop=True)
+    return scored.sort_values(["digest", "row"], ignore_index=True)
 
 
 def score_part_in_memory(detector: Detector, item: pa.Table) -> Iterator[pa.Table]:
-    """Rows of `scored_rows` of a part."""
+    """Scores of the texts of a part, and what a calibration needs to know of them.
+
+    `digest` is that of the normalised text, `reason` why it is out of scope or too short for the default target.
+    """
+    least = detector.spec.min_tokens_at(detector.spec.default_target_fpr)
     for texts, _ in read(pickle.loads(item["part"][0].as_py())):  # noqa: S301 - made by the driver
-        if texts:
-            yield pa.Table.from_pylist(scored_rows(detector, texts))
-
-
-def scored_rows(detector: Detector, texts: Sequence[Text]) -> list[dict[str, Any]]:
-    """The score of each text, and what a calibration needs to know of it; `digest` is that of the normalised text."""
-    documents, scores = read_and_score(detector, texts)
-    styles = detector.styles([document.input_ids for document in documents])
-    return [
-        {
-            "row": text.row,
-            "key": text.key,
-            "label": -1 if text.label is None else text.label,
-            "digest": hashlib.sha256(document.normalised.text.encode()).hexdigest(),
-            "score": score,
-            "num_tokens": len(document.input_ids),
-            "style": style,
-            "reason": next(iter(document.content.reasons), ""),  # to leave it out
-        }
-        for text, document, score, style in zip(texts, documents, scores.tolist(), styles.tolist(), strict=True)
-    ]
+        documents, scores = read_and_score(detector, texts)
+        styles = detector.styles([document.input_ids for document in documents])
+        rows = [
+            {
+                "row": text.row,
+                "key": text.key,
+                "label": -1 if text.label is None else text.label,
+                "digest": hashlib.sha256(document.normalised.text.encode()).hexdigest(),
+                "score": score,
+                "num_tokens": len(document.input_ids),
+                "style": style,
+                "reason": next(iter(document.content.reasons), "too_short" if len(document.input_ids) < least else ""),
+            }
+            for text, document, score, style in zip(texts, documents, scores.tolist(), styles.tolist(), strict=True)
+        ]
+        if rows:
+            yield pa.Table.from_pylist(rows)
 
 
 def score_part(detector: Detector, item: pa.Table, config: ScoreConfig, root: str, key: str) -> Iterator[pa.Table]:

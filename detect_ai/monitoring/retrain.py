@@ -26,7 +26,7 @@ from detect_ai.core.config import Config, RetrainConfig, SourceConfig
 from detect_ai.core.errors import ConfigError, InputError
 from detect_ai.core.storage import Storage, parquet
 from detect_ai.detector.dataset import texts_of
-from detect_ai.detector.registry import Registry, spec_of
+from detect_ai.detector.registry import Registry
 from detect_ai.detector.score import score_in_memory
 from detect_ai.monitoring import prediction_log
 from detect_ai.monitoring.feedback import Feedback, by_text
@@ -79,10 +79,8 @@ def with_sources(config: Config, sources: Sequence[dict[str, Any]]) -> Config:
 def hard_negatives(config: Config, storage: Storage) -> list[dict[str, Any]]:
     """The human texts with the highest scores, at most `retrain.hard_negatives`; too short ones are left out."""
     wanted, bundle = config.retrain, Registry(storage).resolve(config.bundle)
-    spec, scored = spec_of(*bundle), score_in_memory(wanted.humans, bundle, config.score)
-    is_long = scored["num_tokens"] >= spec.min_tokens_at(spec.default_target_fpr)
-    highest = scored[is_long & (scored["reason"] == "")].nlargest(wanted.hard_negatives, "score")
-    chosen = set(highest["row"])
+    scored = score_in_memory(wanted.humans, bundle, config.score)
+    chosen = set(scored[scored["reason"] == ""].nlargest(wanted.hard_negatives, "score")["row"])
     return [
         _row(text.text, 0, text.values["group"], text.values["domain"] or wanted.domain, "")
         for text in texts_of(wanted.humans, config.score)

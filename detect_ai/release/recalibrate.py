@@ -11,7 +11,6 @@ import logging
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,9 +65,7 @@ def recalibrate(config: Config, storage: Storage) -> dict[str, Any]:
     """
     name = " ".join(config.recalibrate.population.split())
     if not config.recalibrate.humans:
-        raise ConfigError(
-            "recalibrate.humans=: expected a file or folder of texts that people of your population wrote"
-        )
+        raise ConfigError("recalibrate.humans=: expected a file or folder of texts that your population wrote")
     if not name or not name.isprintable():
         raise ConfigError('recalibrate.population=: expected whose texts they are: "essays of our first-year students"')
     parent_bundle = Registry(storage).resolve(config.bundle)
@@ -87,8 +84,8 @@ def recalibrate(config: Config, storage: Storage) -> dict[str, Any]:
     key = f"runs/{config.run}/{attempt('recalibrated')}"
     with storage.whole(key):
         with tempfile.TemporaryDirectory() as scratch, parent_bundle[0].local_folder(parent_bundle[1]) as source:
-            for file in sorted(set(parent.files) - {bundle.CARD_FILE, bundle.METRICS_FILE}):
-                shutil.copy(source / file, scratch)
+            of_parent = shutil.ignore_patterns(bundle.CARD_FILE, bundle.METRICS_FILE)
+            shutil.copytree(source, scratch, ignore=of_parent, dirs_exist_ok=True)
             bundle.write_spec(Path(scratch), child)
             storage.upload(scratch, f"{key}/bundle")
         version = add_version(storage, f"{key}/bundle", {TEST: metrics_of_sample(parent, child, sample)})
@@ -107,9 +104,7 @@ def select(scored: pd.DataFrame, parent: DetectorSpec) -> Sample:
 
     Of texts with a `key`, those of contributors that `poisoning` finds are left out.
     """
-    too_short = scored["num_tokens"] < parent.min_tokens_at(parent.default_target_fpr)
-    reason = scored["reason"].mask((scored["reason"] == "") & too_short, "too_short")
-    reason = reason.mask(scored.duplicated("digest"), "duplicate").mask(scored["label"] == 1, "labelled_ai")
+    reason = scored["reason"].mask(scored.duplicated("digest"), "duplicate").mask(scored["label"] == 1, "labelled_ai")
     kept = scored[reason == ""]
     standardised = parent.calibration.human_length.standardise(kept["score"], kept["num_tokens"])
     excluded = poisoning_keys(standardised, kept["key"], parent.default_target_fpr)
@@ -162,14 +157,13 @@ def metrics_of_sample(parent: DetectorSpec, child: DetectorSpec, sample: Sample)
 
     AI texts are decided by score alone: of other kinds of writing than the population's, they would be `uncertain`.
     """
-    by_score, ai = replace(child.calibration, population=None), ai_texts(parent)
-    scores = np.concatenate([sample.human.scores, *(own.scores for own in ai.values())])
-    labels = (np.arange(len(scores)) >= len(sample.human)).astype(np.int64)
+    ai, _ = ai_texts(parent)
+    labels, scores = np.repeat([0, 1], [len(sample.human), len(ai)]), np.concatenate([sample.human.scores, ai.scores])
     predictions = {
         target: np.concatenate(
             [
                 leave_one_text_out(child.calibration, sample.human, target),
-                *(_predictions(child, by_score, own, target) for own in ai.values()),
+                _predictions(_by_score_alone(child), ai, target),
             ]
         )
         for target in child.calibration.thresholds
@@ -193,22 +187,25 @@ def metrics_of_sample(parent: DetectorSpec, child: DetectorSpec, sample: Sample)
 
 def certify(parent: DetectorSpec, child: DetectorSpec, sample: Sample, refused: dict[float, int]) -> dict[str, Any]:
     """Plain values for the certificate: what is stated, on which texts, and what changes."""
-    calibration, target = child.calibration, child.default_target_fpr
-    assert calibration.population is not None
-    before, after = parent.calibration, replace(calibration, population=None)
-    ai = ai_texts(parent)
-    like = {name: ~calibration.population.is_unlike(texts.styles) for name, texts in ai.items()}
-    found = {
-        name: [_predictions(spec, own, texts, target) for spec, own in ((parent, before), (child, after))]
-        for name, texts in ai.items()
-    }
-    rows = [_change(name, found[name], like[name]) for name in ai]
-    everything = [np.concatenate(columns) for columns in zip(*found.values(), strict=True)]
-    all_like = np.concatenate(list(like.values()))
+    calibration, population, target = child.calibration, child.calibration.population, child.default_target_fpr
+    assert population is not None
+    ai, domains = ai_texts(parent)
+    is_like, everything = ~population.is_unlike(ai.styles), np.ones(len(ai), np.bool_)
+    decided = {"before": _predictions(parent, ai, target), "after": _predictions(_by_score_alone(child), ai, target)}
+
+    def change(domain: str, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+        """Detection rates and fractions labelled human of some AI texts; None for few."""
+        row: dict[str, Any] = {"domain": domain, "n_ai": int(chosen.sum()), "like": int(is_like[chosen].sum())}
+        for when, predictions in decided.items():
+            rates = domain_rates(domain, predictions[:0], predictions[chosen])
+            row |= {f"{rate}_{when}": rates[rate] for rate in ("tpr", "cleared")}
+        return row
+
+    rows = [change(str(name), domains == name) for name in np.unique(domains)]
     return {
         "parent": parent.version,
-        "population": calibration.population.name,
-        "has_style": bool(calibration.population.style),
+        "population": population.name,
+        "has_style": bool(population.style),
         "n_human": len(sample.human),
         "fingerprint": sample.fingerprint,
         "left_out": sample.left_out,
@@ -221,38 +218,34 @@ def certify(parent: DetectorSpec, child: DetectorSpec, sample: Sample, refused: 
                 "probability": float(calibration.probability(calibration.ai_from_unlike(own))),
                 "fpr_upper_bound": threshold.fpr_bound,
                 "confidence": threshold.confidence,
-                "fpr_before": _fraction(_predictions(parent, before, sample.human, own), 1),
-                "fpr_left_out": _fraction(leave_one_text_out(calibration, sample.human, own), 1),
+                "fpr_before": float((_predictions(parent, sample.human, own) == 1).mean()),
+                "fpr_left_out": float((leave_one_text_out(calibration, sample.human, own) == 1).mean()),
             }
             for own, threshold in sorted(calibration.thresholds.items())
         ],
         "refused_targets": [{"target": own, "texts_needed": needed} for own, needed in refused.items()],
         "ai": {
-            "all": _change("", everything, all_like),
-            "like": _change("", [own[all_like] for own in everything], all_like[all_like]),
+            "all": change("", everything),
+            "like": change("", is_like),
             "domains": sorted(rows, key=lambda row: (-row["like"], -row["n_ai"], row["domain"])),
         },
     }
 
 
-def ai_texts(parent: DetectorSpec) -> dict[str, Scores]:
-    """The AI texts of its calibration by domain."""
-    return {domain.name: domain.ai for domain in parent.calibration.domains if len(domain.ai)}
+def ai_texts(parent: DetectorSpec) -> tuple[Scores, NDArray[np.str_]]:
+    """The AI texts of its calibration, and their domains, shape (n,)."""
+    domains = [domain for domain in parent.calibration.domains if len(domain.ai)]
+    columns = (
+        np.concatenate([getattr(domain.ai, name) for domain in domains]) for name in ("scores", "num_tokens", "styles")
+    )
+    return Scores.of(*columns), np.repeat([domain.name for domain in domains], [len(domain.ai) for domain in domains])
 
 
-def _predictions(spec: DetectorSpec, calibration: Calibration, texts: Scores, target: float) -> Labels:
+def _by_score_alone(child: DetectorSpec) -> DetectorSpec:
+    return replace(child, calibration=replace(child.calibration, population=None))
+
+
+def _predictions(spec: DetectorSpec, texts: Scores, target: float) -> Labels:
     """Of texts that are long enough; -1 for the others."""
     is_short = np.asarray(texts.num_tokens) < spec.min_tokens_at(target)
-    return np.where(is_short, -1, calibration.predictions_of(texts, target))
-
-
-def _change(domain: str, predictions: Sequence[Labels], like: NDArray[np.bool_]) -> dict[str, Any]:
-    """Detection rates and fractions labelled human of AI texts, by the predictions before and after; None for few."""
-    none = np.empty(0, np.int64)
-    rates = {when: domain_rates(domain, none, own) for when, own in zip(("before", "after"), predictions, strict=True)}
-    names = {f"{rate}_{when}": own[rate] for rate in ("tpr", "cleared") for when, own in rates.items()}
-    return {"domain": domain, "n_ai": len(like), "like": int(like.sum()), **names}
-
-
-def _fraction(predictions: Labels, label: int) -> float:
-    return float((predictions == label).mean())
+    return np.where(is_short, -1, spec.calibration.predictions_of(texts, target))

@@ -1,6 +1,7 @@
 """Scores of corpus documents and of their spans, without Ray."""
 
 import json
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -8,11 +9,12 @@ import pytest
 
 from detect_ai.core.config import ScoreConfig
 from detect_ai.core.errors import InputError
-from detect_ai.detector.dataset import Text
+from detect_ai.detector.dataset import Text, parts
 from detect_ai.detector.detector import Detector
-from detect_ai.detector.score import ScoringActor, score_documents, verdict_rows
+from detect_ai.detector.score import ScoringActor, score_documents, score_part_in_memory, verdict_rows
 from detect_ai.models.style import Style
 from detect_ai.text.windows import MIN_SPAN_TOKENS
+from tests.fixtures import tiny_models
 
 
 class Lengths:
@@ -90,6 +92,13 @@ def test_rows_are_at_the_prevalence(tiny_bundle):
         )
         assert row["prevalence"] == (prevalence or 0.5)
         assert json.loads(row["spans"])[0]["probability"] == pytest.approx(verdict.spans[0].probability)
+
+
+def test_texts_out_of_scope_or_too_short_have_a_reason(tiny_bundle, tmp_path):
+    some = ["The council met near the bridge. " * 9, "Too short.", "def rain(train):\n    return train + 1\n" * 20]
+    [part] = parts(str(tiny_models.write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in some])), ScoreConfig())
+    [table] = score_part_in_memory(Detector.load(tiny_bundle), pa.table({"part": [pickle.dumps(part)]}))
+    assert table["reason"].to_pylist() == ["", "too_short", "mostly_code"]
 
 
 def test_non_finite_scores_name_the_row(tiny_bundle, monkeypatch):

@@ -62,9 +62,7 @@ def child_of(parent: DetectorSpec, sample: Sample, name: str = "our students") -
 
 def test_texts_that_do_not_count_are_left_out_and_counted(parent: DetectorSpec) -> None:
     texts = scored(110)
-    texts.loc[:2, "num_tokens"] = parent.min_tokens_at(0.01) - 1
-    texts.loc[3, "num_tokens"] = parent.min_tokens_at(0.01)
-    texts.loc[1:4, "reason"] = ["mostly_code", "", "", "not_prose"]
+    texts.loc[:4, "reason"] = ["too_short", "mostly_code", "too_short", "", "not_prose"]
     texts.loc[5:6, "digest"] = "t0"
     texts.loc[7:8, "label"] = [1, 0]
     sample = select(texts, parent)
