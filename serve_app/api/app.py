@@ -166,7 +166,6 @@ def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
             async def bounded(request: Request) -> Response:
                 headers, state, caller = request.headers, request.state, request.state.caller.name
                 versions.main.record("key_requests", key=caller)
-                state.charge = metered(state, versions.main.record)
                 if headers.get("content-type", "").partition(";")[0].strip().lower() != media_type:
                     raise ProblemError(415, f"Expected the header `Content-Type: {media_type}`.")
                 if headers.get("content-encoding", "identity").strip().lower() != "identity":
@@ -177,9 +176,10 @@ def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
                 state.engine = versions.choose(state.request_id if caller == ANYBODY else caller)
                 state.model_version = state.engine.detector.version
                 # Caller in the queue, for fair turns: the API key, or without keys the connection.
-                state.queue = ":".join(map(str, request.client)) if caller == ANYBODY and request.client else caller
+                queue = ":".join(map(str, request.client)) if caller == ANYBODY and request.client else caller
+                state.info = RequestInfo(state.request_id, queue, metered(state, versions.main.record))
                 try:
-                    state.engine.require_room(state.num_bytes, state.queue)
+                    state.engine.require_room(state.num_bytes, queue)
                     async with asyncio.timeout(seconds):
                         return await handle(request)
                 except TimeoutError:
@@ -198,14 +198,12 @@ def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
 
 def metered(state: State, record: Record) -> Charge:
     """Counts the tokens that the model reads for a request, and takes them from the rate of its key."""
-    charge = state.caller.charge
 
     def count(tokens: int) -> None:
         if tokens > 0:  # others are refunds
             state.tokens = tokens
             record("key_tokens", tokens, key=state.caller.name)
-        if charge is not None:
-            charge(tokens)
+        state.caller.charge(tokens)
 
     return count
 
@@ -217,11 +215,6 @@ async def json_response(versions: Versions, request: Request, work: Callable[[En
     return Response(content, media_type="application/json")
 
 
-def request_info(request: Request) -> RequestInfo:
-    """Where a request comes from, as its route and the middleware have found."""
-    return RequestInfo(request.state.request_id, request.state.queue, request.state.charge)
-
-
 def text_routes(versions: Versions) -> APIRouter:
     """Detection for texts in JSON."""
     router = APIRouter(route_class=bounded_route(versions, "application/json"))
@@ -229,10 +222,10 @@ def text_routes(versions: Versions) -> APIRouter:
     async def detect_texts(
         request: Request, texts: list[str], options: Options, respond: Callable[[list[Verdict]], bytes]
     ) -> Response:
-        info, size = request_info(request), sum(map(len, texts))
+        size = sum(map(len, texts))
 
         def work(engine: Engine) -> Awaitable[bytes]:
-            return engine.run(lambda: engine.encode(texts, options), respond, size, info)
+            return engine.run(lambda: engine.encode(texts, options), respond, size, request.state.info)
 
         return await json_response(versions, request, work)
 
@@ -291,9 +284,9 @@ def file_routes(versions: Versions) -> APIRouter:
         state, main = request.state, versions.main
 
         def work(engine: Engine) -> Awaitable[bytes]:
-            return detect_files(engine, uploads, options, request_info(request))
+            return detect_files(engine, uploads, options, state.info)
 
-        with main.files.held(state.num_bytes or main.config.max_upload_bytes, state.queue):
+        with main.files.held(state.num_bytes or main.config.max_upload_bytes, state.info.caller):
             uploads, options = await read_form(request)
             return await json_response(versions, request, work)
 

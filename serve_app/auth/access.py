@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from starlette.datastructures import Headers
 
@@ -35,10 +34,10 @@ class Caller:
     tokens_per_minute: int = 0  # rate limit; 0: none
     slot: int = 0  # of the reservation
 
-    @property
-    def charge(self) -> Callable[[int], object] | None:
-        """Counts tokens that the model reads for this request, a negative number refunds them; None without a rate."""
-        return partial(self.limiter.call, "charge", self.name) if self.limiter and self.tokens_per_minute else None
+    def charge(self, tokens: int) -> None:
+        """Count tokens that the model reads for this request against its rate; a negative number refunds them."""
+        if self.limiter and self.tokens_per_minute:
+            self.limiter.call("charge", self.name, tokens)
 
     def release(self) -> None:
         """End the request."""

@@ -59,8 +59,8 @@ class RequestInfo:
     """Where a request comes from."""
 
     id: str
-    caller: str = ""  # in the queue
-    charge: Charge | None = None  # takes tokens from the caller's rate
+    caller: str  # in the queue
+    charge: Charge  # takes tokens from the caller's rate, and returns a negative number of them
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,7 @@ class Engine:
         `size` is in characters. Callers share the model evenly; what a failed request has charged is returned. Raises
         QueueFullError, or ClosedError if the replica is shutting down.
         """
-        caller, charge = request.caller, request.charge
-        self.require_room(size, caller)
+        self.require_room(size, request.caller)
         if not self.batcher.alive:
             raise ClosedError
         loop, began, rows = asyncio.get_running_loop(), time.perf_counter(), list[Ids]()
@@ -157,8 +156,7 @@ class Engine:
             nonlocal rows
             encoded, seconds["read"] = timed(encode)
             rows = encoded.rows
-            if charge is not None:
-                loop.call_soon_threadsafe(charge, sum(map(len, rows)))  # also where the caller has left meanwhile
+            loop.call_soon_threadsafe(request.charge, sum(map(len, rows)))  # also where the caller has left meanwhile
             return encoded
 
         def conclude(encoded: EncodedRequest, scores: Scores) -> tuple[list[Verdict], T]:
@@ -174,13 +172,13 @@ class Engine:
             if self.batcher.is_idle and not self._unread_chars.total():
                 result = await self._run_alone(encode_and_charge, conclude, size, seconds)
             else:
-                result = await self._encode(encode_and_charge, size, caller)
+                result = await self._encode(encode_and_charge, size, request.caller)
             if isinstance(result, EncodedRequest):
-                scores = await self.batcher.scores(result.rows, caller, seconds)
+                scores = await self.batcher.scores(result.rows, request.caller, seconds)
                 result = await loop.run_in_executor(self.readers, conclude, result, scores)
         except Exception:  # not CancelledError: a caller that leaves pays for the work
-            if charge is not None and rows:
-                charge(-sum(map(len, rows)))
+            if rows:
+                request.charge(-sum(map(len, rows)))
             raise
         verdicts, response = result
         self._report(verdicts, rows, seconds, time.perf_counter() - began)

@@ -68,7 +68,7 @@ def run(
     return asyncio.run(main())
 
 
-async def detect(versions: Versions, caller: str = "", charge: Charge | None = None) -> tuple[Verdict, Engine]:
+async def detect(versions: Versions, caller: str = "", charge: Charge = lambda _: None) -> tuple[Verdict, Engine]:
     async def work(engine: Engine) -> Verdict:
         info = RequestInfo("request-1", caller, charge)
         return await engine.run(lambda: engine.encode([TEXT], Options()), lambda verdicts: verdicts[0], len(TEXT), info)
