@@ -257,7 +257,7 @@ def apply(state: State, storage_root: str) -> None:
     """Deploy a state on Ray Serve, without waiting for replicas."""
     from serve_app.deployment import build
 
-    app = build(state.sections, storage_root, state.version, runtime_env(), state.keys, state.replicas)
+    app = build(state, storage_root, runtime_env())
     target = serve.RunTarget(app, name=APP, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 

@@ -10,7 +10,6 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from detect_ai.core.config import MonitoringConfig, ServeConfig
 from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import CARD_FILE
 from detect_ai.detector.detector import Detector
@@ -22,7 +21,7 @@ from serve_app.api.app import create_app
 from serve_app.auth.access import AccessControl
 from serve_app.auth.api_keys import KeyStore
 from serve_app.auth.rate_limit import connect_limiter
-from serve_app.desired_state import Sections
+from serve_app.desired_state import State
 from serve_app.engine.autoscaling import DEMAND, scale_on_demand
 from serve_app.engine.engine import Engine
 from serve_app.engine.metrics import ray_metrics
@@ -39,14 +38,13 @@ MAX_QUEUED_REQUESTS = 128
 class Replica:
     """One process that serves requests with one version of the model, and optionally a canary.
 
-    `storage_root` is absolute, because replicas run in another directory. `version` is pinned: it does not follow the
-    champion. `keys` are the hashed API keys of the environment, as JSON; None: no keys are required.
+    `storage_root` is absolute, because replicas run in another directory. The version of `state` is pinned: it does not
+    follow the champion.
     """
 
-    def __init__(
-        self, config: ServeConfig, monitoring: MonitoringConfig, storage_root: str, version: str, keys: str | None
-    ) -> None:
+    def __init__(self, state: State, storage_root: str) -> None:
         record, storage = ray_metrics(), Storage(storage_root)
+        config, monitoring = state.sections["serve"], state.sections["monitoring"]
         log = PredictionLog(storage, monitoring, record) if monitoring.log else None
         self.feedback = Feedback(storage, monitoring) if monitoring.log else None
 
@@ -60,7 +58,7 @@ class Replica:
             return loaded
 
         canary = engine(config.canary) if config.canary else None
-        self.versions = Versions(engine(version), canary, config.canary_fraction)
+        self.versions = Versions(engine(state.version), canary, config.canary_fraction)
         if log:
             spec = self.versions.main.detector.spec
             log.observe = DriftWatch(storage, spec, monitoring.drift, record).add
@@ -68,7 +66,7 @@ class Replica:
             connect_limiter(),
             config.tokens_per_minute,
             config.max_concurrent_per_key,
-            None if keys is None else partial(KeyStore(storage, keys).read, strict=False),
+            None if state.keys is None else partial(KeyStore(storage, state.keys).read, strict=False),
         )
 
     def reconfigure(self, settings: dict[str, list[str]]) -> None:
@@ -89,19 +87,12 @@ class Replica:
             raise RuntimeError("the batcher has stopped")
 
 
-def build(
-    sections: Sections,
-    storage_root: str,
-    version: str,
-    runtime_env: dict[str, Any],
-    keys: str | None,
-    replicas: str = "",
-) -> serve.Application:
-    """The application for one version: the arguments of a `Replica`, and the runtime environment of its process.
+def build(state: State, storage_root: str, runtime_env: dict[str, Any]) -> serve.Application:
+    """The application of a state; `runtime_env` is that of the processes of its replicas.
 
-    Replicas of an earlier application with the same `replicas` keep running and take over `serve.abstain_domains`.
+    Replicas of an earlier state with the same `replicas` keep running and take over `serve.abstain_domains`.
     """
-    config = sections["serve"]
+    config = state.sections["serve"]
     resources = {"num_cpus": config.cpus_per_replica, "num_gpus": int(config.use_gpu)}
     deployment = serve.deployment(
         name=DEPLOYMENT,
@@ -128,6 +119,6 @@ def build(
         logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
     )
     replica = deployment(Replica)
-    if replicas:  # without one, Serve gives every deployment a new version, which restarts all replicas
-        replica = replica.options(version=replicas, _internal=True)
-    return replica.bind(config, sections["monitoring"], storage_root, version, keys)
+    if state.replicas:  # without one, Serve gives every deployment a new version, which restarts all replicas
+        replica = replica.options(version=state.replicas, _internal=True)
+    return replica.bind(state, storage_root)
