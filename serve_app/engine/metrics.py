@@ -23,11 +23,6 @@ class Metric:
     labels: tuple[str, ...]
     description: str
 
-    def series(self, name: str) -> list[str]:
-        """The names of its series in Prometheus."""
-        ends = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}[self.kind]
-        return [f"ray_detect_ai_{name}{end}" for end in ends]
-
 
 VERSION = ("model_version",)
 METRICS = {

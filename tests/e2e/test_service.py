@@ -33,7 +33,7 @@ from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
 from serve_app.deploy import abstain, deploy
 from serve_app.deployment import build
-from serve_app.desired_state import Sections
+from serve_app.desired_state import State
 from tests.e2e.conftest import BATCH_TOKENS, CHECKOUT, foreground, listening
 from tests.fixtures import documents, tiny_models
 
@@ -243,8 +243,8 @@ def test_a_version_that_fails_leaves_the_old_one_answering(
 ) -> None:
     roots = ["/nowhere"]
 
-    def build_elsewhere(sections: Sections, root: str, *more: Any) -> serve.Application:
-        return build(sections, roots.pop() if roots else root, *more)
+    def build_elsewhere(state: State, root: str, runtime_env: dict[str, Any]) -> serve.Application:
+        return build(state, roots.pop() if roots else root, runtime_env)
 
     monkeypatch.setattr("serve_app.deployment.build", build_elsewhere)
     with pytest.raises(ResourceError, match="/nowhere"):
