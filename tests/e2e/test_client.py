@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detect_ai.cli import main
+from detect_ai.cli.__main__ import main
 from detect_ai.client import AsyncClient, Client
 from detect_ai.core.errors import RejectedError
 from detect_ai.detector.detector import Detector

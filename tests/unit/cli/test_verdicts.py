@@ -8,36 +8,24 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
 from detect_ai import client
 from detect_ai.calibration.domains import calibrate, whole_documents
-from detect_ai.cli import WARNING, explanation, main, out_of_100, percent
-from detect_ai.core import audit_log
-from detect_ai.core.config import CalibrationConfig, MonitoringConfig
+from detect_ai.cli.__main__ import main
+from detect_ai.cli.verdicts import WARNING, explanation, out_of_100, percent
+from detect_ai.core.config import CalibrationConfig
 from detect_ai.core.ray_runtime import free_port
-from detect_ai.core.storage import Storage
 from detect_ai.detector import bundle
 from detect_ai.detector.detector import Detector
-from detect_ai.detector.registry import Registry
-from detect_ai.monitoring.feedback import Feedback
-from detect_ai.monitoring.prediction_log import RowLog, read
 from detect_ai.schemas import Label, ModelInfo, Verdict
 from tests.fixtures import tiny_models
 from tests.fixtures.fake_service import RESPONSE, Reply, problem, service, serving, verdict
-from tests.unit.monitoring.test_feedback import prediction
 
 TEXTS = [tiny_models.text(("human", "ai")[seed % 2], random.Random(seed), 60) for seed in range(20)]
 SENTENCE = "The old bridge went near the market."
-
-
-@pytest.fixture(autouse=True)
-def _no_default_service(monkeypatch):
-    for name in ("DETECT_AI_URL", "DETECT_AI_API_KEY", "DETECT_AI_STORAGE_ROOT"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +299,8 @@ def test_unreachable_service_exits_with_1(files, capsys, monkeypatch):
 
 def run(*arguments, **options):
     """Run the command in a process that prints its loaded modules as the last line of standard error."""
-    code = "import sys; from detect_ai.cli import main; code = main(); print(*sys.modules, file=sys.stderr); exit(code)"
+    imports = "import sys; from detect_ai.cli.__main__ import main"
+    code = f"{imports}; code = main(); print(*sys.modules, file=sys.stderr); exit(code)"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
@@ -337,57 +326,3 @@ def test_closed_or_full_output_exits_with_1_without_traceback(decided, target, l
     assert done.stdout == "1\n"
     assert done.stderr.count("\n") == lines
     assert "Traceback" not in done.stderr
-
-
-@pytest.fixture
-def root(tmp_path, tiny_bundle):
-    """A storage root with a champion."""
-    registry = Registry(Storage(str(tmp_path / "root")))
-    registry.set_champion(registry.add(tiny_bundle))
-    return registry.storage.root
-
-
-def test_audit_prints_a_line_per_event(root, capsys):
-    for version in ("b", "a"):
-        audit_log.record(Storage(root), "rollback", version=version)
-    assert main(["audit", "--root", root]) == 0
-    assert [json.loads(line)["version"] for line in capsys.readouterr().out.splitlines()] == ["b", "a"]
-
-
-def test_registry_verify_prints_problems_and_a_summary(root, capsys, monkeypatch):
-    monkeypatch.setenv("DETECT_AI_STORAGE_ROOT", root)
-    champion = Registry(Storage(root)).champion()
-    assert main(["registry", "verify"]) == 0
-    [line] = capsys.readouterr().out.splitlines()
-    assert json.loads(line) == {"versions": 1, "records": 1, "champion": champion, "problems": 0}
-    Storage(root).write_bytes(f"registry/versions/{champion}/config.json", b"{}")
-    assert main(["registry", "verify", "--root", root]) == 1
-    *problems, line = capsys.readouterr().out.splitlines()
-    assert len(problems) == json.loads(line)["problems"] == 2
-    assert all(champion in problem for problem in problems)
-
-
-@pytest.mark.parametrize("command", [["audit"], ["registry", "verify"], ["erase", "r1"]])
-def test_a_root_without_the_folder_is_bad_usage(command, tmp_path, capsys):
-    assert main(command) == 2
-    assert "DETECT_AI_STORAGE_ROOT" in capsys.readouterr().err
-    assert main([*command, "--root", str(tmp_path)]) == 2
-    assert str(tmp_path) in capsys.readouterr().err
-
-
-def test_erase_deletes_a_request_from_the_log(root, capsys):
-    log = RowLog(Storage(root), "predictions", 1, 10**9)
-    rows = [prediction(name, time=datetime.now(UTC), reasons=[]) for name in ("r1", "r2")]
-    log.append(rows)
-    log.flush()
-    Feedback(Storage(root), MonitoringConfig()).vote(rows[0], "k1", Label.HUMAN)
-    assert main(["erase", "r1", "--root", root]) == 0
-    assert json.loads(capsys.readouterr().out) == {"rows": 1, "labels": 1}
-    assert read(Storage(root))["request_id"].to_pylist() == ["r2"]
-
-
-def test_registry_needs_a_command(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["registry"])
-    assert ended.value.code == 2
-    assert "verify" in capsys.readouterr().err

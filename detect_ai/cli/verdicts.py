@@ -1,21 +1,18 @@
-"""Command line interface `detect-ai`: verdicts of files, from a local bundle or a service; checks of a storage root."""
+"""Commands on a detector, a local bundle or a service: verdicts of files, and information about the model."""
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
-import signal
 import sys
 import textwrap
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from detect_ai import __version__
-from detect_ai.core.errors import DetectAIError, InputError
+from detect_ai.cli import AI, BAD_INPUT, OK, UNCERTAIN, print_error, print_line, printable
+from detect_ai.core.errors import InputError
 from detect_ai.schemas import Label, Reason, Reference, Verdict
 from detect_ai.text.file_type import DESCRIPTIONS, TEXT, decode_text, file_type
 from detect_ai.text.normalize import is_blank
@@ -29,23 +26,6 @@ MAX_BYTES = 20_000_000
 STDIN = "-"
 WIDTH = 100
 MOSTLY_PROSE = 0.9  # from here on, the content is not shown
-OK, FAILED, BAD_INPUT, AI, UNCERTAIN, INTERRUPTED = 0, 1, 2, 3, 4, 128 + signal.SIGINT
-EPILOG = """\
-exit codes:
-  0  no text is labelled AI
-  1  other failure, such as the service or the connection
-  2  bad input or usage: an unreadable file, an invalid option, a damaged bundle, a refused API key
-  3  at least one text is labelled AI
-  4  none is labelled AI, but at least one verdict is uncertain (0 with --uncertain-ok)
-  130 interrupted
-`registry verify` returns 1 if it finds a problem.
-A failed file takes precedence over the verdicts of the others: 2 means that not all files have a verdict.
-
-environment:
-  DETECT_AI_URL      address of the service if neither --bundle nor --url is given
-  DETECT_AI_API_KEY  its API key; other users of the machine could read it on the command line
-  DETECT_AI_STORAGE_ROOT  the storage root if --root is not given
-"""
 WARNING = (
     "A score is not proof. Human texts can score high too, in particular texts by non-native speakers, formal texts "
     "and kinds of text that the model was not trained on. Do not use a score as the only evidence against a person: "
@@ -57,124 +37,35 @@ FILE_ERRORS = (None, 400, 413, 415, 422)
 Predict = Callable[[str], tuple[Verdict, str]]  # file name to verdict and text; raises DetectAIError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns the exit code."""
-    arguments = build_parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # for terminals that lack a character
-    try:
-        return run(arguments)
-    except DetectAIError as error:
-        print_error(str(error))
-        return BAD_INPUT if isinstance(error, InputError) else FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except OSError as error:
-        # Standard output is closed or full; Python would report it again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            print_error(error.strerror or type(error).__name__)
-        return FAILED
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line options."""
-    source = argparse.ArgumentParser(add_help=False)
-    group = source.add_mutually_exclusive_group()
-    group.add_argument("--bundle", type=Path, metavar="PATH", help="a local bundle")
-    group.add_argument("--url", metavar="URL", help="a service, such as http://127.0.0.1:8000")
-    page: dict[str, Any] = {"epilog": EPILOG, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser("detect-ai", description="Detect AI-generated text.", **page)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    add = parser.add_subparsers(dest="command", required=True).add_parser
-    description = "Predict whether files are AI-generated: txt and md; docx and pdf with a service."
-    check = add("check", parents=[source], help="detect AI-generated text in files", description=description, **page)
-    check.add_argument("files", nargs="+", metavar="FILE", help="a file, or - for standard input")
-    check.add_argument("--target-fpr", type=float, metavar="RATE", help="one listed by `detect-ai model`, such as 0.05")
-    prevalence = "fraction of AI texts that probabilities assume, such as 0.05"
-    check.add_argument("--prevalence", type=float, metavar="FRACTION", help=prevalence)
-    check.add_argument("--spans", action="store_true", help="print the probability of each sentence")
-    check.add_argument("--json", action="store_true", help="print JSON, one line per file")
-    check.add_argument("--uncertain-ok", action="store_true", help="exit with 0 for uncertain verdicts")
-    description = "Print the model, its thresholds, their error rates and the limits of a request as JSON."
-    add("model", parents=[source], help="print model information", description=description, **page)
-    root = argparse.ArgumentParser(add_help=False)
-    default = os.environ.get("DETECT_AI_STORAGE_ROOT", "")
-    root.add_argument("--root", default=default, metavar="ROOT", help="storage root; default: DETECT_AI_STORAGE_ROOT")
-    description = (
-        "Print who published, rolled back, deployed or changed API keys: one JSON line per event, oldest first."
-    )
-    add("audit", parents=[root], help="print the audit log", description=description)
-    registry = add("registry", help="check the published versions").add_subparsers(required=True)
-    description = (
-        "Hash all versions again and check the champion with its history. Prints a line per problem and a JSON summary."
-    )
-    description = "Delete what the prediction log holds of a request: its rows, its texts and the labels given to it."
-    erase = add("erase", parents=[root], help="delete a request from the prediction log", description=description)
-    erase.add_argument("request_id", metavar="REQUEST_ID", help="that of the response with the verdict")
-    erase.add_argument("--feedback-url", default="", metavar="URL", help="monitoring.feedback_url of the service")
-    registry.add_parser("verify", parents=[root], help="find damaged versions and records", description=description)
-    return parser
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Run the selected command. Returns the exit code. Raises DetectAIError."""
-    if arguments.command in ("audit", "registry", "erase"):
-        return manage_root(arguments)
-    is_check = arguments.command == "check"
-    if arguments.bundle is not None and is_check:
+def check(arguments: argparse.Namespace) -> int:
+    """Predict and print files with a bundle or a service. Returns the exit code."""
+    if arguments.bundle is not None:
         return check_files(bundle_predictor(arguments), arguments)
-    if arguments.bundle is not None:  # without loading its weights
+    with connect(arguments.url) as client:
+        return check_files(service_predictor(client, arguments), arguments)
+
+
+def print_model(arguments: argparse.Namespace) -> int:
+    """Print information about a bundle, whose weights are not loaded, or a service. Returns the exit code."""
+    if arguments.bundle is None:
+        with connect(arguments.url) as client:
+            info = client.model()
+    else:
         from detect_ai.detector.bundle import read_spec
         from detect_ai.detector.model_info import model_info
 
-        print_line(model_info(read_spec(arguments.bundle), {}).model_dump_json(indent=2))
-        return OK
-    if not (arguments.url or os.environ.get("DETECT_AI_URL")):
-        raise InputError("no detector: give --bundle PATH or --url URL, or set DETECT_AI_URL")
-    from detect_ai.client import Client
-
-    with Client(arguments.url) as client:
-        if is_check:
-            return check_files(service_predictor(client, arguments), arguments)
-        print_line(client.model().model_dump_json(indent=2))
+        info = model_info(read_spec(arguments.bundle), {})
+    print_line(info.model_dump_json(indent=2))
     return OK
 
 
-def manage_root(arguments: argparse.Namespace) -> int:
-    """Print the audit log of a storage root, verify its registry, or erase a request from its prediction log."""
-    from detect_ai.core import audit_log
-    from detect_ai.core.storage import Storage
+def connect(url: str | None) -> Client:
+    """A client of a service. Raises InputError without an address."""
+    from detect_ai.client import Client
 
-    if not arguments.root:
-        raise InputError("no storage root: give --root ROOT, or set DETECT_AI_STORAGE_ROOT")
-    storage = Storage(arguments.root)
-    folder = {"audit": audit_log.FOLDER, "registry": "registry", "erase": "monitoring"}[arguments.command]
-    if not storage.list(folder):
-        raise InputError(f"{storage.root}: there is no folder {folder}/ in it: expected the storage root of the jobs")
-    if arguments.command == "audit":
-        for event in audit_log.events(storage):
-            print_line(json.dumps(event))
-        return OK
-    if arguments.command == "erase":
-        from detect_ai.core.config import MonitoringConfig
-        from detect_ai.monitoring import prediction_log
-        from detect_ai.monitoring.feedback import Feedback
-
-        feedback = Feedback(storage, MonitoringConfig(feedback_url=arguments.feedback_url))
-        rows = prediction_log.erase(storage, arguments.request_id)
-        erased = {"rows": rows, "labels": feedback.erase(arguments.request_id)}
-        audit_log.record(storage, "erase", **erased)  # without the id: it is what was to be forgotten
-        print_line(json.dumps(erased))
-        return OK
-    from detect_ai.detector.registry import Registry
-
-    result = Registry(storage).verify()
-    for problem in result["problems"]:
-        print_line(printable(problem))
-    print_line(json.dumps({**result, "problems": len(result["problems"])}))
-    return FAILED if result["problems"] else OK
+    if not (url or os.environ.get("DETECT_AI_URL")):
+        raise InputError("no detector: give --bundle PATH or --url URL, or set DETECT_AI_URL")
+    return Client(url)
 
 
 def bundle_predictor(arguments: argparse.Namespace) -> Predict:
@@ -343,24 +234,3 @@ def out_of_100(fraction: float) -> str:
     """A fraction as a natural frequency: 3 of 100."""
     value = 100 * fraction
     return f"{round(value, 1) if value < 10 else round(value):g} of 100"
-
-
-def printable(text: str) -> str:
-    """A text on one line, with control and direction characters replaced, which could manipulate a terminal."""
-    line = " ".join(text.split())
-    line = "".join("\ufffd" if unicodedata.category(char) in ("Cc", "Cf") else char for char in line)
-    return line.encode(errors="replace").decode()
-
-
-def print_line(line: str) -> None:
-    """Print a line at once, also into a pipe."""
-    print(line, flush=True)  # noqa: T201
-
-
-def print_error(message: str) -> None:
-    """Print an error to standard error."""
-    print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,26 @@
+"""Command line interface `detect-ai`: `__main__` has its options; exit codes, and lines on a terminal."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import unicodedata
+
+OK, FAILED, BAD_INPUT, AI, UNCERTAIN, INTERRUPTED = 0, 1, 2, 3, 4, 128 + signal.SIGINT
+
+
+def printable(text: str) -> str:
+    """A text on one line, with control and direction characters replaced, which could manipulate a terminal."""
+    line = " ".join(text.split())
+    line = "".join("\ufffd" if unicodedata.category(char) in ("Cc", "Cf") else char for char in line)
+    return line.encode(errors="replace").decode()
+
+
+def print_line(line: str) -> None:
+    """Print a line at once, also into a pipe."""
+    print(line, flush=True)  # noqa: T201
+
+
+def print_error(message: str) -> None:
+    """Print an error to standard error."""
+    print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201
