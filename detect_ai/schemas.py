@@ -153,8 +153,11 @@ class FeedbackResponse(BaseModel):
     """A label was recorded."""
 
     request_id: str
-    audited: bool = Field(description="Whether the text was drawn for the audit; else the label is kept as an appeal")
-    conflict: bool = Field(description="Whether another key calls the text something else")
+    audited: bool = Field(
+        description="Whether the label counts in the audit: the text was drawn for it, and the key has the scope "
+        "`audit`; else it is kept as an appeal"
+    )
+    conflict: bool = Field(description="Whether another key, of the audit or of an appeal too, disagrees")
 
 
 class DetectResponse(BaseModel):

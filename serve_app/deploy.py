@@ -36,12 +36,12 @@ APP = "detect_ai"
 DEPLOY_TIMEOUT_S = 300
 POLL_S = 0.5
 CHECKOUT = Path(__file__).resolve().parents[1]
-# Variables of a job that its replicas get: system, libraries and access to storage; not tokens of W&B or the hub.
+# Variables of a job that its replicas get: system, libraries, access to storage; not tokens of W&B or the hub.
 ALLOWED_VARIABLES = (
     *("PATH", "HOME", "TMPDIR", "LANG", "LC_", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_", "CUDA_", "OMP_", "MKL_"),
     *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
     *("PYTHON", "RAY_", "TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
-    *("DETECT_AI_STORAGE_ROOT", "GOOGLE_", "AWS_", "AZURE_"),
+    *("DETECT_AI_STORAGE_ROOT", "DETECT_AI_FEEDBACK_PASSWORD", "GOOGLE_", "AWS_", "AZURE_"),
 )
 
 

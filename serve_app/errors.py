@@ -19,7 +19,7 @@ RETRY_AFTER = {"Retry-After": "1"}
 # Reasons of problems in metrics, unless the problem gives another.
 REASONS = {
     **{400: "malformed", 401: "wrong_key", 403: "scope", 404: "not_found", 413: "too_large", 415: "media_type"},
-    **{421: "host", 422: "invalid", 429: "rate", 500: "internal", 503: "closing"},
+    **{409: "repeated_id", 421: "host", 422: "invalid", 429: "rate", 500: "internal", 503: "closing"},
 }
 MAX_REPORTED = 3  # errors of one request
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")

@@ -33,7 +33,7 @@ Name = Annotated[str, Field(pattern=r"^[^\W_][\w.-]{0,63}$")]
 class Section(BaseModel):
     """A group of keys: an unknown key or a value of another type is refused."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)  # a URL may have a password
 
 
 class StorageConfig(Section):
@@ -315,11 +315,18 @@ class MonitoringConfig(Section):
     log_megabytes: Count = 1000  # that they may take, the oldest go first
     text_days: Natural = 0  # the texts too, for so many days: only if the writers know; 0: never
     audit_fraction: Fraction = 0.0  # of all texts, drawn at random for labelling: only these give error rates
-    feedback_url: str = ""  # of the database of labels, as SQLAlchemy writes it; empty: SQLite under a local root
+    # Of the database of labels, as SQLAlchemy writes it; its password is the variable DETECT_AI_FEEDBACK_PASSWORD.
+    feedback_url: str = ""  # empty: SQLite under a local root
+    budget_fpr: OpenFraction | None = None  # accusations of humans beyond this rate are reported; null: the target
     drift: DriftConfig = DriftConfig()
 
     @model_validator(mode="after")
-    def _check_log(self) -> Self:
+    def _check(self) -> Self:
+        if re.search(r"://[^/@]*:[^@]*@|(password|passwd|pwd)=", self.feedback_url, re.IGNORECASE):
+            raise ValueError(
+                "monitoring.feedback_url: expected a URL without a password, which would appear in results: use the "
+                "environment variable DETECT_AI_FEEDBACK_PASSWORD"
+            )
         if not self.log and (self.text_days or self.audit_fraction):
             raise ValueError(
                 "monitoring.log=false: expected true with monitoring.text_days or monitoring.audit_fraction"
@@ -400,9 +407,10 @@ class Config(Section):
         return self
 
     def published(self) -> dict[str, Any]:
-        """The part that leaves the storage root, in bundles and W&B: no paths of this machine or cluster."""
-        sections = dict.fromkeys(("storage", "tracking", "bundle", "data", "compare", "fetch"), True)
-        values = self.model_dump(exclude={**sections, "score": {"out"}, "recalibrate": {"humans"}})
+        """The part that leaves the storage root, in bundles and W&B: no paths or addresses of machines."""
+        names = ("storage", "tracking", "bundle", "data", "compare", "fetch", "serve", "monitoring")
+        keys = {"score": {"out"}, "recalibrate": {"humans"}, "retrain": {"humans", "url", "model"}}
+        values = self.model_dump(exclude={**dict.fromkeys(names, True), **keys})
         for source in (values["model"], *values["corpus"]["sources"], *values["corpus"]["against"]):
             source["path"] = public_path(source["path"])
         return values

@@ -10,6 +10,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -42,11 +43,11 @@ def parquet(table: pa.Table) -> bytes:
 
 
 @contextmanager
-def _scratch_file(path: str, data: bytes) -> Iterator[Path]:
+def _scratch_file(path: str, data: bytes, mode: int = 0o666) -> Iterator[Path]:
     """A synced file with the data, in the folder of `path`; removed afterwards."""
     scratch = Path(f"{path}.{uuid.uuid4().hex}.tmp")
     try:
-        with scratch.open("wb") as file:
+        with open(scratch, "wb", opener=partial(os.open, mode=mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -119,12 +120,15 @@ class Storage:
         with _scratch_file(path, data) as scratch:
             scratch.replace(path)
 
-    def create(self, key: str, data: bytes) -> bool:
-        """Write a file unless the key exists, atomically; return whether it did. Of concurrent writers one succeeds."""
+    def create(self, key: str, data: bytes, mode: int = 0o666) -> bool:
+        """Write a file unless the key exists, atomically; return whether it did. Of concurrent writers one succeeds.
+
+        `mode` is that of a local file, restricted further by the umask.
+        """
         path = self.path(key)
         self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
         if self.is_local:
-            with _scratch_file(path, data) as scratch:
+            with _scratch_file(path, data, mode) as scratch:
                 try:
                     os.link(scratch, path)
                 except FileExistsError:

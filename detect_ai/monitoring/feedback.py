@@ -1,24 +1,30 @@
 """Labels that people give to served texts, and what may be concluded from them.
 
-Who reports a text chooses it: people appeal accusations, nobody reports a missed AI text. So error rates come only from
-the texts that the service drew at random for an audit (`monitoring.audit_fraction`), each weighted by the inverse of
-the probability with which it was drawn; all other labels are appeals, which are listed and never averaged.
+Who reports a text chooses it: people appeal accusations, nobody reports a missed AI text. So error rates and the budget
+come from audit votes only: those of API keys with the scope `audit` on texts that the service drew at random
+(`monitoring.audit_fraction`). All other votes are appeals, which are listed and never averaged.
 
-A vote is one key's label of one text, with the facts of its prediction. Votes are never changed: the last one of a key
-counts, and conflicts between keys stay visible.
+A vote is one key's label of one text, with facts of its prediction, never the text. The last one of a key counts.
+Audit votes stay until their request is erased, because the budget counts from the first; appeals expire with the log.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import sqlalchemy as sql
+from scipy.stats import beta
+from sqlalchemy.sql import func
 
 from detect_ai.core.config import Config, MonitoringConfig
 from detect_ai.core.errors import ConfigError
@@ -28,10 +34,10 @@ from detect_ai.monitoring import prediction_log
 from detect_ai.monitoring.prediction_log import FOLDER
 from detect_ai.schemas import Label
 
-logger = logging.getLogger("ray.serve")
-
+PASSWORD = "DETECT_AI_FEEDBACK_PASSWORD"  # noqa: S105 - the name of a variable
 ALTERNATIVE = 4  # the budget is tested against a false positive rate so many times as high
 FALSE_ALARM = 0.01  # probability that a detector that keeps the budget is ever reported
+MIN_LABELLED = 0.8  # of the drawn texts: with fewer labels there are no rates
 LISTED = 1000  # texts of the report
 
 _METADATA = sql.MetaData()
@@ -39,129 +45,167 @@ VOTES = sql.Table(
     "detect_ai_votes",
     _METADATA,
     sql.Column("id", sql.Integer, primary_key=True),
-    sql.Column("time", sql.DateTime(timezone=True), nullable=False),
+    sql.Column("time", sql.DateTime(timezone=True), nullable=False, index=True),
     sql.Column("request_id", sql.String(128), nullable=False, index=True),
     sql.Column("index", sql.Integer, nullable=False),
     sql.Column("key", sql.String(64), nullable=False),  # id of the API key
     sql.Column("label", sql.String(8), nullable=False),  # human or ai
+    sql.Column("audited", sql.Boolean, nullable=False),  # the text was drawn, and the key has the scope `audit`
     # Of the prediction
     sql.Column("predicted", sql.String(16), nullable=False),
     sql.Column("model_version", sql.String(16), nullable=False),
-    sql.Column("target_fpr", sql.Float, nullable=False),
-    sql.Column("score", sql.Float, nullable=False),
-    sql.Column("num_tokens", sql.Integer, nullable=False),
-    sql.Column("audited", sql.Boolean, nullable=False),
-    sql.Column("audit_fraction", sql.Float, nullable=False),
+    sql.Column("target_fpr", sql.Double, nullable=False),
 )
-_TEXT = ["request_id", "index"]
-_COPIED = (*_TEXT, "model_version", "target_fpr", "score", "num_tokens", "audited", "audit_fraction")
+_IDS = ["request_id", "index"]
+_FACTS = ["model_version", "target_fpr"]
 
 
 class Feedback:
-    """The votes in a database. ConfigError if it cannot be opened.
-
-    `spent` is how much of the false accusation budget they had spent at the last `refresh`.
-    """
-
-    spent = 0.0
+    """The votes in a database, opened at the first use. All methods raise ConfigError while it cannot be used."""
 
     def __init__(self, storage: Storage, config: MonitoringConfig) -> None:
-        self.config = config
-        url = config.feedback_url
-        if not url:
-            if not storage.is_local:
-                raise ConfigError(
-                    f"monitoring.feedback_url is empty, and {storage.root} is not a local folder, where it would be "
-                    "SQLite: give the URL of a database, such as postgresql+psycopg://host/name"
-                )
-            storage.filesystem.create_dir(storage.path(FOLDER), recursive=True)
-            url = f"sqlite:///{storage.path(FOLDER)}/feedback.db"
+        self.storage, self.config = storage, config
+        self._engine: sql.Engine | None = None
+
+    def vote(self, prediction: Mapping[str, Any], key: str, label: Label, may_audit: bool) -> tuple[bool, bool]:
+        """Record a label of a text, given its row of the prediction log; `may_audit`: the key has the scope `audit`.
+
+        Returns whether it is an audit vote, and whether votes of the same kind, audit or appeal, disagree on the text.
+        """
+        now, audited = datetime.now(UTC), may_audit and bool(prediction["audited"])
+        values = {**{name: prediction[name] for name in (*_IDS, *_FACTS)}, "audited": audited}
+        alike = [VOTES.c[name] == values[name] for name in (*_IDS, "audited")]
+        vote = {**values, "time": now, "key": key, "label": label.value, "predicted": prediction["label"]}
+        expired = VOTES.c.time < now - timedelta(self.config.log_days)
+        with self._begin() as connection:
+            connection.execute(sql.delete(VOTES).where(~VOTES.c.audited, expired))
+            connection.execute(sql.insert(VOTES).values(vote))
+            labels = connection.scalars(sql.select(VOTES.c.label).where(VOTES.c.id.in_(_last(*alike))).distinct())
+            return audited, len(labels.all()) > 1
+
+    def erase(self, request_id: str) -> int:
+        """Delete all votes on a request, and return their number."""
+        with self._begin() as connection:
+            return int(connection.execute(sql.delete(VOTES).where(VOTES.c.request_id == request_id)).rowcount)
+
+    def audited_texts(self) -> pd.DataFrame:
+        """Texts with audit votes: `request_id`, `index`, and `truth`, which is null where keys disagree."""
+        with self._begin() as connection:
+            return pd.read_sql(_audited_texts(), connection)[[*_IDS, "truth"]]
+
+    def appeals(self) -> list[dict[str, Any]]:
+        """The newest other votes, the last of each key on each text."""
+        chosen = sql.select(*(VOTES.c[name] for name in (*_IDS, "predicted", "label")))
+        newest = chosen.where(VOTES.c.id.in_(_last(~VOTES.c.audited))).order_by(VOTES.c.id.desc()).limit(LISTED)
+        with self._begin() as connection:
+            return [dict(row) for row in connection.execute(newest).mappings()]
+
+    def budgets(self) -> dict[str, dict[str, Any]]:
+        """The budget of every version with audited human texts, which the database counts."""
+        texts = _audited_texts().subquery()
+        groups, is_ai = [texts.c[name] for name in _FACTS], sql.case((texts.c.predicted == Label.AI.value, 1), else_=0)
+        rows = sql.select(*groups, func.count(), func.sum(is_ai)).where(texts.c.truth == Label.HUMAN.value)
+        counts = defaultdict[str, list[tuple[float, int, int]]](list)
+        with self._begin() as connection:
+            for version, target, humans, accused in connection.execute(rows.group_by(*groups)):
+                counts[version].append((target, humans, int(accused)))
+        return {version: budget(own, self.config.budget_fpr) for version, own in counts.items()}
+
+    @contextmanager
+    def _begin(self) -> Iterator[sql.Connection]:
         try:
-            self._engine = sql.create_engine(url)
-            _METADATA.create_all(self._engine)
-        except (sql.exc.SQLAlchemyError, ImportError) as error:  # its message may repeat a password
+            self._engine = self._engine or self._open()
+            with self._engine.begin() as connection:
+                yield connection
+        except (sql.exc.SQLAlchemyError, ImportError, OSError) as error:  # its message may repeat a password
             raise ConfigError(
                 f"monitoring.feedback_url: expected a database that SQLAlchemy opens, found {type(error).__name__}: "
                 "check the address, the driver and the permissions"
             ) from None
 
-    def vote(self, prediction: Mapping[str, Any], key: str, label: Label) -> bool:
-        """Record a label of a text, given its row of the prediction log. Returns whether other keys disagree."""
-        vote = {name: prediction[name] for name in _COPIED} | {"predicted": prediction["label"]}
-        same_text = [VOTES.c[name] == prediction[name] for name in _TEXT]
-        with self._engine.begin() as connection:
-            connection.execute(sql.insert(VOTES).values(time=datetime.now(UTC), key=key, label=label.value, **vote))
-            rows = connection.execute(sql.select(VOTES.c.key, VOTES.c.label).where(*same_text).order_by(VOTES.c.id))
-            last = {row.key: row.label for row in rows}
-        return len(set(last.values())) > 1
-
-    def refresh(self) -> None:
-        """Compute `spent` from all votes, also those that other replicas took; it stays if the database fails."""
+    def _open(self) -> sql.Engine:
+        if self.config.feedback_url:
+            url = sql.make_url(self.config.feedback_url)
+            if url.username and PASSWORD in os.environ:
+                url = url.set(password=os.environ[PASSWORD])
+        elif self.storage.is_local:
+            file = Path(self.storage.path(f"{FOLDER}/feedback.db"))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch(0o600)
+            url = sql.URL.create("sqlite", database=str(file))
+        else:
+            raise ConfigError(
+                f"monitoring.feedback_url is empty, and {self.storage.root} is not a local folder, where it would be "
+                "SQLite: give the URL of a database, such as postgresql+psycopg://user@host/name"
+            )
+        engine = sql.create_engine(url, pool_pre_ping=True)
         try:
-            self.spent = budget(by_text(self.votes()))["spent"]
-        except sql.exc.SQLAlchemyError as error:  # its message may repeat a password
-            logger.error("the votes cannot be read: %s", type(error).__name__)
+            _METADATA.create_all(engine)
+        except sql.exc.DBAPIError:  # another process may have created the table meanwhile
+            _METADATA.create_all(engine)
+        return engine
 
-    def erase(self, request_id: str) -> int:
-        """Delete all votes on a request, and return their number."""
-        with self._engine.begin() as connection:
-            return int(connection.execute(sql.delete(VOTES).where(VOTES.c.request_id == request_id)).rowcount)
 
-    def votes(self) -> pd.DataFrame:
-        """The last vote of each key on each text in `monitoring.log_days`, oldest first, columns as the table."""
-        since = datetime.now(UTC) - timedelta(self.config.log_days)
-        with self._engine.connect() as connection:
-            rows = connection.execute(sql.select(VOTES).where(VOTES.c.time >= since).order_by(VOTES.c.id))
-            frame = pd.DataFrame(rows.all(), columns=rows.keys())
-        return frame.drop_duplicates(["request_id", "index", "key"], keep="last").reset_index(drop=True)
+def _last(*conditions: sql.ColumnElement[bool]) -> sql.Select[Any]:
+    """Ids of the last vote of each key on each text."""
+    return sql.select(func.max(VOTES.c.id)).where(*conditions).group_by(VOTES.c.key, *(VOTES.c[n] for n in _IDS))
+
+
+def _audited_texts() -> sql.Select[Any]:
+    """Texts with audit votes, with facts of their predictions and `truth`: their label, null where keys disagree."""
+    ids, low, high = [VOTES.c[name] for name in _IDS], func.min(VOTES.c.label), func.max(VOTES.c.label)
+    facts = [func.min(VOTES.c[name]).label(name) for name in (*_FACTS, "predicted")]
+    texts = sql.select(*ids, *facts, sql.case((low == high, low)).label("truth"))
+    return texts.where(VOTES.c.id.in_(_last(VOTES.c.audited))).group_by(*ids)
 
 
 def report(config: Config, storage: Storage) -> dict[str, Any]:
-    """Error rates of the audited texts, the false accusation budget, appeals, conflicts and texts to label.
+    """Error rates and false accusation budget of every version, appeals, conflicts and texts to label.
 
-    Raises ConfigError without a prediction log, or when the database cannot be opened.
+    Rates are of the drawn texts in the log, the budget of all audit votes. Raises ConfigError without a prediction log,
+    or when the database cannot be used.
     """
-    drawn = prediction_log.read(storage, columns=["time", *_TEXT, "audited"]).to_pandas().set_index(_TEXT)
-    if drawn.empty:
+    columns = ("time", *_IDS, "model_version", "label", "audited", "audit_fraction")
+    log = prediction_log.read(storage, columns=columns)
+    if not log.num_rows:
         raise ConfigError(f"no predictions under {storage.root}: serve with monitoring.log=true")
-    texts, audited = by_text(Feedback(storage, config.monitoring).votes()), drawn[drawn["audited"]]
-    waiting = audited[~audited.index.isin(texts.index)].head(LISTED)
-    appeals = texts[~texts["audited"]].tail(LISTED)
-    conflicts = texts[texts["human"].between(0, 1, inclusive="neither")]
+    feedback = Feedback(storage, config.monitoring)
+    texts, budgets = feedback.audited_texts(), feedback.budgets()
+    uses = log.group_by(_IDS).aggregate([([], "count_all")])
+    drawn = log.filter(log["audited"]).join(uses, _IDS).to_pandas().sort_values("time")
+    drawn = drawn.merge(texts, "left", _IDS, indicator=True)
+    is_unique = drawn["count_all"] == 1  # which text of a repeated request id a vote is on is unknown
+    drawn["truth"] = drawn["truth"].where(is_unique)
+    waiting = drawn[is_unique & (drawn["_merge"] == "left_only")].head(LISTED)
     return {
-        "predictions": len(drawn),
-        "audited": len(audited),
-        "rates": error_rates(texts),
-        "budget": budget(texts),
-        "appeals": appeals.reset_index()[[*_TEXT, "predicted", "human"]].to_dict("records"),
-        "conflicts": conflicts.reset_index()[_TEXT].to_dict("records"),
-        "to_label": waiting.assign(time=waiting["time"].astype(str)).reset_index()[[*_TEXT, "time"]].to_dict("records"),
+        "predictions": log.num_rows,
+        "versions": {
+            version: {**rates(drawn[drawn["model_version"] == version]), "budget": budgets.get(version, budget([]))}
+            for version in sorted({*log["model_version"].to_pylist(), *budgets})
+        },
+        "appeals": feedback.appeals(),
+        "conflicts": texts.loc[texts["truth"].isna(), _IDS].to_dict("records"),
+        # Without verdicts, which would bias those who label.
+        "to_label": waiting[[*_IDS, "time"]].assign(time=waiting["time"].map(str)).to_dict("records"),
     }
 
 
-def by_text(votes: pd.DataFrame) -> pd.DataFrame:
-    """A row for each text, by request and index in the order of their first votes: that of its first vote, and `human`.
+def rates(drawn: pd.DataFrame) -> dict[str, Any]:
+    """Error rates of drawn texts, by Hájek's estimator with 95% intervals, if enough of them are labelled.
 
-    `human` is the fraction of the keys that call it human: a key has one vote, however often it is sent.
+    Who labels only what looks suspicious biases them. Intervals are exact (Clopper and Pearson 1934) for the effective
+    number of texts (Kish 1965). `drawn` has the columns `label` of the verdict, `truth` or null, and `audit_fraction`.
     """
-    marked = votes.assign(human=(votes["label"] == Label.HUMAN.value).astype(float))
-    grouped = marked.groupby(_TEXT, sort=False)
-    return grouped.first().assign(human=grouped["human"].mean())
-
-
-def error_rates(texts: pd.DataFrame) -> dict[str, Any]:
-    """False positive and detection rate of the audited texts, by Hájek's estimator, with 95% intervals.
-
-    Takes texts of `by_text`. Intervals are exact for the effective number of texts (Kish 1965). Without audited texts
-    the rates are None: those of appeals would be rates of a choice.
-    """
-    audited = texts[texts["audited"]]
-    weights = 1 / audited["audit_fraction"].to_numpy(float)
-    is_ai, human = (audited["predicted"] == Label.AI.value).to_numpy(float), audited["human"].to_numpy(float)
-    return {
-        name: _rate(is_ai, weights * of_class)
-        for name, of_class in (("false_positive_rate", human), ("detection_rate", 1 - human))
-    }
+    labelled = drawn[drawn["truth"].notna()]
+    fraction = len(labelled) / max(1, len(drawn))
+    result: dict[str, Any] = {"drawn": len(drawn), "labelled": fraction, "rates": None, "reason": None}
+    if fraction < MIN_LABELLED:
+        need = f"monitoring.audit_fraction above 0 and labels of at least {MIN_LABELLED:.0%} of the drawn texts"
+        return result | {"reason": f"expected {need}, found {len(labelled)} of {len(drawn)}"}
+    weights, is_ai = 1 / labelled["audit_fraction"].to_numpy(float), (labelled["label"] == Label.AI.value).to_numpy()
+    classes = {"false_positive_rate": Label.HUMAN, "detection_rate": Label.AI}
+    of_class = {name: (labelled["truth"] == label.value).to_numpy(float) for name, label in classes.items()}
+    return result | {"rates": {name: _rate(is_ai, weights * own) for name, own in of_class.items()}}
 
 
 def _rate(hits: np.ndarray, weights: np.ndarray) -> dict[str, float | None]:
@@ -173,16 +217,19 @@ def _rate(hits: np.ndarray, weights: np.ndarray) -> dict[str, float | None]:
     return {"rate": rate, "low": low, "high": high, "texts": n}
 
 
-def budget(texts: pd.DataFrame) -> dict[str, Any]:
-    """How much of the false accusation budget is spent: at 1 the audit shows that its rate is exceeded.
+def budget(counts: Iterable[tuple[float, int, int]], fpr: float | None = None) -> dict[str, Any]:
+    """How much of the false accusation budget of a version is spent: at 1 the audit shows that its rate is exceeded.
 
-    The likelihood ratio of a rate `ALTERNATIVE` times as high as the target of each text is a test martingale: while
-    the targets hold it ever reaches 1 / `FALSE_ALARM` with at most that probability, however often it is looked at
-    (Ville 1939). Takes texts of `by_text`.
+    The likelihood ratio of a rate `ALTERNATIVE` times as high as the budget is a test martingale: while the budget is
+    kept it ever reaches 1 / `FALSE_ALARM` with at most that probability, however often it is looked at (Ville 1939).
+    `counts` are a target, the number of audited human texts with it, and how many of them were labelled AI, from the
+    first one on. The budget is `fpr`, or each target.
     """
-    audited = texts[texts["audited"] & (texts["human"] > 0.5)]
-    rates, accused = audited["target_fpr"].to_numpy(float), (audited["predicted"] == Label.AI.value).to_numpy()
-    higher = np.minimum(ALTERNATIVE * rates, (1 + rates) / 2)
-    steps = np.where(accused, np.log(higher / rates), np.log((1 - higher) / (1 - rates)))
-    spent = float(np.cumsum(steps).max(initial=0.0)) / -math.log(FALSE_ALARM)
-    return {"humans": len(audited), "accused": int(accused.sum()), "spent": spent, "is_spent": spent >= 1}
+    evidence, humans, accused = 0.0, 0, 0
+    for target, n, k in counts:
+        rate = fpr or target
+        higher = min(ALTERNATIVE * rate, (1 + rate) / 2)
+        evidence += k * math.log(higher / rate) + (n - k) * math.log((1 - higher) / (1 - rate))
+        humans, accused = humans + n, accused + k
+    spent = max(0.0, evidence / -math.log(FALSE_ALARM))
+    return {"humans": humans, "accused": accused, "spent": spent, "is_spent": spent >= 1}

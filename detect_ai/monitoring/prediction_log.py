@@ -172,11 +172,10 @@ class PredictionLog:
             texts = [document.text.encode(errors="replace").decode() for document in documents]  # lone surrogates
             self.texts.append([id_ | {"text": text} for id_, text in zip(ids, texts, strict=True)])
 
-    def find(self, request_id: str, index: int) -> dict[str, Any] | None:
-        """The row of a text, also one that this replica has not written yet; None if there is none."""
-        wanted = (request_id, index)
-        waiting = (row for row in self.predictions.waiting() if (row["request_id"], row["index"]) == wanted)
-        return next(waiting, None) or find(self.storage, request_id, index)
+    def find(self, request_id: str, index: int) -> list[dict[str, Any]]:
+        """The rows of a text as `find`, also those that this replica has not written yet."""
+        waiting = [r for r in self.predictions.waiting() if (r["request_id"], r["index"]) == (request_id, index)]
+        return waiting + find(self.storage, request_id, index)
 
 
 def prediction_row(document: Document, score: float, verdict: Verdict, secret: bytes) -> dict[str, Any]:
@@ -218,7 +217,7 @@ def log_secret(storage: Storage) -> bytes:
     """The secret of this deployment; made when it is first needed."""
     key = f"{FOLDER}/secret"
     if not storage.exists(key):
-        storage.create(key, secrets.token_bytes(32))
+        storage.create(key, secrets.token_bytes(32), 0o600)
     return storage.read_bytes(key)
 
 
@@ -232,17 +231,18 @@ def read(storage: Storage, name: str = "predictions", columns: Sequence[str] | N
     return rows.select(columns) if columns else rows
 
 
-def find(storage: Storage, request_id: str, index: int) -> dict[str, Any] | None:
-    """The row of one text, newest files first; None if there is none or it was erased."""
-    if _digest(request_id) in storage.list(ERASED):
-        return None
-    for key in reversed(_files(storage, "predictions")):
+def find(storage: Storage, request_id: str, index: int) -> list[dict[str, Any]]:
+    """The rows of one text, without an erased one; several where a client has sent its request id more than once."""
+    rows: list[dict[str, Any]] = []
+    if _digest(request_id) in storage.list(_erased("predictions")):
+        return rows
+    for info in _files(storage, "predictions"):
         with suppress(FileNotFoundError):
-            found = _read_file(storage, key, [("request_id", "==", request_id), ("index", "==", index)]).to_pylist()
-            if found:
-                row: dict[str, Any] = found[0]
-                return row
-    return None
+            filters = [("request_id", "==", request_id), ("index", "==", index)]
+            rows += pq.read_table(
+                info.path, filesystem=storage.filesystem, filters=filters, partitioning=None
+            ).to_pylist()
+    return rows
 
 
 def erase(storage: Storage, request_id: str) -> int:

@@ -29,7 +29,8 @@ from detect_ai.detector.dataset import texts_of
 from detect_ai.detector.registry import Registry
 from detect_ai.detector.score import score_in_memory
 from detect_ai.monitoring import prediction_log
-from detect_ai.monitoring.feedback import Feedback, by_text
+from detect_ai.monitoring.feedback import Feedback
+from detect_ai.schemas import Label
 
 logger = logging.getLogger(__name__)
 
@@ -190,10 +191,9 @@ def audited(config: Config, storage: Storage) -> list[dict[str, Any]]:
     texts = prediction_log.read(storage, "texts", ("request_id", "index", "text")).to_pandas()
     if texts.empty:
         raise InputError("retrain.audited=true: the service kept no texts; serve with monitoring.text_days above 0")
-    labels = by_text(Feedback(storage, config.monitoring).votes())
-    labels = labels[labels["audited"] & labels["human"].isin([0, 1])]
-    joined = labels.join(texts.set_index(labels.index.names), how="inner")
-    found = [(text, int(human == 0)) for text, human in zip(joined["text"], joined["human"], strict=True)]
+    labels = Feedback(storage, config.monitoring).audited_texts().dropna(subset="truth")
+    joined = pd.merge(labels, texts, on=["request_id", "index"])
+    found = [(text, int(truth == Label.AI.value)) for text, truth in zip(joined["text"], joined["truth"], strict=True)]
     return [_row(text, label, "", config.retrain.domain, "unknown" if label else "") for text, label in found]
 
 

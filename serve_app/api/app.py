@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from detect_ai import __version__
+from detect_ai.core.errors import ConfigError
 from detect_ai.detector.model_info import model_info
 from detect_ai.monitoring.feedback import Feedback
 from detect_ai.monitoring.prediction_log import PredictionLog
@@ -43,7 +44,7 @@ from serve_app.api.middleware import Guard
 from serve_app.api.pages import add_pages
 from serve_app.api.uploads import detect_files, read_form
 from serve_app.auth.access import ADMIN, ANYBODY, FEEDBACK, STALE_S, AccessControl
-from serve_app.auth.api_keys import REFRESH_S
+from serve_app.auth.api_keys import REFRESH_S, Scope
 from serve_app.engine.batcher import ClosedError
 from serve_app.engine.engine import Charge, Engine, Options, RequestInfo
 from serve_app.engine.metrics import Record
@@ -51,7 +52,8 @@ from serve_app.engine.versions import Versions
 from serve_app.errors import MEDIA_TYPE, RETRY_AFTER, ProblemError, QueueFullError, http_problem, validation_problem
 from serve_app.files.reader import FILE_LIMITS
 
-BUDGET_S = 60.0  # between two readings of all votes, for the accusation budget
+logger = logging.getLogger("ray.serve")
+
 LIMITS = ("max_texts", "max_chars", "max_tokens", "max_body_bytes", "max_upload_bytes")
 DESCRIPTION = (
     "Estimates whether a text was written by AI, at a stated false positive rate. Every response carries "
@@ -97,14 +99,22 @@ async def lifespan(
         while True:
             versions.report()
             main.record("keys_age_seconds", access.keys_age_s)
-            if feedback:
-                main.record("accusation_budget_spent", feedback.spent)
             await asyncio.sleep(REFRESH_S)
 
-    async def refresh_budget() -> None:
-        while feedback:
-            await asyncio.to_thread(feedback.refresh)
-            await asyncio.sleep(BUDGET_S)
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        versions.start()
+        if main.log:
+            main.log.start()
+        tasks = [asyncio.create_task(access.refresh(REFRESH_S)), asyncio.create_task(report())]
+        if feedback:
+            tasks.append(asyncio.create_task(report_budget(versions, feedback)))
+        yield
+        for task in tasks:
+            task.cancel()
+        await versions.close()
+        if main.log:
+            await asyncio.get_running_loop().run_in_executor(None, main.log.close)
 
     versions.start()
     if main.log:
@@ -299,18 +309,42 @@ def feedback_routes(log: PredictionLog, feedback: Feedback) -> APIRouter:
 
     @router.post(FEEDBACK)
     def give_feedback(request: Request, body: FeedbackRequest) -> FeedbackResponse:
-        """Report who wrote a text of an earlier request. Needs a key with the scope `feedback`.
+        """Report who wrote a text of an earlier request. Needs a key with the scope `feedback` or `audit`.
 
         A key has one vote on a text, the last one it sends. A verdict can be reported a few seconds after it was given.
         """
-        prediction = log.find(body.request_id, body.index)
-        if prediction is None:
+        predictions, caller = log.find(body.request_id, body.index), request.state.caller
+        if not predictions:
             detail = "No text of this request_id and index is in the log: it may be erased, or older than the log."
             raise ProblemError(404, detail)
-        conflict = feedback.vote(prediction, request.state.caller.name, Label(body.label))
-        return FeedbackResponse(request_id=body.request_id, audited=prediction["audited"], conflict=conflict)
+        if len(predictions) > 1:
+            detail = "Several requests had this request_id: leave X-Request-ID to the service, or never repeat one."
+            raise ProblemError(409, detail)
+        try:
+            audited, conflict = feedback.vote(
+                predictions[0], caller.name, Label(body.label), may_audit=Scope.AUDIT in caller.scopes
+            )
+        except ConfigError:  # its message is for the operator, and in the log
+            detail = "The database of labels does not answer: try again later."
+            raise ProblemError(503, detail, RETRY_AFTER, "database") from None
+        return FeedbackResponse(request_id=body.request_id, audited=audited, conflict=conflict)
 
     return router
+
+
+async def report_budget(versions: Versions, feedback: Feedback) -> None:
+    """Record the spent budget of the loaded versions, as last known while the database does not answer."""
+    budgets = None
+    while True:
+        try:
+            budgets = await asyncio.get_running_loop().run_in_executor(None, feedback.budgets)
+        except ConfigError as error:
+            logger.error("Labels cannot be recorded: %s", error)
+        for engine in versions.engines if budgets is not None else ():
+            version = engine.detector.version
+            spent = budgets[version]["spent"] if version in budgets else 0.0
+            engine.record("accusation_budget_spent", spent, model_version=version)
+        await asyncio.sleep(REFRESH_S)
 
 
 def state_routes(versions: Versions, access: AccessControl, needs_key: Sequence[params.Security]) -> APIRouter:

@@ -33,6 +33,7 @@ class Caller:
     limiter: Limiter | None = None  # None: nothing is counted
     tokens_per_minute: int = 0  # rate limit; 0: none
     slot: int = 0  # of the reservation
+    scopes: frozenset[Scope] = frozenset(Scope)  # all of them without keys
 
     def charge(self, tokens: int) -> None:
         """Count tokens that the model reads for this request against its rate; a negative number refunds them."""
@@ -87,21 +88,23 @@ class AccessControl:
                 detail = "Expected the header `Authorization: Bearer <key>` with a valid API key from the operator."
                 reason = "wrong_key" if token else "no_key"
                 raise ProblemError(401, detail, {"WWW-Authenticate": 'Bearer realm="detect_ai"'}, reason)
-            needed = Scope.ADMIN if path.startswith(ADMIN) else Scope.FEEDBACK if path == FEEDBACK else Scope.DETECT
-            if needed not in key.scopes:
-                scopes = ", ".join(sorted(key.scopes))
-                raise ProblemError(403, f"This key has the scope {scopes}; this path needs the scope {needed}.")
+            labels = {Scope.FEEDBACK, Scope.AUDIT}
+            needed = {Scope.ADMIN} if path.startswith(ADMIN) else labels if path == FEEDBACK else {Scope.DETECT}
+            if not needed & key.scopes:
+                scopes, either = ", ".join(sorted(key.scopes)), " or ".join(sorted(needed))
+                raise ProblemError(403, f"This key has the scope {scopes}; this path needs the scope {either}.")
         name, max_concurrent = (key.id, self._max_concurrent) if key else (ANYBODY, 0)
+        permitted = key.scopes if key else frozenset(Scope)
         rate = (key and key.tokens_per_minute) or self._tokens_per_minute
         if method != "POST" or not (rate or max_concurrent):
-            return Caller(name)
+            return Caller(name, scopes=permitted)
         reservation = await self._limiter.reserve(name, rate, max_concurrent)
         if reservation.refused_by:
             seconds, by_rate = reservation.retry_after_s, reservation.refused_by == "rate"
             limit = f"{rate} tokens per minute" if by_rate else f"{max_concurrent} concurrent requests"
             detail = f"The limit of this {'key' if key else 'service'} is {limit}: try again in {seconds} seconds."
             raise ProblemError(429, detail, {"Retry-After": str(seconds)}, reservation.refused_by)
-        return Caller(name, self._limiter, rate, reservation.slot)
+        return Caller(name, self._limiter, rate, reservation.slot, permitted)
 
     async def refresh(self, every_s: float) -> None:
         """Read the keys periodically."""

@@ -48,7 +48,8 @@ class Scope(StrEnum):
     """Permission of a key."""
 
     DETECT = "detect"
-    FEEDBACK = "feedback"
+    FEEDBACK = "feedback"  # labels as appeals
+    AUDIT = "audit"  # labels that count in error rates
     ADMIN = "admin"
 
 

@@ -46,7 +46,7 @@ METRICS = {
     "log_dropped": Metric("gauge", ("log",), "Rows that a replica has dropped because storage failed"),
     "drift_p_value": Metric("gauge", ("signal",), "How often a window of texts without drift differs as much"),
     "drift_alarm": Metric("gauge", ("signal",), "1 if the last window of a replica has changed"),
-    "accusation_budget_spent": Metric("gauge", (), "Evidence that more humans are accused than the target; 1: proven"),
+    "accusation_budget_spent": Metric("gauge", VERSION, "Evidence that the target is exceeded on humans; 1: proven"),
     "keys_age_seconds": Metric("gauge", (), "Seconds since API keys were read; 0 without keys"),
 }
 
