@@ -45,7 +45,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iter
     storage = Storage(str(folder / "store"))
     registry = Registry(storage)
     registry.set_champion(registry.add(tiny_bundle))
-    token, key = create_key("all", [Scope.DETECT, Scope.FEEDBACK, Scope.ADMIN])
+    token, key = create_key("all", list(Scope))
     KeyStore(storage).put(key)
     overrides = ("monitoring.log=true", "monitoring.audit_fraction=1", "monitoring.drift.window=40")
     with foreground(storage, folder / "log", *overrides) as (_, url):

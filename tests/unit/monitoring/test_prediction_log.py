@@ -186,7 +186,7 @@ def test_erased_requests_are_gone_from_the_files(storage: Storage, scored: Score
     assert prediction_log.erase(storage, "r1") == 2
     assert b"r1" not in stored_bytes(storage)
     assert read(storage)["request_id"].to_pylist() == ["r2"]
-    assert (log.find("r1", 0), prediction_log.find(storage, "r2", 0) is None) == (None, False)
+    assert (len(log.find("r1", 0)), len(log.find("r2", 0))) == (0, 1)
 
 
 def test_a_writer_does_not_bring_erased_rows_back(storage: Storage) -> None:
@@ -205,11 +205,17 @@ def test_texts_are_found_by_request_and_index(storage: Storage, scored: Scored) 
     add(log, "r1", scored, scored._replace(score=0.5))
     waiting = log.find("r1", 1)
     log.predictions.flush()
-    written = log.find("r1", 1)
-    assert waiting is not None
-    assert written is not None
-    assert (waiting["score"], written["score"]) == (0.5, 0.5)
-    assert (log.find("r1", 2), log.find("r3", 0)) == (None, None)
+    assert [row["score"] for row in waiting + log.find("r1", 1)] == [0.5, 0.5]
+    assert (log.find("r1", 2), log.find("r3", 0)) == ([], [])
+
+
+def test_all_texts_of_a_repeated_request_id_are_found(storage: Storage, scored: Scored) -> None:
+    one, other = prediction_log_of(storage), prediction_log_of(storage)
+    for log, score in ((one, 1.0), (other, 2.0)):
+        log.add("r1", [scored._replace(score=score)])
+        log.predictions.flush()
+    one.add("r1", [scored._replace(score=3.0)])
+    assert sorted(row["score"] for row in one.find("r1", 0)) == [1, 2, 3]
 
 
 def test_another_schema_version_is_refused(storage: Storage) -> None:
@@ -243,3 +249,8 @@ def test_sketches_keep_angles_and_need_the_secret() -> None:
 def test_the_secret_is_made_once(storage: Storage) -> None:
     assert len(prediction_log.log_secret(storage)) == 32
     assert prediction_log.log_secret(storage) == prediction_log.log_secret(storage)
+
+
+def test_only_the_owner_reads_the_secret(storage: Storage) -> None:
+    prediction_log.log_secret(storage)
+    assert Path(storage.path("monitoring/secret")).stat().st_mode & 0o777 == 0o600

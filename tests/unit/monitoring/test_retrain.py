@@ -149,7 +149,7 @@ def test_audited_texts_are_those_of_the_audit_without_conflicts(storage: Storage
     given = {"r0": [Label.HUMAN], "r1": [Label.AI], "r2": [Label.AI, Label.HUMAN], "r3": [Label.HUMAN]}
     for id_, labels in given.items():
         for number, label in enumerate(labels):
-            votes.vote(prediction(id_, audited=id_ != "r3"), f"k{number}", label)
+            votes.vote(prediction(id_), f"k{number}", label, may_audit=id_ != "r3")
     rows = audited(Config(), storage)
     assert [(row["text"], row["label"]) for row in rows] == [("text 0", 0), ("text 1", 1)]
 

@@ -332,10 +332,11 @@ def test_pipeline_checks_keys_before_the_training(storage: Storage, monkeypatch:
     assert storage.list("runs") == []
 
 
-def test_replicas_get_no_secret_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {"WANDB_API_KEY": "s", "HF_TOKEN": "s", "AWS_REGION": "eu", "DETECT_AI_API_KEYS": "{}"}
+def test_replicas_get_no_other_secret_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"AWS_REGION": "eu", "DETECT_AI_FEEDBACK_PASSWORD": "s"}
+    given = {"WANDB_API_KEY": "s", "HF_TOKEN": "s", "DETECT_AI_API_KEYS": "{}", **kept}
     context = SimpleNamespace(runtime_env={"working_dir": "gcs://package.zip", "env_vars": given})
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     env = runtime_env()
     assert env["working_dir"] == "gcs://package.zip"
-    assert {name: env["env_vars"][name] for name in given} == dict.fromkeys(given, "") | {"AWS_REGION": "eu"}
+    assert {name: env["env_vars"][name] for name in given} == dict.fromkeys(given, "") | kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -36,16 +37,16 @@ class Service:
         self.storage, self.config = storage, MonitoringConfig(log=True, audit_fraction=1)
         self.feedback = Feedback(storage, self.config)
         self.detector = Detector.load(bundle)
-        pairs = {
-            name: create_key(name, [scope]) for name, scope in (("reader", Scope.DETECT), ("dean", Scope.FEEDBACK))
-        }
+        scopes = {"reader": Scope.DETECT, "dean": Scope.FEEDBACK, "auditor": Scope.AUDIT}
+        pairs = {name: create_key(name, [scope]) for name, scope in scopes.items()}
+        self.metrics: list[tuple[str, float, dict[str, str]]] = []
         self.tokens = {name: token for name, (token, _) in pairs.items()}
         self.ring = KeyRing(key for _, key in pairs.values())
 
     def ask(self, scenario: Scenario, logged: bool = True) -> Any:
         async def main() -> Any:
             log = PredictionLog(self.storage, self.config, discard) if logged else None
-            versions = Versions(Engine(self.detector, ServeConfig(), log=log))
+            versions = Versions(Engine(self.detector, ServeConfig(), self.record, log=log))
             control = AccessControl(Cluster().replica(), read_keys=lambda: self.ring)
             app = create_app(versions, control, self.feedback if logged else None)
             transport = httpx.ASGITransport(app)
@@ -57,12 +58,16 @@ class Service:
 
         return asyncio.run(asyncio.wait_for(main(), 60))
 
-    async def detect(self, client: httpx.AsyncClient, *texts: str) -> str:
-        response = await client.post("/v1/detect", json={"texts": list(texts)}, headers=self.header("reader"))
+    async def detect(self, client: httpx.AsyncClient, *texts: str, **headers: str) -> str:
+        headers = {**self.header("reader"), **headers}
+        response = await client.post("/v1/detect", json={"texts": list(texts)}, headers=headers)
         return str(response.json()["request_id"])
 
     async def report(self, client: httpx.AsyncClient, name: str = "dean", **body: Any) -> httpx.Response:
         return await client.post("/v1/feedback", json=body, headers=self.header(name))
+
+    def record(self, metric: str, value: float = 1, **labels: str) -> None:
+        self.metrics.append((metric, value, labels))
 
     def header(self, name: str) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.tokens[name]}"}
@@ -95,17 +100,63 @@ def test_files_and_predict_are_logged(service: Service) -> None:
     assert read(service.storage).num_rows == 2
 
 
-def test_labels_are_recorded_by_key(service: Service) -> None:
+@pytest.mark.parametrize(("name", "audited"), [("dean", False), ("auditor", True)])
+def test_labels_are_recorded_by_scope(service: Service, name: str, audited: bool) -> None:
     async def scenario(client: httpx.AsyncClient) -> Any:
         id_ = await service.detect(client, TEXT, TEXT)
-        response = await service.report(client, request_id=id_, index=1, label="human")
+        response = await service.report(client, name, request_id=id_, index=1, label="human")
         return id_, response
 
     id_, response = service.ask(scenario)
-    assert (response.status_code, response.json()) == (200, {"request_id": id_, "audited": True, "conflict": False})
-    (vote,) = service.feedback.votes().to_dict("records")
-    assert (vote["request_id"], vote["index"], vote["label"]) == (id_, 1, "human")
-    assert vote["key"] in service.ring.keys
+    assert (response.status_code, response.json()) == (200, {"request_id": id_, "audited": audited, "conflict": False})
+    audits, appeals = service.feedback.audited_texts().to_dict("records"), service.feedback.appeals()
+    assert (len(audits), len(appeals)) == (int(audited), int(not audited))
+    (vote,) = audits + appeals
+    assert (vote["request_id"], vote["index"], vote["truth" if audited else "label"]) == (id_, 1, "human")
+
+
+def test_a_repeated_request_id_is_refused(service: Service) -> None:
+    async def scenario(client: httpx.AsyncClient) -> httpx.Response:
+        for _ in range(2):
+            await service.detect(client, TEXT, **{"X-Request-ID": "mine"})
+        return await service.report(client, "auditor", request_id="mine", label="human")
+
+    assert service.ask(scenario).status_code == 409
+    assert service.feedback.audited_texts().empty
+
+
+def test_a_database_that_does_not_answer_stops_labels_alone(service: Service, tmp_path: Path) -> None:
+    config = MonitoringConfig(feedback_url=f"sqlite:///{tmp_path}/gone/secret.db")
+    service.feedback = Feedback(service.storage, config)
+
+    async def scenario(client: httpx.AsyncClient) -> list[httpx.Response]:
+        id_ = await service.detect(client, TEXT)
+        down = await service.report(client, request_id=id_, label="human")
+        (tmp_path / "gone").mkdir()
+        return [down, await service.report(client, request_id=id_, label="human")]
+
+    down, up = service.ask(scenario)
+    assert (down.status_code, up.status_code) == (503, 200)
+    assert down.headers["retry-after"]
+    assert "secret" not in down.text
+
+
+def test_the_budget_of_the_served_version_is_reported_from_the_start(service: Service) -> None:
+    version = service.detector.version
+    known = {"label": "ai", "target_fpr": 0.01, "audited": True}
+    for number, of in enumerate([version] * 4 + ["another"] * 9):
+        row = {"request_id": f"r{number}", "index": 0, "model_version": of, **known}
+        service.feedback.vote(row, "k", Label.HUMAN, may_audit=True)
+
+    def reported() -> list[tuple[float, dict[str, str]]]:
+        return [(value, labels) for name, value, labels in service.metrics if name == "accusation_budget_spent"]
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        while not reported():
+            await asyncio.sleep(0.01)
+
+    service.ask(scenario)
+    assert reported() == [(pytest.approx(4 * math.log(4) / math.log(100)), {"model_version": version})]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +179,8 @@ def test_bad_reports_are_refused(service: Service, name: str, body: dict[str, An
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert TEXT not in response.text
-    assert service.feedback.votes().empty
+    assert service.feedback.audited_texts().empty
+    assert service.feedback.appeals() == []
 
 
 def test_a_running_service_reads_the_spent_budget(service: Service) -> None:

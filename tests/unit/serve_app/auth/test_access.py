@@ -60,6 +60,18 @@ def test_scopes_are_separate() -> None:
     assert authorize(closed, "/v1/admin/status", chief).name == two.id
 
 
+@pytest.mark.parametrize("scope", [Scope.FEEDBACK, Scope.AUDIT])
+def test_either_scope_of_labels_may_label(scope: Scope) -> None:
+    token, key = create_key("dean", [scope])
+    closed = control(lambda: KeyRing([key]))
+    assert authorize(closed, "/v1/feedback", token).scopes == {scope}
+    assert refusal(closed, "/v1/detect", token).status == 403
+
+
+def test_without_keys_everybody_has_all_scopes() -> None:
+    assert authorize(control()).scopes == set(Scope)
+
+
 def test_without_keys_everybody_shares_one_rate() -> None:
     opened = control(tokens_per_minute=1)
     assert authorize(opened).name == ANYBODY
