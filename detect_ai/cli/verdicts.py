@@ -63,34 +63,9 @@ def connect(url: str | None) -> Client:
     """A client of a service. Raises InputError without an address."""
     from detect_ai.client import Client
 
-    if not arguments.root:
-        raise InputError("no storage root: give --root ROOT, or set DETECT_AI_STORAGE_ROOT")
-    storage = Storage(arguments.root)
-    folder = {"audit": audit_log.FOLDER, "registry": "registry", "erase": "monitoring"}[arguments.command]
-    if not storage.list(folder):
-        raise InputError(f"{storage.root}: there is no folder {folder}/ in it: expected the storage root of the jobs")
-    if arguments.command == "audit":
-        for event in audit_log.events(storage):
-            print_line(json.dumps(event))
-        return OK
-    if arguments.command == "erase":
-        from detect_ai.core.compose import parse_config
-        from detect_ai.monitoring import prediction_log
-        from detect_ai.monitoring.feedback import Feedback
-
-        config = parse_config({"monitoring": {"feedback_url": arguments.feedback_url}}).monitoring
-        labels = Feedback(storage, config).erase(arguments.request_id)  # first: it may fail
-        erased = {"rows": prediction_log.erase(storage, arguments.request_id), "labels": labels}
-        audit_log.record(storage, "erase", **erased)  # without the id: it is what was to be forgotten
-        print_line(json.dumps(erased))
-        return OK
-    from detect_ai.detector.registry import Registry
-
-    result = Registry(storage).verify()
-    for problem in result["problems"]:
-        print_line(printable(problem))
-    print_line(json.dumps({**result, "problems": len(result["problems"])}))
-    return FAILED if result["problems"] else OK
+    if not (url or os.environ.get("DETECT_AI_URL")):
+        raise InputError("no detector: give --bundle PATH or --url URL, or set DETECT_AI_URL")
+    return Client(url)
 
 
 def bundle_predictor(arguments: argparse.Namespace) -> Predict:

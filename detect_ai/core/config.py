@@ -317,7 +317,6 @@ class MonitoringConfig(Section):
     audit_fraction: Fraction = 0.0  # of all texts, drawn at random for labelling: only these give error rates
     # Of the database of labels, as SQLAlchemy writes it; its password is the variable DETECT_AI_FEEDBACK_PASSWORD.
     feedback_url: str = ""  # empty: SQLite under a local root
-    budget_fpr: OpenFraction | None = None  # accusations of humans beyond this rate are reported; null: the target
     drift: DriftConfig = DriftConfig()
 
     @model_validator(mode="after")

@@ -10,7 +10,6 @@ Audit votes stay until their request is erased, because the budget counts from t
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections import defaultdict
@@ -23,7 +22,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import sqlalchemy as sql
-from scipy.stats import beta
 from sqlalchemy.sql import func
 
 from detect_ai.core.config import Config, MonitoringConfig
@@ -107,9 +105,10 @@ class Feedback:
         rows = sql.select(*groups, func.count(), func.sum(is_ai)).where(texts.c.truth == Label.HUMAN.value)
         counts = defaultdict[str, list[tuple[float, int, int]]](list)
         with self._begin() as connection:
-            for version, target, humans, accused in connection.execute(rows.group_by(*groups)):
+            for row in connection.execute(rows.group_by(*groups)):
+                version, target, humans, accused = row
                 counts[version].append((target, humans, int(accused)))
-        return {version: budget(own, self.config.budget_fpr) for version, own in counts.items()}
+        return {version: budget(own) for version, own in counts.items()}
 
     @contextmanager
     def _begin(self) -> Iterator[sql.Connection]:
@@ -217,17 +216,16 @@ def _rate(hits: np.ndarray, weights: np.ndarray) -> dict[str, float | None]:
     return {"rate": rate, "low": low, "high": high, "texts": n}
 
 
-def budget(counts: Iterable[tuple[float, int, int]], fpr: float | None = None) -> dict[str, Any]:
+def budget(counts: Iterable[tuple[float, int, int]]) -> dict[str, Any]:
     """How much of the false accusation budget of a version is spent: at 1 the audit shows that its rate is exceeded.
 
     The likelihood ratio of a rate `ALTERNATIVE` times as high as the budget is a test martingale: while the budget is
     kept it ever reaches 1 / `FALSE_ALARM` with at most that probability, however often it is looked at (Ville 1939).
     `counts` are a target, the number of audited human texts with it, and how many of them were labelled AI, from the
-    first one on. The budget is `fpr`, or each target.
+    first one on.
     """
     evidence, humans, accused = 0.0, 0, 0
-    for target, n, k in counts:
-        rate = fpr or target
+    for rate, n, k in counts:
         higher = min(ALTERNATIVE * rate, (1 + rate) / 2)
         evidence += k * math.log(higher / rate) + (n - k) * math.log((1 - higher) / (1 - rate))
         humans, accused = humans + n, accused + k

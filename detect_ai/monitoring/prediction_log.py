@@ -234,14 +234,11 @@ def read(storage: Storage, name: str = "predictions", columns: Sequence[str] | N
 def find(storage: Storage, request_id: str, index: int) -> list[dict[str, Any]]:
     """The rows of one text, without an erased one; several where a client has sent its request id more than once."""
     rows: list[dict[str, Any]] = []
-    if _digest(request_id) in storage.list(_erased("predictions")):
+    if storage.exists(f"{ERASED}/{_digest(request_id)}"):
         return rows
-    for info in _files(storage, "predictions"):
+    for key in _files(storage, "predictions"):
         with suppress(FileNotFoundError):
-            filters = [("request_id", "==", request_id), ("index", "==", index)]
-            rows += pq.read_table(
-                info.path, filesystem=storage.filesystem, filters=filters, partitioning=None
-            ).to_pylist()
+            rows += _read_file(storage, key, [("request_id", "==", request_id), ("index", "==", index)]).to_pylist()
     return rows
 
 

@@ -192,7 +192,7 @@ def audited(config: Config, storage: Storage) -> list[dict[str, Any]]:
     if texts.empty:
         raise InputError("retrain.audited=true: the service kept no texts; serve with monitoring.text_days above 0")
     labels = Feedback(storage, config.monitoring).audited_texts().dropna(subset="truth")
-    joined = pd.merge(labels, texts, on=["request_id", "index"])
+    joined = labels.merge(texts, on=["request_id", "index"])
     found = [(text, int(truth == Label.AI.value)) for text, truth in zip(joined["text"], joined["truth"], strict=True)]
     return [_row(text, label, "", config.retrain.domain, "unknown" if label else "") for text, label in found]
 

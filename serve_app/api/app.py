@@ -101,25 +101,12 @@ async def lifespan(
             main.record("keys_age_seconds", access.keys_age_s)
             await asyncio.sleep(REFRESH_S)
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        versions.start()
-        if main.log:
-            main.log.start()
-        tasks = [asyncio.create_task(access.refresh(REFRESH_S)), asyncio.create_task(report())]
-        if feedback:
-            tasks.append(asyncio.create_task(report_budget(versions, feedback)))
-        yield
-        for task in tasks:
-            task.cancel()
-        await versions.close()
-        if main.log:
-            await asyncio.get_running_loop().run_in_executor(None, main.log.close)
-
     versions.start()
     if main.log:
         main.log.start()
-    tasks = list(map(asyncio.create_task, (access.refresh(REFRESH_S), report(), refresh_budget())))
+    tasks = [asyncio.create_task(access.refresh(REFRESH_S)), asyncio.create_task(report())]
+    if feedback:
+        tasks.append(asyncio.create_task(report_budget(versions, feedback)))
     yield
     for task in tasks:
         task.cancel()
@@ -334,16 +321,17 @@ def feedback_routes(log: PredictionLog, feedback: Feedback) -> APIRouter:
 
 async def report_budget(versions: Versions, feedback: Feedback) -> None:
     """Record the spent budget of the loaded versions, as last known while the database does not answer."""
-    budgets = None
+    budgets: dict[str, dict[str, Any]] | None = None
     while True:
         try:
-            budgets = await asyncio.get_running_loop().run_in_executor(None, feedback.budgets)
+            budgets = await asyncio.to_thread(feedback.budgets)
         except ConfigError as error:
             logger.error("Labels cannot be recorded: %s", error)
-        for engine in versions.engines if budgets is not None else ():
-            version = engine.detector.version
-            spent = budgets[version]["spent"] if version in budgets else 0.0
-            engine.record("accusation_budget_spent", spent, model_version=version)
+        if budgets is not None:
+            for engine in versions.engines:
+                version = engine.detector.version
+                spent = budgets[version]["spent"] if version in budgets else 0.0
+                engine.record("accusation_budget_spent", spent, model_version=version)
         await asyncio.sleep(REFRESH_S)
 
 

@@ -57,10 +57,20 @@ def test_erase_deletes_a_request_from_the_log(root, capsys):
     rows = [prediction(name, time=datetime.now(UTC), reasons=[]) for name in ("r1", "r2")]
     log.append(rows)
     log.flush()
-    Feedback(Storage(root), MonitoringConfig()).vote(rows[0], "k1", Label.HUMAN)
+    Feedback(Storage(root), MonitoringConfig()).vote(rows[0], "k1", Label.HUMAN, may_audit=False)
     assert main(["erase", "r1", "--root", root]) == 0
     assert json.loads(capsys.readouterr().out) == {"rows": 1, "labels": 1}
     assert read(Storage(root))["request_id"].to_pylist() == ["r2"]
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:secret@h/d", "sqlite:////no/such/folder/secret.db"])
+def test_erase_that_cannot_reach_the_labels_erases_nothing(url, root, capsys):
+    log = RowLog(Storage(root), "predictions", 1, 10**9)
+    log.append([prediction("r1", time=datetime.now(UTC), reasons=[])])
+    log.flush()
+    assert main(["erase", "r1", "--root", root, "--feedback-url", url]) == 2
+    assert "secret" not in capsys.readouterr().err
+    assert read(Storage(root)).num_rows == 1
 
 
 def test_registry_needs_a_command(capsys):

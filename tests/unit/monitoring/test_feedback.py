@@ -15,7 +15,7 @@ from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
 from detect_ai.monitoring import feedback
 from detect_ai.monitoring.feedback import FALSE_ALARM, PASSWORD, VOTES, Feedback, budget, rates
-from detect_ai.monitoring.prediction_log import PREDICTIONS, RowLog
+from detect_ai.monitoring.prediction_log import RowLog
 from detect_ai.schemas import Label
 
 HUMAN, AI = Label.HUMAN, Label.AI
@@ -211,14 +211,10 @@ def test_budget_is_counted_by_version_and_target(votes: Feedback) -> None:
     assert found["v1"]["spent"] == pytest.approx((2 * np.log(4) + np.log(0.8 / 0.95)) / LIMIT)
 
 
-def test_budget_may_have_a_rate_of_its_own() -> None:
-    assert budget([(0.01, 100, 4), (0.05, 100, 4)], fpr=0.02) == budget([(0.02, 200, 8)])
-
-
 def test_the_database_counts_the_votes(votes: Feedback, monkeypatch: pytest.MonkeyPatch) -> None:
     audit(votes, HUMAN, *(f"r{i}" for i in range(40)))
     counted: list[Any] = []
-    monkeypatch.setattr(feedback, "budget", lambda counts, fpr: counted.append(counts) or {})
+    monkeypatch.setattr(feedback, "budget", lambda counts: counted.append(counts) or {})
     votes.budgets()
     assert counted == [[(0.01, 40, 40)]]
 
@@ -244,7 +240,7 @@ def test_the_budget_is_spent_soon_at_four_times_the_target() -> None:
 
 def write(storage: Storage, rows: Sequence[dict[str, Any]]) -> Config:
     """A log of these rows, and a configuration for its report."""
-    log = RowLog(storage, "predictions", PREDICTIONS, 2, 10**9, lambda *_, **__: None)
+    log = RowLog(storage, "predictions", 2, 10**9)
     log.append([{"time": datetime.now(UTC), "reasons": [], **row} for row in rows])
     log.flush()
     config = Config()

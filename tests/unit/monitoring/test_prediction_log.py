@@ -212,9 +212,9 @@ def test_texts_are_found_by_request_and_index(storage: Storage, scored: Scored) 
 def test_all_texts_of_a_repeated_request_id_are_found(storage: Storage, scored: Scored) -> None:
     one, other = prediction_log_of(storage), prediction_log_of(storage)
     for log, score in ((one, 1.0), (other, 2.0)):
-        log.add("r1", [scored._replace(score=score)])
-        log.predictions.flush()
-    one.add("r1", [scored._replace(score=3.0)])
+        add(log, "r1", scored._replace(score=score))
+        log.flush()
+    add(one, "r1", scored._replace(score=3.0))
     assert sorted(row["score"] for row in one.find("r1", 0)) == [1, 2, 3]
 
 

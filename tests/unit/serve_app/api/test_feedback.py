@@ -23,7 +23,6 @@ from serve_app.auth.api_keys import KeyRing, Scope, create_key
 from serve_app.engine.engine import Engine
 from serve_app.engine.metrics import discard
 from serve_app.engine.versions import Versions
-from tests.unit.monitoring.test_feedback import prediction
 from tests.unit.serve_app.auth.test_rate_limit import Cluster
 
 TEXT = "The council met on Tuesday near the bridge, said the quiet farmer at the market in the rain."
@@ -181,15 +180,6 @@ def test_bad_reports_are_refused(service: Service, name: str, body: dict[str, An
     assert TEXT not in response.text
     assert service.feedback.audited_texts().empty
     assert service.feedback.appeals() == []
-
-
-def test_a_running_service_reads_the_spent_budget(service: Service) -> None:
-    async def scenario(client: httpx.AsyncClient) -> None:
-        while not service.feedback.spent:
-            await asyncio.sleep(0.01)
-
-    service.feedback.vote(prediction(audited=True), "k1", Label.HUMAN)
-    service.ask(scenario)
 
 
 def test_feedback_needs_a_log(service: Service) -> None:
