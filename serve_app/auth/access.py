@@ -33,7 +33,7 @@ class Caller:
     limiter: Limiter | None = None  # None: nothing is counted
     tokens_per_minute: int = 0  # rate limit; 0: none
     slot: int = 0  # of the reservation
-    scopes: frozenset[Scope] = frozenset(Scope)  # all of them without keys
+    scopes: frozenset[Scope] = frozenset()  # all of them where no keys are required
 
     def charge(self, tokens: int) -> None:
         """Count tokens that the model reads for this request against its rate; a negative number refunds them."""

@@ -124,7 +124,7 @@ def test_a_database_that_cannot_be_opened_is_named_without_its_url(
         votes.budgets()
     assert url not in str(error.value)
     assert "secret" not in str(error.value)
-    assert error.value.__suppress_context__
+    assert (error.value.__cause__, error.value.__suppress_context__) == (None, True)
 
 
 def test_a_database_is_used_once_it_can_be_opened(storage: Storage, tmp_path: Path) -> None:
@@ -211,6 +211,12 @@ def test_budget_is_counted_by_version_and_target(votes: Feedback) -> None:
     assert found["v1"]["spent"] == pytest.approx((2 * np.log(4) + np.log(0.8 / 0.95)) / LIMIT)
 
 
+def test_budget_may_have_a_rate_of_its_own() -> None:
+    own = budget([(0.01, 100, 9), (0.05, 100, 9)], fpr=0.02)
+    assert own == budget([(0.02, 200, 18)])
+    assert own["spent"] > 0
+
+
 def test_the_database_counts_the_votes(votes: Feedback, monkeypatch: pytest.MonkeyPatch) -> None:
     audit(votes, HUMAN, *(f"r{i}" for i in range(40)))
     counted: list[Any] = []
@@ -291,3 +297,11 @@ def test_texts_of_a_repeated_request_id_are_not_labelled(storage: Storage, votes
 def test_report_needs_a_log(storage: Storage) -> None:
     with pytest.raises(ConfigError, match=r"monitoring\.log=true"):
         feedback.report(Config(), storage)
+
+
+@pytest.mark.parametrize("audited", [True, False])
+def test_report_without_votes_has_no_rates(storage: Storage, audited: bool) -> None:
+    result = feedback.report(write(storage, [prediction("r1", audited=audited)]), storage)
+    assert result["versions"]["v1"]["rates"] is None
+    assert len(result["to_label"]) == int(audited)
+    assert result["appeals"] == result["conflicts"] == []
