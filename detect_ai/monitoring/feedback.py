@@ -105,8 +105,8 @@ class Feedback:
         rows = sql.select(*groups, func.count(), func.sum(is_ai)).where(texts.c.truth == Label.HUMAN.value)
         counts = defaultdict[str, list[tuple[float, int, int]]](list)
         with self._begin() as connection:
-            for row in connection.execute(rows.group_by(*groups)):
-                version, target, humans, accused = row
+            for row in connection.execute(rows.group_by(*groups)).all():
+                version, target, humans, accused = tuple(row)
                 counts[version].append((target, humans, int(accused)))
         return {version: budget(own) for version, own in counts.items()}
 

@@ -321,17 +321,16 @@ def feedback_routes(log: PredictionLog, feedback: Feedback) -> APIRouter:
 
 async def report_budget(versions: Versions, feedback: Feedback) -> None:
     """Record the spent budget of the loaded versions, as last known while the database does not answer."""
-    budgets: dict[str, dict[str, Any]] | None = None
+    spent: dict[str, float] = {}
     while True:
         try:
-            budgets = await asyncio.to_thread(feedback.budgets)
+            budgets = await asyncio.get_running_loop().run_in_executor(None, feedback.budgets)
+            loaded = [engine.detector.version for engine in versions.engines]
+            spent = {version: budgets[version]["spent"] if version in budgets else 0.0 for version in loaded}
         except ConfigError as error:
             logger.error("Labels cannot be recorded: %s", error)
-        if budgets is not None:
-            for engine in versions.engines:
-                version = engine.detector.version
-                spent = budgets[version]["spent"] if version in budgets else 0.0
-                engine.record("accusation_budget_spent", spent, model_version=version)
+        for version, value in spent.items():
+            versions.main.record("accusation_budget_spent", value, model_version=version)
         await asyncio.sleep(REFRESH_S)
 
 
