@@ -2,7 +2,8 @@
 
 1. Latency of single texts through the service's application, with the prediction log and without, in alternating rounds
    (in process: no proxy, no network).
-2. The rate of false alarms in windows drawn from the calibration texts, with the upper end of its 95% interval.
+2. The rate of false alarms in windows drawn from the calibration texts, by the fraction of AI texts in them, with the
+   upper end of its 95% interval.
 
     python benchmarks/monitoring.py BUNDLE TEXTS.parquet --rounds 5 --requests 200
 
@@ -43,7 +44,7 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.metrics import discard
 from serve_app.engine.versions import Versions
 
-WINDOWS = 5000
+WINDOWS = {0.5: 5000, **dict.fromkeys((0.0, 0.03, 0.1, 0.3, 0.7, 1.0), 1000)}  # by fraction of AI texts
 
 
 def main() -> int:
@@ -105,16 +106,21 @@ async def service(detector: Detector, log: PredictionLog | None) -> AsyncIterato
         yield client
 
 
-def false_alarms(spec: DetectorSpec) -> dict[str, float]:
+def false_alarms(spec: DetectorSpec) -> dict[str, Any]:
     """The rate of alarms in windows without drift."""
     config = DriftConfig()
     started = time.perf_counter()
-    reference = Reference(Traffic.of_calibration(spec, b"benchmark"), config.window, config.false_alarms)
+    traffic, class_weights = Traffic.of_calibration(spec, b"benchmark")
+    reference = Reference(traffic, config.window, config.false_alarms, class_weights)
     seconds = time.perf_counter() - started
-    rate = reference.false_alarm_rate(WINDOWS, seed=1)
-    alarms = round(rate * WINDOWS)
-    upper = float(beta.ppf(0.95, alarms + 1, WINDOWS - alarms))
-    return {"nominal": config.false_alarms, "rate": rate, "upper": upper, "reference_seconds": round(seconds, 1)}
+    rates = []
+    for ai_fraction, windows in WINDOWS.items():
+        weights = np.asarray([1 - ai_fraction, ai_fraction]) @ class_weights
+        rate = reference.alarm_rate(traffic, windows, seed=1, weights=weights)
+        alarms = round(rate * windows)
+        upper = float(beta.ppf(0.95, alarms + 1, windows - alarms))
+        rates.append({"ai_fraction": ai_fraction, "windows": windows, "rate": rate, "upper": round(upper, 4)})
+    return {"nominal": config.false_alarms, "false_alarms": rates, "reference_seconds": round(seconds, 1)}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
+from datetime import date
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -302,9 +304,28 @@ class DriftConfig(Section):
     """Comparison of live texts with a reference."""
 
     window: Count = 200  # texts compared at once
-    false_alarms: OpenFraction = 0.01  # probability of an alarm in a window without drift, over all signals together
+    # At most so probable is an alarm in a window without drift, over all signals together
+    false_alarms: Annotated[float, Field(ge=0.001, lt=1)] = 0.01
     reference: str = ""  # first and last day of the log, 2026-11-01/2026-11-14; empty: the bundle's calibration texts
     simulate: list[str] = []  # columns of `data`, and `length`: replay each of their values instead of the log
+
+    @property
+    def days(self) -> tuple[date, date] | None:
+        """The days of `reference`."""
+        if not self.reference:
+            return None
+        first, last = map(date.fromisoformat, self.reference.split("/"))
+        return first, last
+
+    @model_validator(mode="after")
+    def _check_reference(self) -> Self:
+        with suppress(ValueError):
+            if not self.days or self.days[0] <= self.days[1]:
+                return self
+        raise ValueError(
+            f"monitoring.drift.reference={self.reference}: expected a first and a last day, such as "
+            "2026-11-01/2026-11-14"
+        )
 
 
 class MonitoringConfig(Section):

@@ -5,25 +5,23 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, date, datetime
-from itertools import repeat
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from detect_ai.calibration.leave_one_out import domain_rates
 from detect_ai.core.config import Config, DriftConfig
-from detect_ai.core.errors import ConfigError, InputError
+from detect_ai.core.errors import ConfigError, DetectAIError, InputError
 from detect_ai.core.job import attempt
 from detect_ai.core.storage import Storage
 from detect_ai.detector.dataset import Text, texts_of
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
-from detect_ai.detector.score import read_and_score
-from detect_ai.detector.verdict_table import PREDICTIONS
-from detect_ai.monitoring.prediction_log import FOLDER, log_secret, prediction_row, read
-from detect_ai.monitoring.reference import Check, Reference, Traffic
+from detect_ai.monitoring.prediction_log import FOLDER, PredictionRows, Scored, log_secret, read
+from detect_ai.monitoring.reference import COLUMNS, Check, Reference, Traffic
 from detect_ai.reports import plots
 from detect_ai.reports.render import render
 
@@ -32,8 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve")
 
-ALARMS, KEPT_ALARMS = f"{FOLDER}/drift", 100
-COLUMNS = ("time", "model_version", "score", "num_tokens", "reasons", "nearest_domain", "sketch")
+KEPT_ALARMS = 100
+MAX_REFERENCE = 20_000  # texts of the log, drawn at random from longer days
+PLOTTED = 2000  # texts of the reference
 SEEDS = 50  # replays of each change
 MAX_WINDOWS = 20  # of a replay
 MAX_POOL, MIN_POOL = 400, 50  # texts of a value that is replayed
@@ -64,50 +63,57 @@ def drift(config: Config, storage: Storage) -> dict[str, Any]:
 
 def compare_log(config: DriftConfig, storage: Storage, spec: DetectorSpec) -> dict[str, Any]:
     """The windows of the log in their order, each with its p-values and alarms, and the verdict on the last one."""
-    rows = [row for row in read(storage, columns=COLUMNS).to_pylist() if row["model_version"] == spec.version]
-    reference = Traffic.of_calibration(spec, log_secret(storage))
-    if config.reference:
-        first, last = _days(config.reference)
-        reference = Traffic.of_rows([row for row in rows if first <= row["time"].date() <= last])
-        rows = [row for row in rows if row["time"].date() > last]
-    if len(rows) < config.window:
+    after = (pc.field("time") >= _midnight_after(config.days[1])) if config.days else True
+    rows = read(storage, columns=("time", *COLUMNS), where=(pc.field("model_version") == spec.version) & after)
+    reference = read_reference(config, storage, spec)
+    number = len(rows) // config.window
+    if not number:
         raise ConfigError(
             f"the log has {len(rows)} texts of version {spec.version} to compare, a window needs {config.window}: wait "
             "for more, or give a smaller monitoring.drift.window"
         )
-    fitted, live = Reference(reference, config.window, config.false_alarms), Traffic.of_rows(rows)
-    ends = range(config.window, len(rows) + 1, config.window)
-    in_windows = [live[end - config.window : end] for end in ends]
-    windows = [
-        {"time": rows[end - 1]["time"].isoformat(), **fitted.check(texts)._asdict()}
-        for end, texts in zip(ends, in_windows, strict=True)
-    ]
+    windows, checks = [rows.slice(i * config.window, config.window) for i in range(number)], []
+    for window in windows:
+        check = reference.check(Traffic.of_log(window))
+        checks.append({"time": window["time"][-1].as_py().isoformat(), **check._asdict()})
+    last, before = Traffic.of_log(windows[-1]), reference.sample(check.ai_fraction, PLOTTED)
     return {
         "texts": len(rows),
         "window": config.window,
         "false_alarms": config.false_alarms,
         "reference": config.reference or "calibration",
-        "num_windows": len(windows),
-        "num_alarms": sum(bool(window["alarms"]) for window in windows),
-        "alarms": windows[-1]["alarms"],
-        "sentences": windows[-1]["sentences"],
-        "windows": windows,
+        "num_windows": number,
+        "num_alarms": sum(bool(one["alarms"]) for one in checks),
+        "alarms": check.alarms,
+        "sentences": check.sentences,
+        "ai_fraction": check.ai_fraction,
+        "windows": checks,
         "plots": {
-            "p_values": plots.p_values([window["p_values"] for window in windows], fitted.level),
-            "scores": plots.two_distributions(reference.scores, in_windows[-1].scores, "log-odds of AI"),
-            "lengths": plots.two_distributions(reference.lengths, in_windows[-1].lengths, "tokens"),
+            "p_values": plots.p_values([one["p_values"] for one in checks], reference.level),
+            "scores": plots.two_distributions(before.scores, last.scores, "log-odds of AI"),
+            "lengths": plots.two_distributions(before.num_tokens, last.num_tokens, "tokens"),
         },
     }
 
 
-def _days(given: str) -> tuple[date, date]:
-    try:
-        first, last = map(date.fromisoformat, given.split("/"))
-    except ValueError:
-        raise ConfigError(
-            f"monitoring.drift.reference={given}: expected a first and a last day, such as 2026-11-01/2026-11-14"
-        ) from None
-    return first, last
+def read_reference(config: DriftConfig, storage: Storage, spec: DetectorSpec) -> Reference:
+    """Days of the log if the configuration names them, else the calibration texts of a bundle; some seconds of work.
+
+    Raises InputError for fewer texts than a window, OSError where storage cannot be read.
+    """
+    if not config.days:
+        traffic, class_weights = Traffic.of_calibration(spec, log_secret(storage))
+        return Reference(traffic, config.window, config.false_alarms, class_weights)
+    first, end = (_midnight_after(day) for day in (config.days[0] - timedelta(1), config.days[1]))
+    where = (pc.field("model_version") == spec.version) & (pc.field("time") >= first) & (pc.field("time") < end)
+    rows = read(storage, columns=COLUMNS, where=where)
+    number = min(len(rows), max(MAX_REFERENCE, config.window))
+    drawn = np.sort(np.random.default_rng(0).choice(len(rows), number, replace=False))
+    return Reference(Traffic.of_log(rows.take(drawn)), config.window, config.false_alarms)
+
+
+def _midnight_after(day: date) -> datetime:
+    return datetime.combine(day + timedelta(1), datetime.min.time(), UTC)
 
 
 def replay(config: Config, detector: Detector) -> list[dict[str, Any]]:
@@ -182,27 +188,23 @@ def _summary(noticed: Sequence[int | None]) -> dict[str, Any]:
 
 
 class DriftWatch:
-    """Compares the texts of a replica with the calibration of its bundle, a window at a time, in the log's thread."""
+    """Compares the texts of a replica with `read_reference`, a window at a time, in the log's thread."""
 
     def __init__(self, storage: Storage, spec: DetectorSpec, config: DriftConfig, record: Callable[..., None]) -> None:
         self.storage, self.spec, self.config, self.record = storage, spec, config, record
         self._reference: Reference | None = None
         self._rows: list[Mapping[str, Any]] = []
         self._last: Check | None = None
-        texts = spec.calibration.num_human + spec.calibration.num_ai
-        self._is_on = config.window <= texts
-        if not self._is_on:
-            logger.warning(
-                "monitoring.drift.window=%d: no drift alarms, calibration had %d texts", config.window, texts
-            )
+        self._is_on = True
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows of the prediction log; those of another version, a canary, are left out.
+        """Add rows of the prediction log; those of another version, a canary, and of the reference are left out.
 
         Records the last comparison each time, also without rows: Ray forgets metrics that are not set again.
         """
         if self._is_on:
-            self._rows += [row for row in rows if row["model_version"] == self.spec.version]
+            own, days = [row for row in rows if row["model_version"] == self.spec.version], self.config.days
+            self._rows += [row for row in own if not days or row["time"].date() > days[1]]
         while len(self._rows) >= self.config.window:
             window, self._rows = self._rows[: self.config.window], self._rows[self.config.window :]
             self._check(window)
@@ -212,9 +214,15 @@ class DriftWatch:
                 self.record("drift_alarm", float(signal in self._last.alarms), signal=signal)
 
     def _check(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        if self._reference is None:  # some seconds of work: not before there is a window
-            traffic = Traffic.of_calibration(self.spec, log_secret(self.storage))
-            self._reference = Reference(traffic, self.config.window, self.config.false_alarms)
+        try:  # not before there is a window
+            self._reference = self._reference or read_reference(self.config, self.storage, self.spec)
+        except DetectAIError as error:
+            logger.error("No drift alarms until the next deployment: %s", error)
+            self._is_on, self._rows = False, []
+            return
+        except (OSError, pa.ArrowException) as error:
+            logger.error("%d texts not compared, no reference: %s", len(rows), type(error).__name__)
+            return
         self._last = check = self._reference.check(Traffic.of_rows(rows))
         if check.alarms:
             logger.warning("Drift in the last %d texts: %s", len(rows), " ".join(check.sentences))

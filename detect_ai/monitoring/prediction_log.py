@@ -221,14 +221,31 @@ def log_secret(storage: Storage) -> bytes:
     return storage.read_bytes(key)
 
 
-def read(storage: Storage, name: str = "predictions", columns: Sequence[str] | None = None) -> pa.Table:
-    """All rows, oldest first, without erased ones. Raises InputError for a file of another schema version."""
-    tables = [SCHEMAS[name].empty_table()]
-    for key in _files(storage, name):
+def read(
+    storage: Storage,
+    name: str = "predictions",
+    columns: Sequence[str] | None = None,
+    days: int = 0,
+    where: pa.compute.Expression | None = None,
+) -> pa.Table:
+    """All rows, or those of files of the last `days` days, oldest first, without erased ones.
+
+    With `where` only the rows for which it holds, file by file. Raises InputError for a file of another schema version.
+    """
+    schema = TEXTS if name == "texts" else PREDICTIONS
+    columns = list(columns or schema.names)
+    first = f"day={datetime.now(UTC).date() - timedelta(days - 1)}" if days else ""
+    erased = set(storage.list(_erased(name)))
+    tables = []
+    for info in _files(storage, name):
+        if info.path.rsplit("/", 2)[1] < first:
+            continue
         with suppress(FileNotFoundError):  # a replica removes old files meanwhile
-            tables.append(_read_file(storage, key))
-    rows = _without_erased(storage, pa.concat_tables(tables)).sort_by("time")
-    return rows.select(columns) if columns else rows
+            table = _read_file(storage, info)
+            table = _without(table, erased)
+            tables.append((table if where is None else table.filter(where)).select(columns))
+    rows = pa.concat_tables(tables) if tables else schema.empty_table().select(columns)
+    return rows.sort_by("time") if "time" in columns else rows
 
 
 def find(storage: Storage, request_id: str, index: int) -> list[dict[str, Any]]:

@@ -1,9 +1,12 @@
 """Whether texts that a service reads are like a reference, by one test for each kind of signal. Pure.
 
-The reference is the calibration texts of the bundle, all domains and both classes alike, or days of the prediction log.
-A window of live texts is compared with it by `SIGNALS`; the distribution of every statistic without drift is that of
-windows drawn from the reference, and so is that of the smallest of their p-values, which gives one probability of a
-false alarm over all signals (Westfall and Young 1993, "Resampling-based multiple testing").
+The reference is days of the prediction log, or the calibration texts of the bundle, all domains alike within a class.
+How many texts of a service are AI is unknown and no drift: calibration texts are a reference in many mixtures of the
+classes, and a window raises an alarm if it differs from every one of them.
+
+A window is compared by `SIGNALS`. The distribution of their statistics without drift is that of windows and references
+drawn together: a reference is a sample too (Bayesian bootstrap, Rubin 1981). That of the smallest of the p-values gives
+one probability of a false alarm over all signals (Westfall and Young 1993, "Resampling-based multiple testing").
 
 Texts of one window are drawn independently. Real ones come in bunches, from a class or a newsroom: a window of them
 differs from the others more often than by chance, and that is what the alarm then says.
@@ -11,27 +14,33 @@ differs from the others more often than by chance, and that is what the alarm th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from detect_ai.calibration.calibration import BOTH, NEITHER
 from detect_ai.core.errors import InputError
-from detect_ai.metrics import Floats
-from detect_ai.monitoring.prediction_log import sketch_bits, sketches
+from detect_ai.metrics import Floats, Labels
+from detect_ai.monitoring.prediction_log import PREDICTIONS, sketch_bits, sketch_planes, sketches
 from detect_ai.schemas import Reason
 
 if TYPE_CHECKING:
     from detect_ai.detector.bundle import DetectorSpec
 
 SIGNALS = ("scores", "lengths", "abstentions", "domains", "words")
-RESAMPLES = 20_000  # windows drawn from the reference
+RESAMPLES = 5_000  # windows drawn from a mixture; fewer allow no level for `monitoring.drift.false_alarms=0.001`
 DECIDED = "decided"  # not abstained
-_CHUNK = 1000  # windows at once
+QUANTILES = (0.1, 0.5, 0.9)  # of scores and lengths, in sentences
+COLUMNS = ("score", "num_tokens", "reasons", "nearest_domain", "sketch")  # of the log, that are compared
+SPACING = 6.0  # between the mixtures, in standard deviations of the fraction of AI texts in a window
+_PER_REFERENCE = 100  # windows for each resampled reference
 
 
 @dataclass(frozen=True)
@@ -40,19 +49,17 @@ class Traffic:
 
     Attributes:
         scores: log-odds of AI.
-        lengths: in tokens.
-        abstentions: first reason of an uncertain verdict, or `DECIDED`.
+        num_tokens: their lengths.
+        outcomes: first reason of an uncertain verdict, or `DECIDED`; a pause of verdicts is none.
         domains: nearest domain of calibration, "" without one.
-        words: signs of their sketches, of no column where there are none.
-        weights: probabilities with which they are drawn for a window.
+        bits: signs of their sketches, of no column where there are none.
     """
 
     scores: Floats
     lengths: Floats
     abstentions: NDArray[np.str_]
     domains: NDArray[np.str_]
-    words: NDArray[np.uint8]
-    weights: Floats
+    bits: NDArray[np.uint8]
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -64,45 +71,50 @@ class Traffic:
     @classmethod
     def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Traffic:
         """From rows of the prediction log."""
-        packed = [row["sketch"] for row in rows]
+        schema = pa.schema([PREDICTIONS.field(name) for name in COLUMNS])
+        return cls.of_log(pa.Table.from_pylist(list(rows), schema))
+
+    @classmethod
+    def of_log(cls, rows: pa.Table) -> Traffic:
+        """From a table of the prediction log, with `COLUMNS`."""
+        reasons = rows["reasons"].combine_chunks()
+        texts, names = pc.list_parent_indices(reasons).to_numpy(), reasons.flatten().to_numpy(zero_copy_only=False)
+        is_own = names != Reason.ABSTAINING.value  # the operator's decision, not a property of the text
+        first, positions = np.unique(texts[is_own], return_index=True)
+        outcomes = np.full(rows.num_rows, DECIDED, object)
+        outcomes[first] = names[is_own][positions]
+        sketch = rows["sketch"].combine_chunks()
         return cls(
-            np.asarray([row["score"] for row in rows], np.float64),
-            np.asarray([row["num_tokens"] for row in rows], np.float64),
-            np.asarray([(row["reasons"] or [DECIDED])[0] for row in rows], np.str_),
-            np.asarray([row["nearest_domain"] or "" for row in rows], np.str_),
-            np.empty((len(rows), 0), np.uint8) if None in packed else sketch_bits(np.asarray(packed, np.uint64)),
-            np.full(len(rows), 1 / max(1, len(rows))),
+            rows["score"].to_numpy().astype(np.float64),
+            rows["num_tokens"].to_numpy().astype(np.int64),
+            outcomes.astype(np.str_),
+            rows["nearest_domain"].fill_null("").to_numpy().astype(np.str_),
+            np.empty((len(sketch), 0), np.uint8) if sketch.null_count else sketch_bits(sketch.to_numpy()),
         )
 
     @classmethod
-    def of_calibration(cls, spec: DetectorSpec, secret: bytes) -> Traffic:
-        """The calibration texts of a bundle: classes by its prevalence, domains alike within a class."""
+    def of_calibration(cls, spec: DetectorSpec, secret: bytes) -> tuple[Traffic, Floats]:
+        """The calibration texts of a bundle, and the probabilities of human and of AI ones, shape (2, texts)."""
         calibration, target = spec.calibration, spec.default_target_fpr
-        human = [domain.human for domain in calibration.domains if len(domain.human)]
-        ai = [domain.ai for domain in calibration.domains if len(domain.ai)]
-        scores, lengths, styles = (
-            np.concatenate([getattr(texts, name) for texts in (*human, *ai)])
-            for name in ("scores", "num_tokens", "styles")
-        )
+        cells = [(label, own) for domain in calibration.domains for label, own in enumerate((domain.human, domain.ai))]
+        cells = [(label, own) for label, own in cells if len(own)]
+        lengths = np.concatenate([own.num_tokens for _, own in cells])
+        scores = np.concatenate([own.scores for _, own in cells])
+        styles = np.concatenate([own.styles for _, own in cells])
         decisions = calibration.decide(scores, lengths, calibration.required_scores(styles), target)
-        reasons = [
-            (lengths < spec.min_tokens_at(target), Reason.TOO_SHORT),
-            (decisions == BOTH, Reason.BETWEEN_THRESHOLDS),
-            (decisions == NEITHER, Reason.UNLIKE_CALIBRATION),
-        ]
-        weights = [
-            np.full(len(texts), prior / len(domains) / len(texts))
-            for prior, domains in ((1 - calibration.prevalence, human), (calibration.prevalence, ai))
-            for texts in domains
-        ]
-        return cls(
-            scores,
-            lengths.astype(np.float64),
-            np.select([own for own, _ in reasons], [reason.value for _, reason in reasons], DECIDED),
-            np.asarray([calibration.nearest(style) or "" for style in styles], np.str_),
-            sketch_bits(sketches(styles, secret)) if styles.shape[1] else np.empty(styles.shape, np.uint8),
-            np.concatenate(weights),
+        outcomes = np.select(
+            [lengths < spec.min_tokens_at(target), decisions == BOTH, decisions == NEITHER],
+            [Reason.TOO_SHORT.value, Reason.BETWEEN_THRESHOLDS.value, Reason.UNLIKE_CALIBRATION.value],
+            DECIDED,
         )
+        has_style = styles.shape[1] > 0
+        bits = sketch_bits(sketches(styles, sketch_planes(secret, styles.shape[1]))) if has_style else None
+        domains = np.asarray([calibration.nearest(style) or "" for style in styles], np.str_)
+        weights = np.concatenate(
+            [np.outer((label == 0, label == 1), np.full(len(own), 1 / len(own))) for label, own in cells], axis=1
+        )
+        bits = np.empty((len(styles), 0), np.uint8) if bits is None else bits
+        return cls(scores, lengths, outcomes, domains, bits), weights / weights.sum(axis=1, keepdims=True)
 
 
 class Check(NamedTuple):
@@ -111,107 +123,178 @@ class Check(NamedTuple):
     p_values: dict[str, float]  # by signal: how often a window without drift differs as much
     alarms: list[str]  # signals beyond the level
     sentences: list[str]  # what has changed, for each alarm
+    ai_fraction: float | None  # in the mixture of calibration texts that fits best, to which all this refers
+
+    @property
+    def is_alarm(self) -> bool:
+        """Whether any signal is beyond the level."""
+        return bool(self.alarms)
+
+
+class _Encoded(NamedTuple):
+    """Texts in the terms of the reference."""
+
+    ranks: list[list[Labels]]  # of scores and lengths: reference texts up to, and below; each of shape (n,)
+    indicators: Floats  # of outcomes, domains and bits, shape (n, …)
+
+
+class _Mixture(NamedTuple):
+    """Texts of a reference with the probabilities `weights`, and windows of them."""
+
+    ai_fraction: float | None
+    weights: Floats
+    expected: Floats  # means of the indicators
+    null: Floats  # statistics of windows without drift, sorted by signal, shape (windows, signals)
+    level: float  # a p-value up to it is an alarm
 
 
 class Reference:
-    """A reference and the distribution of windows of `window` texts without drift.
+    """A reference, and the distribution of windows of `window` texts without drift.
 
-    A window without drift raises an alarm with probability `false_alarms`, over all signals together. Raises InputError
-    for fewer reference texts than a window.
+    A window without drift raises an alarm with a probability of at most `false_alarms`, over all signals together.
+    `class_weights`, shape (2, texts), are the probabilities of human and of AI texts; without them all texts are alike
+    and the fraction of AI texts is a property of the reference. Raises InputError for fewer texts than a window.
     """
 
-    def __init__(self, traffic: Traffic, window: int, false_alarms: float) -> None:
+    def __init__(
+        self, traffic: Traffic, window: int, false_alarms: float, class_weights: Floats | None = None, seed: int = 0
+    ) -> None:
         if len(traffic) < window:
             raise InputError(
                 f"monitoring.drift.window={window}: expected at most the {len(traffic)} texts of the reference: give a "
                 "smaller window, or more days of the log"
             )
-        self.traffic, self.window = traffic, window
-        self.signals = [name for name in SIGNALS if name != "words" or traffic.words.shape[1]]
-        if len(np.unique(traffic.domains)) < 2:
-            self.signals.remove("domains")
-        self._sorted: dict[str, tuple[Floats, Floats]] = {}  # values in their order, cumulated weights
-        for name in ("scores", "lengths"):
-            values = getattr(traffic, name)
-            order = np.argsort(values, kind="stable")
-            self._sorted[name] = values[order], np.concatenate([[0.0], np.cumsum(traffic.weights[order])])
-        self._names = {name: np.unique(getattr(traffic, name)) for name in ("abstentions", "domains")}
-        self._expected = {name: traffic.weights @ rows for name, rows in self._encode(traffic).items()}
-        drawn = self._drawn(RESAMPLES, seed=0)
-        self._null = np.sort(drawn, axis=0)
-        smallest = np.sort(self._p_values(drawn).min(axis=1))
-        at_most = np.searchsorted(smallest, smallest, side="right") / len(smallest)
-        error = 1.64 * np.sqrt(false_alarms * (1 - false_alarms) / RESAMPLES)  # the rate holds with a confidence of 95%
-        self.level = float(smallest[at_most <= false_alarms - error].max(initial=0.0))
+        self.traffic, self.window, self.false_alarms = traffic, window, false_alarms
+        self._order = [np.argsort(values, kind="stable") for values in (traffic.scores, traffic.num_tokens)]
+        self._sorted = [traffic.scores[self._order[0]], traffic.num_tokens[self._order[1]]]
+        self._names = {"abstentions": np.unique(traffic.outcomes), "domains": np.unique(traffic.domains)}
+        ends = np.cumsum([0, *[len(names) + 1 for names in self._names.values()], traffic.bits.shape[1]])
+        self._columns = dict(zip(SIGNALS[2:], map(slice, ends[:-1], ends[1:]), strict=True))
+        for name, number in (("domains", len(self._names["domains"]) - 1), ("words", traffic.bits.shape[1])):
+            if not number:
+                del self._columns[name]
+        self.signals = ["scores", "lengths", *self._columns]
+        own, rng = self._encode(traffic), np.random.default_rng(seed)
+        mixtures: dict[float | None, Floats] = {None: np.full(len(traffic), 1 / len(traffic))}
+        if class_weights is not None:
+            mixtures = {ai: np.asarray([1 - ai, ai]) @ class_weights for ai in ai_fractions(window)}
+        self._mixtures = [self._mixture(own, ai, weights, rng) for ai, weights in mixtures.items()]
+        self._levels = np.asarray([mixture.level for mixture in self._mixtures])
+        self.level = float(self._levels.min())
 
     def check(self, live: Traffic) -> Check:
-        """Compare a window of `window` texts."""
+        """Compare a window of `window` texts with the mixture that fits best."""
         assert len(live) == self.window, f"{len(live)} texts in a window of {self.window}"
-        statistics = self._statistics(self._encode(live), np.arange(len(live))[None])
-        p_values = dict(zip(self.signals, self._p_values(statistics)[0].tolist(), strict=True))
-        alarms = [name for name, p in p_values.items() if p <= self.level]
-        return Check(p_values, alarms, [self._describe(name, live) for name in alarms])
+        each = self._p_values(self._encode(live), np.arange(len(live))[None])[:, 0]
+        best = max(range(len(each)), key=lambda i: (each[i].min() > self._levels[i], *np.sort(each[i])))
+        p_values, mixture = dict(zip(self.signals, each[best].tolist(), strict=True)), self._mixtures[best]
+        alarms = [name for name, p in p_values.items() if p <= mixture.level]
+        return Check(p_values, alarms, [self._describe(name, live, mixture) for name in alarms], mixture.ai_fraction)
 
-    def false_alarm_rate(self, windows: int, seed: int) -> float:
-        """The fraction of further windows of the reference that raise an alarm."""
-        return float((self._p_values(self._drawn(windows, seed)).min(axis=1) <= self.level).mean())
+    def sample(self, ai_fraction: float | None, number: int, seed: int = 0) -> Traffic:
+        """Texts drawn from the mixture of a `Check`."""
+        (weights,) = (mixture.weights for mixture in self._mixtures if mixture.ai_fraction == ai_fraction)
+        return self.traffic[np.random.default_rng(seed).choice(len(weights), number, p=weights)]
 
-    def _encode(self, traffic: Traffic) -> dict[str, Floats]:
-        """Texts in the terms of the reference, by signal, a row for each.
+    def alarm_rate(self, texts: Traffic, windows: int, seed: int, weights: Floats | None = None) -> float:
+        """The fraction of windows drawn from texts, alike or by `weights`, that raise an alarm."""
+        rng, encoded, alarms = np.random.default_rng(seed), self._encode(texts), 0
+        for start in range(0, windows, 1000):
+            drawn = rng.choice(len(texts), (min(1000, windows - start), self.window), p=weights)
+            smallest = self._p_values(encoded, drawn).min(axis=2)
+            alarms += int((smallest <= self._levels[:, None]).all(axis=0).sum())
+        return alarms / windows
 
-        Of scores and lengths the fractions of the reference up to them and below them, of the others indicators.
-        """
-        rows = {"words": traffic.words.astype(np.float64)}
-        for name, (ordered, cumulated) in self._sorted.items():
-            values = getattr(traffic, name)
-            rows[name] = np.column_stack([cumulated[np.searchsorted(ordered, values, s)] for s in ("right", "left")])
-        for name, names in self._names.items():
-            known = getattr(traffic, name)[:, None] == names
-            rows[name] = np.column_stack([known, ~known.any(1)]).astype(np.float64)
-        return rows
+    def _mixture(self, own: _Encoded, ai_fraction: float | None, weights: Floats, rng: np.random.Generator) -> _Mixture:
+        windows = rng.choice(len(weights), (RESAMPLES // _PER_REFERENCE, _PER_REFERENCE, self.window), p=weights)
+        resampled = weights * rng.standard_exponential((len(windows), len(weights)))
+        resampled /= resampled.sum(axis=1, keepdims=True)
+        references = zip(windows, resampled, resampled.astype(np.float32) @ own.indicators, strict=True)
+        null = np.concatenate([self._statistics(own, *reference) for reference in references])
+        ordered = np.sort(null, axis=0)
+        smallest = np.sort(_reached(ordered, null).min(axis=1)) / RESAMPLES
+        at_most = np.searchsorted(smallest, smallest, side="right") / RESAMPLES
+        allowed = self.false_alarms - 1.64 * math.sqrt(self.false_alarms * (1 - self.false_alarms) / RESAMPLES)
+        level = float(max(smallest[at_most <= allowed], default=1 / (1 + RESAMPLES)))  # with a confidence of 95%
+        return _Mixture(ai_fraction, weights, weights.astype(np.float32) @ own.indicators, ordered, level)
 
-    def _drawn(self, windows: int, seed: int) -> Floats:
-        """The statistics of windows drawn from the reference."""
-        rng, rows, n = np.random.default_rng(seed), self._encode(self.traffic), len(self.traffic)
-        sizes = ((min(_CHUNK, windows - start), self.window) for start in range(0, windows, _CHUNK))
-        return np.concatenate([self._statistics(rows, rng.choice(n, size, p=self.traffic.weights)) for size in sizes])
+    def _encode(self, traffic: Traffic) -> _Encoded:
+        ranks = [
+            [np.searchsorted(ordered, own, side="right"), np.searchsorted(ordered, own, side="left")]
+            for own, ordered in zip((traffic.scores, traffic.num_tokens), self._sorted, strict=True)
+        ]
+        columns = [traffic.bits]
+        for own, names in zip((traffic.domains, traffic.outcomes), reversed(self._names.values()), strict=True):
+            known = own[:, None] == names
+            columns = [known, ~known.any(1, keepdims=True), *columns]
+        return _Encoded(ranks, np.column_stack(columns).astype(np.float32))
 
-    def _statistics(self, rows: Mapping[str, Floats], windows: NDArray[np.int64]) -> Floats:
-        """How much windows, given by the texts in each, differ from the reference, shape (windows, signals).
+    def _statistics(self, texts: _Encoded, windows: NDArray[np.int64], weights: Floats, expected: Floats) -> Floats:
+        """How much windows, given by the texts in each, differ from a reference, shape (windows, signals).
 
         Kolmogorov and Smirnov's distance of scores and of lengths, and the sum of the absolute differences of the
         frequencies of the others.
         """
         number, n = windows.shape
-        ends, steps = np.arange(number + 1) * n, np.arange(1, n + 1) / n
-        means = csr_array((np.full(windows.size, 1 / n), windows.ravel(), ends), shape=(number, len(rows["scores"])))
-        columns = []
-        for name in self.signals:
-            if name in self._sorted:
-                up_to, below = (np.sort(fractions[windows], axis=1) for fractions in rows[name].T)
-                columns.append(np.maximum((steps - up_to).max(1), (below - steps + 1 / n).max(1)))
-            else:
-                columns.append(np.abs(means @ rows[name] - self._expected[name]).sum(1))
-        return np.column_stack(columns)
+        steps, values = np.arange(1, n + 1) / n, []
+        for order, (up_to, below) in zip(self._order, texts.ranks, strict=True):
+            cumulated = np.concatenate([[0.0], np.cumsum(weights[order])])
+            above = steps - cumulated[np.sort(up_to[windows], axis=1)]
+            beneath = cumulated[np.sort(below[windows], axis=1)] - (steps - 1 / n)
+            values.append(np.maximum(above.max(1), beneath.max(1)))
+        members = csr_array(
+            (np.full(windows.size, 1 / n, np.float32), windows.ravel(), np.arange(number + 1) * n),
+            shape=(number, len(texts.indicators)),
+        )
+        differences = np.abs(members @ texts.indicators - expected)
+        for name, own in self._columns.items():
+            values.append(differences[:, own].mean(1) if name == "words" else differences[:, own].sum(1) / 2)
+        return np.column_stack(values)
 
-    def _p_values(self, statistics: Floats) -> Floats:
-        reached = [
-            len(null) - np.searchsorted(null, own - 1e-12, side="left")
-            for null, own in zip(self._null.T, statistics.T, strict=True)
+    def _p_values(self, texts: _Encoded, windows: NDArray[np.int64]) -> Floats:
+        """Those of windows, given by the texts in each, shape (mixtures, windows, signals)."""
+        each = [
+            _reached(mixture.null, self._statistics(texts, windows, mixture.weights, mixture.expected))
+            for mixture in self._mixtures
         ]
-        return (1 + np.column_stack(reached)) / (1 + len(self._null))
+        return (1 + np.stack(each)) / (1 + RESAMPLES)
 
-    def _describe(self, signal: str, live: Traffic) -> str:
+    def _describe(self, signal: str, live: Traffic, mixture: _Mixture) -> str:
         """What has changed, in words."""
+        reference = "the reference"
+        if mixture.ai_fraction is not None:
+            reference = f"calibration texts with {100 * mixture.ai_fraction:.0f}% AI"
+        if signal in ("scores", "lengths"):
+            i = SIGNALS.index(signal)
+            before = self._sorted[i][np.searchsorted(np.cumsum(mixture.weights[self._order[i]]), QUANTILES)]
+            after = np.quantile((live.scores, live.num_tokens)[i], QUANTILES, method="inverted_cdf")
+            what, more, less, unit = (
+                ("Scores", "higher", "lower", "log-odds of AI"),
+                ("Texts", "longer", "shorter", "tokens"),
+            )[i]
+            how = more if (after >= before).all() else less if (after <= before).all() else "distributed differently"
+            now, usual = (", ".join(f"{round(value, 1):g}" for value in values.tolist()) for values in (after, before))
+            return f"{what} are {how}: {now} {unit} (10%, 50% and 90% quantiles), in {reference} {usual}."
         if signal == "words":
-            return "The words differ from those of the reference: another topic, kind of writing or language."
-        values = getattr(live, signal)
-        if signal in self._sorted:
-            ordered, cumulated = self._sorted[signal]
-            before, unit = ordered[np.searchsorted(cumulated[1:], 0.5)], "tokens" if signal == "lengths" else "log-odds"
-            return f"The median of the {signal} is {np.median(values):.4g} {unit}, in the reference {before:.4g}."
-        usual = dict(zip(self._names[signal].tolist(), self._expected[signal].tolist(), strict=False))
-        now = {name: float(np.mean(values == name)) for name in [*usual, *values.tolist()]}
-        name = max(now, key=lambda name: abs(now[name] - usual.get(name, 0.0)))
-        what = f"have the outcome {name}" if signal == "abstentions" else f"are most like {name}"
-        return f"{100 * now[name]:.0f}% of the texts {what}, in the reference {100 * usual.get(name, 0.0):.0f}%."
+            return f"The words differ from those of {reference}: another topic, kind of writing or language."
+        values = live.outcomes if signal == "abstentions" else live.domains
+        rates = dict(zip(self._names[signal].tolist(), mixture.expected[self._columns[signal]].tolist(), strict=False))
+        changes = {name: float(np.mean(values == name)) - rates.get(name, 0.0) for name in [*rates, *values.tolist()]}
+        name = max(changes, key=lambda name: abs(changes[name]))
+        rate, what = rates.get(name, 0.0), "have the outcome" if signal == "abstentions" else "are most like"
+        return f"{100 * (rate + changes[name]):.0f}% of the texts {what} {name}, in {reference} {100 * rate:.0f}%."
+
+
+def ai_fractions(window: int) -> list[float]:
+    """Fractions of AI texts in [0, 1], so dense that a window of any fraction is like a window of one of them.
+
+    On the scale of arcsin √fraction the standard deviation of a window's fraction is 1 / (2 √window) everywhere.
+    """
+    number = 1 + math.ceil(math.pi * math.sqrt(window) / SPACING)
+    return [float(value) for value in np.sin(np.linspace(0, np.pi / 2, number)) ** 2]
+
+
+def _reached(ordered: Floats, statistics: Floats) -> Labels:
+    """How many windows without drift differ at least as much, by column."""
+    counts = [len(null) - np.searchsorted(null, own - 1e-5) for null, own in zip(ordered.T, statistics.T, strict=True)]
+    return np.column_stack(counts)

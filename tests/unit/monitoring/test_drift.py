@@ -13,10 +13,13 @@ from detect_ai.core.config import Config, DriftConfig
 from detect_ai.core.errors import ConfigError, InputError
 from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import read_spec
+from detect_ai.detector.dataset import texts_of
+from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
 from detect_ai.monitoring import drift as module
 from detect_ai.monitoring.drift import DriftWatch, drift
-from detect_ai.monitoring.prediction_log import RowLog
+from detect_ai.monitoring.prediction_log import PREDICTIONS, SKETCH_BITS, RowLog
+from detect_ai.monitoring.reference import DECIDED, Reference, Traffic
 from tests.fixtures import tiny_models
 
 WINDOW = 40
@@ -38,14 +41,23 @@ def config(storage: Storage, **changes: Any) -> Config:
     return own
 
 
-def log_texts(storage: Storage, version: str, windows: int, num_tokens: int = 64, shift: float = 0.0) -> None:
-    """Texts like those of the tiny bundle's calibration, or longer or with other scores."""
-    log = RowLog(storage, "predictions", 99, 10**9)
-    rng, now = np.random.default_rng(0), datetime.now(UTC)
+TODAY = datetime.now(UTC).replace(hour=12)
+
+
+def rows_of(version: str, windows: int, shift: float = 0.0, time: datetime = TODAY, **changes: Any) -> list[Any]:
+    """Rows of texts like those of the tiny bundle's calibration, or with other scores."""
+    rng, rows = np.random.default_rng(0), []
     for i in range(windows * WINDOW):
-        row = {"time": now + timedelta(milliseconds=i), "request_id": str(i), "index": 0, "model_version": version}
+        row = {"time": time + timedelta(milliseconds=i), "request_id": str(i), "index": 0, "model_version": version}
         score = rng.normal(0, 0.1) + 0.1 * (i % 2) - 0.05 + shift
-        log.append([{**row, "score": score, "num_tokens": num_tokens, "reasons": ["between_thresholds"]}])
+        known = {"score": score, "num_tokens": 64, "reasons": ["between_thresholds"], "nearest_domain": None}
+        rows.append({**row, **known, "sketch": None, **changes})
+    return rows
+
+
+def log_texts(storage: Storage, version: str, windows: int, shift: float = 0.0, time: datetime = TODAY) -> None:
+    log = RowLog(storage, "predictions", PREDICTIONS, 99, 10**9, lambda *_, **__: None)
+    log.append(rows_of(version, windows, shift, time))
     log.flush()
 
 
@@ -61,14 +73,24 @@ def test_the_log_is_compared_window_by_window(storage: Storage) -> None:
 
 
 def test_days_of_the_log_may_be_the_reference(storage: Storage) -> None:
-    version, today = Registry(storage).require_champion(), datetime.now(UTC).date()
-    log_texts(storage, version, windows=2, shift=5.0)
+    version, yesterday = Registry(storage).require_champion(), TODAY - timedelta(1)
+    log_texts(storage, version, windows=2, shift=5.0, time=yesterday)
+    log_texts(storage, "other", windows=2, time=yesterday)
     with pytest.raises(ConfigError, match="0 texts"):  # all of them are the reference
-        drift(config(storage, reference=f"{today}/{today}"), storage)
+        drift(config(storage, reference=f"{yesterday.date()}/{TODAY.date()}"), storage)
     with pytest.raises(InputError, match="0 texts of the reference"):
         drift(config(storage, reference="2020-01-01/2020-01-02"), storage)
-    with pytest.raises(ConfigError, match="2026-11-01/2026-11-14"):
-        drift(config(storage, reference="yesterday"), storage)
+    log_texts(storage, version, windows=1, shift=5.0)
+    result = drift(config(storage, reference=f"{yesterday.date()}/{yesterday.date()}"), storage)
+    assert (result["num_windows"], result["num_alarms"], result["ai_fraction"]) == (1, 0, None)
+
+
+def test_long_days_are_sampled(storage: Storage, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_REFERENCE", 50)
+    spec = read_spec(tiny_bundle)
+    log_texts(storage, spec.version, windows=3)
+    own = DriftConfig(window=WINDOW, reference=f"{TODAY.date()}/{TODAY.date()}")
+    assert len(module.read_reference(own, storage, spec).traffic) == 50
 
 
 def test_texts_of_other_versions_are_left_out(storage: Storage) -> None:
@@ -111,38 +133,126 @@ def test_quantiles_count_replays_without_an_alarm() -> None:
     assert module._summary([100, None, 200, None]) == {"noticed": 0.5, "median": 200, "quantile_90": None}
 
 
+KINDS = ("news", "mail", "essays")
+
+
+def made_up(n: int = 400, **changes: Any) -> Traffic:
+    """Texts of two kinds of writing."""
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 2, n)
+    known: dict[str, Any] = {
+        "scores": rng.normal(kinds, 1.0),
+        "num_tokens": rng.integers(50, 600, n),
+        "outcomes": np.where(rng.random(n) < 0.2, "between_thresholds", DECIDED),
+        "domains": np.asarray(KINDS)[kinds],
+        "bits": (rng.random((n, SKETCH_BITS)) < 0.4 + 0.2 * kinds[:, None]).astype(np.uint8),
+    }
+    return Traffic(**known | {name: change(known[name], rng) for name, change in changes.items()})
+
+
+CHANGES: dict[str, tuple[Any, int]] = {  # by signal: the change, and the texts after which it is noticed
+    "scores": ({"scores": lambda scores, rng: scores + rng.normal(0.6, 0.5, len(scores))}, 400),
+    "lengths": ({"num_tokens": lambda lengths, _: np.minimum(lengths, 400)}, 200),
+    "words": ({"bits": lambda bits, rng: bits | (rng.random(bits.shape) < 0.15)}, 400),
+    "abstentions": ({"outcomes": lambda own, rng: np.where(rng.random(len(own)) < 0.2, "too_short", own)}, 200),
+    "domains": ({"domains": lambda own, rng: np.where(rng.random(len(own)) < 0.25, "essays", own)}, 200),
+}
+
+
+@pytest.mark.parametrize("signal", CHANGES)
+def test_a_change_is_noticed_after_some_hundred_texts(signal: str) -> None:
+    change, expected = CHANGES[signal]
+    reference, traffic = Reference(made_up(), 200, 0.01), made_up(**change)
+    noticed = [module._noticed_after(reference, traffic, seed) for seed in range(10)]
+    assert module._summary(noticed)["quantile_90"] <= expected
+    rng = np.random.default_rng(0)
+    alarms = [reference.check(traffic[rng.integers(0, len(traffic), 200)]).alarms for _ in range(5)]
+    assert {name for own in alarms for name in own} == {signal}
+
+
+def test_a_replay_states_the_error_rates_in_the_new_traffic(tiny_bundle: Path, tmp_path: Path) -> None:
+    detector, own = Detector.load(tiny_bundle), Config()
+    own.monitoring.drift = DriftConfig(window=WINDOW, simulate=["length"])
+    own.data = write_texts(tmp_path)
+    texts = list(texts_of(own.data, own.score))
+    labels = np.asarray([text.label for text in texts])
+    is_ai = np.asarray([verdict.label == "ai" for verdict in detector.detect([text.text for text in texts])])
+    row = module.replay(own, detector)[0]
+    assert (row["fpr"], row["tpr"]) == (is_ai[labels == 0].mean(), is_ai[labels == 1].mean())
+
+
+class Found(dict[tuple[str, str], float]):
+    """Recorded metrics, by name and signal."""
+
+    def __call__(self, metric: str, value: float = 1, **labels: str) -> None:
+        self[metric, labels.get("signal", "")] = value
+
+    @property
+    def alarms(self) -> set[str]:
+        return {signal for (metric, signal), value in self.items() if metric == "drift_alarm" and value}
+
+
 def test_the_service_reports_drift(tiny_bundle: Path, tmp_path: Path) -> None:
-    spec, storage, found = read_spec(tiny_bundle), Storage(str(tmp_path)), {}
-
-    def record(metric: str, value: float = 1, **labels: str) -> None:
-        found[metric, labels.get("signal", "")] = value
-
-    watch = DriftWatch(storage, spec, DriftConfig(window=40), record)
-    own = {"score": 9.0, "num_tokens": 5, "reasons": [], "nearest_domain": None, "sketch": None}
-    watch.add([{**own, "model_version": "canary"}] * 40)
+    spec, storage, found = read_spec(tiny_bundle), Storage(str(tmp_path)), Found()
+    watch = DriftWatch(storage, spec, DriftConfig(window=WINDOW), found)
+    watch.add(rows_of("canary", 1, shift=9.0, num_tokens=5))
     assert found == {}
-    watch.add([{**own, "model_version": spec.version}] * 39)
+    own = rows_of(spec.version, 1, shift=9.0, num_tokens=5)
+    watch.add(own[1:])
     assert found == {}
-    watch.add([{**own, "model_version": spec.version}])
-    assert (found["drift_alarm", "scores"], found["drift_alarm", "lengths"]) == (1, 1)
+    watch.add(own[:1])
+    assert found.alarms >= {"scores", "lengths"}
     (name,) = storage.list("monitoring/drift")
     alarm = json.loads(storage.read_bytes(f"monitoring/drift/{name}"))
-    assert set(alarm["alarms"]) >= {"scores", "lengths"}
-    assert (alarm["texts"], alarm["model_version"]) == (40, spec.version)
+    assert set(alarm["alarms"]) == found.alarms
+    assert (alarm["texts"], alarm["model_version"]) == (WINDOW, spec.version)
 
 
-def test_a_window_larger_than_the_calibration_switches_drift_off(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_the_service_compares_with_days_of_the_log(tiny_bundle: Path, tmp_path: Path) -> None:
+    spec, storage, found = read_spec(tiny_bundle), Storage(str(tmp_path)), Found()
+    yesterday = TODAY - timedelta(1)
+    log_texts(storage, spec.version, windows=3, shift=5.0, time=yesterday)
+    own = DriftConfig(window=WINDOW, reference=f"{yesterday.date()}/{yesterday.date()}")
+    watch = DriftWatch(storage, spec, own, found)
+    watch.add(rows_of(spec.version, 1, time=yesterday))
+    assert found == {}  # of the reference
+    watch.add(rows_of(spec.version, 1, shift=5.0))
+    assert (found["drift_alarm", "scores"], found.alarms) == (0, set())
+    watch.add(rows_of(spec.version, 1))
+    assert found.alarms == {"scores"}
+
+
+@pytest.mark.parametrize("own", [DriftConfig(window=81), DriftConfig(window=40, reference="2020-01-01/2020-01-02")])
+def test_a_reference_smaller_than_a_window_switches_drift_off(
+    tiny_bundle: Path, tmp_path: Path, own: DriftConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec, storage = read_spec(tiny_bundle), Storage(str(tmp_path))
-    watch = DriftWatch(storage, spec, DriftConfig(window=81), lambda *_, **__: pytest.fail("nothing to report"))
-    watch.add([{"model_version": spec.version}] * 200)
+    watch = DriftWatch(storage, spec, own, lambda *_, **__: pytest.fail("nothing to report"))
+    watch.add(rows_of(spec.version, 5))
+    monkeypatch.setattr(module, "read_reference", lambda *_: pytest.fail("is off"))
+    watch.add(rows_of(spec.version, 5))
     assert storage.list("monitoring/drift") == []
+
+
+def test_lost_storage_delays_drift(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, found = read_spec(tiny_bundle), Found()
+    watch = DriftWatch(Storage(str(tmp_path)), spec, DriftConfig(window=WINDOW), found)
+
+    def lost(_: Storage) -> bytes:
+        raise OSError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "log_secret", lost)
+        watch.add(rows_of(spec.version, 1, shift=9.0))
+    assert found == {}
+    watch.add(rows_of(spec.version, 1, shift=9.0))
+    assert "scores" in found.alarms
 
 
 def test_the_last_comparison_is_reported_again(tiny_bundle: Path, tmp_path: Path) -> None:
     spec, found = read_spec(tiny_bundle), []
     watch = DriftWatch(Storage(str(tmp_path)), spec, DriftConfig(window=40), lambda name, *_, **__: found.append(name))
-    own = {"score": 9.0, "num_tokens": 5, "reasons": [], "nearest_domain": None, "sketch": None}
-    watch.add([{**own, "model_version": spec.version}] * 40)
+    watch.add(rows_of(spec.version, 1))
     number = len(found)
     watch.add([])
     assert len(found) == 2 * number > 0
