@@ -101,7 +101,12 @@ class Traffic:
         lengths = np.concatenate([own.num_tokens for _, own in cells])
         scores = np.concatenate([own.scores for _, own in cells])
         styles = np.concatenate([own.styles for _, own in cells])
-        decisions = calibration.decide(scores, lengths, calibration.required_scores(styles), target)
+        decisions = np.concatenate(
+            [
+                calibration.decide(o.scores, o.num_tokens, calibration.required_scores(o.styles), target)
+                for _, o in cells
+            ]
+        )
         outcomes = np.select(
             [lengths < spec.min_tokens_at(target), decisions == BOTH, decisions == NEITHER],
             [Reason.TOO_SHORT.value, Reason.BETWEEN_THRESHOLDS.value, Reason.UNLIKE_CALIBRATION.value],

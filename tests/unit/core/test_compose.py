@@ -53,6 +53,9 @@ def test_unknown_key_lists_allowed_keys():
         "calibration.default_target_fpr=0.02",
         "serve.port=65536",
         "serve.min_replicas=9",
+        "monitoring.drift.false_alarms=0.0002",
+        "monitoring.drift.reference=yesterday",
+        "monitoring.drift.reference=2026-11-14/2026-11-01",
     ],
 )
 def test_impossible_value_names_key_and_value(override):
