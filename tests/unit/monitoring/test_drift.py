@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from detect_ai.core.errors import ConfigError, InputError
 from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import read_spec
 from detect_ai.detector.dataset import texts_of
-from detect_ai.detector.detector import Detector
+from detect_ai.detector.detector import Detector, Document
 from detect_ai.detector.registry import Registry
 from detect_ai.monitoring import drift as module
 from detect_ai.monitoring.drift import DriftWatch, drift
 from detect_ai.monitoring.prediction_log import PREDICTIONS, SKETCH_BITS, RowLog
 from detect_ai.monitoring.reference import DECIDED, Reference, Traffic
+from detect_ai.schemas import Label, Verdict
 from tests.fixtures import tiny_models
 
 WINDOW = 40
@@ -76,8 +78,9 @@ def test_days_of_the_log_may_be_the_reference(storage: Storage) -> None:
     version, yesterday = Registry(storage).require_champion(), TODAY - timedelta(1)
     log_texts(storage, version, windows=2, shift=5.0, time=yesterday)
     log_texts(storage, "other", windows=2, time=yesterday)
+    log_texts(storage, version, windows=2, time=yesterday - timedelta(1))
     with pytest.raises(ConfigError, match="0 texts"):  # all of them are the reference
-        drift(config(storage, reference=f"{yesterday.date()}/{TODAY.date()}"), storage)
+        drift(config(storage, reference=f"{(yesterday - timedelta(1)).date()}/{TODAY.date()}"), storage)
     with pytest.raises(InputError, match="0 texts of the reference"):
         drift(config(storage, reference="2020-01-01/2020-01-02"), storage)
     log_texts(storage, version, windows=1, shift=5.0)
@@ -170,8 +173,17 @@ def test_a_change_is_noticed_after_some_hundred_texts(signal: str) -> None:
     assert {name for own in alarms for name in own} == {signal}
 
 
-def test_a_replay_states_the_error_rates_in_the_new_traffic(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_replay_states_the_error_rates_in_the_new_traffic(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     detector, own = Detector.load(tiny_bundle), Config()
+    verdict = detector.verdict
+
+    def some_are_ai(document: Document, *rest: Any) -> Verdict:
+        label = Label.AI if zlib.crc32(document.text.encode()) % 3 == 0 else Label.HUMAN
+        return verdict(document, *rest).model_copy(update={"label": label})
+
+    monkeypatch.setattr(detector, "verdict", some_are_ai)
     own.monitoring.drift = DriftConfig(window=WINDOW, simulate=["length"])
     own.data = write_texts(tmp_path)
     texts = list(texts_of(own.data, own.score))
@@ -179,6 +191,7 @@ def test_a_replay_states_the_error_rates_in_the_new_traffic(tiny_bundle: Path, t
     is_ai = np.asarray([verdict.label == "ai" for verdict in detector.detect([text.text for text in texts])])
     row = module.replay(own, detector)[0]
     assert (row["fpr"], row["tpr"]) == (is_ai[labels == 0].mean(), is_ai[labels == 1].mean())
+    assert row["fpr"] != row["tpr"]
 
 
 class Found(dict[tuple[str, str], float]):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import beta, kstest
 
+from detect_ai.calibration.calibration import Scores
 from detect_ai.core.errors import InputError
 from detect_ai.detector.bundle import read_spec
 from detect_ai.monitoring.prediction_log import PREDICTIONS, SKETCH_BITS
@@ -209,8 +211,11 @@ def test_a_part_of_a_table_becomes_traffic() -> None:
 
 def test_calibration_texts_weigh_by_domain_within_a_class(tiny_bundle: Path) -> None:
     spec = read_spec(tiny_bundle)
-    found, weights = Traffic.of_calibration(spec, b"secret")
-    calibration = spec.calibration
+    largest, *others = spec.calibration.domains
+    human = largest.human
+    few = replace(largest, human=Scores.of(human.scores[:3], human.num_tokens[:3], human.styles[:3]))
+    calibration = replace(spec.calibration, domains=(few, replace(largest, ai=Scores((), ())), *others))
+    found, weights = Traffic.of_calibration(replace(spec, calibration=calibration), b"secret")
     assert len(found) == calibration.num_human + calibration.num_ai
     assert set(found.outcomes) <= {DECIDED, "too_short", "between_thresholds", "unlike_calibration"}
     assert weights.sum(axis=1) == pytest.approx([1, 1])
