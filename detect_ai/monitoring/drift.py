@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +22,9 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector.dataset import Text, texts_of
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
-from detect_ai.monitoring.prediction_log import FOLDER, PredictionRows, Scored, log_secret, read
+from detect_ai.detector.score import read_and_score
+from detect_ai.detector.verdict_table import PREDICTIONS
+from detect_ai.monitoring.prediction_log import FOLDER, log_secret, prediction_row, read
 from detect_ai.monitoring.reference import COLUMNS, Check, Reference, Traffic
 from detect_ai.reports import plots
 from detect_ai.reports.render import render
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve")
 
-KEPT_ALARMS = 100
+ALARMS, KEPT_ALARMS = f"{FOLDER}/drift", 100
 MAX_REFERENCE = 20_000  # texts of the log, drawn at random from longer days
 PLOTTED = 2000  # texts of the reference
 SEEDS = 50  # replays of each change

@@ -225,27 +225,18 @@ def read(
     storage: Storage,
     name: str = "predictions",
     columns: Sequence[str] | None = None,
-    days: int = 0,
-    where: pa.compute.Expression | None = None,
+    where: pc.Expression | None = None,
 ) -> pa.Table:
-    """All rows, or those of files of the last `days` days, oldest first, without erased ones.
+    """The rows for which `where` holds, oldest first, without erased ones.
 
-    With `where` only the rows for which it holds, file by file. Raises InputError for a file of another schema version.
+    Raises InputError for a file of another schema version.
     """
-    schema = TEXTS if name == "texts" else PREDICTIONS
-    columns = list(columns or schema.names)
-    first = f"day={datetime.now(UTC).date() - timedelta(days - 1)}" if days else ""
-    erased = set(storage.list(_erased(name)))
-    tables = []
-    for info in _files(storage, name):
-        if info.path.rsplit("/", 2)[1] < first:
-            continue
+    tables = [SCHEMAS[name].empty_table()]
+    for key in _files(storage, name):
         with suppress(FileNotFoundError):  # a replica removes old files meanwhile
-            table = _read_file(storage, info)
-            table = _without(table, erased)
-            tables.append((table if where is None else table.filter(where)).select(columns))
-    rows = pa.concat_tables(tables) if tables else schema.empty_table().select(columns)
-    return rows.sort_by("time") if "time" in columns else rows
+            tables.append(_read_file(storage, key, where))
+    rows = _without_erased(storage, pa.concat_tables(tables)).sort_by("time")
+    return rows.select(columns) if columns else rows
 
 
 def find(storage: Storage, request_id: str, index: int) -> list[dict[str, Any]]:
@@ -253,9 +244,10 @@ def find(storage: Storage, request_id: str, index: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     if storage.exists(f"{ERASED}/{_digest(request_id)}"):
         return rows
+    where = (pc.field("request_id") == request_id) & (pc.field("index") == index)
     for key in _files(storage, "predictions"):
         with suppress(FileNotFoundError):
-            rows += _read_file(storage, key, [("request_id", "==", request_id), ("index", "==", index)]).to_pylist()
+            rows += _read_file(storage, key, where).to_pylist()
     return rows
 
 
@@ -298,9 +290,9 @@ def _files(storage: Storage, name: str) -> dict[str, int]:
     return {f"{FOLDER}/{name}{info.path.removeprefix(folder)}": info.size for info in infos}
 
 
-def _read_file(storage: Storage, key: str, filters: list[tuple[str, str, Any]] | None = None) -> pa.Table:
+def _read_file(storage: Storage, key: str, where: pc.Expression | None = None) -> pa.Table:
     path = storage.path(key)
-    table = pq.read_table(path, filesystem=storage.filesystem, partitioning=None, filters=filters)
+    table = pq.read_table(path, filesystem=storage.filesystem, partitioning=None, filters=where)
     if (found := table.schema.metadata) != _VERSION:
         advice = "remove the file, or use the release that wrote it"
         raise InputError(f"{path}: expected the metadata {_VERSION}, found {found}: {advice}")

@@ -28,7 +28,7 @@ from scipy.sparse import csr_array
 from detect_ai.calibration.calibration import BOTH, NEITHER
 from detect_ai.core.errors import InputError
 from detect_ai.metrics import Floats, Labels
-from detect_ai.monitoring.prediction_log import PREDICTIONS, sketch_bits, sketch_planes, sketches
+from detect_ai.monitoring.prediction_log import PREDICTIONS, sketch_bits, sketches
 from detect_ai.schemas import Reason
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _PER_REFERENCE = 100  # windows for each resampled reference
 
 @dataclass(frozen=True)
 class Traffic:
-    """Scored texts by signal; arrays have one entry for each, `words` one row.
+    """Scored texts; arrays have one entry for each, `bits` one row.
 
     Attributes:
         scores: log-odds of AI.
@@ -56,8 +56,8 @@ class Traffic:
     """
 
     scores: Floats
-    lengths: Floats
-    abstentions: NDArray[np.str_]
+    num_tokens: Labels
+    outcomes: NDArray[np.str_]
     domains: NDArray[np.str_]
     bits: NDArray[np.uint8]
 
@@ -112,13 +112,11 @@ class Traffic:
             [Reason.TOO_SHORT.value, Reason.BETWEEN_THRESHOLDS.value, Reason.UNLIKE_CALIBRATION.value],
             DECIDED,
         )
-        has_style = styles.shape[1] > 0
-        bits = sketch_bits(sketches(styles, sketch_planes(secret, styles.shape[1]))) if has_style else None
+        bits = sketch_bits(sketches(styles, secret)) if styles.shape[1] else np.empty(styles.shape, np.uint8)
         domains = np.asarray([calibration.nearest(style) or "" for style in styles], np.str_)
         weights = np.concatenate(
             [np.outer((label == 0, label == 1), np.full(len(own), 1 / len(own))) for label, own in cells], axis=1
         )
-        bits = np.empty((len(styles), 0), np.uint8) if bits is None else bits
         return cls(scores, lengths, outcomes, domains, bits), weights / weights.sum(axis=1, keepdims=True)
 
 
@@ -129,11 +127,6 @@ class Check(NamedTuple):
     alarms: list[str]  # signals beyond the level
     sentences: list[str]  # what has changed, for each alarm
     ai_fraction: float | None  # in the mixture of calibration texts that fits best, to which all this refers
-
-    @property
-    def is_alarm(self) -> bool:
-        """Whether any signal is beyond the level."""
-        return bool(self.alarms)
 
 
 class _Encoded(NamedTuple):
@@ -237,8 +230,8 @@ class Reference:
     def _statistics(self, texts: _Encoded, windows: NDArray[np.int64], weights: Floats, expected: Floats) -> Floats:
         """How much windows, given by the texts in each, differ from a reference, shape (windows, signals).
 
-        Kolmogorov and Smirnov's distance of scores and of lengths, and the sum of the absolute differences of the
-        frequencies of the others.
+        Kolmogorov and Smirnov's distance of scores and of lengths, the total variation of outcomes and of domains, and
+        the mean difference of the frequencies of the signs of the sketches.
         """
         number, n = windows.shape
         steps, values = np.arange(1, n + 1) / n, []

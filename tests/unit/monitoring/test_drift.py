@@ -19,7 +19,7 @@ from detect_ai.detector.detector import Detector, Document
 from detect_ai.detector.registry import Registry
 from detect_ai.monitoring import drift as module
 from detect_ai.monitoring.drift import DriftWatch, drift
-from detect_ai.monitoring.prediction_log import PREDICTIONS, SKETCH_BITS, RowLog
+from detect_ai.monitoring.prediction_log import SKETCH_BITS, RowLog
 from detect_ai.monitoring.reference import DECIDED, Reference, Traffic
 from detect_ai.schemas import Label, Verdict
 from tests.fixtures import tiny_models
@@ -58,7 +58,7 @@ def rows_of(version: str, windows: int, shift: float = 0.0, time: datetime = TOD
 
 
 def log_texts(storage: Storage, version: str, windows: int, shift: float = 0.0, time: datetime = TODAY) -> None:
-    log = RowLog(storage, "predictions", PREDICTIONS, 99, 10**9, lambda *_, **__: None)
+    log = RowLog(storage, "predictions", 99, 10**9)
     log.append(rows_of(version, windows, shift, time))
     log.flush()
 

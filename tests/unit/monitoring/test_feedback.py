@@ -211,12 +211,6 @@ def test_budget_is_counted_by_version_and_target(votes: Feedback) -> None:
     assert found["v1"]["spent"] == pytest.approx((2 * np.log(4) + np.log(0.8 / 0.95)) / LIMIT)
 
 
-def test_budget_may_have_a_rate_of_its_own() -> None:
-    own = budget([(0.01, 100, 9), (0.05, 100, 9)], fpr=0.02)
-    assert own == budget([(0.02, 200, 18)])
-    assert own["spent"] > 0
-
-
 def test_the_database_counts_the_votes(votes: Feedback, monkeypatch: pytest.MonkeyPatch) -> None:
     audit(votes, HUMAN, *(f"r{i}" for i in range(40)))
     counted: list[Any] = []

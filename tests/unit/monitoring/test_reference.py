@@ -27,8 +27,8 @@ def traffic(n: int = 3000, seed: int = 0, **changes: Any) -> Traffic:
     bits = rng.random((n, SKETCH_BITS)) < 0.3 + 0.2 * kinds[:, None]
     known: dict[str, Any] = {
         "scores": rng.normal(kinds, 1.0),
-        "lengths": rng.integers(50, 600, n),
-        "abstentions": np.where(rng.random(n) < 0.2, "between_thresholds", DECIDED),
+        "num_tokens": rng.integers(50, 600, n),
+        "outcomes": np.where(rng.random(n) < 0.2, "between_thresholds", DECIDED),
         "domains": np.asarray(KINDS)[kinds],
         "bits": bits.astype(np.uint8),
     }
@@ -105,14 +105,14 @@ def test_the_best_mixture_is_reported(mixtures: Reference) -> None:
 
 def test_the_lowest_rate_of_false_alarms_still_allows_alarms() -> None:
     reference = Reference(traffic(), WINDOW, 0.001)
-    assert reference.check(Traffic(**vars(window_of(traffic())) | {"num_tokens": np.full(WINDOW, 60)})).is_alarm
+    assert reference.check(Traffic(**vars(window_of(traffic())) | {"num_tokens": np.full(WINDOW, 60)})).alarms
     assert upper_bound(reference.alarm_rate(traffic(20_000, seed=1), 10_000, seed=7), 10_000) <= 0.002
 
 
 CHANGES = {
     "scores": lambda w: {"scores": w.scores + 1.5},
-    "lengths": lambda w: {"lengths": w.lengths // 3},
-    "abstentions": lambda w: {"abstentions": np.full(len(w), "unlike_calibration")},
+    "lengths": lambda w: {"num_tokens": w.num_tokens // 3},
+    "abstentions": lambda w: {"outcomes": np.full(len(w), "unlike_calibration")},
     "domains": lambda w: {"domains": np.full(len(w), "mail")},
     "words": lambda w: {"bits": np.ones_like(w.bits)},
 }
@@ -134,7 +134,7 @@ def test_changes_are_noticed_in_any_mixture(mixtures: Reference, signal: str, ai
     whole, (human, ai) = two_classes()
     drawn = np.random.default_rng(5).choice(len(whole), WINDOW, p=(1 - ai_fraction) * human + ai_fraction * ai)
     window = whole[drawn]
-    assert not mixtures.check(window).is_alarm
+    assert not mixtures.check(window).alarms
     assert mixtures.check(Traffic(**vars(window) | CHANGES[signal](window))).alarms == [signal]
 
 
@@ -167,7 +167,7 @@ def test_the_distance_is_that_of_kolmogorov_and_smirnov() -> None:
 
 
 def test_without_styles_and_domains_three_signals_remain() -> None:
-    plain = traffic(words=np.empty((3000, 0), np.uint8), domains=np.full(3000, ""))
+    plain = traffic(bits=np.empty((3000, 0), np.uint8), domains=np.full(3000, ""))
     check = Reference(plain, WINDOW, 0.01).check(window_of(plain))
     assert list(check.p_values) == ["scores", "lengths", "abstentions"]
 
