@@ -72,11 +72,7 @@ def export(config: Config, storage: Storage) -> dict[str, Any]:
     storage_of_parent, parent_key = Registry(storage).resolve(config.bundle)
     spec, corpus = spec_of(storage_of_parent, parent_key), Corpus.of_run(storage, config.run)
     if spec.parent is not None:
-        made = (
-            "recalibrated: export its parent and recalibrate that"
-            if spec.calibration.population
-            else "an export itself"
-        )
+        made = "recalibrated (recalibrate the export instead)" if spec.calibration.population else "an export itself"
         raise ConfigError(f"bundle {spec.version} is {made}: name its parent, bundle={spec.parent}")
     if corpus.manifest.fingerprint != spec.corpus["fingerprint"]:
         raise ConfigError(

@@ -157,30 +157,19 @@ def metrics_of_sample(parent: DetectorSpec, child: DetectorSpec, sample: Sample)
 
     AI texts are decided by score alone: of other kinds of writing than the population's, they would be `uncertain`.
     """
-    ai, _ = ai_texts(parent)
+    (ai, _), by_score, calibration = ai_texts(parent), _by_score_alone(child), child.calibration
     labels, scores = np.repeat([0, 1], [len(sample.human), len(ai)]), np.concatenate([sample.human.scores, ai.scores])
     predictions = {
-        target: np.concatenate(
-            [
-                leave_one_text_out(child.calibration, sample.human, target),
-                _predictions(_by_score_alone(child), ai, target),
-            ]
-        )
-        for target in child.calibration.thresholds
+        target: np.append(leave_one_text_out(calibration, sample.human, target), _predictions(by_score, ai, target))
+        for target in calibration.thresholds
     }
+    probabilities, groups, target = calibration.probability(scores), np.full(len(labels), ""), child.default_target_fpr
     metrics = compute_metrics(
-        labels,
-        scores,
-        child.calibration.probability(scores),
-        predictions,
-        child.default_target_fpr,
-        np.full(len(labels), ""),
-        child.calibration.prevalence,
-        score_intervals=False,
+        labels, scores, probabilities, predictions, target, groups, calibration.prevalence, score_intervals=False
     )
     return metrics | {
         "measured_on": {"human": "texts of the population, each left out in turn", "ai": "AI texts of the parent"},
-        "default_target": child.default_target_fpr,
+        "default_target": target,
         "test_fingerprint": f"recalibrated-{sample.fingerprint}-{parent.version}",
     }
 
@@ -190,7 +179,7 @@ def certify(parent: DetectorSpec, child: DetectorSpec, sample: Sample, refused: 
     calibration, population, target = child.calibration, child.calibration.population, child.default_target_fpr
     assert population is not None
     ai, domains = ai_texts(parent)
-    is_like, everything = ~population.is_unlike(ai.styles), np.ones(len(ai), np.bool_)
+    is_like = ~population.is_unlike(ai.styles)
     decided = {"before": _predictions(parent, ai, target), "after": _predictions(_by_score_alone(child), ai, target)}
 
     def change(domain: str, chosen: NDArray[np.bool_]) -> dict[str, Any]:
@@ -225,8 +214,8 @@ def certify(parent: DetectorSpec, child: DetectorSpec, sample: Sample, refused: 
         ],
         "refused_targets": [{"target": own, "texts_needed": needed} for own, needed in refused.items()],
         "ai": {
-            "all": change("", everything),
-            "like": change("", is_like),
+            "all": change("all", np.ones(len(ai), np.bool_)),
+            "like": change("like the human texts", is_like),
             "domains": sorted(rows, key=lambda row: (-row["like"], -row["n_ai"], row["domain"])),
         },
     }
