@@ -362,10 +362,19 @@ class RetrainConfig(Section):
     audited: bool = False  # also texts of the audit that are labelled, if the service kept them
     domain: Text = "operation"  # of texts without one
     generator: Literal["none", "endpoint", "local"] = "none"  # of an AI text for each hard negative
-    model: str = ""  # name at the endpoint, or folder of a local model
+    model: str = ""  # name at the endpoint, or folder of a local model, which `score.workers` and `score.use_gpu` run
     url: str = ""  # of an OpenAI-compatible endpoint; DETECT_AI_GENERATOR_KEY in the environment is its key
-    requests_per_minute: Positive = 60
-    max_words: Count = 1_000_000  # generated in a run
+    requests_per_minute: Positive = 60  # to the endpoint, over all workers
+    max_words: Count = 1_000_000  # requested for the mirrors of a run, over all its attempts
+
+    @model_validator(mode="after")
+    def _check_url(self) -> Self:
+        if self.url and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#@\s]*)?", self.url):  # it may hold a password
+            raise ValueError(
+                "retrain.url: expected http(s)://host/path, without user, password and query; a key belongs in the "
+                "environment, DETECT_AI_GENERATOR_KEY"
+            )
+        return self
 
 
 class TrackingConfig(Section):
@@ -378,8 +387,11 @@ class Config(Section):
     """The configuration of every job."""
 
     run: Name = "default"  # stages with the same run name read each other's results
-    bundle: str = ""  # of score, evaluate, recalibrate, export and publish: a registry version, a key, a path or a URI
-    data: str = ""  # of score and evaluate: a file or folder of Parquet, CSV or JSON lines, local or gs://
+    # Of score, evaluate, recalibrate, export, publish and drift: a registry version, a key, a path or a URI.
+    bundle: str = ""
+    data: str = (
+        ""  # of score, evaluate, compare and drift: a file or folder of Parquet, CSV or JSON lines, local or gs://
+    )
     seed: Natural = 0
     storage: StorageConfig = StorageConfig()
     corpus: CorpusConfig = CorpusConfig()
