@@ -82,6 +82,10 @@ class Corpus:
         """The shards of a split, or of the quarantine, in order."""
         return [shard for shard in self.manifest.shards if shard.split == split]
 
+    def split_fingerprint(self, split: str) -> str:
+        """Identifies the texts and labels of a split."""
+        return ",".join(shard.sha256 for shard in self.shards(split))
+
     def shard_key(self, shard: Shard) -> str:
         """Key of a shard."""
         return f"{self.key}/{shard.split}/{shard.name}"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from detect_ai.calibration.leave_one_out import leave_one_domain_out
-from detect_ai.core.config import Config, check_names
+from detect_ai.core.config import Config, ScoreConfig, check_names
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.job import attempt, read_result
 from detect_ai.core.storage import Storage
@@ -31,7 +31,7 @@ from detect_ai.evaluation.errors import top_false_positives
 from detect_ai.evaluation.mixed_documents import sentence_score_metrics
 from detect_ai.evaluation.robustness import attacked_metrics
 from detect_ai.evaluation.summary import without_intervals
-from detect_ai.evaluation.task import EvalTask, score_labelled
+from detect_ai.evaluation.task import OUR_COLUMNS, EvalTask, score_labelled
 from detect_ai.metrics import key_of_target
 from detect_ai.reports.evaluation import evaluation_report
 from detect_ai.text.attacks import ATTACKS
@@ -67,7 +67,7 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
     key = f"{folder}/{attempt('evaluation')}"
     task = _task(config, storage, key)
     with storage.whole(key):
-        verdicts, skipped = score_labelled(task.data, task.bundle, config.score, (storage, f"{key}/verdicts"))
+        verdicts, skipped = score_labelled(task.data, task.bundle, task.config.score, (storage, f"{key}/verdicts"))
         report = _report(task, verdicts)
         report["data"]["skipped"] = skipped
         report["seconds"] = round(time.perf_counter() - started, 1)
@@ -100,6 +100,22 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
     }
 
 
+def evaluate_overall(
+    data: str, bundle: tuple[Storage, str], config: ScoreConfig, scratch: tuple[Storage, str]
+) -> dict[str, Any]:
+    """The metrics of `evaluate` over all labelled texts of a file or folder, without slices, attacks and a report.
+
+    Verdicts are written to `scratch`, which is deleted. Raises CorpusError for unreadable or unlabelled data.
+    """
+    spec, (storage, key) = spec_of(*bundle), scratch
+    try:
+        verdicts, _ = score_labelled(data, bundle, config, scratch)
+    finally:
+        storage.delete(key)
+    overall = slices.overall_metrics(verdicts, spec, score_intervals=False)
+    return {**overall, "version": spec.version, "test_fingerprint": verdicts.fingerprint}
+
+
 def describe(metrics: dict[str, Any]) -> str:
     """The main metrics in one line."""
     decisions = ("fpr_at_target", "tpr_at_target", "cleared_ai_fraction", "abstained_fraction")
@@ -124,6 +140,7 @@ def _task(config: Config, storage: Storage, key: str) -> EvalTask:
             f"{corpus.manifest.fingerprint[:12]}, whose test split may be in its training data. Name the texts with "
             f"data=…: they are searched for near duplicates of the training data"
         )
+    config = config.model_copy(update={"score": config.score.model_copy(update=OUR_COLUMNS)})
     return EvalTask(config, bundle, spec, storage.uri(f"{corpus.key}/test"), "test", corpus, out)
 
 
@@ -134,7 +151,7 @@ def _report(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
     scores, baseline = evaluate_baseline(task, verdicts) if task.config.evaluation.baseline else (None, None)
     if corpus and not task.config.data:
         # `prepare` keeps near duplicates in one split. Metrics of different test splits are not compared.
-        fingerprint, contaminated = ",".join(shard.sha256 for shard in corpus.shards("test")), 0
+        fingerprint, contaminated = corpus.split_fingerprint("test"), 0
     elif corpus and task.config.evaluation.baseline:
         contaminated = count_contaminated(corpus, task.data, task.config.score, verdicts)
     targets = sorted(spec.calibration.thresholds)

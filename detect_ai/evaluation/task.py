@@ -17,6 +17,8 @@ from detect_ai.detector.verdict_table import Verdicts
 
 # Metrics of probabilities assume the prevalence of the calibration.
 FOR_METRICS: dict[str, Any] = {"format": "parquet", "prevalence": None}
+# Of files that we write; `score.columns` and `score.labels` are those of a user's file.
+OUR_COLUMNS: dict[str, Any] = {"columns": {}, "labels": {}}
 
 
 def score_labelled(
@@ -49,8 +51,7 @@ class EvalTask:
             ids, texts, attacks = map(list, zip(*rows, strict=True))
             table = pa.table({"id": ids, "text": texts, "attack": attacks})
             storage.write_bytes(f"{key}/texts/texts.parquet", parquet(table))
-            options: dict[str, Any] = {"columns": {}, "labels": {}, "spans": spans}
-            scoring = self.config.score.model_copy(update={**options, **FOR_METRICS})
+            scoring = self.config.score.model_copy(update={"spans": spans, **OUR_COLUMNS, **FOR_METRICS})
             score_texts(storage.uri(f"{key}/texts"), self.bundle, scoring, (storage, f"{key}/verdicts"))
             return Verdicts.read(storage, f"{key}/verdicts")
         finally:

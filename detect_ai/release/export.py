@@ -34,7 +34,7 @@ from detect_ai.models import backends
 from detect_ai.models.style import STYLE_FILE, Style
 from detect_ai.release.calibrate import calibrate_split
 from detect_ai.release.promotion_gate import TEST, export_reasons, gate
-from detect_ai.release.publish import add_version, metrics_of
+from detect_ai.release.publish import add_version, champion_metrics
 
 if TYPE_CHECKING:
     from detect_ai.models.tokenizer import Ids
@@ -243,11 +243,9 @@ def _keep(task: ExportTask, row: dict[str, Any]) -> dict[str, Any] | None:
     spec = bundle.write_spec(folder, replace(bundle.read_spec(folder), calibration=calibration))
     storage.upload(folder, key)
     tested = evaluate(task.config.model_copy(update={"bundle": key, "data": ""}), storage)
-    registry = Registry(storage)
-    champion = registry.champion()
-    reasons, row["warnings"] = gate(
-        {TEST: tested}, metrics_of(registry, champion) if champion else None, task.config.gate
-    )
+    champion = Registry(storage).champion()
+    compared = champion_metrics(task.config, storage, champion, spec, {TEST: tested}) if champion else None
+    reasons, row["warnings"] = gate({TEST: tested}, compared, task.config.gate)
     for warning in row["warnings"]:
         logger.warning("%s", warning)
     row["reasons"] += reasons

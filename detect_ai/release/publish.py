@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -11,13 +12,17 @@ from typing import Any
 
 from detect_ai.core import audit_log
 from detect_ai.core.config import Config
-from detect_ai.core.errors import ConfigError, GateError, RegistryError
-from detect_ai.core.job import read_result
+from detect_ai.core.errors import BundleError, ConfigError, CorpusError, GateError, RegistryError
+from detect_ai.core.job import attempt, read_result, result_key
 from detect_ai.core.storage import Storage
 from detect_ai.core.tracking import Tracker
 from detect_ai.detector import bundle
+from detect_ai.detector.bundle import DetectorSpec
 from detect_ai.detector.model_info import card_info
-from detect_ai.detector.registry import Registry
+from detect_ai.detector.registry import Registry, spec_of
+from detect_ai.evaluation.contamination import corpus_of
+from detect_ai.evaluation.evaluate import describe, evaluate_overall
+from detect_ai.evaluation.task import OUR_COLUMNS
 from detect_ai.release.promotion_gate import TEST, gate
 from detect_ai.reports.model_card import model_card
 
@@ -36,16 +41,18 @@ def publish(config: Config, storage: Storage) -> dict[str, Any]:
     number, before = registry.read_champion()
     if config.bundle:
         version = registry.find(config.bundle) or config.bundle
+        place = registry.resolve(version)
         evaluations = metrics_of(registry, version) | _evaluations(config, storage, version)
     else:
         candidate = read_result(storage, config.run, "calibrate")
-        version = candidate["version"]
+        version, place = candidate["version"], (storage, str(candidate["bundle"]))
         evaluations = _evaluations(config, storage, version)
         if TEST not in evaluations:
             raise ConfigError(
                 f"run={config.run}: evaluate the candidate {version}: python jobs/evaluate.py run={config.run}"
             )
-    reasons, warnings = gate(evaluations, metrics_of(registry, before) if before else None, config.gate)
+    champion = champion_metrics(config, storage, before, spec_of(*place), evaluations) if before else None
+    reasons, warnings = gate(evaluations, champion, config.gate)
     for warning in warnings:
         logger.warning("%s", warning)
     numbers = {
@@ -84,6 +91,66 @@ def _evaluations(config: Config, storage: Storage, version: str) -> dict[str, di
             else:
                 logger.warning("the evaluation on %s is of %s, not of %s: not used", name, metrics["version"], version)
     return evaluations
+
+
+def champion_metrics(
+    config: Config, storage: Storage, champion: str, candidate: DetectorSpec, evaluations: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The evaluations of the champion, by any names; on texts of the candidate's that it lacks it is evaluated now.
+
+    It may have been trained on some of these texts, which favours it: the comparison is conservative. Without an
+    evaluation, and so not compared, are texts that the storage no longer has, and the sample of a recalibration, which
+    is not kept: it is compared with its parent alone, as `recalibrate` has measured it.
+    """
+    found = metrics_of(Registry(storage), champion)
+    parent = evaluations[TEST].get("parent") or {}
+    if parent.get("version") == champion:
+        found["sample"] = {**parent, "test_fingerprint": evaluations[TEST]["test_fingerprint"]}
+    known = {metrics.get("test_fingerprint") for metrics in found.values()}
+    for name in [name for name, metrics in evaluations.items() if metrics["test_fingerprint"] not in known]:
+        try:
+            measured = _evaluate_champion(config, storage, champion, candidate, name, evaluations[name])
+        except (BundleError, CorpusError, RegistryError) as error:
+            logger.warning("the champion %s cannot be evaluated on %s: %s", champion, name, error)
+            continue
+        if measured:
+            found[f"candidate's {name}"] = measured
+    return found
+
+
+def _evaluate_champion(
+    config: Config, storage: Storage, champion: str, candidate: DetectorSpec, name: str, metrics: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The metrics of the champion on the texts of an evaluation, kept under the run; None if they are not there."""
+    fingerprint = metrics["test_fingerprint"]
+    key = f"runs/{config.run}/champion/{champion}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}.json"
+    if storage.exists(key):
+        return dict(storage.read_json(key))
+    registry = Registry(storage)
+    place = registry.resolve(champion)
+    # Recalibrated for one population, it abstains on most other texts: there its parent stands for it.
+    while (spec := spec_of(*place)).calibration.population and spec.parent:
+        for recorded in metrics_of(registry, spec.parent).values():
+            if recorded.get("test_fingerprint") == fingerprint:
+                return recorded
+        place = registry.resolve(spec.parent)
+    is_test, corpus = name == TEST, corpus_of(storage, candidate)
+    if is_test and corpus and corpus.split_fingerprint("test") == fingerprint:
+        data, columns = storage.uri(f"{corpus.key}/test"), OUR_COLUMNS
+    elif not is_test and "data" in metrics:
+        record = storage.read_json(result_key(config.run, f"{_EVALUATION}-{name}"))
+        data, columns = metrics["data"], {own: record["config"]["score"][own] for own in OUR_COLUMNS}
+    else:
+        return None
+    scratch = storage, f"runs/{config.run}/{attempt('champion')}"
+    measured = evaluate_overall(data, place, config.score.model_copy(update=columns), scratch)
+    if is_test:
+        measured["test_fingerprint"] = fingerprint  # that of the shards
+    logger.info("champion %s on %s: %s", spec.version, name, describe(measured))
+    if measured["test_fingerprint"] != fingerprint:
+        return None  # the texts have changed since
+    storage.write_json(key, measured)
+    return measured
 
 
 def rollback(config: Config, storage: Storage) -> dict[str, Any]:

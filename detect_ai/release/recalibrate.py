@@ -35,7 +35,7 @@ from detect_ai.detector.registry import Registry, spec_of
 from detect_ai.detector.score import score_in_memory
 from detect_ai.evaluation.summary import compute_metrics
 from detect_ai.metrics import Labels
-from detect_ai.release.promotion_gate import TEST
+from detect_ai.release.promotion_gate import COMPARED, TEST
 from detect_ai.release.publish import add_version
 from detect_ai.reports.render import render
 
@@ -156,20 +156,30 @@ def metrics_of_sample(parent: DetectorSpec, child: DetectorSpec, sample: Sample)
     """What the promotion gate reads: `evaluate`'s metrics on these texts, left one out, and the parent's AI texts.
 
     AI texts are decided by score alone: of other kinds of writing than the population's, they would be `uncertain`.
+    `parent` has the same rates of the parent, as far as the gate compares them.
     """
-    (ai, _), by_score, calibration = ai_texts(parent), _by_score_alone(child), child.calibration
+    (ai, _), targets = ai_texts(parent), child.calibration.thresholds
     labels, scores = np.repeat([0, 1], [len(sample.human), len(ai)]), np.concatenate([sample.human.scores, ai.scores])
-    predictions = {
-        target: np.append(leave_one_text_out(calibration, sample.human, target), _predictions(by_score, ai, target))
-        for target in calibration.thresholds
-    }
-    probabilities, groups, target = calibration.probability(scores), np.full(len(labels), ""), child.default_target_fpr
-    metrics = compute_metrics(
-        labels, scores, probabilities, predictions, target, groups, calibration.prevalence, score_intervals=False
-    )
-    return metrics | {
+
+    def measured(spec: DetectorSpec, human: dict[float, Labels]) -> dict[str, Any]:
+        by_score = _by_score_alone(spec)
+        return compute_metrics(
+            labels,
+            scores,
+            spec.calibration.probability(scores),
+            {target: np.append(own, _predictions(by_score, ai, target)) for target, own in human.items()},
+            spec.default_target_fpr,
+            np.full(len(labels), ""),
+            spec.calibration.prevalence,
+            score_intervals=False,
+        )
+
+    of_parent = measured(parent, {target: _predictions(parent, sample.human, target) for target in targets})
+    left_out = {target: leave_one_text_out(child.calibration, sample.human, target) for target in targets}
+    return measured(child, left_out) | {
+        "parent": {"version": parent.version, **{name: of_parent[name] for name in COMPARED}},
         "measured_on": {"human": "texts of the population, each left out in turn", "ai": "AI texts of the parent"},
-        "default_target": target,
+        "default_target": child.default_target_fpr,
         "test_fingerprint": f"recalibrated-{sample.fingerprint}-{parent.version}",
     }
 

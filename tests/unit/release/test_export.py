@@ -63,7 +63,7 @@ def test_export_stores_gate_warnings(tiny_bundle: Path, tmp_path: Path, monkeypa
     values = {
         "calibrate_split": lambda *_: spec.calibration,
         "evaluate": lambda *_: tested,
-        "metrics_of": lambda *_: {TEST: {**tested, "test_fingerprint": "others"}},
+        "champion_metrics": lambda *_: {TEST: {**tested, "test_fingerprint": "others"}},
         "add_version": lambda *_: "4f2a",
     }
     for name, value in values.items():

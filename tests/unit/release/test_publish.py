@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +26,8 @@ METRICS = {
     "fpr_at_target": 0.04,
     "cleared_ai_fraction": 0.2,
     "abstained_fraction": 0.1,
+    "n_human": 45,
+    "n_ai": 45,
     "test_fingerprint": "test",
 }
 
@@ -61,7 +65,7 @@ def add_candidate(storage: Storage, folder: Path, run: str = "default") -> None:
 def change(storage: Storage, file: str = "evaluate", run: str = "default", **values: Any) -> None:
     """Change metrics of an evaluation, or add one of other data."""
     result = {**storage.read_json(f"runs/{run}/evaluate.json")["result"], **values}
-    storage.write_json(f"runs/{run}/{file}.json", {"result": result})
+    storage.write_json(f"runs/{run}/{file}.json", {"result": result, "config": Config().model_dump()})
 
 
 def test_a_candidate_that_passes_becomes_champion(config: Config, storage: Storage, tiny_bundle: Path) -> None:
@@ -153,6 +157,83 @@ def test_a_comparison_that_was_not_possible_is_reported(
     assert result["before"] == champion != result["champion"]
     assert len(result["warnings"]) == 1
     assert result["warnings"][0] in caplog.messages
+
+
+def test_texts_that_the_champion_lacks_are_scored_once(
+    config: Config, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the columns that the candidate's evaluation read, not those of this command."""
+    champion = publish(config, storage)["champion"]
+    own = Config()
+    own.score.columns = {"text": "essay"}
+    change(storage, "evaluate-others", auroc=0.85, test_fingerprint="others", data="/data/others")
+    record = storage.read_json("runs/default/evaluate-others.json")
+    storage.write_json("runs/default/evaluate-others.json", {**record, "config": own.model_dump()})
+    scored: list[Any] = []
+
+    def evaluate_overall(data: str, place: tuple[Storage, str], scoring: Any, scratch: Any) -> dict[str, Any]:
+        scored.append((data, place[1], scoring.columns))
+        return {**METRICS, "test_fingerprint": "others"}
+
+    monkeypatch.setattr(publish_module, "evaluate_overall", evaluate_overall)
+    for _ in range(2):
+        with pytest.raises(GateError, match="max_auroc_drop"):
+            publish(config, storage)
+    assert scored == [("/data/others", f"registry/versions/{champion}", {"text": "essay"})]
+
+
+def recalibrated(champion: str, parent: str) -> Callable[[Storage, str], Any]:
+    """`spec_of` with a champion that was recalibrated for a population."""
+    spec_of = publish_module.spec_of
+    spec = SimpleNamespace(calibration=SimpleNamespace(population="ours"), parent=parent)
+    return lambda where, key: spec if key.endswith(champion) else spec_of(where, key)
+
+
+def test_the_parent_stands_for_a_champion_of_one_population(
+    config: Config, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = publish(config, storage)["champion"]
+    change(storage, auroc=0.92)
+    champion = publish(config, storage)["champion"]
+    change(storage, "evaluate-others", test_fingerprint="others")
+    scored = []
+    monkeypatch.setattr(publish_module, "spec_of", recalibrated(champion, parent))
+    monkeypatch.setattr(publish_module, "evaluate_overall", lambda data, place, *_: scored.append(place[1]) or METRICS)
+    publish(config, storage)
+    assert scored == [f"registry/versions/{parent}"]
+
+
+def test_what_the_parent_was_evaluated_on_is_not_scored(
+    config: Config, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = publish(config, storage)["champion"]
+    change(storage, auroc=0.92, test_fingerprint="recalibrated-1")
+    champion = publish(config, storage)["champion"]
+    change(storage, auroc=0.85, test_fingerprint="test")
+    monkeypatch.setattr(publish_module, "spec_of", recalibrated(champion, parent))
+    with pytest.raises(GateError, match="max_auroc_drop"):
+        publish(config, storage)
+
+
+def test_texts_that_have_changed_are_not_compared(
+    config: Config, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(config, storage)
+    change(storage, "evaluate-others", auroc=0.85, test_fingerprint="others")
+    changed = {**METRICS, "test_fingerprint": "edited"}
+    monkeypatch.setattr(publish_module, "evaluate_overall", lambda *_: changed)
+    assert len(publish(config, storage)["warnings"]) == 1
+
+
+def test_a_recalibrated_candidate_is_compared_with_its_parent(config: Config, storage: Storage) -> None:
+    champion = publish(config, storage)["champion"]
+    parent = {"version": champion, "auroc": 0.95, "fpr_at_target": 0.0, "cleared_ai_fraction": 0.2}
+    change(storage, auroc=0.92, test_fingerprint="recalibrated-1", parent=parent)
+    with pytest.raises(GateError, match="max_auroc_drop") as refused:
+        publish(config, storage)
+    assert "max_fpr_increase" not in str(refused.value)  # its FPR is at the target by design
+    change(storage, auroc=0.92, test_fingerprint="recalibrated-1", parent={**parent, "version": "another"})
+    assert len(publish(config, storage)["warnings"]) == 1
 
 
 def test_a_champion_that_moved_meanwhile_is_not_replaced(

@@ -72,6 +72,17 @@ def test_texts_that_do_not_count_are_left_out_and_counted(parent: DetectorSpec) 
     assert same == select(scored(110), parent).fingerprint != other
 
 
+def test_the_metrics_of_the_parent_are_those_on_the_same_texts(parent: DetectorSpec) -> None:
+    """The population scores higher than the parent expects, which the child's thresholds allow for."""
+    sample = select(scored(), parent)
+    metrics = metrics_of_sample(parent, child_of(parent, sample), sample)
+    before = metrics["parent"]
+    assert (before["version"], before["auroc"]) == (parent.version, metrics["auroc"])
+    human = parent.calibration.predictions_of(sample.human, 0.01)
+    assert before["fpr_at_target"] == pytest.approx((human == 1).mean())
+    assert before["fpr_at_target"] > metrics["fpr_at_target"]
+
+
 def test_false_contributors_are_named_and_honest_texts_decide(parent: DetectorSpec) -> None:
     texts = scored(220, key=[f"k{i % 9}" for i in range(200)] + ["k-bad"] * 20)
     texts.loc[200:, "score"] += 8.0
