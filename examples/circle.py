@@ -178,7 +178,7 @@ def run(circle: Circle) -> dict[str, Any]:
     generator = train_generator(folder / "generator", [row["text"] for row in training if row["label"] == 1])
     retrain = ("retrain.hard_negatives=100", "retrain.generator=local", f"retrain.model={generator}")
     second = circle.job(
-        *("retrain", "run=second", f"retrain.humans={corpus}", *retrain, "retrain.requests_per_minute=100000"),
+        *("retrain", "run=second", f"retrain.humans={corpus}", *retrain),
         *(*TRAINING, *GATE, *circle.service),
     )
     return {

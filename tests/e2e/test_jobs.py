@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,26 @@ def test_the_cluster_is_private(results: dict[str, Any], cluster: LocalCluster, 
     done = subprocess.run(command, env=stranger, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "401" in done.stdout + done.stderr or "nauth" in done.stdout + done.stderr
+
+
+def test_the_body_for_a_scheduler_starts_a_job(cluster: LocalCluster) -> None:
+    page = (CHECKOUT / "docs/MONITORING.md").read_text(encoding="utf-8")
+    (body,) = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL))
+    assert body["runtime_env"].pop("working_dir").startswith("gs://")
+    script, month = body["entrypoint"].partition("python jobs/retrain.py")[1:]
+    body["entrypoint"] = f"echo {script.split()[1]} {month} root=$DETECT_AI_STORAGE_ROOT"
+    token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    with httpx.Client(base_url=cluster.address, headers={"Authorization": f"Bearer {token}"}) as client:
+        job = client.post("/api/jobs/", json=body).raise_for_status().json()["submission_id"]
+        deadline = time.monotonic() + 60
+        while (status := client.get(f"/api/jobs/{job}").json()["status"]) in ("PENDING", "RUNNING"):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        printed = client.get(f"/api/jobs/{job}/logs").json()["logs"]
+    assert status == "SUCCEEDED"
+    assert re.search(
+        r"jobs/retrain\.py run=\d{4}-\d\d corpus=\S+ .*root=gs://my-bucket/detect-ai$", printed, re.MULTILINE
+    )
 
 
 # The last one: it stops the cluster.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from detect_ai.core.compose import load_config
 from detect_ai.schemas import DetectRequest, Verdict
@@ -22,8 +24,23 @@ LINES = [
     for line in block.replace("\\\n", " ").splitlines()
     if line.strip()
 ]
-# Lines with `…` or a shell variable are patterns, not commands.
-JOBS = sorted({job for line in LINES for job in re.findall("python jobs/.*", line) if not re.search("[…$]", job)})
+BLOCKS = [
+    (kind, block) for text in PAGES.values() for kind, block in re.findall(r"```(yaml|json)\n(.*?)```", text, re.DOTALL)
+]
+
+
+def strings(value: object) -> Iterator[str]:
+    """All strings in a parsed document."""
+    if isinstance(value, str):
+        yield " ".join(value.split())
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from strings(inner)
+
+
+COMMANDS = LINES + [text for _, block in BLOCKS for text in strings(yaml.safe_load(block))]  # JSON is YAML
+# Lines with `…` are patterns, not commands.
+JOBS = sorted({job for line in COMMANDS for job in re.findall("python jobs/.*", line) if "…" not in job})
 TARGETS = sorted(set(re.findall(r"(?:^|[`;] ?|[A-Z]=1 )make ([a-z-]+)", README, re.MULTILINE)))
 LINKS = sorted(
     {
@@ -37,12 +54,15 @@ LINKS = sorted(
 
 def test_the_docs_have_commands_to_check() -> None:
     assert len(JOBS) >= 10
+    assert {kind for kind, block in BLOCKS if "jobs/retrain.py" in block} == {"yaml", "json"}
+    assert len([job for job in JOBS if "$" in job]) >= 2
     assert {"demo", "test", "serve"} <= set(TARGETS)
 
 
 @pytest.mark.parametrize("command", JOBS)
 def test_job_commands_compose(command: str) -> None:
-    _, script, *overrides = shlex.split(command)
+    value = re.sub(r"\$\(.*?\)|\$\w+", "x", command)  # what a shell puts there
+    _, script, *overrides = shlex.split(value)
     assert (CHECKOUT / script).is_file()
     load_config([override for override in overrides if not override.startswith("--")])
 
