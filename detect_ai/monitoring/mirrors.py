@@ -54,7 +54,7 @@ def mirrors(
         raise ConfigError("retrain.url=: expected the address of an endpoint, such as http://127.0.0.1:8080/v1")
     of_model = hashlib.sha256(config.model.encode()).hexdigest()[:8]
     files = {human["id"]: f"{key}/{human['id']}-{of_model}.json" for human in humans}
-    kept = {f"{key}/{name}" for name in storage.list(key)}
+    kept = {f"{key}/{name}" for name in storage.list(key) if name.endswith(".json")}  # not what a killed actor left
     room = config.max_words - sum(_words(storage.read_json(file)["text"]) for file in kept)
     missing = [human for human in humans if files[human["id"]] not in kept]
     totals = accumulate(_words(human["text"]) for human in missing)

@@ -123,6 +123,7 @@ def test_the_cost_of_all_attempts_is_bounded(
 
     monkeypatch.setattr(module, "_generate", write)
     monkeypatch.setattr(module, "MIN_WORDS", 9)
+    storage.write_bytes("mirrors/h0.json.4f2a.tmp", b"{")  # of a killed actor
     for _ in range(3):
         own = config("http://host", max_words=max_words)
         assert len(mirrors(HUMANS, own, ScoreConfig(), storage, "mirrors")) == expected

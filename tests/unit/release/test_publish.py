@@ -223,6 +223,7 @@ def test_texts_that_have_changed_are_not_compared(
     changed = {**METRICS, "test_fingerprint": "edited"}
     monkeypatch.setattr(publish_module, "evaluate_overall", lambda *_: changed)
     assert len(publish(config, storage)["warnings"]) == 1
+    assert storage.list("runs/default/champion") == []
 
 
 def test_a_recalibrated_candidate_is_compared_with_its_parent(config: Config, storage: Storage) -> None:
