@@ -48,12 +48,25 @@ def test_every_alert_has_a_firing_and_a_silent_case() -> None:
     assert cases == {(name, fires) for name in ALERTS for fires in (True, False)}
 
 
+def output(program: str, *arguments: str) -> str:
+    """What a program of Prometheus prints; the test fails where it fails."""
+    done = subprocess.run([require(program), *arguments], cwd=OPS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize(
     "command", ["check config prometheus.yml", "check rules rules.yml", "test rules rules_test.yml"]
 )
 def test_promtool_accepts(command: str) -> None:
-    done = subprocess.run([require("promtool"), *command.split()], cwd=OPS, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    output("promtool", *command.split())
+
+
+def test_alerts_reach_the_receiver_of_their_severity() -> None:
+    output("amtool", "check-config", "alertmanager.yml")
+    for severity, receiver in (("page", "page"), ("ticket", "ticket"), ("none", "nobody")):
+        routed = output("amtool", "config", "routes", "test", "--config.file=alertmanager.yml", f"severity={severity}")
+        assert routed.split() == [receiver]
 
 
 def test_alerts_on_verdicts_are_inhibited_without_traffic() -> None:
