@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.fixtures.monitoring import OPS, OTHERS, OURS, RAYS, dashboards, load, require, rules, series
 
@@ -18,13 +19,37 @@ READ_BY_RULES = {name for rule in rules() for name in series(rule["expr"])}
 ON_DASHBOARDS = {name for queries in dashboards().values() for query in queries for name in series(query)}
 
 
+def output(program: str, *arguments: str) -> str:
+    """What a program of Prometheus prints; the test fails where it fails."""
+    done = subprocess.run([require(program), *arguments], cwd=OPS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def test_dashboards_and_rules_read_known_series() -> None:
     assert (READ_BY_RULES | ON_DASHBOARDS) - OTHERS - RECORDED - OURS == RAYS
 
 
-def test_every_series_of_ours_is_on_a_dashboard() -> None:
+def test_every_metric_is_on_a_dashboard_or_in_an_alert() -> None:
     metrics = {re.sub("_(bucket|count|sum)$", "", name) for name in OURS}
-    assert metrics == {re.sub("_(bucket|count|sum)$", "", name) for name in ON_DASHBOARDS & OURS}
+    assert metrics == {re.sub("_(bucket|count|sum)$", "", name) for name in (ON_DASHBOARDS | READ_BY_RULES) & OURS}
+
+
+def test_promtool_parses_the_queries_of_dashboards(tmp_path: Path) -> None:
+    queries = [re.sub(r"\$__\w+", "5m", query) for queries in dashboards().values() for query in queries]
+    assert len(queries) > 20
+    named = [{"record": f"query_{i}", "expr": query} for i, query in enumerate(queries)]
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboards", "rules": named}]}))
+    output("promtool", "check", "rules", str(tmp_path / "rules.yml"))
+
+
+def test_the_runbook_names_existing_panels() -> None:
+    text = (DOCS / "RUNBOOK.md").read_text(encoding="utf-8")
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in OPS.glob("grafana/dashboards/*.json")]
+    titles = {entry["title"] for file in files for entry in (file, *file["panels"])}
+    named = set(re.findall(r"(?<!\*)\*([^*\n]+)\*(?!\*)", text))
+    assert len(named) > 5
+    assert named - {"Status, Targets"} <= titles
 
 
 def test_the_docs_list_every_metric() -> None:
@@ -46,13 +71,6 @@ def test_every_alert_has_a_firing_and_a_silent_case() -> None:
         for check in test["alert_rule_test"]
     }
     assert cases == {(name, fires) for name in ALERTS for fires in (True, False)}
-
-
-def output(program: str, *arguments: str) -> str:
-    """What a program of Prometheus prints; the test fails where it fails."""
-    done = subprocess.run([require(program), *arguments], cwd=OPS, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize(
