@@ -148,7 +148,7 @@ def create_app(versions: Versions, access: AccessControl, feedback: Feedback | N
     app.include_router(state_routes(versions, access, needs_key))
     if main.log and feedback:
         app.include_router(feedback_routes(main.log, feedback), dependencies=needs_key)
-    add_pages(app, main.card)
+    add_pages(app, main.card, main.log.config.text_days if main.log else 0)
     return app
 
 

@@ -15,15 +15,25 @@ from serve_app.errors import ProblemError
 WEB = Path(__file__).resolve().parents[1] / "web"
 
 
-def add_pages(app: FastAPI, card: str) -> None:
-    """Add the pages to an application; `card` is the model card as Markdown, empty without one."""
+STORES_NOTHING = "The service does not store the text."
+
+
+def add_pages(app: FastAPI, card: str, text_days: int = 0) -> None:
+    """Add the pages to an application.
+
+    `card` is the model card as Markdown, empty without one; texts are kept for `text_days` days.
+    """
+    index = (WEB / "index.html").read_text(encoding="utf-8")
+    assert STORES_NOTHING in index
+    if text_days:
+        index = index.replace(STORES_NOTHING, f"The service keeps the text for {text_days} days.")
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")  # HTML in a card is escaped
     template = (WEB / "card.html").read_text(encoding="utf-8")
     card_page = template.replace("<!-- card -->", markdown.render(card))
 
     @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(WEB / "index.html")
+    async def page() -> HTMLResponse:
+        return HTMLResponse(index)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> FileResponse:

@@ -19,7 +19,7 @@ const REASONS = {
   not_prose: ["mostly links or references", "Most of the text is links, references or other content that is not prose."],
   hidden_text: ["hidden text", "The file contains a lot of text that a reader cannot see. It was not scored."],
   between_thresholds: ["between human and AI", "The score is in the range of both human and AI texts."],
-  unlike_calibration: ["unlike all known texts", "Its words are unlike those of all calibration texts, or its score is in the range of neither human nor AI texts."],
+  unlike_calibration: ["unlike the calibration texts", "Its words are unlike those of the calibration texts, or its score is in the range of neither human nor AI texts."],
   abstaining: ["paused for this kind of writing", "The operator has paused verdicts on this kind of writing: their error rates may not hold at present."],
 };
 const TAMPERING = {
@@ -80,6 +80,8 @@ async function loadModel() {
   model = await request("v1/model");
   byId("version").textContent = model.model_version;
   byId("demonstration").hidden = !model.corpus.demonstration;
+  byId("population").textContent = `Calibrated for one population: ${model.population}. For other writers the error rates do not hold.`;
+  byId("population").hidden = !model.population;
   const select = byId("target");
   select.replaceChildren(
     ...model.thresholds.map((threshold) => {
@@ -99,7 +101,7 @@ function showAccusations() {
   const isKnown = tpr !== null && tpr + fpr > 0;
   const kinds = {
     new_domain: `of a kind of writing that it has never seen (with ${percent(confidence)} confidence)`,
-    population: `of one population, ${model.population}, (with ${percent(confidence)} confidence; for no other writers)`,
+    population: `of this population (${model.population}; with ${percent(confidence)} confidence)`,
     calibration_texts: "like its calibration texts",
   };
   const kind = kinds[model.compared_with];
@@ -163,7 +165,7 @@ function showNumbers(verdict) {
   byId("p-value").textContent =
     verdict.compared_with === "new_domain"
       ? `Of a kind of writing that the model has never seen, ${share} human texts may score this high.`
-      : `${verdict.compared_with === "population" ? "Of that population" : "In calibration"}, ${outOf100(verdict.p_value)} human texts scored this high or higher (n = ${verdict.num_compared}).`;
+      : `${verdict.compared_with === "population" ? `Of this population (${verdict.nearest_domain})` : "In calibration"}, ${outOf100(verdict.p_value)} human texts scored this high or higher (n = ${verdict.num_compared}).`;
 }
 
 function showTampering(verdict) {

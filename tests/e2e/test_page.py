@@ -158,6 +158,30 @@ def test_accusations_are_put_into_numbers(page: Page) -> None:
     assert "not measured" in page.locator("#rates").inner_text()
 
 
+def test_the_population_is_named(page: Page) -> None:
+    name = "essays of our <b>students"
+
+    def of_population(route: Route) -> None:
+        info = route.fetch().json()
+        route.fulfill(json={**info, "compared_with": "population", "population": name})
+
+    def judged(route: Route) -> None:
+        response = route.fetch()
+        [verdict] = response.json()["verdicts"]
+        changed = {**verdict, "compared_with": "population", "nearest_domain": name, "label": "human", "reasons": []}
+        route.fulfill(response=response, json={**response.json(), "verdicts": [changed]})
+
+    expect(page.locator("#population")).to_be_hidden()
+    page.route("**/v1/model", of_population)
+    page.route("**/v1/detect", judged)
+    page.reload()
+    expect(page.locator("#population")).to_be_visible()
+    for place in ("#population", "#rates"):
+        expect(page.locator(place)).to_contain_text(name)
+    check(page, TEXT)
+    expect(page.locator("#p-value")).to_contain_text(name)
+
+
 @pytest.mark.parametrize("how", ["chosen", "dropped"])
 def test_file_is_read_and_its_text_shown(page: Page, how: str) -> None:
     if how == "chosen":

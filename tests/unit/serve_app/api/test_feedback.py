@@ -187,3 +187,14 @@ def test_feedback_needs_a_log(service: Service) -> None:
         return await service.report(client, request_id="r", label="ai")
 
     assert service.ask(scenario, logged=False).status_code == 404
+
+
+def test_the_page_says_when_texts_are_kept(service: Service) -> None:
+    async def page(client: httpx.AsyncClient) -> str:
+        return (await client.get("/")).text
+
+    assert "does not store the text" in service.ask(page)
+    service.config = MonitoringConfig(log=True, text_days=7)
+    kept = service.ask(page)
+    assert "7 days" in kept
+    assert "does not store" not in kept
