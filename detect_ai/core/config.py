@@ -240,7 +240,7 @@ class RecalibrateConfig(Section):
     """New thresholds for one population of writers. The columns of its texts are those of `score`."""
 
     # Human texts of theirs: a file or folder of Parquet, CSV, JSON lines or text files, local or gs://. A column `key`
-    # says who vouches for a text.
+    # says who vouches for a text, `group` which texts belong together.
     humans: str = ""
     population: Annotated[str, Field(max_length=100)] = ""  # whose texts they are, as verdicts name it
 

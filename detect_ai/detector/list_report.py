@@ -32,6 +32,9 @@ def list_report(verdicts: Verdicts, spec: DetectorSpec, max_false_discoveries: f
     calibration, target = spec.calibration, spec.default_target_fpr
     threshold = calibration.thresholds[target]
     is_scored = np.asarray([set(reasons) <= _BY_SCORE for reasons in verdicts.reasons], np.bool_)
+    if calibration.population:  # texts out of its reach are uncertain by their words, whatever their score
+        is_unlike = np.asarray([Reason.UNLIKE_CALIBRATION in reasons for reasons in verdicts.reasons], np.bool_)
+        is_scored &= ~(is_unlike & (verdicts.p_values == 1))
     predictions, p_values = verdicts.predictions[target], np.where(is_scored, verdicts.p_values, 1.0)
     flags = np.zeros(len(verdicts), np.bool_)
     flags[is_scored] = false_discovery_flags(p_values[is_scored], max_false_discoveries)
@@ -43,7 +46,7 @@ def list_report(verdicts: Verdicts, spec: DetectorSpec, max_false_discoveries: f
         calibration.human_length.standardise(verdicts.scores[human], verdicts.num_tokens[human]),
         [domain.human.standardised(calibration.human_length) for domain in calibration.domains if len(domain.human)],
     )
-    order = np.argsort(p_values, kind="stable")
+    order, names = np.argsort(p_values, kind="stable"), {value: name for name, value in PREDICTIONS.items()}
     return {
         "version": spec.version,
         "target_fpr": target,
@@ -58,7 +61,12 @@ def list_report(verdicts: Verdicts, spec: DetectorSpec, max_false_discoveries: f
         "max_false_discoveries": max_false_discoveries,
         "flagged": int(flags.sum()),
         "listed": [
-            {"row": verdicts.rows[i], "id": verdicts.ids[i], "p_value": float(p_values[i])}
+            {
+                "row": verdicts.rows[i],
+                "id": verdicts.ids[i],
+                "label": names[int(predictions[i])],
+                "p_value": float(p_values[i]),
+            }
             for i in order[: int(flags.sum())][:MAX_LISTED].tolist()
         ],
         "prevalence": [low, high],
@@ -67,14 +75,15 @@ def list_report(verdicts: Verdicts, spec: DetectorSpec, max_false_discoveries: f
         "class_size": CLASS_SIZE,
         "any_false_accusation": any_false_accusation(CLASS_SIZE, threshold.fpr_bound),
         "distance": distance,
-        "warnings": _warnings(len(verdicts), texts, distance),
+        "warnings": _warnings(len(verdicts), texts, distance, calibration.population is not None),
     }
 
 
-def _warnings(texts: int, scored: int, distance: float | None) -> list[str]:
+def _warnings(texts: int, scored: int, distance: float | None, population: bool) -> list[str]:
     warnings = []
     if texts - scored > OUT_OF_SCOPE_WARNING * texts:
-        warnings.append(f"{texts - scored} of {texts} texts are too short or out of scope: nothing is said about them.")
+        what = "too short, out of scope or unlike the population" if population else "too short or out of scope"
+        warnings.append(f"{texts - scored} of {texts} texts are {what}: nothing is said about them.")
     if distance is not None and distance > 1:
         warnings.append(
             "The texts that are not labelled AI score unlike every kind of human writing in the calibration set: the "

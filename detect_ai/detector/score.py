@@ -256,6 +256,7 @@ def score_part_in_memory(detector: Detector, item: pa.Table) -> Iterator[pa.Tabl
             {
                 "row": text.row,
                 "key": text.key,
+                "group": text.values["group"],
                 "label": -1 if text.label is None else text.label,
                 "digest": hashlib.sha256(document.normalised.text.encode()).hexdigest(),
                 "score": score,

@@ -55,7 +55,8 @@ def drift(config: Config, storage: Storage) -> dict[str, Any]:
     with where.local_folder(bundle) as folder:
         detector = Detector.load(folder)
     if config.monitoring.drift.simulate:
-        result = {"version": detector.version, "replays": replay(config, detector)}
+        bounds = {"false_alarms": config.monitoring.drift.false_alarms, "seeds": SEEDS, "max_windows": MAX_WINDOWS}
+        result = {"version": detector.version, **bounds, "replays": replay(config, detector)}
     else:
         result = {"version": detector.version, **compare_log(config.monitoring.drift, storage, detector.spec)}
     storage.write_json(f"{key}/report.json", result)
@@ -143,7 +144,8 @@ def replay(config: Config, detector: Detector) -> list[dict[str, Any]]:
             reference = Reference(scored[before][0], window, config.monitoring.drift.false_alarms)
             for after, (traffic, rates) in scored.items():
                 noticed = [_noticed_after(reference, traffic, seed) for seed in range(SEEDS)]
-                replays.append({"column": column, "from": before, "to": after, **_summary(noticed), **rates})
+                change = {"column": column, "from": before, "to": after, "window": window}
+                replays.append({**change, **_summary(noticed), **rates})
     return replays
 
 

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,8 @@ class Sample:
     fingerprint: str  # of the texts
     left_out: dict[str, int]  # number of texts by reason
     excluded_keys: list[str]  # contributors whose labels move the default threshold further than chance
+    num_groups: int = 0  # of texts that belong together; 0: the data does not say
+    num_keys: int = 0  # contributors; 0: the data does not say
 
 
 def recalibrate(config: Config, storage: Storage) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def recalibrate(config: Config, storage: Storage) -> dict[str, Any]:
             ", ".join(sample.excluded_keys),
         )
     child = child_spec(parent, calibrate_population(parent.calibration, sample.human, name, targets), config.run)
-    key = f"runs/{config.run}/{attempt('recalibrated')}"
+    key, today = f"runs/{config.run}/{attempt('recalibrated')}", datetime.now(UTC).date().isoformat()
     with storage.whole(key):
         with tempfile.TemporaryDirectory() as scratch, parent_bundle[0].local_folder(parent_bundle[1]) as source:
             of_parent = shutil.ignore_patterns(bundle.CARD_FILE, bundle.METRICS_FILE)
@@ -89,7 +92,7 @@ def recalibrate(config: Config, storage: Storage) -> dict[str, Any]:
             bundle.write_spec(Path(scratch), child)
             storage.upload(scratch, f"{key}/bundle")
         version = add_version(storage, f"{key}/bundle", {TEST: metrics_of_sample(parent, child, sample)})
-        certificate = certify(parent, child, sample, refused) | {"version": version}
+        certificate = certify(parent, child, sample, refused) | {"version": version, "created": today}
         storage.write_json(f"{key}/certificate.json", certificate)
         page = render("certificate.html.jinja", certificate=certificate, max_listed=MAX_LISTED)
         storage.write_bytes(f"{key}/certificate.html", page.encode())
@@ -116,6 +119,7 @@ def select(scored: pd.DataFrame, parent: DetectorSpec) -> Sample:
         hashlib.sha256("".join(sorted(kept["digest"])).encode()).hexdigest(),
         dict(counts.most_common()),
         excluded,
+        *(len(set(kept[column]) - {""}) for column in ("group", "key")),
     )
 
 
@@ -206,6 +210,8 @@ def certify(parent: DetectorSpec, child: DetectorSpec, sample: Sample, refused: 
         "population": population.name,
         "has_style": bool(population.style),
         "n_human": len(sample.human),
+        "n_groups": sample.num_groups,
+        "n_keys": sample.num_keys,
         "fingerprint": sample.fingerprint,
         "left_out": sample.left_out,
         "excluded_keys": sample.excluded_keys,

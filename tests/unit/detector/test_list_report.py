@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from detect_ai.calibration.calibration import Population
 from detect_ai.calibration.domains import calibrate
 from detect_ai.calibration.leave_one_out import detection_rate
 from detect_ai.detector.list_report import list_report
@@ -54,6 +55,7 @@ def test_a_list_with_ai_texts():
     assert report["flagged"] == len(report["listed"]) >= 25
     numbers = {int(row["row"].removeprefix("0-")) for row in report["listed"]}
     assert len(numbers & set(range(70))) <= 3
+    assert report["listed"][0]["label"] == "ai"
     low, high = report["prevalence"]
     assert 0 < low < 0.3 < high < 0.6
     assert report["warnings"] == []
@@ -64,6 +66,18 @@ def test_texts_out_of_scope_are_counted_and_never_flagged():
     report = list_report(verdicts(6, 4, reasons=[("mostly_code",)] * 4), SPEC, 0.1)
     assert (report["scored"], report["flagged"], report["reasons"]) == (6, 0, {"mostly_code": 4})
     assert "4 of 10 texts are too short or out of scope" in report["warnings"][0]
+
+
+def test_texts_unlike_the_population_are_out_of_scope():
+    """Those that only their score makes unlike calibration count: their p-value is that of the score."""
+    own = replace(CALIBRATION, population=Population("our students", (), -1.0))
+    spec = SimpleNamespace(**{**vars(SPEC), "calibration": own})
+    given = verdicts(20, 80, reasons=[("unlike_calibration",)] * 60)
+    given.p_values[-40:] = 1.0
+    report = list_report(given, spec, 0.1)
+    assert (report["scored"], report["labels"]["uncertain"]) == (60, 20)
+    assert "40 of 100" in report["warnings"][0]
+    assert list_report(given, SPEC, 0.1)["scored"] == 100
 
 
 def test_a_list_unlike_calibration_is_a_warning():
@@ -87,7 +101,8 @@ def test_an_unknown_detection_rate_is_stated():
 
 @pytest.mark.parametrize("compared_with", ["new_domain", "calibration_texts", "population"])
 def test_the_page_shows_the_statements(compared_with):
-    report = list_report(verdicts(90, 10), SPEC, 0.1) | {"compared_with": compared_with, "population": "<b>students"}
+    population = "<b>students" if compared_with == "population" else None
+    report = list_report(verdicts(90, 10), SPEC, 0.1) | {"compared_with": compared_with, "population": population}
     report["listed"][0]["id"] = EVIL
     text = page_of(render("list.html.jinja", report=report)).text
     for words in ("100 texts", "at most 10% are expected to be human", "In a class of 30", "10 are labelled AI"):
@@ -96,4 +111,4 @@ def test_the_page_shows_the_statements(compared_with):
     assert text.count(f"with {percent(report['confidence'])} confidence") == {"new_domain": 2, "population": 1}.get(
         compared_with, 0
     )
-    assert text.count("<b>students") == 2 * (compared_with == "population")
+    assert text.count("<b>students") == (compared_with == "population")

@@ -74,6 +74,20 @@ def test_the_log_is_compared_window_by_window(storage: Storage) -> None:
     assert "data:image/svg+xml" in page
 
 
+def test_the_plots_weight_the_reference_as_the_tests_do(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(module.plots, "two_distributions", lambda *arguments: drawn.append(arguments) or "")
+    log_texts(storage, Registry(storage).require_champion(), windows=1)
+    drift(config(storage), storage)
+    for values, weights, live, _ in drawn:
+        assert (len(values), len(live)) == (len(weights), WINDOW)
+        assert weights.sum() == pytest.approx(1)
+    first, second = ([0.9, 0.1], [0.1, 0.9])
+    monkeypatch.undo()
+    pictures = {module.plots.two_distributions([0, 1], weights, [0, 1], "scores") for weights in (first, second)}
+    assert len(pictures) == 2
+
+
 def test_days_of_the_log_may_be_the_reference(storage: Storage) -> None:
     version, yesterday = Registry(storage).require_champion(), TODAY - timedelta(1)
     log_texts(storage, version, windows=2, shift=5.0, time=yesterday)
@@ -119,6 +133,7 @@ def test_a_replay_tells_what_is_noticed(storage: Storage, tmp_path: Path, monkey
     rows = {(row["from"], row["to"]): row for row in drift(own, storage)["replays"]}
     assert len(rows) == 8
     changed, same = rows["human", "ai"], rows["human", "human"]
+    assert changed["window"] == WINDOW
     assert changed["noticed"] == 1
     assert changed["quantile_90"] <= 5 * WINDOW
     assert (same["fpr"] is None, same["tpr"] is None) == (False, True)

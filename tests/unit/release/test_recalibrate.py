@@ -49,7 +49,8 @@ def parent(tiny_bundle: Path) -> DetectorSpec:
 
 def scored(n: int = 200, mean: float = 4.0, **columns: Any) -> pd.DataFrame:
     """Human texts that score higher than those of the parent, like its first four domains."""
-    values = {"key": "", "label": -1, "digest": [f"t{i}" for i in range(n)], "num_tokens": 300, "reason": ""}
+    values = {"label": -1, "digest": [f"t{i}" for i in range(n)], "num_tokens": 300}
+    values |= dict.fromkeys(("key", "group", "reason"), "")
     frame = pd.DataFrame({**values, **columns}, index=range(n))
     frame["style"] = [[1.0, 0.0]] * n
     return frame.assign(score=np.random.default_rng(n).normal(mean, 1.0, n))
@@ -137,6 +138,17 @@ def test_the_certificate_states_the_bound_and_what_changes(parent: DetectorSpec)
     assert ai["tpr_before"] > ai["tpr_after"] > 0
 
 
+def test_the_certificate_counts_groups_and_contributors(parent: DetectorSpec) -> None:
+    """Of the texts that count; 0 where the data names none."""
+    texts = scored(key=[f"k{i % 9}" for i in range(200)], group=[f"g{i % 20}" for i in range(199)] + ["of an AI text"])
+    texts.loc[199, "label"] = 1
+    certificates = [
+        certify(parent, child_of(parent, sample), sample, {})
+        for sample in (select(texts, parent), select(scored(), parent))
+    ]
+    assert [(own["n_groups"], own["n_keys"]) for own in certificates] == [(20, 9), (0, 0)]
+
+
 def test_the_gate_reads_the_metrics(parent: DetectorSpec) -> None:
     """By score alone: the AI texts that are unlike the population do not count as abstentions."""
     sample = select(scored(), parent)
@@ -155,13 +167,13 @@ def test_the_page_shows_the_certificate(parent: DetectorSpec) -> None:
     texts.loc[110:, "score"] += 8.0
     sample = select(texts, parent)
     child = child_of(parent, sample, EVIL)
-    certificate = {**certify(parent, child, sample, {0.005: 199}), "version": "c0ffee"}
+    certificate = {**certify(parent, child, sample, {0.005: 199}), "version": "c0ffee", "created": "2026-11-29"}
     text = page_of(render("certificate.html.jinja", certificate=certificate, max_listed=3)).text
-    shown = ("c0ffee", parent.version, "199 texts", "excluded key", "2 of them are enough", "400 of 800 are like them")
-    for words in (*shown, "5 more domains"):
+    shown = ("c0ffee of 2026-11-29", parent.version, "199 texts", "excluded key", "2 of them are enough")
+    for words in (*shown, "400 of 800 are like them", "5 more domains"):
         assert words in text
     assert f"for {EVIL}" in text
-    assert f"labels of {EVIL}" in text
+    assert f"texts from {EVIL}" in text
 
 
 @pytest.mark.parametrize(
