@@ -45,13 +45,16 @@ ALLOWED_VARIABLES = (
 )
 
 
-def deploy(config: Config, storage: Storage, keys: str | None = None, replicas: str = "") -> dict[str, Any]:
+def deploy(
+    config: Config, storage: Storage, keys: str | None = None, replicas: str = "", after: int | None = None
+) -> dict[str, Any]:
     """Serve a published version, the champion unless one is named, and wait until it answers.
 
     Replicas of the version before answer until those of the new one are ready. A deployment that fails returns to the
     last one that succeeded, unless another deployment has begun meanwhile. `keys` are hashed API keys in addition to
     those under the storage root; None: those of the environment. `replicas` is that of the state in force, if all that
-    changes is `serve.abstain_domains`: they keep running.
+    changes is `serve.abstain_domains`: they keep running. `after` is the number of the desired state that the
+    configuration was derived from; None: it is independent of it.
 
     Raises RegistryError (no such version, no champion), BundleError (damaged), ResourceError (a port in use, too few
     CPUs, replicas that did not start) or ConflictError (a newer deployment has replaced this one).
@@ -75,7 +78,7 @@ def deploy(config: Config, storage: Storage, keys: str | None = None, replicas: 
         keys=keys,
         replicas=replicas or uuid.uuid4().hex[:12],
     )
-    number = desired.advance(state, after=desired.read()[0])
+    number = desired.advance(state, after=desired.read()[0] if after is None else after)
     try:
         hand_over(desired, storage.root)
         deadline = time.monotonic() + DEPLOY_TIMEOUT_S
@@ -148,18 +151,20 @@ def require_known_domains(config: ServeConfig, storage: Storage) -> None:
 def abstain(config: Config, storage: Storage) -> dict[str, Any]:
     """Answer `uncertain` for texts of `serve.abstain_domains`, and for no others, from now on; replicas keep running.
 
-    The other settings stay as they were deployed. Raises ConfigError for an unknown domain or without a service, and
-    errors as `deploy`.
+    The other settings stay as they were deployed. Raises ConfigError for an unknown domain or without a service,
+    ConflictError when another deployment has begun or ended since the settings were read, and errors as `deploy`.
     """
     connect()
-    state = desired_state(storage).last_live() if is_deployed() else None
+    desired = desired_state(storage)
+    after = desired.read()[0]
+    state = desired.last_live() if is_deployed() else None
     if state is None:
         raise ConfigError(f"no service of {storage.root} on this cluster (RAY_ADDRESS): run jobs/deploy.py first")
     changes = {"version": state.version, "abstain_domains": config.serve.abstain_domains}
     settings = state.sections["serve"].model_copy(update=changes)
     require_known_domains(settings, storage)
     sections = {**state.sections, "serve": settings}
-    result = deploy(config.model_copy(update=sections), storage, state.keys, state.replicas)
+    result = deploy(config.model_copy(update=sections), storage, state.keys, state.replicas, after)
     audit_log.record(storage, "abstain", version=state.version, domains=settings.abstain_domains)
     return {"url": result["url"], "abstain_domains": settings.abstain_domains}
 

@@ -244,6 +244,17 @@ def test_abstaining_changes_one_setting_and_no_replica(
     assert known == [["news"], []]
 
 
+def test_abstaining_does_not_revert_a_newer_deployment(
+    fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.released = {"v1", "v2"}
+    deploy(config("v1"), storage)
+    monkeypatch.setattr(module, "require_known_domains", lambda *_: deploy(config("v2"), storage))
+    with pytest.raises(ConflictError, match="version v2 was deployed meanwhile"):
+        abstain(config("", abstain_domains=["news"]), storage)
+    assert fake.settle() == "v2"
+
+
 def test_abstaining_needs_a_service(fake: FakeServe, storage: Storage) -> None:
     with pytest.raises(ConfigError, match=r"jobs/deploy\.py"):
         abstain(config("", abstain_domains=["*"]), storage)
