@@ -62,7 +62,7 @@ def deploy(
     settings = config.serve
     version, keys = checked_version(settings, storage), checked_keys(settings, storage, keys)
     connect()
-    needed = max(1, settings.min_replicas)
+    needed = 0 if replicas else max(1, settings.min_replicas)
     what = f"serve.min_replicas={needed}"
     require_resources(what, needed * settings.cpus_per_replica, needed * int(settings.use_gpu))
     started_serve = start_serve(settings)

@@ -227,6 +227,8 @@ def test_abstaining_changes_one_setting_and_no_replica(
     fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known: list[list[str]] = []
+    cpus: list[float] = []
+    monkeypatch.setattr(module, "require_resources", lambda _, needed, gpus: cpus.append(needed))
     monkeypatch.setattr(module, "require_known_domains", lambda settings, _: known.append(settings.abstain_domains))
     monkeypatch.setattr(module, "rollback", lambda *_: {"champion": "v0", "before": "vX"})
     fake.released = {"v0", "v1"}
@@ -242,6 +244,7 @@ def test_abstaining_changes_one_setting_and_no_replica(
     abstain(config(""), storage)
     assert (fake.targets[-1].version, fake.targets[-1].sections["serve"].abstain_domains) == ("v0", [])
     assert known == [["news"], []]
+    assert cpus == [1, 0, 1, 0]  # those of replicas that start
 
 
 def test_abstaining_does_not_revert_a_newer_deployment(
