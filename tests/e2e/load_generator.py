@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -30,12 +30,23 @@ class Seen:
 
 
 class Load:
-    """Clients that send texts of `words` (shortest, longest) words; each of the `detectors` may answer."""
+    """Clients that send texts of `words` (shortest, longest) words; each of the `detectors` may answer.
 
-    def __init__(self, url: str, *detectors: Detector, words: tuple[int, int] = (20, 120), retries: int = 0) -> None:
+    `tokens` are API keys; texts take turns with them.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *detectors: Detector,
+        words: tuple[int, int] = (20, 120),
+        retries: int = 0,
+        tokens: Sequence[str] = (),
+    ) -> None:
         drawn = random.Random(0)
         self.texts = [tiny_models.text(kind, drawn, drawn.randint(*words)) for kind in ("human", "ai") * 16]
         self.url, self.retries, self.seen = url, retries, Seen()
+        self.headers = [{"Authorization": f"Bearer {token}"} for token in tokens] or [{}]
         self._expected = {d.version: [v.probability for v in d.detect(self.texts)] for d in detectors}
 
     async def run(self, clients: int, until: Callable[[], bool]) -> Seen:
@@ -79,7 +90,8 @@ class Load:
     async def _ask(self, client: httpx.AsyncClient, number: int) -> int:
         started = time.perf_counter()
         try:
-            response = await client.post("/v1/detect", json={"text": self.texts[number]})
+            headers = self.headers[number % len(self.headers)]
+            response = await client.post("/v1/detect", json={"text": self.texts[number]}, headers=headers)
         except httpx.TransportError:
             return 0
         seconds = time.perf_counter() - started
@@ -96,6 +108,14 @@ class Load:
         self.seen.versions.append(version)
         if verdict["probability"] != pytest.approx(self._expected[version][number], abs=1e-4):
             self.seen.wrong.append(f"text {number} by {version}")
+
+
+async def wait_for(reached: Callable[[], bool], seconds: float) -> None:
+    """Wait until a condition holds, at most so long."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.2)
 
 
 REPLICA = "ray::ServeReplica:detect_ai:Detector"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from detect_ai.detector.registry import Registry
 from serve_app import deployment
 from serve_app.deploy import APP, deploy, rollback_service, stop
 from serve_app.deployment import DEPLOYMENT
-from tests.e2e.load_generator import REPLICA, Load, actors
+from tests.e2e.load_generator import REPLICA, Load, actors, wait_for
 from tests.fixtures import tiny_models
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -55,13 +55,6 @@ def running() -> int:
     """Number of running replicas."""
     states = serve.status().applications[APP].deployments[DEPLOYMENT].replica_states
     return states.get(ReplicaState.RUNNING, 0)
-
-
-async def wait_for(reached: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.2)
 
 
 def test_a_killed_replica_costs_one_retry(encoder: Path, store: Storage, tiny_bundle: Path) -> None:
