@@ -80,17 +80,14 @@ def build_parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(add_help=False)
     default = os.environ.get("DETECT_AI_STORAGE_ROOT", "")
     root.add_argument("--root", default=default, metavar="ROOT", help="storage root; default: DETECT_AI_STORAGE_ROOT")
-    description = "Print who published, rolled back, deployed or changed API keys: a JSON line per event, oldest first."
-    audit = add("audit", parents=[root], help="print the audit log", description=description)
+    audit = add("audit", parents=[root], help="print who published, deployed, changed keys …, a JSON line per event")
     audit.set_defaults(run=storage_root.print_audit_log)
-    description = "Delete what the prediction log holds of a request: its rows, its texts and the labels given to it."
-    erase = add("erase", parents=[root], help="delete a request from the prediction log", description=description)
+    erase = add("erase", parents=[root], help="delete rows, texts and labels of a request from the prediction log")
     erase.add_argument("request_id", metavar="REQUEST_ID", help="that of the response with the verdict")
     erase.add_argument("--feedback-url", default="", metavar="URL", help="monitoring.feedback_url of the service")
     erase.set_defaults(run=storage_root.erase_request)
-    description = "Hash all versions again, check the champion with its history. Prints problems and a JSON summary."
     registry = add("registry", help="check the published versions").add_subparsers(required=True)
-    verify = registry.add_parser("verify", parents=[root], help="find damaged versions", description=description)
+    verify = registry.add_parser("verify", parents=[root], help="hash all versions, check the champion's history")
     verify.set_defaults(run=storage_root.verify_registry)
     return parser
 
