@@ -45,7 +45,7 @@ class Replica:
     def __init__(self, state: State, storage_root: str) -> None:
         record, storage = ray_metrics(), Storage(storage_root)
         config, monitoring = state.sections["serve"], state.sections["monitoring"]
-        log = PredictionLog(storage, monitoring, record) if monitoring.log else None
+        log = PredictionLog(storage, monitoring, record)
         self.feedback = Feedback(storage, monitoring) if monitoring.log else None
 
         def engine(name: str) -> Engine:
@@ -53,15 +53,17 @@ class Replica:
                 detector = Detector.load(folder, "cuda" if config.use_gpu else "cpu", config.batch_tokens)
                 card = folder / CARD_FILE
                 text = card.read_text(encoding="utf-8") if card.exists() else ""
-            loaded = Engine(detector, config, record, text, log)
+            loaded = Engine(detector, config, record, text, log if monitoring.log else None)
             loaded.warm_up()
             return loaded
 
         canary = engine(config.canary) if config.canary else None
         self.versions = Versions(engine(state.version), canary, config.canary_fraction)
-        if log:
+        if monitoring.log:
             spec = self.versions.main.detector.spec
             log.observe = DriftWatch(storage, spec, monitoring.drift, record).add
+        else:
+            log.start()  # deletes what an earlier log has kept
         self.access = AccessControl(
             connect_limiter(),
             config.tokens_per_minute,

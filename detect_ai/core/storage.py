@@ -9,7 +9,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,11 @@ def parquet(table: pa.Table) -> bytes:
 
 
 @contextmanager
-def _scratch_file(path: str, data: bytes, mode: int = 0o666) -> Iterator[Path]:
+def _scratch_file(path: str, data: bytes, private: bool) -> Iterator[Path]:
     """A synced file with the data, in the folder of `path`; removed afterwards."""
     scratch = Path(f"{path}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(scratch, "wb", opener=partial(os.open, mode=mode)) as file:
+        with open(scratch, "wb", opener=partial(os.open, mode=0o600 if private else 0o666)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -109,26 +109,29 @@ class Storage:
         with self.filesystem.open_input_stream(self.path(key)) as stream:
             return bytes(stream.read())
 
-    def write_bytes(self, key: str, data: bytes) -> None:
-        """Replace a file atomically: a reader sees the old content or the new."""
+    def write_bytes(self, key: str, data: bytes, private: bool = False) -> None:
+        """Replace a file atomically: a reader sees the old content or the new.
+
+        Under a local root a private file is for its owner only; in an object store the bucket decides.
+        """
         path = self.path(key)
         self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
         if not self.is_local:  # an object appears when its upload is complete
             with self.filesystem.open_output_stream(path) as stream:
                 stream.write(data)
             return
-        with _scratch_file(path, data) as scratch:
+        with _scratch_file(path, data, private) as scratch:
             scratch.replace(path)
 
-    def create(self, key: str, data: bytes, mode: int = 0o666) -> bool:
+    def create(self, key: str, data: bytes, private: bool = False) -> bool:
         """Write a file unless the key exists, atomically; return whether it did. Of concurrent writers one succeeds.
 
-        `mode` is that of a local file, restricted further by the umask.
+        `private` as for `write_bytes`.
         """
         path = self.path(key)
         self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
         if self.is_local:
-            with _scratch_file(path, data, mode) as scratch:
+            with _scratch_file(path, data, private) as scratch:
                 try:
                     os.link(scratch, path)
                 except FileExistsError:
@@ -169,10 +172,11 @@ class Storage:
     def delete(self, key: str) -> None:
         """Delete a file, or a folder recursively; a missing key is ignored."""
         info = self.filesystem.get_file_info(self.path(key))
-        if info.type == pafs.FileType.Directory:
-            self.filesystem.delete_dir(info.path)
-        elif info.type == pafs.FileType.File:
-            self.filesystem.delete_file(info.path)
+        with suppress(FileNotFoundError):  # somebody else deletes it
+            if info.type == pafs.FileType.Directory:
+                self.filesystem.delete_dir(info.path)
+            elif info.type == pafs.FileType.File:
+                self.filesystem.delete_file(info.path)
 
     @contextmanager
     def whole(self, key: str) -> Iterator[None]:

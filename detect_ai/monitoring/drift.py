@@ -7,11 +7,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from detect_ai.calibration.leave_one_out import domain_rates
@@ -24,7 +22,7 @@ from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
 from detect_ai.detector.score import read_and_score
 from detect_ai.detector.verdict_table import PREDICTIONS
-from detect_ai.monitoring.prediction_log import FOLDER, log_secret, prediction_row, read
+from detect_ai.monitoring.prediction_log import FOLDER, log_secret, prediction_row, read, sketched
 from detect_ai.monitoring.reference import COLUMNS, Check, Reference, Traffic
 from detect_ai.reports import plots
 from detect_ai.reports.render import render
@@ -167,7 +165,7 @@ def _scored(detector: Detector, texts: Sequence[Text]) -> tuple[Traffic, dict[st
     documents, scores = read_and_score(detector, texts)
     target = detector.spec.default_target_fpr
     verdicts = [detector.verdict(d, s, None, target) for d, s in zip(documents, scores.tolist(), strict=True)]
-    rows = list(map(prediction_row, documents, scores.tolist(), verdicts, repeat(b"replay")))
+    rows = [sketched(prediction_row(*one), b"replay") for one in zip(documents, scores.tolist(), verdicts, strict=True)]
     predictions, labels = (
         np.asarray(of) for of in ([PREDICTIONS[v.label] for v in verdicts], [t.label for t in texts])
     )
@@ -206,7 +204,8 @@ class DriftWatch:
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows of the prediction log; those of another version, a canary, and of the reference are left out.
 
-        Records the last comparison each time, also without rows: Ray forgets metrics that are not set again.
+        Records the last comparison each time, also without rows: Ray forgets metrics that are not set again. Raises
+        OSError where storage cannot be read or written; the texts of that window are not compared again.
         """
         if self._is_on:
             own, days = [row for row in rows if row["model_version"] == self.spec.version], self.config.days
@@ -226,15 +225,9 @@ class DriftWatch:
             logger.error("No drift alarms until the next deployment: %s", error)
             self._is_on, self._rows = False, []
             return
-        except (OSError, pa.ArrowException) as error:
-            logger.error("%d texts not compared, no reference: %s", len(rows), type(error).__name__)
-            return
         self._last = check = self._reference.check(Traffic.of_rows(rows))
         if check.alarms:
             logger.warning("Drift in the last %d texts: %s", len(rows), " ".join(check.sentences))
             now, known = datetime.now(UTC).isoformat(), {"model_version": self.spec.version, "texts": len(rows)}
-            try:
-                self.storage.write_json(f"{ALARMS}/{attempt('alarm')}.json", {"time": now, **known, **check._asdict()})
-                self.storage.prune(ALARMS, "alarm-", KEPT_ALARMS)
-            except OSError as error:
-                logger.error("The drift alarm was not written: %s", error)
+            self.storage.write_json(f"{ALARMS}/{attempt('alarm')}.json", {"time": now, **known, **check._asdict()})
+            self.storage.prune(ALARMS, "alarm-", KEPT_ALARMS)

@@ -4,6 +4,9 @@ Parquet files `monitoring/predictions/day=<date>/<writer>-<number>.parquet` unde
 `PREDICTIONS`. Each writer, one per replica, replaces its last file every `FLUSH_S` seconds, whole: a process that is
 killed loses at most that long. Texts are kept only where an operator asks for it, in `monitoring/texts/` with a
 retention of their own.
+
+Erasing leaves a marker, which readers obey at once and writers within `MARKERS_S`: until then a writer may put an
+erased row back into the file that it has open.
 """
 
 from __future__ import annotations
@@ -12,19 +15,20 @@ import hashlib
 import logging
 import secrets
 import threading
+import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from itertools import repeat
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow.fs import FileSelector
+from pyarrow.fs import FileInfo, FileSelector
 
 from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage, parquet
@@ -37,12 +41,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve")
 Record = Callable[..., None]  # counts a metric: its name, a number (default: 1), labels
+Row = dict[str, Any]
 
 FOLDER = "monitoring"
 ERASED = f"{FOLDER}/erased"  # digests of the ids of erased requests
 FLUSH_S = 2.0
-ROWS_PER_FILE = 10_000
-MAX_WAITING_ROWS = 20_000  # while storage cannot be written; further rows are dropped
+MARKERS_S = 30.0  # between two looks for new markers of erased requests
+RETAIN_S = 3600.0  # between two deletions of what is too old
+FIND_S = 10.0  # that the search for a row may take
+FILE_BYTES = 4_000_000  # in memory, beyond which a writer begins the next file; on disk it is smaller
+ROW_BYTES = 1000  # of a row in memory, estimated, without its text
+MAX_WAITING_BYTES = 20_000_000  # while storage cannot be written; further rows are dropped
 SKETCH_BITS = 64
 _VERSION = {b"detect_ai.schema": b"1"}
 
@@ -70,69 +79,103 @@ SCHEMAS = {"predictions": PREDICTIONS, "texts": pa.schema([*_ID, ("text", pa.str
 
 
 class RowLog:
-    """One log and a writer in it. Any thread may `append`; one thread calls `flush`.
+    """One log and a writer in it. Any thread may `append`; one thread calls the rest.
 
-    Rows are kept for `days` and all files together to `max_bytes`; the oldest go first.
+    Rows are kept for `days` and all files together to `max_bytes`, as `prune` does.
     """
 
     def __init__(self, storage: Storage, name: str, days: int, max_bytes: int) -> None:
         self.storage, self.name, self.days, self.max_bytes = storage, name, days, max_bytes
         self.num_dropped = 0
-        self._writer, self._number, self._day = uuid.uuid4().hex[:12], 0, ""
+        self._room = min(MAX_WAITING_BYTES, max_bytes // 2)  # of waiting rows, so also of a file
+        self._writer, self._number, self._day, self._key = uuid.uuid4().hex[:12], 0, "", ""
         self._current = SCHEMAS[name].empty_table()  # content of the current file
-        self._waiting: list[dict[str, Any]] = []
+        self._erased, self._next_look = set[str](), 0.0  # markers that the current file obeys
+        self._waiting, self._waiting_bytes = list[Row](), 0
         self._lock = threading.Lock()
 
-    def append(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Add rows to be written, at once; those beyond `MAX_WAITING_ROWS` are dropped."""
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add rows to be written, at once; those beyond `MAX_WAITING_BYTES` are dropped."""
         with self._lock:
-            room = MAX_WAITING_ROWS - len(self._waiting)
-            self._waiting += rows[:room]
-            self.num_dropped += len(rows[room:])
+            for row in rows:
+                if self._waiting_bytes + (size := _row_bytes(row)) > self._room:
+                    self.num_dropped += 1
+                else:
+                    self._waiting.append(row)
+                    self._waiting_bytes += size
 
-    def waiting(self) -> list[dict[str, Any]]:
+    def waiting(self) -> list[Row]:
         """Rows that are not written yet."""
         with self._lock:
             return list(self._waiting)
 
-    def flush(self) -> list[dict[str, Any]]:
-        """Replace the current file by one that has the waiting rows too, and return them; none if storage fails."""
-        rows, today = self.waiting(), datetime.now(UTC).date().isoformat()
-        if not rows:
+    def flush(self, finish: Callable[[Row], Row] = dict) -> list[Row]:
+        """Replace the current file by one that has the waiting rows too, made of them by `finish`, and return them.
+
+        An error of storage leaves them waiting. Rows that do not fit the columns of the log are dropped, and raise.
+        """
+        today, size = datetime.now(UTC).date().isoformat(), self._current.nbytes + self._waiting_bytes
+        is_full = today != self._day or size > min(FILE_BYTES, self._room)
+        if is_full or time.monotonic() >= self._next_look:
+            self.drop_erased()  # before the next file: whoever erases later sees this one as it stays
+        if is_full:
+            prune(self.storage, self.name, self.days, self.max_bytes - self._room)
+            self._day, self._number, self._current = today, self._number + 1, self._current.slice(0, 0)
+            self._key = f"{FOLDER}/{self.name}/day={today}/{self._writer}-{self._number:06d}.parquet"
+        if not (waiting := self.waiting()):
             return []
         try:
-            if today != self._day or self._current.num_rows >= ROWS_PER_FILE:
-                prune(self.storage, self.name, self.days, self.max_bytes)
-                self._day, self._number, self._current = today, self._number + 1, self._current.slice(0, 0)
-            table = pa.concat_tables([self._current, pa.Table.from_pylist(rows, SCHEMAS[self.name])])
-            table = _without_erased(self.storage, table)
-            key = f"{FOLDER}/{self.name}/day={today}/{self._writer}-{self._number:06d}.parquet"
-            self.storage.write_bytes(key, parquet(table))
-        except OSError as error:  # a full disk, a lost network: its message has no text
-            logger.error("%s log: not written, will be tried again: %s", self.name, error)
-            return []
+            rows = [finish(row) for row in waiting]
+            table = pa.Table.from_pylist(rows, SCHEMAS[self.name])
+        except Exception:
+            self._remove(waiting)
+            self.num_dropped += len(waiting)
+            raise
+        table = pa.concat_tables([self._current, _without(table, self._erased)]).combine_chunks()
+        _write_file(self.storage, self._key, table)
         self._current = table
+        self._remove(waiting)
+        return rows
+
+    def drop_erased(self) -> None:
+        """Remove the rows of requests that were erased since the last look from the current file."""
+        erased = set(self.storage.list(ERASED))
+        kept = _without(self._current, erased - self._erased)
+        if kept.num_rows < self._current.num_rows and self.storage.exists(self._key):  # else it was pruned
+            _write_file(self.storage, self._key, kept)
+        self._current, self._erased, self._next_look = kept, erased, time.monotonic() + MARKERS_S
+
+    def _remove(self, rows: Sequence[Row]) -> None:
         with self._lock:
             del self._waiting[: len(rows)]
-        return rows
+            self._waiting_bytes -= sum(map(_row_bytes, rows))
 
 
 class PredictionLog:
-    """The logs of a replica, its draws for the audit, and a thread that writes every `FLUSH_S`.
+    """The logs of a replica, its draws for the audit, and a thread that makes a pass every `FLUSH_S`.
 
-    `observe` is called in that thread after every write, with the predictions that were written, if any.
+    A pass deletes what is too old (once in `RETAIN_S`), writes, and calls `observe` with the predictions that were
+    written, if any. What fails is counted and tried again in the next pass. Without `monitoring.log` it only deletes.
     """
 
-    observe: Callable[[Sequence[dict[str, Any]]], None] | None = None
+    observe: Callable[[Sequence[Row]], None] | None = None
 
     def __init__(self, storage: Storage, config: MonitoringConfig, record: Record) -> None:
         self.storage, self.config, self.record = storage, config, record
-        self._secret, self._random = log_secret(storage), secrets.SystemRandom()
+        self.errors = Counter[str]()  # by step of a pass
+        self._secret, self._random = b"", secrets.SystemRandom()
         size = config.log_megabytes * 1_000_000
         self.predictions = RowLog(storage, "predictions", config.log_days, size)
         self.texts = RowLog(storage, "texts", config.text_days, size) if config.text_days else None
+        self._logs = [log for log in (self.predictions, self.texts) if log and config.log]
+        self._next_retain, self._last_success = 0.0, time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last pass in which nothing failed."""
+        return time.monotonic() - self._last_success
 
     def start(self) -> None:
         """Start the thread."""
@@ -144,20 +187,46 @@ class PredictionLog:
         self._thread.join()
 
     def _run(self) -> None:
+        self.flush()
         while not self._stop.wait(FLUSH_S):
             self.flush()
         self.flush()
+        for log in self._logs:
+            with self._counted(log.name):
+                log.drop_erased()
 
     def flush(self) -> None:
-        """Write the rows that wait. Where storage fails they stay."""
-        written = self.predictions.flush()
-        if self.texts:
-            self.texts.flush()
-        for log in filter(None, (self.predictions, self.texts)):
+        """One pass."""
+        errors, written = self.errors.total(), list[Row]()
+        with self._counted("retention"):
+            if time.monotonic() >= self._next_retain:
+                retain(self.storage, self.config)
+                self._next_retain = time.monotonic() + RETAIN_S
+        for log in self._logs:
+            with self._counted(log.name):
+                if log is self.predictions:
+                    self._secret = self._secret or log_secret(self.storage)
+                    written = log.flush(partial(sketched, secret=self._secret))
+                else:
+                    log.flush()
             self.record("log_waiting", len(log.waiting()), log=log.name)
             self.record("log_dropped", log.num_dropped, log=log.name)
-        if self.observe:
-            self.observe(written)
+        with self._counted("drift"):
+            if self.observe:
+                self.observe(written)
+        if self.errors.total() == errors:
+            self._last_success = time.monotonic()
+
+    @contextmanager
+    def _counted(self, step: str) -> Iterator[None]:
+        """Log and count an error, not its message, which may repeat a value of a row; that of storage has none."""
+        try:
+            yield
+        except Exception as error:
+            cause = error if isinstance(error, OSError) else type(error).__name__
+            logger.error("Prediction log: %s failed, will be tried again: %s", step, cause)
+            self.errors[step] += 1
+        self.record("log_errors", self.errors[step], step=step)
 
     def add(
         self, request_id: str, documents: Sequence[Document], scores: Sequence[float], verdicts: Sequence[Verdict]
@@ -165,22 +234,22 @@ class PredictionLog:
         """Log the texts of a request, in its order. Returns at once."""
         now, fraction = datetime.now(UTC), self.config.audit_fraction
         ids = [{"time": now, "request_id": request_id, "index": i} for i in range(len(documents))]
-        rows = map(prediction_row, documents, scores, verdicts, repeat(self._secret))
+        rows = map(prediction_row, documents, scores, verdicts)
         audits = [{"audit_fraction": fraction, "audited": self._random.random() < fraction} for _ in ids]
         self.predictions.append([id_ | row | audit for id_, row, audit in zip(ids, rows, audits, strict=True)])
         if self.texts:
             texts = [document.text.encode(errors="replace").decode() for document in documents]  # lone surrogates
             self.texts.append([id_ | {"text": text} for id_, text in zip(ids, texts, strict=True)])
 
-    def find(self, request_id: str, index: int) -> list[dict[str, Any]]:
+    def find(self, request_id: str, index: int) -> list[Row]:
         """The rows of a text as `find`, also those that this replica has not written yet."""
         waiting = [r for r in self.predictions.waiting() if (r["request_id"], r["index"]) == (request_id, index)]
         return waiting + find(self.storage, request_id, index)
 
 
-def prediction_row(document: Document, score: float, verdict: Verdict, secret: bytes) -> dict[str, Any]:
-    """Columns of `PREDICTIONS` that are features of a text or parts of its verdict."""
-    fractions, style = document.content.fractions, document.style
+def prediction_row(document: Document, score: float, verdict: Verdict) -> Row:
+    """Columns of `PREDICTIONS` that are features of a text or parts of its verdict; the style instead of its sketch."""
+    fractions = document.content.fractions
     return {
         "model_version": verdict.model_version,
         "label": verdict.label.value,
@@ -192,8 +261,14 @@ def prediction_row(document: Document, score: float, verdict: Verdict, secret: b
         "other_language": fractions.get("other_language", 0.0) + fractions.get("other_script", 0.0),
         "nearest_domain": verdict.nearest_domain,
         "tampering": sum(verdict.tampering.values()),
-        "sketch": int(sketches(style[None], secret)[0]) if style.size else None,
+        "style": document.style,
     }
+
+
+def sketched(row: Row, secret: bytes) -> Row:
+    """A row with the sketch of its style, too."""
+    style = row["style"]
+    return row | {"sketch": int(sketches(style[None], secret)[0]) if style.size else None}
 
 
 def sketches(styles: Floats, secret: bytes) -> np.ndarray:
@@ -217,7 +292,7 @@ def log_secret(storage: Storage) -> bytes:
     """The secret of this deployment; made when it is first needed."""
     key = f"{FOLDER}/secret"
     if not storage.exists(key):
-        storage.create(key, secrets.token_bytes(32), 0o600)
+        storage.create(key, secrets.token_bytes(32), private=True)
     return storage.read_bytes(key)
 
 
@@ -231,80 +306,122 @@ def read(
 
     Raises InputError for a file of another schema version.
     """
-    tables = [SCHEMAS[name].empty_table()]
+    wanted = list(columns or SCHEMAS[name].names)
+    needed = list(dict.fromkeys((*wanted, "time", "request_id")))
+    tables = [SCHEMAS[name].empty_table().select(needed)]
     for key in _files(storage, name):
         with suppress(FileNotFoundError):  # a replica removes old files meanwhile
-            tables.append(_read_file(storage, key, where))
-    rows = _without_erased(storage, pa.concat_tables(tables)).sort_by("time")
-    return rows.select(columns) if columns else rows
+            tables.append(_read_file(storage, key, needed, where))
+    rows = _without(pa.concat_tables(tables), set(storage.list(ERASED)))
+    return rows.sort_by("time").select(wanted)
 
 
-def find(storage: Storage, request_id: str, index: int) -> list[dict[str, Any]]:
-    """The rows of one text, without an erased one; several where a client has sent its request id more than once."""
-    rows: list[dict[str, Any]] = []
-    if storage.exists(f"{ERASED}/{_digest(request_id)}"):
+def find(storage: Storage, request_id: str, index: int) -> list[Row]:
+    """The rows of one text, without an erased one; several where a client has sent its request id more than once.
+
+    The newest files are searched first, for `FIND_S`: a request id does not tell its day, since clients may choose it.
+    """
+    rows: list[Row] = []
+    if storage.exists(_marker(request_id)):
         return rows
-    where = (pc.field("request_id") == request_id) & (pc.field("index") == index)
-    for key in _files(storage, "predictions"):
+    until, where = time.monotonic() + FIND_S, (pc.field("request_id") == request_id) & (pc.field("index") == index)
+    for key in reversed(_files(storage, "predictions")):
+        if time.monotonic() > until:
+            break
         with suppress(FileNotFoundError):
-            rows += _read_file(storage, key, where).to_pylist()
+            rows += _read_file(storage, key, where=where).to_pylist()
     return rows
 
 
 def erase(storage: Storage, request_id: str) -> int:
     """Remove every row of a request, and return how many were found.
 
-    Readers ignore the request from now on; writers that still hold rows of it drop them when they write next.
+    Readers ignore the request from now on; writers that still hold rows of it drop them within `MARKERS_S`.
     """
-    storage.write_bytes(f"{ERASED}/{_digest(request_id)}", b"")
-    removed = 0
+    storage.write_bytes(_marker(request_id), b"")
+    removed, where = 0, pc.field("request_id") == request_id
     for key in (key for name in SCHEMAS for key in _files(storage, name)):
         with suppress(FileNotFoundError):
-            table = _read_file(storage, key)
-            kept = table.filter(pc.not_equal(table["request_id"], request_id))
-            if kept.num_rows < table.num_rows:
-                removed += table.num_rows - kept.num_rows
-                storage.write_bytes(key, parquet(kept))
+            while found := _read_file(storage, key, ["index"], where).num_rows:
+                before = _state(storage, key)
+                kept = _without(_read_file(storage, key), {_digest(request_id)})
+                if _state(storage, key) == before:  # else its writer has replaced it
+                    _write_file(storage, key, kept)
+                    removed += found
+                    break
     return removed
 
 
+def retain(storage: Storage, config: MonitoringConfig) -> None:
+    """Delete what `monitoring` does not allow to keep, also of logs that are switched off now, and old markers."""
+    prune(storage, "predictions", config.log_days, config.log_megabytes * 1_000_000)
+    prune(storage, "texts", config.text_days, config.log_megabytes * 1_000_000)
+    oldest = time.time_ns() - 86400 * 10**9 * (max(config.log_days, config.text_days) + 1)
+    for key, info in _files(storage, "erased", "").items():
+        if (info.mtime_ns or oldest) < oldest:
+            storage.delete(key)
+
+
 def prune(storage: Storage, name: str, days: int, max_bytes: int) -> None:
-    """Delete earlier days than the last `days`, then the oldest files until all others fit into `max_bytes`."""
+    """Delete earlier days than the last `days`, then the oldest files until all others fit into `max_bytes`.
+
+    A deleted file that another replica has open is back when that one writes next.
+    """
     first = f"day={datetime.now(UTC).date() - timedelta(days - 1)}"
     for day in storage.list(f"{FOLDER}/{name}"):
         if day < first:
             storage.delete(f"{FOLDER}/{name}/{day}")
     size = 0
-    for key, own in reversed(_files(storage, name).items()):
-        size += own
+    for key, info in reversed(_files(storage, name).items()):
+        size += info.size
         if size > max_bytes:
             storage.delete(key)
 
 
-def _files(storage: Storage, name: str) -> dict[str, int]:
-    """The files of a log, oldest first: their keys with their sizes."""
+def _files(storage: Storage, name: str, extension: str = "parquet") -> dict[str, FileInfo]:
+    """The files of a log, or those of its markers, by key; oldest first."""
     folder = storage.path(f"{FOLDER}/{name}")
     infos = storage.filesystem.get_file_info(FileSelector(folder, allow_not_found=True, recursive=True))
-    infos = [info for info in infos if info.extension == "parquet"]
+    infos = [info for info in infos if info.is_file and info.extension == extension]
     infos.sort(key=lambda info: (info.path.rpartition("/")[0], info.mtime_ns or 0, info.path))
-    return {f"{FOLDER}/{name}{info.path.removeprefix(folder)}": info.size for info in infos}
+    return {f"{FOLDER}/{name}{info.path.removeprefix(folder)}": info for info in infos}
 
 
-def _read_file(storage: Storage, key: str, where: pc.Expression | None = None) -> pa.Table:
+def _state(storage: Storage, key: str) -> tuple[int | None, int | None]:
+    """What changes when a file is replaced."""
+    info = storage.filesystem.get_file_info(storage.path(key))
+    return info.mtime_ns, info.size
+
+
+def _read_file(
+    storage: Storage, key: str, columns: list[str] | None = None, where: pc.Expression | None = None
+) -> pa.Table:
     path = storage.path(key)
-    table = pq.read_table(path, filesystem=storage.filesystem, partitioning=None, filters=where)
+    table = pq.read_table(path, columns=columns, filters=where, filesystem=storage.filesystem, partitioning=None)
     if (found := table.schema.metadata) != _VERSION:
         advice = "remove the file, or use the release that wrote it"
         raise InputError(f"{path}: expected the metadata {_VERSION}, found {found}: {advice}")
     return table
 
 
-def _without_erased(storage: Storage, table: pa.Table) -> pa.Table:
-    """The rows whose requests are not erased."""
-    erased = set(storage.list(ERASED))
+def _write_file(storage: Storage, key: str, table: pa.Table) -> None:
+    storage.write_bytes(key, parquet(table), private="text" in table.column_names)
+
+
+def _without(table: pa.Table, erased: set[str]) -> pa.Table:
+    """The rows whose requests are not among the erased ones."""
     if not erased:
         return table
-    return table.filter(pa.array([_digest(id_) not in erased for id_ in table["request_id"].to_pylist()], pa.bool_()))
+    gone = [id_ for id_ in table["request_id"].unique().to_pylist() if _digest(id_) in erased]
+    return table.filter(pc.invert(pc.is_in(table["request_id"], pa.array(gone, pa.string()))))
+
+
+def _row_bytes(row: Row) -> int:
+    return ROW_BYTES + len(row.get("text", "").encode(errors="replace"))
+
+
+def _marker(request_id: str) -> str:
+    return f"{ERASED}/{_digest(request_id)}"
 
 
 def _digest(request_id: str) -> str:

@@ -57,6 +57,8 @@ class Versions:
             role, version = "main" if engine is self.main else "canary", engine.detector.version
             engine.record("loaded", 1, role=role, model_version=version)
             engine.record("waiting_tokens", engine.batcher.waiting_tokens, model_version=version)
+        if self.main.log:
+            self.main.record("log_age_seconds", self.main.log.age_s)
 
     async def close(self) -> None:
         """Accept no more requests and finish those accepted."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,7 +20,15 @@ from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage, parquet
 from detect_ai.detector.detector import Detector, Document
 from detect_ai.monitoring import prediction_log
-from detect_ai.monitoring.prediction_log import PREDICTIONS, PredictionLog, RowLog, read, sketch_bits, sketches
+from detect_ai.monitoring.prediction_log import (
+    PREDICTIONS,
+    SCHEMAS,
+    PredictionLog,
+    RowLog,
+    read,
+    sketch_bits,
+    sketches,
+)
 from detect_ai.schemas import Verdict
 
 TEXT = "The council met on Tuesday to vote on the old bridge near the market, said the farmer in the rain."
@@ -46,10 +56,11 @@ def scored(tiny_bundle: Path) -> Scored:
 
 
 class Counts(dict[str, float]):
-    """The last values of gauges by name."""
+    """The last values of gauges by name, and by name with each label."""
 
     def __call__(self, metric: str, value: float = 1, **labels: str) -> None:
         self[metric] = value
+        self.update({f"{metric} {label}": value for label in labels.values()})
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
@@ -101,7 +112,7 @@ def test_texts_are_stored_apart(storage: Storage, scored: Scored) -> None:
 
 
 def test_one_file_grows_until_it_is_full(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction_log, "ROWS_PER_FILE", 2)
+    monkeypatch.setattr(prediction_log, "FILE_BYTES", 1200)
     log = rows(storage)
     for name in "abc":
         log.append([row(name)])
@@ -114,37 +125,43 @@ def rows(storage: Storage) -> RowLog:
     return RowLog(storage, "predictions", days=2, max_bytes=10**9)
 
 
-def row(request_id: str) -> dict[str, Any]:
-    return {"time": datetime.now(UTC), "request_id": request_id, "index": 0, "audited": False}
+def row(request_id: str, **columns: Any) -> dict[str, Any]:
+    fixed = {"time": datetime.now(UTC), "index": 0, "audited": False, "style": np.ones(4)}
+    return {**fixed, "request_id": request_id, **columns}
 
 
-def write_day(storage: Storage, age: int, request_id: str) -> None:
+def texts_log(storage: Storage, max_bytes: int = 10**9) -> RowLog:
+    return RowLog(storage, "texts", days=2, max_bytes=max_bytes)
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def write_day(storage: Storage, age: int, request_id: str, name: str = "predictions") -> None:
     time = datetime.now(UTC) - timedelta(age)
-    table = pa.Table.from_pylist([{**row(request_id), "time": time}], PREDICTIONS)
-    key = f"monitoring/predictions/day={time.date()}/w-000001.parquet"
+    table = pa.Table.from_pylist([row(request_id, time=time, text=TEXT, model_version=str(age))], SCHEMAS[name])
+    key = f"monitoring/{name}/day={time.date()}/w-000001.parquet"
     storage.write_bytes(key, parquet(table))
     os.utime(storage.path(key), (1e9 - age, 1e9 - age))
 
 
 def test_rows_wait_while_storage_fails(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction_log, "MAX_WAITING_BYTES", 3500)
     log = rows(storage)
-    monkeypatch.setattr(prediction_log, "MAX_WAITING_ROWS", 3)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "write_bytes", full)
+        patch.setattr(storage, "write_bytes", full_disk)
         for name in "abcde":
             log.append([row(name)])
-            log.flush()
+            with suppress(OSError):
+                log.flush()
     log.flush()
     assert read(storage)["request_id"].to_pylist() == ["a", "b", "c"]
 
 
 def test_rows_beyond_the_queue_are_dropped_and_counted(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = Counts()
-    monkeypatch.setattr(prediction_log, "MAX_WAITING_ROWS", 2)
+    monkeypatch.setattr(prediction_log, "MAX_WAITING_BYTES", 2500)
     monkeypatch.setattr(prediction_log, "FLUSH_S", 0.01)
     log = prediction_log_of(storage, counts)
     log.predictions.append([row(name) for name in "abc"])
@@ -152,6 +169,100 @@ def test_rows_beyond_the_queue_are_dropped_and_counted(storage: Storage, monkeyp
     wait_until(lambda: counts.get("log_dropped") == 1 and counts.get("log_waiting") == 0)
     log.close()
     assert read(storage)["request_id"].to_pylist() == ["a", "b"]
+
+
+def test_waiting_texts_are_bounded_in_bytes(storage: Storage) -> None:
+    log = texts_log(storage)
+    log.append([row(str(i), text="é" * 1_000_000) for i in range(20)])
+    assert (len(log.waiting()), log.num_dropped) == (9, 11)
+    log.flush()
+    log.append([row("a", text="short")])
+    assert len(log.waiting()) == 1
+
+
+def test_all_files_of_a_log_fit_into_its_size(storage: Storage) -> None:
+    log, rng = texts_log(storage, max_bytes=1_000_000), np.random.default_rng(0)
+    for i in range(100):
+        log.append([row(str(i), text=rng.bytes(20_000).hex())])  # 20 kB compressed
+        log.flush()
+        assert len(stored_bytes(storage)) <= 1_000_000
+    assert read(storage, "texts")["request_id"].to_pylist()[-1] == "99"
+    assert len(stored_bytes(storage)) > 300_000
+
+
+def test_a_full_file_is_not_written_again(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, written, write = texts_log(storage), list[int](), storage.write_bytes
+
+    def counted(key: str, data: bytes, private: bool = False) -> None:
+        written.append(len(data))
+        write(key, data, private)
+
+    monkeypatch.setattr(storage, "write_bytes", counted)
+    rng = np.random.default_rng(0)
+    for i in range(21):
+        log.append([row(str(i), text=rng.bytes(250_000).hex())])
+        log.flush()
+    assert max(written) < 3_000_000
+    assert len(list(Path(storage.root).rglob("*.parquet"))) == 3
+
+
+def test_rows_that_do_not_fit_are_dropped_and_counted(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    counts = Counts()
+    log = prediction_log_of(storage, counts)
+    log.predictions.append([row("bad", num_tokens="a secret text")])
+    log.flush()
+    assert (counts["log_dropped predictions"], counts["log_errors predictions"]) == (1, 1)
+    log.predictions.append([row("good")])
+    log.flush()
+    assert read(storage)["request_id"].to_pylist() == ["good"]
+    assert "ArrowInvalid" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_the_thread_survives_every_error(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts = Counts()
+    monkeypatch.setattr(prediction_log, "FLUSH_S", 0.01)
+    log = prediction_log_of(storage, counts)
+
+    def fail(_: object) -> None:
+        raise ValueError("a value of a row")
+
+    log.observe = fail
+    log.start()
+    wait_until(lambda: counts.get("log_errors drift", 0) >= 2)
+    log.predictions.append([row("a")])
+    wait_until(lambda: read(storage).num_rows == 1)
+    log.close()
+    assert "ValueError" in caplog.text
+    assert "a value of a row" not in caplog.text
+
+
+def test_the_age_counts_from_the_last_pass_without_errors(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = prediction_log_of(storage)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "create", full_disk)
+        log.flush()
+    assert log.age_s > 99
+    log.flush()
+    assert log.age_s == 0
+
+
+def test_a_log_starts_without_storage(
+    storage: Storage, scored: Scored, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "create", full_disk)
+        log = prediction_log_of(storage)
+        add(log, "r1", scored._replace(document=replace(scored.document, style=np.ones(4))))
+        log.flush()
+    assert "No space left" in caplog.text
+    log.flush()
+    (written,) = read(storage).to_pylist()
+    assert written["sketch"] == sketches(np.ones((1, 4)), prediction_log.log_secret(storage))[0]
 
 
 def test_closing_writes_what_waits(storage: Storage) -> None:
@@ -178,6 +289,65 @@ def test_the_oldest_files_are_deleted_beyond_the_size(storage: Storage) -> None:
     assert read(storage, columns=["request_id"])["request_id"].to_pylist() == ["r1", "r0"]
 
 
+@pytest.mark.parametrize(("settings", "kept"), [({"log": True, "text_days": 50}, 1), ({"log": True}, 0), ({}, 0)])
+def test_a_start_deletes_old_texts_also_without_traffic(
+    storage: Storage, settings: dict[str, Any], kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction_log, "FLUSH_S", 0.01)
+    for age in (0, 40):
+        write_day(storage, age, f"r{age}")
+        write_day(storage, age, f"r{age}", "texts")
+    log = PredictionLog(storage, MonitoringConfig(**settings), Counts())
+    log.start()
+    wait_until(lambda: storage.list("monitoring/predictions") == [f"day={datetime.now(UTC).date()}"])
+    wait_until(lambda: len(storage.list("monitoring/texts")) == 2 * kept)
+    log.close()
+    assert storage.exists("monitoring/secret") == bool(settings)
+
+
+def test_retention_is_applied_again_and_again(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = prediction_log_of(storage)
+    log.flush()
+    write_day(storage, 40, "r1")
+    log.flush()
+    assert read(storage).num_rows == 1
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + prediction_log.RETAIN_S)
+    log.flush()
+    assert read(storage).num_rows == 0
+
+
+def test_markers_are_deleted_when_no_row_can_be_left(storage: Storage) -> None:
+    for name, days in (("old", 32), ("new", 30)):
+        prediction_log.erase(storage, name)
+        then = time.time() - 86400 * days
+        os.utime(storage.path(prediction_log._marker(name)), (then, then))
+    prediction_log.retain(storage, MonitoringConfig(log=True, log_days=30))
+    assert storage.list(prediction_log.ERASED) == [prediction_log._digest("new")]
+
+
+def test_pruning_accepts_that_another_replica_prunes(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for age in (0, 1):
+        write_day(storage, age, f"r{age}")
+    first, both = storage.list("monitoring/predictions"), prediction_log._files(storage, "predictions")
+    Storage(storage.root).delete(f"monitoring/predictions/{first[0]}")
+    monkeypatch.setattr(prediction_log, "_files", lambda *_: both)
+    monkeypatch.setattr(storage, "list", lambda _: first)
+    prediction_log.prune(storage, "predictions", days=1, max_bytes=0)
+    assert list(Path(storage.root).rglob("*.parquet")) == []
+
+
+def test_a_writer_continues_when_another_replica_prunes_its_file(storage: Storage) -> None:
+    ours, theirs = rows(storage), rows(storage)
+    for log in (ours, theirs):
+        log.append([row("a")])
+        log.flush()
+    prediction_log.prune(storage, "predictions", days=1, max_bytes=0)
+    ours.append([row("b")])
+    ours.flush()
+    assert read(storage)["request_id"].to_pylist() == ["a", "b"]
+
+
 def test_erased_requests_are_gone_from_the_files(storage: Storage, scored: Scored) -> None:
     log = prediction_log_of(storage, text_days=1)
     for name in ("r1", "r2"):
@@ -189,15 +359,100 @@ def test_erased_requests_are_gone_from_the_files(storage: Storage, scored: Score
     assert (len(log.find("r1", 0)), len(log.find("r2", 0))) == (0, 1)
 
 
-def test_a_writer_does_not_bring_erased_rows_back(storage: Storage) -> None:
+@pytest.mark.parametrize("more", [True, False])
+def test_a_writer_drops_erased_rows_also_without_new_ones(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, more: bool
+) -> None:
     log = rows(storage)
-    log.append([row("r1")])
+    log.append([row("r1"), row("r0")])
     log.flush()
+    file, before = next(Path(storage.root).rglob("*.parquet")), stored_bytes(storage)
     prediction_log.erase(storage, "r1")
+    file.write_bytes(before)  # the writer has put the row back
+    log.append([row("r2")] * more)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + prediction_log.MARKERS_S)
+    log.flush()
+    assert b"r1" not in stored_bytes(storage)
+    assert read(storage)["request_id"].to_pylist() == ["r0", "r2"][: 1 + more]
+
+
+def test_rows_that_are_erased_while_they_wait_are_not_written(storage: Storage) -> None:
+    log = rows(storage)
+    log.append([row("r1"), row("r2")])
+    prediction_log.erase(storage, "r1")
+    log.flush()
+    assert b"r1" not in stored_bytes(storage)
+
+
+def test_no_erased_row_stays_in_a_file_that_its_writer_leaves(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = rows(storage)
+    log.append([row("r1"), row("r0")])
+    log.flush()
+    before, file = stored_bytes(storage), next(Path(storage.root).rglob("*.parquet"))
+    prediction_log.erase(storage, "r1")
+    file.write_bytes(before)
+    monkeypatch.setattr(prediction_log, "FILE_BYTES", 0)  # the next file
     log.append([row("r2")])
     log.flush()
     assert b"r1" not in stored_bytes(storage)
-    assert read(storage)["request_id"].to_pylist() == ["r2"]
+    assert len(list(Path(storage.root).rglob("*.parquet"))) == 2
+
+
+def test_a_closed_log_has_no_erased_row(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = prediction_log_of(storage)
+    log.predictions.append([row("r1"), row("r0")])
+    log.observe = lambda written: prediction_log.erase(Storage(storage.root), "r1") if written else None
+    write = storage.write_bytes
+    monkeypatch.setattr(prediction_log, "erase", lambda storage, id_: write(prediction_log._marker(id_), b""))
+    log.start()
+    log.close()
+    assert read(storage)["request_id"].to_pylist() == ["r0"]
+    assert b"r1" not in stored_bytes(storage)
+
+
+def test_erasing_does_not_undo_what_a_writer_writes_meanwhile(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, read_file = rows(storage), prediction_log._read_file
+    log.append([row("r1"), row("r0")])
+    log.flush()
+    log.append([row("r2")])
+
+    def slow(*given: Any) -> pa.Table:
+        table = read_file(*given)
+        if len(given) == 2:  # the whole file, to be written without the row
+            log.flush()
+        return table
+
+    monkeypatch.setattr(prediction_log, "_read_file", slow)
+    prediction_log.erase(storage, "r1")
+    monkeypatch.undo()
+    assert read(storage)["request_id"].to_pylist() == ["r0", "r2"]
+    assert b"r1" not in stored_bytes(storage)
+
+
+def test_markers_are_listed_twice_a_minute_at_most(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, listed, list_ = rows(storage), list[str](), storage.list
+    now = time.monotonic()
+    monkeypatch.setattr(storage, "list", lambda key: listed.append(key) or list_(key))
+    for second in range(0, 60, 2):
+        monkeypatch.setattr(time, "monotonic", lambda second=second: now + second)
+        log.append([row("a")])
+        log.flush()
+    assert listed.count(prediction_log.ERASED) == 2
+
+
+def test_a_pruned_file_does_not_come_back_for_an_erased_row(storage: Storage) -> None:
+    log = rows(storage)
+    log.append([row("r1"), row("r2")])
+    log.flush()
+    prediction_log.prune(storage, "predictions", days=1, max_bytes=0)
+    prediction_log.erase(storage, "r1")
+    log.drop_erased()
+    assert list(Path(storage.root).rglob("*.parquet")) == []
 
 
 def test_texts_are_found_by_request_and_index(storage: Storage, scored: Scored) -> None:
@@ -216,6 +471,39 @@ def test_all_texts_of_a_repeated_request_id_are_found(storage: Storage, scored: 
         log.flush()
     add(one, "r1", scored._replace(score=3.0))
     assert sorted(row["score"] for row in one.find("r1", 0)) == [1, 2, 3]
+
+
+def test_the_search_for_a_row_is_bounded(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for age in (0, 1, 2):
+        write_day(storage, age, f"r{age}")
+    start = time.monotonic()
+    seconds = iter([0.0, 0.0, 9.0, 11.0])
+    monkeypatch.setattr(time, "monotonic", lambda: start + next(seconds))
+    assert prediction_log.find(storage, "r2", 0) == []
+    seconds = iter([0.0, 0.0, 9.0, 10.0])
+    assert len(prediction_log.find(storage, "r2", 0)) == 1
+
+
+def test_wanted_rows_are_read(storage: Storage) -> None:
+    for age in (0, 1, 2):
+        write_day(storage, age, f"r{age}")
+    recent = pc.field("time") > datetime.now(UTC) - timedelta(1.5)
+    found = read(storage, columns=["score", "request_id"], where=recent)
+    assert found.column_names == ["score", "request_id"]
+    assert found["request_id"].to_pylist() == ["r1", "r0"]
+    assert read(storage, columns=["index"], where=recent & (pc.field("request_id") == "r1")).num_rows == 1
+
+
+def test_only_wanted_columns_are_read(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_day(storage, 0, "r1", "texts")
+    asked, read_table = list[list[str]](), pq.read_table
+    monkeypatch.setattr(
+        pq,
+        "read_table",
+        lambda *given, columns, **more: asked.append(columns) or read_table(*given, columns=columns, **more),
+    )
+    assert read(storage, "texts", columns=["index"]).column_names == ["index"]
+    assert asked == [["index", "time", "request_id"]]
 
 
 def test_another_schema_version_is_refused(storage: Storage) -> None:
@@ -251,6 +539,16 @@ def test_the_secret_is_made_once(storage: Storage) -> None:
     assert prediction_log.log_secret(storage) == prediction_log.log_secret(storage)
 
 
-def test_only_the_owner_reads_the_secret(storage: Storage) -> None:
-    prediction_log.log_secret(storage)
-    assert Path(storage.path("monitoring/secret")).stat().st_mode & 0o777 == 0o600
+def test_secret_and_texts_are_for_their_owner_only(storage: Storage) -> None:
+    log = prediction_log_of(storage, text_days=1)
+    log.predictions.append([row("a")])
+    log.texts.append([row("a", text=TEXT), row("b", text=TEXT)]) if log.texts else None
+    log.flush()
+
+    def modes(pattern: str) -> set[int]:
+        return {path.stat().st_mode & 0o777 for path in Path(storage.path("monitoring")).glob(pattern)}
+
+    assert modes("secret") == modes("texts/*/*.parquet") == {0o600}
+    assert modes("predictions/*/*.parquet") != {0o600}
+    prediction_log.erase(storage, "a")
+    assert modes("texts/*/*.parquet") == {0o600}
