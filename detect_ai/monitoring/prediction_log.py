@@ -369,7 +369,7 @@ def prune(storage: Storage, name: str, days: int, max_bytes: int) -> None:
     """
     first = f"day={datetime.now(UTC).date() - timedelta(days - 1)}"
     for day in storage.list(f"{FOLDER}/{name}"):
-        if day < first:
+        if "day=" <= day < first:
             storage.delete(f"{FOLDER}/{name}/{day}")
     size = 0
     for key, info in reversed(_files(storage, name).items()):

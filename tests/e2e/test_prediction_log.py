@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +22,7 @@ import pytest
 
 from detect_ai.core.storage import Storage
 from detect_ai.detector.registry import Registry
-from detect_ai.monitoring.prediction_log import FLUSH_S, read
+from detect_ai.monitoring.prediction_log import FLUSH_S, MAX_WAITING_BYTES, ROW_BYTES, read
 from serve_app.auth.api_keys import KeyStore, Scope, create_key
 from tests.e2e.conftest import CHECKOUT, foreground
 from tests.fixtures import tiny_models
@@ -52,6 +56,14 @@ def service(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iter
         headers = {"Authorization": f"Bearer {token}"}
         with httpx.Client(base_url=url, timeout=60, headers=headers) as client:
             yield Service(client, storage, token)
+
+
+def gauge(temporary: Path, series: str) -> float:
+    """The value of a metric of a service whose Ray has a temporary folder; -1 without one."""
+    nodes = json.loads((temporary / "ray/prom_metrics_service_discovery.json").read_text())
+    exposition = "".join(httpx.get(f"http://{target}/metrics").text for node in nodes for target in node["targets"])
+    found = re.findall(rf"^{series}.*}} (\S+)$", exposition, re.MULTILINE)
+    return float(found[0]) if found else -1
 
 
 def texts(number: int, seed: int = 0) -> list[str]:
@@ -115,7 +127,12 @@ def test_a_killed_replica_loses_seconds_at_most(service: Service) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-def test_a_full_disk_fails_no_request(tmp_path: Path, tiny_bundle: Path) -> None:
+def test_a_full_disk_fails_no_request(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix="dai-", dir="/tmp"))  # socket paths must stay short
+    request.addfinalizer(partial(shutil.rmtree, temporary, ignore_errors=True))
+    monkeypatch.setenv("RAY_TMPDIR", str(temporary))
     storage = Storage(str(tmp_path / "store"))
     registry = Registry(storage)
     registry.set_champion(registry.add(tiny_bundle))
@@ -131,7 +148,12 @@ def test_a_full_disk_fails_no_request(tmp_path: Path, tiny_bundle: Path) -> None
             answers = [
                 client.post("/v1/detect", json={"texts": texts(256)}, timeout=60).status_code for _ in range(120)
             ]
+            lost = 256 * len(answers) - MAX_WAITING_BYTES // ROW_BYTES - read(storage).num_rows
+            assert lost > 0
+            wait_for(lambda: gauge(temporary, 'ray_detect_ai_log_dropped{.*log="predictions"') == lost, 60)
+            assert gauge(temporary, 'ray_detect_ai_log_errors{.*step="predictions"') > 0
+            assert gauge(temporary, 'ray_detect_ai_log_errors{.*step="retention"') == 0
         assert set(answers) == {200}
-        assert "not written" in (tmp_path / "log").read_text()
+        assert "No space left" in (tmp_path / "log").read_text()
     finally:
         subprocess.run(["umount", str(folder)], check=True)

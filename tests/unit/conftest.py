@@ -1,4 +1,4 @@
-"""Fixtures of several unit tests: rows of a source, any text, an encoder's configuration.
+"""Fixtures of several unit tests: rows of a source, any text, an encoder's configuration, the log of a replica.
 
 Unit tests share two cores with each other's threads: a tiny model is faster on one.
 """
@@ -6,6 +6,8 @@ Unit tests share two cores with each other's threads: a tiny model is faster on 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pytest
@@ -58,3 +60,12 @@ def zstd(data):
 
 def config_of(folder, **changes):
     return ModelConfig(name="tiny", path=str(folder), window=64, stride=48).model_copy(update=changes)
+
+
+@pytest.fixture
+def serve_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
+    logger = logging.getLogger("ray.serve")
+    monkeypatch.setattr(logger, "propagate", False)  # as Ray sets it when Serve is imported
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)

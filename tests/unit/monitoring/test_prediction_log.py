@@ -112,13 +112,13 @@ def test_texts_are_stored_apart(storage: Storage, scored: Scored) -> None:
 
 
 def test_one_file_grows_until_it_is_full(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction_log, "FILE_BYTES", 1200)
-    log = rows(storage)
+    monkeypatch.setattr(prediction_log, "FILE_BYTES", 9000)
+    log = texts_log(storage)
     for name in "abc":
-        log.append([row(name)])
+        log.append([row(name, text="x" * 3000)])
         log.flush()
     assert sorted(pq.read_metadata(path).num_rows for path in Path(storage.root).rglob("*.parquet")) == [1, 2]
-    assert read(storage)["request_id"].to_pylist() == ["a", "b", "c"]
+    assert read(storage, "texts")["request_id"].to_pylist() == ["a", "b", "c"]
 
 
 def rows(storage: Storage) -> RowLog:
@@ -206,7 +206,7 @@ def test_a_full_file_is_not_written_again(storage: Storage, monkeypatch: pytest.
     assert len(list(Path(storage.root).rglob("*.parquet"))) == 3
 
 
-def test_rows_that_do_not_fit_are_dropped_and_counted(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_that_do_not_fit_are_dropped_and_counted(storage: Storage, serve_log: pytest.LogCaptureFixture) -> None:
     counts = Counts()
     log = prediction_log_of(storage, counts)
     log.predictions.append([row("bad", num_tokens="a secret text")])
@@ -215,12 +215,12 @@ def test_rows_that_do_not_fit_are_dropped_and_counted(storage: Storage, caplog: 
     log.predictions.append([row("good")])
     log.flush()
     assert read(storage)["request_id"].to_pylist() == ["good"]
-    assert "ArrowInvalid" in caplog.text
-    assert "secret" not in caplog.text
+    assert "ArrowInvalid" in serve_log.text
+    assert "secret" not in serve_log.text
 
 
 def test_the_thread_survives_every_error(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, serve_log: pytest.LogCaptureFixture
 ) -> None:
     counts = Counts()
     monkeypatch.setattr(prediction_log, "FLUSH_S", 0.01)
@@ -235,8 +235,8 @@ def test_the_thread_survives_every_error(
     log.predictions.append([row("a")])
     wait_until(lambda: read(storage).num_rows == 1)
     log.close()
-    assert "ValueError" in caplog.text
-    assert "a value of a row" not in caplog.text
+    assert "ValueError" in serve_log.text
+    assert "a value of a row" not in serve_log.text
 
 
 def test_the_age_counts_from_the_last_pass_without_errors(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,14 +252,14 @@ def test_the_age_counts_from_the_last_pass_without_errors(storage: Storage, monk
 
 
 def test_a_log_starts_without_storage(
-    storage: Storage, scored: Scored, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    storage: Storage, scored: Scored, monkeypatch: pytest.MonkeyPatch, serve_log: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(storage, "create", full_disk)
         log = prediction_log_of(storage)
         add(log, "r1", scored._replace(document=replace(scored.document, style=np.ones(4))))
         log.flush()
-    assert "No space left" in caplog.text
+    assert "No space left" in serve_log.text
     log.flush()
     (written,) = read(storage).to_pylist()
     assert written["sketch"] == sketches(np.ones((1, 4)), prediction_log.log_secret(storage))[0]

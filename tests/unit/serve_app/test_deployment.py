@@ -1,0 +1,48 @@
+"""The start of a replica with and without a prediction log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import AsyncMock
+
+import pytest
+
+from detect_ai.core.config import MonitoringConfig, ServeConfig
+from detect_ai.core.storage import Storage
+from detect_ai.detector.registry import Registry
+from serve_app import deployment
+from serve_app.auth.rate_limit import Limiter
+from serve_app.engine.metrics import discard
+
+Start = Callable[[MonitoringConfig], deployment.Replica]
+
+
+@pytest.fixture
+def start(storage: Storage, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+    monkeypatch.setattr(deployment, "ray_metrics", lambda: discard)
+    monkeypatch.setattr(deployment, "connect_limiter", lambda: Limiter(AsyncMock()))
+    version = Registry(storage).add(tiny_bundle)
+    plain = deployment.Replica.__mro__[1]  # without Serve's wrapper
+    return lambda monitoring: plain(ServeConfig(), monitoring, storage.root, version, None)
+
+
+def test_texts_of_an_earlier_log_are_deleted_without_a_log(storage: Storage, start: Start) -> None:
+    storage.write_bytes("monitoring/texts/day=2026-01-01/w-000001.parquet", b"")
+    replica = start(MonitoringConfig())
+    deadline = time.monotonic() + 10
+    while storage.list("monitoring/texts"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert replica.versions.main.log is None
+    assert storage.list("monitoring") == ["texts"]
+
+
+def test_a_replica_starts_on_a_full_disk(storage: Storage, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Storage, "create", full)
+    replica = start(MonitoringConfig(log=True, feedback_url="sqlite://"))
+    assert replica.versions.main.log is not None
