@@ -2,6 +2,7 @@ import errno
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -194,3 +195,22 @@ def test_prune_keeps_the_last_folders_of_a_prefix(storage):
         storage.prune("runs/x", "train-", keep)
         assert len(storage.list("runs/x")) == keep + 2
     assert storage.list("runs/x") == ["sweep-1", "train-2", "train-3", "train.json"]
+
+
+@pytest.mark.parametrize("key", ["folder/file", "folder"])
+def test_two_may_delete_at_once(local, key):
+    local.write_bytes("folder/file", b"x")
+    files, seen = local.filesystem, local.filesystem.get_file_info(local.path(key))
+    local.delete(key)
+    calls = {name: getattr(files, name) for name in ("delete_file", "delete_dir")}
+    local.filesystem = SimpleNamespace(get_file_info=lambda _: seen, **calls)
+    local.delete(key)
+
+
+def test_private_files_are_for_their_owner_only(local):
+    local.write_bytes("a", b"x", private=True)
+    assert local.create("b", b"x", private=True)
+    local.write_bytes("c", b"x")
+    modes = [Path(local.path(key)).stat().st_mode & 0o777 for key in "abc"]
+    assert modes[:2] == [0o600, 0o600]
+    assert modes[2] & 0o444
