@@ -326,6 +326,21 @@ def test_markers_are_deleted_when_no_row_can_be_left(storage: Storage) -> None:
     assert storage.list(prediction_log.ERASED) == [prediction_log._digest("new")]
 
 
+def test_erasing_and_retention_in_an_object_store(gcs_root: str) -> None:
+    store = Storage(gcs_root)
+    log = prediction_log_of(store, text_days=1)
+    log.predictions.append([row("r1"), row("r2")])
+    log.flush()
+    assert prediction_log.erase(store, "r1") == 1
+    assert read(store)["request_id"].to_pylist() == ["r2"]
+    prediction_log.retain(store, MonitoringConfig(log=True))
+    assert (read(store).num_rows, store.list(prediction_log.ERASED)) == (1, [prediction_log._digest("r1")])
+    marker, then = prediction_log._marker("r1"), time.time_ns() - 86400 * 10**9
+    assert prediction_log._files(store, "erased", "")[marker].mtime_ns > then
+    prediction_log.prune(store, "predictions", days=0, max_bytes=10**9)
+    assert read(store).num_rows == 0
+
+
 def test_a_writer_continues_when_another_replica_prunes_its_file(storage: Storage) -> None:
     ours, theirs = rows(storage), rows(storage)
     for log in (ours, theirs):
