@@ -14,6 +14,7 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector.registry import Registry
 from serve_app import deployment
 from serve_app.auth.rate_limit import Limiter
+from serve_app.desired_state import State
 from serve_app.engine.metrics import discard
 
 Start = Callable[[MonitoringConfig], deployment.Replica]
@@ -25,7 +26,13 @@ def start(storage: Storage, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(deployment, "connect_limiter", lambda: Limiter(AsyncMock()))
     version = Registry(storage).add(tiny_bundle)
     plain = deployment.Replica.__mro__[1]  # without Serve's wrapper
-    return lambda monitoring: plain(ServeConfig(), monitoring, storage.root, version, None)
+
+    def started(monitoring: MonitoringConfig) -> deployment.Replica:
+        settings = {"settings": ServeConfig().model_dump(), "monitoring": monitoring.model_dump()}
+        replica: deployment.Replica = plain(State(status="live", version=version, keys=None, **settings), storage.root)
+        return replica
+
+    return started
 
 
 def test_texts_of_an_earlier_log_are_deleted_without_a_log(storage: Storage, start: Start) -> None:
