@@ -126,9 +126,8 @@ class MirrorActor:
     """A Ray Data actor that writes the mirrors of texts to their files; a local model is loaded once."""
 
     def __init__(self, config: RetrainConfig, score: ScoreConfig, root: str, pace: Any, api_key: str) -> None:
-        self._storage = Storage(root)
+        self._storage, self._arguments = Storage(root), (config, score, pace, api_key)
         self._generate: Generate | None = None
-        self._arguments = config, score, pace, api_key
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Numbers of words."""
@@ -195,11 +194,11 @@ def local(folder: str, score: ScoreConfig) -> Generate:
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         model: Any = AutoModelForCausalLM.from_pretrained(folder)
-        model.to(device)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"retrain.model={folder}: expected the folder of a causal language model ({type(error).__name__})"
         ) from error
+    model.to(device)
     longest = getattr(model.config, "max_position_embeddings", 2048)
 
     def encode(text: str, words: int) -> Any:

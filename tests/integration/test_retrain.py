@@ -44,7 +44,10 @@ def make(server: Endpoint, storage: Storage, **changes: Any) -> list[dict[str, A
     return mirrors(HUMANS, RetrainConfig(**own | changes), ScoreConfig(), storage, "mirrors")
 
 
-def test_every_text_gets_a_mirror_of_its_group(server: Endpoint, tmp_path: Path) -> None:
+def test_every_text_gets_a_mirror_of_its_group(
+    server: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirrors_module, "CONCURRENT", 2)
     server.statuses = [429]
     made = make(server, Storage(str(tmp_path)))
     assert [(row["group"], row["domain"], row["generator"]) for row in made] == [
