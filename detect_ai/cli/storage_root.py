@@ -49,13 +49,13 @@ def erase_request(arguments: Namespace) -> int:
     """Delete a request from the prediction log, and print how much there was. Returns the exit code."""
     from detect_ai.core import audit_log
     from detect_ai.core.compose import parse_config
-    from detect_ai.monitoring import prediction_log
+    from detect_ai.monitoring import log_files
     from detect_ai.monitoring.feedback import Feedback
 
-    storage = open_root(arguments, prediction_log.FOLDER)
+    storage = open_root(arguments, log_files.FOLDER)
     config = parse_config({"monitoring": {"feedback_url": arguments.feedback_url}}).monitoring
     labels = Feedback(storage, config).erase(arguments.request_id)  # first: it may fail
-    erased = {"rows": prediction_log.erase(storage, arguments.request_id), "labels": labels}
+    erased = {"rows": log_files.erase(storage, arguments.request_id), "labels": labels}
     audit_log.record(storage, "erase", **erased)  # without the id: it is what was to be forgotten
     print_line(json.dumps(erased))
     return OK

@@ -22,7 +22,8 @@ from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
 from detect_ai.detector.score import read_and_score
 from detect_ai.detector.verdict_table import PREDICTIONS
-from detect_ai.monitoring.prediction_log import FOLDER, log_secret, prediction_row, read, sketched
+from detect_ai.monitoring.log_files import FOLDER, read
+from detect_ai.monitoring.prediction_log import log_secret, prediction_row, sketched
 from detect_ai.monitoring.reference import COLUMNS, Check, Reference, Traffic
 from detect_ai.reports import plots
 from detect_ai.reports.render import render

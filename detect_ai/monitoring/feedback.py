@@ -28,8 +28,8 @@ from detect_ai.core.config import Config, MonitoringConfig
 from detect_ai.core.errors import ConfigError
 from detect_ai.core.storage import Storage
 from detect_ai.metrics import exact_rate_interval
-from detect_ai.monitoring import prediction_log
-from detect_ai.monitoring.prediction_log import FOLDER
+from detect_ai.monitoring import log_files
+from detect_ai.monitoring.log_files import FOLDER
 from detect_ai.schemas import Label
 
 PASSWORD = "DETECT_AI_FEEDBACK_PASSWORD"  # noqa: S105 - the name of a variable
@@ -165,7 +165,7 @@ def report(config: Config, storage: Storage) -> dict[str, Any]:
     or when the database cannot be used.
     """
     columns = ("time", *_IDS, "model_version", "label", "audited", "audit_fraction")
-    log = prediction_log.read(storage, columns=columns)
+    log = log_files.read(storage, columns=columns)
     if not log.num_rows:
         raise ConfigError(f"no predictions under {storage.root}: serve with monitoring.log=true")
     feedback = Feedback(storage, config.monitoring)

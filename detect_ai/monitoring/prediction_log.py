@@ -1,12 +1,8 @@
-"""Log of predictions: scores and features of the texts that the service has read, never the texts.
+"""Writer of the prediction log, one per replica; `log_files` has its columns and files.
 
-Parquet files `monitoring/predictions/day=<date>/<writer>-<number>.parquet` under the storage root, columns as
-`PREDICTIONS`. Each writer, one per replica, replaces its last file every `FLUSH_S` seconds, whole: a process that is
-killed loses at most that long. Texts are kept only where an operator asks for it, in `monitoring/texts/` with a
-retention of their own.
-
-Erasing leaves a marker, which readers obey at once and writers within `MARKERS_S`: until then a writer may put an
-erased row back into the file that it has open.
+A writer replaces its last file every `FLUSH_S` seconds, whole: a process that is killed loses at most that long. It
+obeys the markers of erased requests within `MARKERS_S`: until then it may put an erased row back into the file that it
+has open.
 """
 
 from __future__ import annotations
@@ -19,20 +15,17 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from pyarrow.fs import FileInfo, FileSelector
 
-from detect_ai.core.errors import InputError
-from detect_ai.core.storage import Storage, parquet
+from detect_ai.core.storage import Storage
 from detect_ai.metrics import Floats
+from detect_ai.monitoring.log_files import ERASED, FOLDER, SCHEMAS, Row, find, prune, retain, without, write_file
 
 if TYPE_CHECKING:
     from detect_ai.core.config import MonitoringConfig
@@ -41,41 +34,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve")
 Record = Callable[..., None]  # counts a metric: its name, a number (default: 1), labels
-Row = dict[str, Any]
 
-FOLDER = "monitoring"
-ERASED = f"{FOLDER}/erased"  # digests of the ids of erased requests
 FLUSH_S = 2.0
 MARKERS_S = 30.0  # between two looks for new markers of erased requests
 RETAIN_S = 3600.0  # between two deletions of what is too old
-FIND_S = 10.0  # that the search for a row may take
 FILE_BYTES = 4_000_000  # in memory, beyond which a writer begins the next file; on disk it is smaller
 ROW_BYTES = 1000  # of a row in memory, estimated, without its text
 MAX_WAITING_BYTES = 20_000_000  # while storage cannot be written; further rows are dropped
 SKETCH_BITS = 64
-_VERSION = {b"detect_ai.schema": b"1"}
-
-_ID = [("time", pa.timestamp("ms", "UTC")), ("request_id", pa.string()), ("index", pa.int32())]  # index in the request
-PREDICTIONS = pa.schema(
-    [
-        *_ID,
-        ("model_version", pa.string()),
-        ("label", pa.string()),
-        ("reasons", pa.list_(pa.string())),
-        ("target_fpr", pa.float64()),
-        ("score", pa.float64()),  # log-odds of AI
-        ("num_tokens", pa.int32()),
-        ("prose", pa.float32()),  # fraction of the visible characters that is prose in the language of the model
-        ("other_language", pa.float32()),  # and in other languages
-        ("nearest_domain", pa.string()),
-        ("tampering", pa.int32()),  # characters removed or replaced
-        ("sketch", pa.uint64()),  # signs of the style on secret random directions; null without a style
-        ("audit_fraction", pa.float64()),  # probability with which a text was drawn for the audit
-        ("audited", pa.bool_()),  # whether this one was
-    ],
-    _VERSION,
-)
-SCHEMAS = {"predictions": PREDICTIONS, "texts": pa.schema([*_ID, ("text", pa.string())], _VERSION)}
 
 
 class RowLog:
@@ -131,8 +97,8 @@ class RowLog:
             self._remove(waiting)
             self.num_dropped += len(waiting)
             raise
-        table = pa.concat_tables([self._current, _without(table, self._erased)]).combine_chunks()
-        _write_file(self.storage, self._key, table)
+        table = pa.concat_tables([self._current, without(table, self._erased)]).combine_chunks()
+        write_file(self.storage, self._key, table)
         self._current = table
         self._remove(waiting)
         return rows
@@ -140,9 +106,9 @@ class RowLog:
     def drop_erased(self) -> None:
         """Remove the rows of requests that were erased since the last look from the current file."""
         erased = set(self.storage.list(ERASED))
-        kept = _without(self._current, erased - self._erased)
+        kept = without(self._current, erased - self._erased)
         if kept.num_rows < self._current.num_rows and self.storage.exists(self._key):  # else it was pruned
-            _write_file(self.storage, self._key, kept)
+            write_file(self.storage, self._key, kept)
         self._current, self._erased, self._next_look = kept, erased, time.monotonic() + MARKERS_S
 
     def _remove(self, rows: Sequence[Row]) -> None:
@@ -296,133 +262,5 @@ def log_secret(storage: Storage) -> bytes:
     return storage.read_bytes(key)
 
 
-def read(
-    storage: Storage,
-    name: str = "predictions",
-    columns: Sequence[str] | None = None,
-    where: pc.Expression | None = None,
-) -> pa.Table:
-    """The rows for which `where` holds, oldest first, without erased ones.
-
-    Raises InputError for a file of another schema version.
-    """
-    wanted = list(columns or SCHEMAS[name].names)
-    needed = list(dict.fromkeys((*wanted, "time", "request_id")))
-    tables = [SCHEMAS[name].empty_table().select(needed)]
-    for key in _files(storage, name):
-        with suppress(FileNotFoundError):  # a replica removes old files meanwhile
-            tables.append(_read_file(storage, key, needed, where))
-    rows = _without(pa.concat_tables(tables), set(storage.list(ERASED)))
-    return rows.sort_by("time").select(wanted)
-
-
-def find(storage: Storage, request_id: str, index: int) -> list[Row]:
-    """The rows of one text, without an erased one; several where a client has sent its request id more than once.
-
-    The newest files are searched first, for `FIND_S`: a request id does not tell its day, since clients may choose it.
-    """
-    rows: list[Row] = []
-    if storage.exists(_marker(request_id)):
-        return rows
-    until, where = time.monotonic() + FIND_S, (pc.field("request_id") == request_id) & (pc.field("index") == index)
-    for key in reversed(_files(storage, "predictions")):
-        if time.monotonic() > until:
-            break
-        with suppress(FileNotFoundError):
-            rows += _read_file(storage, key, where=where).to_pylist()
-    return rows
-
-
-def erase(storage: Storage, request_id: str) -> int:
-    """Remove every row of a request, and return how many were found.
-
-    Readers ignore the request from now on; writers that still hold rows of it drop them within `MARKERS_S`.
-    """
-    storage.write_bytes(_marker(request_id), b"")
-    removed, where = 0, pc.field("request_id") == request_id
-    for key in (key for name in SCHEMAS for key in _files(storage, name)):
-        with suppress(FileNotFoundError):
-            while found := _read_file(storage, key, ["index"], where).num_rows:
-                before = _state(storage, key)
-                kept = _without(_read_file(storage, key), {_digest(request_id)})
-                if _state(storage, key) == before:  # else its writer has replaced it
-                    _write_file(storage, key, kept)
-                    removed += found
-                    break
-    return removed
-
-
-def retain(storage: Storage, config: MonitoringConfig) -> None:
-    """Delete what `monitoring` does not allow to keep, also of logs that are switched off now, and old markers."""
-    prune(storage, "predictions", config.log_days, config.log_megabytes * 1_000_000)
-    prune(storage, "texts", config.text_days, config.log_megabytes * 1_000_000)
-    oldest = time.time_ns() - 86400 * 10**9 * (max(config.log_days, config.text_days) + 1)
-    for key, info in _files(storage, "erased", "").items():
-        if (info.mtime_ns or oldest) < oldest:
-            storage.delete(key)
-
-
-def prune(storage: Storage, name: str, days: int, max_bytes: int) -> None:
-    """Delete earlier days than the last `days`, then the oldest files until all others fit into `max_bytes`.
-
-    A deleted file that another replica has open is back when that one writes next.
-    """
-    first = f"day={datetime.now(UTC).date() - timedelta(days - 1)}"
-    for day in storage.list(f"{FOLDER}/{name}"):
-        if "day=" <= day < first:
-            storage.delete(f"{FOLDER}/{name}/{day}")
-    size = 0
-    for key, info in reversed(_files(storage, name).items()):
-        size += info.size
-        if size > max_bytes:
-            storage.delete(key)
-
-
-def _files(storage: Storage, name: str, extension: str = "parquet") -> dict[str, FileInfo]:
-    """The files of a log, or those of its markers, by key; oldest first."""
-    folder = storage.path(f"{FOLDER}/{name}")
-    infos = storage.filesystem.get_file_info(FileSelector(folder, allow_not_found=True, recursive=True))
-    infos = [info for info in infos if info.is_file and info.extension == extension]
-    infos.sort(key=lambda info: (info.path.rpartition("/")[0], info.mtime_ns or 0, info.path))
-    return {f"{FOLDER}/{name}{info.path.removeprefix(folder)}": info for info in infos}
-
-
-def _state(storage: Storage, key: str) -> tuple[int | None, int | None]:
-    """What changes when a file is replaced."""
-    info = storage.filesystem.get_file_info(storage.path(key))
-    return info.mtime_ns, info.size
-
-
-def _read_file(
-    storage: Storage, key: str, columns: list[str] | None = None, where: pc.Expression | None = None
-) -> pa.Table:
-    path = storage.path(key)
-    table = pq.read_table(path, columns=columns, filters=where, filesystem=storage.filesystem, partitioning=None)
-    if (found := table.schema.metadata) != _VERSION:
-        advice = "remove the file, or use the release that wrote it"
-        raise InputError(f"{path}: expected the metadata {_VERSION}, found {found}: {advice}")
-    return table
-
-
-def _write_file(storage: Storage, key: str, table: pa.Table) -> None:
-    storage.write_bytes(key, parquet(table), private="text" in table.column_names)
-
-
-def _without(table: pa.Table, erased: set[str]) -> pa.Table:
-    """The rows whose requests are not among the erased ones."""
-    if not erased:
-        return table
-    gone = [id_ for id_ in table["request_id"].unique().to_pylist() if _digest(id_) in erased]
-    return table.filter(pc.invert(pc.is_in(table["request_id"], pa.array(gone, pa.string()))))
-
-
 def _row_bytes(row: Row) -> int:
     return ROW_BYTES + len(row.get("text", "").encode(errors="replace"))
-
-
-def _marker(request_id: str) -> str:
-    return f"{ERASED}/{_digest(request_id)}"
-
-
-def _digest(request_id: str) -> str:
-    return hashlib.sha256(request_id.encode()).hexdigest()[:32]

@@ -28,7 +28,8 @@ from scipy.sparse import csr_array
 from detect_ai.calibration.calibration import BOTH, NEITHER
 from detect_ai.core.errors import InputError
 from detect_ai.metrics import Floats, Labels
-from detect_ai.monitoring.prediction_log import PREDICTIONS, sketch_bits, sketches
+from detect_ai.monitoring.log_files import PREDICTIONS
+from detect_ai.monitoring.prediction_log import sketch_bits, sketches
 from detect_ai.schemas import Reason
 
 if TYPE_CHECKING:

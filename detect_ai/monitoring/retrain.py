@@ -20,7 +20,7 @@ from detect_ai.core.storage import Storage, parquet
 from detect_ai.detector.dataset import texts_of
 from detect_ai.detector.registry import Registry
 from detect_ai.detector.score import score_in_memory
-from detect_ai.monitoring import prediction_log
+from detect_ai.monitoring import log_files
 from detect_ai.monitoring.feedback import Feedback
 from detect_ai.monitoring.mirrors import mirrors
 from detect_ai.schemas import Label
@@ -86,7 +86,7 @@ def hard_negatives(config: Config, storage: Storage) -> list[dict[str, Any]]:
 
 def audited(config: Config, storage: Storage) -> list[dict[str, Any]]:
     """Audited texts with a label that no key contradicts. Raises InputError where there are no texts or no labels."""
-    texts = prediction_log.read(storage, "texts", ("request_id", "index", "text")).to_pandas()
+    texts = log_files.read(storage, "texts", ("request_id", "index", "text")).to_pandas()
     if texts.empty:
         raise InputError("retrain.audited=true: the service kept no texts; serve with monitoring.text_days above 0")
     labels = Feedback(storage, config.monitoring).audited_texts().dropna(subset="truth")

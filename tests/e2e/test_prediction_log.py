@@ -22,7 +22,8 @@ import pytest
 
 from detect_ai.core.storage import Storage
 from detect_ai.detector.registry import Registry
-from detect_ai.monitoring.prediction_log import FLUSH_S, MAX_WAITING_BYTES, ROW_BYTES, read
+from detect_ai.monitoring.log_files import read
+from detect_ai.monitoring.prediction_log import FLUSH_S, MAX_WAITING_BYTES, ROW_BYTES
 from serve_app.auth.api_keys import KeyStore, Scope, create_key
 from tests.e2e.conftest import CHECKOUT, foreground
 from tests.fixtures import tiny_models

@@ -11,7 +11,8 @@ from detect_ai.core.config import MonitoringConfig
 from detect_ai.core.storage import Storage
 from detect_ai.detector.registry import Registry
 from detect_ai.monitoring.feedback import Feedback
-from detect_ai.monitoring.prediction_log import RowLog, read
+from detect_ai.monitoring.log_files import read
+from detect_ai.monitoring.prediction_log import RowLog
 from detect_ai.schemas import Label
 from tests.unit.monitoring.test_feedback import prediction
 

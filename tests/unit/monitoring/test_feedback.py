@@ -28,11 +28,6 @@ def prediction(request_id: str = "r1", **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
-
-
-@pytest.fixture
 def votes(storage: Storage) -> Feedback:
     return Feedback(storage, MonitoringConfig())
 

@@ -1,43 +1,27 @@
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from detect_ai.core.config import MonitoringConfig
-from detect_ai.core.errors import InputError
-from detect_ai.core.storage import Storage, parquet
+from detect_ai.core.storage import Storage
 from detect_ai.detector.detector import Detector, Document
-from detect_ai.monitoring import prediction_log
-from detect_ai.monitoring.prediction_log import (
-    PREDICTIONS,
-    SCHEMAS,
-    PredictionLog,
-    RowLog,
-    read,
-    sketch_bits,
-    sketches,
-)
+from detect_ai.monitoring import log_files, prediction_log
+from detect_ai.monitoring.log_files import erase, prune, read
+from detect_ai.monitoring.prediction_log import PredictionLog, sketch_bits, sketches
 from detect_ai.schemas import Verdict
+from tests.unit.monitoring.conftest import TEXT, row, rows, stored_bytes, texts_log, write_day
 
-TEXT = "The council met on Tuesday to vote on the old bridge near the market, said the farmer in the rain."
 SPAN = TEXT[:20]
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
 
 
 class Scored(NamedTuple):
@@ -79,10 +63,6 @@ def add(log: PredictionLog, request_id: str, *scored: Scored) -> None:
     log.add(request_id, *zip(*scored, strict=True))
 
 
-def stored_bytes(storage: Storage) -> bytes:
-    return b"".join(path.read_bytes() for path in Path(storage.root).rglob("*") if path.is_file())
-
-
 def test_rows_hold_the_prediction(storage: Storage, scored: Scored) -> None:
     log = prediction_log_of(storage)
     add(log, "r1", scored, scored)
@@ -121,29 +101,8 @@ def test_one_file_grows_until_it_is_full(storage: Storage, monkeypatch: pytest.M
     assert read(storage, "texts")["request_id"].to_pylist() == ["a", "b", "c"]
 
 
-def rows(storage: Storage) -> RowLog:
-    return RowLog(storage, "predictions", days=2, max_bytes=10**9)
-
-
-def row(request_id: str, **columns: Any) -> dict[str, Any]:
-    fixed = {"time": datetime.now(UTC), "index": 0, "audited": False, "style": np.ones(4)}
-    return {**fixed, "request_id": request_id, **columns}
-
-
-def texts_log(storage: Storage, max_bytes: int = 10**9) -> RowLog:
-    return RowLog(storage, "texts", days=2, max_bytes=max_bytes)
-
-
 def full_disk(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
-
-
-def write_day(storage: Storage, age: int, request_id: str, name: str = "predictions") -> None:
-    time = datetime.now(UTC) - timedelta(age)
-    table = pa.Table.from_pylist([row(request_id, time=time, text=TEXT, model_version=str(age))], SCHEMAS[name])
-    key = f"monitoring/{name}/day={time.date()}/w-000001.parquet"
-    storage.write_bytes(key, parquet(table))
-    os.utime(storage.path(key), (1e9 - age, 1e9 - age))
 
 
 def test_rows_wait_while_storage_fails(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,22 +232,6 @@ def test_closing_writes_what_waits(storage: Storage) -> None:
     assert read(storage).num_rows == 1
 
 
-def test_old_days_are_deleted(storage: Storage) -> None:
-    for age in (0, 1, 2):
-        write_day(storage, age, f"r{age}")
-    prediction_log.prune(storage, "predictions", days=2, max_bytes=10**9)
-    assert read(storage, columns=["request_id"])["request_id"].to_pylist() == ["r1", "r0"]
-    assert len(storage.list("monitoring/predictions")) == 2
-
-
-def test_the_oldest_files_are_deleted_beyond_the_size(storage: Storage) -> None:
-    for age in (0, 1, 2):
-        write_day(storage, age, f"r{age}")
-    size = next(Path(storage.root).rglob("*.parquet")).stat().st_size
-    prediction_log.prune(storage, "predictions", days=9, max_bytes=2 * size + 50)
-    assert read(storage, columns=["request_id"])["request_id"].to_pylist() == ["r1", "r0"]
-
-
 @pytest.mark.parametrize(("settings", "kept"), [({"log": True, "text_days": 50}, 1), ({"log": True}, 0), ({}, 0)])
 def test_a_start_deletes_old_texts_also_without_traffic(
     storage: Storage, settings: dict[str, Any], kept: int, monkeypatch: pytest.MonkeyPatch
@@ -317,50 +260,15 @@ def test_retention_is_applied_again_and_again(storage: Storage, monkeypatch: pyt
     assert read(storage).num_rows == 0
 
 
-def test_markers_are_deleted_when_no_row_can_be_left(storage: Storage) -> None:
-    for name, days in (("old", 32), ("new", 30)):
-        prediction_log.erase(storage, name)
-        then = time.time() - 86400 * days
-        os.utime(storage.path(prediction_log._marker(name)), (then, then))
-    prediction_log.retain(storage, MonitoringConfig(log=True, log_days=30))
-    assert storage.list(prediction_log.ERASED) == [prediction_log._digest("new")]
-
-
-def test_erasing_and_retention_in_an_object_store(gcs_root: str) -> None:
-    store = Storage(gcs_root)
-    log = prediction_log_of(store, text_days=1)
-    log.predictions.append([row("r1"), row("r2")])
-    log.flush()
-    assert prediction_log.erase(store, "r1") == 1
-    assert read(store)["request_id"].to_pylist() == ["r2"]
-    prediction_log.retain(store, MonitoringConfig(log=True))
-    assert (read(store).num_rows, store.list(prediction_log.ERASED)) == (1, [prediction_log._digest("r1")])
-    marker, then = prediction_log._marker("r1"), time.time_ns() - 86400 * 10**9
-    assert prediction_log._files(store, "erased", "")[marker].mtime_ns > then
-    prediction_log.prune(store, "predictions", days=0, max_bytes=10**9)
-    assert read(store).num_rows == 0
-
-
 def test_a_writer_continues_when_another_replica_prunes_its_file(storage: Storage) -> None:
     ours, theirs = rows(storage), rows(storage)
     for log in (ours, theirs):
         log.append([row("a")])
         log.flush()
-    prediction_log.prune(storage, "predictions", days=1, max_bytes=0)
+    prune(storage, "predictions", days=1, max_bytes=0)
     ours.append([row("b")])
     ours.flush()
     assert read(storage)["request_id"].to_pylist() == ["a", "b"]
-
-
-def test_erased_requests_are_gone_from_the_files(storage: Storage, scored: Scored) -> None:
-    log = prediction_log_of(storage, text_days=1)
-    for name in ("r1", "r2"):
-        add(log, name, scored)
-    log.flush()
-    assert prediction_log.erase(storage, "r1") == 2
-    assert b"r1" not in stored_bytes(storage)
-    assert read(storage)["request_id"].to_pylist() == ["r2"]
-    assert (len(log.find("r1", 0)), len(log.find("r2", 0))) == (0, 1)
 
 
 @pytest.mark.parametrize("more", [True, False])
@@ -371,7 +279,7 @@ def test_a_writer_drops_erased_rows_also_without_new_ones(
     log.append([row("r1"), row("r0")])
     log.flush()
     file, before = next(Path(storage.root).rglob("*.parquet")), stored_bytes(storage)
-    prediction_log.erase(storage, "r1")
+    erase(storage, "r1")
     file.write_bytes(before)  # the writer has put the row back
     log.append([row("r2")] * more)
     now = time.monotonic()
@@ -384,7 +292,7 @@ def test_a_writer_drops_erased_rows_also_without_new_ones(
 def test_rows_that_are_erased_while_they_wait_are_not_written(storage: Storage) -> None:
     log = rows(storage)
     log.append([row("r1"), row("r2")])
-    prediction_log.erase(storage, "r1")
+    erase(storage, "r1")
     log.flush()
     assert b"r1" not in stored_bytes(storage)
 
@@ -396,7 +304,7 @@ def test_no_erased_row_stays_in_a_file_that_its_writer_leaves(
     log.append([row("r1"), row("r0")])
     log.flush()
     before, file = stored_bytes(storage), next(Path(storage.root).rglob("*.parquet"))
-    prediction_log.erase(storage, "r1")
+    erase(storage, "r1")
     file.write_bytes(before)
     monkeypatch.setattr(prediction_log, "FILE_BYTES", 0)  # the next file
     log.append([row("r2")])
@@ -408,33 +316,12 @@ def test_no_erased_row_stays_in_a_file_that_its_writer_leaves(
 def test_a_closed_log_has_no_erased_row(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     log = prediction_log_of(storage)
     log.predictions.append([row("r1"), row("r0")])
-    log.observe = lambda written: prediction_log.erase(Storage(storage.root), "r1") if written else None
+    log.observe = lambda written: log_files.erase(Storage(storage.root), "r1") if written else None
     write = storage.write_bytes
-    monkeypatch.setattr(prediction_log, "erase", lambda storage, id_: write(prediction_log._marker(id_), b""))
+    monkeypatch.setattr(log_files, "erase", lambda storage, id_: write(log_files._marker(id_), b""))
     log.start()
     log.close()
     assert read(storage)["request_id"].to_pylist() == ["r0"]
-    assert b"r1" not in stored_bytes(storage)
-
-
-def test_erasing_does_not_undo_what_a_writer_writes_meanwhile(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log, read_file = rows(storage), prediction_log._read_file
-    log.append([row("r1"), row("r0")])
-    log.flush()
-    log.append([row("r2")])
-
-    def slow(*given: Any) -> pa.Table:
-        table = read_file(*given)
-        if len(given) == 2:  # the whole file, to be written without the row
-            log.flush()
-        return table
-
-    monkeypatch.setattr(prediction_log, "_read_file", slow)
-    prediction_log.erase(storage, "r1")
-    monkeypatch.undo()
-    assert read(storage)["request_id"].to_pylist() == ["r0", "r2"]
     assert b"r1" not in stored_bytes(storage)
 
 
@@ -446,15 +333,15 @@ def test_markers_are_listed_twice_a_minute_at_most(storage: Storage, monkeypatch
         monkeypatch.setattr(time, "monotonic", lambda second=second: now + second)
         log.append([row("a")])
         log.flush()
-    assert listed.count(prediction_log.ERASED) == 2
+    assert listed.count(log_files.ERASED) == 2
 
 
 def test_a_pruned_file_does_not_come_back_for_an_erased_row(storage: Storage) -> None:
     log = rows(storage)
     log.append([row("r1"), row("r2")])
     log.flush()
-    prediction_log.prune(storage, "predictions", days=1, max_bytes=0)
-    prediction_log.erase(storage, "r1")
+    prune(storage, "predictions", days=1, max_bytes=0)
+    erase(storage, "r1")
     log.drop_erased()
     assert list(Path(storage.root).rglob("*.parquet")) == []
 
@@ -475,46 +362,6 @@ def test_all_texts_of_a_repeated_request_id_are_found(storage: Storage, scored: 
         log.flush()
     add(one, "r1", scored._replace(score=3.0))
     assert sorted(row["score"] for row in one.find("r1", 0)) == [1, 2, 3]
-
-
-def test_the_search_for_a_row_is_bounded(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    for age in (0, 1, 2):
-        write_day(storage, age, f"r{age}")
-    start = time.monotonic()
-    seconds = iter([0.0, 0.0, 9.0, 11.0])
-    monkeypatch.setattr(time, "monotonic", lambda: start + next(seconds))
-    assert prediction_log.find(storage, "r2", 0) == []
-    seconds = iter([0.0, 0.0, 9.0, 10.0])
-    assert len(prediction_log.find(storage, "r2", 0)) == 1
-
-
-def test_wanted_rows_are_read(storage: Storage) -> None:
-    for age in (0, 1, 2):
-        write_day(storage, age, f"r{age}")
-    recent = pc.field("time") > datetime.now(UTC) - timedelta(1.5)
-    found = read(storage, columns=["score", "request_id"], where=recent)
-    assert found.column_names == ["score", "request_id"]
-    assert found["request_id"].to_pylist() == ["r1", "r0"]
-    assert read(storage, columns=["index"], where=recent & (pc.field("request_id") == "r1")).num_rows == 1
-
-
-def test_only_wanted_columns_are_read(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_day(storage, 0, "r1", "texts")
-    asked, read_table = list[list[str]](), pq.read_table
-    monkeypatch.setattr(
-        pq,
-        "read_table",
-        lambda *given, columns, **more: asked.append(columns) or read_table(*given, columns=columns, **more),
-    )
-    assert read(storage, "texts", columns=["index"]).column_names == ["index"]
-    assert asked == [["index", "time", "request_id"]]
-
-
-def test_another_schema_version_is_refused(storage: Storage) -> None:
-    table = PREDICTIONS.empty_table().replace_schema_metadata({b"detect_ai.schema": b"9"})
-    storage.write_bytes("monitoring/predictions/day=2026-01-01/w-000001.parquet", parquet(table))
-    with pytest.raises(InputError, match=r"found .*9"):
-        read(storage)
 
 
 def test_the_audit_draws_its_fraction(storage: Storage, scored: Scored) -> None:
@@ -554,5 +401,5 @@ def test_secret_and_texts_are_for_their_owner_only(storage: Storage) -> None:
 
     assert modes("secret") == modes("texts/*/*.parquet") == {0o600}
     assert modes("predictions/*/*.parquet") != {0o600}
-    prediction_log.erase(storage, "a")
+    erase(storage, "a")
     assert modes("texts/*/*.parquet") == {0o600}

@@ -13,7 +13,8 @@ from scipy.stats import beta, kstest
 from detect_ai.calibration.calibration import Scores
 from detect_ai.core.errors import InputError
 from detect_ai.detector.bundle import read_spec
-from detect_ai.monitoring.prediction_log import PREDICTIONS, SKETCH_BITS
+from detect_ai.monitoring.log_files import PREDICTIONS
+from detect_ai.monitoring.prediction_log import SKETCH_BITS
 from detect_ai.monitoring.reference import COLUMNS, DECIDED, SIGNALS, Reference, Traffic
 
 WINDOW = 100

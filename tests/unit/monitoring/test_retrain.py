@@ -19,11 +19,6 @@ from tests.fixtures import tiny_models
 from tests.unit.monitoring.test_feedback import prediction
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
-
-
 def keep_texts(storage: Storage) -> None:
     log, now = RowLog(storage, "texts", 9, 10**9), datetime.now(UTC)
     log.append([{"time": now, "request_id": f"r{i}", "index": 0, "text": f"text {i}"} for i in range(4)])

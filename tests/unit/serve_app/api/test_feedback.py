@@ -15,7 +15,8 @@ from detect_ai.core.config import MonitoringConfig, ServeConfig
 from detect_ai.core.storage import Storage
 from detect_ai.detector.detector import Detector
 from detect_ai.monitoring.feedback import Feedback
-from detect_ai.monitoring.prediction_log import PredictionLog, read
+from detect_ai.monitoring.log_files import read
+from detect_ai.monitoring.prediction_log import PredictionLog
 from detect_ai.schemas import Label
 from serve_app.api.app import create_app
 from serve_app.auth.access import AccessControl
