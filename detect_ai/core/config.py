@@ -389,9 +389,8 @@ class Config(Section):
     run: Name = "default"  # stages with the same run name read each other's results
     # Of score, evaluate, recalibrate, export, publish and drift: a registry version, a key, a path or a URI.
     bundle: str = ""
-    data: str = (
-        ""  # of score, evaluate, compare and drift: a file or folder of Parquet, CSV or JSON lines, local or gs://
-    )
+    # Of score, evaluate, compare and drift: a file or folder of Parquet, CSV or JSON lines, local or gs://.
+    data: str = ""
     seed: Natural = 0
     storage: StorageConfig = StorageConfig()
     corpus: CorpusConfig = CorpusConfig()
