@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -66,6 +67,8 @@ def run_job(
         if arguments.verbose:
             traceback.print_exc()
         cause = unwrap_ray_error(error)
+        if isinstance(cause, shutil.Error):  # of a copied folder: a list of files with their errors
+            cause = OSError(cause.args[0][-1][-1])
         # Errors never contain document text: parsers quote a row or a value.
         message = re.sub(r"(columns, got \d+|invalid value)\b.*", r"\1", str(cause), flags=re.DOTALL)
         lines = message.strip().splitlines() or [""]

@@ -1,5 +1,6 @@
 import json
 import logging
+import shutil
 from itertools import pairwise
 
 import pyarrow as pa
@@ -83,6 +84,11 @@ def test_result_is_the_output(root, capsys):
         (GateError("AUROC is 0.5"), 1, "error: AUROC is 0.5"),
         (RuntimeError("many\nlines\nlast"), 1, "error: RuntimeError: last (--verbose shows the traceback)"),
         (RuntimeError(), 1, "error: RuntimeError:  (--verbose shows the traceback)"),
+        (
+            shutil.Error([("a", "b", "[Errno 28] full: 'b'")]),
+            1,
+            "error: OSError: [Errno 28] full: 'b' (--verbose shows the traceback)",
+        ),
     ],
 )
 def test_error_is_one_line_with_an_exit_status(root, capsys, error, status, line):
