@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -55,6 +56,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=200, help="in a round, one after the other")
     options = parser.parse_args()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # no line for each request
     try:
         texts = [text.text for text in islice(texts_of(options.texts, ScoreConfig()), options.requests)]
         detector = Detector.load(options.bundle)
