@@ -167,7 +167,8 @@ def run(circle: Circle) -> dict[str, Any]:
     refuse("full disk", full)
     child = circle.job("recalibrate", *recalibrate, f"recalibrate.humans={humans}")
     circle.job("publish", "run=ours", f"bundle={child['version']}", *GATE)
-    circle.job("deploy", *circle.service)
+    circle.job("deploy", *circle.service)  # verdicts stay paused
+    circle.job("abstain", *circle.service, "serve.abstain_domains=[]")
     fpr_recalibrated = circle.fraction_ai(held_out)
 
     say("5. a worse challenger")

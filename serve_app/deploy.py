@@ -130,12 +130,24 @@ def cluster_stays() -> bool:
 
 
 def deploy_to_cluster(config: Config, storage: Storage) -> dict[str, Any]:
-    """Deploy to the cluster of RAY_ADDRESS. Raises ConfigError without one: the service would end with this job."""
+    """Deploy to the cluster of RAY_ADDRESS. A pause of verdicts stays in force until `abstain` ends it.
+
+    Raises ConfigError without a cluster, where the service would end with this job, and when the version has no domain
+    of the name that is paused; other errors as `deploy`.
+    """
     if not os.environ.get("RAY_ADDRESS"):
         raise ConfigError(
             "deploy needs a permanent cluster: submit it with `ray job submit`, or set RAY_ADDRESS. On this machine, "
             "without a cluster: DETECT_AI_STORAGE_ROOT=… make serve"
         )
+    connect()
+    if live := desired_state(storage).last_live() if is_deployed() else None:
+        if not config.serve.abstain_domains and (paused := live.settings.get("abstain_domains")):
+            logger.warning("verdicts stay paused: serve.abstain_domains=%s; jobs/abstain.py ends it", paused)
+            settings = config.serve.model_copy(update={"abstain_domains": paused})
+            config = config.model_copy(update={"serve": settings})
+        if live.monitoring.get("log") and not config.monitoring.log:
+            logger.warning("monitoring.log=false: this ends the prediction log of the service, and deletes kept texts")
     require_known_domains(config.serve, storage)
     return deploy(config, storage)
 

@@ -200,7 +200,12 @@ class DriftWatch:
         self._reference: Reference | None = None
         self._rows: list[Mapping[str, Any]] = []
         self._last: Check | None = None
-        self._is_on = True
+        texts = spec.calibration.num_human + spec.calibration.num_ai
+        self._is_on = bool(config.days) or texts >= config.window
+        if not self._is_on:
+            logger.warning(
+                "no drift alarms: calibration had %d texts, monitoring.drift.window=%d", texts, config.window
+            )
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows of the prediction log; those of another version, a canary, and of the reference are left out.

@@ -247,6 +247,25 @@ def test_abstaining_changes_one_setting_and_no_replica(
     assert cpus == [1, 0, 1, 0]  # those of replicas that start
 
 
+def test_a_deployment_does_not_end_a_pause(
+    fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "require_known_domains", lambda *_: None)
+    fake.released = {"v1", "v2"}
+    own = config("v1", abstain_domains=["news"])
+    own.monitoring.log = True
+    deploy_to_cluster(own, storage)
+    deploy_to_cluster(config("v2"), storage)
+    assert (fake.targets[-1].version, fake.targets[-1].sections["serve"].abstain_domains) == ("v2", ["news"])
+    assert "serve.abstain_domains" in caplog.text
+    assert "monitoring.log=false" in caplog.text
+    abstain(config(""), storage)
+    caplog.clear()
+    deploy_to_cluster(config("v1"), storage)
+    assert fake.targets[-1].sections["serve"].abstain_domains == []
+    assert caplog.text == ""
+
+
 def test_abstaining_does_not_revert_a_newer_deployment(
     fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
