@@ -6,7 +6,7 @@ import json
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from detect_ai.cli import FAILED, OK, print_line, printable
+from detect_ai.cli import FAILED, OK, print_error, print_line, printable
 from detect_ai.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +21,10 @@ def open_root(arguments: Namespace, folder: str) -> Storage:
         raise InputError("no storage root: give --root ROOT, or set DETECT_AI_STORAGE_ROOT")
     storage = Storage(arguments.root)
     if not storage.list(folder):
-        raise InputError(f"{storage.root}: there is no folder {folder}/ in it: expected the storage root of the jobs")
+        raise InputError(
+            f"{storage.root}: there is no folder {folder}/ in it: expected the storage root of the jobs, and something "
+            "recorded in it"
+        )
     return storage
 
 
@@ -46,7 +49,7 @@ def verify_registry(arguments: Namespace) -> int:
 
 
 def erase_request(arguments: Namespace) -> int:
-    """Delete a request from the prediction log, and print how much there was. Returns the exit code."""
+    """Delete a request from the prediction log, and print how much there was. Returns the exit code: 1 for nothing."""
     from detect_ai.core import audit_log
     from detect_ai.core.compose import parse_config
     from detect_ai.monitoring import log_files
@@ -58,4 +61,7 @@ def erase_request(arguments: Namespace) -> int:
     erased = {"rows": log_files.erase(storage, arguments.request_id), "labels": labels}
     audit_log.record(storage, "erase", **erased)  # without the id: it is what was to be forgotten
     print_line(json.dumps(erased))
+    if not any(erased.values()):
+        print_error("nothing is recorded under this request id")
+        return FAILED
     return OK

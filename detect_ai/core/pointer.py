@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import getpass
 import re
 import socket
 from datetime import UTC, datetime
@@ -16,7 +16,11 @@ from detect_ai.core.storage import Storage
 
 def author() -> str:
     """The user and host of this process, as `user@host`."""
-    return f"{os.environ.get('USER', 'unknown')}@{socket.gethostname()}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # neither in the environment nor in the list of users, as in some containers
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
 
 
 class Record(BaseModel):

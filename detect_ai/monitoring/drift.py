@@ -111,6 +111,10 @@ def read_reference(config: DriftConfig, storage: Storage, spec: DetectorSpec) ->
     first, end = (_midnight_after(day) for day in (config.days[0] - timedelta(1), config.days[1]))
     where = (pc.field("model_version") == spec.version) & (pc.field("time") >= first) & (pc.field("time") < end)
     rows = read(storage, columns=COLUMNS, where=where)
+    if not len(rows):
+        raise InputError(
+            f"monitoring.drift.reference={config.reference}: no texts of version {spec.version} are in the log"
+        )
     number = min(len(rows), max(MAX_REFERENCE, config.window))
     drawn = np.sort(np.random.default_rng(0).choice(len(rows), number, replace=False))
     return Reference(Traffic.of_log(rows.take(drawn)), config.window, config.false_alarms)

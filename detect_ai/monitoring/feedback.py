@@ -185,7 +185,7 @@ def report(config: Config, storage: Storage) -> dict[str, Any]:
         "appeals": feedback.appeals(),
         "conflicts": texts.loc[texts["truth"].isna(), _IDS].to_dict("records"),
         # Without verdicts, which would bias those who label.
-        "to_label": waiting[[*_IDS, "time"]].assign(time=waiting["time"].map(str)).to_dict("records"),
+        "to_label": waiting[[*_IDS, "model_version", "time"]].assign(time=waiting["time"].map(str)).to_dict("records"),
     }
 
 
@@ -198,8 +198,10 @@ def rates(drawn: pd.DataFrame) -> dict[str, Any]:
     labelled = drawn[drawn["truth"].notna()]
     fraction = len(labelled) / max(1, len(drawn))
     result: dict[str, Any] = {"drawn": len(drawn), "labelled": fraction, "rates": None, "reason": None}
+    if drawn.empty:
+        return result | {"reason": "no text was drawn: serve with monitoring.audit_fraction above 0"}
     if fraction < MIN_LABELLED:
-        need = f"monitoring.audit_fraction above 0 and labels of at least {MIN_LABELLED:.0%} of the drawn texts"
+        need = f"labels of at least {MIN_LABELLED:.0%} of the drawn texts"
         return result | {"reason": f"expected {need}, found {len(labelled)} of {len(drawn)}"}
     weights, is_ai = 1 / labelled["audit_fraction"].to_numpy(float), (labelled["label"] == Label.AI.value).to_numpy()
     classes = {"false_positive_rate": Label.HUMAN, "detection_rate": Label.AI}

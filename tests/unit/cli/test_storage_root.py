@@ -62,6 +62,8 @@ def test_erase_deletes_a_request_from_the_log(root, capsys):
     assert main(["erase", "r1", "--root", root]) == 0
     assert json.loads(capsys.readouterr().out) == {"rows": 1, "labels": 1}
     assert read(Storage(root))["request_id"].to_pylist() == ["r2"]
+    assert main(["erase", "unknown", "--root", root]) == 1
+    assert "request id" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("url", ["postgresql://u:secret@h/d", "sqlite:////no/such/folder/secret.db"])

@@ -251,7 +251,7 @@ def test_report_lists_what_needs_a_label_without_verdicts(storage: Storage, vote
     own = result["versions"]["v1"]
     assert (result["predictions"], own["drawn"], own["labelled"], own["rates"]) == (3, 2, 0.5, None)
     assert [row["request_id"] for row in result["to_label"]] == ["r3"]
-    assert set(result["to_label"][0]) == {"request_id", "index", "time"}
+    assert set(result["to_label"][0]) == {"request_id", "index", "model_version", "time"}
     assert [row["request_id"] for row in result["appeals"]] == ["r1"]
     assert own["budget"]["humans"] == 1
 
