@@ -130,7 +130,7 @@ def run(circle: Circle) -> dict[str, Any]:
     test = Corpus.open(circle.storage, first["prepare"]["corpus"]).read("test", ["text", "label"]).to_pylist()
     human, ai = ([row["text"] for row in test if row["label"] == label] for label in (0, 1))
     circle.detect([*human, *ai][: WINDOW + 10])
-    time.sleep(10)  # a replica writes its log every two seconds, and prepares the comparison
+    time.sleep(10)  # a replica writes its log every four seconds, and prepares the comparison
     if circle.alarms():
         raise DetectAIError("drift: expected no alarm in texts of the kind that calibration had")
     refuse("no labels", circle.job("retrain", "run=audited", "retrain.audited=true", *MONITORING, allowed=(1, 2)))
@@ -142,7 +142,7 @@ def run(circle: Circle) -> dict[str, Any]:
             raise DetectAIError(f"no drift was noticed in {sent} texts of another kind")
         circle.detect(mined[sent : sent + 10])
         sent += 10
-        time.sleep(2.5)
+        time.sleep(4.5)
     say(" ".join(circle.storage.read_json(f"monitoring/drift/{circle.alarms()[0]}")["sentences"]))
     fpr_before = circle.fraction_ai(held_out)
 

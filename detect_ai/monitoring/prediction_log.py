@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve")
 Record = Callable[..., None]  # counts a metric: its name, a number (default: 1), labels
 
-FLUSH_S = 2.0
+FLUSH_S = 4.0
 MARKERS_S = 30.0  # between two looks for new markers of erased requests
 RETAIN_S = 3600.0  # between two deletions of what is too old
 FILE_BYTES = 4_000_000  # in memory, beyond which a writer begins the next file; on disk it is smaller
