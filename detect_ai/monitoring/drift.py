@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from detect_ai.detector.registry import Registry
 from detect_ai.detector.score import read_and_score
 from detect_ai.detector.verdict_table import PREDICTIONS
 from detect_ai.monitoring.log_files import FOLDER, read
-from detect_ai.monitoring.prediction_log import log_secret, prediction_row, sketched
+from detect_ai.monitoring.prediction_log import Record, log_secret, prediction_row, sketched
 from detect_ai.monitoring.reference import COLUMNS, Check, Reference, Traffic
 from detect_ai.reports import plots
 from detect_ai.reports.render import render
@@ -199,7 +199,7 @@ def _summary(noticed: Sequence[int | None]) -> dict[str, Any]:
 class DriftWatch:
     """Compares the texts of a replica with `read_reference`, a window at a time, in the log's thread."""
 
-    def __init__(self, storage: Storage, spec: DetectorSpec, config: DriftConfig, record: Callable[..., None]) -> None:
+    def __init__(self, storage: Storage, spec: DetectorSpec, config: DriftConfig, record: Record) -> None:
         self.storage, self.spec, self.config, self.record = storage, spec, config, record
         self._reference: Reference | None = None
         self._rows: list[Mapping[str, Any]] = []

@@ -324,7 +324,7 @@ async def report_budget(versions: Versions, feedback: Feedback) -> None:
     spent: dict[str, float] = {}
     while True:
         try:
-            budgets = await asyncio.get_running_loop().run_in_executor(None, feedback.budgets)
+            budgets = await asyncio.to_thread(feedback.budgets)
             loaded = [engine.detector.version for engine in versions.engines]
             spent = {version: budgets[version]["spent"] if version in budgets else 0.0 for version in loaded}
         except ConfigError as error:

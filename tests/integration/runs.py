@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,7 +24,10 @@ from detect_ai.core.config import Config, SourceConfig
 from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
+from detect_ai.detector.bundle import METRICS_FILE, read_spec, write_spec
+from detect_ai.detector.registry import Registry
 from detect_ai.models import encoder as model
+from detect_ai.release.promotion_gate import TEST
 from detect_ai.training import data, worker
 from detect_ai.training.batch_plan import Microbatch
 from detect_ai.training.data import WindowFormat
@@ -33,6 +37,7 @@ from tests.fixtures import tiny_models
 EPOCHS = 2
 PATIENCE = 300  # seconds
 Steps = list[list[Microbatch]]
+OPEN_GATE = {"min_auroc": 0.0, "max_fpr": 1.0, "max_cleared": 1.0, "max_abstained": 1.0}
 FRACTIONS = {"train": 0.4, "validation": 0.15, "calibration": 0.3, "test": 0.15}
 
 
@@ -77,6 +82,16 @@ def changed(config: Config, **sections: dict[str, Any]) -> Config:
     """A configuration with other values in some sections."""
     update = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
     return config.model_copy(update=update)
+
+
+def store_with_champion(folder: Path, tiny_bundle: Path) -> Storage:
+    """A storage root whose champion, the tiny bundle, was evaluated on texts of no other test."""
+    storage, champion = Storage(str(folder / "store")), shutil.copytree(tiny_bundle, folder / "tiny")
+    (champion / METRICS_FILE).write_text(json.dumps({TEST: {"test_fingerprint": "other"}}))
+    write_spec(champion, read_spec(tiny_bundle))
+    registry = Registry(storage)
+    registry.set_champion(registry.add(champion))
+    return storage
 
 
 def token_ids(corpus: Corpus, split: str) -> list[NDArray[np.int32]]:

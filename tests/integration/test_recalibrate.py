@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,14 @@ from detect_ai.core.config import Config
 from detect_ai.core.errors import CalibrationError, CorpusError
 from detect_ai.core.job import run_stage
 from detect_ai.core.storage import Storage
-from detect_ai.detector.bundle import METRICS_FILE, read_spec, write_spec
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
-from detect_ai.release.promotion_gate import TEST
 from detect_ai.release.publish import publish, rollback
 from detect_ai.release.recalibrate import recalibrate
 from detect_ai.schemas import Reference
 from tests.fixtures import tiny_models
-from tests.integration.runs import changed
+from tests.integration.runs import OPEN_GATE, changed, store_with_champion
 
-OPEN_GATE = {"min_auroc": 0.0, "max_fpr": 1.0, "max_cleared": 1.0, "max_abstained": 1.0}
 POPULATION = "essays of our first-year students"
 
 
@@ -34,14 +30,7 @@ def texts(n: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Storage:
-    """Its champion was evaluated on other texts."""
-    storage = Storage(str(tmp_path_factory.mktemp("store")))
-    folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("bundle") / "tiny")
-    (folder / METRICS_FILE).write_text(json.dumps({TEST: {"test_fingerprint": "test"}}))
-    write_spec(folder, read_spec(tiny_bundle))
-    registry = Registry(storage)
-    registry.set_champion(registry.add(folder))
-    return storage
+    return store_with_champion(tmp_path_factory.mktemp("champion"), tiny_bundle)
 
 
 @pytest.fixture(scope="module")

@@ -17,19 +17,17 @@ from detect_ai.core.job import run_stage
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.prepare import prepare
-from detect_ai.detector.bundle import METRICS_FILE, read_spec, write_spec
+from detect_ai.detector.bundle import read_spec, write_spec
 from detect_ai.detector.registry import Registry
 from detect_ai.evaluation.evaluate import evaluate
 from detect_ai.monitoring import mirrors as mirrors_module
 from detect_ai.monitoring.mirrors import mirrors
 from detect_ai.monitoring.retrain import collect, with_sources
-from detect_ai.release.promotion_gate import TEST
 from detect_ai.release.publish import publish
 from tests.fixtures import tiny_models
 from tests.fixtures.endpoint import Endpoint, make_generator, running
-from tests.integration.runs import changed
+from tests.integration.runs import OPEN_GATE, changed, store_with_champion
 
-OPEN_GATE = {"min_auroc": 0.0, "max_fpr": 1.0, "max_cleared": 1.0, "max_abstained": 1.0}
 HUMANS = [{"id": f"h{i}", "text": f"Report {i} of the council.", "group": f"g{i}", "domain": "news"} for i in range(6)]
 
 
@@ -72,14 +70,7 @@ def test_an_interrupted_run_makes_the_missing_mirrors(
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Storage:
-    """Its champion was evaluated on other texts."""
-    storage = Storage(str(tmp_path_factory.mktemp("store")))
-    folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("bundle") / "tiny")
-    (folder / METRICS_FILE).write_text(f'{{"{TEST}": {{"test_fingerprint": "other"}}}}')
-    write_spec(folder, read_spec(tiny_bundle))
-    registry = Registry(storage)
-    registry.set_champion(registry.add(folder))
-    return storage
+    return store_with_champion(tmp_path_factory.mktemp("champion"), tiny_bundle)
 
 
 @pytest.fixture(scope="module")
