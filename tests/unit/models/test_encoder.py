@@ -242,7 +242,8 @@ def test_weights_are_checked_before_anything_is_loaded(copy):
         *((path, "0" * 40) for path in ("/no/such/encoder", "./encoder", "~/no-such-encoder", "a/b/c", "../x")),
     ],
 )
-def test_hub_ids_need_a_pinned_commit_and_are_no_paths(path, revision):
+def test_hub_ids_need_a_pinned_commit_and_are_no_paths(path, revision, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no relative path exists
     with pytest.raises(ConfigError, match=r"an existing directory, or a hub id with a commit of 40 hex digits"):
         model.resolve(ModelConfig(path=path, revision=revision))
 
