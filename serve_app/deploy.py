@@ -26,8 +26,8 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector import bundle
 from detect_ai.detector.registry import Registry
 from detect_ai.release.publish import rollback
-from serve_app.auth.api_keys import ENVIRONMENT, KeyStore
-from serve_app.auth.rate_limit import ACTOR_NAME, stop_limiters
+from serve_app.auth.api_keys import checked_keys
+from serve_app.auth.rate_actor import ACTOR_NAME, stop_limiters
 from serve_app.desired_state import DesiredState, State
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def deploy(
         raise
     audit_log.record(storage, "deploy", version=version, before=replaced)
     stop_limiters(keep=ACTOR_NAME)
-    return {"url": url(settings), "model_version": version, "replaced": replaced, "started_serve": started_serve}
+    return {"url": settings.url, "model_version": version, "replaced": replaced, "started_serve": started_serve}
 
 
 def desired_state(storage: Storage) -> DesiredState:
@@ -223,20 +223,6 @@ def checked_version(config: ServeConfig, storage: Storage) -> str:
     return version
 
 
-def checked_keys(config: ServeConfig, storage: Storage, keys: str | None = None) -> str | None:
-    """Hashed API keys of the environment, as JSON; None: there are no keys, which needs loopback (else ConfigError)."""
-    environment = os.environ.get(ENVIRONMENT, "") if keys is None else keys
-    if KeyStore(storage, environment).read().keys:
-        return environment
-    if not config.is_local:
-        raise ConfigError(
-            f"serve.host={config.host} lets other machines use the service, and there are no API keys: create one with "
-            f"`python -m serve_app.auth.api_keys --root {storage.root} create NAME`, or give serve.host=127.0.0.1"
-        )
-    logger.info("No API keys: any process on this machine may use the service (`python -m serve_app.auth.api_keys`)")
-    return None
-
-
 def start_serve(config: ServeConfig) -> bool:
     """Start Ray Serve unless it runs; returns whether it did. Raises ResourceError when the port is taken."""
     client = _get_global_client(raise_if_no_controller_running=False)
@@ -304,15 +290,9 @@ def runtime_env() -> dict[str, Any]:
     return {**inherited, "env_vars": variables}
 
 
-def url(config: ServeConfig) -> str:
-    """URL of the service on this machine."""
-    host = "127.0.0.1" if config.host == "0.0.0.0" else config.host  # noqa: S104 - compared, not bound
-    return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
-
-
 def served_version(config: ServeConfig) -> str | None:
     """The version that answers now, or None."""
-    connection = http.client.HTTPConnection(url(config).removeprefix("http://"), timeout=5)
+    connection = http.client.HTTPConnection(config.url.removeprefix("http://"), timeout=5)
     with suppress(OSError, http.client.HTTPException, ValueError, KeyError):
         connection.request("GET", "/readyz")
         return str(json.loads(connection.getresponse().read())["model_version"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,21 +10,13 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureC
 from ray.serve.schema import LoggingConfig
 
 from detect_ai.core.storage import Storage
-from detect_ai.detector.bundle import CARD_FILE
-from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
-from detect_ai.monitoring.drift import DriftWatch
-from detect_ai.monitoring.feedback import Feedback
-from detect_ai.monitoring.prediction_log import PredictionLog
 from serve_app.api.app import create_app
-from serve_app.auth.access import AccessControl
-from serve_app.auth.api_keys import KeyStore
-from serve_app.auth.rate_limit import connect_limiter
+from serve_app.auth.rate_actor import connect_limiter
 from serve_app.desired_state import State
 from serve_app.engine.autoscaling import DEMAND, scale_on_demand
-from serve_app.engine.engine import Engine
 from serve_app.engine.metrics import ray_metrics
-from serve_app.engine.versions import Versions
+from serve_app.service import build_service
 
 DEPLOYMENT = "Detector"
 TARGET_ONGOING_REQUESTS = 16  # per replica
@@ -43,33 +34,12 @@ class Replica:
     """
 
     def __init__(self, state: State, storage_root: str) -> None:
-        record, storage = ray_metrics(), Storage(storage_root)
-        config, monitoring = state.sections["serve"], state.sections["monitoring"]
-        log = PredictionLog(storage, monitoring, record)
-        self.feedback = Feedback(storage, monitoring) if monitoring.log else None
-
-        def engine(name: str) -> Engine:
-            with Registry(storage).folder(name) as folder:  # every byte is checked
-                detector = Detector.load(folder, "cuda" if config.use_gpu else "cpu", config.batch_tokens)
-                card = folder / CARD_FILE
-                text = card.read_text(encoding="utf-8") if card.exists() else ""
-            loaded = Engine(detector, config, record, text, log if monitoring.log else None)
-            loaded.warm_up()
-            return loaded
-
-        canary = engine(config.canary) if config.canary else None
-        self.versions = Versions(engine(state.version), canary, config.canary_fraction)
-        if monitoring.log:
-            spec = self.versions.main.detector.spec
-            log.observe = DriftWatch(storage, spec, monitoring.drift, record).add
-        else:
-            log.start()  # deletes what an earlier log has kept
-        self.access = AccessControl(
-            connect_limiter(),
-            config.tokens_per_minute,
-            config.max_concurrent_per_key,
-            None if state.keys is None else partial(KeyStore(storage, state.keys).read, strict=False),
+        config, storage = state.sections["serve"], Storage(storage_root)
+        registry, monitoring = Registry(storage), state.sections["monitoring"]
+        service = build_service(
+            *(registry.folder, state.version, config, monitoring, storage, state.keys, connect_limiter(), ray_metrics())
         )
+        self.versions, self.access, self.feedback = service.versions, service.access, service.feedback
 
     def reconfigure(self, settings: dict[str, list[str]]) -> None:
         """Take over what changes without a restart; Serve calls this after the start and when it changes."""

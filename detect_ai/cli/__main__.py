@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detect_ai import __version__
-from detect_ai.cli import BAD_INPUT, FAILED, INTERRUPTED, print_error, storage_root, verdicts
+from detect_ai.cli import BAD_INPUT, FAILED, INTERRUPTED, OK, print_error, storage_root, verdicts
 from detect_ai.core.errors import DetectAIError, InputError
 
 EPILOG = """\
@@ -54,6 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve until Ctrl-C or SIGTERM. Returns the exit code."""
+    from serve_app import one_process
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for name in ("httpx", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    one_process.serve(arguments.bundle, arguments.root, arguments.metrics_port, arguments.overrides)
+    return OK
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line options; `run` is the function of the command."""
     source = argparse.ArgumentParser(add_help=False)
@@ -80,6 +92,14 @@ def build_parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(add_help=False)
     default = os.environ.get("DETECT_AI_STORAGE_ROOT", "")
     root.add_argument("--root", default=default, metavar="ROOT", help="storage root; default: DETECT_AI_STORAGE_ROOT")
+    description = "Serve a bundle over HTTP in one process, without Ray. API keys: python -m serve_app.auth.api_keys."
+    service = add("serve", parents=[root], help="serve a bundle over HTTP", description=description, **page)
+    bundle = "a folder, a URI or a version of the registry; default: the champion under ROOT"
+    service.add_argument("--bundle", default="", metavar="BUNDLE", help=bundle)
+    service.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on 127.0.0.1:PORT")
+    settings = "settings: serve.port=8080, serve.host=0.0.0.0 (needs API keys), monitoring.log=true …"
+    service.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=settings)
+    service.set_defaults(run=serve)
     audit = add("audit", parents=[root], help="print who published, deployed, changed keys …, a JSON line per event")
     audit.set_defaults(run=storage_root.print_audit_log)
     erase = add("erase", parents=[root], help="delete rows, texts and labels of a request from the prediction log")

@@ -291,6 +291,12 @@ class ServeConfig(Section):
         return self.host in LOOPBACK
 
     @property
+    def url(self) -> str:
+        """URL of the service on this machine."""
+        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104 - compared, not bound
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
     def threads(self) -> int:
         """Model threads per replica."""
         if self.threads_per_replica:

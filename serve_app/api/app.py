@@ -115,8 +115,13 @@ async def lifespan(
         await asyncio.to_thread(main.log.close)
 
 
-def create_app(versions: Versions, access: AccessControl, feedback: Feedback | None = None) -> FastAPI:
-    """The ASGI application of one replica; labels are accepted where there is a database for them."""
+def create_app(
+    versions: Versions, access: AccessControl, feedback: Feedback | None = None, stamp_request_id: bool = False
+) -> FastAPI:
+    """The ASGI application of one process; labels are accepted where there is a database for them.
+
+    `stamp_request_id`: no proxy of Ray Serve puts `X-Request-ID` on the responses.
+    """
     main, config = versions.main, versions.main.config
     app = FastAPI(
         title="detect_ai",
@@ -132,7 +137,9 @@ def create_app(versions: Versions, access: AccessControl, feedback: Feedback | N
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs characters of the body
-    app.add_middleware(Guard, access=access, record=main.record, config=config, model_version=main.detector.version)
+    version = main.detector.version
+    guard: dict[str, Any] = {"access": access, "record": main.record, "config": config, "model_version": version}
+    app.add_middleware(Guard, **guard, stamp_request_id=stamp_request_id)
     if config.cors_origins:  # outermost: preflight requests carry no key
         app.add_middleware(
             CORSMiddleware,

@@ -42,16 +42,22 @@ class Guard:
     """ASGI middleware around the whole application.
 
     Serve's proxy puts an `X-Request-ID` (the client's, or a new one) on every request and response, its own errors
-    included; here it becomes `request.state.request_id`. Every response gets `X-Model-Version` and `Server-Timing`.
+    included; here it becomes `request.state.request_id`, and with `stamp_request_id` the header of the response. Every response gets `X-Model-Version` and `Server-Timing`.
     HEAD is handled like GET. A service on loopback without keys accepts no other host names, which protects it
     from DNS rebinding. `model_version` is reported where no route has chosen another.
     """
 
     def __init__(
-        self, app: ASGIApp, access: AccessControl, record: Record, config: ServeConfig, model_version: str
+        self,
+        app: ASGIApp,
+        access: AccessControl,
+        record: Record,
+        config: ServeConfig,
+        model_version: str,
+        stamp_request_id: bool = False,
     ) -> None:
         self.app, self.access, self.record = app, access, record
-        self.config, self.model_version = config, model_version
+        self.config, self.model_version, self.stamp_request_id = config, model_version, stamp_request_id
         self.hosts = LOOPBACK if config.is_local and not access.requires_keys else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,6 +81,8 @@ class Guard:
                 version = state.get("model_version", self.model_version)
                 timing = f"replica;dur={1000 * (time.perf_counter() - began):.1f}"
                 own = [(b"x-model-version", version.encode()), (b"server-timing", timing.encode())]
+                if self.stamp_request_id:
+                    own.append((b"x-request-id", request_id.encode()))
                 message = {**message, "headers": [*message["headers"], *_SECURITY_HEADERS, *own]}
             elif is_head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}

@@ -133,6 +133,20 @@ class KeyStore:
         self._storage.write_bytes(f"{FOLDER}/{key.id}.json", f"{text}\n".encode())
 
 
+def checked_keys(config: ServeConfig, storage: Storage, keys: str | None = None) -> str | None:
+    """Hashed API keys of the environment, as JSON; None: there are no keys, which needs loopback (else ConfigError)."""
+    environment = os.environ.get(ENVIRONMENT, "") if keys is None else keys
+    if KeyStore(storage, environment).read().keys:
+        return environment
+    if not config.is_local:
+        raise ConfigError(
+            f"serve.host={config.host} lets other machines use the service, and there are no API keys: create one with "
+            f"`python -m serve_app.auth.api_keys --root {storage.root} create NAME`, or give serve.host=127.0.0.1"
+        )
+    logger.info("No API keys: any process on this machine may use the service (`python -m serve_app.auth.api_keys`)")
+    return None
+
+
 def digest(token: str) -> str:
     """The hash of a key at rest."""
     return hashlib.sha256(token.encode()).hexdigest()

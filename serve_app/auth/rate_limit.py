@@ -1,34 +1,27 @@
-"""Rate limits (tokens per minute) and concurrency limits of API keys, enforced over all replicas by one Ray actor.
+"""Rate limits (tokens per minute) and concurrency limits of API keys, enforced over all replicas in one place.
 
-A replica asks the actor once per request, before the body is read (`reserve`), and reports the request's cost when the
-text has been tokenized (`charge`). A request may cost more than is left: the balance becomes negative, and the next one
-is admitted when the rate has paid that back. All replicas together therefore exceed a rate by at most the requests in
-progress, which the concurrency limit bounds.
+That is one Ray actor (`rate_actor.py`), or the process itself where there is one. It is asked once per request, before
+the body is read (`reserve`), and told the request's cost when the text has been tokenised (`charge`). A request may cost
+more than is left: the balance becomes negative, and the next one is admitted when the rate has paid that back. All
+replicas together therefore exceed a rate by at most the requests in progress, which the concurrency limit bounds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import ray
 
 logger = logging.getLogger("ray.serve")
 
 RESPONSE_S = 1.0  # how long a request waits for the actor
 RETRY_S = 5.0  # after a failure the actor is not called for this long
 SLOT_S = 300.0  # a request that never ends, such as one of a lost replica, counts as concurrent for this long
-NAMESPACE, PREFIX = "detect_ai", "rate_limits-"
-# Named by its code: a detached actor outlives a deployment, and must not serve replicas of another release.
-ACTOR_NAME = PREFIX + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 
 Call = Callable[..., Awaitable[Any]]  # a method of RateLimits by name, with its arguments; runs also if not awaited
 
@@ -127,16 +120,13 @@ class Limiter:
             self.call("release", key, response.result().slot)
 
 
-def connect_limiter() -> Limiter:
-    """The limiter of this cluster; starts its actor on the head node if it is not running."""
-    head = {"node:__internal_head__": 0.001}  # the node that is never preempted
-    options = {"name": ACTOR_NAME, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-    actor: Any = ray.remote(RateLimits).options(num_cpus=0, resources=head, max_restarts=-1, **options).remote()
-    return Limiter(lambda method, *arguments: getattr(actor, method).remote(*arguments))
+def local_limiter() -> Limiter:
+    """A limiter for a service of one process; its methods are called on the event loop."""
+    limits = RateLimits()
 
+    def call(method: str, *arguments: Any) -> asyncio.Future[Any]:
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(getattr(limits, method)(*arguments))
+        return done
 
-def stop_limiters(keep: str = "") -> None:
-    """Stop the actors of all releases but the one named."""
-    for actor in ray.util.list_named_actors(all_namespaces=True):
-        if actor["namespace"] == NAMESPACE and actor["name"].startswith(PREFIX) and actor["name"] != keep:
-            ray.kill(ray.get_actor(actor["name"], NAMESPACE))
+    return Limiter(call)
