@@ -27,7 +27,7 @@ circle: $(RUN) ## Run the circle of operation: drift, abstain, recalibrate, retr
 # The champion of the demo, unless the environment names another storage root.
 serve: export DETECT_AI_STORAGE_ROOT ?= $(CURDIR)/.demo
 serve: $(RUN) ## Serve the champion of the demo, or of DETECT_AI_STORAGE_ROOT (ARGS="serve.port=8123")
-	.venv/bin/python -m serve_app $(ARGS)
+	.venv/bin/detect-ai serve $(ARGS)
 
 test: $(DEV) ## Run the fast tests (COVERAGE=1 adds coverage and its floor)
 	.venv/bin/pytest tests/unit -m 'not slow' -n 2 $(if $(COVERAGE),--cov --cov-report=)

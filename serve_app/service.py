@@ -22,6 +22,7 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.metrics import Record
 from serve_app.engine.versions import Versions
 
+
 @dataclass(frozen=True)
 class Service:
     """The parts of a service, from which `serve_app.api.app.create_app` makes an application."""

@@ -8,6 +8,7 @@ import re
 import time
 import traceback
 import uuid
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -42,9 +43,10 @@ class Guard:
     """ASGI middleware around the whole application.
 
     Serve's proxy puts an `X-Request-ID` (the client's, or a new one) on every request and response, its own errors
-    included; here it becomes `request.state.request_id`, and with `stamp_request_id` the header of the response. Every response gets `X-Model-Version` and `Server-Timing`.
-    HEAD is handled like GET. A service on loopback without keys accepts no other host names, which protects it
-    from DNS rebinding. `model_version` is reported where no route has chosen another.
+    included; here it becomes `request.state.request_id`. Without that proxy, `stamp_request_id` puts it on responses.
+    Every response gets `X-Model-Version` and `Server-Timing`. HEAD is handled like GET. A service on loopback without
+    keys accepts no other host names, which protects it from DNS rebinding. `model_version` is reported where no route
+    has chosen another.
     """
 
     def __init__(
@@ -78,11 +80,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                version = state.get("model_version", self.model_version)
-                timing = f"replica;dur={1000 * (time.perf_counter() - began):.1f}"
-                own = [(b"x-model-version", version.encode()), (b"server-timing", timing.encode())]
-                if self.stamp_request_id:
-                    own.append((b"x-request-id", request_id.encode()))
+                own = self.own_headers(state, time.perf_counter() - began)
                 message = {**message, "headers": [*message["headers"], *_SECURITY_HEADERS, *own]}
             elif is_head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
@@ -105,6 +103,12 @@ class Guard:
         finally:
             caller.release()
             self.report(scope, status or DISCONNECTED, caller.name, time.perf_counter() - began)
+
+    def own_headers(self, state: dict[str, Any], seconds: float) -> list[tuple[bytes, bytes]]:
+        """Headers of every response: the version that answers, the time it took, and perhaps the request id."""
+        version, timing = state.get("model_version", self.model_version), f"replica;dur={1000 * seconds:.1f}"
+        headers = [(b"x-model-version", version.encode()), (b"server-timing", timing.encode())]
+        return [*headers, (b"x-request-id", state["request_id"].encode())] if self.stamp_request_id else headers
 
     def report(self, scope: Scope, status: int, key: str, seconds: float) -> None:
         """Count a request and write its line in the access log. Neither has its path, which could contain text."""

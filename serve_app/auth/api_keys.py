@@ -32,6 +32,7 @@ from pyarrow.fs import FileSelector
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from detect_ai.core import audit_log
+from detect_ai.core.config import ServeConfig
 from detect_ai.core.errors import ConfigError, DetectAIError, first_problem
 from detect_ai.core.storage import Storage
 

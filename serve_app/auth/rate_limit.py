@@ -1,8 +1,8 @@
 """Rate limits (tokens per minute) and concurrency limits of API keys, enforced over all replicas in one place.
 
 That is one Ray actor (`rate_actor.py`), or the process itself where there is one. It is asked once per request, before
-the body is read (`reserve`), and told the request's cost when the text has been tokenised (`charge`). A request may cost
-more than is left: the balance becomes negative, and the next one is admitted when the rate has paid that back. All
+the body is read (`reserve`), and told its cost when the text has been tokenised (`charge`). A request may cost more
+than is left: the balance becomes negative, and the next one is admitted when the rate has paid that back. All
 replicas together therefore exceed a rate by at most the requests in progress, which the concurrency limit bounds.
 """
 

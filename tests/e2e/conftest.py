@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import psutil
 import pytest
 
 from detect_ai.core.config import Config
+from detect_ai.core.local_cluster import LocalCluster
 from detect_ai.core.ray_runtime import free_port
 from detect_ai.core.storage import Storage
 from detect_ai.detector.registry import Registry
@@ -69,13 +69,12 @@ def client(url: str) -> Iterator[httpx.Client]:
 
 
 @contextlib.contextmanager
-def foreground(store: Storage, log: Path, *overrides: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`python -m serve_app` on a Ray of its own, ready to answer: the process and its URL."""
+def one_process(store: Storage, log: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`detect-ai serve` of the champion, ready to answer: the process and its URL."""
     port = free_port()
-    command = [sys.executable, "-m", "serve_app", f"storage.root={store.root}", f"serve.port={port}", *overrides]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "detect_ai.cli.__main__", "serve", "--root", store.root, f"serve.port={port}"]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen([*command, *arguments], cwd=CHECKOUT, stdout=output, stderr=output)
     try:
         deadline = time.monotonic() + 120
         while b"Serving version" not in log.read_bytes():
@@ -87,6 +86,21 @@ def foreground(store: Storage, log: Path, *overrides: str) -> Iterator[tuple[sub
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+@contextlib.contextmanager
+def deployed(store: Storage, *overrides: str) -> Iterator[tuple[LocalCluster, str]]:
+    """The champion, deployed by `jobs/deploy.py` on a Ray cluster of its own: the cluster and the URL."""
+    cluster, port = LocalCluster(), free_port()
+    try:
+        command = [sys.executable, "jobs/deploy.py", f"storage.root={store.root}", f"serve.port={port}", *overrides]
+        done = subprocess.run(
+            command, cwd=CHECKOUT, env=cluster.environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        yield cluster, f"http://127.0.0.1:{port}"
+    finally:
+        cluster.stop()
 
 
 def listening(pid: int) -> set[str]:

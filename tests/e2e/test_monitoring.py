@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,9 +17,10 @@ import psutil
 import pytest
 import ray
 
+from detect_ai.core.local_cluster import LocalCluster
 from detect_ai.core.ray_runtime import free_port
 from detect_ai.core.storage import Storage
-from tests.e2e.conftest import foreground
+from tests.e2e.conftest import deployed
 from tests.fixtures import tiny_models
 from tests.fixtures.monitoring import OPS, OTHERS, OURS, RAYS, dashboards, require, rules, series
 
@@ -74,33 +74,23 @@ def test_a_request_has_a_json_line_in_the_log(cluster: Path, client: httpx.Clien
 
 
 @pytest.fixture(scope="module")
-def temporary() -> Iterator[Path]:
-    """Ray's temporary folder."""
-    folder = Path(tempfile.mkdtemp(prefix="dai-", dir="/tmp"))  # socket paths must stay short
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def traced(store: Storage, temporary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, str]]:
-    """A service on a Ray of its own, with traces: its process and its URL."""
+def traced(store: Storage) -> Iterator[tuple[LocalCluster, str]]:
+    """A service with traces on a cluster of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", str(temporary))
         patch.setenv("RAY_SERVE_TRACING_SAMPLING_RATIO", "1")
-        log = tmp_path_factory.mktemp("traced") / "log"
-        with foreground(store, log, f"serve.tracing={EXPORTER}") as (process, url):
-            yield process.pid, url
+        with deployed(store, f"serve.tracing={EXPORTER}") as service:
+            yield service
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_traces_name_the_request_and_have_no_text(traced: tuple[int, str], temporary: Path) -> None:
+def test_traces_name_the_request_and_have_no_text(traced: tuple[LocalCluster, str]) -> None:
     headers = {"X-Request-ID": "a-traced-request"}
     httpx.post(f"{traced[1]}/v1/detect?{CANARY}", json={"text": TEXT}, headers=headers).raise_for_status()
     httpx.post(f"{traced[1]}/v1/detect", json={"texts": [CANARY, 5]})
 
     def spans() -> str:
-        return "".join(path.read_text() for path in temporary.rglob("*_tracing.json"))
+        return "".join(path.read_text() for path in traced[0].folder.rglob("*_tracing.json"))
 
     wait_for(lambda: "a-traced-request" in spans(), 30)
     assert CANARY not in spans()
@@ -108,8 +98,8 @@ def test_traces_name_the_request_and_have_no_text(traced: tuple[int, str], tempo
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_an_alert_fires_when_all_replicas_are_killed(traced: tuple[int, str], temporary: Path, tmp_path: Path) -> None:
-    config = (OPS / "prometheus.yml").read_text().replace("/tmp/ray/", f"{temporary}/ray/")
+def test_an_alert_fires_when_all_replicas_are_killed(traced: tuple[LocalCluster, str], tmp_path: Path) -> None:
+    config = (OPS / "prometheus.yml").read_text().replace("/tmp/ray/", f"{traced[0].folder}/ray/")
     (tmp_path / "prometheus.yml").write_text(config)
     shutil.copy(OPS / "rules.yml", tmp_path)
     address = f"127.0.0.1:{free_port()}"
@@ -125,7 +115,7 @@ def test_an_alert_fires_when_all_replicas_are_killed(traced: tuple[int, str], te
         return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
 
     def kill() -> None:
-        for process in psutil.Process(traced[0]).children(recursive=True):
+        for process in psutil.Process(traced[0].pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 if "ServeReplica" in " ".join(process.cmdline()):
                     process.kill()

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
 import pytest
 
+from detect_ai.core.ray_runtime import free_port
 from detect_ai.core.storage import Storage
 from detect_ai.detector.registry import Registry
 from detect_ai.monitoring.log_files import read
 from detect_ai.monitoring.prediction_log import FLUSH_S, MAX_WAITING_BYTES, ROW_BYTES
 from serve_app.auth.api_keys import KeyStore, Scope, create_key
-from tests.e2e.conftest import CHECKOUT, foreground
+from tests.e2e.conftest import CHECKOUT, one_process
 from tests.fixtures import tiny_models
 
 MAX_LOST_S = 5
@@ -33,6 +31,7 @@ GRAM = 20  # characters
 
 
 class Service(NamedTuple):
+    process: subprocess.Popen[bytes]
     client: httpx.Client
     storage: Storage
     token: str
@@ -43,27 +42,30 @@ class Service(NamedTuple):
         return str(response.json()["request_id"])
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iterator[Service]:
+@contextmanager
+def logging_service(folder: Path, tiny_bundle: Path) -> Iterator[Service]:
     """A service of its own that logs predictions and draws every text for the audit."""
-    folder = tmp_path_factory.mktemp("monitored")
     storage = Storage(str(folder / "store"))
     registry = Registry(storage)
     registry.set_champion(registry.add(tiny_bundle))
     token, key = create_key("all", list(Scope))
     KeyStore(storage).put(key)
     overrides = ("monitoring.log=true", "monitoring.audit_fraction=1", "monitoring.drift.window=40")
-    with foreground(storage, folder / "log", *overrides) as (_, url):
+    with one_process(storage, folder / "log", *overrides) as (process, url):
         headers = {"Authorization": f"Bearer {token}"}
         with httpx.Client(base_url=url, timeout=60, headers=headers) as client:
-            yield Service(client, storage, token)
+            yield Service(process, client, storage, token)
 
 
-def gauge(temporary: Path, series: str) -> float:
-    """The value of a metric of a service whose Ray has a temporary folder; -1 without one."""
-    nodes = json.loads((temporary / "ray/prom_metrics_service_discovery.json").read_text())
-    exposition = "".join(httpx.get(f"http://{target}/metrics").text for node in nodes for target in node["targets"])
-    found = re.findall(rf"^{series}.*}} (\S+)$", exposition, re.MULTILINE)
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iterator[Service]:
+    with logging_service(tmp_path_factory.mktemp("monitored"), tiny_bundle) as service:
+        yield service
+
+
+def gauge(port: int, series: str) -> float:
+    """The value of a metric of a service; -1 without one."""
+    found = re.findall(rf"^{series}.*}} (\S+)$", httpx.get(f"http://127.0.0.1:{port}/metrics").text, re.MULTILINE)
     return float(found[0]) if found else -1
 
 
@@ -112,28 +114,23 @@ def test_reports_run_as_jobs(service: Service, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_replica_loses_seconds_at_most(service: Service) -> None:
-    sent: list[float] = []
-    before = read(service.storage).num_rows
-    started = time.monotonic()
-    while time.monotonic() - started < 8:
-        service.detect(*texts(1))
-        sent.append(time.monotonic())
-    killed = time.monotonic()
-    os.kill(service.client.get("/v1/admin/status").json()["pid"], signal.SIGKILL)
-    kept = read(service.storage).num_rows - before  # raises for a file that cannot be read
-    assert kept >= sum(at < killed - MAX_LOST_S for at in sent) > 0
-    wait_for(lambda: service.client.get("/readyz").status_code == 200, 120)
+def test_a_killed_process_loses_seconds_at_most(tmp_path: Path, tiny_bundle: Path) -> None:
+    with logging_service(tmp_path, tiny_bundle) as service:
+        sent: list[float] = []
+        started = time.monotonic()
+        while time.monotonic() - started < 8:
+            service.detect(*texts(1))
+            sent.append(time.monotonic())
+        killed = time.monotonic()
+        service.process.kill()
+        kept = read(service.storage).num_rows  # raises for a file that cannot be read
+        assert kept >= sum(at < killed - MAX_LOST_S for at in sent) > 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-def test_a_full_disk_fails_no_request(
-    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix="dai-", dir="/tmp"))  # socket paths must stay short
-    request.addfinalizer(partial(shutil.rmtree, temporary, ignore_errors=True))
-    monkeypatch.setenv("RAY_TMPDIR", str(temporary))
+def test_a_full_disk_fails_no_request(tmp_path: Path, tiny_bundle: Path) -> None:
+    port = free_port()
     storage = Storage(str(tmp_path / "store"))
     registry = Registry(storage)
     registry.set_champion(registry.add(tiny_bundle))
@@ -143,7 +140,7 @@ def test_a_full_disk_fails_no_request(
     try:
         (folder / "ballast").write_bytes(b"x" * (shutil.disk_usage(folder).free - 4096))
         with (
-            foreground(storage, tmp_path / "log", "monitoring.log=true") as (_, url),
+            one_process(storage, tmp_path / "log", f"--metrics-port={port}", "monitoring.log=true") as (_, url),
             httpx.Client(base_url=url) as client,
         ):
             answers = [
@@ -151,9 +148,9 @@ def test_a_full_disk_fails_no_request(
             ]
             lost = 256 * len(answers) - MAX_WAITING_BYTES // ROW_BYTES - read(storage).num_rows
             assert lost > 0
-            wait_for(lambda: gauge(temporary, 'ray_detect_ai_log_dropped{.*log="predictions"') == lost, 60)
-            assert gauge(temporary, 'ray_detect_ai_log_errors{.*step="predictions"') > 0
-            assert gauge(temporary, 'ray_detect_ai_log_errors{.*step="retention"') == 0
+            wait_for(lambda: gauge(port, 'detect_ai_log_dropped{.*log="predictions"') == lost, 60)
+            assert gauge(port, 'detect_ai_log_errors{.*step="predictions"') > 0
+            assert gauge(port, 'detect_ai_log_errors{.*step="retention"') == 0
         assert set(answers) == {200}
         assert "No space left" in (tmp_path / "log").read_text()
     finally:

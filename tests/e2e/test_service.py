@@ -34,7 +34,7 @@ from detect_ai.detector.registry import Registry
 from serve_app.deploy import abstain, deploy
 from serve_app.deployment import build
 from serve_app.desired_state import State
-from tests.e2e.conftest import BATCH_TOKENS, CHECKOUT, foreground, listening
+from tests.e2e.conftest import BATCH_TOKENS, CHECKOUT, listening, one_process
 from tests.fixtures import documents, tiny_models
 
 CANARY = "canary7f3a"
@@ -296,7 +296,7 @@ def test_no_text_reaches_a_log(cluster: Path, client: httpx.Client, store: Stora
 @pytest.mark.slow
 def test_sigterm_finishes_requests_in_flight(store: Storage, tmp_path: Path) -> None:
     patient = (f"serve.batch_tokens={BATCH_TOKENS}", "serve.max_wait_s=600", "serve.max_tokens=1000000")
-    with foreground(store, tmp_path / "log", *patient) as (process, url):
+    with one_process(store, tmp_path / "log", *patient) as (process, url):
         assert listening(process.pid) == {"127.0.0.1"}
         body = {"text": LONG_TEXT, "return_spans": True}
         with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(IN_FLIGHT) as pool:
