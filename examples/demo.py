@@ -62,6 +62,10 @@ def main() -> int:
     if keep:
         say(f"Ray dashboard: {cluster.address}; stop everything with: kill {cluster.pid}; rm -r {cluster.folder}")
         say(f"the page is at {url}")
+    else:
+        say(
+            "next: make serve; then open http://127.0.0.1:8000, or: .venv/bin/detect-ai check FILE --url http://127.0.0.1:8000"
+        )
     print(json.dumps(summary(results, verdicts, time.monotonic() - started)), flush=True)
     return 0
 

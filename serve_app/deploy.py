@@ -138,7 +138,7 @@ def deploy_to_cluster(config: Config, storage: Storage) -> dict[str, Any]:
     if not os.environ.get("RAY_ADDRESS"):
         raise ConfigError(
             "deploy needs a permanent cluster: submit it with `ray job submit`, or set RAY_ADDRESS. On this machine, "
-            "without a cluster: DETECT_AI_STORAGE_ROOT=… make serve"
+            "without a cluster: detect-ai serve"
         )
     connect()
     if live := desired_state(storage).last_live() if is_deployed() else None:
@@ -171,7 +171,10 @@ def abstain(config: Config, storage: Storage) -> dict[str, Any]:
     after = desired.read()[0]
     state = desired.last_live() if is_deployed() else None
     if state is None:
-        raise ConfigError(f"no service of {storage.root} on this cluster (RAY_ADDRESS): run jobs/deploy.py first")
+        raise ConfigError(
+            f"no service of {storage.root} on the cluster of RAY_ADDRESS: deploy it there with jobs/deploy.py; restart "
+            "`detect-ai serve` with this setting"
+        )
     changes = {"version": state.version, "abstain_domains": config.serve.abstain_domains}
     settings = state.sections["serve"].model_copy(update=changes)
     require_known_domains(settings, storage)

@@ -44,8 +44,8 @@ def connect() -> None:
         address = os.environ.get("RAY_ADDRESS", "")
         if address.startswith("http"):
             raise ConfigError(
-                f"RAY_ADDRESS={address}: expected host:port of a cluster, not the dashboard of `ray job submit`. "
-                "Unset RAY_ADDRESS to start Ray on this machine"
+                f"RAY_ADDRESS={address}: expected host:port of a cluster, found its dashboard: submit the job with "
+                "`ray job submit -- python jobs/…`, or unset RAY_ADDRESS to start Ray on this machine"
             )
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if port.isdigit():  # neither `auto` nor `local`

@@ -93,10 +93,11 @@ class Feedback:
 
     def appeals(self) -> list[dict[str, Any]]:
         """The newest other votes, the last of each key on each text."""
-        chosen = sql.select(*(VOTES.c[name] for name in (*_IDS, "predicted", "label")))
+        columns = (*_IDS, "predicted", "label", "key", "model_version", "time")
+        chosen = sql.select(*(VOTES.c[name] for name in columns))
         newest = chosen.where(VOTES.c.id.in_(_last(~VOTES.c.audited))).order_by(VOTES.c.id.desc()).limit(LISTED)
         with self._begin() as connection:
-            return [dict(row) for row in connection.execute(newest).mappings()]
+            return [{**row, "time": str(row["time"])} for row in connection.execute(newest).mappings()]
 
     def budgets(self) -> dict[str, dict[str, Any]]:
         """The budget of every version with audited human texts, which the database counts."""

@@ -59,7 +59,7 @@ def test_ray_data_does_not_log_errors_that_it_raises(monkeypatch, caplog):
 
 def test_deploy_needs_a_permanent_cluster(monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(ConfigError, match=r"deploy needs a permanent cluster: submit it .* make serve"):
+    with pytest.raises(ConfigError, match=r"deploy needs a permanent cluster: submit it .* detect-ai serve"):
         deploy_to_cluster(Config(), Storage(str(tmp_path)))
 
 

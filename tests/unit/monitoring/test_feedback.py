@@ -72,7 +72,10 @@ def test_votes_are_of_one_text_of_a_request(votes: Feedback) -> None:
 def test_votes_on_other_texts_or_without_the_scope_are_appeals(votes: Feedback, drawn: bool, may_audit: bool) -> None:
     audit(votes, AI, "r1")
     assert votes.vote(prediction(audited=drawn), "k2", HUMAN, may_audit) == (False, False)
-    assert votes.appeals() == [{"request_id": "r1", "index": 0, "predicted": "ai", "label": "human"}]
+    (appeal,) = votes.appeals()
+    assert datetime.fromisoformat(appeal.pop("time"))
+    facts = {"model_version": prediction()["model_version"], "key": "k2", "predicted": "ai"}
+    assert appeal == {"request_id": "r1", "index": 0, "label": "human", **facts}
     assert truths(votes) == {"r1": "ai"}
     assert votes.budgets() == {}
 
