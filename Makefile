@@ -11,7 +11,7 @@ RUN := .venv/.run-$(notdir $(CONSTRAINTS))
 DEV := .venv/.dev-$(notdir $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint secrets format lock sbom audit build clean
+.PHONY: help setup demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint format lock sbom audit build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,15 +68,12 @@ bench-trust: $(DEV) ## Measure error rates in domains that calibration has not s
 	.venv-infinity/bin/pip install -q --no-input -r $< || rm -f .venv-infinity/bin/infinity_emb
 	@touch $@
 
-lint: $(DEV) ## Check style, types and spelling
+lint: $(DEV) ## Check style, types and spelling, and look for secrets
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/codespell
-	@$(MAKE) --no-print-directory secrets
-
-secrets: $(DEV) ## Look for passwords, keys and tokens in the files of the repository
-	git ls-files -z | xargs -0 .venv/bin/detect-secrets-hook $(SECRETS)
+	.venv/bin/pre-commit run --all-files detect-secrets
 
 format: $(DEV) ## Format the code
 	.venv/bin/ruff check --fix .
