@@ -17,45 +17,60 @@ from packaging.utils import canonicalize_name
 CHECKOUT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
-# Refuses every module but those of Python, of detect_ai and of the distributions named.
-BLOCKER = """
-import importlib.abc, importlib.metadata, json, os, re, sys
+# Hides every module but those of Python and those named.
+HIDE = """
+import json, os, sys
 
-ALLOWED = {"detect_ai", *sys.stdlib_module_names, *sys.builtin_module_names}
-for module, owners in importlib.metadata.packages_distributions().items():
-    if {re.sub("[-_.]+", "-", owner).lower() for owner in owners} & set(json.loads(os.environ["CLOSURE"])):
-        ALLOWED.add(module)
+ALLOWED = {*json.loads(os.environ["ALLOWED"]), *sys.stdlib_module_names, *sys.builtin_module_names}
 
-class Blocker(importlib.abc.MetaPathFinder):
+class Visible:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in ALLOWED and not name.startswith("_sysconfigdata"):  # the latter is Python's
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        if name.partition(".")[0] in ALLOWED or name.startswith("_sysconfigdata"):  # the latter is Python's, too
+            return self.finder.find_spec(name, path, target)
 
-for name in {name for name in sys.modules if name.partition(".")[0] not in ALLOWED}:
+for name in [name for name in sys.modules if name.partition(".")[0] not in ALLOWED]:
     del sys.modules[name]
-sys.meta_path.insert(0, Blocker())
+sys.meta_path = [Visible(finder) for finder in sys.meta_path]
 """
+
+
+def distributions(*extras: str) -> set[str]:
+    """Names of the distributions that the package needs with some extras, its own included."""
+    optional = PROJECT["optional-dependencies"]
+    names, queue = (
+        {("detect-ai", "")},
+        [*PROJECT["dependencies"], *(need for extra in extras for need in optional[extra])],
+    )
+    while queue:
+        need = Requirement(queue.pop())
+        for extra in ("", *need.extras):
+            if (item := (canonicalize_name(need.name), extra)) not in names:
+                names.add(item)
+                inner = [Requirement(line) for line in importlib.metadata.requires(item[0]) or []]
+                queue += [str(r) for r in inner if r.marker is None or r.marker.evaluate({"extra": extra})]
+    return {name for name, _ in names}
 
 
 @pytest.fixture(scope="module")
 def closure() -> set[str]:
-    """Names of the distributions that the package needs without extras, its own included."""
-    names, queue = {"detect-ai"}, [Requirement(need) for need in PROJECT["dependencies"]]
-    while queue:
-        need = queue.pop()
-        name = canonicalize_name(need.name)
-        if name not in names and (need.marker is None or need.marker.evaluate({"extra": ""})):
-            names.add(name)
-            queue += [Requirement(line) for line in importlib.metadata.requires(name) or []]
-    return names
+    return distributions()
 
 
-def blocked(closure: set[str], code: str) -> subprocess.CompletedProcess[str]:
-    """Run code where only a closure can be imported."""
+def with_only(closure: set[str], code: str) -> subprocess.CompletedProcess[str]:
+    """Run code where only the modules of some distributions can be imported."""
+    modules = [
+        module
+        for module, owners in importlib.metadata.packages_distributions().items()
+        if closure & {canonicalize_name(owner) for owner in owners}
+    ]
     return subprocess.run(
-        [sys.executable, "-c", BLOCKER + code],
+        [sys.executable, "-c", HIDE + code],
         cwd=CHECKOUT,
-        env=os.environ | {"CLOSURE": json.dumps(sorted(closure)), "PYTHONPATH": str(CHECKOUT)},
+        env=os.environ | {"ALLOWED": json.dumps(["detect_ai", *modules]), "PYTHONPATH": str(CHECKOUT)},
         capture_output=True,
         text=True,
         check=False,
@@ -68,13 +83,13 @@ def test_at_most_15_packages_are_installed(closure: set[str]) -> None:
 
 
 @pytest.mark.parametrize("package", ["torch", "numpy", "ray"])
-def test_blocker_refuses_packages_of_extras(closure: set[str], package: str) -> None:
-    assert f"No module named '{package}'" in blocked(closure, f"import {package}").stderr
+def test_packages_of_extras_are_hidden(closure: set[str], package: str) -> None:
+    assert f"No module named '{package}'" in with_only(closure, f"import {package}").stderr
 
 
 def test_client_and_command_line_need_no_extra(closure: set[str]) -> None:
     code = "import detect_ai, detect_ai.cli.__main__ as cli; detect_ai.Client, detect_ai.Verdict; cli.main(['--help'])"
-    done = blocked(closure, code)
+    done = with_only(closure, code)
     assert (done.returncode, done.stderr) == (0, "")
     assert "usage: detect-ai" in done.stdout
 
@@ -90,7 +105,7 @@ def test_client_and_command_line_need_no_extra(closure: set[str]) -> None:
     ],
 )
 def test_command_names_its_missing_extra_in_one_line(closure: set[str], arguments: list[str], extra: str) -> None:
-    done = blocked(closure, f"import detect_ai.cli.__main__ as cli; sys.exit(cli.main({arguments}))")
+    done = with_only(closure, f"import detect_ai.cli.__main__ as cli; sys.exit(cli.main({arguments}))")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert f"pip install 'detect-ai[{extra}]'" in done.stderr
@@ -99,4 +114,14 @@ def test_command_names_its_missing_extra_in_one_line(closure: set[str], argument
 
 def test_detector_names_its_missing_extra(closure: set[str]) -> None:
     code = "import detect_ai\ntry: detect_ai.Detector\nexcept ImportError as error: print(error)"
-    assert "pip install 'detect-ai[local]'" in blocked(closure, code).stdout
+    assert "pip install 'detect-ai[local]'" in with_only(closure, code).stdout
+
+
+def test_a_bundle_runs_on_the_extra_local() -> None:
+    code = """
+import detect_ai, pathlib
+detector = detect_ai.Detector.load(pathlib.Path("tests/fixtures/bundle_format_4/bundle"))
+print(len(detector.detect(["The old bridge went near the market. "] * 2)))
+"""
+    done = with_only(distributions("local"), code)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr

@@ -15,7 +15,9 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["p
 LOCKS = ["serve", "train", "dev", "tools"]
 # What `make lock` reads for each.
 CONTENT = {"serve": ["serve"], "train": ["train", "sample", "sweep", "onnx", "gcp"], "dev": ["all", "bench", "dev"]}
-PIN = re.compile(r"([a-z0-9-]+)==(\S+)( ; [^\\]+)? \\(\n    --hash=sha256:[0-9a-f]{64} \\)*\n    --hash=sha256:[0-9a-f]{64}\n")
+PIN = re.compile(
+    r"([a-z0-9-]+)==(\S+)( ; [^\\]+)? \\(\n    --hash=sha256:[0-9a-f]{64} \\)*\n    --hash=sha256:[0-9a-f]{64}\n"
+)
 
 
 def text(name: str) -> str:

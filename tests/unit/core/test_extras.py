@@ -7,9 +7,9 @@ from detect_ai.core.extras import required
 
 
 def test_missing_package_names_the_extra():
-    with pytest.raises(MissingExtraError, match=r"no_such_package\b.*pip install 'detect-ai\[serve\]'") as error:
-        with required("serve"):
-            import no_such_package.part  # noqa: F401
+    message = r"no_such_package\b.*pip install 'detect-ai\[serve\]'"
+    with pytest.raises(MissingExtraError, match=message) as error, required("serve"):
+        import no_such_package.part  # noqa: F401
     assert isinstance(error.value, InputError)
     assert isinstance(error.value, ImportError)
 
