@@ -1,17 +1,17 @@
 # The one entry point for people and CI. `make help` lists the targets.
 
 PYTHON ?= python3
-# Versions to install: constraints.txt (those CI tests), constraints-min.txt (the oldest supported) or /dev/null (newest).
-CONSTRAINTS ?= constraints.txt
+# Versions to install: requirements/dev.txt (those CI tests), constraints-min.txt (oldest supported) or /dev/null (newest).
+CONSTRAINTS ?= requirements/dev.txt
 # COVERAGE=1: measure coverage and enforce its floor.
 COVERAGE ?=
 
-# What is installed, by the names of the constraints file and the extras: a change of either installs again.
+# What is installed, by the names of the file with the versions and the extras: a change of either installs again.
 RUN := .venv/.run-$(notdir $(CONSTRAINTS))
 DEV := .venv/.dev-$(notdir $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint format lock build clean
+.PHONY: help setup demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint format lock sbom audit build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,11 +52,11 @@ bench-corpus: $(DEV) ## Compare tokenisation with datasets.map, and measure the 
 	.venv/bin/python benchmarks/corpus.py $(if $(TEXTS),--texts $(TEXTS))
 
 bench-train: $(DEV) ## Compare training with the Hugging Face Trainer and a bare loop (TEXTS=path to Parquet)
-	.venv/bin/pip install -q -c constraints.txt -e '.[bench]'
+	.venv/bin/pip install -q -c .venv/versions.txt -e '.[bench]'
 	.venv/bin/python benchmarks/train.py $(if $(TEXTS),--texts $(TEXTS)) $(ARGS)
 
 bench-serve: $(DEV) .venv-infinity/.tried ## Compare the service with a pipeline, LitServe and Infinity (ARGS="--rounds 1")
-	.venv/bin/pip install -q -c constraints.txt -e '.[bench]'
+	.venv/bin/pip install -q -c .venv/versions.txt -e '.[bench]'
 	.venv/bin/python benchmarks/serve.py $(if $(TEXTS),--texts $(TEXTS)) $(ARGS)
 
 bench-trust: $(DEV) ## Measure error rates in domains that calibration has not seen (ARGS="run=base --data set.parquet")
@@ -68,11 +68,12 @@ bench-trust: $(DEV) ## Measure error rates in domains that calibration has not s
 	.venv-infinity/bin/pip install -q --no-input -r $< || rm -f .venv-infinity/bin/infinity_emb
 	@touch $@
 
-lint: $(DEV) ## Check style, types and spelling
+lint: $(DEV) ## Check style, types and spelling, and look for secrets
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/codespell
+	.venv/bin/pre-commit run --all-files detect-secrets
 
 format: $(DEV) ## Format the code
 	.venv/bin/ruff check --fix .
@@ -81,15 +82,32 @@ format: $(DEV) ## Format the code
 build: | .venv/bin/pip ## Build the wheel into dist/
 	.venv/bin/pip wheel --no-input --no-deps --wheel-dir dist .
 
-# `pip freeze` keeps local version labels such as 2.13.0+cpu; they are dropped, other machines have other builds.
-lock: ## Write constraints.txt from .venv and constraints-min.txt from the lower bounds of pyproject.toml
-	.venv/bin/python -c "$$PIN_INSTALLED" > constraints.tmp
-	mv constraints.tmp constraints.txt
-	.venv/bin/python -c "$$PIN_LOWEST" > constraints.tmp
+# Each file holds a closure with all hashes of the index, for every platform; the versions of dev.txt hold for the others.
+# The service runs on a CPU: without CUDA, and with torch in a file of its own, because its CPU build has other hashes.
+LOCK = .venv-tools/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --annotation-style line --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+lock: .venv-tools/.installed ## Write requirements/ and constraints-min.txt from pyproject.toml (UPGRADE=1: newest versions)
+	$(LOCK) pyproject.toml --all-extras -o requirements/dev.txt
+	$(LOCK) pyproject.toml --extra train --extra sample --extra sweep --extra onnx --extra gcp -c requirements/dev.txt -o requirements/train.txt
+	grep -oE '^(cuda|nvidia|triton)[a-z0-9-]*' requirements/train.txt > .venv-tools/cuda.txt
+	$(LOCK) pyproject.toml --extra serve -c requirements/dev.txt --excludes .venv-tools/cuda.txt --no-emit-package torch -o requirements/serve.txt
+	(echo '# Of the same version as in train.txt, from any index. Written by `make lock`.'; \
+	  grep -oE '^torch==[0-9.]+' requirements/train.txt) > requirements/torch.txt
+	$(LOCK) --group tools -o requirements/tools.txt
+	$(PYTHON) -c "$$PIN_LOWEST" > constraints.tmp
 	mv constraints.tmp constraints-min.txt
 
+sbom: .venv-tools/.installed ## Write CycloneDX lists of components to build/sbom/, from requirements/
+	mkdir -p build/sbom
+	for name in serve train dev; do cat requirements/$$name.txt $$(test $$name = serve && echo requirements/torch.txt) | \
+	  .venv-tools/bin/cyclonedx-py requirements --pyproject pyproject.toml -o build/sbom/$$name.json -; done
+
+audit: .venv-tools/.installed ## Look up known vulnerabilities of the versions in requirements/ (needs the network)
+	for name in serve train dev tools; do \
+	  .venv-tools/bin/pip-audit --strict --progress-spinner off --require-hashes --disable-pip -r requirements/$$name.txt || exit 1; done
+
 clean: ## Remove .venv, builds and caches of this checkout
-	rm -rf .venv .venv-infinity build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.*
+	rm -rf .venv .venv-tools .venv-infinity build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.*
 	rm -rf ./*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -98,34 +116,30 @@ clean: ## Remove .venv, builds and caches of this checkout
 	"Python 3.11 or newer is needed, $(PYTHON) is %d.%d: run make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
 
+# Versions without hashes: an editable install cannot be hashed, and torch may be a build of another index.
 $(RUN): pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS)) | .venv/bin/pip
-	.venv/bin/pip install --no-input -c $(CONSTRAINTS) -e '.[sample]'
+	sed -E '/^ +--hash/d; s/ *\\$$//' $(CONSTRAINTS) > .venv/versions.txt
+	.venv/bin/pip install --no-input -c .venv/versions.txt -e '.[sample,train]'
 	@rm -f .venv/.run-* .venv/.dev-*
 	@touch $@
 
 $(DEV): $(RUN)
-	.venv/bin/pip install --no-input -c $(CONSTRAINTS) -e '.[sample,dev]'
+	.venv/bin/pip install --no-input -c .venv/versions.txt -e '.[all,dev]'
 	@touch $@
 
-define PIN_INSTALLED
-import subprocess, sys
-pip = [sys.executable, '-m', 'pip', 'freeze', '--exclude-editable']
-lines = subprocess.run(pip, check=True, capture_output=True, text=True).stdout.split('\n')
-pins = sorted((line.split('+')[0] for line in lines if line), key=str.lower)
-odd = [pin for pin in pins if '==' not in pin or '@' in pin]
-if odd: sys.exit(f'Cannot pin packages that do not come from a package index: {odd}')
-print('# Versions that CI tests. Written by `make lock` from the packages in .venv; do not edit.')
-print('# To update: make clean, make setup CONSTRAINTS=/dev/null, make test, make lock.')
-print(*pins, sep='\n')
-endef
-export PIN_INSTALLED
+.venv-tools/.installed: requirements/tools.txt
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/pip install --no-input -q --require-hashes -r $<
+	@touch $@
 
 define PIN_LOWEST
 import re, tomllib
 with open('pyproject.toml', 'rb') as file: project = tomllib.load(file)['project']
-needs = project['dependencies'] + project['optional-dependencies']['sample']
+extras = project['optional-dependencies']
+needs = project['dependencies'] + [need for name in ('local', 'serve', 'train', 'sample') for need in extras[name]]
 print('# Oldest supported versions: the lower bounds of pyproject.toml. Written by `make lock`; do not edit.')
-for need in sorted(needs, key=str.lower):
+for need in sorted(set(needs), key=str.lower):
+    if need.startswith('detect-ai['): continue
     name, version = re.match(r'([\w.-]+)(?:\[.*\])?[=>]=([\d.]+)', need).groups()
     print(name, '.'.join((version + '.0.0').split('.')[:3]), sep='==')
 endef

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,21 @@ _MODULES = {
     "Verdict": "detect_ai.schemas",
     "load_config": "detect_ai.core.compose",
 }
+_EXTRAS = {"Detector": "local"}
 
 
 def __getattr__(name: str) -> Any:
     """Import an exported name on first use, so that importing the package loads neither ray nor torch."""
     if name not in _MODULES:
         raise AttributeError(f"module 'detect_ai' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    if name not in _EXTRAS:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    from detect_ai.core.extras import required
+
+    with required(_EXTRAS[name]):
+        return getattr(importlib.import_module(_MODULES[name]), name)
 
 
-if "transformers" in sys.modules:
+if "transformers" in sys.modules and importlib.util.find_spec("torch"):
     # Its Auto classes then load mean-pooled bundles. Otherwise importing `detect_ai.models.pooling` does this.
     importlib.import_module("detect_ai.models.pooling")

@@ -23,7 +23,7 @@ from pydantic import BaseModel, HttpUrl, TypeAdapter, ValidationError
 from detect_ai import __version__
 from detect_ai.core.errors import InputError, RejectedError, ResponseError, ServiceError, UnavailableError
 from detect_ai.schemas import DetectResponse, FilesResponse, FileVerdict, ModelInfo, Problem, Verdict
-from detect_ai.text.normalize import SURROGATE, is_blank
+from detect_ai.text.characters import SURROGATE, is_blank
 
 MAX_ATTEMPTS = 5
 RETRY_FOR_S = 60.0  # no attempt starts later than this after the first

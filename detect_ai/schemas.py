@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from detect_ai.text.normalize import is_blank
+from detect_ai.text.characters import is_blank
 
 _EMPTY = "a text is empty: expected at least one visible character"
 _EXAMPLE = "The council met on Tuesday to vote on the bridge."

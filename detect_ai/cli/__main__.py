@@ -14,6 +14,7 @@ from typing import Any
 from detect_ai import __version__
 from detect_ai.cli import BAD_INPUT, FAILED, INTERRUPTED, OK, print_error, storage_root, verdicts
 from detect_ai.core.errors import DetectAIError, InputError
+from detect_ai.core.extras import required
 
 EPILOG = """\
 exit codes:
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for terminals that lack a character
     try:
-        code: int = arguments.run(arguments)
+        with required(arguments.extra):
+            code: int = arguments.run(arguments)
     except DetectAIError as error:
         print_error(str(error))
         return BAD_INPUT if isinstance(error, InputError) else FAILED
@@ -72,7 +74,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line options; `run` is the function of the command."""
+    """The command line options; `run` is the function of the command, `extra` what it needs beyond the client."""
     source = argparse.ArgumentParser(add_help=False)
     group = source.add_mutually_exclusive_group()
     group.add_argument("--bundle", type=Path, metavar="PATH", help="a local bundle")
@@ -90,10 +92,10 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--spans", action="store_true", help="print the probability of each sentence")
     check.add_argument("--json", action="store_true", help="print JSON, one line per file")
     check.add_argument("--uncertain-ok", action="store_true", help="exit with 0 for uncertain verdicts")
-    check.set_defaults(run=verdicts.check)
+    check.set_defaults(run=verdicts.check, extra="local")
     description = "Print the model, its thresholds, their error rates and the limits of a request as JSON."
     model = add("model", parents=[source], help="print model information", description=description, **page)
-    model.set_defaults(run=verdicts.print_model)
+    model.set_defaults(run=verdicts.print_model, extra="local")
     root = argparse.ArgumentParser(add_help=False)
     default = os.environ.get("DETECT_AI_STORAGE_ROOT", "")
     root.add_argument("--root", default=default, metavar="ROOT", help="storage root; default: DETECT_AI_STORAGE_ROOT")
@@ -106,14 +108,14 @@ def build_parser() -> argparse.ArgumentParser:
     service.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=settings)
     service.set_defaults(run=serve)
     audit = add("audit", parents=[root], help="print who published, deployed, changed keys …, a JSON line per event")
-    audit.set_defaults(run=storage_root.print_audit_log)
+    audit.set_defaults(run=storage_root.print_audit_log, extra="serve")
     erase = add("erase", parents=[root], help="delete rows, texts and labels of a request from the prediction log")
     erase.add_argument("request_id", metavar="REQUEST_ID", help="that of the response with the verdict")
     erase.add_argument("--feedback-url", default="", metavar="URL", help="monitoring.feedback_url of the service")
-    erase.set_defaults(run=storage_root.erase_request)
+    erase.set_defaults(run=storage_root.erase_request, extra="serve")
     registry = add("registry", help="check the published versions").add_subparsers(required=True)
     verify = registry.add_parser("verify", parents=[root], help="hash all versions, check the champion's history")
-    verify.set_defaults(run=storage_root.verify_registry)
+    verify.set_defaults(run=storage_root.verify_registry, extra="serve")
     return parser
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from detect_ai.cli import AI, BAD_INPUT, OK, UNCERTAIN, print_error, print_line, printable
 from detect_ai.core.errors import InputError
 from detect_ai.schemas import Label, Reason, Reference, Verdict
+from detect_ai.text.characters import is_blank
 from detect_ai.text.file_type import DESCRIPTIONS, TEXT, decode_text, file_type
-from detect_ai.text.normalize import is_blank
 
 if TYPE_CHECKING:
     from detect_ai.client import Client, DetectOptions

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# The wheel has it inside the package, a checkout beside it.
+CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 
 
 def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> Config:

@@ -40,6 +40,10 @@ class RegistryError(InputError):
     """The registry has no such version, or no champion yet."""
 
 
+class MissingExtraError(InputError, ImportError):
+    """A command or class needs an extra of the package that is not installed."""
+
+
 class ConflictError(DetectAIError):
     """Another process changed shared state (champion, API keys, desired state of the service) first."""
 

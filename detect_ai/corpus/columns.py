@@ -13,7 +13,7 @@ from detect_ai.core.errors import CorpusError
 from detect_ai.corpus.formats import Row
 from detect_ai.corpus.manifest import ORIGINAL
 from detect_ai.corpus.presets import preset_of
-from detect_ai.text.normalize import SURROGATE
+from detect_ai.text.characters import SURROGATE
 
 ROW_SCHEMA = pa.schema(
     [

@@ -14,7 +14,7 @@ from detect_ai.core.errors import CorpusError
 from detect_ai.corpus.columns import label_map, label_text, plain_text, shown_names, unknown_label
 from detect_ai.corpus.formats import Row
 from detect_ai.corpus.sources import SUFFIXES, Piece, list_files, list_pieces, raw_rows
-from detect_ai.text.normalize import SURROGATE, is_blank
+from detect_ai.text.characters import SURROGATE, is_blank
 
 SLICES = ("source", "domain", "generator", "language", "attack", "subset")  # columns to report metrics by
 # Our columns, and the names to look for in a file; `score.columns` maps others.

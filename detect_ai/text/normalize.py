@@ -18,31 +18,23 @@ from string import ascii_letters
 import numpy as np
 import numpy.typing as npt
 
+from detect_ai.text.characters import FILLERS, INVISIBLE
+
 NORMALISER_VERSION: int = 1
 
-# Unicode general categories Cc (but white space) and Cf, and Default_Ignorable_Code_Point (UAX #44).
-_INVISIBLE = (
-    "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u17b4\u17b5"
-    "\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff0-\ufffb\U000110bd\U000110cd"
-    "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
-)
-# Hangul fillers and the Braille blank: the first two have no width, the others show as a gap.
-_FILLERS = "\u115f\u1160\u3164\uffa0\u2800"
-_GAP_FILLERS = _FILLERS[2:]
+_GAP_FILLERS = FILLERS[2:]
 # Replaced before NFKC, which would decompose the acute accent (a common apostrophe) and the double prime.
 _TYPOGRAPHY = (
     dict.fromkeys("‘’‚‛′‵‹›❛❜´\u02b9\u02bb\u02bc\u02bd\u02ca\u02cb", "'")
     | dict.fromkeys("“”„‟″‶«»❝❞〝〞〟\u02ba\u02ee", '"')
     | dict.fromkeys("\u2010\u2012\u2013\u2014\u2015\u2043\u2212\u02d7\u2e3a\u2e3b", "-")
 )
-SURROGATE = re.compile("[\ud800-\udfff]")  # unpaired: UTF-8 and Arrow cannot store them
-_BLANK = re.compile(rf"[\s{_INVISIBLE}{_FILLERS}]*+")
-_SPECIAL = re.compile(f"(?P<invisible>[{_INVISIBLE}]+)|(?P<filler>[{_FILLERS}]+)|[{''.join(_TYPOGRAPHY)}\ud800-\udfff]")
+_SPECIAL = re.compile(f"(?P<invisible>[{INVISIBLE}]+)|(?P<filler>[{FILLERS}]+)|[{''.join(_TYPOGRAPHY)}\ud800-\udfff]")
 # Joiners, direction marks, emoji selectors and tags are spelling, not tampering, after a character beyond ASCII
 # (Persian, Hebrew, emoji) or in a keycap; so is a byte order mark.
 _SPELLING = re.compile(
     r"(?:(?<=[^\x00-\x7f])[\u200c-\u200f\ufe0e\ufe0f\U000e0020-\U000e007f]++|\ufe0f(?=\u20e3)|\A\ufeff)"
-    f"(?![{_INVISIBLE}])"
+    f"(?![{INVISIBLE}])"
 )
 # Letters that NFKC turns into ASCII: enclosed, full-width, mathematical; not ℓ, ℕ and the like, honest symbols.
 _LOOKALIKE_FORMS = re.compile("[\u24b6-\u24e9\uff21-\uff3a\uff41-\uff5a\U0001d400-\U0001d6a3\U0001f130-\U0001f149]")
@@ -100,11 +92,6 @@ class _Draft:
         span_ends[first] = self.ends[np.array(stop) - 1]
         self.text = "".join(chain.from_iterable(zip(kept, (*new, ""), strict=True)))
         self.starts, self.ends = np.repeat(self.starts, copies), np.repeat(span_ends, copies)
-
-
-def is_blank(text: str) -> bool:
-    """Whether nothing of a text is left after normalising: it has white space, invisible characters or fillers only."""
-    return _BLANK.fullmatch(text) is not None
 
 
 def expanded_length(text: str) -> int:

@@ -60,7 +60,7 @@ def _entries(name: str) -> Iterator[tuple[str, str]]:
     """Both sides of `->` in the lines of a codespell list, lower case. Raises InputError without codespell."""
     spec = importlib.util.find_spec("codespell_lib")
     if spec is None or spec.origin is None:
-        raise InputError("spelling attacks need the word lists of codespell: pip install codespell")
+        raise InputError("spelling attacks need the word lists of codespell: pip install 'detect-ai[train]'")
     for line in (Path(spec.origin).parent / "data" / name).read_text("utf-8").splitlines():
         left, _, right = line.partition("->")
         yield left.strip(), right.strip()

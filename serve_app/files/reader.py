@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 from detect_ai.core.config import ServeConfig
 from detect_ai.core.errors import InputError
+from detect_ai.text.characters import SURROGATE, is_blank
 from detect_ai.text.file_type import DESCRIPTIONS, DOCX, PDF, TEXT, decode_text, file_type
-from detect_ai.text.normalize import SURROGATE, is_blank
 from serve_app.errors import ProblemError, QueueFullError
 from serve_app.files.parsers import Limits
 
