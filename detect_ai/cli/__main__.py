@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     service.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on 127.0.0.1:PORT")
     settings = "settings: serve.port=8080, serve.host=0.0.0.0 (needs API keys), monitoring.log=true …"
     service.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=settings)
-    service.set_defaults(run=serve)
+    service.set_defaults(run=serve, extra="serve")
     audit = add("audit", parents=[root], help="print who published, deployed, changed keys …, a JSON line per event")
     audit.set_defaults(run=storage_root.print_audit_log, extra="serve")
     erase = add("erase", parents=[root], help="delete rows, texts and labels of a request from the prediction log")
