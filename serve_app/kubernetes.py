@@ -36,7 +36,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     try:
         overrides = Arguments.model_validate(args).overrides
     except ValidationError as error:
-        raise ConfigError(f"args of the application: {first_problem(error)}; expected overrides: [key=value, …]") from error
+        raise ConfigError(f"args: {first_problem(error)}; expected overrides: [serve=cluster, key=value, …]") from error
     config = load_config(overrides)
     if config.serve.is_local:  # would need no API keys, but the proxies listen on all interfaces of their pods
         raise ConfigError(f"serve.host={config.serve.host}: expected serve=cluster among the overrides")

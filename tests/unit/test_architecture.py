@@ -29,7 +29,16 @@ LAYERS = [
     ("client", "cli"),
 ]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
-SERVICE = ["errors auth files", "engine", "api", "desired_state", "deployment", "deploy", "__main__ __init__"]
+SERVICE = [
+    "errors auth files",
+    "engine",
+    "api",
+    "desired_state",
+    "deployment",
+    "deploy",
+    "kubernetes",
+    "__main__ __init__",
+]
 SERVICE_LEVEL = {name: level for level, names in enumerate(SERVICE) for name in names.split()}
 # Importing these loads neither Ray nor torch.
 PURE = ("core", "text", "metrics", "schemas", "reports", "calibration", "client", "cli")

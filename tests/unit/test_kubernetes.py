@@ -132,7 +132,8 @@ def test_the_proxy_waits_as_long_as_the_service(settings: Any) -> None:
 
 
 def test_a_pod_has_room_for_one_replica(settings: Any) -> None:
-    assert REPLICAS["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] == f"{settings.cpus_per_replica:g}"
+    (container,) = REPLICAS["template"]["spec"]["containers"]
+    assert float(container["resources"]["limits"]["cpu"]) == settings.cpus_per_replica
     assert (REPLICAS["minReplicas"], REPLICAS["maxReplicas"]) == (settings.min_replicas, settings.max_replicas)
     assert SERVICE["rayClusterConfig"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
@@ -153,9 +154,7 @@ def test_evictions_leave_a_replica() -> None:
 
 
 def test_every_pod_has_a_network_policy() -> None:
-    policies = {
-        item["metadata"]["name"]: item["spec"] for item in OBJECTS if item["kind"] == "NetworkPolicy"
-    }
+    policies = {item["metadata"]["name"]: item["spec"] for item in OBJECTS if item["kind"] == "NetworkPolicy"}
     assert policies.pop("deny")["podSelector"] == {}
     label = "app.kubernetes.io/component"
     assert {name: spec["podSelector"]["matchLabels"] for name, spec in policies.items()} == {
