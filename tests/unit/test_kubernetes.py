@@ -21,6 +21,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 FILES = sorted((CHECKOUT / "ops/kubernetes").glob("*.yaml"))
 OBJECTS = [document for path in FILES for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
 NAMES = [f"{item['kind']}-{item['metadata']['name']}" for item in OBJECTS]
+CORE = {name: item for name, item in zip(NAMES, OBJECTS, strict=True) if "ray.io" not in item["apiVersion"]}
 PAGE = (CHECKOUT / "docs/KUBERNETES.md").read_text(encoding="utf-8")
 
 
@@ -60,7 +61,7 @@ def test_the_files_are_read() -> None:
 
 
 # Objects of KubeRay: `make kube-check`.
-@pytest.mark.parametrize("item", [item for item in OBJECTS if "ray.io" not in item["apiVersion"]], ids=str)
+@pytest.mark.parametrize("item", CORE.values(), ids=CORE.keys())
 def test_kubernetes_knows_every_field(item: dict[str, Any]) -> None:
     kubernetes_validate.validate(item, "1.33.0", strict=True)
 
