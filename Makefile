@@ -11,7 +11,8 @@ RUN := .venv/.run-$(notdir $(CONSTRAINTS))
 DEV := .venv/.dev-$(notdir $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint format lock sbom audit build clean
+.PHONY: help setup demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint kube-check format lock sbom audit \
+  build dist clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,12 +69,19 @@ bench-trust: $(DEV) ## Measure error rates in domains that calibration has not s
 	.venv-infinity/bin/pip install -q --no-input -r $< || rm -f .venv-infinity/bin/infinity_emb
 	@touch $@
 
-lint: $(DEV) ## Check style, types and spelling, and look for secrets
+lint: $(DEV) ## Check style, types, spelling, YAML and workflows, and look for secrets
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/codespell
 	.venv/bin/pre-commit run --all-files detect-secrets
+	.venv/bin/yamllint --strict .
+	.venv/bin/zizmor --offline --quiet .github
+	@command -v actionlint > /dev/null || test -z "$$REQUIRE_ACTIONLINT" || { echo "actionlint is not installed"; exit 1; }
+	if command -v actionlint > /dev/null; then actionlint; fi
+
+kube-check: $(DEV) ## Validate the Kubernetes manifests against KubeRay (needs kubeconform and the network)
+	.venv/bin/python ops/kubernetes/check.py $(ARGS)
 
 format: $(DEV) ## Format the code
 	.venv/bin/ruff check --fix .
@@ -81,6 +89,9 @@ format: $(DEV) ## Format the code
 
 build: | .venv/bin/pip ## Build the wheel into dist/
 	.venv/bin/pip wheel --no-input --no-deps --wheel-dir dist .
+
+dist: $(DEV) ## Build the wheel and the source distribution into dist/
+	.venv/bin/python -m build --outdir dist
 
 # Each file holds a closure with all hashes of the index, for every platform; the versions of dev.txt hold for the others.
 # The service runs on a CPU: without CUDA, and with torch in a file of its own, because its CPU build has other hashes.

@@ -26,7 +26,7 @@ def pipeline(config: Config, storage: Storage) -> dict[str, Any]:
     connect()
     stages = {"sweep": sweep} if config.train.from_sweep else {}
     stages |= {"train": train, "calibrate": calibrate_checkpoint, "evaluate": evaluate, "publish": publish}
-    if cluster_stays():
+    if config.serve.deploy and cluster_stays():
         require_place(config.serve, storage)  # before the training
         stages["deploy"] = deploy_to_cluster
     prepared = run_stage("prepare", prepare, config, storage)  # returns at once where nothing changed

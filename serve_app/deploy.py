@@ -69,15 +69,7 @@ def deploy(
     is_new = not is_deployed()
     replaced = None if is_new else served_version(settings)
     desired = desired_state(storage)
-    values = settings.model_dump() | {"version": version}
-    state = State(
-        status="starting",
-        version=version,
-        settings=values,
-        monitoring=config.monitoring.model_dump(),
-        keys=keys,
-        replicas=replicas or uuid.uuid4().hex[:12],
-    )
+    state = State.of(config, version, keys, replicas or uuid.uuid4().hex[:12])
     number = desired.advance(state, after=desired.read()[0] if after is None else after)
     try:
         hand_over(desired, storage.root)

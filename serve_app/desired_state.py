@@ -6,11 +6,11 @@ compare-and-swap: a deployment that is no longer the last one fails instead of c
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from detect_ai.core.config import MonitoringConfig, ServeConfig
+from detect_ai.core.config import Config, MonitoringConfig, ServeConfig
 from detect_ai.core.errors import ConfigError, ConflictError, InputError, first_problem
 from detect_ai.core.pointer import Pointer, Record
 from detect_ai.core.storage import Storage
@@ -36,6 +36,22 @@ class State(BaseModel):
     monitoring: dict[str, Any] = {}  # the section `monitoring`
     keys: str | None  # hashed API keys of the deployer's environment, as JSON; None: no keys are required
     replicas: str = ""  # states with the same one differ only in what replicas take over without a restart
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        version: str,
+        keys: str | None,
+        replicas: str = "",
+        status: Literal["starting", "live"] = "starting",
+    ) -> Self:
+        """The state in which a version is served as a configuration says."""
+        settings = config.serve.model_dump() | {"version": version}
+        monitoring = config.monitoring.model_dump()
+        return cls(
+            status=status, version=version, settings=settings, monitoring=monitoring, keys=keys, replicas=replicas
+        )
 
     @property
     def sections(self) -> Sections:

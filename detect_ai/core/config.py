@@ -260,6 +260,7 @@ class ServeConfig(Section):
     host: Text = "127.0.0.1"  # 0.0.0.0: all interfaces, behind a firewall
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     version: str = ""  # empty: the champion
+    deploy: bool = True  # at the end of a pipeline on a permanent cluster; false: where a RayService serves
     canary: str = ""  # version that serves a fraction of the callers
     canary_fraction: Fraction = 0.05
     min_replicas: Natural = 1

@@ -37,6 +37,7 @@ SERVICE = [
     "one_process desired_state",
     "deployment",
     "deploy",
+    "kubernetes",
     "__init__",
 ]
 SERVICE_LEVEL = {name: level for level, names in enumerate(SERVICE) for name in names.split()}

@@ -1,4 +1,4 @@
-"""README and docs/JOBS.md: every command, file and override in them exists."""
+"""README, docs and Kubernetes manifests: every command, file and override in them exists."""
 
 from __future__ import annotations
 
@@ -38,9 +38,15 @@ def strings(value: object) -> Iterator[str]:
             yield from strings(inner)
 
 
-COMMANDS = LINES + [text for _, block in BLOCKS for text in strings(yaml.safe_load(block))]  # JSON is YAML
+MANIFESTS = [
+    text
+    for path in sorted((CHECKOUT / "ops/kubernetes").glob("*.yaml"))
+    for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    for text in strings(document)
+]
+COMMANDS = LINES + MANIFESTS + [text for _, block in BLOCKS for text in strings(yaml.safe_load(block))]  # JSON is YAML
 # Lines with `…` are patterns, not commands.
-JOBS = sorted({job for line in COMMANDS for job in re.findall("python jobs/.*", line) if "…" not in job})
+JOBS = sorted({job for line in COMMANDS for job in re.findall(r"python (?:/app/)?jobs/.*", line) if "…" not in job})
 TARGETS = sorted(set(re.findall(r"(?:^|[`;] ?|[A-Z]=1 )make ([a-z-]+)", README, re.MULTILINE)))
 LINKS = sorted(
     {
@@ -54,7 +60,8 @@ LINKS = sorted(
 
 def test_the_docs_have_commands_to_check() -> None:
     assert len(JOBS) >= 10
-    assert {kind for kind, block in BLOCKS if "jobs/retrain.py" in block} == {"yaml", "json"}
+    assert {kind for kind, block in BLOCKS if "jobs/retrain.py" in block} == {"json"}
+    assert len([job for job in JOBS if "/app/jobs/" in job]) == 2
     assert len([job for job in JOBS if "$" in job]) >= 2
     assert {"demo", "test", "serve"} <= set(TARGETS)
 
@@ -63,7 +70,7 @@ def test_the_docs_have_commands_to_check() -> None:
 def test_job_commands_compose(command: str) -> None:
     value = re.sub(r"\$\(.*?\)|\$\w+", "x", command)  # what a shell puts there
     _, script, *overrides = shlex.split(value)
-    assert (CHECKOUT / script).is_file()
+    assert (CHECKOUT / script.removeprefix("/app/")).is_file()
     load_config([override for override in overrides if not override.startswith("--")])
 
 

@@ -365,6 +365,21 @@ def test_pipeline_checks_keys_before_the_training(storage: Storage, monkeypatch:
     assert storage.list("runs") == []
 
 
+@pytest.mark.parametrize(("deploys", "last"), [(True, "deploy"), (False, "publish")])
+def test_a_pipeline_deploys_unless_told_otherwise(
+    deploys: bool, last: str, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    job = importlib.import_module("jobs.pipeline")
+    monkeypatch.setattr(job, "connect", lambda: None)
+    monkeypatch.setattr(module, "require_place", lambda *_: None)
+    monkeypatch.setattr(job, "run_stage", lambda *_: {"corpus": "texts"})
+    monkeypatch.setattr(job, "require_enough_texts", lambda *_: None)
+    monkeypatch.setattr(job.Corpus, "of_run", lambda *_: None)
+    monkeypatch.setattr(job, "run_stages", lambda _, __, ___, stages, ____: stages)
+    assert list(job.pipeline(config("", deploy=deploys), storage))[-1] == last
+
+
 def test_replicas_get_no_other_secret_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = {"AWS_REGION": "eu", "DETECT_AI_FEEDBACK_PASSWORD": "s"}
     given = {"WANDB_API_KEY": "s", "HF_TOKEN": "s", "DETECT_AI_API_KEYS": "{}", **kept}
