@@ -11,7 +11,7 @@ RUN := .venv/.run-$(notdir $(CONSTRAINTS))
 DEV := .venv/.dev-$(notdir $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint format lock build clean
+.PHONY: help setup demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint format docs lock build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,16 @@ format: $(DEV) ## Format the code
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
+docs: .venv/mermaid.min.js ## Build the site of the documentation into site/
+	.venv/bin/pip install -q --no-input -c $(CONSTRAINTS) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
+
+# For diagrams without a CDN. npm compares the package with the hash of the registry.
+.venv/mermaid.min.js: | .venv/bin/pip
+	npm pack --silent --pack-destination .venv mermaid@11.17.2
+	tar -xzmf .venv/mermaid-11.17.2.tgz -C .venv --strip-components=2 package/dist/mermaid.min.js
+	rm .venv/mermaid-11.17.2.tgz
+
 build: | .venv/bin/pip ## Build the wheel into dist/
 	.venv/bin/pip wheel --no-input --no-deps --wheel-dir dist .
 
@@ -89,7 +99,7 @@ lock: ## Write constraints.txt from .venv and constraints-min.txt from the lower
 	mv constraints.tmp constraints-min.txt
 
 clean: ## Remove .venv, builds and caches of this checkout
-	rm -rf .venv .venv-infinity build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.*
+	rm -rf .venv .venv-infinity build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.*
 	rm -rf ./*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

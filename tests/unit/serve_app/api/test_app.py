@@ -622,6 +622,13 @@ def test_the_description_states_whether_a_key_is_needed(detector: Detector, with
     assert ("/v1/detect" in secured, "/readyz" in secured) == (with_keys, False)
 
 
+def test_the_api_reference_names_every_route(detector: Detector) -> None:
+    spec = create_app(Versions(Engine(detector, ServeConfig())), access()).openapi()
+    page = (Path(__file__).parents[4] / "docs" / "API.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`((?:GET|POST) /\S+)`", page))
+    assert documented == {f"{method.upper()} {path}" for path, methods in spec["paths"].items() for method in methods}
+
+
 @pytest.mark.parametrize(("domains", "paused"), [({"*"}, True), ({"letters"}, True), ({"news"}, False), (set(), False)])
 @pytest.mark.parametrize("path", ["/v1/detect", "/v1/detect/file"])
 def test_a_paused_domain_gets_no_verdicts(detector: Detector, path: str, domains: set[str], paused: bool) -> None:
