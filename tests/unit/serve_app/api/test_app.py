@@ -18,6 +18,7 @@ from unittest.mock import AsyncMock
 import httpx
 import numpy as np
 import pytest
+import re
 import torch
 
 from detect_ai.calibration.domains import calibrate_population
