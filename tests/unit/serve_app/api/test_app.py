@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import logging
+import re
 import threading
 import time
 from collections import defaultdict
@@ -18,7 +19,6 @@ from unittest.mock import AsyncMock
 import httpx
 import numpy as np
 import pytest
-import re
 import torch
 
 from detect_ai.calibration.domains import calibrate_population
@@ -624,7 +624,7 @@ def test_the_description_states_whether_a_key_is_needed(detector: Detector, with
 
 
 def test_the_api_reference_names_every_route(detector: Detector) -> None:
-    spec = create_app(Versions(Engine(detector, ServeConfig())), access()).openapi()
+    spec = create_app(Versions(Engine(detector, ServeConfig())), access(), AsyncMock()).openapi()
     page = (Path(__file__).parents[4] / "docs" / "API.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"`((?:GET|POST) /\S+)`", page))
     assert documented == {f"{method.upper()} {path}" for path, methods in spec["paths"].items() for method in methods}
