@@ -11,8 +11,8 @@ RUN := .venv/.run-$(notdir $(CONSTRAINTS))
 DEV := .venv/.dev-$(notdir $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint kube-check format lock sbom audit \
-  build dist clean
+.PHONY: help setup demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint kube-check format docs lock sbom \
+  audit build dist clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,6 +87,16 @@ format: $(DEV) ## Format the code
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
+docs: .venv/mermaid.min.js ## Build the site of the documentation into site/
+	.venv/bin/pip install -q --no-input -c $(CONSTRAINTS) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
+
+# For diagrams without a CDN. npm compares the package with the hash of the registry.
+.venv/mermaid.min.js: | .venv/bin/pip
+	npm pack --silent --pack-destination .venv mermaid@11.17.2
+	tar -xzmf .venv/mermaid-11.17.2.tgz -C .venv --strip-components=2 package/dist/mermaid.min.js
+	rm .venv/mermaid-11.17.2.tgz
+
 build: | .venv/bin/pip ## Build the wheel into dist/
 	.venv/bin/pip wheel --no-input --no-deps --wheel-dir dist .
 
@@ -118,7 +128,7 @@ audit: .venv-tools/.installed ## Look up known vulnerabilities of the versions i
 	  .venv-tools/bin/pip-audit --strict --progress-spinner off --require-hashes --disable-pip -r requirements/$$name.txt || exit 1; done
 
 clean: ## Remove .venv, builds and caches of this checkout
-	rm -rf .venv .venv-tools .venv-infinity build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.*
+	rm -rf .venv .venv-tools .venv-infinity build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.*
 	rm -rf ./*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import logging
+import re
 import threading
 import time
 from collections import defaultdict
@@ -620,6 +621,13 @@ def test_the_description_states_whether_a_key_is_needed(detector: Detector, with
     spec = create_app(Versions(Engine(detector, ServeConfig())), access(KeyRing if with_keys else None)).openapi()
     secured = {path for path, methods in spec["paths"].items() if any("security" in m for m in methods.values())}
     assert ("/v1/detect" in secured, "/readyz" in secured) == (with_keys, False)
+
+
+def test_the_api_reference_names_every_route(detector: Detector) -> None:
+    spec = create_app(Versions(Engine(detector, ServeConfig())), access(), AsyncMock()).openapi()
+    page = (Path(__file__).parents[4] / "docs" / "API.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`((?:GET|POST) /\S+)`", page))
+    assert documented == {f"{method.upper()} {path}" for path, methods in spec["paths"].items() for method in methods}
 
 
 @pytest.mark.parametrize(("domains", "paused"), [({"*"}, True), ({"letters"}, True), ({"news"}, False), (set(), False)])
