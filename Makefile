@@ -9,6 +9,8 @@ COVERAGE ?=
 # What is installed, by the names of the file with the versions and the extras: a change of either installs again.
 RUN := .venv/.run-$(notdir $(CONSTRAINTS))
 DEV := .venv/.dev-$(notdir $(CONSTRAINTS))
+# Versions without hashes: an editable install cannot be hashed, and torch may be a build of another index.
+VERSIONS := .venv/versions-$(notdir $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint kube-check format docs lock sbom \
@@ -53,11 +55,11 @@ bench-corpus: $(DEV) ## Compare tokenisation with datasets.map, and measure the 
 	.venv/bin/python benchmarks/corpus.py $(if $(TEXTS),--texts $(TEXTS))
 
 bench-train: $(DEV) ## Compare training with the Hugging Face Trainer and a bare loop (TEXTS=path to Parquet)
-	.venv/bin/pip install -q -c .venv/versions.txt -e '.[bench]'
+	.venv/bin/pip install -q -c $(VERSIONS) -e '.[bench]'
 	.venv/bin/python benchmarks/train.py $(if $(TEXTS),--texts $(TEXTS)) $(ARGS)
 
 bench-serve: $(DEV) .venv-infinity/.tried ## Compare the service with a pipeline, LitServe and Infinity (ARGS="--rounds 1")
-	.venv/bin/pip install -q -c .venv/versions.txt -e '.[bench]'
+	.venv/bin/pip install -q -c $(VERSIONS) -e '.[bench]'
 	.venv/bin/python benchmarks/serve.py $(if $(TEXTS),--texts $(TEXTS)) $(ARGS)
 
 bench-trust: $(DEV) ## Measure error rates in domains that calibration has not seen (ARGS="run=base --data set.parquet")
@@ -87,8 +89,8 @@ format: $(DEV) ## Format the code
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-docs: .venv/mermaid.min.js ## Build the site of the documentation into site/
-	.venv/bin/pip install -q --no-input -c $(CONSTRAINTS) -e '.[docs]'
+docs: $(VERSIONS) .venv/mermaid.min.js ## Build the site of the documentation into site/
+	.venv/bin/pip install -q --no-input -c $(VERSIONS) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
 
 # For diagrams without a CDN. npm compares the package with the hash of the registry.
@@ -137,15 +139,16 @@ clean: ## Remove .venv, builds and caches of this checkout
 	"Python 3.11 or newer is needed, $(PYTHON) is %d.%d: run make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
 
-# Versions without hashes: an editable install cannot be hashed, and torch may be a build of another index.
-$(RUN): pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS)) | .venv/bin/pip
-	sed -E '/^ +--hash/d; s/ *\\$$//' $(CONSTRAINTS) > .venv/versions.txt
-	.venv/bin/pip install --no-input -c .venv/versions.txt -e '.[sample,train]'
+$(VERSIONS): $(filter-out /dev/null,$(CONSTRAINTS)) | .venv/bin/pip
+	sed -E '/^ +--hash/d; s/ *\\$$//' $(CONSTRAINTS) > $@
+
+$(RUN): pyproject.toml $(VERSIONS)
+	.venv/bin/pip install --no-input -c $(VERSIONS) -e '.[sample,train]'
 	@rm -f .venv/.run-* .venv/.dev-*
 	@touch $@
 
 $(DEV): $(RUN)
-	.venv/bin/pip install --no-input -c .venv/versions.txt -e '.[all,dev]'
+	.venv/bin/pip install --no-input -c $(VERSIONS) -e '.[all,dev]'
 	@touch $@
 
 .venv-tools/.installed: requirements/tools.txt

@@ -90,7 +90,7 @@ def test_both_builders_build_the_same_images() -> None:
 
 
 def test_base_images_have_the_pinned_ray() -> None:
-    pinned = re.search(r"^ray==(.*)$", (CHECKOUT / "constraints.txt").read_text(), re.MULTILINE)
+    pinned = re.search(r"^ray==([\d.]+)", (CHECKOUT / "requirements/train.txt").read_text(), re.MULTILINE)
     assert pinned
     for name in ("cloudbuild.yaml", ".github/workflows/images.yml"):
         assert re.findall(r"rayproject/ray:([\d.]+)-", (CHECKOUT / name).read_text()) == [pinned[1]]
