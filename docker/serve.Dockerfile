@@ -6,15 +6,14 @@
 ARG PYTHON_IMAGE=python:3.11.16-slim-bookworm@sha256:528257d48c1da0dcecc2e725d1ae34498d60c965f1241e39cd6a85a8859bdf84
 
 FROM ${PYTHON_IMAGE} AS build
-# Has torch's builds for CPUs; those of PyPI bring 3 GB for GPUs. The lock pins the hash, whatever index answers.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1
 WORKDIR /src
-RUN python -m venv --without-pip /opt/detect_ai
-COPY requirements/serve.txt requirements/serve.txt
-RUN pip --python /opt/detect_ai install --require-hashes --extra-index-url "${TORCH_INDEX}" -r requirements/serve.txt
+COPY docker/torch.txt requirements/build.txt requirements/serve.txt /locks/
+RUN python -m venv --without-pip /opt/detect_ai \
+  && pip --python /opt/detect_ai install --no-deps --require-hashes -r /locks/torch.txt \
+  && pip --python /opt/detect_ai install --require-hashes -r /locks/serve.txt \
+  && pip install --require-hashes -r /locks/build.txt
 COPY . .
-# With the setuptools of the base image: nothing without a hash is downloaded.
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /tmp/wheels . \
   && pip --python /opt/detect_ai install --no-deps --no-index /tmp/wheels/*.whl \
   && pip --python /opt/detect_ai check
