@@ -20,7 +20,7 @@ import pytest
 from detect_ai.core.ray_runtime import free_port
 from tests.fixtures import tiny_models
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CHECKOUT = Path(__file__).resolve().parents[2]
 PAGE = (CHECKOUT / "docs/SERVING.md").read_text(encoding="utf-8")
 [BLOCK] = re.findall(r"^## Serve a bundle\n.*?```sh\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
@@ -73,7 +73,7 @@ def front(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     try:
         while not (folder / "done").exists():
             assert process.poll() is None, log.read_text()
-            assert time.monotonic() - start < 840, log.read_text()
+            assert time.monotonic() - start < 1700, log.read_text()
             time.sleep(0.2)
         print(f"from an empty folder to a verdict: {time.monotonic() - start:.0f} s")
         printed = log.read_text()

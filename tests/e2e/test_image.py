@@ -17,7 +17,7 @@ from tests.fixtures import tiny_models
 from tests.fixtures.image import Container, Image, base_image, build, container, context_of, instructions
 from tests.fixtures.programs import require
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCKERFILE = CHECKOUT / "docker/serve.Dockerfile"
 UNWANTED = {"celery", "dvc", "hatchling", "pip", "playwright", "pytest", "ray", "wandb"}
