@@ -22,7 +22,8 @@ from detect_ai.core.ray_runtime import free_port
 from detect_ai.core.storage import Storage
 from tests.e2e.conftest import deployed
 from tests.fixtures import tiny_models
-from tests.fixtures.monitoring import OPS, OTHERS, OURS, RAYS, dashboards, require, rules, series
+from tests.fixtures.monitoring import OPS, OTHERS, OURS, RAYS, dashboards, rules, series
+from tests.fixtures.programs import require
 
 CANARY = "canary5b2e"
 TEXT = f"{CANARY}\u200b " + tiny_models.text("human", random.Random(1), 200)

@@ -1,16 +1,26 @@
-"""`ops/`: rules, dashboards and their series, the runbook, inhibition, and the compose file."""
+"""`ops/`: rules, dashboards and their series, the runbook, inhibition, the compose file, the TLS front and systemd."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
+import threading
+import time
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
-from tests.fixtures.monitoring import OPS, OTHERS, OURS, RAYS, dashboards, load, require, rules, series
+from detect_ai.core.config import Config
+from detect_ai.core.ray_runtime import free_port
+from tests.fixtures.monitoring import OPS, OTHERS, OURS, RAYS, dashboards, load, rules, series
+from tests.fixtures.programs import require
 
 DOCS = OPS.parent / "docs"
 ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
@@ -20,7 +30,7 @@ ON_DASHBOARDS = {name for queries in dashboards().values() for query in queries 
 
 
 def output(program: str, *arguments: str) -> str:
-    """What a program of Prometheus prints; the test fails where it fails."""
+    """What a program prints; the test fails where it fails."""
     done = subprocess.run([require(program), *arguments], cwd=OPS, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -74,7 +84,11 @@ def test_every_alert_has_a_firing_and_a_silent_case() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["check config prometheus.yml", "check rules rules.yml", "test rules rules_test.yml"]
+    "command",
+    [
+        *("check config prometheus.yml", "check config prometheus-serve.yml"),
+        *("check rules rules.yml", "test rules rules_test.yml"),
+    ],
 )
 def test_promtool_accepts(command: str) -> None:
     output("promtool", *command.split())
@@ -111,14 +125,122 @@ def test_panels_do_not_overlap() -> None:
         assert dashboard["uid"] == f"detect-ai-{path.stem}"
 
 
+class Exporter(BaseHTTPRequestHandler):
+    """Metrics as one process exports them."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.end_headers()
+        self.wfile.write(
+            b'detect_ai_requests_total{route="/v1/detect",status="503"} 7\n'
+            b'detect_ai_loaded{role="main",model_version="1"} 1\n'
+        )
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_one_process_has_the_series_of_a_cluster(tmp_path: Path) -> None:
+    exporter, address = ThreadingHTTPServer(("127.0.0.1", 0), Exporter), f"127.0.0.1:{free_port()}"
+    threading.Thread(target=exporter.serve_forever, daemon=True).start()
+    config = (OPS / "prometheus-serve.yml").read_text(encoding="utf-8").replace(": 10s", ": 1s")
+    (tmp_path / "prometheus.yml").write_text(config.replace("127.0.0.1:9100", f"127.0.0.1:{exporter.server_port}"))
+    shutil.copy(OPS / "rules.yml", tmp_path)
+    options = ["--config.file=prometheus.yml", "--storage.tsdb.path=data", f"--web.listen-address={address}"]
+    with (tmp_path / "log").open("wb") as log:
+        prometheus = subprocess.Popen([require("prometheus"), *options], cwd=tmp_path, stdout=log, stderr=log)
+
+    def found(query: str) -> list[dict[str, str]]:
+        with suppress(httpx.TransportError):
+            answer = httpx.get(f"http://{address}/api/v1/query", params={"query": query})
+            if answer.status_code == 200:
+                return [entry["metric"] for entry in answer.json()["data"]["result"]]
+        return []
+
+    try:
+        deadline = time.monotonic() + 120
+        while not found("ray_serve_num_http_requests_total") or not found("ray_detect_ai_loaded"):
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        [requests] = found('ray_serve_num_http_requests_total{application="detect_ai"}')
+        assert (requests["route"], requests["status_code"]) == ("/v1/detect", "503")
+        assert len(found('ray_detect_ai_loaded{job="ray"}')) == len(found("{__name__=~'ray_detect_ai_loaded'}")) == 1
+        assert len(found('up{job="ray"} == 1')) == 1
+    finally:
+        prometheus.terminate()
+        prometheus.wait(30)
+        exporter.shutdown()
+
+
 def test_files_that_the_compose_file_mounts_exist() -> None:
     services = load("compose.yaml")["services"]
     sources = {mount.split(":")[0] for service in services.values() for mount in service["volumes"]}
     files = {source for source in sources if source.startswith(".")}
     assert len(files) == 6
     assert all((OPS / source).exists() for source in files)
-    copied = re.search(r"cp -r (.*?) /app ", services["service"]["command"][2])
-    assert copied
-    assert all((OPS.parent / name).exists() for name in copied[1].split())
+    build = services["service"]["build"]
+    assert (OPS / build["context"] / build["dockerfile"]).is_file()
     discovered = load("prometheus.yml")["scrape_configs"][0]["file_sd_configs"][0]["files"]
     assert {str(Path(path).parent) for path in discovered} == {"/tmp/ray"}
+
+
+def test_docker_compose_accepts_the_compose_file() -> None:
+    docker = require("docker")
+    if subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
+        pytest.skip("docker has no compose plugin")
+    command = [docker, "compose", "--file", "compose.yaml", "config", "--quiet"]
+    environment = {**os.environ, "BUNDLE": "/bundle"}
+    done = subprocess.run(command, cwd=OPS, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_containers_are_read_only_and_pinned() -> None:
+    services = load("compose.yaml")["services"]
+    for name, service in services.items():
+        assert service["read_only"], name
+        assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
+        assert name == "service" or re.fullmatch(r"[\w/]+:v?[\d.]+@sha256:[0-9a-f]{64}", service["image"])
+    assert {name for name, service in services.items() if "cap_add" in service} == {"front"}
+    assert all(
+        port.startswith("127.0.0.1:")
+        for name in services
+        for port in services[name].get("ports", [])
+        if name != "front"
+    )
+
+
+def test_caddy_accepts_the_front() -> None:
+    output("caddy", "validate", "--config", "Caddyfile", "--adapter", "caddyfile")
+    assert output("caddy", "fmt", "Caddyfile") == (OPS / "Caddyfile").read_text(encoding="utf-8")
+
+
+def test_the_front_has_the_limits_of_the_service() -> None:
+    adapted = json.loads(output("caddy", "adapt", "--config", "Caddyfile"))
+    [server] = adapted["apps"]["http"]["servers"].values()
+    [site] = [route["handle"][0]["routes"] for route in server["routes"]]
+    sizes = [
+        handler["max_size"] for route in site for handler in route["handle"] if handler["handler"] == "request_body"
+    ]
+    defaults = Config().serve
+    assert sizes == [defaults.max_upload_bytes, defaults.max_body_bytes]
+    answer_s = (server["write_timeout"] - server["read_timeout"]) / 1e9
+    assert answer_s > defaults.request_timeout_s + defaults.max_wait_s
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    unit = (OPS / "systemd/detect-ai.service").read_text(encoding="utf-8")
+    path = tmp_path / "detect-ai.service"
+    path.write_text(unit.replace("/opt/detect-ai/bin/detect-ai", "/bin/true"))  # which must exist
+    analyze = require("systemd-analyze")
+    done = subprocess.run([analyze, "verify", path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    exposure = [analyze, "security", "--offline=true", "--threshold=20", path]
+    subprocess.run(exposure, capture_output=True, text=True, check=True)
+
+
+def test_the_environment_file_has_what_the_unit_reads() -> None:
+    unit = (OPS / "systemd/detect-ai.service").read_text(encoding="utf-8")
+    [command] = re.findall("^ExecStart=(.*)", unit, re.MULTILINE)
+    given = re.findall(r"^(\w+)=", (OPS / "systemd/environment").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"\$\{?(\w+)", command)) == set(given)
