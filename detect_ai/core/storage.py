@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,8 +26,8 @@ from detect_ai.core.errors import ConfigError, InputError, StorageError
 
 T = TypeVar("T")
 
-# Object stores. One call is repeated with growing pauses while the store is out of reach, and fails after this time
-# and the pause in progress: 2 to 4 minutes. A job on a wrong endpoint ends by then; a restart outlasts an outage of 2.
+# Object stores. A call is repeated with doubling pauses while the store is out of reach. It fails after this time and
+# the pause in progress, 3 to 5 minutes: an outage of half this time is outlasted, and a wrong endpoint ends a job.
 RETRY_SECONDS = 180
 # A conditional write, which carries kilobytes, is given up and resolved after this time. pyarrow gives up a connection
 # on which nothing arrives after 120 s, which cannot be changed (26.0).
@@ -226,7 +227,10 @@ class Storage:
         from obstore.store import GCSStore, from_url
 
         bucket, _, name = self.path(key).partition("/")
-        bounds: dict[str, Any] = {"timeout": f"{REQUEST_SECONDS}s", "connect_timeout": f"{CONNECT_SECONDS}s"}
+        bounds: dict[str, Any] = {
+            "timeout": timedelta(seconds=REQUEST_SECONDS),
+            "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+        }
         # Repeated here: obstore repeats a write whose connection was closed, but not one whose connection was reset.
         options: dict[str, Any] = {"client_options": bounds, "retry_config": {"max_retries": 0}}
         if "endpoint_override" in self._options:  # an emulator, which needs no credentials

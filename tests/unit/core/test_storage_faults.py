@@ -17,7 +17,7 @@ TABLE = pa.table({"a": pa.array(range(50_000)), "b": pa.array(range(50_000))})
 
 @pytest.fixture(scope="module")
 def through(gcs_bucket):
-    with faults.faulty(gcs_bucket, stall_s=2) as (uri, proxy):
+    with faults.faulty(gcs_bucket, stall_s=0.6) as (uri, proxy):
         yield gcs.under(uri, "faults"), proxy
 
 
@@ -74,7 +74,7 @@ def test_table_is_whole(storage, proxy, stored, key, fault):
     assert [call.fault for call in proxy.calls].count(fault) == 1
 
 
-@pytest.mark.parametrize("at", [0, 1, 2], ids=["session", "content", "end"])
+@pytest.mark.parametrize("at", [1, 2], ids=["content", "end"])
 @pytest.mark.parametrize("fault", faults.FAULTS["upload"])
 def test_write_is_whole(storage, proxy, stored, key, fault, at):
     proxy.script["upload"] = [None] * at + [fault]
@@ -85,7 +85,7 @@ def test_write_is_whole(storage, proxy, stored, key, fault, at):
 
 @pytest.mark.parametrize("fault", faults.FAULTS["upload"])
 def test_created_once(storage, proxy, stored, key, fault, monkeypatch):
-    monkeypatch.setattr(module, "REQUEST_SECONDS", 1)  # less than a stall
+    monkeypatch.setattr(module, "REQUEST_SECONDS", 0.3)  # less than a stall
     proxy.script["upload"] = [fault, fault]
     assert storage.create(key, DATA)
     assert not storage.create(key, DATA[1:])
@@ -120,15 +120,15 @@ def test_one_of_concurrent_writers_wins(storage, proxy):
     assert won == [Pointer(storage, "pointer/many").read()]
 
 
-def test_failed_write_keeps_the_old_content(storage, proxy, stored, key):
+def test_failed_write_keeps_the_old_content(through, proxy, stored, key):
     stored.write_bytes(key, b"old")
     proxy.script["upload"] = [None, "half upload", faults.OUTAGE]
     with pytest.raises(StorageError):
-        storage.write_bytes(key, DATA)
+        Storage(f"{through[0]}&retry_limit_seconds=1").write_bytes(key, DATA)
     assert stored.read_bytes(key) == b"old"
 
 
-@pytest.mark.parametrize("operation", ["exists", "list", "read_bytes", "read_json", "delete"])
+@pytest.mark.parametrize("operation", ["exists", "list", "read_bytes", "delete"])
 def test_outage_is_one_line_after_the_bound(through, proxy, operation):
     storage = Storage(f"{through[0]}&retry_limit_seconds=1")
     proxy.down_for(60)
@@ -150,7 +150,7 @@ def test_outage_of_a_write(through, proxy, stored, operation):
 
 def test_outage_within_the_bound_heals(storage, proxy, stored, key):
     stored.write_bytes(key, DATA)
-    proxy.down_for(3)
+    proxy.down_for(1)
     assert storage.read_bytes(key) == DATA
-    proxy.down_for(3)
+    proxy.down_for(1)
     assert storage.create(f"{key}y", DATA)
