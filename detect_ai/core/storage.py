@@ -26,15 +26,14 @@ from detect_ai.core.errors import ConfigError, InputError, StorageError
 
 T = TypeVar("T")
 
-# Object stores. A call is repeated with doubling pauses while the store is out of reach. It fails after this time and
-# the pause in progress, 3 to 5 minutes: an outage of half this time is outlasted, and a wrong endpoint ends a job.
-RETRY_SECONDS = 180
+# Object stores. pyarrow repeats a call 1-2, 3-6, 7-14, 15-30, 31-62 and 63-126 s after the first attempt, and notices
+# this bound after the next pause, 127-254 s: an outage of a minute is outlasted, and a wrong endpoint ends a job.
+RETRY_SECONDS = 127
 # A conditional write, which carries kilobytes, is given up and resolved after this time. pyarrow gives up a connection
 # on which nothing arrives after 120 s, which cannot be changed (26.0).
 REQUEST_SECONDS = 20
 CONNECT_SECONDS = 5
 READS = 4  # of data that arrive damaged, which pyarrow does not repeat
-
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -160,7 +159,9 @@ class Storage:
                 _pause(attempt)
         raise AssertionError
 
-    def read_table(self, keys: str | Sequence[str], columns: Sequence[str] | None = None, where: Any = None) -> pa.Table:
+    def read_table(
+        self, keys: str | Sequence[str], columns: Sequence[str] | None = None, where: Any = None
+    ) -> pa.Table:
         """Columns of one Parquet file or of several; of the rows that an expression selects, if given."""
         keys = [keys] if isinstance(keys, str) else keys
         paths = [self.path(key) for key in keys]

@@ -97,9 +97,7 @@ def test_everything_is_whole(results: dict[str, Any], gcs_bucket: str) -> None:
     assert [event["action"] for event in audit_log.events(storage)] == ["publish", "deploy"]
 
 
-def test_replica_outlasts_an_outage(
-    results: dict[str, Any], config: Config, through: tuple[str, faults.Proxy]
-) -> None:
+def test_replica_outlasts_an_outage(results: dict[str, Any], config: Config, through: tuple[str, faults.Proxy]) -> None:
     url, proxy = results["deploy"]["url"], through[1]
     token, key = create_key("admin", ["admin", "detect"])
     KeyStore(Storage(config.storage.root)).put(key)

@@ -59,7 +59,7 @@ def test_local_folder_needs_one_machine(monkeypatch, hosts, root, refused):
     nodes = [{"NodeManagerHostname": host, "Alive": host != "gone"} for host in hosts]
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    with pytest.raises(ConfigError, match="storage.root=/folder: .* 2 machines") if refused else nullcontext():
+    with pytest.raises(ConfigError, match=r"storage\.root=/folder: .* 2 machines") if refused else nullcontext():
         ray_runtime.connect(Storage(root))
 
 
