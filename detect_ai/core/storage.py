@@ -105,7 +105,7 @@ class Storage:
         self.root = root if "://" in root else base
         self._base = base.rstrip("/")
         self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
-        self._options = dict(parse_qsl(urlsplit(root).query))
+        self._options = {} if self.is_local else dict(parse_qsl(urlsplit(root).query))
         self._retry_seconds = float(self._options.get("retry_limit_seconds", RETRY_SECONDS))
 
     @classmethod
@@ -224,7 +224,7 @@ class Storage:
 
     def _create_object(self, key: str, data: bytes) -> bool:
         import obstore  # pyarrow has no conditional write
-        from obstore.exceptions import AlreadyExistsError, GenericError
+        from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
         from obstore.store import GCSStore, from_url
 
         bucket, _, name = self.path(key).partition("/")
@@ -249,13 +249,13 @@ class Storage:
                 return True
             except AlreadyExistsError:  # maybe by this call, whose response was lost
                 return self.read_bytes(key) == data
-            except GenericError as error:
+            except BaseError as error:
+                found = f"create {self._where(key)}: found {str(error).splitlines()[0].rpartition(' - ')[2][:200]}"
+                if not isinstance(error, GenericError):
+                    raise StorageError(f"{found}: check the account and its role on the bucket") from error
                 if time.monotonic() >= until:
-                    reason = str(error).split("\n")[0].rpartition(" - ")[2]
-                    raise StorageError(
-                        f"create {self._where(key)}: expected an answer within {self._retry_seconds:g} s, found "
-                        f"{reason[:200]}: it may have been written; look whether it exists before you run it again"
-                    ) from error
+                    problem = f"{found} for {self._retry_seconds:g} s: it may have been written"
+                    raise StorageError(f"{problem}; look whether it exists before you run it again") from error
             _pause(attempt)
             attempt += 1
 

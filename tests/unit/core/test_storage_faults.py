@@ -1,14 +1,19 @@
 """Storage on an object store behind a proxy that injects faults."""
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pyarrow as pa
 import pytest
+from pyarrow.fs import GcsFileSystem
 
+from detect_ai.core import audit_log
 from detect_ai.core import storage as module
 from detect_ai.core.errors import ConflictError, StorageError
 from detect_ai.core.pointer import Pointer
 from detect_ai.core.storage import Storage, parquet
+from detect_ai.detector.registry import Registry
+from serve_app.auth.api_keys import KeyStore, create_key
 from tests.fixtures import faults, gcs
 
 DATA = bytes(range(256)) * 4096  # uploaded in two requests after one that opens the session
@@ -154,3 +159,29 @@ def test_outage_within_the_bound_heals(storage, proxy, stored, key):
     assert storage.read_bytes(key) == DATA
     proxy.down_for(1)
     assert storage.create(f"{key}y", DATA)
+
+
+def test_a_fifth_of_all_calls_may_fail(through, proxy, stored, tiny_bundle):
+    """A registry, API keys, an audit log and a table, written and read."""
+    storage, proxy.rate = Storage(through[0]), 0.2
+    registry, keys = Registry(storage), KeyStore(storage)
+    version = registry.add(tiny_bundle)
+    registry.set_champion(version)
+    made = [create_key(f"owner {number}")[1] for number in range(4)]
+    for key in made:
+        keys.put(key)
+        audit_log.record(storage, "key-create", key=key.id)
+    storage.write_bytes("tables/1.parquet", parquet(TABLE))
+    assert storage.read_table("tables/1.parquet").equals(TABLE)
+    assert keys.read().keys == {key.id: key for key in made}
+    assert registry.verify()["champion"] == version
+    proxy.rate = 0
+    assert sum(injected for injected, _ in proxy.outcomes().values()) > 5
+    assert Registry(stored).verify()["problems"] == []
+    assert [event["key"] for event in audit_log.events(stored)] == [key.id for key in made]
+
+
+def test_retries_are_bounded_by_default():
+    files = GcsFileSystem(anonymous=True, retry_time_limit=timedelta(seconds=module.RETRY_SECONDS))
+    assert Storage("gs://anonymous@bucket/x?scheme=https").filesystem == files
+    assert Storage("gs://anonymous@bucket/x?scheme=https&retry_limit_seconds=9").filesystem != files
