@@ -61,7 +61,7 @@ def deploy(
     """
     settings = config.serve
     version, keys = checked_version(settings, storage), checked_keys(settings, storage, keys)
-    connect()
+    connect(storage)
     needed = 0 if replicas else max(1, settings.min_replicas)
     what = f"serve.min_replicas={needed}"
     require_resources(what, needed * settings.cpus_per_replica, needed * int(settings.use_gpu))
@@ -132,7 +132,7 @@ def deploy_to_cluster(config: Config, storage: Storage) -> dict[str, Any]:
             "deploy needs a permanent cluster: submit it with `ray job submit`, or set RAY_ADDRESS. On this machine, "
             "without a cluster: detect-ai serve"
         )
-    connect()
+    connect(storage)
     if live := desired_state(storage).last_live() if is_deployed() else None:
         if not config.serve.abstain_domains and (paused := live.settings.get("abstain_domains")):
             logger.warning("verdicts stay paused: serve.abstain_domains=%s; jobs/abstain.py ends it", paused)
@@ -158,7 +158,7 @@ def abstain(config: Config, storage: Storage) -> dict[str, Any]:
     The other settings stay as they were deployed. Raises ConfigError for an unknown domain or without a service,
     ConflictError when another deployment has begun or ended since the settings were read, and errors as `deploy`.
     """
-    connect()
+    connect(storage)
     desired = desired_state(storage)
     after = desired.read()[0]
     state = desired.last_live() if is_deployed() else None
@@ -187,7 +187,7 @@ def rollback_service(config: Config, storage: Storage) -> dict[str, Any]:
     """
     state = None
     if cluster_stays():
-        connect()
+        connect(storage)
         if is_deployed():
             state = desired_state(storage).last_live()
             if state is None:

@@ -56,6 +56,10 @@ class ResourceError(DetectAIError):
     """The cluster or machine lacks a resource: CPUs, GPUs, a port."""
 
 
+class StorageError(DetectAIError, OSError):
+    """The object store did not answer within the bound of retries, or refused an operation."""
+
+
 class TrainingError(DetectAIError):
     """A training run cannot continue, such as with a loss that is not finite."""
 

@@ -18,7 +18,7 @@ from detect_ai import __version__
 from detect_ai.core.compose import load_config
 from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError, DetectAIError, InputError, unwrap_ray_error
-from detect_ai.core.storage import Storage
+from detect_ai.core.storage import Storage, storage_error
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ def run_job(
         cause = unwrap_ray_error(error)
         if isinstance(cause, shutil.Error):  # of a copied folder: a list of files with their errors
             cause = OSError(cause.args[0][-1][-1])
+        if isinstance(cause, OSError):
+            cause = storage_error(cause) or cause
         # Errors never contain document text: parsers quote a row or a value.
         message = re.sub(r"(columns, got \d+|invalid value)\b.*", r"\1", str(cause), flags=re.DOTALL)
         lines = message.strip().splitlines() or [""]

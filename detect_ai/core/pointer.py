@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 import socket
+import uuid
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +25,10 @@ def author() -> str:
 
 
 class Record(BaseModel):
-    """One state: its position in the sequence, its value, and who wrote it when (UTC, ISO 8601)."""
+    """One state: its position in the sequence, its value, and who wrote it when (UTC, ISO 8601).
+
+    `token` makes the content that of one writer, as `Storage.create` requires.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -32,6 +36,7 @@ class Record(BaseModel):
     value: dict[str, Any]
     by: str
     when: str
+    token: str = ""
 
 
 class Pointer:
@@ -59,7 +64,7 @@ class Pointer:
             ConflictError: record `after + 1` exists.
         """
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        record = Record(number=after + 1, value=value, by=author(), when=when)
+        record = Record(number=after + 1, value=value, by=author(), when=when, token=uuid.uuid4().hex)
         name = f"{record.number:06d}.json"
         if not self.storage.create(f"{self.prefix}/{name}", record.model_dump_json(indent=2).encode()):
             winner = self.load(name)

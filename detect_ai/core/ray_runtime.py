@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detect_ai.core.errors import ConfigError, ResourceError
+
+if TYPE_CHECKING:
+    from detect_ai.core.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +38,11 @@ def cores() -> int:
     return int(joblib.cpu_count())
 
 
-def connect() -> None:
+def connect(storage: Storage | None = None) -> None:
     """Connect to the cluster that RAY_ADDRESS names, or start one on this machine for the life of the process.
 
-    Raises ConfigError if RAY_ADDRESS is that of a dashboard, and ResourceError if no cluster answers there.
+    `storage` is what the workers of a stage read and write. Raises ConfigError if it is a local folder and the cluster
+    has several machines, or if RAY_ADDRESS is that of a dashboard; ResourceError if no cluster answers there.
     """
     if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
         address = os.environ.get("RAY_ADDRESS", "")
@@ -61,6 +65,14 @@ def connect() -> None:
         else:
             _start()
     import ray.data
+
+    if storage and storage.is_local:
+        machines = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+        if len(machines) > 1:  # simulated nodes share one
+            raise ConfigError(
+                f"storage.root={storage.root}: expected a URI such as gs://bucket/folder, which every machine reads; "
+                f"found a local folder, and a cluster of {len(machines)} machines ({', '.join(sorted(machines)[:3])})"
+            )
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()

@@ -5,21 +5,35 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import re
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from detect_ai.core.errors import ConfigError, InputError
+from detect_ai.core.errors import ConfigError, InputError, StorageError
+
+T = TypeVar("T")
+
+# Object stores. pyarrow repeats a call 1-2, 3-6, 7-14, 15-30, 31-62 and 63-126 s after the first attempt, and notices
+# this bound after the next pause, 127-254 s: an outage of a minute is outlasted, and a wrong endpoint ends a job.
+RETRY_SECONDS = 127
+# A conditional write, which carries kilobytes, is given up and resolved after this time. pyarrow gives up a connection
+# on which nothing arrives after 120 s, which cannot be changed (26.0).
+REQUEST_SECONDS = 20
+CONNECT_SECONDS = 5
+READS = 4  # of data that arrive damaged, which pyarrow does not repeat
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -28,11 +42,26 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
     if re.match(r"[^/]*://[^/]*:.*@", uri):
         raise ConfigError("expected a URI without a password, which would appear in logs: use the environment")
+    limited = uri
+    if re.match("(gs|gcs)://", uri) and "retry_limit_seconds=" not in uri:  # pyarrow's default is 15 minutes
+        limited = f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={RETRY_SECONDS}"
     try:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
+        filesystem, path = pafs.FileSystem.from_uri(limited)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{uri}: expected a local path or a URI such as gs://bucket/folder: {error}") from error
     return filesystem, str(path)
+
+
+def storage_error(error: OSError) -> StorageError | None:
+    """An error of an object store as one line without URLs; None for others, such as a missing file."""
+    if not (match := re.search(r"google::cloud::Status\((\w+): (.*)", str(error), re.DOTALL)):
+        return None
+    code, reason = match[1], re.split(r" error_info=|\n", match[2])[0]
+    reason = re.sub(r"(Retry policy exhausted|Permanent error), with a last message of |PerformWork\(\) - ", "", reason)
+    advice = "check that the store can be reached (network, endpoint, its status page), and run it again"
+    if code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+        advice = "check the account and its role on the bucket"
+    return StorageError(f"expected an answer, found {code} ({reason[:200]}): {advice}")
 
 
 def parquet(table: pa.Table) -> bytes:
@@ -40,6 +69,11 @@ def parquet(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
+
+
+def _pause(attempt: int) -> None:
+    """Wait before another attempt: longer each time, at random so that clients do not come back together."""
+    time.sleep(min(0.5 * 2**attempt, 15) * random.uniform(0.5, 1))  # noqa: S311 - not a secret
 
 
 @contextmanager
@@ -71,6 +105,8 @@ class Storage:
         self.root = root if "://" in root else base
         self._base = base.rstrip("/")
         self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
+        self._options = {} if self.is_local else dict(parse_qsl(urlsplit(root).query))
+        self._retry_seconds = float(self._options.get("retry_limit_seconds", RETRY_SECONDS))
 
     @classmethod
     def around(cls, uri: str) -> tuple[Storage, str]:
@@ -92,22 +128,68 @@ class Storage:
         where, mark, query = self.root.partition("?")
         return f"{where.rstrip('/')}/{key}{mark}{query}"
 
+    @contextmanager
+    def _named(self, operation: str, key: str) -> Iterator[None]:
+        """Raise an error of the object store as a StorageError that names operation and key."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if self.is_local or not (known := storage_error(error)):
+                raise
+            raise StorageError(f"{operation} {self._where(key)}: {known}") from error
+
+    def _where(self, key: str) -> str:
+        return self.uri(key).partition("?")[0]
+
+    def read(self, key: str, action: Callable[[], T]) -> T:
+        """What `action` reads from a key, repeated when the data arrive damaged (checksum, Parquet format).
+
+        Raises FileNotFoundError, and StorageError for an error of an object store.
+        """
+        for attempt in range(READS):
+            try:
+                with self._named("read", key):
+                    return action()
+            except (OSError, pa.ArrowInvalid) as error:
+                is_damaged = isinstance(error, pa.ArrowInvalid) or "DATA_LOSS" in str(error)
+                if self.is_local or not is_damaged or attempt == READS - 1:
+                    raise
+                _pause(attempt)
+        raise AssertionError
+
+    def read_table(
+        self, keys: str | Sequence[str], columns: Sequence[str] | None = None, where: Any = None
+    ) -> pa.Table:
+        """Columns of one Parquet file or of several; of the rows that an expression selects, if given."""
+        keys = [keys] if isinstance(keys, str) else keys
+        paths = [self.path(key) for key in keys]
+        options: dict[str, Any] = {"columns": columns and [*columns], "filters": where, "partitioning": None}
+        return self.read(", ".join(keys[:1]), lambda: pq.read_table(paths, filesystem=self.filesystem, **options))
+
     def exists(self, key: str) -> bool:
         """Whether a file or a folder exists."""
-        return bool(self.filesystem.get_file_info(self.path(key)).type != pafs.FileType.NotFound)
+        with self._named("look for", key):
+            return bool(self.filesystem.get_file_info(self.path(key)).type != pafs.FileType.NotFound)
 
     def list(self, key: str) -> list[str]:
         """Names of the files and folders directly under a folder, sorted; empty when there is no such folder."""
         base = self.path(key)
         # Object stores have no folders: pyarrow lists one only if it has a marker object, so list recursively.
         selector = pafs.FileSelector(base, allow_not_found=True, recursive=not self.is_local)
-        infos = self.filesystem.get_file_info(selector)
+        with self._named("list", key):
+            infos = self.filesystem.get_file_info(selector)
         return sorted({info.path.removeprefix(base).strip("/").split("/")[0] for info in infos} - {""})
 
     def read_bytes(self, key: str) -> bytes:
         """The whole file. Raises FileNotFoundError."""
-        with self.filesystem.open_input_stream(self.path(key)) as stream:
-            return bytes(stream.read())
+
+        def whole() -> bytes:
+            with self.filesystem.open_input_stream(self.path(key)) as stream:
+                return bytes(stream.read())
+
+        return self.read(key, whole)
 
     def write_bytes(self, key: str, data: bytes, private: bool = False) -> None:
         """Replace a file atomically: a reader sees the old content or the new.
@@ -115,47 +197,67 @@ class Storage:
         Under a local root a private file is for its owner only; in an object store the bucket decides.
         """
         path = self.path(key)
-        self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
         if not self.is_local:  # an object appears when its upload is complete
-            with self.filesystem.open_output_stream(path) as stream:
+            with self._named("write", key), self.filesystem.open_output_stream(path) as stream:
                 stream.write(data)
             return
+        self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
         with _scratch_file(path, data, private) as scratch:
             scratch.replace(path)
 
     def create(self, key: str, data: bytes, private: bool = False) -> bool:
         """Write a file unless the key exists, atomically; return whether it did. Of concurrent writers one succeeds.
 
-        `private` as for `write_bytes`.
+        `private` as for `write_bytes`. In an object store the content tells whose a file is when the response to a
+        write was lost: no other writer of the key may write the same `data`. Raises StorageError when that stays open.
         """
         path = self.path(key)
+        if not self.is_local:
+            return self._create_object(key, data)
         self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-        if self.is_local:
-            with _scratch_file(path, data, private) as scratch:
-                try:
-                    os.link(scratch, path)
-                except FileExistsError:
-                    return False
-            return True
+        with _scratch_file(path, data, private) as scratch:
+            try:
+                os.link(scratch, path)
+            except FileExistsError:
+                return False
+        return True
+
+    def _create_object(self, key: str, data: bytes) -> bool:
         import obstore  # pyarrow has no conditional write
-        from obstore.exceptions import AlreadyExistsError
+        from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
         from obstore.store import GCSStore, from_url
 
-        bucket, _, name = path.partition("/")
-        url = urlsplit(self.root)
-        options = dict(parse_qsl(url.query))
-        if "endpoint_override" in options:  # an emulator, which needs no credentials
-            endpoint = f"{options.get('scheme', 'https')}://{options['endpoint_override']}"
+        bucket, _, name = self.path(key).partition("/")
+        bounds: dict[str, Any] = {
+            "timeout": timedelta(seconds=REQUEST_SECONDS),
+            "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+        }
+        # Repeated here: obstore repeats a write whose connection was closed, but not one whose connection was reset.
+        options: dict[str, Any] = {"client_options": bounds, "retry_config": {"max_retries": 0}}
+        if "endpoint_override" in self._options:  # an emulator, which needs no credentials
+            endpoint = f"{self._options.get('scheme', 'https')}://{self._options['endpoint_override']}"
             nobody = {"disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
-            account = json.dumps({"gcs_base_url": endpoint, **nobody})
-            store: Any = GCSStore(bucket, service_account_key=account, client_options={"allow_http": True})
+            options["service_account_key"] = json.dumps({"gcs_base_url": endpoint, **nobody})
+            bounds["allow_http"] = True
+            store: Any = GCSStore(bucket, **options)
         else:
-            store = from_url(f"{url.scheme}://{bucket}")
-        try:
-            obstore.put(store, name, data, mode="create")
-        except AlreadyExistsError:
-            return False
-        return True
+            store = from_url(f"{urlsplit(self.root).scheme}://{bucket}", **options)
+        attempt, until = 0, time.monotonic() + self._retry_seconds
+        while True:
+            try:
+                obstore.put(store, name, data, mode="create")
+                return True
+            except AlreadyExistsError:  # maybe by this call, whose response was lost
+                return self.read_bytes(key) == data
+            except BaseError as error:
+                found = f"create {self._where(key)}: found {str(error).splitlines()[0].rpartition(' - ')[2][:200]}"
+                if not isinstance(error, GenericError):
+                    raise StorageError(f"{found}: check the account and its role on the bucket") from error
+                if time.monotonic() >= until:
+                    problem = f"{found} for {self._retry_seconds:g} s: it may have been written"
+                    raise StorageError(f"{problem}; look whether it exists before you run it again") from error
+            _pause(attempt)
+            attempt += 1
 
     def read_json(self, key: str) -> Any:
         """The parsed JSON of a file. Raises FileNotFoundError, or InputError when it is not JSON."""
@@ -171,8 +273,8 @@ class Storage:
 
     def delete(self, key: str) -> None:
         """Delete a file, or a folder recursively; a missing key is ignored."""
-        info = self.filesystem.get_file_info(self.path(key))
-        with suppress(FileNotFoundError):  # somebody else deletes it
+        with self._named("delete", key), suppress(FileNotFoundError):  # somebody else deletes it
+            info = self.filesystem.get_file_info(self.path(key))
             if info.type == pafs.FileType.Directory:
                 self.filesystem.delete_dir(info.path)
             elif info.type == pafs.FileType.File:
@@ -192,8 +294,9 @@ class Storage:
 
     def upload(self, folder: str | Path, key: str) -> None:
         """Copy a local folder to a key, file by file."""
-        self.filesystem.create_dir(self.path(key), recursive=True)
-        pafs.copy_files(str(folder), self.path(key), pafs.LocalFileSystem(), self.filesystem)
+        with self._named("write", key):
+            self.filesystem.create_dir(self.path(key), recursive=True)
+            pafs.copy_files(str(folder), self.path(key), pafs.LocalFileSystem(), self.filesystem)
 
     @contextmanager
     def local_folder(self, key: str) -> Iterator[Path]:
@@ -202,7 +305,8 @@ class Storage:
             yield Path(self.path(key))
             return
         with tempfile.TemporaryDirectory(prefix="detect_ai-", ignore_cleanup_errors=True) as scratch:
-            pafs.copy_files(self.path(key), scratch, self.filesystem, pafs.LocalFileSystem())
+            copy = partial(pafs.copy_files, self.path(key), scratch, self.filesystem, pafs.LocalFileSystem())
+            self.read(key, copy)
             yield Path(scratch)
 
     def prune(self, key: str, prefix: str, keep: int) -> None:

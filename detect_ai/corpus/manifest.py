@@ -96,8 +96,7 @@ class Corpus:
 
     def read(self, split: str, columns: list[str]) -> Any:
         """Columns of a whole split as one Arrow table, in the corpus's order. For small columns."""
-        paths = [self.storage.path(self.shard_key(shard)) for shard in self.shards(split)]
-        return pq.read_table(paths, columns=columns, filesystem=self.storage.filesystem)
+        return self.storage.read_table([self.shard_key(shard) for shard in self.shards(split)], columns)
 
     def tables(self, split: str, columns: list[str]) -> Iterator[pa.Table]:
         """The rows of a split in order, a few at a time. Shards are opened when they are needed."""

@@ -93,7 +93,7 @@ def _with_names(corpus: CorpusConfig) -> CorpusConfig:
 
 def _write_corpus(config: Config, storage: Storage, key: str, tokenizer: Tokenizer, digests: list[str]) -> Manifest:
     corpus = config.corpus
-    ray_runtime.connect()
+    ray_runtime.connect(storage)
     # One more than the tasks at work: reading continues meanwhile.
     ray_runtime.require_resources(f"prepare (corpus.workers={corpus.workers} + 1)", corpus.workers + 1)
     with (

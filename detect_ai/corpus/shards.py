@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,10 @@ class ShardWriter:
         self._tokenizer, self._files, self._key = tokenizer, files, key
         self._storage = Storage(root)
 
+    def _row_groups(self, file: str, groups: list[int]) -> pa.Table:
+        with self._storage.filesystem.open_input_file(self._storage.path(file)) as opened:
+            return pq.ParquetFile(opened).read_row_groups(groups)
+
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Write the shard of a plan."""
         plan: ShardPlan = pickle.loads(batch["item"][0])  # noqa: S301 - pickled by `write_shards`
@@ -247,8 +252,7 @@ class ShardWriter:
         for file, own in plan.rows.reset_index(drop=True).groupby("file"):
             group, place = own["row"].to_numpy() // ROW_GROUP, own["row"].to_numpy() % ROW_GROUP
             groups = np.unique(group)  # only the row groups that hold the rows are read
-            with self._storage.filesystem.open_input_file(self._storage.path(self._files[file])) as opened:
-                table = pq.ParquetFile(opened).read_row_groups(groups.tolist())
+            table = self._storage.read(self._files[file], partial(self._row_groups, self._files[file], groups.tolist()))
             tables.append(table.take(pa.array(np.searchsorted(groups, group) * ROW_GROUP + place)))
             order.append(own.index.to_numpy())
         table = pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order))))

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from detect_ai.core.config import SourceConfig
-from detect_ai.core.errors import CorpusError
-from detect_ai.core.storage import open_uri
+from detect_ai.core.errors import CorpusError, StorageError
+from detect_ai.core.storage import open_uri, storage_error
 from detect_ai.corpus.columns import ROW_SCHEMA, ColumnMapper
 from detect_ai.corpus.formats import Row, SourceReadError, csv_rows, json_rows, refuse_foreign, text_row
 from detect_ai.corpus.presets import with_preset
@@ -222,6 +222,8 @@ def _wrap_read_errors(where: str) -> Iterator[None]:
     except SourceReadError as error:
         raise CorpusError(f"{where}: {error}") from error
     except Exception as error:
+        if isinstance(error, OSError) and (known := storage_error(error)):
+            raise StorageError(f"{where}: {known}") from error
         raise CorpusError(
             f"{where}: cannot be read ({type(error).__name__}): expected a whole file of its kind; it may be "
             f"truncated, damaged or not readable by you: copy it again"

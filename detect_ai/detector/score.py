@@ -111,9 +111,9 @@ def _map(
     )
 
 
-def _require_workers(config: ScoreConfig, for_reading: int) -> None:
+def _require_workers(config: ScoreConfig, storage: Storage, for_reading: int) -> None:
     """Connect to Ray and check that the actors fit, with CPUs left for read tasks. Raises ResourceError."""
-    ray_runtime.connect()
+    ray_runtime.connect(storage)
     extra = f" + {for_reading}" if for_reading else ""
     ray_runtime.require_resources(
         f"scoring ({config.workers} workers x 1 CPU{extra})",
@@ -140,7 +140,7 @@ def score_split(
     """
     import ray
 
-    _require_workers(config, for_reading=1)
+    _require_workers(config, corpus.storage, for_reading=1)
     storage = corpus.storage
     paths = [storage.path(corpus.shard_key(shard)) for shard in corpus.shards(split)]
     columns = ["id", "label", "domain", "source", "input_ids"]
@@ -197,7 +197,7 @@ def score_texts(
     spec_of(*bundle)  # a damaged bundle is refused before anything is written
     work = parts(data, config, step=config.workers)
     with verdict_folder(*out):
-        _require_workers(config, for_reading=0)
+        _require_workers(config, out[0], for_reading=0)
         started = logged = time.perf_counter()
         rows = _map_parts(work, bundle, partial(score_part, config=config, root=out[0].root, key=out[1]), config)
         rows.context.target_max_block_size = 1  # the counts of a batch come out when it is scored
@@ -235,7 +235,7 @@ def score_in_memory(data: str, bundle: tuple[Storage, str], config: ScoreConfig)
     """
     spec_of(*bundle)
     work = parts(data, config, step=config.workers)
-    _require_workers(config, for_reading=0)
+    _require_workers(config, bundle[0], for_reading=0)
     with reraise_own_errors():
         scored: Any = _map_parts(work, bundle, score_part_in_memory, config).to_pandas()
     if scored.empty:

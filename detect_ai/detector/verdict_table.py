@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from detect_ai.core.errors import ConfigError
@@ -114,8 +113,7 @@ class Verdicts:
     @classmethod
     def read(cls, storage: Storage, key: str) -> Self:
         """Read a folder of Parquet files of verdicts, in the order of their names."""
-        paths = [storage.path(f"{key}/{name}") for name in storage.list(key)]
-        table = pq.read_table(paths, columns=[*_COLUMNS], filesystem=storage.filesystem, partitioning=None)
+        table = storage.read_table([f"{key}/{name}" for name in storage.list(key)], _COLUMNS)
         verdicts = [json.loads(by_target) for by_target in table["verdicts"].to_pylist()]
         targets = list(verdicts[0]) if verdicts else []
         return cls(

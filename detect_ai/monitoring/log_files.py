@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pyarrow.fs import FileInfo, FileSelector
 
 from detect_ai.core.errors import InputError
@@ -157,11 +156,10 @@ def _state(storage: Storage, key: str) -> tuple[int | None, int | None]:
 def _read_file(
     storage: Storage, key: str, columns: list[str] | None = None, where: pc.Expression | None = None
 ) -> pa.Table:
-    path = storage.path(key)
-    table = pq.read_table(path, columns=columns, filters=where, filesystem=storage.filesystem, partitioning=None)
+    table = storage.read_table(key, columns, where)
     if (found := table.schema.metadata) != _VERSION:
         advice = "remove the file, or use the release that wrote it"
-        raise InputError(f"{path}: expected the metadata {_VERSION}, found {found}: {advice}")
+        raise InputError(f"{storage.path(key)}: expected the metadata {_VERSION}, found {found}: {advice}")
     return table
 
 

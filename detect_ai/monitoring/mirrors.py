@@ -84,7 +84,7 @@ def _generate(rows: list[dict[str, str]], config: RetrainConfig, score: ScoreCon
     is_local = config.generator == "local"
     workers = min(score.workers if is_local else CONCURRENT, len(rows))
     cpus, gpus = int(is_local), int(is_local and score.use_gpu)
-    ray_runtime.connect()
+    ray_runtime.connect(storage)
     ray_runtime.require_resources(f"mirrors ({workers} workers)", workers * cpus + 1, workers * gpus)
     import ray
 

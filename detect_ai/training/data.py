@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from ray.data import Dataset, ExecutionOptions
 from ray.train import DataConfig
@@ -152,8 +151,7 @@ def _pools(corpus: Corpus, split: str) -> list[dict[str, Any]]:
 
 def read_pool(root: str, pool: dict[str, Any]) -> pa.Table:
     """The rows of a shard that training reads."""
-    storage, columns = Storage(root), ["input_ids", "label", "weight", "attack"]
-    return pq.read_table(storage.path(pool["key"]), columns=columns, filesystem=storage.filesystem)
+    return Storage(root).read_table(pool["key"], ["input_ids", "label", "weight", "attack"])
 
 
 def training_microbatches(

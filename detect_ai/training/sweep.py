@@ -50,7 +50,7 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     search_space.check(config)
     if config.sweep.search == "optuna" and find_spec("optuna") is None:
         raise ConfigError("config: sweep.search=optuna: expected Optuna: pip install 'detect-ai[sweep]'")
-    ray_runtime.connect()
+    ray_runtime.connect(storage)
     corpus = Corpus.of_run(storage, config.run)
     training.checked_tokenizer(config, corpus)
     training.require_training_resources(config, "a trial of the sweep", training.DATA_CPUS + TRIAL_CPUS)

@@ -48,7 +48,7 @@ def train(config: Config, storage: Storage) -> dict[str, Any]:
     values = read_result(storage, config.run, "sweep")["best"]["values"] if config.train.from_sweep else {}
     if values:
         config = search_space.apply(config, values)
-    ray_runtime.connect()
+    ray_runtime.connect(storage)
     corpus = Corpus.of_run(storage, config.run)
     checked_tokenizer(config, corpus)
     require_training_resources(config, "a training")  # before anything of the attempt is written

@@ -24,14 +24,19 @@ from detect_ai.core.config import Config, SourceConfig
 from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
+from detect_ai.corpus.prepare import prepare
 from detect_ai.detector.bundle import METRICS_FILE, read_spec, write_spec
 from detect_ai.detector.registry import Registry
+from detect_ai.evaluation.evaluate import evaluate
 from detect_ai.models import encoder as model
+from detect_ai.release.calibrate import calibrate_checkpoint
 from detect_ai.release.promotion_gate import TEST
+from detect_ai.release.publish import publish
 from detect_ai.training import data, worker
 from detect_ai.training.batch_plan import Microbatch
 from detect_ai.training.data import WindowFormat
 from detect_ai.training.telemetry import read_metrics
+from detect_ai.training.train import train
 from tests.fixtures import tiny_models
 
 EPOCHS = 2
@@ -41,12 +46,34 @@ OPEN_GATE = {"min_auroc": 0.0, "max_fpr": 1.0, "max_cleared": 1.0, "max_abstaine
 FRACTIONS = {"train": 0.4, "validation": 0.15, "calibration": 0.3, "test": 0.15}
 
 
+LOOP = {
+    "prepare": prepare,
+    "train": train,
+    "calibrate": calibrate_checkpoint,
+    "evaluate": evaluate,
+    "publish": publish,
+}
+
+
 def small_config(encoder: Path, root: Path, source: Path) -> Config:
     """A run that separates the synthetic texts in five epochs, with enough calibration texts for a target of 5%."""
     config = tiny_models.config(encoder, root, source)
     config.corpus.split = dict(FRACTIONS)
     config.train.lr, config.train.epochs = 5e-3, 5
     config.score.threads_per_worker = 1
+    return config
+
+
+def object_store_config(encoder: Path, folder: Path, root: str) -> Config:
+    """A small run on an object store, which the source is read from, too; `folder` holds nothing else."""
+    where, _, query = root.partition("?")
+    rows = tiny_models.write_jsonl(folder / "texts.jsonl", tiny_models.rows(80))
+    Storage(root).write_bytes("in/texts.jsonl", rows.read_bytes())
+    config = small_config(encoder, folder, rows)
+    config.storage.root = root
+    config.corpus.sources[0].path = f"{where}/in/texts.jsonl?{query}"
+    config.train = config.train.model_copy(update={"num_workers": 1, "epochs": 2, "checkpoint_every": 3})
+    config.storage.keep = 1
     return config
 
 

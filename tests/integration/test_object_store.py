@@ -12,45 +12,29 @@ from detect_ai.core.config import Config
 from detect_ai.core.job import run_stage
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
-from detect_ai.corpus.prepare import prepare
 from detect_ai.detector.detector import Detector
 from detect_ai.detector.registry import Registry
-from detect_ai.evaluation.evaluate import evaluate
-from detect_ai.release.calibrate import calibrate_checkpoint
-from detect_ai.release.publish import publish
 from detect_ai.training.train import run_training, train
-from tests.fixtures import gcs, tiny_models
+from tests.fixtures import gcs
 from tests.integration.runs import (
+    LOOP,
     a_worker_killed,
     attempts,
     kill_driver,
     last_start,
+    object_store_config,
     own_copy,
     registered,
-    small_config,
 )
 
 pytestmark = pytest.mark.slow
-STAGES = {
-    "prepare": prepare,
-    "train": train,
-    "calibrate": calibrate_checkpoint,
-    "evaluate": evaluate,
-    "publish": publish,
-}
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory, encoder: Path, gcs_bucket: str) -> Iterator[Config]:
     """The source is read from the bucket, too."""
-    root, folder = gcs.under(gcs_bucket, "loop"), tmp_path_factory.mktemp("gcs")
-    rows = tiny_models.write_jsonl(folder / "texts.jsonl", tiny_models.rows(80))
-    Storage(root).write_bytes("in/texts.jsonl", rows.read_bytes())
-    config = small_config(encoder, folder, rows)
-    config.storage.root = root
-    config.corpus.sources[0].path = gcs.under(gcs_bucket, "loop/in/texts.jsonl")
-    config.train = config.train.model_copy(update={"num_workers": 1, "epochs": 2, "checkpoint_every": 3})
-    config.storage.keep = 1
+    folder = tmp_path_factory.mktemp("gcs")
+    config = object_store_config(encoder, folder, gcs.under(gcs_bucket, "loop"))
     yield config
     assert [path.name for path in folder.iterdir()] == ["texts.jsonl"], "files outside of the storage root"
 
@@ -60,7 +44,7 @@ def loop(settings: Config) -> tuple[Storage, dict[str, Any]]:
     """The storage and the results of every stage."""
     storage = Storage(settings.storage.root)
     storage.write_bytes("runs/default/train-20200101T000000000/old", b"old")
-    return storage, {name: run_stage(name, stage, settings, storage) for name, stage in STAGES.items()}
+    return storage, {name: run_stage(name, stage, settings, storage) for name, stage in LOOP.items()}
 
 
 def test_corpus_passes_its_checksums(loop: tuple[Storage, dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 import logging
 import socket
 import time
+from contextlib import nullcontext
 
 import pytest
 import ray
@@ -43,6 +44,23 @@ def test_answering_address_is_passed_to_ray(address, monkeypatch):
         address(f"127.0.0.1:{server.getsockname()[1]}")
         with pytest.raises(InterruptedError):
             ray_runtime.connect()
+
+
+@pytest.mark.parametrize(
+    ("hosts", "root", "refused"),
+    [
+        (["a", "b"], "/folder", True),
+        (["a", "a"], "/folder", False),  # simulated nodes
+        (["a", "gone"], "/folder", False),
+        (["a", "b"], "gs://anonymous@bucket/folder", False),
+    ],
+)
+def test_local_folder_needs_one_machine(monkeypatch, hosts, root, refused):
+    nodes = [{"NodeManagerHostname": host, "Alive": host != "gone"} for host in hosts]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    with pytest.raises(ConfigError, match=r"storage\.root=/folder: .* 2 machines") if refused else nullcontext():
+        ray_runtime.connect(Storage(root))
 
 
 def test_ray_data_does_not_log_errors_that_it_raises(monkeypatch, caplog):

@@ -78,7 +78,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     values: dict[str, Any] = {
-        "connect": lambda: None,
+        "connect": lambda _: None,
         "require_resources": lambda *_: None,
         "start_serve": lambda _: False,
         "is_deployed": serve.is_deployed,
@@ -359,7 +359,7 @@ def test_pipeline_checks_keys_before_the_training(storage: Storage, monkeypatch:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     job = importlib.import_module("jobs.pipeline")
-    monkeypatch.setattr(job, "connect", lambda: None)
+    monkeypatch.setattr(job, "connect", lambda _: None)
     with pytest.raises(ConfigError, match=r"serve\.host=0\.0\.0\.0"):
         job.pipeline(config("", host="0.0.0.0"), storage)
     assert storage.list("runs") == []
