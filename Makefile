@@ -11,7 +11,7 @@ RUN := .venv/.run-$(notdir $(CONSTRAINTS))
 DEV := .venv/.dev-$(notdir $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint format lock build clean
+.PHONY: help setup demo circle serve cluster-config cluster-check test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint format lock build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,13 @@ bench-trust: $(DEV) ## Measure error rates in domains that calibration has not s
 	$(PYTHON) -m venv .venv-infinity
 	.venv-infinity/bin/pip install -q --no-input -r $< || rm -f .venv-infinity/bin/infinity_emb
 	@touch $@
+
+# The cluster on Google Cloud (docs/CLUSTER.md). ARGS=FILE: variables other than gcp.env.
+cluster-config: $(RUN) ## Write my-cluster.yaml from cluster.yaml and gcp.env
+	.venv/bin/python -m ops.gcp.config $(ARGS)
+
+cluster-check: $(RUN) ## Check gcp.env and cluster.yaml before they cost money, and print what an hour costs
+	.venv/bin/python -m ops.gcp.check $(ARGS)
 
 lint: $(DEV) ## Check style, types and spelling
 	.venv/bin/ruff check .
