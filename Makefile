@@ -14,7 +14,7 @@ DEV := .venv/.dev-$(notdir $(CONSTRAINTS))
 .PHONY: help setup demo circle serve cluster-config cluster-check test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint format lock build clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(DEV) ## Create .venv with the project, its sample and the developer tools
 
@@ -69,10 +69,10 @@ bench-trust: $(DEV) ## Measure error rates in domains that calibration has not s
 	@touch $@
 
 # The cluster on Google Cloud (docs/CLUSTER.md). ARGS=FILE: variables other than gcp.env.
-cluster-config: $(RUN) ## Write my-cluster.yaml from cluster.yaml and gcp.env
+cluster-config: $(DEV) ## Write my-cluster.yaml from cluster.yaml and gcp.env
 	.venv/bin/python -m ops.gcp.config $(ARGS)
 
-cluster-check: $(RUN) ## Check gcp.env and cluster.yaml before they cost money, and print what an hour costs
+cluster-check: $(DEV) ## Check gcp.env and cluster.yaml before they cost money, and print what an hour costs
 	.venv/bin/python -m ops.gcp.check $(ARGS)
 
 lint: $(DEV) ## Check style, types and spelling

@@ -93,11 +93,12 @@ def check_images(cluster: Cluster) -> str:
                 f"`docker buildx imagetools inspect {image.partition('@')[0]}` prints"
             )
         if parts["name"] == "rayproject/ray":
-            version, built_for, *_ = [*parts["tag"].split("-"), ""]
+            version, _, rest = str(parts["tag"]).partition("-")
+            built_for = rest.partition("-")[0]
             if version != (pinned := cluster.pins.get("ray")):
                 raise ConfigError(
-                    f"{name}={image}: expected Ray {pinned} as in {cluster.variables['REQUIREMENTS']}, found {version}: "
-                    "all nodes and the machine that submits must agree"
+                    f"{name}={image}: expected the Ray of {cluster.variables['REQUIREMENTS']}, {pinned}, found "
+                    f"{version}: all nodes and the machine that submits must agree"
                 )
             if built_for != python:
                 raise ConfigError(f"{name}={image}: expected {python}, the Python of this machine, found {built_for}")

@@ -2,7 +2,7 @@
 # Run the container of this node in the foreground: the unit detect-ai-ray calls it as root, with node.conf.
 set -euo pipefail
 umask 077
-run=/run/detect-ai
+run=${RUNTIME_DIRECTORY:?set by systemd}
 app="$LAUNCHER_HOME/app"
 
 # shellcheck disable=SC2086 # a list
