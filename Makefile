@@ -13,11 +13,11 @@ DEV := .venv/.dev-$(notdir $(CONSTRAINTS))
 VERSIONS := .venv/versions-$(notdir $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust lint kube-check format docs lock sbom \
-  audit build dist clean
+.PHONY: help setup demo circle serve cluster-config cluster-check test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust \
+  lint kube-check format docs lock sbom audit build dist clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(DEV) ## Create .venv with the project, its sample and the developer tools
 
@@ -70,6 +70,13 @@ bench-trust: $(DEV) ## Measure error rates in domains that calibration has not s
 	$(PYTHON) -m venv .venv-infinity
 	.venv-infinity/bin/pip install -q --no-input -r $< || rm -f .venv-infinity/bin/infinity_emb
 	@touch $@
+
+# The cluster on Google Cloud (docs/CLUSTER.md). ARGS=FILE: variables other than gcp.env.
+cluster-config: $(DEV) ## Write my-cluster.yaml from cluster.yaml and gcp.env
+	.venv/bin/python -m ops.gcp.config $(ARGS)
+
+cluster-check: $(DEV) ## Check gcp.env and cluster.yaml before they cost money, and print what an hour costs
+	.venv/bin/python -m ops.gcp.check $(ARGS)
 
 lint: $(DEV) ## Check style, types, spelling, YAML and workflows, and look for secrets
 	.venv/bin/ruff check .

@@ -21,7 +21,7 @@ from ray.serve.schema import LoggingConfig, TracingConfig
 from detect_ai.core import audit_log
 from detect_ai.core.config import ANY_DOMAIN, Config, ServeConfig, check_names
 from detect_ai.core.errors import ConfigError, ConflictError, ResourceError
-from detect_ai.core.ray_runtime import connect, require_free_port, require_resources
+from detect_ai.core.ray_runtime import can_grow, connect, require_free_port, require_resources
 from detect_ai.core.storage import Storage
 from detect_ai.detector import bundle
 from detect_ai.detector.registry import Registry
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 APP = "detect_ai"
 DEPLOY_TIMEOUT_S = 300
+NODE_START_S = 900  # more, where nodes may have to be added: machine, image and packages
 POLL_S = 0.5
 CHECKOUT = Path(__file__).resolve().parents[1]
 # Variables of a job that its replicas get: system, libraries, access to storage; not tokens of W&B or the hub.
@@ -62,9 +63,9 @@ def deploy(
     settings = config.serve
     version, keys = checked_version(settings, storage), checked_keys(settings, storage, keys)
     connect(storage)
-    needed = 0 if replicas else max(1, settings.min_replicas)
-    what = f"serve.min_replicas={needed}"
-    require_resources(what, needed * settings.cpus_per_replica, needed * int(settings.use_gpu))
+    count = 0 if replicas else max(1, settings.min_replicas)
+    needs = {name: count * amount for name, amount in settings.replica_resources.items() if name != "memory"}
+    require_resources(f"serve.min_replicas={count}", needs.pop("CPU", 0), needs.pop("GPU", 0), **needs)
     started_serve = start_serve(settings)
     is_new = not is_deployed()
     replaced = None if is_new else served_version(settings)
@@ -73,17 +74,7 @@ def deploy(
     number = desired.advance(state, after=desired.read()[0] if after is None else after)
     try:
         hand_over(desired, storage.root)
-        deadline = time.monotonic() + DEPLOY_TIMEOUT_S
-        while True:
-            desired.require(number)  # first: the state of Serve may be that of a newer deployment
-            if is_answering(settings, version):
-                break
-            if time.monotonic() > deadline:
-                raise ResourceError(
-                    f"version {version} did not answer within {DEPLOY_TIMEOUT_S} s: see `serve status`; a replica "
-                    f"needs {settings.cpus_per_replica:g} free CPUs"
-                )
-            time.sleep(POLL_S)
+        wait_for_answer(desired, number, settings, version)
         desired.advance(state.model_copy(update={"status": "live"}), after=number)
     except BaseException as error:
         audit_log.record(storage, "deploy-failed", version=version, before=replaced, reason=type(error).__name__)
@@ -103,6 +94,59 @@ def deploy(
     audit_log.record(storage, "deploy", version=version, before=replaced)
     stop_limiters(keep=ACTOR_NAME)
     return {"url": settings.url, "model_version": version, "replaced": replaced, "started_serve": started_serve}
+
+
+def wait_for_answer(desired: DesiredState, number: int, settings: ServeConfig, version: str) -> None:
+    """Wait until all replicas run a version.
+
+    Raises ConflictError when a newer deployment than `number` has begun, ResourceError when they do not start in time.
+    """
+    allowed = DEPLOY_TIMEOUT_S + NODE_START_S * can_grow()
+    deadline = time.monotonic() + allowed
+    while True:
+        desired.require(number)  # first: the state of Serve may be that of a newer deployment
+        if is_answering(settings, version):
+            return
+        if time.monotonic() > deadline:
+            needs = ", ".join(f"{amount:g} {name}" for name, amount in settings.replica_resources.items())
+            raise ResourceError(
+                f"version {version} did not answer within {allowed} s: see `serve status` and `ray status`; a replica "
+                f"needs {needs}"
+            )
+        time.sleep(POLL_S)
+
+
+def restore(config: Config, storage: Storage) -> dict[str, Any]:
+    """Serve the last live state again on the cluster of RAY_ADDRESS, after its head was lost.
+
+    Does nothing before the first deployment, and nothing that shows where the service answers with that state. A
+    deployment that the loss interrupted does not continue; one that begins meanwhile does. The state is not checked
+    again: `deploy` has accepted it. Raises ConfigError when RAY_ADDRESS is not set or the state is of another release,
+    ResourceError when the port is taken or the replicas did not start in time.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        raise ConfigError("restore needs the address of the cluster: set RAY_ADDRESS, on its head to 127.0.0.1:6379")
+    connect(storage)
+    desired = desired_state(storage)
+    number, current = desired.read()
+    state = desired.last_live()
+    if state is None:
+        logger.info("%s: no deployment to restore", storage.root)
+        return {"model_version": None, "restored": False}
+    settings = state.sections["serve"]
+    start_serve(settings)
+    served = is_deployed() and served_version(settings) == state.version
+    try:
+        if current != state:
+            number = desired.advance(state, after=number)
+        hand_over(desired, storage.root)
+        wait_for_answer(desired, number, settings, state.version)
+    except ConflictError as newer:
+        logger.info("not restored: %s", newer)
+        return {"model_version": None, "restored": False}
+    if not served:
+        audit_log.record(storage, "restore", version=state.version)
+    return {"url": settings.url, "model_version": state.version, "restored": not served}
 
 
 def desired_state(storage: Storage) -> DesiredState:

@@ -65,7 +65,12 @@ def build(state: State, storage_root: str, runtime_env: dict[str, Any]) -> serve
     Replicas of an earlier state with the same `replicas` keep running and take over `serve.abstain_domains`.
     """
     config = state.sections["serve"]
-    resources = {"num_cpus": config.cpus_per_replica, "num_gpus": int(config.use_gpu)}
+    needs = config.replica_resources
+    resources: dict[str, Any] = {"num_cpus": needs.pop("CPU", 0), "num_gpus": needs.pop("GPU", 0)}
+    if memory := needs.pop("memory", 0):
+        resources["memory"] = memory
+    if needs:  # the custom resource
+        resources["resources"] = needs
     deployment = serve.deployment(
         name=DEPLOYMENT,
         user_config={"abstain_domains": config.abstain_domains},

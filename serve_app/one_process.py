@@ -30,7 +30,7 @@ from serve_app.service import build_service
 # Keys of `serve` that a deployment on a cluster has and one process has not.
 OF_CLUSTERS = {
     *("version", "canary", "canary_fraction", "min_replicas", "max_replicas", "downscale_delay_s"),
-    *("cpus_per_replica", "tracing"),
+    *("cpus_per_replica", "node_resource", "memory_gb", "tracing", "deploy"),
 }
 KEEP_ALIVE_S = 75
 SEND_S = 10  # for responses, after the last request may take

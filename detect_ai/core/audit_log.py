@@ -15,7 +15,7 @@ from detect_ai.core.storage import Storage
 logger = logging.getLogger(__name__)
 
 FOLDER = "audit"
-Released = Literal["publish", "publish-refused", "rollback", "recalibrate", "deploy", "deploy-failed"]
+Released = Literal["publish", "publish-refused", "rollback", "recalibrate", "deploy", "deploy-failed", "restore"]
 Action = Released | Literal["abstain", "erase", "key-create", "key-revoke"]
 
 

@@ -269,6 +269,9 @@ class ServeConfig(Section):
     request_timeout_s: Positive = 30
     max_wait_s: Positive = 5  # requests with a longer estimated queueing delay are rejected with 503
     cpus_per_replica: Positive = 1
+    # Custom resource that replicas take instead of CPUs, as many units: only nodes that offer it run them; empty: CPUs.
+    node_resource: Annotated[str, Field(pattern="^[a-z_]*$")] = ""
+    memory_gb: NonNegative = 0  # that a replica reserves on its node; 0: none
     threads_per_replica: Natural = 0  # of the model; 0: serve.cpus_per_replica, on one machine its cores / max_replicas
     use_gpu: bool = False
     batch_tokens: Count = 8192  # padded tokens in one forward pass
@@ -296,6 +299,13 @@ class ServeConfig(Section):
         """URL of the service on this machine."""
         host = "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104 - compared, not bound
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def replica_resources(self) -> dict[str, float]:
+        """What the cluster schedules a replica by, by Ray's names of resources; memory is in bytes."""
+        needs = {self.node_resource or "CPU": float(self.cpus_per_replica), "GPU": float(self.use_gpu)}
+        needs["memory"] = float(int(self.memory_gb * 2**30))
+        return {name: amount for name, amount in needs.items() if amount}
 
     @property
     def threads(self) -> int:

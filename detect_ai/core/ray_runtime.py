@@ -118,19 +118,24 @@ def _start() -> None:
         del os.environ["RAY_GCS_SERVER_PORT"]
 
 
-def require_resources(what: str, cpus: float, gpus: float = 0) -> None:
-    """Wait up to `WAIT_SECONDS` for resources that others hold; ResourceError if the cluster can never have enough."""
+def require_resources(what: str, cpus: float, gpus: float = 0, **custom: float) -> None:
+    """Wait up to `WAIT_SECONDS` for resources that others hold; ResourceError if the cluster can never have enough.
+
+    `custom` are resources that nodes declare by name.
+    """
     import ray
 
     if can_grow():
         return
     until, logged = time.monotonic() + WAIT_SECONDS, False
-    for name, needed, flag in (("CPU", cpus, "--num-cpus"), ("GPU", gpus, "--num-gpus")):
+    needs = [("CPU", cpus, f"--num-cpus={cpus:g}"), ("GPU", gpus, f"--num-gpus={gpus:g}")]
+    needs += [(name, amount, f"--resources='{{\"{name}\": {amount:g}}}'") for name, amount in custom.items()]
+    for name, needed, flag in needs:
         total = ray.cluster_resources().get(name, 0.0)
         if needed > total:
             raise ResourceError(
                 f"{what} needs {needed:g} {name}s, the cluster has {total:g}: {needed - total:g} missing. "
-                f"Lower the number of workers, or start Ray with {flag}={needed:g}"
+                f"Lower the number of workers, or start Ray with {flag}"
             )
         while (free := ray.available_resources().get(name, 0.0)) < needed - ROUNDING:
             busy = f"{what} needs {needed:g} {name}s, {free:g} of the cluster's {total:g} are free"

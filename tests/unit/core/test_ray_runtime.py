@@ -103,6 +103,14 @@ def test_busy_or_missing_resources_are_refused(busy, cpus, message):
         ray_runtime.require_resources("it", cpus)
 
 
+def test_a_missing_custom_resource_is_refused(busy, monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "serve": 4.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 2.0, "serve": 4.0})
+    ray_runtime.require_resources("it", 0, serve=4)
+    with pytest.raises(ResourceError, match=r'it needs 8 serves.*has 4.*--resources=\'{"serve": 8}\''):
+        ray_runtime.require_resources("it", 0, serve=8)
+
+
 def test_autoscaling_cluster_is_trusted(busy, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("DETECT_AI_AUTOSCALES", "1")

@@ -29,7 +29,7 @@ from detect_ai.detector.bundle import read_spec, write_spec
 from detect_ai.detector.registry import Registry
 from serve_app import deploy as module
 from serve_app.auth.api_keys import ENVIRONMENT, KeyStore, create_key
-from serve_app.deploy import abstain, checked_keys, deploy, deploy_to_cluster, rollback_service, runtime_env
+from serve_app.deploy import abstain, checked_keys, deploy, deploy_to_cluster, restore, rollback_service, runtime_env
 from serve_app.desired_state import KEY, DesiredState, State
 from tests.fixtures import tiny_models
 
@@ -264,6 +264,81 @@ def test_a_deployment_does_not_end_a_pause(
     deploy_to_cluster(config("v1"), storage)
     assert fake.targets[-1].sections["serve"].abstain_domains == []
     assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+def lose_head(fake: FakeServe) -> None:
+    """Serve and all replicas are gone; the storage stays."""
+    fake.live, fake.targets = None, []
+
+
+def test_the_last_live_state_is_restored_unchanged(
+    fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.released = {"v1"}
+    key = json.dumps({"keys": [create_key("one")[1].model_dump(mode="json", exclude_none=True)]})
+    deploy(config("v1", max_texts=7, abstain_domains=["news"]), storage, keys=key)
+    before = DesiredState(storage).read()
+    lose_head(fake)
+    monkeypatch.setattr(module, "require_resources", None)  # nodes may still have to come
+    result = restore(config("other"), storage)
+    assert (result["model_version"], result["restored"]) == ("v1", True)
+    assert DesiredState(storage).read() == before
+    assert fake.targets == [before[1]]
+    assert [event["action"] for event in audit_log.events(storage)] == ["deploy", "restore"]
+
+
+def test_a_service_that_answers_is_not_restored(fake: FakeServe, storage: Storage) -> None:
+    fake.released = {"v1"}
+    deploy(config("v1"), storage)
+    before = DesiredState(storage).read()
+    assert [restore(config(""), storage)["restored"] for _ in range(2)] == [False, False]
+    assert DesiredState(storage).read() == before
+    assert {state.replicas for state in fake.targets} == {before[1].replicas if before[1] else None}
+    assert [event["action"] for event in audit_log.events(storage)] == ["deploy"]
+
+
+def test_an_interrupted_deployment_is_not_continued(fake: FakeServe, storage: Storage) -> None:
+    fake.released = {"v1", "v2"}
+    deploy(config("v1"), storage)
+    number, live = DesiredState(storage).read()
+    assert live is not None
+    DesiredState(storage).advance(live.model_copy(update={"status": "starting", "version": "v2"}), after=number)
+    lose_head(fake)
+    assert restore(config(""), storage)["model_version"] == "v1"
+    assert (fake.settle(), DesiredState(storage).read()[1]) == ("v1", live)
+
+
+def test_a_deployment_during_the_restore_wins(
+    fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.released = {"v1", "v2"}
+    deploy(config("v1"), storage)
+    lose_head(fake)
+
+    def overtaken(state: State, root: str) -> None:
+        monkeypatch.setattr(module, "apply", fake.apply)
+        deploy(config("v2"), storage)
+        fake.apply(state, root)
+
+    monkeypatch.setattr(module, "apply", overtaken)
+    assert restore(config(""), storage)["restored"] is False
+    assert fake.settle() == "v2"
+
+
+def test_without_a_deployment_nothing_is_restored(fake: FakeServe, storage: Storage) -> None:
+    assert restore(config("v1"), storage) == {"model_version": None, "restored": False}
+    assert fake.targets == []
+
+
+def test_nodes_get_time_to_start(fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DEPLOY_TIMEOUT_S", -1)
+    with pytest.raises(ResourceError):
+        deploy(config("v1"), storage)
+    monkeypatch.setattr(module, "can_grow", lambda: True)
+    with ThreadPoolExecutor(1) as pool:
+        future = started(fake, lambda: deploy(config("v2"), storage), pool)
+        fake.released = {"v2"}
+        assert future.result(20)["model_version"] == "v2"
 
 
 def test_abstaining_does_not_revert_a_newer_deployment(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
 
+from detect_ai.core.compose import load_config
 from detect_ai.core.config import MonitoringConfig, ServeConfig
 from detect_ai.core.storage import Storage
 from detect_ai.detector.registry import Registry
@@ -33,6 +35,17 @@ def start(storage: Storage, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) 
         return replica
 
     return started
+
+
+@pytest.mark.parametrize(
+    ("serve", "options"),
+    [("local", (1, None, None)), ("cluster", (0, {"serve": 4}, 8 * 2**30))],
+)
+def test_replicas_on_a_cluster_take_serving_nodes_only(serve: str, options: tuple[Any, ...]) -> None:
+    settings = load_config([f"serve={serve}"]).serve.model_dump()
+    app = deployment.build(State(status="live", version="v1", settings=settings, keys=None), "/r", {})
+    given = app._bound_deployment.ray_actor_options
+    assert (given["num_cpus"], given.get("resources"), given.get("memory")) == options
 
 
 def test_texts_of_an_earlier_log_are_deleted_without_a_log(storage: Storage, start: Start) -> None:

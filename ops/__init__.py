@@ -1,0 +1,1 @@
+"""Configuration and scripts to operate the service; not part of the package."""

@@ -1,0 +1,1 @@
+"""The cluster on Google Cloud: variables, checks and scripts."""

@@ -1,0 +1,78 @@
+"""Variables of the cluster on Google Cloud: python -m ops.gcp.config writes my-cluster.yaml from gcp.env."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from detect_ai.core.errors import ConfigError, DetectAIError
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTPUT = "my-cluster.yaml"
+# What Google accepts, for the variables that a mistake is likely in.
+PATTERNS = {
+    "PROJECT": (r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "the id of a project, as `gcloud projects list` shows it"),
+    "BUCKET": (r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", "the name of a bucket, without gs:// and folder"),
+    "REGION": (r"[a-z]+-[a-z]+\d+", "a region such as europe-west4"),
+    "ZONE": (r"[a-z]+-[a-z]+\d+-[a-z]", "a zone such as europe-west4-a"),
+    "CLUSTER": (r"[a-z][a-z0-9-]{0,39}", "at most 40 of a-z, 0-9 and -"),
+}
+
+
+def read_variables(path: Path) -> dict[str, str]:
+    """The variables of a file. Raises ConfigError for a missing file, an unknown or missing name, or a wrong value."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file: run `cp ops/gcp/variables.env {path}` and fill it in")
+    values, known = _parse(path), _parse(ROOT / "ops/gcp/variables.env")
+    for name in [*(values.keys() - known.keys()), *(known.keys() - values.keys())]:
+        state = "missing" if name in known else "unknown"
+        raise ConfigError(f"{path}: {name} is {state}: compare with ops/gcp/variables.env")
+    for name, (pattern, expected) in PATTERNS.items():
+        if not re.fullmatch(pattern, values[name]):
+            raise ConfigError(f"{path}: {name}={values[name]}: expected {expected}")
+    if not values["ZONE"].startswith(values["REGION"] + "-"):
+        raise ConfigError(f"{path}: ZONE={values['ZONE']}: expected a zone of REGION={values['REGION']}")
+    for name in known:
+        if name.endswith(("WORKERS", "NODES")) and not values[name].isdigit():
+            raise ConfigError(f"{path}: {name}={values[name]}: expected a number of machines")
+    return values
+
+
+def _parse(path: Path) -> dict[str, str]:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
+    for name, mark, value in pairs:
+        if not mark or not re.fullmatch(r"[A-Z_]+", name) or re.search(r"[\s'\"$`]", value):
+            raise ConfigError(f"{path}: {name}: expected lines NAME=value without quotes and spaces")
+    return {name: value for name, _, value in pairs}
+
+
+def render(text: str, variables: Mapping[str, str]) -> str:
+    """A text with the values of its ${VARIABLES}. Raises ConfigError for one that has none."""
+
+    def value(found: re.Match[str]) -> str:
+        if found[1] not in variables:
+            raise ConfigError(f"${{{found[1]}}}: expected one of {', '.join(variables)}")
+        return variables[found[1]]
+
+    return re.sub(r"\$\{([A-Z_]+)\}", value, text)
+
+
+def main(path: str = "gcp.env") -> int:
+    """Write my-cluster.yaml. Returns the exit status."""
+    try:
+        text = render((ROOT / "cluster.yaml").read_text(encoding="utf-8"), read_variables(Path(path)))
+    except DetectAIError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    Path(OUTPUT).write_text(
+        f"# Written by `make cluster-config` from cluster.yaml and {path}.\n{text}", encoding="utf-8"
+    )
+    print(f"Wrote {OUTPUT}. Next: make cluster-check")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

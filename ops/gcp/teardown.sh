@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Remove what setup.sh created and machines that are left, but not the bucket: ops/gcp/teardown.sh [VARIABLES].
+# Run `ray down my-cluster.yaml` first.
+set -euo pipefail
+# shellcheck source=ops/gcp/variables.env
+. "${1:-gcp.env}"
+: "${PROJECT:?is empty in gcp.env}" "${REGION:?}"
+export CLOUDSDK_CORE_PROJECT=$PROJECT CLOUDSDK_CORE_DISABLE_PROMPTS=1
+
+exists() { "$@" > /dev/null 2>&1; }
+
+gcloud compute instances list --filter='tags.items=detect-ai' --format='value(name,zone.basename())' |
+  while read -r name zone; do gcloud compute instances delete "$name" --zone="$zone" < /dev/null; done
+! exists gcloud compute routers describe detect-ai --region="$REGION" ||
+  gcloud compute routers delete detect-ai --region="$REGION"
+for rule in detect-ai-iap detect-ai-balancer detect-ai-nodes; do
+  ! exists gcloud compute firewall-rules describe "$rule" || gcloud compute firewall-rules delete "$rule"
+done
+! exists gcloud compute networks subnets describe detect-ai --region="$REGION" ||
+  gcloud compute networks subnets delete detect-ai --region="$REGION"
+! exists gcloud compute networks describe detect-ai || gcloud compute networks delete detect-ai
+for account in detect-ai-head detect-ai-worker ray-autoscaler-sa-v1; do
+  email=$account@$PROJECT.iam.gserviceaccount.com
+  ! exists gcloud iam service-accounts describe "$email" || gcloud iam service-accounts delete "$email"
+done
+for secret in detect-ai-ray-token detect-ai-wandb detect-ai-hub detect-ai-api-keys; do
+  ! exists gcloud secrets describe "$secret" || gcloud secrets delete "$secret"
+done
+echo "Removed. What is left costs as much as it stores: gcloud storage rm --recursive gs://${BUCKET:-}"
