@@ -14,7 +14,8 @@ from ray import serve
 from detect_ai.core.compose import load_config
 from detect_ai.core.errors import ConfigError, first_problem
 from detect_ai.core.storage import Storage
-from serve_app.deploy import checked_keys, checked_version, require_known_domains, runtime_env
+from serve_app.auth.api_keys import checked_keys
+from serve_app.deploy import checked_version, require_known_domains, runtime_env
 from serve_app.deployment import build
 from serve_app.desired_state import State
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
 import yaml
-from packaging.utils import canonicalize_name
 from ray.autoscaler._private.gcp.config import GCPNodeType, get_node_type
 from ray.autoscaler._private.util import validate_config
 from ray.autoscaler.v2.event_logger import AutoscalerEventLogger

@@ -22,7 +22,7 @@ def get(url: str, headers: dict[str, str]) -> dict[str, object]:
     """The JSON object at a URL. Retries everything but an answer below 500."""
     for left in reversed(range(TRIES)):
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:  # noqa: S310
+            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
                 return dict(json.load(answer))
         except urllib.error.HTTPError as error:
             if error.code < 500 or not left:
