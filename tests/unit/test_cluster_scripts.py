@@ -20,11 +20,14 @@ from ops.gcp.config import ROOT
 from tests.fixtures.cluster import example_variables
 from tests.fixtures.monitoring import require
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the scripts run on the machines of the cluster")
 TOKEN = "0123456789abcdef"
 # What exists is what an earlier call has created. Reads all of its input, as a program in a loop might.
 GCLOUD = """input=$(cat)
 case " $* " in
-  *' describe '*) grep -qF -- "$(echo "$*" | sed 's/ describe / create /; s/ --.*//; s/@.*//')" "$LOG.created" 2> /dev/null ;;
+  *' describe '*)
+    created=$(echo "$*" | sed 's/ describe / create /; s/ --.*//; s/@.*//')
+    grep -qF -- "$created" "$LOG.created" 2> /dev/null ;;
   *' create '*) echo "$*" >> "$LOG.created" ;;
   *' list '*) echo left-1 europe-west4-a ;;
 esac
