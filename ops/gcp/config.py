@@ -26,7 +26,9 @@ def read_variables(path: Path) -> dict[str, str]:
     if not path.exists():
         raise ConfigError(f"{path}: no such file: run `cp ops/gcp/variables.env {path}` and fill it in")
     values, known = _parse(path), _parse(ROOT / "ops/gcp/variables.env")
-    for name in [*(values.keys() - known.keys()), *(known.keys() - values.keys())]:
+    for name in known | values:
+        if (name in known) == (name in values):
+            continue
         state = "missing" if name in known else "unknown"
         raise ConfigError(f"{path}: {name} is {state}: compare with ops/gcp/variables.env")
     for name, (pattern, expected) in PATTERNS.items():

@@ -20,11 +20,14 @@ from ops.gcp.config import ROOT
 from tests.fixtures.cluster import example_variables
 from tests.fixtures.programs import require
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the scripts run on the machines of the cluster")
 TOKEN = "0123456789abcdef"
 # What exists is what an earlier call has created. Reads all of its input, as a program in a loop might.
 GCLOUD = """input=$(cat)
 case " $* " in
-  *' describe '*) grep -qF -- "$(echo "$*" | sed 's/ describe / create /; s/ --.*//')" "$LOG.created" 2> /dev/null ;;
+  *' describe '*)
+    created=$(echo "$*" | sed 's/ describe / create /; s/ --.*//; s/@.*//')
+    grep -qF -- "$created" "$LOG.created" 2> /dev/null ;;
   *' create '*) echo "$*" >> "$LOG.created" ;;
   *' list '*) echo left-1 europe-west4-a ;;
 esac
@@ -219,11 +222,11 @@ def test_the_head_restores_the_service_and_ends_with_ray(machine: Machine, code:
     machine.program("sleep")
     # The second attempt succeeds.
     second = 'if [ -e "$LOG.tried" ]; then exit 0; fi; touch "$LOG.tried"; '
-    machine.program("python", f'echo "address $RAY_ADDRESS" >> "$LOG"\n{second}exit {code}\n')
+    machine.program("python", f'echo "address $RAY_ADDRESS path $PYTHONPATH" >> "$LOG"\n{second}exit {code}\n')
     done = machine.run("node/ray.sh", RAY_NODE_TYPE_NAME="head", OMP_NUM_THREADS="1")
     assert done.returncode == 3
     calls = machine.calls()
-    assert calls.count("python jobs/restore.py\naddress 127.0.0.1:6379\n") == attempts
+    assert calls.count(f"python jobs/restore.py\naddress 127.0.0.1:6379 path {ROOT}\n") == attempts
     (start,) = re.findall(r"^ray start (.*)$", calls, re.MULTILINE)
     assert {"--head", "--block", "--port=6379", "--dashboard-host=127.0.0.1"} <= set(start.split())
 

@@ -16,7 +16,7 @@ fi
 # Code 2: bad input, such as the settings of another release. Everything else may pass, such as an error of storage.
 restore() {
   cd "$app"
-  export RAY_ADDRESS=127.0.0.1:6379
+  export RAY_ADDRESS=127.0.0.1:6379 PYTHONPATH=$app
   until ray health-check; do sleep 2; done
   while true; do
     python jobs/restore.py && return
@@ -31,6 +31,6 @@ if [ -f "$config" ]; then options+=(--autoscaling-config="$config"); fi
 ray start --head --port=6379 --dashboard-host=127.0.0.1 --ray-client-server-port=10001 "${options[@]}" &
 ray=$!
 restore &
-trap 'kill "$ray" $! 2> /dev/null' EXIT
+trap 'kill "$ray" $! 2> /dev/null || true' EXIT
 trap 'exit 143' TERM INT
 wait "$ray"
