@@ -90,7 +90,8 @@ def test_write_is_whole(storage, proxy, stored, key, fault, at):
 
 @pytest.mark.parametrize("fault", faults.FAULTS["upload"])
 def test_created_once(storage, proxy, stored, key, fault, monkeypatch):
-    monkeypatch.setattr(module, "REQUEST_SECONDS", 0.3)  # less than a stall
+    if fault == "stall":
+        monkeypatch.setattr(module, "REQUEST_SECONDS", proxy.stall_s / 2)
     proxy.script["upload"] = [fault, fault]
     assert storage.create(key, DATA)
     assert not storage.create(key, DATA[1:])
