@@ -15,7 +15,7 @@ import googleapiclient.discovery_cache
 import pytest
 import yaml
 
-from tests.unit.test_cluster_yaml import complaints
+from ops.gcp.check import complaints
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 VERSION = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]

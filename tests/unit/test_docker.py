@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.fixtures.image import instructions
 from tests.fixtures.programs import require
@@ -64,4 +63,4 @@ def test_the_ray_image_is_the_version_of_the_lock() -> None:
     arguments = dict(instructions(CHECKOUT / "docker/train.Dockerfile"))
     image = arguments["ARG"].removeprefix("RAY_IMAGE=rayproject/ray:").partition("-")[0]
     assert f"\nray=={image} " in (CHECKOUT / "requirements/train.txt").read_text()
-    assert image in yaml.safe_load((CHECKOUT / "cluster.yaml").read_text())["docker"]["image"]
+    assert f"CPU_IMAGE=rayproject/ray:{image}-" in (CHECKOUT / "ops/gcp/variables.env").read_text()

@@ -446,7 +446,7 @@ def test_a_pipeline_deploys_unless_told_otherwise(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     job = importlib.import_module("jobs.pipeline")
-    monkeypatch.setattr(job, "connect", lambda: None)
+    monkeypatch.setattr(job, "connect", lambda storage: None)
     monkeypatch.setattr(module, "require_place", lambda *_: None)
     monkeypatch.setattr(job, "run_stage", lambda *_: {"corpus": "texts"})
     monkeypatch.setattr(job, "require_enough_texts", lambda *_: None)

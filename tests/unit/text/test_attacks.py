@@ -96,7 +96,7 @@ def test_missing_codespell_is_an_input_error(name, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     monkeypatch.setattr("detect_ai.text.attacks.spellings", spellings.__wrapped__)
     monkeypatch.setattr("detect_ai.text.attacks.misspellings", misspellings.__wrapped__)
-    with pytest.raises(InputError, match="pip install codespell"):
+    with pytest.raises(InputError, match="codespell"):
         attacked(name)
 
 
