@@ -124,6 +124,8 @@ lock: .venv-tools/.installed ## Write requirements/ and constraints-min.txt from
 	(echo '# Of the same version as in train.txt, from any index. Written by `make lock`.'; \
 	  grep -oE '^torch==[0-9.]+' requirements/train.txt) > requirements/torch.txt
 	$(LOCK) --group tools -o requirements/tools.txt
+	$(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])" | \
+	  $(LOCK) - -o requirements/build.txt
 	$(PYTHON) -c "$$PIN_LOWEST" > constraints.tmp
 	mv constraints.tmp constraints-min.txt
 

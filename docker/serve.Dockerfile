@@ -1,5 +1,8 @@
 # One bundle over HTTP, in one process on CPUs (linux/amd64). Build it in the checkout:
-#   docker build -f docker/serve.Dockerfile -t detect-ai .
+#   docker build -f docker/serve.Dockerfile --build-arg TORCH_INDEX=… -t detect-ai .
+# TORCH_INDEX: the address of PyTorch's index of CPU builds (pytorch.org, Get Started). Their hashes are not those of the
+# lock, so torch is checked by its version alone; everything else by hash. Without it `pip check` fails: PyPI's build
+# needs CUDA.
 # Run it: docs/SERVING.md, «Serve a bundle».
 
 # Tag and digest move together: docker buildx imagetools inspect python:3.11-slim-bookworm
@@ -8,9 +11,10 @@ ARG PYTHON_IMAGE=python:3.11.16-slim-bookworm@sha256:528257d48c1da0dcecc2e725d1a
 FROM ${PYTHON_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1
 WORKDIR /src
-COPY docker/torch.txt requirements/build.txt requirements/serve.txt /locks/
+COPY requirements/torch.txt requirements/build.txt requirements/serve.txt /locks/
+ARG TORCH_INDEX
 RUN python -m venv --without-pip /opt/detect_ai \
-  && pip --python /opt/detect_ai install --no-deps --require-hashes -r /locks/torch.txt \
+  && pip --python /opt/detect_ai install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -r /locks/torch.txt \
   && pip --python /opt/detect_ai install --require-hashes -r /locks/serve.txt \
   && pip install --require-hashes -r /locks/build.txt
 COPY . .

@@ -72,7 +72,7 @@ def running(
 def test_the_closure_is_the_lock(image: Image, running: Container) -> None:
     names = {re.sub(r"[-_.]+", "-", name) for name in running.run(["python", "-c", LIST]).stdout.split()}
     assert names & UNWANTED == set()
-    locks = "".join((CHECKOUT / name).read_text() for name in ("docker/torch.txt", "requirements/serve.txt"))
+    locks = "".join((CHECKOUT / name).read_text() for name in ("requirements/torch.txt", "requirements/serve.txt"))
     locked = {re.sub(r"[-_.]+", "-", name).lower() for name in re.findall(r"^([\w.-]+)==", locks, re.MULTILINE)}
     assert {"detect-ai", "torch", "uvicorn"} < names <= locked | {"detect-ai"}
 
