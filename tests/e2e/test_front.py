@@ -1,4 +1,4 @@
-"""«Serve a bundle» of docs/SERVING.md, from an empty folder to a verdict over HTTPS, and the limits of the front."""
+"""«Serve a bundle» of the README, from an empty folder to a verdict over HTTPS, and the limits of the front."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.fixtures import tiny_models
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CHECKOUT = Path(__file__).resolve().parents[2]
-PAGE = (CHECKOUT / "docs/SERVING.md").read_text(encoding="utf-8")
+PAGE = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 [BLOCK] = re.findall(r"^## Serve a bundle\n.*?```sh\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
 REPOSITORY = "https://github.com/detect-ai/detect-ai"
 OTHER_SITE = "detector.internal"

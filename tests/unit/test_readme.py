@@ -84,10 +84,11 @@ def test_linked_files_exist(page: Path, link: str) -> None:
     assert (page.parent / link).exists()
 
 
-def test_request_and_verdict_of_the_readme_fit_the_api() -> None:
-    [body] = re.findall(r"curl .*?-d '(\{.*?\})'", README, re.DOTALL)
+def test_requests_and_verdict_of_the_readme_fit_the_api() -> None:
+    bodies = re.findall(r"curl .*?-d '(\{.*?\})'", README, re.DOTALL)
     [verdict] = re.findall(r"```json\n(\{\"label.*?\})\n```", README, re.DOTALL)
-    assert DetectRequest.model_validate_json(body).all_texts()
+    assert bodies
+    assert all(DetectRequest.model_validate_json(body).all_texts() for body in bodies)
     assert set(json.loads(verdict)) <= set(Verdict.model_fields)
 
 
