@@ -234,7 +234,8 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     path.write_text(unit.replace("/opt/detect-ai/bin/detect-ai", "/bin/true"))  # which must exist
     analyze = require("systemd-analyze")
     done = subprocess.run([analyze, "verify", path], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    about_it = [line for line in done.stderr.splitlines() if path.name in line]  # others are about units of the machine
+    assert (done.returncode, about_it) == (0, [])
     exposure = [analyze, "security", "--offline=true", "--threshold=20", path]
     subprocess.run(exposure, capture_output=True, text=True, check=True)
 
