@@ -57,6 +57,7 @@ def dashboard() -> Iterator[httpx.Client]:
     secret = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
     with httpx.Client(base_url=cluster.address, headers={"x-ray-authorization": f"Bearer {secret}"}) as client:
         yield client
+        client.delete(APPLICATIONS, timeout=120)  # HAProxy outlives a cluster that is killed, and keeps its ports
     cluster.stop()
 
 
