@@ -21,7 +21,8 @@ from detect_ai.detector.registry import Registry
 from serve_app import deploy as deployment
 from serve_app.auth import api_keys
 from serve_app.auth.api_keys import KeyStore, Scope
-from serve_app.auth.rate_limit import ACTOR_NAME, NAMESPACE, PREFIX, RateLimits
+from serve_app.auth.rate_actor import ACTOR_NAME, NAMESPACE, PREFIX
+from serve_app.auth.rate_limit import RateLimits
 from serve_app.deploy import APP, deploy, is_deployed, rollback_service, stop
 from tests.fixtures import tiny_models
 

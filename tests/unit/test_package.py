@@ -73,7 +73,7 @@ def with_only(closure: set[str], code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", HIDE + code],
         cwd=CHECKOUT,
-        env=os.environ | {"ALLOWED": json.dumps(["detect_ai", *modules]), "PYTHONPATH": str(CHECKOUT)},
+        env=os.environ | {"ALLOWED": json.dumps(["detect_ai", "serve_app", *modules]), "PYTHONPATH": str(CHECKOUT)},
         capture_output=True,
         text=True,
         check=False,
@@ -104,6 +104,7 @@ def test_client_and_command_line_need_no_extra(closure: set[str]) -> None:
         (["model", "--bundle", "bundle"], "local"),
         (["audit", "--root", "root"], "serve"),
         (["registry", "verify", "--root", "root"], "serve"),
+        (["serve", "--bundle", "bundle"], "serve"),
         (["erase", "--root", "root", "id"], "serve"),
     ],
 )
@@ -128,3 +129,8 @@ print(len(detector.detect(["The old bridge went near the market. "] * 2)))
 """
     done = with_only(distributions("local"), code)
     assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+
+
+def test_a_service_of_one_process_needs_the_extra_serve_alone() -> None:
+    done = with_only(distributions("serve"), "sys.path.insert(0, '.')\nimport serve_app.one_process")
+    assert (done.returncode, done.stderr) == (0, "")
