@@ -41,7 +41,7 @@ def service(store: Storage, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     port, log = free_port(), tmp_path_factory.mktemp("one") / "log"
     patient = (f"serve.batch_tokens={BATCH_TOKENS}", "serve.max_wait_s=600", "serve.max_tokens=1000000")
     with (
-        one_process(store, log, f"--metrics-port={port}", *patient) as (process, url),
+        one_process(store, log, f"--metrics-port={port}", "monitoring.log=true", *patient) as (process, url),
         httpx.Client(base_url=url, timeout=60) as client,
     ):
         yield Service(process, client, f"http://127.0.0.1:{port}/metrics")
