@@ -110,7 +110,8 @@ def test_other_paths_stay_inside(front: Front, path: str) -> None:
 @pytest.mark.parametrize(("path", "size"), [("/v1/detect", 1_000_001), ("/v1/detect/file", 20_000_001)])
 def test_large_bodies_are_refused(front: Front, path: str, size: int) -> None:
     """By the service if their length is announced, by the front otherwise."""
-    headers = {"Content-Type": "application/json"}
+    multipart = "multipart/form-data; boundary=b"
+    headers = {"Content-Type": multipart if path.endswith("file") else "application/json"}
     with front.client() as client:
         announced = client.post(path, content=b" " * size, headers=headers)
         chunked = client.post(path, content=(b" " * 100_000 for _ in range(size // 100_000 + 2)), headers=headers)

@@ -92,10 +92,11 @@ def test_it_listens_on_loopback_only(service: Service) -> None:
 def test_a_client_that_leaves_is_counted_and_its_work_ends(service: Service) -> None:
     body = json.dumps({"text": LONG_TEXT, "return_spans": True})
     assert not service.counted(LEFT)
-    connection = http.client.HTTPConnection("127.0.0.1", service.client.base_url.port)
-    connection.request("POST", "/v1/detect", body, {"Content-Type": "application/json"})
-    time.sleep(0.3)
-    connection.close()
+    connections = [http.client.HTTPConnection("127.0.0.1", service.client.base_url.port) for _ in range(8)]
+    for connection in connections:  # more than can be answered before they leave
+        connection.request("POST", "/v1/detect", body, {"Content-Type": "application/json"})
+    for connection in connections:
+        connection.close()
     deadline = time.monotonic() + 20
     while not service.counted(LEFT):
         assert time.monotonic() < deadline
