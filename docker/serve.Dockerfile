@@ -37,5 +37,5 @@ WORKDIR /tmp
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
   CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
-# Arguments follow: --metrics-port 9100, serve.max_texts=16, monitoring.log=true …
+# Arguments follow: --metrics-port 9464, serve.max_texts=16, monitoring.log=true …
 ENTRYPOINT ["detect-ai", "serve", "--bundle", "/bundle", "serve.host=0.0.0.0"]

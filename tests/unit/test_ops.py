@@ -145,7 +145,7 @@ def test_one_process_has_the_series_of_a_cluster(tmp_path: Path) -> None:
     exporter, address = ThreadingHTTPServer(("127.0.0.1", 0), Exporter), f"127.0.0.1:{free_port()}"
     threading.Thread(target=exporter.serve_forever, daemon=True).start()
     config = (OPS / "prometheus-serve.yml").read_text(encoding="utf-8").replace(": 10s", ": 1s")
-    (tmp_path / "prometheus.yml").write_text(config.replace("127.0.0.1:9100", f"127.0.0.1:{exporter.server_port}"))
+    (tmp_path / "prometheus.yml").write_text(config.replace("127.0.0.1:9464", f"127.0.0.1:{exporter.server_port}"))
     shutil.copy(OPS / "rules.yml", tmp_path)
     options = ["--config.file=prometheus.yml", "--storage.tsdb.path=data", f"--web.listen-address={address}"]
     with (tmp_path / "log").open("wb") as log:
