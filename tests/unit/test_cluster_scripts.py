@@ -231,6 +231,18 @@ def test_the_head_restores_the_service_and_ends_with_ray(machine: Machine, code:
     assert {"--head", "--block", "--port=6379", "--dashboard-host=127.0.0.1"} <= set(start.split())
 
 
+@pytest.mark.parametrize("launched", [True, False])
+def test_the_head_has_an_autoscaler_where_the_launcher_left_its_file(machine: Machine, launched: bool) -> None:
+    for name in ("sleep", "python"):
+        machine.program(name)
+    machine.program("ray", RAY)
+    file = machine.folder / "ray_bootstrap_config.yaml"
+    if launched:
+        file.touch()
+    machine.run("node/ray.sh", RAY_NODE_TYPE_NAME="head")
+    assert (f"--autoscaling-config={file}" in machine.calls()) == launched
+
+
 def test_a_worker_joins_the_head_and_restores_nothing(machine: Machine) -> None:
     machine.program("ray", RAY)
     machine.program("python")

@@ -26,7 +26,7 @@ restore() {
 }
 
 # Without the launcher's file there is no autoscaler.
-config=/home/ray/ray_bootstrap_config.yaml
+config=~/ray_bootstrap_config.yaml
 if [ -f "$config" ]; then options+=(--autoscaling-config="$config"); fi
 ray start --head --port=6379 --dashboard-host=127.0.0.1 --ray-client-server-port=10001 "${options[@]}" &
 ray=$!
