@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from google.auth.exceptions import DefaultCredentialsError, RefreshError
 from googleapiclient import discovery
 from googleapiclient.http import HttpMockSequence
@@ -47,6 +48,9 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({"BUCKET": ""}, "BUCKET=: expected the name of a bucket"),
         ({"BUCKET": "gs://b/folder"}, "without gs:// and folder"),
         ({"ZONE": "us-central1-a"}, "expected a zone of REGION=europe-west4"),
+        ({"STORAGE_ROOT": "gs://other/detect-ai"}, "expected a folder gs://my-bucket/"),
+        ({"STORAGE_ROOT": "gs://${BUCKET}"}, "expected a folder gs://my-bucket/"),
+        ({"STORAGE_ROOT": "gs://${ZONE}/a"}, "STORAGE_ROOT: expected lines NAME=value"),
         ({"SPOT_GPU_WORKERS": "many"}, "expected a number of machines"),
         ({"ZONES": "a"}, "ZONES is unknown"),
         ({"REQUIREMENTS": "no.txt"}, "REQUIREMENTS=no.txt: no such file"),
@@ -66,6 +70,11 @@ def test_variables_must_exist_and_be_complete(tmp_path: Path) -> None:
         read_variables(path)
 
 
+@pytest.mark.parametrize(("given", "root"), [("gs://${BUCKET}/a/b", "gs://my-bucket/a/b"), ("gs://my-bucket/c",) * 2])
+def test_the_storage_root_is_a_folder_of_the_bucket(tmp_path: Path, given: str, root: str) -> None:
+    assert read_variables(example_variables(tmp_path, STORAGE_ROOT=given))["STORAGE_ROOT"] == root
+
+
 def test_a_variable_without_a_value_is_refused() -> None:
     assert render("a ${B} $C ${d}", {"B": "x"}) == "a x $C ${d}"
     with pytest.raises(ConfigError, match=r"\$\{C\}: expected one of B"):
@@ -79,6 +88,14 @@ def test_the_configuration_is_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "project_id: my-project\n" in text
     assert "${" not in text
     assert config.main("other.env") == 2
+
+
+def test_the_next_cluster_has_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config.main(str(example_variables(tmp_path))) == 0
+    assert config.main(str(example_variables(tmp_path, CLUSTER="detect-ai-next"))) == 0
+    names = {path.name: yaml.safe_load(path.read_text())["cluster_name"] for path in tmp_path.glob("*.yaml")}
+    assert names == {"my-cluster.yaml": "detect-ai", "my-cluster-detect-ai-next.yaml": "detect-ai-next"}
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,12 @@ def test_teardown_removes_what_setup_creates_but_the_bucket(machine: Machine) ->
     ],
 )
 def test_nodes_get_the_secrets_that_they_need(machine: Machine, node_type: str, optional: set[str]) -> None:
-    variables = {"PROJECT": "p", "BUCKET": "b", "RAY_HEAD_IP": "10.0.0.1", "RAY_OVERRIDE_RESOURCES": '{"CPU":0}'}
+    variables = {
+        "PROJECT": "p",
+        "STORAGE_ROOT": "gs://b/c",
+        "RAY_HEAD_IP": "10.0.0.1",
+        "RAY_OVERRIDE_RESOURCES": '{"CPU":0}',
+    }
     assert machine.run("node/start.sh", RAY_NODE_TYPE_NAME=node_type, **variables).returncode == 0
     calls = machine.calls()
     (secrets,) = re.findall(r'^SECRETS="(.*)"$', calls, re.MULTILINE)
@@ -161,6 +166,7 @@ def test_nodes_get_the_secrets_that_they_need(machine: Machine, node_type: str, 
     assert [name for name in secrets.split() if not name.endswith("?")] == ["RAY_AUTH_TOKEN=detect-ai-ray-token"]
     assert '\nRAY_OVERRIDE_RESOURCES={"CPU":0}\n' in calls  # what the container gets, as docker reads it
     assert f"\nRAY_NODE_TYPE_NAME={node_type}\n" in calls
+    assert "\nSTORAGE_ROOT=gs://b/c\n" in calls
     assert ("systemctl enable detect-ai-ray" in calls, "Restart=no" in calls) == (
         node_type == "head",
         node_type != "head",
@@ -171,7 +177,7 @@ def test_nodes_get_the_secrets_that_they_need(machine: Machine, node_type: str, 
 def test_a_node_that_does_not_start_is_reported(machine: Machine) -> None:
     machine.program("sudo", SUDO + 'case "$*" in *health-check*) exit 1 ;; esac\n')
     machine.program("sleep")
-    done = machine.run("node/start.sh", PROJECT="p", BUCKET="b", RAY_NODE_TYPE_NAME="serving")
+    done = machine.run("node/start.sh", PROJECT="p", STORAGE_ROOT="gs://b/c", RAY_NODE_TYPE_NAME="serving")
     assert done.returncode == 1
     assert "journalctl --unit detect-ai-ray" in machine.calls()
 
@@ -179,7 +185,7 @@ def test_a_node_that_does_not_start_is_reported(machine: Machine) -> None:
 @pytest.mark.parametrize("node_type", ["head", "serving"])
 def test_the_container_gets_settings_and_secrets(machine: Machine, node_type: str) -> None:
     machine.program("python3", "echo RAY_AUTH_TOKEN=secret\n")
-    variables = {"PROJECT": "p", "BUCKET": "b", "NODE_TYPE": node_type, "SECRETS": "A=a B=b?"}
+    variables = {"PROJECT": "p", "STORAGE_ROOT": "gs://b/c", "NODE_TYPE": node_type, "SECRETS": "A=a B=b?"}
     done = machine.run(
         "node/run.sh", LAUNCHER_HOME=str(machine.folder), RUNTIME_DIRECTORY=str(machine.folder), **variables
     )
@@ -194,7 +200,7 @@ def test_the_container_gets_settings_and_secrets(machine: Machine, node_type: st
     assert {
         "RAY_AUTH_MODE=token",
         "DETECT_AI_AUTOSCALES=1",
-        "DETECT_AI_STORAGE_ROOT=gs://b/detect-ai",
+        "DETECT_AI_STORAGE_ROOT=gs://b/c",
         "RAY_SERVE_ENABLE_HA_PROXY=1",
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S=75",
     } <= given
@@ -204,7 +210,7 @@ def test_the_container_gets_settings_and_secrets(machine: Machine, node_type: st
 
 def test_without_secrets_no_container_starts(machine: Machine) -> None:
     machine.program("python3", "exit 1\n")
-    variables = {"PROJECT": "p", "BUCKET": "b", "NODE_TYPE": "head", "SECRETS": "A=a"}
+    variables = {"PROJECT": "p", "STORAGE_ROOT": "gs://b/c", "NODE_TYPE": "head", "SECRETS": "A=a"}
     done = machine.run(
         "node/run.sh", LAUNCHER_HOME=str(machine.folder), RUNTIME_DIRECTORY=str(machine.folder), **variables
     )

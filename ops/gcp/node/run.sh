@@ -12,7 +12,7 @@ options=(--rm --name detect_ai --network host --ulimit nofile=65536:65536)
 # Ray's object store is in shared memory, by default 30% of it.
 options+=(--shm-size "$(awk '/^MemTotal/ {print int($2 * 0.35)}' /proc/meminfo)k")
 options+=(--env-file /etc/detect-ai/ray.env --env-file "$run/secrets.env")
-options+=(--env RAY_AUTH_MODE=token --env DETECT_AI_AUTOSCALES=1 --env "DETECT_AI_STORAGE_ROOT=gs://$BUCKET/detect-ai")
+options+=(--env RAY_AUTH_MODE=token --env DETECT_AI_AUTOSCALES=1 --env "DETECT_AI_STORAGE_ROOT=$STORAGE_ROOT")
 # Serve's HAProxy has a higher throughput than its own proxy (docs/SERVING.md). It closes idle connections after 75 s
 # instead of an hour; a front proxy with header and body timeouts is required (SECURITY.md).
 options+=(--env RAY_SERVE_ENABLE_HA_PROXY=1 --env RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S=75)
