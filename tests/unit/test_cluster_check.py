@@ -117,7 +117,9 @@ def test_images_need_a_digest_and_the_pinned_ray(cluster: Cluster, name: str, im
 
 def test_own_images_are_accepted_by_digest(cluster: Cluster) -> None:
     cluster.variables["GPU_IMAGE"] = "europe-docker.pkg.dev/p/r/train:v1@sha256:" + "b" * 64
-    assert check.check_images(cluster)
+    found = check.check_images(cluster)
+    assert "GPU_IMAGE: version not checked: an image of your own" in found
+    assert "CPU_IMAGE" not in found
 
 
 @pytest.mark.parametrize("package", ["ray", "torch", "google-api-python-client"])
@@ -250,7 +252,7 @@ def test_the_budget_is_of_an_idle_and_a_full_hour(
     machines = "{n2-standard-4: {on_demand: 1}, n2-standard-8: {on_demand: 2}, g2-standard-8: {on_demand: 10, spot: 5}}"
     prices = tmp_path / "ops/gcp/prices.yaml"
     prices.parent.mkdir(parents=True)
-    rest = "disk_gb_month: {pd-balanced: 0}\nnat_machine_hour: 0.5\nsource: s\nchecked: never\n"
+    rest = "disk_gb_month: {pd-balanced: 0}\nnat_machine_hour: 0.5\nsource: s\nchecked: 2026-01-31\n"
     prices.write_text(f"machine_hour: {machines}\n{rest}")
     monkeypatch.setattr(check, "ROOT", tmp_path)
     cluster.config["max_workers"] = 6
@@ -258,6 +260,8 @@ def test_the_budget_is_of_an_idle_and_a_full_hour(
     assert check.check_budget(cluster).startswith("idle 2.50 USD an hour (60.00 a day), full at most 55.50")
     cluster.node_types["serving"]["min_workers"] = 2
     assert check.check_budget(cluster).startswith("idle 5.50")
+    prices.write_text(f"machine_hour: {machines}\n{rest}".replace("2026-01-31", "never"))
+    assert check.check_budget(cluster).startswith("EXAMPLE PRICES")
     prices.write_text("machine_hour: {}\n" + rest)
     with pytest.raises(ConfigError, match="no price 'n2-standard-8' for head"):
         check.check_budget(cluster)
