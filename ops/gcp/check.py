@@ -85,6 +85,7 @@ class SkippedError(Exception):
 def check_images(cluster: Cluster) -> str:
     """Images are pinned by digest, and have the Ray of the lock file and this Python."""
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    unknown = []
     for name in ("CPU_IMAGE", "GPU_IMAGE"):
         image = cluster.variables[name]
         if not (parts := IMAGE.fullmatch(image)):
@@ -92,7 +93,9 @@ def check_images(cluster: Cluster) -> str:
                 f"{name}={image}: expected name:tag@sha256:…, because a tag can change: add the digest that "
                 f"`docker buildx imagetools inspect {image.partition('@')[0]}` prints"
             )
-        if parts["name"] == "rayproject/ray":
+        if parts["name"] != "rayproject/ray":
+            unknown.append(f"{name}: version not checked: an image of your own")
+        else:
             version, _, rest = str(parts["tag"]).partition("-")
             built_for = rest.partition("-")[0]
             if version != (pinned := cluster.pins.get("ray")):
@@ -102,7 +105,8 @@ def check_images(cluster: Cluster) -> str:
                 )
             if built_for != python:
                 raise ConfigError(f"{name}={image}: expected {python}, the Python of this machine, found {built_for}")
-    return f"pinned by digest, Ray {cluster.pins['ray']}, {python}"
+    checked = [f"Ray {cluster.pins['ray']}, {python}"] if len(unknown) < 2 else []
+    return "; ".join(["pinned by digest", *checked, *unknown])
 
 
 def check_packages(cluster: Cluster) -> str:
@@ -330,7 +334,8 @@ def check_budget(cluster: Cluster) -> str:
     dearest = [hourly[name] for name in hourly for _ in range(cluster.node_types[name]["max_workers"])]
     full = head + sum(sorted(dearest, reverse=True)[: cluster.config["max_workers"]])
     source = f"{prices['source']}; checked: {prices['checked']}"
-    return f"idle {idle:.2f} USD an hour ({idle * 24:.2f} a day), full at most {full:.2f} ({source})"
+    example = "EXAMPLE PRICES, replace them in ops/gcp/prices.yaml: " if prices["checked"] == "never" else ""
+    return f"{example}idle {idle:.2f} USD an hour ({idle * 24:.2f} a day), full at most {full:.2f} ({source})"
 
 
 CHECKS: dict[str, Callable[[Cluster], str]] = {

@@ -1,4 +1,7 @@
-"""Variables of the cluster on Google Cloud: python -m ops.gcp.config writes my-cluster.yaml from gcp.env."""
+"""Variables of the cluster on Google Cloud: python -m ops.gcp.config writes my-cluster.yaml from gcp.env.
+
+The file of a cluster other than the default is my-cluster-NAME.yaml: it must not overwrite that of a running one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 from detect_ai.core.errors import ConfigError, DetectAIError
 
 ROOT = Path(__file__).resolve().parents[2]
-OUTPUT = "my-cluster.yaml"
+DEFAULT_CLUSTER = "detect-ai"
 # What Google accepts, for the variables that a mistake is likely in.
 PATTERNS = {
     "PROJECT": (r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "the id of a project, as `gcloud projects list` shows it"),
@@ -36,6 +39,10 @@ def read_variables(path: Path) -> dict[str, str]:
             raise ConfigError(f"{path}: {name}={values[name]}: expected {expected}")
     if not values["ZONE"].startswith(values["REGION"] + "-"):
         raise ConfigError(f"{path}: ZONE={values['ZONE']}: expected a zone of REGION={values['REGION']}")
+    values["STORAGE_ROOT"] = render(values["STORAGE_ROOT"], {"BUCKET": values["BUCKET"]})
+    # Accounts have roles for this bucket alone.
+    if not re.fullmatch(rf"gs://{re.escape(values['BUCKET'])}(/[\w.-]+)+", values["STORAGE_ROOT"]):
+        raise ConfigError(f"{path}: STORAGE_ROOT={values['STORAGE_ROOT']}: expected a folder gs://{values['BUCKET']}/…")
     for name in known:
         if name.endswith(("WORKERS", "NODES")) and not values[name].isdigit():
             raise ConfigError(f"{path}: {name}={values[name]}: expected a number of machines")
@@ -46,7 +53,7 @@ def _parse(path: Path) -> dict[str, str]:
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
     for name, mark, value in pairs:
-        if not mark or not re.fullmatch(r"[A-Z_]+", name) or re.search(r"[\s'\"$`]", value):
+        if not mark or not re.fullmatch(r"[A-Z_]+", name) or re.search(r"[\s'\"`]|\$(?!\{BUCKET\})", value):
             raise ConfigError(f"{path}: {name}: expected lines NAME=value without quotes and spaces")
     return {name: value for name, _, value in pairs}
 
@@ -63,16 +70,19 @@ def render(text: str, variables: Mapping[str, str]) -> str:
 
 
 def main(path: str = "gcp.env") -> int:
-    """Write my-cluster.yaml. Returns the exit status."""
+    """Write the cluster's file. Returns the exit status."""
     try:
-        text = render((ROOT / "cluster.yaml").read_text(encoding="utf-8"), read_variables(Path(path)))
+        variables = read_variables(Path(path))
+        text = render((ROOT / "cluster.yaml").read_text(encoding="utf-8"), variables)
     except DetectAIError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    Path(OUTPUT).write_text(
+    name = variables["CLUSTER"]
+    output = "my-cluster.yaml" if name == DEFAULT_CLUSTER else f"my-cluster-{name}.yaml"
+    Path(output).write_text(
         f"# Written by `make cluster-config` from cluster.yaml and {path}.\n{text}", encoding="utf-8"
     )
-    print(f"Wrote {OUTPUT}. Next: make cluster-check")
+    print(f"Wrote {output}. Next: make cluster-check" + ("" if path == "gcp.env" else f" ARGS={path}"))
     return 0
 
 

@@ -89,4 +89,4 @@ detect-ai-wandb detect-ai-head detect-ai-worker
 detect-ai-hub detect-ai-head detect-ai-worker
 detect-ai-api-keys detect-ai-head
 SECRETS
-echo "Ready. Next: make cluster-config cluster-check, then: ray up my-cluster.yaml"
+echo "Ready. Next: make cluster-config cluster-check, then: ray up with the file that it writes"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Remove what setup.sh created and machines that are left, but not the bucket: ops/gcp/teardown.sh [VARIABLES].
-# Run `ray down my-cluster.yaml` first.
+# Run `ray down` for every cluster first: machines, network and accounts of all of them go.
 set -euo pipefail
 # shellcheck source=ops/gcp/variables.env
 . "${1:-gcp.env}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from google.auth.exceptions import DefaultCredentialsError, RefreshError
 from googleapiclient import discovery
 from googleapiclient.http import HttpMockSequence
@@ -47,6 +48,9 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({"BUCKET": ""}, "BUCKET=: expected the name of a bucket"),
         ({"BUCKET": "gs://b/folder"}, "without gs:// and folder"),
         ({"ZONE": "us-central1-a"}, "expected a zone of REGION=europe-west4"),
+        ({"STORAGE_ROOT": "gs://other/detect-ai"}, "expected a folder gs://my-bucket/"),
+        ({"STORAGE_ROOT": "gs://${BUCKET}"}, "expected a folder gs://my-bucket/"),
+        ({"STORAGE_ROOT": "gs://${ZONE}/a"}, "STORAGE_ROOT: expected lines NAME=value"),
         ({"SPOT_GPU_WORKERS": "many"}, "expected a number of machines"),
         ({"ZONES": "a"}, "ZONES is unknown"),
         ({"REQUIREMENTS": "no.txt"}, "REQUIREMENTS=no.txt: no such file"),
@@ -66,6 +70,11 @@ def test_variables_must_exist_and_be_complete(tmp_path: Path) -> None:
         read_variables(path)
 
 
+@pytest.mark.parametrize(("given", "root"), [("gs://${BUCKET}/a/b", "gs://my-bucket/a/b"), ("gs://my-bucket/c",) * 2])
+def test_the_storage_root_is_a_folder_of_the_bucket(tmp_path: Path, given: str, root: str) -> None:
+    assert read_variables(example_variables(tmp_path, STORAGE_ROOT=given))["STORAGE_ROOT"] == root
+
+
 def test_a_variable_without_a_value_is_refused() -> None:
     assert render("a ${B} $C ${d}", {"B": "x"}) == "a x $C ${d}"
     with pytest.raises(ConfigError, match=r"\$\{C\}: expected one of B"):
@@ -79,6 +88,14 @@ def test_the_configuration_is_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "project_id: my-project\n" in text
     assert "${" not in text
     assert config.main("other.env") == 2
+
+
+def test_the_next_cluster_has_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config.main(str(example_variables(tmp_path))) == 0
+    assert config.main(str(example_variables(tmp_path, CLUSTER="detect-ai-next"))) == 0
+    names = {path.name: yaml.safe_load(path.read_text())["cluster_name"] for path in tmp_path.glob("*.yaml")}
+    assert names == {"my-cluster.yaml": "detect-ai", "my-cluster-detect-ai-next.yaml": "detect-ai-next"}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +117,9 @@ def test_images_need_a_digest_and_the_pinned_ray(cluster: Cluster, name: str, im
 
 def test_own_images_are_accepted_by_digest(cluster: Cluster) -> None:
     cluster.variables["GPU_IMAGE"] = "europe-docker.pkg.dev/p/r/train:v1@sha256:" + "b" * 64
-    assert check.check_images(cluster)
+    found = check.check_images(cluster)
+    assert "GPU_IMAGE: version not checked: an image of your own" in found
+    assert "CPU_IMAGE" not in found
 
 
 @pytest.mark.parametrize("package", ["ray", "torch", "google-api-python-client"])
@@ -233,7 +252,7 @@ def test_the_budget_is_of_an_idle_and_a_full_hour(
     machines = "{n2-standard-4: {on_demand: 1}, n2-standard-8: {on_demand: 2}, g2-standard-8: {on_demand: 10, spot: 5}}"
     prices = tmp_path / "ops/gcp/prices.yaml"
     prices.parent.mkdir(parents=True)
-    rest = "disk_gb_month: {pd-balanced: 0}\nnat_machine_hour: 0.5\nsource: s\nchecked: never\n"
+    rest = "disk_gb_month: {pd-balanced: 0}\nnat_machine_hour: 0.5\nsource: s\nchecked: 2026-01-31\n"
     prices.write_text(f"machine_hour: {machines}\n{rest}")
     monkeypatch.setattr(check, "ROOT", tmp_path)
     cluster.config["max_workers"] = 6
@@ -241,6 +260,8 @@ def test_the_budget_is_of_an_idle_and_a_full_hour(
     assert check.check_budget(cluster).startswith("idle 2.50 USD an hour (60.00 a day), full at most 55.50")
     cluster.node_types["serving"]["min_workers"] = 2
     assert check.check_budget(cluster).startswith("idle 5.50")
+    prices.write_text(f"machine_hour: {machines}\n{rest}".replace("2026-01-31", "never"))
+    assert check.check_budget(cluster).startswith("EXAMPLE PRICES")
     prices.write_text("machine_hour: {}\n" + rest)
     with pytest.raises(ConfigError, match="no price 'n2-standard-8' for head"):
         check.check_budget(cluster)

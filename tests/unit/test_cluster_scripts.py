@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -57,6 +58,11 @@ class Machine(NamedTuple):
             command, cwd=self.folder, env=environment, input="", capture_output=True, text=True, timeout=60, check=False
         )
 
+    def run_node(self, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run node/run.sh as its unit does."""
+        folders = dict.fromkeys(("LAUNCHER_HOME", "RUNTIME_DIRECTORY", "STATE_DIRECTORY"), str(self.folder))
+        return self.run("node/run.sh", **folders, **variables)
+
     def calls(self) -> str:
         """The log, which this empties."""
         log = Path(self.environment["LOG"])
@@ -76,6 +82,7 @@ def machine(tmp_path: Path) -> Machine:
     made.program("sudo", SUDO)
     for name in ("docker", "redis-cli", "install"):
         made.program(name)
+    (tmp_path / "ray").mkdir()  # `install` makes it
     return made
 
 
@@ -153,7 +160,12 @@ def test_teardown_removes_what_setup_creates_but_the_bucket(machine: Machine) ->
     ],
 )
 def test_nodes_get_the_secrets_that_they_need(machine: Machine, node_type: str, optional: set[str]) -> None:
-    variables = {"PROJECT": "p", "BUCKET": "b", "RAY_HEAD_IP": "10.0.0.1", "RAY_OVERRIDE_RESOURCES": '{"CPU":0}'}
+    variables = {
+        "PROJECT": "p",
+        "STORAGE_ROOT": "gs://b/c",
+        "RAY_HEAD_IP": "10.0.0.1",
+        "RAY_OVERRIDE_RESOURCES": '{"CPU":0}',
+    }
     assert machine.run("node/start.sh", RAY_NODE_TYPE_NAME=node_type, **variables).returncode == 0
     calls = machine.calls()
     (secrets,) = re.findall(r'^SECRETS="(.*)"$', calls, re.MULTILINE)
@@ -161,6 +173,7 @@ def test_nodes_get_the_secrets_that_they_need(machine: Machine, node_type: str, 
     assert [name for name in secrets.split() if not name.endswith("?")] == ["RAY_AUTH_TOKEN=detect-ai-ray-token"]
     assert '\nRAY_OVERRIDE_RESOURCES={"CPU":0}\n' in calls  # what the container gets, as docker reads it
     assert f"\nRAY_NODE_TYPE_NAME={node_type}\n" in calls
+    assert "\nSTORAGE_ROOT=gs://b/c\n" in calls
     assert ("systemctl enable detect-ai-ray" in calls, "Restart=no" in calls) == (
         node_type == "head",
         node_type != "head",
@@ -171,7 +184,7 @@ def test_nodes_get_the_secrets_that_they_need(machine: Machine, node_type: str, 
 def test_a_node_that_does_not_start_is_reported(machine: Machine) -> None:
     machine.program("sudo", SUDO + 'case "$*" in *health-check*) exit 1 ;; esac\n')
     machine.program("sleep")
-    done = machine.run("node/start.sh", PROJECT="p", BUCKET="b", RAY_NODE_TYPE_NAME="serving")
+    done = machine.run("node/start.sh", PROJECT="p", STORAGE_ROOT="gs://b/c", RAY_NODE_TYPE_NAME="serving")
     assert done.returncode == 1
     assert "journalctl --unit detect-ai-ray" in machine.calls()
 
@@ -179,10 +192,8 @@ def test_a_node_that_does_not_start_is_reported(machine: Machine) -> None:
 @pytest.mark.parametrize("node_type", ["head", "serving"])
 def test_the_container_gets_settings_and_secrets(machine: Machine, node_type: str) -> None:
     machine.program("python3", "echo RAY_AUTH_TOKEN=secret\n")
-    variables = {"PROJECT": "p", "BUCKET": "b", "NODE_TYPE": node_type, "SECRETS": "A=a B=b?"}
-    done = machine.run(
-        "node/run.sh", LAUNCHER_HOME=str(machine.folder), RUNTIME_DIRECTORY=str(machine.folder), **variables
-    )
+    variables = {"PROJECT": "p", "STORAGE_ROOT": "gs://b/c", "NODE_TYPE": node_type, "SECRETS": "A=a B=b?"}
+    done = machine.run_node(**variables)
     assert (done.returncode, done.stderr) == (0, "")
     calls = machine.calls()
     assert re.search(r"^python3 \S+/fetch_secrets\.py p A=a B=b\?$", calls, re.MULTILINE)
@@ -194,20 +205,33 @@ def test_the_container_gets_settings_and_secrets(machine: Machine, node_type: st
     assert {
         "RAY_AUTH_MODE=token",
         "DETECT_AI_AUTOSCALES=1",
-        "DETECT_AI_STORAGE_ROOT=gs://b/detect-ai",
+        "DETECT_AI_STORAGE_ROOT=gs://b/c",
         "RAY_SERVE_ENABLE_HA_PROXY=1",
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S=75",
     } <= given
     assert ("RAY_REDIS_ADDRESS=127.0.0.1:6380" in given) == (node_type == "head")
     assert ("ray_bootstrap_key.pem" in command) == (node_type == "head")
+    assert f" --volume {machine.folder}/ray:/tmp/ray " in command
+
+
+def test_only_logs_of_a_week_stay_of_earlier_runs(machine: Machine) -> None:
+    machine.program("python3")
+    ray = machine.folder / "ray"
+    kept = {"prom_metrics_service_discovery.json", "session_1/logs/raylet.out"}
+    ages = dict.fromkeys([*kept, "session_1/sockets/raylet", "session_1/ray_spilled_objects/1"], 1)
+    for name, days in (ages | {"session_0/logs/raylet.out": 8}).items():
+        (ray / name).parent.mkdir(parents=True, exist_ok=True)
+        (ray / name).touch()
+        os.utime(ray / name, (time.time() - days * 86400,) * 2)
+    (ray / "session_latest").symlink_to("session_1")
+    assert machine.run_node(PROJECT="p", STORAGE_ROOT="gs://b/c", NODE_TYPE="head", SECRETS="A=a").returncode == 0
+    assert {str(path.relative_to(ray)) for path in ray.rglob("*") if path.is_file() and not path.is_symlink()} == kept
 
 
 def test_without_secrets_no_container_starts(machine: Machine) -> None:
     machine.program("python3", "exit 1\n")
-    variables = {"PROJECT": "p", "BUCKET": "b", "NODE_TYPE": "head", "SECRETS": "A=a"}
-    done = machine.run(
-        "node/run.sh", LAUNCHER_HOME=str(machine.folder), RUNTIME_DIRECTORY=str(machine.folder), **variables
-    )
+    variables = {"PROJECT": "p", "STORAGE_ROOT": "gs://b/c", "NODE_TYPE": "head", "SECRETS": "A=a"}
+    done = machine.run_node(**variables)
     assert done.returncode != 0
     assert "docker run" not in machine.calls()
 

@@ -3,6 +3,7 @@
 set -euo pipefail
 umask 077
 run=${RUNTIME_DIRECTORY:?set by systemd}
+state=${STATE_DIRECTORY:?set by systemd}/ray
 app="$LAUNCHER_HOME/app"
 
 # shellcheck disable=SC2086 # a list
@@ -12,7 +13,7 @@ options=(--rm --name detect_ai --network host --ulimit nofile=65536:65536)
 # Ray's object store is in shared memory, by default 30% of it.
 options+=(--shm-size "$(awk '/^MemTotal/ {print int($2 * 0.35)}' /proc/meminfo)k")
 options+=(--env-file /etc/detect-ai/ray.env --env-file "$run/secrets.env")
-options+=(--env RAY_AUTH_MODE=token --env DETECT_AI_AUTOSCALES=1 --env "DETECT_AI_STORAGE_ROOT=gs://$BUCKET/detect-ai")
+options+=(--env RAY_AUTH_MODE=token --env DETECT_AI_AUTOSCALES=1 --env "DETECT_AI_STORAGE_ROOT=$STORAGE_ROOT")
 # Serve's HAProxy has a higher throughput than its own proxy (docs/SERVING.md). It closes idle connections after 75 s
 # instead of an hour; a front proxy with header and body timeouts is required (SECURITY.md).
 options+=(--env RAY_SERVE_ENABLE_HA_PROXY=1 --env RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S=75)
@@ -20,7 +21,7 @@ options+=(--env RAY_SERVE_ENABLE_HA_PROXY=1 --env RAY_SERVE_HAPROXY_TIMEOUT_CLIE
 options+=(--env RAY_gcs_rpc_server_reconnect_timeout_s=600)
 # The default of an hour for a machine that does not come up would be too long for the next node type.
 options+=(--env RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S=1200)
-options+=(--volume "$app:/home/ray/app:ro")
+options+=(--volume "$app:/home/ray/app:ro" --volume "$state:/tmp/ray")
 if [ "$NODE_TYPE" = head ]; then
   options+=(--env RAY_REDIS_ADDRESS=127.0.0.1:6380)
   # ssh accepts only a key that its user alone can read; the container's user is 1000.
@@ -32,4 +33,9 @@ fi
 if command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null; then options+=(--gpus all); fi
 
 docker rm --force detect_ai > /dev/null 2>&1 || true
+# Ray's folder outlives the container: Prometheus on the head reads the list of nodes there. Of earlier runs only logs
+# stay, for a week.
+install --directory --mode 755 --owner 1000 "$state"
+find "$state" -mindepth 2 -maxdepth 2 ! -name logs -exec rm -rf {} +
+find "$state" -type f -mtime +6 -delete
 exec docker run "${options[@]}" detect-ai-node bash /home/ray/app/ops/gcp/node/ray.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Start Ray on this machine under systemd. Ray's launcher calls it, and sets RAY_* variables that the container needs.
 set -euo pipefail
-: "${PROJECT:?}" "${BUCKET:?}" "${RAY_NODE_TYPE_NAME:?expected from the launcher with autoscaler v2, which is the default}"
+: "${PROJECT:?}" "${STORAGE_ROOT:?}" "${RAY_NODE_TYPE_NAME:?expected from the launcher with autoscaler v2, which is the default}"
 
 # Optional secrets end in `?`. Serving nodes get no key of a service that only training uses.
 secrets='RAY_AUTH_TOKEN=detect-ai-ray-token'
@@ -15,7 +15,7 @@ sudo install -d /etc/detect-ai
 env | grep '^RAY_' | sudo tee /etc/detect-ai/ray.env > /dev/null
 sudo tee /etc/detect-ai/node.conf > /dev/null << CONF
 PROJECT=$PROJECT
-BUCKET=$BUCKET
+STORAGE_ROOT=$STORAGE_ROOT
 NODE_TYPE=$RAY_NODE_TYPE_NAME
 LAUNCHER_HOME=$HOME
 SECRETS="$secrets"
