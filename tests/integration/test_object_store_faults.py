@@ -33,13 +33,13 @@ TEXT = "The council met by the old bridge. " * 5
 
 
 @pytest.fixture(scope="module")
-def through(gcs_bucket: str) -> Iterator[tuple[str, faults.Proxy]]:
+def through(gcs_bucket: str) -> Iterator[tuple[str, Any]]:
     with faults.faulty(gcs.under(gcs_bucket, "faulty"), stall_s=30) as (uri, proxy):
         yield uri, proxy
 
 
 @pytest.fixture(scope="module")
-def config(through: tuple[str, faults.Proxy], encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+def config(through: tuple[str, Any], encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     config = object_store_config(encoder, tmp_path_factory.mktemp("faulty"), through[0])
     config.serve.port, config.serve.max_replicas, config.serve.cpus_per_replica = free_port(), 1, 1
     config.monitoring.log = True
@@ -47,23 +47,23 @@ def config(through: tuple[str, faults.Proxy], encoder: Path, tmp_path_factory: p
 
 
 @pytest.fixture(scope="module")
-def results(config: Config, through: tuple[str, faults.Proxy]) -> Iterator[dict[str, Any]]:
+def results(config: Config, through: tuple[str, Any]) -> Iterator[dict[str, Any]]:
     """The results of all stages and of a deployment, all with faults; the service goes on, without them."""
     storage, proxy, results = Storage(config.storage.root), through[1], {}
-    proxy.rate = 0.2
+    proxy.draw(0.2)
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: stop(app=True, serve_too=True))
         for name, stage in {**LOOP, "score": score}.items():
             if name == "score":
                 config = config.model_copy(update={"data": config.corpus.sources[0].path})
-            started, before = time.monotonic(), len(proxy.calls)
+            started, before = time.monotonic(), len(proxy.calls())
             results[name] = run_stage(name, stage, config, storage)
-            print_stage(name, started, proxy.calls[before:])
-        started, before = time.monotonic(), len(proxy.calls)
+            print_stage(name, started, proxy.calls()[before:])
+        started, before = time.monotonic(), len(proxy.calls())
         KeyStore(storage).put(create_key("owner")[1])
         results["deploy"] = deploy(config, storage)
-        print_stage("deploy", started, proxy.calls[before:])
-        proxy.rate = 0
+        print_stage("deploy", started, proxy.calls()[before:])
+        proxy.draw(0)
         for (operation, fault), (injected, repeated) in proxy.outcomes().items():
             print(f"| {operation} | {fault} | {injected} | {repeated} |")
         yield results
@@ -83,7 +83,7 @@ def wait_for(holds: Callable[[], bool], seconds: float) -> float:
     return time.monotonic() - started
 
 
-def test_every_kind_of_fault_was_injected(results: dict[str, Any], through: tuple[str, faults.Proxy]) -> None:
+def test_every_kind_of_fault_was_injected(results: dict[str, Any], through: tuple[str, Any]) -> None:
     kinds = {(operation, fault) for operation, names in faults.FAULTS.items() for fault in names}
     assert set(through[1].outcomes()) == kinds
 
@@ -97,7 +97,7 @@ def test_everything_is_whole(results: dict[str, Any], gcs_bucket: str) -> None:
     assert [event["action"] for event in audit_log.events(storage)] == ["publish", "deploy"]
 
 
-def test_replica_outlasts_an_outage(results: dict[str, Any], config: Config, through: tuple[str, faults.Proxy]) -> None:
+def test_replica_outlasts_an_outage(results: dict[str, Any], config: Config, through: tuple[str, Any]) -> None:
     url, proxy = results["deploy"]["url"], through[1]
     token, key = create_key("admin", ["admin", "detect"])
     KeyStore(Storage(config.storage.root)).put(key)
@@ -117,5 +117,5 @@ def test_replica_outlasts_an_outage(results: dict[str, Any], config: Config, thr
     wait_for(lambda: not answers(), 30)
     assert wait_for(answers, 300) > 0
     seconds = time.monotonic() - started
-    print(f"outage of {OUTAGE_S} s: {len(proxy.calls)} calls, the service answers after {seconds:.0f} s")
+    print(f"outage of {OUTAGE_S} s: {len(proxy.calls())} calls, the service answers after {seconds:.0f} s")
     assert seconds > OUTAGE_S  # the replica needed the store

@@ -15,12 +15,13 @@ from serve_app.auth.api_keys import KeyStore, create_key
 from tests.fixtures import faults, gcs
 
 DATA = bytes(range(256)) * 4096  # uploaded in two requests after one that opens the session
+STALL_S = 0.6
 TABLE = pa.table({"a": pa.array(range(50_000)), "b": pa.array(range(50_000))})
 
 
 @pytest.fixture(scope="module")
 def through(gcs_bucket):
-    with faults.faulty(gcs_bucket, stall_s=0.6) as (uri, proxy):
+    with faults.faulty(gcs_bucket, stall_s=STALL_S) as (uri, proxy):
         yield gcs.under(uri, "faults"), proxy
 
 
@@ -51,53 +52,63 @@ def stored(gcs_bucket):
 @pytest.mark.parametrize("fault", faults.FAULTS["metadata"])
 def test_lookup_survives(storage, proxy, stored, key, fault):
     stored.write_bytes(key, DATA)
-    proxy.script["metadata"] = [fault]
+    proxy.script("metadata", fault)
     assert storage.exists(key)
-    proxy.script["metadata"] = [fault]
+    proxy.script("metadata", fault)
     assert storage.list(key.removesuffix("/x")) == ["x"]
-    assert [call.fault for call in proxy.calls].count(fault) == 2
+    assert [call.fault for call in proxy.calls()].count(fault) == 2
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS["download"])
 def test_read_is_whole(storage, proxy, stored, key, fault):
     stored.write_bytes(key, DATA)
-    proxy.script["download"] = [fault]
+    proxy.script("download", fault)
     assert storage.read_bytes(key) == DATA
-    proxy.script["download"] = [fault]
+    proxy.script("download", fault)
     with storage.local_folder(key.removesuffix("/x")) as folder:
         assert (folder / "x").read_bytes() == DATA
-    assert [call.fault for call in proxy.calls].count(fault) == 2
+    assert [call.fault for call in proxy.calls()].count(fault) == 2
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS["download"])
 def test_table_is_whole(storage, proxy, stored, key, fault):
     stored.write_bytes(key, parquet(TABLE))
-    proxy.script["download"] = [None, fault]  # the footer arrives, the columns do not
+    proxy.script("download", None, fault)  # the footer arrives, the columns do not
     assert storage.read_table(key, ["b"]).equals(TABLE.select(["b"]))
-    assert [call.fault for call in proxy.calls].count(fault) == 1
+    assert [call.fault for call in proxy.calls()].count(fault) == 1
 
 
 @pytest.mark.parametrize("at", [1, 2], ids=["content", "end"])
 @pytest.mark.parametrize("fault", faults.FAULTS["upload"])
 def test_write_is_whole(storage, proxy, stored, key, fault, at):
-    proxy.script["upload"] = [None] * at + [fault]
+    proxy.script("upload", *[None] * at, fault)
     storage.write_bytes(key, DATA)
     assert stored.read_bytes(key) == DATA
-    assert [call.fault for call in proxy.calls].count(fault) == 1
+    assert [call.fault for call in proxy.calls()].count(fault) == 1
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS["upload"])
 def test_created_once(storage, proxy, stored, key, fault, monkeypatch):
     if fault == "stall":
-        monkeypatch.setattr(module, "REQUEST_SECONDS", proxy.stall_s / 2)
-    proxy.script["upload"] = [fault, fault]
+        monkeypatch.setattr(module, "REQUEST_SECONDS", STALL_S / 2)
+    proxy.script("upload", fault, fault)
     assert storage.create(key, DATA)
     assert not storage.create(key, DATA[1:])
     assert stored.read_bytes(key) == DATA
 
 
+def test_deleted_folder_is_gone(storage, proxy, stored, key):
+    for name in "abc":
+        stored.write_bytes(f"{key}/{name}", DATA)
+    proxy.script("metadata", *[None] * 4, "response lost")  # the deletion of a file, which then is missing
+    storage.delete(key)
+    lost = next(call for call in proxy.calls() if call.fault)
+    assert lost.target.startswith("DELETE")
+    assert stored.list(key) == []
+
+
 def test_lost_response_is_no_conflict(storage, proxy):
-    proxy.script["upload"] = ["response lost", None, "response reset"]
+    proxy.script("upload", "response lost", None, "response reset")
     pointer = Pointer(storage, "pointer/own")
     numbers = [pointer.advance({"version": "a"}, after=number).number for number in (0, 1)]
     assert numbers == [1, 2]
@@ -105,13 +116,13 @@ def test_lost_response_is_no_conflict(storage, proxy):
 
 def test_lost_response_hides_no_conflict(storage, proxy, stored):
     Pointer(stored, "pointer/other").advance({"version": "a"}, after=0)
-    proxy.script["upload"] = ["response lost"]
+    proxy.script("upload", "response lost")
     with pytest.raises(ConflictError):  # the same value from the same user within the same second
         Pointer(storage, "pointer/other").advance({"version": "a"}, after=0)
 
 
 def test_one_of_concurrent_writers_wins(storage, proxy):
-    proxy.rate, proxy.faults = 0.5, {"reset", "response reset", "response lost", "half upload"}
+    proxy.draw(0.5, "reset", "response reset", "response lost", "half upload")
 
     def advance(number):
         try:
@@ -126,7 +137,7 @@ def test_one_of_concurrent_writers_wins(storage, proxy):
 
 def test_failed_write_keeps_the_old_content(through, proxy, stored, key):
     stored.write_bytes(key, b"old")
-    proxy.script["upload"] = [None, "half upload", faults.OUTAGE]
+    proxy.script("upload", None, "half upload", faults.OUTAGE)
     with pytest.raises(StorageError):
         Storage(f"{through[0]}&retry_limit_seconds=1").write_bytes(key, DATA)
     assert stored.read_bytes(key) == b"old"
@@ -162,7 +173,8 @@ def test_outage_within_the_bound_heals(storage, proxy, stored, key):
 
 def test_a_fifth_of_all_calls_may_fail(through, proxy, stored, tiny_bundle):
     """A registry, API keys, an audit log and a table, written and read."""
-    storage, proxy.rate = Storage(through[0]), 0.2
+    storage = Storage(through[0])
+    proxy.draw(0.2)
     registry, keys = Registry(storage), KeyStore(storage)
     version = registry.add(tiny_bundle)
     registry.set_champion(version)
@@ -174,7 +186,7 @@ def test_a_fifth_of_all_calls_may_fail(through, proxy, stored, tiny_bundle):
     assert storage.read_table("tables/1.parquet").equals(TABLE)
     assert keys.read().keys == {key.id: key for key in made}
     assert registry.verify()["champion"] == version
-    proxy.rate = 0
+    proxy.draw(0)
     assert sum(injected for injected, _ in proxy.outcomes().values()) > 5
     assert Registry(stored).verify()["problems"] == []
     assert [event["key"] for event in audit_log.events(stored)] == [key.id for key in made]
