@@ -100,6 +100,9 @@ def deployed(store: Storage, *overrides: str) -> Iterator[tuple[LocalCluster, st
         assert done.returncode == 0, done.stderr
         yield cluster, f"http://127.0.0.1:{port}"
     finally:
+        # HAProxy outlives the cluster otherwise, and keeps its ports.
+        shutdown = "import ray; from ray import serve; ray.init(logging_level='ERROR'); serve.shutdown()"
+        subprocess.run([sys.executable, "-c", shutdown], env=cluster.environment, capture_output=True, check=False)
         cluster.stop()
 
 
