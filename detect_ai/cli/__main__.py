@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Standard output is closed or full; Python would report it again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            print_error(error.strerror or type(error).__name__)
+            where = f"{error.filename}: " if error.filename else ""
+            print_error(where + (error.strerror or type(error).__name__))
         return FAILED
     return code
 

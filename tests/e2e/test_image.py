@@ -60,6 +60,8 @@ def running(
     log = tmp_path_factory.mktemp("container") / "log"
     bundle = image.root.parent / "bundle"
     shutil.copytree(tiny_bundle, bundle)
+    for path in [bundle, *bundle.rglob("*")]:  # readable for the user of the container
+        path.chmod(0o755 if path.is_dir() else 0o644)
     with container(image, {"/bundle": bundle}, log, DETECT_AI_API_KEYS=key[1]) as running:
         deadline = time.monotonic() + 120
         while running.run(image.healthcheck).returncode:
