@@ -1,6 +1,6 @@
 # One bundle over HTTP, in one process on CPUs (linux/amd64). Build it in the checkout:
 #   docker build -f docker/serve.Dockerfile --build-arg TORCH_INDEX=… -t detect-ai .
-# TORCH_INDEX: the address of PyTorch's index of CPU builds (pytorch.org, Get Started). Their hashes are not those of the
+# TORCH_INDEX: the address of PyTorch's index of CPU builds (its page Get Started). Their hashes are not those of the
 # lock, so torch is checked by its version alone; everything else by hash. Without it `pip check` fails: PyPI's build
 # needs CUDA.
 # Run it: docs/SERVING.md, «Serve a bundle».

@@ -37,7 +37,14 @@ class Replica:
         config, storage = state.sections["serve"], Storage(storage_root)
         registry, monitoring = Registry(storage), state.sections["monitoring"]
         service = build_service(
-            *(registry.folder, state.version, config, monitoring, storage, state.keys, connect_limiter(), ray_metrics())
+            registry.folder,
+            state.version,
+            config,
+            monitoring,
+            storage,
+            state.keys,
+            connect_limiter(),
+            ray_metrics(),
         )
         self.versions, self.access, self.feedback = service.versions, service.access, service.feedback
 

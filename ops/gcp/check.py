@@ -237,7 +237,7 @@ def documented_ports() -> set[int]:
 
 
 def check_ports(_: Cluster) -> str:
-    """The firewall opens, and Ray is told to use, no port that SECURITY.md does not list."""
+    """Every port of the firewall and of Ray's options is in the table of SECURITY.md."""
     opened = ports("tcp:", (ROOT / "ops/gcp/setup.sh").read_text(encoding="utf-8"))
     used = ports("port=", (ROOT / "ops/gcp/node/ray.sh").read_text(encoding="utf-8"))
     for place, found in (("setup.sh opens", opened), ("node/ray.sh gives Ray", used)):

@@ -15,7 +15,7 @@ import pytest
 from serve_app.auth.api_keys import create_key
 from tests.fixtures import tiny_models
 from tests.fixtures.image import Container, Image, base_image, build, container, context_of, instructions
-from tests.fixtures.programs import require
+from tests.fixtures.programs import cannot_run, require
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ with urlopen(Request("http://127.0.0.1:8000/v1/detect", sys.argv[2].encode(), he
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     require("debootstrap")
     if os.geteuid():
-        pytest.skip("only root may mount")
+        cannot_run("debootstrap", "only root may mount")
     folder = tmp_path_factory.mktemp("image")
     folder.chmod(0o755)
     [suite] = {match[1] for name, value in instructions(DOCKERFILE) if (match := re.search(r"-slim-(\w+)@", value))}

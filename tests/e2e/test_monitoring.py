@@ -7,7 +7,7 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,13 @@ from tests.e2e.conftest import deployed
 from tests.fixtures import tiny_models
 from tests.fixtures.monitoring import OPS, OTHERS, OURS, RAYS, dashboards, rules, series
 from tests.fixtures.programs import require
+from tests.fixtures.waiting import wait_for
 
 CANARY = "canary5b2e"
 TEXT = f"{CANARY}\u200b " + tiny_models.text("human", random.Random(1), 200)
 EXPORTER = "ray.serve._private.tracing_utils:default_tracing_exporter"
 QUERIES = [query for queries in dashboards().values() for query in queries] + [rule["expr"] for rule in rules()]
 READ = {name for query in QUERIES for name in series(query) if not name.startswith("detect_ai:")} - OTHERS
-
-
-def wait_for(what: Callable[[], Any], seconds: float) -> float:
-    """The seconds until something is true."""
-    start = time.monotonic()
-    while not what():
-        assert time.monotonic() - start < seconds
-        time.sleep(0.5)
-    return time.monotonic() - start
 
 
 def test_every_series_of_dashboards_and_rules_is_scraped(client: httpx.Client) -> None:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from detect_ai.monitoring.prediction_log import FLUSH_S, MAX_WAITING_BYTES, ROW_
 from serve_app.auth.api_keys import KeyStore, Scope, create_key
 from tests.e2e.conftest import CHECKOUT, one_process
 from tests.fixtures import tiny_models
+from tests.fixtures.waiting import wait_for
 
 MAX_LOST_S = 5
 GRAM = 20  # characters
@@ -72,13 +73,6 @@ def gauge(port: int, series: str) -> float:
 def texts(number: int, seed: int = 0) -> list[str]:
     rng = random.Random(seed)
     return [tiny_models.text("human", rng, 60) for _ in range(number)]
-
-
-def wait_for(holds: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_predictions_and_labels_are_kept_without_texts(service: Service) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from detect_ai.detector.verdict_table import Verdicts
 from serve_app.auth.api_keys import KeyStore, create_key
 from serve_app.deploy import deploy, stop
 from tests.fixtures import faults, gcs
+from tests.fixtures.waiting import wait_for
 from tests.integration.runs import LOOP, object_store_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -72,15 +73,6 @@ def results(config: Config, through: tuple[str, Any]) -> Iterator[dict[str, Any]
 def print_stage(name: str, started: float, calls: list[faults.Call]) -> None:
     injected = sum(call.fault is not None for call in calls)
     print(f"{name}: {len(calls)} calls, {injected} faults, {time.monotonic() - started:.0f} s")
-
-
-def wait_for(holds: Callable[[], bool], seconds: float) -> float:
-    """Wait until something holds; returns the seconds that it took."""
-    started = time.monotonic()
-    while not holds():
-        assert time.monotonic() - started < seconds
-        time.sleep(0.5)
-    return time.monotonic() - started
 
 
 def test_every_kind_of_fault_was_injected(results: dict[str, Any], through: tuple[str, Any]) -> None:

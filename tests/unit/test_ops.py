@@ -20,7 +20,7 @@ import yaml
 from detect_ai.core.config import Config
 from detect_ai.core.ray_runtime import free_port
 from tests.fixtures.monitoring import OPS, OTHERS, OURS, RAYS, dashboards, load, rules, series
-from tests.fixtures.programs import require
+from tests.fixtures.programs import cannot_run, require
 
 DOCS = OPS.parent / "docs"
 ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
@@ -188,7 +188,7 @@ def test_files_that_the_compose_file_mounts_exist() -> None:
 def test_docker_compose_accepts_the_compose_file() -> None:
     docker = require("docker")
     if subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
-        pytest.skip("docker has no compose plugin")
+        cannot_run("docker", "docker has no compose plugin")
     command = [docker, "compose", "--file", "compose.yaml", "config", "--quiet"]
     environment = {**os.environ, "BUNDLE": "/bundle"}
     done = subprocess.run(command, cwd=OPS, env=environment, capture_output=True, text=True, check=False)
