@@ -7,6 +7,6 @@ from detect_ai.core.job import run_job
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # serve_app is in the checkout, not in the package
-    from serve_app.deploy import restore
+    from serve_app.restore import restore
 
     sys.exit(run_job("restore", restore))

@@ -37,7 +37,7 @@ SERVICE = [
     "one_process desired_state",
     "deployment",
     "deploy",
-    "kubernetes",
+    "kubernetes restore",
     "__init__",
 ]
 SERVICE_LEVEL = {name: level for level, names in enumerate(SERVICE) for name in names.split()}

@@ -28,9 +28,11 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import read_spec, write_spec
 from detect_ai.detector.registry import Registry
 from serve_app import deploy as module
+from serve_app import restore as restore_module
 from serve_app.auth.api_keys import ENVIRONMENT, KeyStore, create_key
-from serve_app.deploy import abstain, checked_keys, deploy, deploy_to_cluster, restore, rollback_service, runtime_env
+from serve_app.deploy import abstain, checked_keys, deploy, deploy_to_cluster, rollback_service, runtime_env
 from serve_app.desired_state import KEY, DesiredState, State
+from serve_app.restore import restore
 from tests.fixtures import tiny_models
 
 
@@ -92,6 +94,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
     }
     for name, value in values.items():
         monkeypatch.setattr(module, name, value)
+        monkeypatch.setattr(restore_module, name, value, raising=False)
     return serve
 
 
