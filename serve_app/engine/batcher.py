@@ -82,7 +82,8 @@ class Batcher:
     record: Record = discard
     name: str = ""  # of the queue in metrics
     offered_tokens: float = field(default=0.0, init=False)  # of all requests since `demand` was read, refused ones too
-    _token_s: float = field(default=0.0, init=False)  # moving average of thread-seconds for a token
+    _token_s: float = field(default=0.0, init=False)  # moving average of the model's thread-seconds for a token
+    _rest_token_s: float = field(default=0.0, init=False)  # and of everything else: reading texts, building responses
     _running_tokens: int = field(default=0, init=False)
     _busy_lanes: int = field(default=0, init=False)
     _busy_threads: int = field(default=0, init=False)
@@ -180,7 +181,9 @@ class Batcher:
         now = time.perf_counter()
         elapsed, self._demand_read = now - self._demand_read, now
         offered, self.offered_tokens = self.offered_tokens, 0.0
-        return offered * self._token_s / self.threads / max(elapsed, 1e-3)
+        # All work shares the cores; that outside the model is mostly Python, of which one thread runs at a time.
+        token_s = max((self._token_s + self._rest_token_s) / self.threads, self._rest_token_s)
+        return offered * token_s / max(elapsed, 1e-3)
 
     @contextmanager
     def lane(self, tokens: int) -> Iterator[int]:
@@ -214,6 +217,11 @@ class Batcher:
         self.record("batch_tokens", tokens, kind="text")
         self.record("batch_tokens", len(rows) * max(costs) - tokens, kind="padding")
         self.record("batch_seconds", seconds, model_version=self.name)
+
+    def measure_rest(self, rows: Sequence[Ids], seconds: float) -> None:
+        """Update the time of a token outside the model, from that of a request with these windows."""
+        rest = seconds / max(sum(self.costs(rows)), self.lane_tokens * MIN_MEASURED_FILL)
+        self._rest_token_s = 0.8 * self._rest_token_s + 0.2 * rest if self._rest_token_s else rest
 
     def _drop(self, job: _Job) -> None:
         for caller, jobs in self._queues.items():

@@ -189,6 +189,7 @@ class Engine:
     ) -> None:
         """Record the metrics of a request that has been answered, with its seconds by phase."""
         version = self.detector.version
+        self.batcher.measure_rest(rows, sum(seconds.values()) - seconds.get("model", 0.0))
         size = "short" if sum(map(len, rows)) <= SHORT_TOKENS else "long"
         wait_s = max(0.0, total_s - sum(seconds.values()))  # batches in parallel lanes overlap
         for phase, value in {**seconds, "wait": wait_s, "total": total_s}.items():

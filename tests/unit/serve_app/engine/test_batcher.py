@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -230,6 +231,19 @@ async def test_demand_counts_refused_work(batcher: Batcher, model: Model) -> Non
     assert batcher.demand() == pytest.approx(20 * 8 / 16 / seconds, rel=0.2)
     assert batcher.demand() == 0
     await release(model, *tasks)
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, 3 / 2), (8, 1.0)])
+def test_demand_counts_work_outside_the_model(threads: int, expected: float) -> None:
+    """Of 16 tokens a second in the model and 8 around it, where only one thread runs at a time."""
+    batcher = Batcher(lambda rows, threads: np.zeros(len(rows)), None, None, 64, 64, threads=threads)  # type: ignore[arg-type]
+    batcher.measure([row(1, 64)], 4.0, 1)
+    batcher.measure_rest([row(1, 64)], 8.0)
+    batcher.demand()
+    start = time.perf_counter()
+    batcher.offered_tokens = 80.0
+    time.sleep(0.1)
+    assert batcher.demand() * (time.perf_counter() - start) == pytest.approx(10 * expected, rel=0.1)
 
 
 @batching()
