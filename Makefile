@@ -78,7 +78,7 @@ cluster-config: $(DEV) ## Write my-cluster.yaml from cluster.yaml and gcp.env
 cluster-check: $(DEV) ## Check gcp.env and cluster.yaml before they cost money, and print what an hour costs
 	.venv/bin/python -m ops.gcp.check $(ARGS)
 
-lint: $(DEV) ## Check style, types, spelling, YAML and workflows, and look for secrets
+lint: $(DEV) ## Check style, types, spelling, YAML and its schemas, and look for secrets
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -86,6 +86,10 @@ lint: $(DEV) ## Check style, types, spelling, YAML and workflows, and look for s
 	.venv/bin/pre-commit run --all-files detect-secrets
 	.venv/bin/yamllint --strict .
 	.venv/bin/zizmor --offline --quiet .github
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec ops/compose.yaml
+	.venv/bin/check-jsonschema --builtin-schema vendor.cloudbuild cloudbuild.yaml
 	@command -v actionlint > /dev/null || test -z "$$REQUIRE_ACTIONLINT" || { echo "actionlint is not installed"; exit 1; }
 	if command -v actionlint > /dev/null; then actionlint; fi
 
