@@ -1,24 +1,48 @@
-"""cluster.yaml, simulated: training on GPU nodes that are added, lost and removed. It prints what it measures."""
+"""cluster.yaml, simulated: training on GPU nodes, a service on serving nodes, the loss of nodes and of the head.
+
+The tests share one cluster and run in the order of the file. They print what they measure.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 
 from detect_ai.core.storage import Storage
+from detect_ai.detector.detector import Detector
+from ops.gcp.check import documented_ports
 from ops.gcp.config import ROOT
+from serve_app.auth.api_keys import KeyStore, create_key
+from tests.e2e.load_generator import Load
 from tests.fixtures import tiny_models
-from tests.fixtures.programs import require
-from tests.fixtures.simulated_cluster import IDLE_S, SimulatedCluster, simulated_cluster
+from tests.fixtures.simulated_cluster import (
+    DASHBOARD,
+    HEAD,
+    IDLE_S,
+    REDIS_PORT,
+    SimulatedCluster,
+    address,
+    simulated_cluster,
+)
 from tests.integration.runs import attempts, hard_rows, last_start, registered
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 GPU_NODES = ("gpu_spot", "gpu_on_demand")
+URL = "http://127.0.0.1:8000"
+CLIENTS = 8
+# Of a core, for each replica: 3 times the capacity of one is more than this machine has.
+SPEED = 0.1
 
 
 def until(condition: Callable[[], object], seconds: float) -> float:
@@ -30,9 +54,13 @@ def until(condition: Callable[[], object], seconds: float) -> float:
     return time.monotonic() - started
 
 
+async def reached(condition: Callable[[], object], seconds: float) -> float:
+    """The same beside clients: the condition may call the cluster."""
+    return await asyncio.to_thread(until, condition, seconds)
+
+
 @pytest.fixture(scope="module")
 def cluster(store: Storage) -> Iterator[SimulatedCluster]:
-    require("redis-server")
     with simulated_cluster(store.root, SERVING_NODES="5", ON_DEMAND_GPU_WORKERS="1") as cluster:
         yield cluster
 
@@ -81,3 +109,176 @@ def test_training_survives_a_lost_node_and_leaves_none(
     assert start["workers"] == 4
     took = until(lambda: not cluster.machines(), 60)
     print(f"no node is left {took:.0f} s after the training, with an idle timeout of {IDLE_S} s")
+
+
+@pytest.fixture(scope="module")
+def load(cluster: SimulatedCluster, store: Storage, tiny_bundle: Path) -> Callable[..., Load]:
+    """The deployed service, with two replicas: makes clients with a key each and one retry."""
+    tokens, keys = zip(*(create_key("test") for _ in range(CLIENTS)), strict=True)
+    for key in keys:
+        KeyStore(store).put(key)
+    settings = ["min_replicas=2", "max_replicas=4", "downscale_delay_s=5", "threads_per_replica=1", "max_wait_s=1"]
+    settings += ["batch_tokens=2048"]
+    started = time.monotonic()
+    with a_busy_gpu_node(cluster):
+        cluster.run("jobs/deploy.py", "serve=cluster", *(f"serve.{setting}" for setting in settings))
+        print(f"two replicas on new nodes: {time.monotonic() - started:.0f} s after the start of the deployment")
+    detector = Detector.load(tiny_bundle)
+    return lambda url=URL, **options: Load(url, detector, retries=1, tokens=tokens, **options)
+
+
+@contextlib.contextmanager
+def a_busy_gpu_node(cluster: SimulatedCluster) -> Iterator[None]:
+    """A node with a GPU whose CPUs are free."""
+    code = "import ray, time; ray.init(); ray.get(ray.remote(num_cpus=0, num_gpus=1)(lambda: time.sleep(600)).remote())"
+    job = subprocess.Popen([sys.executable, "-c", code], env=cluster.environment, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: cluster.machines(*GPU_NODES), 60)
+        yield
+    finally:
+        job.send_signal(signal.SIGTERM)
+        job.wait(30)
+
+
+def places(cluster: SimulatedCluster) -> list[str]:
+    """The node type of each running replica."""
+    machines = cluster.machines()
+    return [machines.get(replica["node_instance_id"], HEAD) for replica in cluster.replicas().values()]
+
+
+def succeeded(load: Load) -> float:
+    """The fraction of requests that were answered after at most one retry."""
+    assert load.seen.wrong == []
+    return load.seen.statuses.count(200) / len(load.seen.statuses)
+
+
+def test_replicas_run_on_serving_nodes_alone(cluster: SimulatedCluster, load: Callable[..., Load]) -> None:
+    nodes = [replica["node_instance_id"] for replica in cluster.replicas().values()]
+    assert len(set(nodes)) == len(nodes) == 2
+    assert set(places(cluster)) == {"serving"}
+
+
+def test_a_lost_serving_node_costs_one_retry(cluster: SimulatedCluster, load: Callable[..., Load]) -> None:
+    clients = load()
+
+    async def scenario() -> None:
+        async with clients.during(clients=CLIENTS) as seen:
+            await reached(lambda: len(seen.statuses) >= 1500, 120)
+            lost = next(iter(cluster.replicas().values()))["node_instance_id"]
+            killed = time.monotonic()
+            cluster.kill_machine(lost)
+            await reached(lambda: sum(r["node_instance_id"] != lost for r in cluster.replicas().values()) >= 2, 120)
+            print(f"a replica on a new node: {time.monotonic() - killed:.0f} s after the loss of a node")
+            await reached(lambda: len(seen.statuses) >= 6000, 240)
+
+    asyncio.run(scenario())
+    print(f"a serving node killed: {len(clients.seen.statuses)} requests, {succeeded(clients):.3%} answered")
+    assert set(places(cluster)) == {"serving"}
+    assert succeeded(clients) >= 0.999
+
+
+def head_serves(cluster: SimulatedCluster) -> bool:
+    """Whether the head's own proxy answers and the controller sees two replicas."""
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(f"{URL}/readyz").status_code == 200 and len(cluster.replicas()) >= 2
+    return False
+
+
+@pytest.mark.parametrize("program", ["gcs_server", "raylet"])
+def test_the_service_answers_while_the_head_restarts(
+    cluster: SimulatedCluster, load: Callable[..., Load], program: str
+) -> None:
+    """Clients are those of a load balancer that has found that the head is away: a serving node answers them."""
+    restarts, restored, replicas = len(cluster.ended), cluster.restored(), cluster.replicas()
+    kept, gone = (replicas[name] for name in sorted(replicas))
+    clients = load(f"http://{address(kept['node_instance_id'])}:8000")
+
+    async def scenario() -> None:
+        async with clients.during(clients=CLIENTS) as seen:
+            await reached(lambda: len(seen.statuses) >= 200, 60)
+            killed = time.monotonic()
+            cluster.kill_on_head(program)
+            await reached(lambda: len(cluster.ended) > restarts, 30)
+            down, before = time.monotonic(), len(seen.versions)
+            await reached(lambda: len(seen.versions) >= before + 100, 30)
+            print(f"{program}: 100 answers within {time.monotonic() - down:.1f} s after Ray on the head ended")
+            await reached(lambda: head_serves(cluster) and cluster.restored() > restored, 120)
+            back = time.monotonic()
+            print(f"{program}: the head is back {back - killed:.0f} s after its loss")
+            assert set(cluster.replicas()) >= set(replicas), "replicas did not survive"
+            psutil.Process(gone["pid"]).kill()
+            await reached(lambda: len(set(cluster.replicas()) - {gone["replica_id"]}) >= 2, 60)
+            print(f"{program}: a new replica {time.monotonic() - back:.0f} s later")
+
+    asyncio.run(scenario())
+    print(f"{program}: {len(clients.seen.statuses)} requests, {succeeded(clients):.3%} answered")
+    assert succeeded(clients) >= 0.99
+    assert set(places(cluster)) == {"serving"}
+
+
+@contextlib.asynccontextmanager
+async def slow_replicas(cluster: SimulatedCluster) -> AsyncIterator[None]:
+    """Give every running replica a fraction of a core."""
+    ending, pids = threading.Event(), set()
+
+    def find() -> None:
+        while not ending.wait(1):
+            pids.update(replica["pid"] for replica in cluster.replicas().values())
+
+    def throttle() -> None:
+        while not ending.is_set():
+            for sent, seconds in ((signal.SIGCONT, SPEED), (signal.SIGSTOP, 1 - SPEED)):
+                for pid in list(pids):
+                    with contextlib.suppress(psutil.Error):
+                        psutil.Process(pid).send_signal(sent)
+                time.sleep(seconds * 0.04)
+        for pid in pids:
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(pid).send_signal(signal.SIGCONT)
+
+    threads = [threading.Thread(target=target) for target in (find, throttle)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_overload_adds_nodes_and_idle_ones_go(cluster: SimulatedCluster, load: Callable[..., Load]) -> None:
+    until(lambda: len(cluster.machines()) == 2 == len(cluster.replicas()), 120)
+
+    async def scenario() -> list[int]:
+        async with slow_replicas(cluster):
+            capacity, ends = load(words=(800, 1200)), time.monotonic() + 15
+            await capacity.run(4, lambda: time.monotonic() > ends)
+            rate = len(capacity.seen.seconds) / 15
+            over = load(words=(800, 1200))
+            over.retries, started = 0, time.monotonic()
+            offering = asyncio.create_task(over.offer(1.5 * rate, 120))  # of two replicas: 3 times that of one
+            await reached(lambda: len(cluster.replicas()) >= 3, 60)
+            print(f"a third replica {time.monotonic() - started:.0f} s after 1.5 x {rate:.0f} requests a second began")
+            await offering
+            return over.seen.statuses
+
+    statuses = asyncio.run(scenario())
+    last = statuses[-len(statuses) // 4 :]
+    print(f"refused: {statuses.count(503) / len(statuses):.1%}, of the last quarter {last.count(503) / len(last):.1%}")
+    assert set(places(cluster)) == {"serving"}
+    ended = time.monotonic()
+    assert last.count(503) / len(last) < 0.05
+    until(lambda: len(cluster.machines()) == 2, 120)
+    print(f"two nodes are left {time.monotonic() - ended:.0f} s after the load")
+
+
+def test_only_documented_ports_are_open(cluster: SimulatedCluster, load: Callable[..., Load]) -> None:
+    assert {6379, 8000, 8076, 8077} <= {port for _, port, _ in cluster.ports}
+    loopback = {REDIS_PORT, int(DASHBOARD.rpartition(":")[2])}
+    unknown = {
+        socket
+        for socket in cluster.ports
+        if socket[1] not in documented_ports() and not (socket[0] == "127.0.0.1" and socket[1] in loopback)
+    }
+    assert unknown == set()
