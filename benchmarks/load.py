@@ -1,18 +1,19 @@
 """Load generator of `benchmarks/serve.py`, in a process of its own: `python benchmarks/load.py TEXTS` (a JSON list).
 
-Reads lines of JSON and answers each with one: `url`, `form` (of requests and answers), `concurrency`, and either `only`
-(indices of texts, each sent once) or `warm` and `measured`: numbers of requests before and during the measurement. The
-load is constant until the last measured answer.
+Reads lines of JSON and answers each with one: `url`, `form` (of requests and answers), `texts` (indices, in order) and
+either `concurrency`, or `rate`: requests a second at random times, whether or not answers come. The first `warm`
+answers are not measured, nor those after the last request was sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sys
 import time
-from collections.abc import Callable, Iterator
-from itertools import cycle
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +43,23 @@ def main() -> int:
 
 
 class Load:
-    """Concurrent clients, each with a persistent connection and one request at a time."""
+    """Clients with a persistent connection and one request at a time each, or requests at a rate."""
 
     def __init__(
         self,
-        texts: list[str],
+        bodies: list[str],
         url: str,
         form: str,
-        concurrency: int = 1,
-        only: list[int] | None = None,
+        texts: list[int],
+        concurrency: int = 0,
+        rate: float = 0.0,
         warm: int = 0,
-        measured: int = 0,
     ) -> None:
         path, body, self._read = FORMS[form]
         self._url = url + path
-        self._bodies = [json.dumps(body(text)).encode() for text in texts]
-        self._concurrency = concurrency
-        self._order: Iterator[int] = iter(only) if only is not None else cycle(range(len(texts)))
-        self._until = len(only) if only is not None else warm + measured
-        self._warm = warm
+        self._bodies = {position: json.dumps(body(bodies[position])).encode() for position in texts}
+        self._concurrency, self._rate, self._warm = concurrency, rate, warm
+        self._waiting, self._last_sent = deque(texts), 0.0
         self._answers: list[tuple[int, float, float, bytes]] = []  # position, sent, answered, body
 
     async def run(self) -> dict[str, Any]:
@@ -69,28 +68,43 @@ class Load:
         timeout = aiohttp.ClientTimeout(total=300)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             began, cpu = time.perf_counter(), time.process_time()
-            await asyncio.gather(*(self._client(session) for _ in range(self._concurrency)))
+            if self._rate:
+                await self._at_rate(session)
+            else:
+                await asyncio.gather(*(self._client(session) for _ in range(self._concurrency)))
             load_cpu = (time.process_time() - cpu) / (time.perf_counter() - began)
-        measured = self._answers[self._warm : self._until]
+        measured = self._answers[self._warm :]
+        if self._concurrency > 1:  # while the last requests are answered the load is no longer constant
+            measured = [answer for answer in measured if answer[2] <= self._last_sent]
         first = self._answers[self._warm - 1][2] if self._warm else measured[0][1]
         return {
             "texts_per_second": len(measured) / (measured[-1][2] - first),
             "seconds": [answered - sent for _, sent, answered, _ in measured],
             "load_cpu": load_cpu,
-            "positions": [position for position, *_ in measured],
-            "probabilities": [self._read(json.loads(body)) for *_, body in measured],
+            "positions": [position for position, *_ in self._answers],
+            "probabilities": [self._read(json.loads(body)) for *_, body in self._answers],
         }
 
     async def _client(self, session: aiohttp.ClientSession) -> None:
+        while self._waiting:
+            await self._ask(session, self._waiting.popleft())
+
+    async def _at_rate(self, session: aiohttp.ClientSession) -> None:
+        drawn, requests = random.Random(0), []
+        while self._waiting:
+            requests.append(asyncio.create_task(self._ask(session, self._waiting.popleft())))
+            await asyncio.sleep(drawn.expovariate(self._rate))
+        await asyncio.gather(*requests)
+
+    async def _ask(self, session: aiohttp.ClientSession, position: int) -> None:
+        sent = self._last_sent = time.perf_counter()
         headers = {"Content-Type": "application/json"}
-        while len(self._answers) < self._until and (position := next(self._order, None)) is not None:
-            sent = time.perf_counter()
-            async with session.post(self._url, data=self._bodies[position], headers=headers) as response:
-                body = await response.read()
-                answered = time.perf_counter()
-            if response.status != 200:
-                raise SystemExit(f"{self._url} answered {response.status}: {body[:300]!r}")
-            self._answers.append((position, sent, answered, body))
+        async with session.post(self._url, data=self._bodies[position], headers=headers) as response:
+            body = await response.read()
+            answered = time.perf_counter()
+        if response.status != 200:
+            raise SystemExit(f"{self._url} answered {response.status}: {body[:300]!r}")
+        self._answers.append((position, sent, answered, body))
 
 
 if __name__ == "__main__":

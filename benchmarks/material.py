@@ -124,9 +124,5 @@ def our_steps(config: Any, corpus: Any) -> list[Any]:
     from detect_ai.training.worker import group_steps
 
     form = data.WindowFormat.of(checked_tokenizer(config, corpus), config.model)
-    microbatches = (
-        part
-        for pool in data.training_pools(corpus, config, 0)
-        for part in data.training_microbatches(data.read_pool(corpus.storage.root, pool), pool, form, config, 1)
-    )
+    microbatches = data.training_plan(corpus, form, config, 1).microbatches()
     return list(islice(group_steps(microbatches, 0, 1), config.train.max_steps or None))

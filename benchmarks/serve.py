@@ -1,6 +1,7 @@
 """Benchmark of the service against others with the same model, over HTTP: `make bench-serve`.
 
-Arms are servers that run one at a time, in alternating order:
+Arms are servers. All of a set run at once and are measured in turns of seconds, A B C B C A …, each with the same texts
+in a round; outside its turn a server stands still (SIGSTOP), except Ray's processes, which idle:
 
     ours       one process, `detect-ai serve`
     haproxy    our deployment on Ray Serve behind HAProxy, as in `cluster.yaml`
@@ -11,10 +12,12 @@ Arms are servers that run one at a time, in alternating order:
 
 All have the same weights, dtype and threads. Texts are the sample's with 30 to 600 words, normalised and cut after the
 last word that fits 512 tokens. Every answer is compared with the bare model's. The load comes from another process
-(load.py) on the same machine, with 1, 16 and 64 connections; with one connection the overhead is a round trip minus the
-bare model on the same text, measured right after it. A second set of arms uses the defaults of every server.
+(load.py) on the same machine, with 1, 16 and 64 connections, and at random times at half the speed of the bare model;
+with one connection the overhead is a round trip minus the bare model on the same text, measured right after it.
 
-The last line is JSON. Ratios are texts per second at 64 connections, medians over the rounds.
+Sets: `matched` has all settings equal, without haproxy; `defaults` those of every server; `deployed` is ours and
+haproxy. The last line is JSON. Ratios are those of a round, texts per second at 64 connections if no other number is
+named, as [lower quartile, median, upper quartile] over the rounds.
 """
 
 from __future__ import annotations
@@ -46,13 +49,18 @@ OURS = ("ours", "haproxy")
 PEERS = ("pipeline", "litserve", "infinity")
 READY = {"ours": "/readyz", "haproxy": "/readyz", "pipeline": "/health", "litserve": "/health", "infinity": "/health"}
 BATCH_TOKENS = 2048  # our default on a CPU, used for the limit too
-CHECKED = 32  # texts whose scores are compared before the measurement
+ROUND_TEXTS = 128  # of a turn with 64 connections: as many to fill the batches as are measured
+ALONE, HALF = 8, 24  # texts of a turn with one connection, and at half load
+SETS = {
+    "matched": ("ours", *PEERS),
+    "defaults": ("ours", *PEERS),
+    "deployed": OURS,
+}
 PATIENT = "serve.max_wait_s=30"  # the peers refuse nothing
 HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # no requests remain when it is stopped
 }
-BLOCK = 8  # texts sent with one connection before the bare model runs on the same ones
 TOLERANCE = {"fp32": 0.01, "bf16": 0.3}  # in standard deviations of the scores
 START_SECONDS = 300
 
@@ -62,16 +70,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", help="Parquet file or folder with columns `text` and `label`; else the sample")
     parser.add_argument("--count", type=int, default=256, help="of texts")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--requests", type=int, default=192, help="measured with 64 connections; with 16 half of them")
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--dtype", default="fp32", choices=list(TOLERANCE))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--arms", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
-    parser.add_argument("--sets", nargs="+", default=["matched", "defaults"], choices=["matched", "defaults"])
+    parser.add_argument("--set", default="matched", choices=list(SETS))
+    parser.add_argument("--arms", nargs="+", choices=[*OURS, *PEERS], help="some of the set")
     parser.add_argument(
         "--override", action="append", default=[], help="of our config, such as serve.batch_tokens=4096"
     )
     options = parser.parse_args()
+    options.arms = options.arms or list(SETS[options.set])
     if "infinity" in options.arms and not INFINITY.exists():
         options.arms.remove("infinity")
         say(f"infinity is left out: it is not installed ({INFINITY.relative_to(CHECKOUT)} is missing)")
@@ -84,7 +92,7 @@ def main() -> int:
         job = prepared(Path(scratch), options.texts, options.count, options.dtype)
         job |= {"threads": options.threads, "dtype": options.dtype, "batch_tokens": BATCH_TOKENS}
         with helper("limit.py", json.dumps(job)) as limit, helper("load.py", job["texts"]) as load:
-            results = {kind: Bench(options, job, limit, load, kind == "defaults").run() for kind in options.sets}
+            results = Bench(options, job, limit, load).run()
     print(json.dumps(report(results, options)))
     return 0
 
@@ -111,64 +119,59 @@ def helper(script: str, argument: str) -> Iterator[Ask]:
 
 
 class Bench:
-    """One set of arms: all with matched settings, or each with its defaults."""
+    """All arms of a set at once, measured in turns."""
 
-    def __init__(self, options: argparse.Namespace, job: dict[str, Any], limit: Ask, load: Ask, defaults: bool) -> None:
-        self.options, self.job, self.defaults = options, job, defaults
-        self.limit, self.load = limit, load
-        self.expected = limit()
+    def __init__(self, options: argparse.Namespace, job: dict[str, Any], limit: Ask, load: Ask) -> None:
+        self.options, self.job, self.limit, self.load = options, job, limit, load
+        self.defaults, self.expected = options.set == "defaults", limit()
+        self.half = 0.0  # of the speed of the bare model, in texts per second
 
     def run(self) -> dict[str, list[dict[str, Any]]]:
-        """Results of every arm, one per round; the defaults run one round less."""
+        """Results of every arm, one per round."""
         arms = self.options.arms
         visits: dict[str, list[dict[str, Any]]] = {arm: [] for arm in [*arms, "limit"]}
-        for number in range(max(1, self.options.rounds - self.defaults)):
-            for arm in arms if number % 2 == 0 else arms[::-1]:
-                visits[arm].append(self.visit(arm))
-                if arm in OURS:
-                    both = self.limit(all=True)
-                    visits["limit"].append({"texts_per_second": max(both), "one_batch_at_a_time": both[1]})
+        with contextlib.ExitStack() as stack:
+            servers = {arm: stack.enter_context(self.served(arm)) for arm in arms}
+            self.half = self.limit(all=self.texts(0, ROUND_TEXTS)) / 2
+            for number in range(self.options.rounds):
+                first = number % len(arms)
+                for arm in arms[first:] + arms[:first]:
+                    visits[arm].append(self.visit(number, arm, *servers[arm]))
+                speed = self.limit(all=self.texts(number, ROUND_TEXTS))
+                visits["limit"].append({"texts_per_second": {64: speed, 16: speed}})
+                say(f"round {number + 1}: " + ", ".join(f"{arm} {in_round(visits, arm)}" for arm in visits))
         return visits
 
-    def visit(self, arm: str) -> dict[str, Any]:
-        """Start an arm, compare its scores, measure it and stop it."""
-        with self.served(arm) as (url, process):
-            asking = {"url": url, "form": "ours" if arm in OURS else arm}
-            self.check(arm, self.load(**asking, concurrency=8, only=list(range(CHECKED))))
-            rounds = [self.alone(asking, start) for start in range(0, 4 * BLOCK, BLOCK)]
-            requests = self.options.requests
-            c16 = self.load(**asking, concurrency=16, warm=16, measured=requests // 2)
-            before = cpu_seconds(process.pid)
-            started = time.perf_counter()
-            c64 = self.load(**asking, concurrency=64, warm=64, measured=requests)
-            after, seconds = cpu_seconds(process.pid), time.perf_counter() - started
-            cores = {name: round((after[name] - before[name]) / seconds, 2) for name in after}
-        for answers in (c16, c64):
-            self.check(arm, answers)
-        trips, bare = (np.concatenate(parts) for parts in zip(*rounds, strict=True))
-        results = {
-            "texts_per_second": {
-                1: round(float(1 / trips.mean()), 2),
-                **{n: round(c["texts_per_second"], 2) for n, c in ((16, c16), (64, c64))},
-            },
-            "trips": trips.tolist(),
-            "overheads": (trips - bare).tolist(),
-            "seconds_c64": c64["seconds"],
-            "load_cpu": round(c64["load_cpu"], 3),
-            "cores": cores,
-        }
-        say(
-            f"{'defaults' if self.defaults else 'matched'} {arm}: texts/s {results['texts_per_second']}, with one "
-            f"connection {1e3 * np.median(trips):.1f} ms (bare model {1e3 * np.median(bare):.1f}), with 64 p99 "
-            f"{1e3 * np.quantile(c64['seconds'], 0.99):.0f} ms; load {results['load_cpu']} CPUs, server {cores}"
-        )
-        return results
+    def texts(self, number: int, count: int) -> list[int]:
+        """The texts of a round, the same for all arms."""
+        return [(number * ROUND_TEXTS + i) % self.options.count for i in range(count)]
 
-    def alone(self, asking: dict[str, Any], start: int) -> tuple[Any, Any]:
+    def visit(self, number: int, arm: str, url: str, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+        """Measure an arm while the others stand still, and compare its scores."""
+        asking = {"url": url, "form": "ours" if arm in OURS else arm}
+        with awake(process, arm):
+            alone, bare = self.alone(asking, self.texts(number, ALONE))
+            half = self.load(**asking, texts=self.texts(number, HALF), rate=self.half)
+            c16 = self.load(**asking, texts=self.texts(number, 16 + 32 + 15), concurrency=16, warm=16)
+            before, started = cpu_seconds(process.pid), time.perf_counter()
+            c64 = self.load(**asking, texts=self.texts(number, ROUND_TEXTS + 63), concurrency=64, warm=64)
+            after, seconds = cpu_seconds(process.pid), time.perf_counter() - started
+        for answers in (half, c16, c64):
+            self.check(arm, answers)
+        return {
+            "texts_per_second": {1: 1 / np.mean(alone), 16: c16["texts_per_second"], 64: c64["texts_per_second"]},
+            "trips": alone.tolist(),
+            "overheads": (alone - bare).tolist(),
+            "seconds_half": half["seconds"],
+            "seconds_c64": c64["seconds"],
+            "load_cpu": c64["load_cpu"],
+            "cores": {name: round((after[name] - before[name]) / seconds, 2) for name in after},
+        }
+
+    def alone(self, asking: dict[str, Any], texts: list[int]) -> tuple[Any, Any]:
         """Round trips of some texts with one connection, and the bare model on the same, in seconds."""
-        positions = list(range(start, start + BLOCK))
-        trips = self.load(**asking, only=[positions[-1], *positions], warm=1)["seconds"]
-        return np.asarray(trips), np.asarray(self.limit(only=positions))
+        trips = self.load(**asking, texts=[texts[-1], *texts], concurrency=1, warm=1)["seconds"]
+        return np.asarray(trips), np.asarray(self.limit(only=texts))
 
     def check(self, arm: str, answers: dict[str, Any]) -> None:
         """Raise SystemExit if an arm gives other scores than the bare model."""
@@ -191,6 +194,10 @@ class Bench:
             try:
                 url = f"http://127.0.0.1:{port}"
                 wait_until_ready(url + READY[arm], process, log)
+                asking = {"url": url, "form": "ours" if arm in OURS else arm}
+                self.check(arm, self.load(**asking, texts=self.texts(0, 32), concurrency=8))
+                if arm != "haproxy":
+                    os.killpg(process.pid, signal.SIGSTOP)
                 yield url, process
             finally:
                 stop(process)
@@ -238,6 +245,7 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Any) -> No
 def stop(process: subprocess.Popen[bytes]) -> None:
     """Stop a server and its children."""
     process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGCONT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(60)
     with contextlib.suppress(ProcessLookupError):
@@ -266,57 +274,79 @@ def kind(command: str) -> str:
     return "rest of Ray" if is_ray else "server"
 
 
-def report(results: dict[str, dict[str, list[dict[str, Any]]]], options: argparse.Namespace) -> dict[str, Any]:
-    """The final JSON: ratios and results of ours, then all results."""
-    first = results[options.sets[0]]
-    ours = next((arm for arm in OURS if arm in first), "")
+@contextlib.contextmanager
+def awake(process: subprocess.Popen[bytes], arm: str) -> Iterator[None]:
+    """Let a server run for the time of the block. Nodes of Ray that stand still would be declared dead."""
+    if arm == "haproxy":
+        yield
+        return
+    os.killpg(process.pid, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGSTOP)
+
+
+def report(visits: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> dict[str, Any]:
+    """The final JSON: ratios of the first arm and of haproxy, then the results of all arms."""
+    first = options.arms[0]
     return {
-        **{f"vs_{peer}": ratio(first, ours, peer) for peer in PEERS},
-        **headline_results(first, ours),
+        "set": options.set,
+        **{f"vs_{arm}": ratio(visits, first, arm) for arm in options.arms[1:]},
+        **{f"vs_{arm}_c16": ratio(visits, first, arm, 16) for arm in options.arms[1:]},
+        **{f"p50_c1_vs_{arm}": times(visits, first, arm, "trips") for arm in options.arms[1:]},
+        **{f"p50_half_load_vs_{arm}": times(visits, first, arm, "seconds_half") for arm in options.arms[1:]},
         "backend": f"torch {options.dtype}",
         "threads": options.threads,
-        "haproxy": headline_results(first, "haproxy"),
-        "defaults": {f"vs_{peer}": ratio(results["defaults"], ours, peer) for peer in PEERS}
-        if "defaults" in results
-        else None,
-        "arms": {kind: {arm: summary(visits) for arm, visits in arms.items()} for kind, arms in results.items()},
+        "arms": {arm: summary(visits, arm) for arm in options.arms},
+        "limit": rounded(quartiles([visit["texts_per_second"][64] for visit in visits["limit"]])),
     }
 
 
-def headline_results(by_arm: dict[str, list[dict[str, Any]]], arm: str) -> dict[str, Any]:
-    """Fraction of the limit, overhead and latency of one of our arms."""
-    visits = by_arm.get(arm, [])
+def ratio(visits: dict[str, list[dict[str, Any]]], arm: str, other: str, connections: int = 64) -> list[float]:
+    """Texts per second of one arm to those of another, by round."""
+    both = zip(visits[arm], visits[other], strict=True)
+    return rounded(
+        quartiles([a["texts_per_second"][connections] / b["texts_per_second"][connections] for a, b in both])
+    )
+
+
+def times(visits: dict[str, list[dict[str, Any]]], arm: str, other: str, name: str) -> list[float]:
+    """Median seconds of one arm to those of another, by round."""
+    both = zip(visits[arm], visits[other], strict=True)
+    return rounded(quartiles([statistics.median(a[name]) / statistics.median(b[name]) for a, b in both]))
+
+
+def summary(visits: dict[str, list[dict[str, Any]]], arm: str) -> dict[str, Any]:
+    """Results of an arm over all rounds."""
+    own = visits[arm]
     return {
-        "of_limit": ratio(by_arm, arm, "limit"),
-        "overhead_p50_ms": in_ms([value for visit in visits for value in visit["overheads"]], 0.5),
-        "p99_ms_c64": in_ms([value for visit in visits for value in visit["seconds_c64"]], 0.99),
+        "texts_per_second": {n: rounded(quartiles([v["texts_per_second"][n] for v in own])) for n in (1, 16, 64)},
+        "of_limit": ratio(visits, arm, "limit"),
+        "overhead_p50_ms": in_ms([value for visit in own for value in visit["overheads"]], 0.5),
+        "p50_ms_c1": in_ms([value for visit in own for value in visit["trips"]], 0.5),
+        "p50_ms_half_load": in_ms([value for visit in own for value in visit["seconds_half"]], 0.5),
+        "p95_ms_half_load": in_ms([value for visit in own for value in visit["seconds_half"]], 0.95),
+        "p99_ms_c64": in_ms([value for visit in own for value in visit["seconds_c64"]], 0.99),
+        "load_cpu": round(max(visit["load_cpu"] for visit in own), 3),
+        "cpus": own[-1]["cores"],
     }
 
 
-def ratio(by_arm: dict[str, list[dict[str, Any]]], arm: str, other: str) -> float | None:
-    """One arm to another with 64 connections, by the medians over the rounds; None where one of them is missing."""
-
-    def speeds(name: str) -> list[float]:
-        rates = [visit["texts_per_second"] for visit in by_arm.get(name, [])]
-        return [rate[64] if isinstance(rate, dict) else rate for rate in rates]  # of the bare model: a number
-
-    own, others = speeds(arm), speeds(other)
-    return round(statistics.median(own) / statistics.median(others), 3) if own and others else None
+def in_round(visits: dict[str, list[dict[str, Any]]], arm: str) -> str:
+    """The speed of an arm in the last round."""
+    speeds = visits[arm][-1]["texts_per_second"]
+    return "/".join(f"{speeds[n]:.1f}" for n in (1, 16, 64) if n in speeds)
 
 
-def summary(visits: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the rounds."""
-    if not visits or "trips" not in visits[0]:
-        return {name: [round(visit[name], 2) for visit in visits] for name in (visits[0] if visits else {})}
-    speeds = {n: [visit["texts_per_second"][n] for visit in visits] for n in (1, 16, 64)}
-    return {
-        "texts_per_second": {n: round(statistics.median(values), 2) for n, values in speeds.items()},
-        "spread_c64": [min(speeds[64]), max(speeds[64])],
-        "p50_ms_c1": in_ms([value for visit in visits for value in visit["trips"]], 0.5),
-        "p99_ms_c64": in_ms([value for visit in visits for value in visit["seconds_c64"]], 0.99),
-        "load_cpu": max(visit["load_cpu"] for visit in visits),
-        "cpus": visits[-1]["cores"],
-    }
+def quartiles(values: list[float]) -> list[float]:
+    """Lower quartile, median and upper quartile."""
+    return np.quantile(values, [0.25, 0.5, 0.75]).tolist()  # type: ignore[no-any-return]
+
+
+def rounded(values: list[float]) -> list[float]:
+    """Three significant digits."""
+    return [float(f"{value:.3g}") for value in values]
 
 
 def in_ms(seconds: list[float], quantile: float) -> float | None:

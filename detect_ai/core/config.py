@@ -140,9 +140,9 @@ class TrainConfig(Section):
     attack_weight: Positive = 1.0  # of attacked copies (corpus.augment)
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
     compile: bool = False  # torch.compile: pays on a GPU in long runs
-    num_workers: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] = 2  # or [min, max]: elastic
+    num_workers: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] = 1  # or [min, max]: elastic
     cpus_per_worker: Positive = 1
-    threads_per_worker: Count = 1
+    threads_per_worker: Natural = 0  # 0: the cores of a machine, divided by its workers and the trials of a sweep
     use_gpu: bool = False
     checkpoint_every: Natural = 0  # steps between checkpoints, in addition to those at evaluations; 0: only those
     max_failures: Natural = 3  # times that lost workers are replaced; training resumes from the last checkpoint

@@ -1,15 +1,17 @@
-"""Input streams of a training run: tokenised shards to whole microbatches on every rank, by Ray Data.
+"""Input streams of a training run: tokenised shards to whole microbatches on every rank.
 
-A shard is a pool: one Ray Data task reads it, plans its steps (`detect_ai.training.batch_plan`) and emits one row for
-each microbatch. Every row is a block of its own and the order is preserved, so `streaming_split(equal=True)` deals row
-i to rank i mod W. Steps are padded with empty microbatches to a multiple of W: all ranks make the same number of steps,
-and a step holds the same documents at any W.
+A shard is a pool, whose steps are planned (`detect_ai.training.batch_plan`) when it is read. One worker reads the pools
+in its own process. For several, one Ray Data task reads a pool and emits one row for each microbatch. Every row is a
+block of its own and the order is preserved, so `streaming_split(equal=True)` deals row i to rank i mod W. Steps are
+padded with empty microbatches to a multiple of W: all ranks make the same number of steps, and a step holds the same
+documents at any W.
 """
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -54,6 +56,42 @@ class WindowFormat:
         return len(self.prefix) + len(self.suffix)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What the ranks of a run read: pools in order, and how one becomes microbatches, for all ranks in turn."""
+
+    pools: list[dict[str, Any]]
+    read: Callable[[dict[str, Any]], Iterator[Microbatch]]
+    num_workers: int
+
+    def microbatches(self) -> Iterator[Microbatch]:
+        """All microbatches, each made while the one before is used: the stream of a single worker."""
+        stream = (microbatch for pool in self.pools for microbatch in self.read(pool))
+        with ThreadPoolExecutor(1) as thread:
+            following = thread.submit(next, stream, None)
+            while (microbatch := following.result()) is not None:
+                following = thread.submit(next, stream, None)
+                yield microbatch
+
+    def dataset(self) -> Dataset:
+        """All microbatches, one in a block."""
+        import ray
+
+        def rows(item: pa.Table) -> Iterator[pa.Table]:
+            for microbatch in self.read(item.to_pylist()[0]):
+                yield pa.table({"microbatch": [pickle.dumps(microbatch)]})
+
+        # One reader for each rank: left to itself Ray Data starts a process for every shard that it finds a CPU for.
+        compute = ray.data.TaskPoolStrategy(size=self.num_workers)
+        dataset = ray.data.from_items(self.pools, override_num_blocks=len(self.pools))
+        stream: Dataset = dataset.map_batches(rows, batch_size=1, batch_format="pyarrow", compute=compute)
+        # A yielded table becomes a block as soon as it reaches the target size. Rank r's next row must be the next one.
+        stream.context.target_max_block_size = 1
+        stream.context.execution_options.preserve_order = True
+        stream.context.enable_progress_bars = False  # the run logs its steps
+        return stream
+
+
 class StreamDataConfig(DataConfig):
     """Ray Train `DataConfig`: builds the streams for the workers that started, from the step where `folder` resumes."""
 
@@ -62,59 +100,40 @@ class StreamDataConfig(DataConfig):
         super().__init__(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False)
         self._corpus, self._form, self._config, self._folder = corpus, form, config, folder
 
+    def plan(self, split: str, num_workers: int, start: int = 0) -> Plan:
+        """What the ranks read of a split: of `train` all epochs from a step on, of `validation` every window once."""
+        if split == "train":
+            return training_plan(self._corpus, self._form, self._config, num_workers, start)
+        # Without gradients four times a training pass fits into memory, so that one setting decides about both.
+        window = padded_length(self._form.window)
+        tokens = min(EVAL_BATCH_TOKENS, 4 * self._config.train.microbatch_size * window)
+        return scoring_plan(self._corpus, split, self._form, num_workers, tokens)
+
     def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> Any:
         """The shards of the requested streams, one for each rank. Ray Train calls this when rank 0 asks for its own."""
-        streams = {}
-        if "train" in datasets:
-            # The workers restored the same checkpoint before they ask: Ray Train hands them the last registered one.
-            start = checkpoint.resume_step(self._corpus.storage, self._folder)
-            streams["train"] = training_stream(self._corpus, self._form, self._config, world_size, start)
-        if "validation" in datasets:
-            # Without gradients four times a training pass fits into memory, so that one setting decides about both.
-            window = padded_length(self._form.window)
-            tokens = min(EVAL_BATCH_TOKENS, 4 * self._config.train.microbatch_size * window)
-            streams["validation"] = scoring_stream(self._corpus, "validation", self._form, world_size, tokens)
+        # The workers restored the same checkpoint before they ask: Ray Train hands them the last registered one.
+        start = checkpoint.resume_step(self._corpus.storage, self._folder)
+        streams = {split: self.plan(split, world_size, start).dataset() for split in datasets}
         return super().configure(streams, world_size, *args, **kwargs)
 
 
-def training_stream(corpus: Corpus, form: WindowFormat, config: Config, num_workers: int, start: int = 0) -> Dataset:
+def training_plan(corpus: Corpus, form: WindowFormat, config: Config, num_workers: int, start: int = 0) -> Plan:
     """All microbatches of all epochs from a step on. Each epoch reads the shards in another order and other windows."""
     pools, root = training_pools(corpus, config, start), corpus.storage.root
     assert pools, f"step {start}: the run has no more steps"
-    return _stream(
+    return Plan(
         pools, lambda pool: training_microbatches(read_pool(root, pool), pool, form, config, num_workers), num_workers
     )
 
 
-def scoring_stream(corpus: Corpus, split: str, form: WindowFormat, num_workers: int, batch_tokens: int) -> Dataset:
+def scoring_plan(corpus: Corpus, split: str, form: WindowFormat, num_workers: int, batch_tokens: int) -> Plan:
     """Every window of every document of a split once, in batches of similar length."""
     root = corpus.storage.root
-    return _stream(
+    return Plan(
         _pools(corpus, split),
         lambda pool: scoring_microbatches(read_pool(root, pool), pool, form, num_workers, batch_tokens),
         num_workers,
     )
-
-
-def _stream(
-    pools: list[dict[str, Any]], read: Callable[[dict[str, Any]], Iterator[Microbatch]], num_readers: int
-) -> Dataset:
-    """The microbatches of pools, one in a block."""
-    import ray
-
-    def rows(item: pa.Table) -> Iterator[pa.Table]:
-        for microbatch in read(item.to_pylist()[0]):
-            yield pa.table({"microbatch": [pickle.dumps(microbatch)]})
-
-    # One reader for each rank: left to itself Ray Data starts a process for every shard that it finds a CPU for.
-    compute = ray.data.TaskPoolStrategy(size=num_readers)
-    dataset = ray.data.from_items(pools, override_num_blocks=len(pools))
-    stream: Dataset = dataset.map_batches(rows, batch_size=1, batch_format="pyarrow", compute=compute)
-    # A yielded table becomes a block as soon as it reaches the target size. Rank r's next row must be the next block.
-    stream.context.target_max_block_size = 1
-    stream.context.execution_options.preserve_order = True
-    stream.context.enable_progress_bars = False  # the run logs its steps
-    return stream
 
 
 def read_stream(shard: Any) -> Iterator[Microbatch]:

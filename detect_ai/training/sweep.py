@@ -53,7 +53,7 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     ray_runtime.connect(storage)
     corpus = Corpus.of_run(storage, config.run)
     training.checked_tokenizer(config, corpus)
-    training.require_training_resources(config, "a trial of the sweep", training.DATA_CPUS + TRIAL_CPUS)
+    training.require_training_resources(config, "a trial of the sweep", TRIAL_CPUS)
     searched = {name: value for name, value in config.sweep.model_dump().items() if name != "max_concurrent"}
     digest = resume.digest(config, corpus.manifest.fingerprint, searched)
     with resume.attempted(storage, config.run, "sweep", digest) as (name, resumed):
@@ -70,7 +70,8 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
 
 def _tune(config: Config, corpus: Corpus, name: str) -> tune.ResultGrid:
     """Run the trials, or those that an interrupted sweep has left."""
-    storage, settings, folder = corpus.storage, config.sweep, f"runs/{config.run}/{name}"
+    storage, settings, folder, trials = corpus.storage, config.sweep, f"runs/{config.run}/{name}", concurrency(config)
+    config.train.threads_per_worker = config.train.threads_per_worker or max(1, ray_runtime.cores() // trials)
     path = storage.path(f"{folder}/tune")
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, config=config, corpus=corpus, sweep_name=name), {"CPU": TRIAL_CPUS}
@@ -79,11 +80,11 @@ def _tune(config: Config, corpus: Corpus, name: str) -> tune.ResultGrid:
         # Trials that failed because of their values have ended; those that another error ended run again.
         tuner = tune.Tuner.restore(path, trainable, storage_filesystem=storage.filesystem, resume_errored=True)
         return tuner.fit()
-    search: Any = BasicVariantGenerator(random_state=config.seed, max_concurrent=concurrency(config))
+    search: Any = BasicVariantGenerator(random_state=config.seed, max_concurrent=trials)
     if settings.search == "optuna":
         from ray.tune.search.optuna import OptunaSearch
 
-        search = ConcurrencyLimiter(OptunaSearch(metric="auroc", mode="max", seed=config.seed), concurrency(config))
+        search = ConcurrencyLimiter(OptunaSearch(metric="auroc", mode="max", seed=config.seed), trials)
     scheduler = None
     if settings.stop == "asha":
         # Every rung stops half of its trials. max_t is above the last epoch: a trial that gets there ends by itself.
@@ -115,7 +116,7 @@ def concurrency(config: Config) -> int:
     if limit and ray_runtime.can_grow():
         return limit
     free, workers = ray.available_resources(), train.worker_range[0]  # a service may hold the rest
-    fits = free.get("CPU", 0) // (workers * train.cpus_per_worker + training.DATA_CPUS + TRIAL_CPUS)
+    fits = free.get("CPU", 0) // (workers * train.cpus_per_worker + training.data_cpus(workers) + TRIAL_CPUS)
     if train.use_gpu:
         fits = min(fits, free.get("GPU", 0) // workers)
     return max(1, int(min(fits, limit or fits)))

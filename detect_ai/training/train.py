@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Ray Data needs CPUs that the workers do not hold: with none it makes no progress, and no error says so.
+# Of several workers, Ray Data needs CPUs that they do not hold: with none it makes no progress, and no error says so.
 DATA_CPUS = 1
 KEEP_CHECKPOINTS = 2  # the best by AUROC; Ray keeps the last one in addition
 RESIZE_SECONDS = 60.0  # between checks of an elastic training for free resources
@@ -89,10 +89,12 @@ def run_training(
     storage, folder = corpus.storage, f"runs/{config.run}/{name}"
     checkpoint.repair_snapshot(storage, folder)
     fewest, most = worker_range(config)
+    streams = StreamDataConfig(corpus, form, config, folder)
     trainer = TorchTrainer(
         _train_loop,  # type: ignore[arg-type]  # typed for V1, as more below
         train_loop_config={
             "config": config,
+            "streams": streams,
             "steps_per_epoch": steps_per_epoch(corpus, config.train.batch_size),
             "validation_labels": corpus.labels("validation"),
             "corpus": corpus.manifest.fingerprint,
@@ -114,7 +116,7 @@ def run_training(
             callbacks=list(callbacks),  # type: ignore[arg-type]
         ),
         datasets=dict.fromkeys(("train", "validation"), lambda: None),  # type: ignore[arg-type, return-value]  # built below
-        dataset_config=StreamDataConfig(corpus, form, config, folder),
+        dataset_config=streams,
     )
     result: Any = trainer.fit()
     if error := result.return_value["error"]:
@@ -158,9 +160,14 @@ def checked_tokenizer(config: Config, corpus: Corpus) -> Tokenizer:
     return tokenizer
 
 
-def require_training_resources(config: Config, what: str, other_cpus: float = DATA_CPUS) -> None:
-    """Raise ResourceError when the fewest workers, and what else needs CPUs, cannot be placed together."""
+def require_training_resources(config: Config, what: str, other_cpus: float = 0.0) -> None:
+    """Raise ResourceError when the fewest workers, Ray Data and `other_cpus` cannot be placed together."""
     workers, cpus = config.train.worker_range[0], config.train.cpus_per_worker
-    gpus = workers if config.train.use_gpu else 0
-    needs = f"{what} ({workers} workers x {cpus:g} CPUs + {other_cpus:g} for Ray Data)"
+    gpus, other_cpus = workers if config.train.use_gpu else 0, other_cpus + data_cpus(workers)
+    needs = f"{what} ({workers} workers x {cpus:g} CPUs + {other_cpus:g} beside them)"
     ray_runtime.require_resources(needs, workers * cpus + other_cpus, gpus)
+
+
+def data_cpus(workers: int) -> float:
+    """CPUs of Ray Data for a number of workers: a single one reads its corpus itself."""
+    return DATA_CPUS if workers > 1 else 0.0

@@ -14,6 +14,7 @@ import torch
 
 from detect_ai.core.config import Config
 from detect_ai.core.errors import TrainingError
+from detect_ai.core.ray_runtime import cores
 from detect_ai.core.storage import Storage
 from detect_ai.models import encoder
 from detect_ai.training import checkpoint
@@ -29,13 +30,14 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     Ray Train calls this on every worker; after a failure, again on new ones. A loss that is not finite would recur:
     it is returned as `error`, since an exception would make Ray Train restart the workers.
 
-    The arguments are `config`, `steps_per_epoch`, `validation_labels` (one for each document, in order), `corpus` (its
-    fingerprint), `name` and `group` of the run. Returns `history` (the metrics of all evaluations) and `error`.
+    The arguments are `config`, `streams` (a `data.StreamDataConfig`), `steps_per_epoch`, `validation_labels` (one for
+    each document, in order), `corpus` (its fingerprint), `name` and `group` of the run. Returns `history` (the metrics
+    of all evaluations) and `error`.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config: Config = arguments["config"]
     context = ray.train.get_context()
-    torch.set_num_threads(config.train.threads_per_worker)
+    torch.set_num_threads(config.train.threads_per_worker or max(1, cores() // context.get_local_world_size()))
     # No buffer of an encoder changes, so none is broadcast before a step.
     ddp = {"forward_sync_buffers": False, "gradient_as_bucket_view": True}
     trainer = Trainer(
@@ -52,8 +54,7 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
         return {"history": history, "error": None}
     every = config.train.checkpoint_every
     storage, folder = Storage(config.storage.root), f"runs/{config.run}/{arguments['name']}"
-    training, validation = (ray.train.get_dataset_shard(split) for split in ("train", "validation"))
-    steps = group_steps(read_stream(training), trainer.rank, trainer.world_size)
+    steps = group_steps(microbatches_of("train", arguments, trainer), trainer.rank, trainer.world_size)
     try:
         with open_telemetry(arguments, trainer) as telemetry:
             for microbatches in telemetry.time_data_wait(steps):
@@ -62,7 +63,8 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
                 if trainer.at_epoch_end:
                     trainer.synchronize()
                     metrics = trainer.epoch.metrics()
-                    metrics |= trainer.evaluate(read_stream(validation), arguments["validation_labels"])
+                    validation = microbatches_of("validation", arguments, trainer)
+                    metrics |= trainer.evaluate(validation, arguments["validation_labels"])
                     metrics |= {"epoch": -(-trainer.steps // trainer.steps_per_epoch), "step": trainer.steps}
                     history.append(metrics | {"lr": trainer.lr})
                     telemetry.log_evaluation(history[-1])
@@ -74,6 +76,13 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     except TrainingError as error:
         return {"history": history, "error": str(error)}
     return {"history": history, "error": None}
+
+
+def microbatches_of(split: str, arguments: dict[str, Any], trainer: Trainer) -> Iterator[Microbatch]:
+    """This rank's microbatches of a split, of `train` from the next step on. A single worker needs no Ray Data."""
+    if trainer.world_size == 1:
+        return arguments["streams"].plan(split, 1, trainer.steps).microbatches()  # type: ignore[no-any-return]
+    return read_stream(ray.train.get_dataset_shard(split))
 
 
 def train_step(trainer: Trainer, microbatches: list[Microbatch]) -> None:

@@ -60,6 +60,7 @@ def small_config(encoder: Path, root: Path, source: Path) -> Config:
     config = tiny_models.config(encoder, root, source)
     config.corpus.split = dict(FRACTIONS)
     config.train.lr, config.train.epochs = 5e-3, 5
+    config.train.num_workers, config.train.threads_per_worker = 2, 1
     config.score.threads_per_worker = 1
     return config
 
@@ -141,7 +142,7 @@ def training_ranks(corpus: Corpus, config: Config, workers: int, seed: int = 0) 
     """The steps that each rank makes in `EPOCHS` epochs."""
     config = changed(config, train={"batch_size": 8, "microbatch_size": 3, "epochs": EPOCHS})
     config = config.model_copy(update={"seed": seed})
-    parts = consume(data.training_stream(corpus, window_format(config), config, workers), workers)
+    parts = consume(data.training_plan(corpus, window_format(config), config, workers).dataset(), workers)
     return [list(worker.group_steps(part, rank, workers)) for rank, part in enumerate(parts)]
 
 

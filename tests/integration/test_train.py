@@ -74,7 +74,7 @@ def gradients(many: tuple[Config, Corpus], tmp_path_factory: pytest.TempPathFact
         train_loop_config={"config": config, "folder": str(folder)},
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(name="gradients", storage_path=str(folder)),
-        datasets={"train": data.training_stream(corpus, window_format(config), plan, 2)},
+        datasets={"train": data.training_plan(corpus, window_format(config), plan, 2).dataset()},
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
     ).fit()
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from detect_ai.corpus.prepare import prepare
 from detect_ai.text.windows import split_windows
 from detect_ai.training import data
 from detect_ai.training.batch_plan import Microbatch
-from tests.integration.runs import EPOCHS, Steps, consume, small_config, token_ids, window_format
+from tests.integration.runs import EPOCHS, Steps, changed, consume, small_config, token_ids, window_format
 
 
 def documents(parts: list[Microbatch]) -> list[int]:
@@ -44,13 +45,23 @@ def test_steps_are_equal_at_any_world_size(workers: int, streamed: dict[Any, lis
     assert by_step(workers) == by_step(1)
 
 
+def test_one_worker_reads_what_ray_data_would_deal_to_it(
+    streamed: dict[Any, list[Steps]], many: tuple[Config, Corpus]
+) -> None:
+    config, corpus = many
+    config = changed(config, train={"batch_size": 8, "microbatch_size": 3, "epochs": EPOCHS})
+    parts = list(data.training_plan(corpus, window_format(config), config, 1).microbatches())
+    dealt = [part for step in streamed["many", 1][0] for part in step]
+    assert [pickle.dumps(part) for part in parts] == [pickle.dumps(part) for part in dealt]
+
+
 def test_validation_reads_every_window_once(many: tuple[Config, Corpus]) -> None:
     config, corpus = many
     frame = window_format(config)
     ids = token_ids(corpus, "test")
     _, owners = split_windows(ids, frame.window - frame.num_special, frame.stride)
     assert len(owners) > len(ids), "no document has two windows"
-    ranks = consume(data.scoring_stream(corpus, "test", frame, 3, batch_tokens=512), 3)
+    ranks = consume(data.scoring_plan(corpus, "test", frame, 3, batch_tokens=512).dataset(), 3)
     assert Counter(documents([part for rank in ranks for part in rank])) == Counter(owners.tolist())
 
 
@@ -62,6 +73,6 @@ def test_attack_weight_scales_augmented_copies_only(encoder: Path, source: Path,
     corpus = Corpus.open(storage, prepare(config, storage)["corpus"])
     attacks = np.asarray(corpus.read("train", ["attack"])["attack"].to_pylist())
     assert set(attacks) == {ORIGINAL, "homoglyph"}
-    (parts,) = consume(data.training_stream(corpus, window_format(config), config, 1), 1)
+    (parts,) = consume(data.training_plan(corpus, window_format(config), config, 1).dataset(), 1)
     weights = {int(d): float(w) for part in parts for d, w in zip(part.documents, part.weights, strict=True) if d >= 0}
     assert weights == {i: 1.0 if attack == ORIGINAL else 0.25 for i, attack in enumerate(attacks)}

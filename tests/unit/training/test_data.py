@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -194,7 +196,8 @@ def test_pools_after_a_step_cover_the_remaining_steps():
 
 def test_stream_starts_at_the_last_registered_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     storage, starts = Storage(str(tmp_path)), []
-    monkeypatch.setattr(data, "training_stream", lambda *arguments: starts.append(arguments[3:]))
+    plan = SimpleNamespace(dataset=lambda: None)
+    monkeypatch.setattr(data, "training_plan", lambda *arguments: starts.append(arguments[3:]) or plan)
     monkeypatch.setattr(data.DataConfig, "configure", lambda *_: None)
     streams = StreamDataConfig(FakeCorpus(storage), FORM, config_of(), "runs/a/train-1")
     streams.configure({"train": None}, 2)
@@ -202,3 +205,27 @@ def test_stream_starts_at_the_last_registered_checkpoint(tmp_path: Path, monkeyp
     storage.write_json(f"runs/a/train-1/{SNAPSHOT}", {"latest_checkpoint_result": latest})
     streams.configure({"train": None}, 3)
     assert starts == [(2, 0), (3, 6)]
+
+
+def test_microbatches_are_made_one_ahead():
+    made = []
+
+    def read(pool):
+        for i in range(pool["rows"]):
+            made.append(i)
+            yield i
+
+    stream = data.Plan([{"rows": 2}, {"rows": 3}], read, 1).microbatches()
+    assert next(stream) == 0
+    time.sleep(0.1)
+    assert made == [0, 1]
+    assert list(stream) == [1, 0, 1, 2]
+
+
+def test_an_error_while_reading_ends_the_stream():
+    def read(pool):
+        yield 0
+        raise OSError("the bucket does not answer")
+
+    with pytest.raises(OSError, match="does not answer"):
+        list(data.Plan([{}], read, 1).microbatches())
