@@ -115,7 +115,8 @@ def run_training(
             failure_config=FailureConfig(max_failures=config.train.max_failures),
             callbacks=list(callbacks),  # type: ignore[arg-type]
         ),
-        datasets=dict.fromkeys(("train", "validation"), lambda: None),  # type: ignore[arg-type, return-value]  # built below
+        # Built by `streams`; a single worker reads in its process, and these would start processes for Ray Data.
+        datasets=dict.fromkeys(("train", "validation") if most > 1 else (), lambda: None),  # type: ignore[arg-type, return-value]
         dataset_config=streams,
     )
     result: Any = trainer.fit()

@@ -1,11 +1,12 @@
-"""The encoder in ONNX Runtime, on CPU or GPU, in fp32 or with 8-bit weights: `pip install 'detect-ai[onnx]'`.
+"""The encoder in ONNX Runtime, on CPU or GPU, in fp32 or with 8-bit matrices: `pip install 'detect-ai[onnx]'`.
 
-The session is created at the first batch with torch's number of threads: call `torch.set_num_threads` before it, in the
-thread that runs the detector. Threads of the session sleep when idle.
+A batch runs with the number of threads that torch has in the calling thread (`torch.set_num_threads`). Each number has
+a session, made at its first batch, which several callers use at the same time. Idle threads sleep.
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,11 +30,11 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 class OnnxBackend:
     """An encoder as the bytes of an ONNX file, with the provider of ONNX Runtime for the device."""
 
-    has_lanes = False  # a session has threads of its own
-
     def __init__(self, file: bytes, provider: str) -> None:
         self._file, self._provider = file, provider
-        self._session: Any = None
+        self.has_lanes = provider == _PROVIDERS["cpu"]
+        self._sessions: dict[int, Any] = {}  # by number of threads
+        self._opening = threading.Lock()
 
     @classmethod
     def load(cls, folder: Path, device: str, precision: str) -> Self:
@@ -79,33 +80,87 @@ class OnnxBackend:
 
     def log_odds(self, batch: Batch) -> NDArray[np.float64]:
         """Log-odds of AI for each row, shape (rows,)."""
-        if self._session is None:
-            import onnxruntime
-
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            self._session = onnxruntime.InferenceSession(self._file, options, providers=[self._provider])
-            self._file = b""
         mask = attention_mask(batch.lengths, batch.input_ids.shape[1])
         given = dict(zip(_INPUTS, (batch.input_ids.astype(np.int64), mask), strict=True))
-        logits: NDArray[np.float64] = self._session.run(None, given)[0].astype(np.float64)
+        session = self._session(torch.get_num_threads())
+        logits: NDArray[np.float64] = session.run(None, given)[0].astype(np.float64)
         return logits[:, 1] - logits[:, 0]
+
+    def _session(self, threads: int) -> Any:
+        with self._opening:
+            if threads not in self._sessions:
+                import onnxruntime
+
+                options = onnxruntime.SessionOptions()
+                options.intra_op_num_threads = threads
+                options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+                session = onnxruntime.InferenceSession(self._file, options, providers=[self._provider])
+                self._sessions[threads] = session
+            return self._sessions[threads]
 
 
 class OnnxInt8Backend(OnnxBackend):
-    """An ONNX file with weights in 8 bits and activations quantised at run time."""
+    """An ONNX file whose products with weights are of 8-bit integers, activations quantised at run time."""
 
     @classmethod
     def save(cls, network: PreTrainedModel, folder: Path) -> None:
-        """Write `model.onnx` and quantise its weights with a scale per output channel."""
-        from onnxruntime.quantization import QuantType, quantize_dynamic
+        """Write `model.onnx` and quantise its products with weights."""
+        import onnx
 
         super().save(network, folder)
-        exact = (folder / FILE).rename(folder / f"exact-{FILE}")
-        # reduce_range: 7 of the 8 bits, for on a CPU without VNNI the sums of 8 bits could overflow.
-        quantize_dynamic(exact, folder / FILE, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
-        exact.unlink()
+        model = onnx.load(folder / FILE)
+        _quantise(model.graph)
+        onnx.save(model, folder / FILE)
+
+
+def _quantise(graph: Any) -> None:
+    """Replace every `x @ weights` by a product of integers: 7 bits of weights, a scale for each column, 8 bits of x.
+
+    Each row of x, the vector of a token, has a scale of its own, so that a score does not depend on the rest of its
+    batch. Weights use 7 bits, for on a CPU without VNNI pairs of 8-bit products overflow their sum.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    constants: dict[str, Any] = {
+        "int8/axis": np.asarray([-1]),
+        "int8/levels": np.float32(127),
+        "int8/tiny": np.float32(1e-9),
+    }
+    constants |= {"int8/middle": np.float32(128), "int8/zero": np.uint8(128)}
+    nodes: list[Any] = []
+    quantised: set[str] = set()  # activations and weights
+
+    def add(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    for node in list(graph.node):
+        if node.op_type != "MatMul" or node.input[1] not in weights:
+            nodes.append(node)
+            continue
+        x, name = node.input
+        bytes_of_x, scale_of_x = f"{x}/bytes", f"{x}/scale"
+        if x not in quantised:  # queries, keys and values share it
+            quantised.add(x)
+            largest = add("ReduceMax", [add("Abs", [x], f"{x}/abs"), "int8/axis"], f"{x}/largest", keepdims=1)
+            add("Div", [add("Max", [largest, "int8/tiny"], f"{x}/top"), "int8/levels"], scale_of_x)
+            rounded = add("Round", [add("Div", [x, scale_of_x], f"{x}/units")], f"{x}/rounded")
+            add("Cast", [add("Add", [rounded, "int8/middle"], f"{x}/shifted")], bytes_of_x, to=TensorProto.UINT8)
+        if name not in quantised:
+            quantised.add(name)
+            values = numpy_helper.to_array(weights[name])
+            scale = np.maximum(np.abs(values).max(axis=0), 1e-9) / 63
+            constants |= {f"{name}/bytes": np.round(values / scale).astype(np.int8), f"{name}/scale": scale}
+        out = node.output[0]
+        product = add("MatMulInteger", [bytes_of_x, f"{name}/bytes", "int8/zero"], f"{out}/integers")
+        product = add("Cast", [product], f"{out}/floats", to=TensorProto.FLOAT)
+        add("Mul", [add("Mul", [product, scale_of_x], f"{out}/rows"), f"{name}/scale"], out)
+    kept = [tensor for name, tensor in weights.items() if name not in quantised]
+    made = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    for field, content in ((graph.node, nodes), (graph.initializer, kept + made)):
+        del field[:]
+        field.extend(content)
 
 
 class _Logits(torch.nn.Module):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_scores_match_torch_in_fp32(saved: Path, encoder: Path, texts: list[Any]
     assert np.corrcoef(scores, expected)[0, 1] > 0.98
 
 
-@pytest.mark.parametrize("name", ["torch", "onnx", COMPILED])
+@pytest.mark.parametrize("name", ["torch", "onnx", "onnx-int8", COMPILED])
 def test_scores_do_not_depend_on_the_batch(saved: Path, encoder: Path, texts: list[Any], name: str) -> None:
     backend = scorer(saved, name, encoder)
     np.testing.assert_allclose([backend.score([text])[0] for text in texts], backend.score(texts), atol=1e-4)
@@ -103,14 +104,25 @@ def test_missing_onnx_provider_or_runtime_is_refused(saved: Path, monkeypatch: p
 
 
 def test_onnx_session_uses_the_threads_of_torch(saved: Path) -> None:
-    backend = load(saved, "onnx")
+    backend, batch = load(saved, "onnx"), Batch(np.full((2, 8), 5, np.int32), np.full(2, 8, np.int32))
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
     try:
-        backend.log_odds(Batch(np.full((2, 8), 5, np.int32), np.full(2, 8, np.int32)))
+        for threads in (2, 1, 2):
+            torch.set_num_threads(threads)
+            backend.log_odds(batch)
     finally:
         torch.set_num_threads(before)
-    assert backend._session.get_session_options().intra_op_num_threads == 2
+    sessions = {n: session.get_session_options().intra_op_num_threads for n, session in backend._sessions.items()}
+    assert sessions == {2: 2, 1: 1}
+
+
+def test_threads_share_a_session(saved: Path) -> None:
+    backend, rng = load(saved, "onnx"), np.random.default_rng(0)
+    batches = [Batch(rng.integers(5, 50, (3, 16), np.int32), np.full(3, 16, np.int32)) for _ in range(16)]
+    expected = [backend.log_odds(batch) for batch in batches]
+    with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        np.testing.assert_allclose(list(pool.map(backend.log_odds, batches)), expected, atol=1e-5)
+    assert set(backend._sessions) <= {1, torch.get_num_threads()}
 
 
 @pytest.mark.parametrize(
