@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from material import CHECKOUT
+from material import CHECKOUT, quartiles
 
 Ask = Callable[..., Any]
 HERE = Path(__file__).parent
@@ -299,29 +299,27 @@ def report(visits: dict[str, list[dict[str, Any]]], options: argparse.Namespace)
         "backend": f"torch {options.dtype}",
         "threads": options.threads,
         "arms": {arm: summary(visits, arm) for arm in options.arms},
-        "limit": rounded(quartiles([visit["texts_per_second"][64] for visit in visits["limit"]])),
+        "limit": quartiles([visit["texts_per_second"][64] for visit in visits["limit"]]),
     }
 
 
 def ratio(visits: dict[str, list[dict[str, Any]]], arm: str, other: str, connections: int = 64) -> list[float]:
     """Texts per second of one arm to those of another, by round."""
     both = zip(visits[arm], visits[other], strict=True)
-    return rounded(
-        quartiles([a["texts_per_second"][connections] / b["texts_per_second"][connections] for a, b in both])
-    )
+    return quartiles([a["texts_per_second"][connections] / b["texts_per_second"][connections] for a, b in both])
 
 
 def times(visits: dict[str, list[dict[str, Any]]], arm: str, other: str, name: str) -> list[float]:
     """Median seconds of one arm to those of another, by round."""
     both = zip(visits[arm], visits[other], strict=True)
-    return rounded(quartiles([statistics.median(a[name]) / statistics.median(b[name]) for a, b in both]))
+    return quartiles([statistics.median(a[name]) / statistics.median(b[name]) for a, b in both])
 
 
 def summary(visits: dict[str, list[dict[str, Any]]], arm: str) -> dict[str, Any]:
     """Results of an arm over all rounds."""
     own = visits[arm]
     return {
-        "texts_per_second": {n: rounded(quartiles([v["texts_per_second"][n] for v in own])) for n in (1, 16, 64)},
+        "texts_per_second": {n: quartiles([v["texts_per_second"][n] for v in own]) for n in (1, 16, 64)},
         "of_limit": ratio(visits, arm, "limit"),
         "overhead_p50_ms": in_ms([value for visit in own for value in visit["overheads"]], 0.5),
         "p50_ms_c1": in_ms([value for visit in own for value in visit["trips"]], 0.5),
@@ -337,16 +335,6 @@ def in_round(visits: dict[str, list[dict[str, Any]]], arm: str) -> str:
     """The speed of an arm in the last round."""
     speeds = visits[arm][-1]["texts_per_second"]
     return "/".join(f"{speeds[n]:.1f}" for n in (1, 16, 64) if n in speeds)
-
-
-def quartiles(values: list[float]) -> list[float]:
-    """Lower quartile, median and upper quartile."""
-    return np.quantile(values, [0.25, 0.5, 0.75]).tolist()  # type: ignore[no-any-return]
-
-
-def rounded(values: list[float]) -> list[float]:
-    """Three significant digits."""
-    return [float(f"{value:.3g}") for value in values]
 
 
 def in_ms(seconds: list[float], quantile: float) -> float | None:

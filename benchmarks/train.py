@@ -1,21 +1,21 @@
 """Training throughput against the Hugging Face Trainer and a bare PyTorch loop: `make bench-train`.
 
-Arms, each in a process of its own, in order and in reversed order, on one corpus; slow arms make fewer steps:
+Arms, each in a process of its own, in an order that rotates from round to round, on one corpus; slow arms make fewer
+steps:
 
-    ours_1           the project's training (Ray Data, Ray Train), one worker with two threads
-    ours_2           the same, two workers with one thread each
+    ours_1           the project's training (Ray Train), one worker with two threads
+    ours_2           the same, two workers with one thread each and DDP
     trainer          transformers.Trainer as its text-classification guide has it: fp32, dropout 0.1, dynamic padding
     trainer_tuned    the same, grouped by length, bf16 autocast where the hardware has it, fused AdamW
     trainer_matched  tuned, and with our dropout of 0
     bare             a bare PyTorch loop over our batches held in memory, two threads
     ours_compiled    on a GPU: ours_1 with train.compile=true
 
-for `minilm` and for a DistilBERT of full size with random weights. Reported are tokens a second after the first steps
-(without padding), seconds of start-up (`overhead`: of everything but the training) as medians over the rounds with
-their range. For `minilm` also the validation loss after two epochs over three seeds, on the first 40 words of each
-text, ours minus that of `trainer_matched`, paired.
-The last line is JSON; its ratios are those of `ours_1` and of the model where they are worse, `two_workers` those of
-`ours_2`.
+for `minilm`, or with `--model distilbert` for a DistilBERT of full size with random weights. Reported are tokens a
+second after the first steps (without padding), and seconds of start-up (`overhead`: of everything but the training).
+Ratios are those of a round, as [lower quartile, median, upper quartile] over the rounds. `--loss` compares the
+validation loss instead: after two epochs over three seeds, on the first 40 words of each text, ours minus that of
+`trainer_matched`, paired. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from material import MODELS, prepared
+from material import MODELS, prepared, quartiles
 
 # Steps of 16 documents, after those that warm up. Grouped by length, the Trainer reads 48 of 240 documents from the
 # longest to the shortest, then the next: of such three steps none may be left out.
 STEPS = {
-    "minilm": {"trainer": 2, "trainer_tuned": 6, "trainer_matched": 9, "ours_1": 6, "ours_2": 6, "bare": 6},
-    "distilbert": {"trainer": 1, "trainer_tuned": 3, "trainer_matched": 3, "ours_1": 3, "ours_2": 3, "bare": 3},
+    "minilm": {"trainer": 3, "trainer_tuned": 9, "trainer_matched": 18, "ours_1": 24, "ours_2": 24, "bare": 24},
+    "distilbert": {"trainer": 2, "trainer_tuned": 3, "trainer_matched": 6, "ours_1": 8, "ours_2": 8, "bare": 8},
 }
 # On a GPU, of 64 documents.
 GPU_ARMS = ("trainer", "trainer_tuned", "trainer_matched", "ours_1", "ours_compiled", "bare")
@@ -52,44 +52,36 @@ def main() -> int:
     """Run all arms. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", help="Parquet file or folder with columns `text` and `label`; else the sample")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="times the steps, for faster hardware")
     parser.add_argument(
         "--gpu", action=argparse.BooleanOptionalAction, help="on one GPU; the default where there is one"
     )
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--model", default="minilm", choices=MODELS)
+    parser.add_argument("--loss", action="store_true", help="compare the validation loss, not the speed")
     options = parser.parse_args()
     options.gpu = torch.cuda.is_available() if options.gpu is None else options.gpu
     with tempfile.TemporaryDirectory() as scratch:
         documents = round((GPU_DOCUMENTS if options.gpu else DOCUMENTS) * max(1, options.scale))
-        jobs = {name: prepared(Path(scratch), name, options.texts, documents, options.gpu) for name in options.models}
-        results = {}
-        gap: dict[str, Any] = {}
-        for name, job in jobs.items():
-            results[name] = measured(job, options)
-            if name == "minilm" and not options.gpu:
-                gap = nll_gap(prepared(Path(scratch), name, options.texts, documents, words=LOSS_WORDS))
-    print(json.dumps({**ratios(results), **gap, "models": results}))
+        given = (Path(scratch), options.model, options.texts, documents)
+        if options.loss:
+            result = nll_gap(prepared(*given, words=LOSS_WORDS))
+        else:
+            result = report(measured(prepared(*given, options.gpu), options))
+    print(json.dumps({"model": options.model, **result}))
     return 0
 
 
-def measured(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Medians over rounds of every metric of every arm."""
+def measured(job: dict[str, Any], options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Results of every arm, one per round."""
     planned = GPU_STEPS if options.gpu else STEPS[job["name"]]
-    steps = {arm: round(n * options.scale) for arm, n in planned.items()}
-    runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in steps}
+    runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in planned}
     for number in range(options.rounds):
-        for arm in steps if number % 2 == 0 else reversed(steps):
-            runs[arm] += call(arm, job, max(1, steps[arm]), [0])
+        first = number % len(runs)
+        for arm in [*runs][first:] + [*runs][:first]:
+            runs[arm] += call(arm, job, max(1, round(planned[arm] * options.scale)), [0])
             print(f"{job['name']} {arm}: {runs[arm][-1]}", file=sys.stderr, flush=True)
-    return {arm: summary(of_arm) for arm, of_arm in runs.items()}
-
-
-def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The median of each metric, and the lowest and highest speed."""
-    speeds = [run["tokens_per_second"] for run in runs]
-    medians = {name: statistics.median(run[name] for run in runs) for name in runs[0] if name != "val_loss"}
-    return {**{name: round(value, 4) for name, value in medians.items()}, "spread": [min(speeds), max(speeds)]}
+    return runs
 
 
 def call(arm: str, job: dict[str, Any], steps: int, seeds: list[int]) -> list[dict[str, Any]]:
@@ -116,23 +108,21 @@ def nll_gap(job: dict[str, Any]) -> dict[str, Any]:
     return {"nll_gap": round(statistics.mean(gaps), 4), "nll_gap_standard_error": round(error, 4)}
 
 
-def ratios(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Ours against each peer, of the model where it is worse; and the highest fraction of padding."""
+def report(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Speed of ours against each peer, and the results of all arms."""
 
-    def worst(over: str, under: str) -> float | None:
-        pairs = [(arms[over], arms[under]) for arms in results.values() if over in arms and under in arms]
-        ratios = [top["tokens_per_second"] / bottom["tokens_per_second"] for top, bottom in pairs]
-        return round(min(ratios), 3) if ratios else None
+    def ratio(over: str, under: str) -> list[float]:
+        pairs = zip(runs[over], runs[under], strict=True)
+        return quartiles([top["tokens_per_second"] / bottom["tokens_per_second"] for top, bottom in pairs])
 
-    def against(ours: str) -> dict[str, float | None]:
-        peers = ("trainer", "trainer_tuned", "trainer_matched")
-        return {f"vs_{arm}": worst(ours, arm) for arm in peers} | {"vs_bare_loop": worst(ours, "bare")}
-
+    peers = {"vs_bare_loop": "bare"} | {f"vs_{arm}": arm for arm in ("trainer", "trainer_tuned", "trainer_matched")}
+    ours = [arm for arm in runs if arm.startswith("ours")]
     return {
-        **against("ours_1"),
-        "two_workers": against("ours_2"),  # as configs/train/default.yaml has it
-        "ddp_efficiency": worst("ours_2", "ours_1"),
-        "padding": max(arms["ours_1"]["padding"] for arms in results.values()),
+        **{name: ratio("ours_1", arm) for name, arm in peers.items()},
+        **{f"{arm}_vs_ours_1": ratio(arm, "ours_1") for arm in ours if arm != "ours_1"},
+        "arms": {
+            arm: {name: quartiles([run[name] for run in of_arm]) for name in of_arm[0]} for arm, of_arm in runs.items()
+        },
     }
 
 

@@ -116,14 +116,15 @@ class Engine:
         self._char_s = 0.0  # moving average of the seconds a reader takes for a character
 
     def warm_up(self) -> None:
-        """Score texts of several lengths, so that the first request finds kernels and memory ready."""
+        """Score texts of several lengths, alone and in a lane: the first request finds kernels and memory ready."""
 
-        def detect() -> None:
-            torch.set_num_threads(self.config.threads)
+        def detect(threads: int) -> None:
+            torch.set_num_threads(threads)
             for words in (8, 100, 1000):
                 self.detector.detect([" ".join(["word"] * words)])
 
-        self.batcher.executor(self.config.threads).submit(detect).result()
+        for threads in {self.config.threads, 1 if self.detector.backend.has_lanes else self.config.threads}:
+            self.batcher.executor(threads).submit(detect, threads).result()
 
     def require_room(self, size: int, caller: str) -> None:
         """Refuse a request by its size in characters before it is read. Raises QueueFullError."""
