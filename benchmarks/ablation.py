@@ -36,6 +36,7 @@ from detect_ai.calibration.leave_one_out import leave_one_domain_out
 from detect_ai.core.compose import load_config
 from detect_ai.core.config import Config
 from detect_ai.core.errors import DetectAIError
+from detect_ai.core.ray_runtime import cores
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.models import encoder
@@ -93,7 +94,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING)
     try:
         config = load_config(options.overrides)
-        torch.set_num_threads(config.train.threads_per_worker)
+        torch.set_num_threads(config.train.threads_per_worker or cores())
         bench = Bench(config, options.documents, options.judged, options.windows)
         rows = []
         for seed in options.seeds:

@@ -36,6 +36,7 @@ APP = "detect_ai"
 DEPLOY_TIMEOUT_S = 300
 NODE_START_S = 900  # more, where nodes may have to be added: machine, image and packages
 POLL_S = 0.5
+KEEP_ALIVE_S = 620  # Google's balancers reuse a connection for 600 s: one that ends before would fail a request
 CHECKOUT = Path(__file__).resolve().parents[1]
 # Variables of a job that its replicas get: system, libraries, access to storage; not tokens of W&B or the hub.
 ALLOWED_VARIABLES = (
@@ -244,8 +245,11 @@ def start_serve(config: ServeConfig) -> bool:
     tracing = TracingConfig(enabled=True, exporter_import_path=config.tracing) if config.tracing else None
     serve.start(
         proxy_location="HeadOnly" if config.is_local else "EveryNode",
-        # The wait for a replica comes on top of the time that a replica allows itself.
-        http_options={"host": config.host, "port": config.port, "request_timeout_s": 2 * config.request_timeout_s},
+        http_options={
+            **{"host": config.host, "port": config.port, "keep_alive_timeout_s": KEEP_ALIVE_S},
+            # The wait for a replica comes on top of the time that a replica allows itself.
+            "request_timeout_s": 2 * config.request_timeout_s,
+        },
         logging_config=LoggingConfig(encoding="JSON"),
         tracing_config=tracing,
     )

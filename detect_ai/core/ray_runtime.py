@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Logical CPUs of a local cluster. They only bound scheduling. Train workers, Tune trials, Ray Data tasks and Serve
-# replicas each reserve one or more; with fewer than this Ray Data starves next to two workers.
+# replicas each reserve one or more; with fewer than this Ray Data starves next to several workers.
 LOCAL_CPUS = 8
 ONE_MACHINE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # binds everything to 127.0.0.1, not to all interfaces (Ray 2.60)

@@ -10,6 +10,7 @@ documents at any W.
 from __future__ import annotations
 
 import pickle
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from detect_ai.training import checkpoint
 from detect_ai.training.batch_plan import Microbatch, num_steps, pad_to_world_size, plan_steps
 
 EVAL_BATCH_TOKENS = 8192
+AHEAD = 32  # microbatches in memory, for which the next shard is read
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,16 @@ class Plan:
     num_workers: int
 
     def microbatches(self) -> Iterator[Microbatch]:
-        """All microbatches, each made while the one before is used: the stream of a single worker."""
+        """All microbatches, the next ones made while the model runs: the stream of a single worker."""
         stream = (microbatch for pool in self.pools for microbatch in self.read(pool))
-        with ThreadPoolExecutor(1) as thread:
-            following = thread.submit(next, stream, None)
-            while (microbatch := following.result()) is not None:
-                following = thread.submit(next, stream, None)
+        thread = ThreadPoolExecutor(1)
+        try:
+            following = deque(thread.submit(next, stream, None) for _ in range(AHEAD))
+            while (microbatch := following.popleft().result()) is not None:
+                following.append(thread.submit(next, stream, None))
                 yield microbatch
+        finally:
+            thread.shutdown(cancel_futures=True)
 
     def dataset(self) -> Dataset:
         """All microbatches, one in a block."""

@@ -7,6 +7,7 @@ trials stay, unfinished ones continue from their last checkpoint.
 from __future__ import annotations
 
 import logging
+import math
 from importlib.util import find_spec
 from typing import Any
 
@@ -70,11 +71,12 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
 
 def _tune(config: Config, corpus: Corpus, name: str) -> tune.ResultGrid:
     """Run the trials, or those that an interrupted sweep has left."""
-    storage, settings, folder, trials = corpus.storage, config.sweep, f"runs/{config.run}/{name}", concurrency(config)
-    config.train.threads_per_worker = config.train.threads_per_worker or max(1, ray_runtime.cores() // trials)
+    storage, settings, folder = corpus.storage, config.sweep, f"runs/{config.run}/{name}"
+    trials = concurrency(config)
+    share = 1 if ray_runtime.can_grow() else math.ceil(trials / machines())
     path = storage.path(f"{folder}/tune")
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, config=config, corpus=corpus, sweep_name=name), {"CPU": TRIAL_CPUS}
+        tune.with_parameters(run_trial, config=config, corpus=corpus, sweep_name=name, share=share), {"CPU": TRIAL_CPUS}
     )
     if tune.Tuner.can_restore(path, storage_filesystem=storage.filesystem):
         # Trials that failed because of their values have ended; those that another error ended run again.
@@ -110,7 +112,8 @@ def _tune(config: Config, corpus: Corpus, name: str) -> tune.ResultGrid:
 def concurrency(config: Config) -> int:
     """Trials at a time: as many as fit the free resources, at most `sweep.max_concurrent`; at least one.
 
-    On a cluster that can grow `sweep.max_concurrent` is taken as it is.
+    No more than there are trials, and without GPUs workers in all than cores: a small machine counts more CPUs than it
+    has (`ray_runtime.LOCAL_CPUS`). On a cluster that can grow `sweep.max_concurrent` is taken as it is.
     """
     train, limit = config.train, config.sweep.max_concurrent
     if limit and ray_runtime.can_grow():
@@ -119,11 +122,25 @@ def concurrency(config: Config) -> int:
     fits = free.get("CPU", 0) // (workers * train.cpus_per_worker + training.data_cpus(workers) + TRIAL_CPUS)
     if train.use_gpu:
         fits = min(fits, free.get("GPU", 0) // workers)
-    return max(1, int(min(fits, limit or fits)))
+    else:
+        fits = min(fits, machines() * ray_runtime.cores() // workers)
+    return max(1, int(min(fits, limit or fits, num_trials(config))))
 
 
-def run_trial(values: dict[str, Any], config: Config, corpus: Corpus, sweep_name: str) -> None:
-    """Train with the values of a trial and report to Ray Tune.
+def num_trials(config: Config) -> int:
+    """Trials of the whole sweep."""
+    if config.sweep.search != "grid":
+        return config.sweep.trials
+    return math.prod(len(values) for values in config.sweep.space.values())
+
+
+def machines() -> int:
+    """Machines of the cluster that run tasks."""
+    return max(1, sum(bool(node["Alive"] and node["Resources"].get("CPU")) for node in ray.nodes()))
+
+
+def run_trial(values: dict[str, Any], config: Config, corpus: Corpus, sweep_name: str, share: int) -> None:
+    """Train with the values of a trial, one of `share` on its machine, and report to Ray Tune.
 
     A training that fails because of its values is the trial's result; whatever else ends a trial, such as workers that
     die too often or a cluster without room, is left to Ray Tune to repeat.
@@ -133,7 +150,7 @@ def run_trial(values: dict[str, Any], config: Config, corpus: Corpus, sweep_name
     name = f"{sweep_name}/{tune.get_context().get_trial_id()}"
     try:
         config = search_space.apply(config, values)
-        result = training.run_training(config, corpus, name, [ReportEvaluations(config)], group=sweep_name)
+        result = training.run_training(config, corpus, name, [ReportEvaluations(config)], sweep_name, share)
     except (TrainingError, InputError, TrainingFailedError) as error:
         # A worker that dies breaks the collective operations of the others as well.
         causes = [getattr(e, "health_check_failure", e) for e in getattr(error, "worker_failures", {}).values()]

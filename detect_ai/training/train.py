@@ -69,12 +69,17 @@ def train(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def run_training(
-    config: Config, corpus: Corpus, name: str, callbacks: Sequence[UserCallback] = (), group: str | None = None
+    config: Config,
+    corpus: Corpus,
+    name: str,
+    callbacks: Sequence[UserCallback] = (),
+    group: str | None = None,
+    share: int = 1,
 ) -> TrainingResult:
     """Train on the `train` split and choose the epoch with the best AUROC on `validation`.
 
     `name` is that of this attempt: results and checkpoints are under `runs/<run>/<name>`. `callbacks` are those of Ray
-    Train, such as the one that reports to Ray Tune; `group` joins runs in W&B.
+    Train, such as the one that reports to Ray Tune; `group` joins runs in W&B; `share` trainings divide a machine.
 
     Raises CorpusError for a corpus of another tokenizer, ResourceError for workers that the cluster can never place,
     TrainingError for a loss that is not finite, and Ray's TrainingFailedError beyond `train.max_failures`.
@@ -100,6 +105,7 @@ def run_training(
             "corpus": corpus.manifest.fingerprint,
             "name": name,
             "group": group,
+            "share": share,
         },
         scaling_config=ScalingConfig(  # type: ignore[call-arg]
             num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]
@@ -165,7 +171,7 @@ def require_training_resources(config: Config, what: str, other_cpus: float = 0.
     """Raise ResourceError when the fewest workers, Ray Data and `other_cpus` cannot be placed together."""
     workers, cpus = config.train.worker_range[0], config.train.cpus_per_worker
     gpus, other_cpus = workers if config.train.use_gpu else 0, other_cpus + data_cpus(workers)
-    needs = f"{what} ({workers} workers x {cpus:g} CPUs + {other_cpus:g} beside them)"
+    needs = f"{what} ({workers} x {cpus:g} CPUs of workers + {other_cpus:g} of Ray)"
     ray_runtime.require_resources(needs, workers * cpus + other_cpus, gpus)
 
 

@@ -31,13 +31,14 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     it is returned as `error`, since an exception would make Ray Train restart the workers.
 
     The arguments are `config`, `streams` (a `data.StreamDataConfig`), `steps_per_epoch`, `validation_labels` (one for
-    each document, in order), `corpus` (its fingerprint), `name` and `group` of the run. Returns `history` (the metrics
-    of all evaluations) and `error`.
+    each document, in order), `corpus` (its fingerprint), `name` and `group` of the run, and `share` (trainings that
+    divide the machine). Returns `history` (the metrics of all evaluations) and `error`.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config: Config = arguments["config"]
     context = ray.train.get_context()
-    torch.set_num_threads(config.train.threads_per_worker or max(1, cores() // context.get_local_world_size()))
+    workers = context.get_local_world_size() * arguments["share"]  # workers on this machine
+    torch.set_num_threads(config.train.threads_per_worker or max(1, cores() // workers))
     # No buffer of an encoder changes, so none is broadcast before a step.
     ddp = {"forward_sync_buffers": False, "gradient_as_bucket_view": True}
     trainer = Trainer(

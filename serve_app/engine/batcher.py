@@ -83,7 +83,8 @@ class Batcher:
     name: str = ""  # of the queue in metrics
     offered_tokens: float = field(default=0.0, init=False)  # of all requests since `demand` was read, refused ones too
     _token_s: float = field(default=0.0, init=False)  # moving average of the model's thread-seconds for a token
-    _rest_token_s: float = field(default=0.0, init=False)  # and of everything else: reading texts, building responses
+    # Moving averages of a request outside the model, where its text is read and its response built: seconds, tokens.
+    _rest: tuple[float, float] = field(default=(0.0, 0.0), init=False)
     _running_tokens: int = field(default=0, init=False)
     _busy_lanes: int = field(default=0, init=False)
     _busy_threads: int = field(default=0, init=False)
@@ -181,8 +182,11 @@ class Batcher:
         now = time.perf_counter()
         elapsed, self._demand_read = now - self._demand_read, now
         offered, self.offered_tokens = self.offered_tokens, 0.0
-        # All work shares the cores; that outside the model is mostly Python, of which one thread runs at a time.
-        token_s = max((self._token_s + self._rest_token_s) / self.threads, self._rest_token_s)
+        rest_s, rest_tokens = self._rest
+        rest_token_s = rest_s / rest_tokens if rest_tokens else 0.0
+        # On a CPU all work shares the cores; outside the model it is mostly Python, of which one thread runs at a time.
+        # Work that waits for another thread counts longer than it takes: too much rather than too little.
+        token_s = max((self._token_s + rest_token_s) / self.threads, rest_token_s)
         return offered * token_s / max(elapsed, 1e-3)
 
     @contextmanager
@@ -220,8 +224,7 @@ class Batcher:
 
     def measure_rest(self, rows: Sequence[Ids], seconds: float) -> None:
         """Update the time of a token outside the model, from that of a request with these windows."""
-        rest = seconds / max(sum(self.costs(rows)), self.lane_tokens * MIN_MEASURED_FILL)
-        self._rest_token_s = 0.8 * self._rest_token_s + 0.2 * rest if self._rest_token_s else rest
+        self._rest = 0.95 * self._rest[0] + seconds, 0.95 * self._rest[1] + sum(self.costs(rows))
 
     def _drop(self, job: _Job) -> None:
         for caller, jobs in self._queues.items():

@@ -207,7 +207,7 @@ def test_the_container_gets_settings_and_secrets(machine: Machine, node_type: st
         "DETECT_AI_AUTOSCALES=1",
         "DETECT_AI_STORAGE_ROOT=gs://b/c",
         "RAY_SERVE_ENABLE_HA_PROXY=1",
-        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S=620",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S=75",
     } <= given
     assert ("RAY_REDIS_ADDRESS=127.0.0.1:6380" in given) == (node_type == "head")
     assert ("ray_bootstrap_key.pem" in command) == (node_type == "head")

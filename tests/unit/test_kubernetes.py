@@ -14,7 +14,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from detect_ai.core.compose import load_config
-from serve_app.deploy import APP
+from serve_app.deploy import APP, KEEP_ALIVE_S
 from serve_app.deployment import DEPLOYMENT
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -128,7 +128,7 @@ def test_serve_config_has_no_unknown_key(application: Any) -> None:
 def test_the_proxy_waits_as_long_as_the_service(settings: Any) -> None:
     options = yaml.safe_load(SERVICE["serveConfigV2"])["http_options"]
     expected = {"host": settings.host, "port": settings.port, "request_timeout_s": 2 * settings.request_timeout_s}
-    assert options == expected
+    assert options == expected | {"keep_alive_timeout_s": KEEP_ALIVE_S}
     assert not settings.is_local
 
 

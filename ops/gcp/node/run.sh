@@ -14,10 +14,9 @@ options=(--rm --name detect_ai --network host --ulimit nofile=65536:65536)
 options+=(--shm-size "$(awk '/^MemTotal/ {print int($2 * 0.35)}' /proc/meminfo)k")
 options+=(--env-file /etc/detect-ai/ray.env --env-file "$run/secrets.env")
 options+=(--env RAY_AUTH_MODE=token --env DETECT_AI_AUTOSCALES=1 --env "DETECT_AI_STORAGE_ROOT=$STORAGE_ROOT")
-# Serve's HAProxy has a higher throughput than its own proxy (docs/SERVING.md). It closes idle connections after 620 s
-# instead of an hour: Google's load balancer reuses them for 600 s, and would fail requests if it did so before. A front
-# proxy with header and body timeouts is required (SECURITY.md).
-options+=(--env RAY_SERVE_ENABLE_HA_PROXY=1 --env RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S=620)
+# Serve's HAProxy has a higher throughput than its own proxy (docs/SERVING.md). It gives a client 75 s for the next bytes
+# of a request instead of an hour; a front proxy with header and body timeouts is required (SECURITY.md).
+options+=(--env RAY_SERVE_ENABLE_HA_PROXY=1 --env RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S=75)
 # Workers, and so replicas, survive ten minutes without a head; Ray's default is one.
 options+=(--env RAY_gcs_rpc_server_reconnect_timeout_s=600)
 # The default of an hour for a machine that does not come up would be too long for the next node type.

@@ -94,7 +94,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
     }
     for name, value in values.items():
         monkeypatch.setattr(module, name, value)
-        monkeypatch.setattr(restore_module, name, value, raising=False)
+    for name in ("connect", "is_deployed", "served_version", "start_serve"):
+        monkeypatch.setattr(restore_module, name, values[name])
     return serve
 
 

@@ -207,7 +207,8 @@ def test_stream_starts_at_the_last_registered_checkpoint(tmp_path: Path, monkeyp
     assert starts == [(2, 0), (3, 6)]
 
 
-def test_microbatches_are_made_one_ahead():
+def test_microbatches_are_made_ahead(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(data, "AHEAD", 2)
     made = []
 
     def read(pool):
@@ -218,8 +219,24 @@ def test_microbatches_are_made_one_ahead():
     stream = data.Plan([{"rows": 2}, {"rows": 3}], read, 1).microbatches()
     assert next(stream) == 0
     time.sleep(0.1)
-    assert made == [0, 1]
+    assert made == [0, 1, 0]
     assert list(stream) == [1, 0, 1, 2]
+
+
+def test_a_stream_that_is_left_reads_no_further(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(data, "AHEAD", 100)
+    made = []
+
+    def read(pool):
+        for i in range(1000):
+            time.sleep(0.01)
+            made.append(i)
+            yield i
+
+    stream = data.Plan([{}], read, 1).microbatches()
+    next(stream)
+    stream.close()
+    assert len(made) < 10
 
 
 def test_an_error_while_reading_ends_the_stream():

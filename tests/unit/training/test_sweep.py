@@ -48,12 +48,25 @@ def test_impossible_sweep_is_refused_before_ray_starts(
 def test_concurrency_follows_free_cpus_or_the_limit(
     monkeypatch: pytest.MonkeyPatch, free: float, can_grow: bool, asked: int, expected: int
 ) -> None:
-    config = load_config([])
+    config = load_config(["sweep=random"])
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": free})
     monkeypatch.setattr(ray_runtime, "can_grow", lambda: can_grow)
+    monkeypatch.setattr(ray_runtime, "cores", lambda: 16)
+    monkeypatch.setattr(sweep, "machines", lambda: 1)
     config.train.num_workers, config.train.cpus_per_worker, config.train.use_gpu = 2, 1, False
     config.sweep.max_concurrent = asked
     assert sweep.concurrency(config) == expected
+
+
+@pytest.mark.parametrize(("cores", "machines", "expected"), [(2, 1, 2), (16, 1, 3), (2, 2, 3)])
+def test_concurrency_is_at_most_that_of_cores_and_trials(
+    monkeypatch: pytest.MonkeyPatch, cores: int, machines: int, expected: int
+) -> None:
+    """Of one worker each, for which Ray Data needs no CPU."""
+    monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 16.0})
+    monkeypatch.setattr(ray_runtime, "cores", lambda: cores)
+    monkeypatch.setattr(sweep, "machines", lambda: machines)
+    assert sweep.concurrency(load_config(["sweep=grid", "sweep.space.lr=[1e-5, 2e-5, 3e-5]"])) == expected
 
 
 @pytest.mark.parametrize(
@@ -78,11 +91,11 @@ def test_trial_fails_for_its_values_not_for_lost_machines(
     monkeypatch.setattr(train, "run_training", fail)
     corpus: Any = None
     if is_result:
-        run_trial({}, load_config([]), corpus, "sweep")
+        run_trial({}, load_config([]), corpus, "sweep", 1)
         assert [line["error"] for line in reports]
     else:
         with pytest.raises(type(error)):
-            run_trial({}, load_config([]), corpus, "sweep")
+            run_trial({}, load_config([]), corpus, "sweep", 1)
         assert not reports
 
 

@@ -234,16 +234,28 @@ async def test_demand_counts_refused_work(batcher: Batcher, model: Model) -> Non
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, 3 / 2), (8, 1.0)])
-def test_demand_counts_work_outside_the_model(threads: int, expected: float) -> None:
+def test_demand_counts_work_outside_the_model(threads: int, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 16 tokens a second in the model and 8 around it, where only one thread runs at a time."""
     batcher = Batcher(lambda rows, threads: np.zeros(len(rows)), None, None, 64, 64, threads=threads)  # type: ignore[arg-type]
     batcher.measure([row(1, 64)], 4.0, 1)
     batcher.measure_rest([row(1, 64)], 8.0)
+    now = time.perf_counter()
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
     batcher.demand()
-    start = time.perf_counter()
-    batcher.offered_tokens = 80.0
-    time.sleep(0.1)
-    assert batcher.demand() * (time.perf_counter() - start) == pytest.approx(10 * expected, rel=0.1)
+    batcher.offered_tokens, now = 80.0, now + 10
+    assert batcher.demand() == pytest.approx(expected)
+
+
+def test_demand_of_short_texts_counts_their_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher = Batcher(lambda rows, threads: np.zeros(len(rows)), None, None, 1024, 64)  # type: ignore[arg-type]
+    now = time.perf_counter()
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    batcher.demand()
+    for _ in range(100):
+        batcher.measure_rest([row(1, 32)], 0.004)
+        batcher.offered_tokens += 32
+    now += 1
+    assert batcher.demand() == pytest.approx(0.4)
 
 
 @batching()
