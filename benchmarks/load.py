@@ -1,8 +1,8 @@
 """Load generator of `benchmarks/serve.py`, in a process of its own: `python benchmarks/load.py TEXTS` (a JSON list).
 
 Reads lines of JSON and answers each with one: `url`, `form` (of requests and answers), `texts` (indices, in order) and
-either `concurrency`, or `rate`: requests a second at random times, whether or not answers come. The first `warm`
-answers are not measured, nor those after the last request was sent.
+either `concurrency`, or `rate`: requests a second at random times, drawn with `seed`, whether or not answers come. The
+first `warm` answers are not measured, nor with several connections those after the last request was sent.
 """
 
 from __future__ import annotations
@@ -54,11 +54,12 @@ class Load:
         concurrency: int = 0,
         rate: float = 0.0,
         warm: int = 0,
+        seed: int = 0,
     ) -> None:
         path, body, self._read = FORMS[form]
         self._url = url + path
         self._bodies = {position: json.dumps(body(bodies[position])).encode() for position in texts}
-        self._concurrency, self._rate, self._warm = concurrency, rate, warm
+        self._concurrency, self._rate, self._warm, self._seed = concurrency, rate, warm, seed
         self._waiting, self._last_sent = deque(texts), 0.0
         self._answers: list[tuple[int, float, float, bytes]] = []  # position, sent, answered, body
 
@@ -90,7 +91,7 @@ class Load:
             await self._ask(session, self._waiting.popleft())
 
     async def _at_rate(self, session: aiohttp.ClientSession) -> None:
-        drawn, requests = random.Random(0), []
+        drawn, requests = random.Random(self._seed), []
         while self._waiting:
             requests.append(asyncio.create_task(self._ask(session, self._waiting.popleft())))
             await asyncio.sleep(drawn.expovariate(self._rate))

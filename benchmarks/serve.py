@@ -49,7 +49,7 @@ OURS = ("ours", "haproxy")
 PEERS = ("pipeline", "litserve", "infinity")
 READY = {"ours": "/readyz", "haproxy": "/readyz", "pipeline": "/health", "litserve": "/health", "infinity": "/health"}
 BATCH_TOKENS = 2048  # our default on a CPU, used for the limit too
-ROUND_TEXTS = 128  # of a turn with 64 connections: as many to fill the batches as are measured
+ROUND_TEXTS = 96  # measured in a turn with 64 connections, after the first 64
 ALONE, HALF = 8, 24  # texts of a turn with one connection, and at half load
 SETS = {
     "matched": ("ours", *PEERS),
@@ -137,24 +137,25 @@ class Bench:
                 first = number % len(arms)
                 for arm in arms[first:] + arms[:first]:
                     visits[arm].append(self.visit(number, arm, *servers[arm]))
-                speed = self.limit(all=self.texts(number, ROUND_TEXTS))
-                visits["limit"].append({"texts_per_second": {64: speed, 16: speed}})
+                speed = self.limit(all=self.texts(number, 64 + ROUND_TEXTS)[64:])  # those that are measured
+                visits["limit"].append({"texts_per_second": {64: speed}})
                 say(f"round {number + 1}: " + ", ".join(f"{arm} {in_round(visits, arm)}" for arm in visits))
         return visits
 
     def texts(self, number: int, count: int) -> list[int]:
         """The texts of a round, the same for all arms."""
-        return [(number * ROUND_TEXTS + i) % self.options.count for i in range(count)]
+        start = number * self.options.count // self.options.rounds
+        return [(start + i) % self.options.count for i in range(count)]
 
     def visit(self, number: int, arm: str, url: str, process: subprocess.Popen[bytes]) -> dict[str, Any]:
         """Measure an arm while the others stand still, and compare its scores."""
         asking = {"url": url, "form": "ours" if arm in OURS else arm}
         with awake(process, arm):
             alone, bare = self.alone(asking, self.texts(number, ALONE))
-            half = self.load(**asking, texts=self.texts(number, HALF), rate=self.half)
-            c16 = self.load(**asking, texts=self.texts(number, 16 + 32 + 15), concurrency=16, warm=16)
+            half = self.load(**asking, texts=self.texts(number, HALF), rate=self.half, seed=number)
+            c16 = self.load(**asking, texts=self.texts(number, 16 + 32 + 16), concurrency=16, warm=16)
             before, started = cpu_seconds(process.pid), time.perf_counter()
-            c64 = self.load(**asking, texts=self.texts(number, ROUND_TEXTS + 63), concurrency=64, warm=64)
+            c64 = self.load(**asking, texts=self.texts(number, 64 + ROUND_TEXTS), concurrency=64, warm=64)
             after, seconds = cpu_seconds(process.pid), time.perf_counter() - started
         for answers in (half, c16, c64):
             self.check(arm, answers)
@@ -197,7 +198,7 @@ class Bench:
                 asking = {"url": url, "form": "ours" if arm in OURS else arm}
                 self.check(arm, self.load(**asking, texts=self.texts(0, 32), concurrency=8))
                 if arm != "haproxy":
-                    os.killpg(process.pid, signal.SIGSTOP)
+                    signal_all(process, signal.SIGSTOP)
                 yield url, process
             finally:
                 stop(process)
@@ -245,11 +246,10 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Any) -> No
 def stop(process: subprocess.Popen[bytes]) -> None:
     """Stop a server and its children."""
     process.send_signal(signal.SIGTERM)
-    os.killpg(process.pid, signal.SIGCONT)
+    signal_all(process, signal.SIGCONT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(60)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    signal_all(process, signal.SIGKILL)
     process.wait()
 
 
@@ -280,18 +280,26 @@ def awake(process: subprocess.Popen[bytes], arm: str) -> Iterator[None]:
     if arm == "haproxy":
         yield
         return
-    os.killpg(process.pid, signal.SIGCONT)
+    signal_all(process, signal.SIGCONT)
     try:
         yield
     finally:
-        os.killpg(process.pid, signal.SIGSTOP)
+        signal_all(process, signal.SIGSTOP)
+
+
+def signal_all(process: subprocess.Popen[bytes], sent: signal.Signals) -> None:
+    """Send a signal to a server and its children, if they still run."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, sent)
 
 
 def report(visits: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> dict[str, Any]:
-    """The final JSON: ratios of the first arm and of haproxy, then the results of all arms."""
+    """The final JSON: the headline of the first arm, its ratios to the others, then the results of all arms."""
     first = options.arms[0]
+    headline = ("of_limit", "overhead_p50_ms", "p99_ms_c64")
     return {
         "set": options.set,
+        **{name: value for name, value in summary(visits, first).items() if name in headline},
         **{f"vs_{arm}": ratio(visits, first, arm) for arm in options.arms[1:]},
         **{f"vs_{arm}_c16": ratio(visits, first, arm, 16) for arm in options.arms[1:]},
         **{f"p50_c1_vs_{arm}": times(visits, first, arm, "trips") for arm in options.arms[1:]},
