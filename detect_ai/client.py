@@ -117,10 +117,12 @@ class AsyncClient:
         if key and parsed.scheme == "http" and not is_local:
             raise InputError("the API key is not sent over http: use https for any host but this machine")
         headers = {"User-Agent": f"detect-ai/{__version__}"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        # Proxies of the environment are for other machines.
-        options = {"trust_env": not is_local, "timeout": httpx.Timeout(timeout_s, connect=10), **httpx_options}
+        options: dict[str, Any] = {"timeout": httpx.Timeout(timeout_s, connect=10)}
         try:
-            self._http = self._http_type(headers=headers, **options)
+            if is_local:  # proxies of the environment are for other machines, its certificates for this one, too
+                options["trust_env"] = False
+                options |= {"verify": httpx.create_ssl_context()} if parsed.scheme == "https" else {}
+            self._http = self._http_type(headers=headers, **options | httpx_options)
         except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
             names = "ALL_PROXY, HTTP_PROXY, HTTPS_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
             kind = type(error).__name__

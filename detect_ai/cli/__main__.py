@@ -70,7 +70,11 @@ def serve(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for name in ("httpx", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    one_process.serve(arguments.bundle, arguments.root, arguments.metrics_port, arguments.overrides)
+    if arguments.bundle == "":
+        raise InputError(
+            "--bundle is empty: expected a folder with detector.json, or a version; is a variable not set?"
+        )
+    one_process.serve(arguments.bundle or "", arguments.root, arguments.metrics_port, arguments.overrides)
     return OK
 
 
@@ -103,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     description = "Serve a bundle over HTTP in one process, without Ray. API keys: python -m serve_app.auth.api_keys."
     service = add("serve", parents=[root], help="serve a bundle over HTTP", description=description, **page)
     bundle = "a folder, a URI or a version of the registry; default: the champion under ROOT"
-    service.add_argument("--bundle", default="", metavar="BUNDLE", help=bundle)
+    service.add_argument("--bundle", metavar="BUNDLE", help=bundle)
     service.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on 127.0.0.1:PORT")
     settings = "settings: serve.port=8080, serve.host=0.0.0.0 (needs API keys), monitoring.log=true …"
     service.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=settings)

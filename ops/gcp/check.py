@@ -97,7 +97,7 @@ def check_images(cluster: Cluster) -> str:
             unknown.append(f"{name}: version not checked: an image of your own")
         else:
             version, _, rest = str(parts["tag"]).partition("-")
-            built_for = rest.partition("-")[0]
+            built_for, _, variant = rest.partition("-")
             if version != (pinned := cluster.pins.get("ray")):
                 raise ConfigError(
                     f"{name}={image}: expected the Ray of {cluster.variables['REQUIREMENTS']}, {pinned}, found "
@@ -105,6 +105,9 @@ def check_images(cluster: Cluster) -> str:
                 )
             if built_for != python:
                 raise ConfigError(f"{name}={image}: expected {python}, the Python of this machine, found {built_for}")
+            if variant.startswith(("gpu", "cu")) != (name == "GPU_IMAGE"):
+                expected = "with -gpu or -cu…" if name == "GPU_IMAGE" else "without -gpu or -cu…"
+                raise ConfigError(f"{name}={image}: expected a tag {expected}")
     checked = [f"Ray {cluster.pins['ray']}, {python}"] if len(unknown) < 2 else []
     return "; ".join(["pinned by digest", *checked, *unknown])
 

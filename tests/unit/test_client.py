@@ -258,6 +258,13 @@ def test_invalid_proxy_or_certificate_setting_is_an_input_error(kind, name, valu
         kind("https://detector.example")
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_loopback_uses_the_certificates_of_the_environment(kind, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", "/no")
+    with pytest.raises(InputError, match="SSL_CERT_FILE"):
+        kind("https://localhost:8443")
+
+
 def test_loopback_is_not_asked_through_a_proxy(call, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     with serving(service) as server:

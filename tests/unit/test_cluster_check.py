@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,14 @@ def test_images_need_a_digest_and_the_pinned_ray(cluster: Cluster, name: str, im
     assert cluster.pins["ray"] in check.check_images(cluster)
     cluster.variables[name] = image.format(ray=cluster.pins["ray"])
     with pytest.raises(ConfigError, match=f"{name}=.*{message}"):
+        check.check_images(cluster)
+
+
+@pytest.mark.parametrize(("name", "variant"), [("CPU_IMAGE", "-gpu"), ("CPU_IMAGE", "-cu129"), ("GPU_IMAGE", "")])
+def test_swapped_images_are_refused(cluster: Cluster, name: str, variant: str) -> None:
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    cluster.variables[name] = f"rayproject/ray:{cluster.pins['ray']}-{python}{variant}@sha256:" + "a" * 64
+    with pytest.raises(ConfigError, match=f"{name}=.*expected a tag"):
         check.check_images(cluster)
 
 

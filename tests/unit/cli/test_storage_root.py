@@ -81,3 +81,9 @@ def test_registry_needs_a_command(capsys):
         main(["registry"])
     assert ended.value.code == 2
     assert "verify" in capsys.readouterr().err
+
+
+def test_an_empty_bundle_is_not_the_champion(capsys):
+    """A variable that is not set."""
+    assert main(["serve", "--bundle", ""]) == 2
+    assert "--bundle is empty" in capsys.readouterr().err
