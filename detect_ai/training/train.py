@@ -171,7 +171,7 @@ def require_training_resources(config: Config, what: str, other_cpus: float = 0.
     """Raise ResourceError when the fewest workers, Ray Data and `other_cpus` cannot be placed together."""
     workers, cpus = config.train.worker_range[0], config.train.cpus_per_worker
     gpus, other_cpus = workers if config.train.use_gpu else 0, other_cpus + data_cpus(workers)
-    needs = f"{what} ({workers} x {cpus:g} CPUs of workers + {other_cpus:g} of Ray)"
+    needs = f"{what} ({workers} workers x {cpus:g} CPUs + {other_cpus:g} for Ray)"
     ray_runtime.require_resources(needs, workers * cpus + other_cpus, gpus)
 
 
