@@ -155,7 +155,7 @@ class Bench:
             half = self.load(**asking, texts=self.texts(number, HALF), rate=self.half, seed=number)
             c16 = self.load(**asking, texts=self.texts(number, 16 + 32 + 16), concurrency=16, warm=16)
             before, started = cpu_seconds(process.pid), time.perf_counter()
-            c64 = self.load(**asking, texts=self.texts(number, 64 + ROUND_TEXTS), concurrency=64, warm=64)
+            c64 = self.load(**asking, texts=self.texts(number, 64 + ROUND_TEXTS + 64), concurrency=64, warm=64)
             after, seconds = cpu_seconds(process.pid), time.perf_counter() - started
         for answers in (half, c16, c64):
             self.check(arm, answers)
