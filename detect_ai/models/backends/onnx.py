@@ -126,8 +126,9 @@ def _quantise(graph: Any) -> None:
         "int8/axis": np.asarray([-1]),
         "int8/levels": np.float32(127),
         "int8/tiny": np.float32(1e-9),
+        "int8/middle": np.float32(128),
+        "int8/zero": np.uint8(128),
     }
-    constants |= {"int8/middle": np.float32(128), "int8/zero": np.uint8(128)}
     nodes: list[Any] = []
     quantised: set[str] = set()  # activations and weights
 
