@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -183,7 +184,10 @@ def require_free_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            advice = "stop the process that uses it, or change serve.port or serve.host"
+            advice = {
+                errno.EADDRINUSE: "stop the process that uses it, or change serve.port",
+                errno.EACCES: "take a serve.port of 1024 or more",
+            }.get(error.errno or 0, "expected a serve.host that is an address of this machine, such as 127.0.0.1")
             raise ResourceError(f"port {port} on {host}: {error.strerror}: {advice}") from error
 
 

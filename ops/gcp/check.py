@@ -90,7 +90,7 @@ def check_images(cluster: Cluster) -> str:
         image = cluster.variables[name]
         if not (parts := IMAGE.fullmatch(image)):
             raise ConfigError(
-                f"{name}={image}: expected name:tag@sha256:…, because a tag can change: add the digest that "
+                f"{name}={image}: expected name:tag@sha256: and 64 digits, as a tag can change: add the digest that "
                 f"`docker buildx imagetools inspect {image.partition('@')[0]}` prints"
             )
         if parts["name"] != "rayproject/ray":
@@ -117,7 +117,10 @@ def check_packages(cluster: Cluster) -> str:
     name = cluster.variables["REQUIREMENTS"]
     for package in ("ray", "torch", "google-api-python-client"):  # the last one: the autoscaler, on the head
         if package not in cluster.pins:
-            raise ConfigError(f"REQUIREMENTS={name}: expected a pin of {package}: run `make lock`")
+            raise ConfigError(
+                f"REQUIREMENTS={name}: expected the packages of training, with a pin of {package}: "
+                "requirements/train.txt, which `make lock` writes"
+            )
     hashes = "--hash=" in (ROOT / name).read_text(encoding="utf-8")
     return f"{len(cluster.pins)} packages of {name}, " + ("with hashes" if hashes else "by version, WITHOUT hashes")
 
@@ -361,15 +364,22 @@ def main(path: str = "gcp.env") -> int:
     except DetectAIError as error:
         print(f"FAILED  variables: {error}")
         return 1
-    failed = False
+    failed, skipped = False, []
     for name, check in CHECKS.items():
         try:
             line = f"ok      {name}: {check(cluster)}"
         except SkippedError as reason:
+            skipped.append(name)
             line = f"skipped {name}: {reason}"
         except DetectAIError as error:
             failed, line = True, f"FAILED  {name}: {error}"
         print(line, flush=True)
+    if failed:
+        print("Correct what failed before `ray up`.")
+    elif skipped:
+        print(f"Nothing failed, but not checked: {', '.join(skipped)}.")
+    else:
+        print("All checks passed. Next: ray up with the file that `make cluster-config` wrote.")
     return int(failed)
 
 

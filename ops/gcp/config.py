@@ -23,6 +23,14 @@ PATTERNS = {
     "CLUSTER": (r"[a-z][a-z0-9-]{0,39}", "at most 40 of a-z, 0-9 and -"),
 }
 
+# Numbers of nodes: name, the one that it may not exceed.
+LIMITS = (
+    ("MIN_SERVING_NODES", "SERVING_NODES"),
+    ("SERVING_NODES", "MAX_WORKERS"),
+    ("SPOT_GPU_WORKERS", "MAX_WORKERS"),
+    ("ON_DEMAND_GPU_WORKERS", "MAX_WORKERS"),
+)
+
 
 def read_variables(path: Path) -> dict[str, str]:
     """The variables of a file. Raises ConfigError for a missing file, an unknown or missing name, or a wrong value."""
@@ -43,10 +51,17 @@ def read_variables(path: Path) -> dict[str, str]:
     # Accounts have roles for this bucket alone.
     if not re.fullmatch(rf"gs://{re.escape(values['BUCKET'])}(/[\w.-]+)+", values["STORAGE_ROOT"]):
         raise ConfigError(f"{path}: STORAGE_ROOT={values['STORAGE_ROOT']}: expected a folder gs://{values['BUCKET']}/…")
-    for name in known:
-        if name.endswith(("WORKERS", "NODES")) and not values[name].isdigit():
-            raise ConfigError(f"{path}: {name}={values[name]}: expected a number of machines")
+    _check_numbers(path, values)
     return values
+
+
+def _check_numbers(path: Path, values: Mapping[str, str]) -> None:
+    for name, value in values.items():
+        if name.endswith(("WORKERS", "NODES")) and not value.isdigit():
+            raise ConfigError(f"{path}: {name}={value}: expected a number of machines")
+    for name, limit in LIMITS:
+        if int(values[name]) > int(values[limit]):
+            raise ConfigError(f"{path}: {name}={values[name]}: expected at most {limit}={values[limit]}")
 
 
 def _parse(path: Path) -> dict[str, str]:

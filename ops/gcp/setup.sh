@@ -2,8 +2,13 @@
 # Create what cluster.yaml needs in a project: network, accounts, bucket, secrets. Changes nothing that is there already
 # but the roles, so it can run again: ops/gcp/setup.sh [VARIABLES], by default gcp.env.
 set -euo pipefail
+variables=${1:-./gcp.env}
+if [ ! -f "$variables" ]; then
+  echo "$variables: no such file: run \`cp ops/gcp/variables.env gcp.env\` in the checkout and fill it in" >&2
+  exit 1
+fi
 # shellcheck source=ops/gcp/variables.env
-. "${1:-gcp.env}"
+. "$variables"
 : "${PROJECT:?is empty in gcp.env}" "${BUCKET:?is empty in gcp.env}" "${REGION:?}"
 export CLOUDSDK_CORE_PROJECT=$PROJECT CLOUDSDK_CORE_DISABLE_PROMPTS=1
 head=detect-ai-head@$PROJECT.iam.gserviceaccount.com

@@ -2,8 +2,13 @@
 # Remove what setup.sh created and machines that are left, but not the bucket: ops/gcp/teardown.sh [VARIABLES].
 # Run `ray down` for every cluster first: machines, network and accounts of all of them go.
 set -euo pipefail
+variables=${1:-./gcp.env}
+if [ ! -f "$variables" ]; then
+  echo "$variables: no such file: run \`cp ops/gcp/variables.env gcp.env\` in the checkout and fill it in" >&2
+  exit 1
+fi
 # shellcheck source=ops/gcp/variables.env
-. "${1:-gcp.env}"
+. "$variables"
 : "${PROJECT:?is empty in gcp.env}" "${REGION:?}"
 export CLOUDSDK_CORE_PROJECT=$PROJECT CLOUDSDK_CORE_DISABLE_PROMPTS=1
 

@@ -195,6 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.root:
             raise ConfigError("expected --root or DETECT_AI_STORAGE_ROOT: the storage root of the service")
         storage = Storage(arguments.root)
+        if not storage.is_local:
+            print(f"asks {storage.root}; without access to it this takes two minutes", file=sys.stderr)  # noqa: T201
         store, lines = KeyStore(storage), []
         if arguments.command == "create":
             expires = arguments.expires and arguments.expires.astimezone(UTC)

@@ -53,6 +53,9 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({"STORAGE_ROOT": "gs://${BUCKET}"}, "expected a folder gs://my-bucket/"),
         ({"STORAGE_ROOT": "gs://${ZONE}/a"}, "STORAGE_ROOT: expected lines NAME=value"),
         ({"SPOT_GPU_WORKERS": "many"}, "expected a number of machines"),
+        ({"MIN_SERVING_NODES": "9"}, "MIN_SERVING_NODES=9: expected at most SERVING_NODES=8"),
+        ({"MAX_WORKERS": "7"}, "SERVING_NODES=8: expected at most MAX_WORKERS=7"),
+        ({"MAX_WORKERS": "3", "SERVING_NODES": "3"}, "SPOT_GPU_WORKERS=4: expected at most MAX_WORKERS=3"),
         ({"ZONES": "a"}, "ZONES is unknown"),
         ({"REQUIREMENTS": "no.txt"}, "REQUIREMENTS=no.txt: no such file"),
     ],
@@ -135,7 +138,7 @@ def test_own_images_are_accepted_by_digest(cluster: Cluster) -> None:
 def test_packages_of_nodes_are_pinned(cluster: Cluster, package: str) -> None:
     assert str(len(cluster.pins)) in check.check_packages(cluster)
     del cluster.pins[package]
-    with pytest.raises(ConfigError, match=f"expected a pin of {package}"):
+    with pytest.raises(ConfigError, match=rf"with a pin of {package}: requirements/train\.txt"):
         check.check_packages(cluster)
 
 
@@ -284,10 +287,12 @@ def test_one_failed_check_fails_the_command(
 
     monkeypatch.setattr(check, "service", skipped)
     assert check.main(str(example_variables(tmp_path))) == 0
-    states = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert states == ["ok"] * 6 + ["skipped"] * 2 + ["ok"]
+    *lines, closing = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["ok"] * 6 + ["skipped"] * 2 + ["ok"]
+    assert closing == "Nothing failed, but not checked: bucket, quota."
     assert check.main(str(example_variables(tmp_path, CPU_IMAGE="rayproject/ray:latest"))) == 1
-    states = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert states == ["FAILED"] + ["ok"] * 5 + ["skipped"] * 2 + ["ok"]
+    *lines, closing = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["FAILED"] + ["ok"] * 5 + ["skipped"] * 2 + ["ok"]
+    assert closing == "Correct what failed before `ray up`."
     assert check.main(str(tmp_path / "none")) == 1
     assert capsys.readouterr().out.startswith("FAILED  variables: ")

@@ -94,6 +94,13 @@ def test_scripts_have_no_findings_of_shellcheck() -> None:
     assert (done.stdout, done.returncode) == ("", 0)
 
 
+@pytest.mark.parametrize("script", ["setup.sh", "teardown.sh"])
+def test_missing_variables_are_named_before_any_call(machine: Machine, script: str) -> None:
+    done = machine.run(script)
+    assert (done.returncode, machine.calls()) == (1, "")
+    assert done.stderr.startswith("./gcp.env: no such file: run `cp ops/gcp/variables.env gcp.env`")
+
+
 def test_setup_creates_everything_once(machine: Machine) -> None:
     variables = str(example_variables(machine.folder))
     assert machine.run("setup.sh", variables).returncode == 0

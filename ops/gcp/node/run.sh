@@ -17,6 +17,9 @@ options+=(--env RAY_AUTH_MODE=token --env DETECT_AI_AUTOSCALES=1 --env "DETECT_A
 # Serve's HAProxy has a higher throughput than its own proxy (docs/SERVING.md). It gives a client 75 s for the next bytes
 # of a request instead of an hour; a front proxy with header and body timeouts is required (SECURITY.md).
 options+=(--env RAY_SERVE_ENABLE_HA_PROXY=1 --env RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S=75)
+# A replica that goes waits for its clients, which are HAProxies: they know after a second or two. Ray's default of 30 s is
+# for balancers that ask replicas themselves.
+options+=(--env RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=10)
 # Workers, and so replicas, survive ten minutes without a head; Ray's default is one.
 options+=(--env RAY_gcs_rpc_server_reconnect_timeout_s=600)
 # The default of an hour for a machine that does not come up would be too long for the next node type.

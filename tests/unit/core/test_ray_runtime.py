@@ -115,3 +115,12 @@ def test_autoscaling_cluster_is_trusted(busy, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("DETECT_AI_AUTOSCALES", "1")
     ray_runtime.require_resources("it", 50)
+
+
+@pytest.mark.parametrize(
+    ("host", "advice"),
+    [("127.0.0.1", "stop the process"), ("999.1.1.1", "an address of"), ("192.0.2.1", "an address of")],
+)
+def test_an_address_that_cannot_be_bound_is_refused(host, advice):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ResourceError, match=advice):
+        ray_runtime.require_free_port(host, taken.getsockname()[1])
