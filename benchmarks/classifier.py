@@ -20,8 +20,9 @@ from detect_ai.core.config import CalibrationConfig
 from detect_ai.core.storage import Storage
 from detect_ai.detector import bundle
 from detect_ai.detector.registry import Registry
-from detect_ai.models import encoder
+from detect_ai.models import backends, encoder
 from detect_ai.models.batch import collate, plan_scoring
+from detect_ai.release.export import make
 from detect_ai.text.normalize import NORMALISER_VERSION, normalise
 
 WINDOW, STRIDE = 512, 384  # what the peers read of a text, too; more they would leave out
@@ -29,7 +30,7 @@ WORDS = (30, 600)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
-def prepared(scratch: Path, path: str | None, count: int, precision: str) -> dict[str, str]:
+def prepared(scratch: Path, path: str | None, count: int, precision: str, backend: str) -> dict[str, str]:
     """Texts, a registry whose champion is the classifier, its bundle, and the folder of the peers.
 
     Args:
@@ -37,6 +38,7 @@ def prepared(scratch: Path, path: str | None, count: int, precision: str) -> dic
         path: Parquet with columns `text` and `label`; None: the sample.
         count: of texts, half of each class.
         precision: of the bundle, `fp32` or `bf16`.
+        backend: that the champion is exported to, one of `backends.BACKENDS`; `torch`: the bundle itself.
     """
     import torch
 
@@ -72,8 +74,13 @@ def prepared(scratch: Path, path: str | None, count: int, precision: str) -> dic
     )
     bundle.write_spec(folder, spec)
     registry = Registry(Storage(str(scratch / "store")))
-    registry.set_champion(registry.add(folder))
+    champion = registry.add(folder)
     peers = for_peers(scratch / "classifier", folder, Path(encoder.resolve(config)[0]))
+    if backend != backends.DEFAULT:
+        exported = scratch / backend
+        make(backend, folder, exported)
+        folder, champion = exported, registry.add(exported)
+    registry.set_champion(champion)
     return {
         "texts": str(scratch / "texts.json"),
         "store": str(scratch / "store"),
