@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -62,6 +63,32 @@ def storage_error(error: OSError) -> StorageError | None:
     if code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
         advice = "check the account and its role on the bucket"
     return StorageError(f"expected an answer, found {code} ({reason[:200]}): {advice}")
+
+
+def _is_damaged(error: Exception) -> bool:
+    """Whether data of an object store arrived damaged: of a wrong checksum, too short, or not Parquet."""
+    if isinstance(error, FileNotFoundError):
+        return False
+    return "google::cloud::Status" not in str(error) or "DATA_LOSS" in str(error)
+
+
+def read_stream(uri: str, items: Callable[[], Iterator[T]]) -> Iterator[T]:
+    """The items that are read from a file.
+
+    On an object store, `items` begins again when the data arrive damaged, and those already given are skipped.
+    """
+    given, attempts = 0, READS if "://" in uri else 1
+    for attempt in range(attempts):
+        try:
+            for item in islice(items(), given, None):
+                yield item
+                given += 1
+        except (OSError, pa.ArrowInvalid) as error:
+            if not _is_damaged(error) or attempt == attempts - 1:
+                raise
+            _pause(attempt)
+        else:
+            return
 
 
 def parquet(table: pa.Table) -> bytes:
@@ -153,8 +180,7 @@ class Storage:
                 with self._named("read", key):
                     return action()
             except (OSError, pa.ArrowInvalid) as error:
-                is_damaged = isinstance(error, pa.ArrowInvalid) or "DATA_LOSS" in str(error)
-                if self.is_local or not is_damaged or attempt == READS - 1:
+                if self.is_local or not _is_damaged(error) or attempt == READS - 1:
                     raise
                 _pause(attempt)
         raise AssertionError

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from detect_ai.core.errors import CorpusError
 from detect_ai.core.job import read_result
-from detect_ai.core.storage import Storage
+from detect_ai.core.storage import Storage, read_stream
 
 FORMAT = 2
 READ_AT_ONCE = 256  # rows of a table
@@ -100,10 +101,14 @@ class Corpus:
 
     def tables(self, split: str, columns: list[str]) -> Iterator[pa.Table]:
         """The rows of a split in order, a few at a time. Shards are opened when they are needed."""
-        for shard in self.shards(split):
+
+        def batches(shard: Shard) -> Iterator[pa.Table]:
             with self.storage.filesystem.open_input_file(self.storage.path(self.shard_key(shard))) as file:
                 for batch in pq.ParquetFile(file).iter_batches(READ_AT_ONCE, columns=columns):
                     yield pa.Table.from_batches([batch])
+
+        for shard in self.shards(split):
+            yield from read_stream(self.storage.root, partial(batches, shard))
 
     def domains(self, split: str) -> NDArray[np.str_]:
         """The domain of each text of a split, or its source where it has none, in the corpus's order; shape (n,)."""

@@ -27,7 +27,7 @@ from pyarrow import fs as pafs
 
 from detect_ai.core.config import SourceConfig
 from detect_ai.core.errors import CorpusError, StorageError
-from detect_ai.core.storage import open_uri, storage_error
+from detect_ai.core.storage import open_uri, read_stream, storage_error
 from detect_ai.corpus.columns import ROW_SCHEMA, ColumnMapper
 from detect_ai.corpus.formats import Row, SourceReadError, csv_rows, json_rows, refuse_foreign, text_row
 from detect_ai.corpus.presets import with_preset
@@ -119,7 +119,7 @@ def raw_rows(piece: Piece, select: Select) -> Iterator[tuple[str, Row]]:
     total = 0
     for file in piece.files:
         with _wrap_read_errors(_where(piece.source, file)):
-            for row in _file_rows(piece, file, select):
+            for row in read_stream(piece.source.path, partial(_file_rows, piece, file, select)):
                 total += 1
                 if row.problem:
                     problems[row.problem] += 1
@@ -255,10 +255,16 @@ def source_digest(source: SourceConfig) -> str:
     for name, size in files:
         if path != f"{root}/{name}":  # of a folder
             digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
-        with _wrap_read_errors(_where(source, name)), filesystem.open_input_stream(f"{root}/{name}", None) as stream:
-            while chunk := stream.read(1 << 20):
+        with _wrap_read_errors(_where(source, name)):
+            for chunk in read_stream(source.path, partial(_chunks, filesystem, f"{root}/{name}")):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def _chunks(filesystem: pafs.FileSystem, path: str) -> Iterator[bytes]:
+    with filesystem.open_input_stream(path, None) as stream:
+        while chunk := stream.read(1 << 20):
+            yield chunk
 
 
 # The hub and the sample

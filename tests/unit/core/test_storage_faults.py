@@ -1,15 +1,19 @@
 """Storage on an object store behind a proxy that injects faults."""
 
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pyarrow as pa
 import pytest
 
 from detect_ai.core import audit_log
 from detect_ai.core import storage as module
+from detect_ai.core.config import SourceConfig
 from detect_ai.core.errors import ConflictError, StorageError
 from detect_ai.core.pointer import Pointer
 from detect_ai.core.storage import Storage, parquet
+from detect_ai.corpus.manifest import Corpus, Shard
+from detect_ai.corpus.sources import list_pieces, raw_rows, source_digest
 from detect_ai.detector.registry import Registry
 from serve_app.auth.api_keys import KeyStore, create_key
 from tests.fixtures import faults, gcs
@@ -76,6 +80,30 @@ def test_table_is_whole(storage, proxy, stored, key, fault):
     proxy.script("download", None, fault)  # the footer arrives, the columns do not
     assert storage.read_table(key, ["b"]).equals(TABLE.select(["b"]))
     assert [call.fault for call in proxy.calls()].count(fault) == 1
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])  # downloads that succeed: of the footer, of the first rows
+@pytest.mark.parametrize("fault", faults.FAULTS["download"])
+def test_streams_are_whole(storage, proxy, stored, fault, before):
+    """Rows of a source, tables of a corpus and the digest of a source, which give what they have before they end."""
+    key = "streams"
+    texts = pa.table({"text": [f"text {n} {n**9}" for n in range(3000)], "label": [0, 1] * 1500})
+    stored.write_bytes(f"{key}/train/a.parquet", parquet(texts))
+    source = SourceConfig(kind="parquet", path=storage.uri(f"{key}/train/a.parquet"))
+    own = SourceConfig(kind="parquet", path=stored.uri(f"{key}/train/a.parquet"))
+    corpus = Corpus(storage, key, mock.Mock(shards=[Shard("train", "a.parquet", 3000, "")]))
+
+    def scripted():
+        proxy.script("download", *[None] * before, fault)
+
+    scripted()
+    (piece,) = list_pieces(source)
+    assert [row.values for _, row in raw_rows(piece, lambda names, _: names)] == texts.to_pylist()
+    scripted()
+    assert pa.concat_tables(corpus.tables("train", ["text", "label"])).equals(texts)
+    scripted()
+    assert source_digest(source) == source_digest(own)
+    assert [call.fault for call in proxy.calls()].count(fault) >= 2
 
 
 @pytest.mark.parametrize("at", [1, 2], ids=["content", "end"])
