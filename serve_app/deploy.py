@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 
 APP = "detect_ai"
 DEPLOY_TIMEOUT_S = 300
-NODE_START_S = 900  # more, where nodes may have to be added: machine, image and packages
+NODE_START_S = 900  # added to the timeout if the cluster can add nodes: machine, image and packages
 POLL_S = 0.5
-KEEP_ALIVE_S = 620  # Google's balancers reuse a connection for 600 s: one that ends before would fail a request
+KEEP_ALIVE_S = 620  # Google's load balancers reuse a connection for 600 s; closing it earlier would fail a request
 CHECKOUT = Path(__file__).resolve().parents[1]
-# Variables of a job that its replicas get: system, libraries, access to storage; not tokens of W&B or the hub.
+# Environment variables that replicas inherit from a job: system, libraries, storage access; not W&B or hub tokens.
 ALLOWED_VARIABLES = (
     *("PATH", "HOME", "TMPDIR", "LANG", "LC_", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_", "CUDA_", "OMP_", "MKL_"),
     *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
@@ -50,13 +50,13 @@ ALLOWED_VARIABLES = (
 def deploy(
     config: Config, storage: Storage, keys: str | None = None, replicas: str = "", after: int | None = None
 ) -> dict[str, Any]:
-    """Serve a published version, the champion unless one is named, and wait until it answers.
+    """Serve a published version (default: the champion) and wait until it answers.
 
-    Replicas of the version before answer until those of the new one are ready. A deployment that fails returns to the
-    last one that succeeded, unless another deployment has begun meanwhile. `keys` are hashed API keys in addition to
-    those under the storage root; None: those of the environment. `replicas` is that of the state in force, if all that
-    changes is `serve.abstain_domains`: they keep running. `after` is the number of the desired state that the
-    configuration was derived from; None: it is independent of it.
+    Replicas of the previous version answer until the new ones are ready. A failed deployment is rolled back to the last
+    successful one, unless another deployment has begun meanwhile. `keys` are hashed API keys in addition to those under
+    the storage root; None: the keys of the environment. `replicas` is the value in the current state if only
+    `serve.abstain_domains` changes, so that replicas keep running. `after` is the number of the desired state that the
+    configuration was derived from; None: it does not depend on one.
 
     Raises RegistryError (no such version, no champion), BundleError (damaged), ResourceError (a port in use, too few
     CPUs, replicas that did not start) or ConflictError (a newer deployment has replaced this one).
@@ -83,7 +83,7 @@ def deploy(
             if is_new:
                 desired.require(number)
                 stop(app=True)
-                if desired.read()[0] != number:  # what was deleted is that of a newer deployment
+                if desired.read()[0] != number:  # a newer deployment's application was deleted
                     hand_over(desired, storage.root)
                 elif started_serve:
                     stop(serve_too=True)
@@ -118,7 +118,7 @@ def wait_for_answer(desired: DesiredState, number: int, settings: ServeConfig, v
 
 
 def desired_state(storage: Storage) -> DesiredState:
-    """The states of the service on the connected cluster; those of a private Ray end with it."""
+    """Desired states of the service on the connected cluster; a private Ray instance loses them when it ends."""
     if os.environ.get("RAY_ADDRESS"):
         return DesiredState(storage)
     node: Any = worker._global_node
@@ -126,7 +126,7 @@ def desired_state(storage: Storage) -> DesiredState:
 
 
 def cluster_stays() -> bool:
-    """Whether RAY_ADDRESS names a cluster that outlives this process, and so does a service on it."""
+    """Whether RAY_ADDRESS names a cluster; the cluster and its services outlive this process."""
     if os.environ.get("RAY_ADDRESS"):
         return True
     logger.info("RAY_ADDRESS is not set: nothing is deployed, because the service would end with this job")
@@ -134,10 +134,10 @@ def cluster_stays() -> bool:
 
 
 def deploy_to_cluster(config: Config, storage: Storage) -> dict[str, Any]:
-    """Deploy to the cluster of RAY_ADDRESS. A pause of verdicts stays in force until `abstain` ends it.
+    """Deploy to the cluster at RAY_ADDRESS. Paused verdicts stay paused until `abstain` resumes them.
 
-    Raises ConfigError without a cluster, where the service would end with this job, and when the version has no domain
-    of the name that is paused; other errors as `deploy`.
+    Raises ConfigError without a cluster, because the service would end with this job, and when the version lacks a
+    paused domain; other errors as in `deploy`.
     """
     if not os.environ.get("RAY_ADDRESS"):
         raise ConfigError(
@@ -157,7 +157,7 @@ def deploy_to_cluster(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def require_known_domains(config: ServeConfig, storage: Storage) -> None:
-    """Raise ConfigError for a name in `serve.abstain_domains` that the version to serve has no domain of."""
+    """Raise ConfigError if `serve.abstain_domains` names a domain that the version to serve does not have."""
     if config.abstain_domains:
         with Registry(storage).folder(checked_version(config, storage)) as folder:
             names = bundle.read_spec(folder).calibration.named_domains
@@ -165,10 +165,10 @@ def require_known_domains(config: ServeConfig, storage: Storage) -> None:
 
 
 def abstain(config: Config, storage: Storage) -> dict[str, Any]:
-    """Answer `uncertain` for texts of `serve.abstain_domains`, and for no others, from now on; replicas keep running.
+    """Pause verdicts: answer `uncertain` for exactly the domains in `serve.abstain_domains`; replicas keep running.
 
-    The other settings stay as they were deployed. Raises ConfigError for an unknown domain or without a service,
-    ConflictError when another deployment has begun or ended since the settings were read, and errors as `deploy`.
+    The other settings stay as deployed. Raises ConfigError for an unknown domain or without a service, ConflictError
+    when another deployment has begun or ended since the settings were read, and the errors of `deploy`.
     """
     connect(storage)
     desired = desired_state(storage)
@@ -189,13 +189,13 @@ def abstain(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def rollback_service(config: Config, storage: Storage) -> dict[str, Any]:
-    """Return to the champion before; a service on the cluster of RAY_ADDRESS follows, with the settings it has.
+    """Return to the previous champion; a service on the cluster at RAY_ADDRESS follows and keeps its settings.
 
     Raises:
-        RegistryError: there is no champion before, or its bundle cannot be loaded: nothing has changed.
+        RegistryError: there is no previous champion, or its bundle cannot be loaded: nothing has changed.
         ConfigError: the service was deployed by another release: nothing has changed.
         ConflictError: a newer publication or deployment has replaced this one.
-        ResourceError: the replicas did not start; the service is as before, the champion has moved.
+        ResourceError: the replicas did not start: the service is as before, but the champion has changed.
     """
     state = None
     if cluster_stays():
@@ -221,7 +221,7 @@ def require_place(config: ServeConfig, storage: Storage) -> None:
 
 
 def checked_version(config: ServeConfig, storage: Storage) -> str:
-    """The version to serve; every byte of it, and of the canary, is checked before the service changes."""
+    """The version to serve. Verifies every byte of it and of the canary before the service changes."""
     registry = Registry(storage)
     version = config.version or registry.require_champion()
     for name in filter(None, (version, config.canary)):
@@ -231,7 +231,7 @@ def checked_version(config: ServeConfig, storage: Storage) -> str:
 
 
 def start_serve(config: ServeConfig) -> bool:
-    """Start Ray Serve unless it runs; returns whether it did. Raises ResourceError when the port is taken."""
+    """Start Ray Serve unless it is running; returns whether it was started. Raises ResourceError for a taken port."""
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is not None:
         running = client.http_config
@@ -247,7 +247,7 @@ def start_serve(config: ServeConfig) -> bool:
         proxy_location="HeadOnly" if config.is_local else "EveryNode",
         http_options={
             **{"host": config.host, "port": config.port, "keep_alive_timeout_s": KEEP_ALIVE_S},
-            # The wait for a replica comes on top of the time that a replica allows itself.
+            # Longer than the timeout of a replica, because it includes the wait for a replica.
             "request_timeout_s": 2 * config.request_timeout_s,
         },
         logging_config=LoggingConfig(encoding="JSON"),
@@ -257,7 +257,7 @@ def start_serve(config: ServeConfig) -> bool:
 
 
 def hand_over(desired: DesiredState, storage_root: str) -> None:
-    """Make Serve follow the current state, also when that changes meanwhile. Does not wait for replicas."""
+    """Apply the current state to Serve, again if it changes meanwhile. Does not wait for replicas."""
     number, state = desired.read()
     while state is not None:
         apply(state, storage_root)
@@ -281,7 +281,7 @@ def is_answering(config: ServeConfig, version: str) -> bool:
     if app is not None and app.status == "DEPLOY_FAILED":
         messages = [app.message, *(deployment.message for deployment in app.deployments.values())]
         lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-        # The error stands after its traceback.
+        # The error message follows its traceback.
         reason = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no reason given")
         raise ResourceError(f"version {version} did not start: {reason}")
     return app is not None and app.status == "RUNNING" and served_version(config) == version
@@ -290,7 +290,7 @@ def is_answering(config: ServeConfig, version: str) -> bool:
 def runtime_env() -> dict[str, Any]:
     """Runtime environment of replicas: the job's, with `serve_app` importable and without the job's secrets.
 
-    Ray merges a job's variables into those of its actors, so others than the allowed ones are emptied, not left out.
+    Ray merges a job's variables into those of its actors, so variables that are not allowed are emptied, not left out.
     """
     inherited = dict(ray.get_runtime_context().runtime_env)
     given = inherited.get("env_vars", {})

@@ -49,7 +49,7 @@ class Replica:
         self.versions, self.access, self.feedback = service.versions, service.access, service.feedback
 
     def reconfigure(self, settings: dict[str, list[str]]) -> None:
-        """Take over what changes without a restart; Serve calls this after the start and when it changes."""
+        """Apply settings that need no restart; Serve calls this after the start and when they change."""
         for engine in self.versions.engines:
             engine.abstain_domains = frozenset(settings["abstain_domains"])
 
@@ -67,9 +67,9 @@ class Replica:
 
 
 def build(state: State, storage_root: str, runtime_env: dict[str, Any]) -> serve.Application:
-    """The application of a state; `runtime_env` is that of the processes of its replicas.
+    """The application of a state; `runtime_env` is the runtime environment of its replicas.
 
-    Replicas of an earlier state with the same `replicas` keep running and take over `serve.abstain_domains`.
+    Replicas of an earlier state with the same `replicas` keep running and apply the new `serve.abstain_domains`.
     """
     config = state.sections["serve"]
     needs = config.replica_resources
@@ -95,7 +95,7 @@ def build(state: State, storage_root: str, runtime_env: dict[str, Any]) -> serve
             policy=AutoscalingPolicy(policy_function=scale_on_demand),
         ),
         graceful_shutdown_wait_loop_s=1,
-        # The bound of requests in flight, and time to send their responses.
+        # The timeout of requests in flight, plus time to send their responses.
         graceful_shutdown_timeout_s=config.request_timeout_s + 10,
         max_surge_percent=100,  # the old version serves until the new one is ready, also with one replica
         max_constructor_retry_count=2,

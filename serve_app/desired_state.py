@@ -1,7 +1,7 @@
 """Desired state of the service: version and settings, recorded so that concurrent deployments cannot undo each other.
 
-A deployment appends a `starting` record, and a `live` one with the same content when its version answers. Both are
-compare-and-swap: a deployment that is no longer the last one fails instead of changing what replaced it.
+A deployment appends a `starting` record, and a `live` one with the same content when its version answers. Both writes
+are compare-and-swap: a deployment that is no longer the latest fails instead of overwriting its successor.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class State(BaseModel):
     settings: dict[str, Any]  # the section `serve` of the configuration
     monitoring: dict[str, Any] = {}  # the section `monitoring`
     keys: str | None  # hashed API keys of the deployer's environment, as JSON; None: no keys are required
-    replicas: str = ""  # states with the same one differ only in what replicas take over without a restart
+    replicas: str = ""  # states with the same value differ only in settings that need no restart
 
     @classmethod
     def of(
@@ -46,7 +46,7 @@ class State(BaseModel):
         replicas: str = "",
         status: Literal["starting", "live"] = "starting",
     ) -> Self:
-        """The state in which a version is served as a configuration says."""
+        """The state that serves a version with the settings of a configuration."""
         settings = config.serve.model_dump() | {"version": version}
         monitoring = config.monitoring.model_dump()
         return cls(
@@ -63,7 +63,7 @@ class State(BaseModel):
 
 
 class DesiredState:
-    """The states of one service, the last one being in force. Those of a private Ray end with it."""
+    """The states of one service; the last one is in force. A private Ray instance loses its states when it ends."""
 
     def __init__(self, storage: Storage) -> None:
         self._pointer = Pointer(storage, KEY)
@@ -87,7 +87,7 @@ class DesiredState:
             raise
 
     def require(self, number: int) -> None:
-        """Raise ConflictError, naming the newer deployment, unless a record is the current one."""
+        """Raise ConflictError, which names the newer deployment, unless record `number` is the current one."""
         record = self._pointer.read()
         assert record is not None
         if record.number != number:

@@ -1,4 +1,4 @@
-"""Errors of the service, and problem documents (RFC 9457) for them, which never repeat a part of the request."""
+"""Errors of the service and their problem documents (RFC 9457), which never repeat any part of the request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detect_ai.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = {"Retry-After": "1"}
-# Reasons of problems in metrics, unless the problem gives another.
+# Default reason of a problem in metrics, by status.
 REASONS = {
     **{400: "malformed", 401: "wrong_key", 403: "scope", 404: "not_found", 413: "too_large", 415: "media_type"},
     **{409: "repeated_id", 421: "host", 422: "invalid", 429: "rate", 500: "internal", 503: "closing"},
@@ -29,9 +29,9 @@ _PHRASES = {"missing": "is missing", "model_attributes_type": "expected a JSON o
 
 
 class ProblemError(Exception):
-    """A request that is refused or fails; `detail` says what was expected and found, without text of the request.
+    """A rejected or failed request; `detail` says what was expected and found, without text from the request.
 
-    `reason` is one of few names, for metrics; default: that of the status.
+    `reason` is one of a few names, for metrics; the default depends on the status.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ProblemError(Exception):
 
 
 class QueueFullError(Exception):
-    """The queue is full, or the estimated queueing delay is too long: it has drained in `retry_after_s` seconds."""
+    """The queue is full, or the estimated queueing delay is too long: retry after `retry_after_s` seconds."""
 
     def __init__(self, retry_after_s: int = 1) -> None:
         self.retry_after_s = retry_after_s
@@ -68,7 +68,7 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ProblemError:
         path = ".".join(part for part in location if not part.startswith(("str", "list[", "constrained")))
         if kind == "value_error":
             sentences.append(str(error["ctx"]["error"]))
-        elif kind == "extra_forbidden":  # its name comes from the request
+        elif kind == "extra_forbidden":  # the name of the field comes from the request
             is_name = _FIELD_NAME.fullmatch(location[-1])
             sentences.append(f"unknown field `{location[-1]}`" if is_name else "a field has an unknown name")
         else:
@@ -79,7 +79,7 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ProblemError:
 
 
 async def validation_problem(request: Request, error: Exception) -> Response:
-    """Raise the problem of a body that has not the expected shape."""
+    """Raise the problem for a body that does not have the expected shape."""
     assert isinstance(error, RequestValidationError)
     raise invalid_request(error.errors()) from None
 
@@ -87,7 +87,7 @@ async def validation_problem(request: Request, error: Exception) -> Response:
 async def http_problem(request: Request, error: Exception) -> Response:
     """The response to a routing error; the requested path is not repeated."""
     assert isinstance(error, HTTPException)
-    if isinstance(error.__cause__, ClientDisconnect | ProblemError):  # FastAPI wraps what happens while it reads a body
+    if isinstance(error.__cause__, ClientDisconnect | ProblemError):  # FastAPI wraps errors raised while reading a body
         raise error.__cause__
     detail = _DETAILS.get(error.status_code, f"{error.detail}.")
     if error.status_code == 405:

@@ -1,7 +1,7 @@
 """The application that a RayService imports: `import_path: serve_app.kubernetes:app` in ops/kubernetes/serving.yaml.
 
-The manifest takes the place of the recorded desired state: KubeRay deploys it again whenever it changes or a cluster is
-replaced, and nothing is written under the storage root.
+The manifest replaces the recorded desired state: KubeRay redeploys it whenever it changes or a cluster is replaced, and
+nothing is written under the storage root.
 """
 
 from __future__ import annotations

@@ -27,22 +27,22 @@ from serve_app.auth.rate_limit import local_limiter
 from serve_app.engine.metrics import discard, start_exporter
 from serve_app.service import build_service
 
-# Keys of `serve` that a deployment on a cluster has and one process has not.
+# Settings in `serve` that apply only to deployments on a cluster.
 OF_CLUSTERS = {
     *("version", "canary", "canary_fraction", "min_replicas", "max_replicas", "downscale_delay_s"),
     *("cpus_per_replica", "node_resource", "memory_gb", "tracing", "deploy"),
 }
 KEEP_ALIVE_S = 75
-SEND_S = 10  # for responses, after the last request may take
+SEND_S = 10  # to send responses, after the timeout of the last request
 
 
 def serve(given: str, root: str, metrics_port: int | None = None, overrides: Sequence[str] = ()) -> None:
     """Serve until SIGINT or SIGTERM; requests in progress are answered first.
 
     Args:
-        given: a folder with a bundle, or a version of the registry; empty: the champion.
+        given: a bundle folder, or a version in the registry; empty: the champion.
         root: the storage root: registry, API keys, prediction log.
-        metrics_port: a port of loopback for Prometheus.
+        metrics_port: a loopback port for Prometheus.
         overrides: settings such as `serve.port=8080` and `monitoring.log=true`.
 
     Raises ConfigError, BundleError, RegistryError, or ResourceError when a port is taken.
@@ -66,7 +66,7 @@ def serve(given: str, root: str, metrics_port: int | None = None, overrides: Seq
             Disconnects(app),
             host=serve.host,
             port=serve.port,
-            http="h11",  # bounds the headers of a request, at 64 KiB
+            http="h11",  # limits request headers to 64 KiB
             lifespan="on",
             log_config=None,
             access_log=False,  # the application has one of its own
@@ -108,7 +108,7 @@ def settings(root: str, overrides: Sequence[str]) -> Config:
 
 
 def find_bundle(given: str, storage: Storage) -> tuple[str, Callable[[str], AbstractContextManager[Path]]]:
-    """The version to serve, empty for a bundle outside the registry, and what gives its folder."""
+    """The version to serve (empty for a bundle outside the registry), and a function that opens its folder."""
     if "://" in given:
         place, key = Storage.around(given)
         return "", lambda _: place.local_folder(key)
@@ -119,7 +119,7 @@ def find_bundle(given: str, storage: Storage) -> tuple[str, Callable[[str], Abst
 
 
 class Server(uvicorn.Server):
-    """A server that says when it accepts requests."""
+    """A server that prints a message when it accepts requests."""
 
     def __init__(self, config: uvicorn.Config, ready: str) -> None:
         super().__init__(config)

@@ -17,12 +17,12 @@ logger = logging.getLogger(__name__)
 
 
 def restore(config: Config, storage: Storage) -> dict[str, Any]:
-    """Serve the last live state again on the cluster of RAY_ADDRESS, after its head was lost.
+    """Serve the last live state again on the cluster at RAY_ADDRESS, after its head node was lost.
 
-    Does nothing before the first deployment, and nothing that shows where the service answers with that state. A
-    deployment that the loss interrupted does not continue; one that begins meanwhile does. The state is not checked
-    again: `deploy` has accepted it. Raises ConfigError when RAY_ADDRESS is not set or the state is of another release,
-    ResourceError when the port is taken or the replicas did not start in time.
+    Does nothing before the first deployment, and has no visible effect if the service already answers with that state.
+    A deployment that the loss interrupted is not resumed; one that begins meanwhile takes precedence. The state is not
+    checked again, because `deploy` accepted it. Raises ConfigError when RAY_ADDRESS is not set or another release wrote
+    the state, ResourceError when the port is taken or the replicas did not start in time.
     """
     if not os.environ.get("RAY_ADDRESS"):
         raise ConfigError("restore needs the address of the cluster: set RAY_ADDRESS, on its head to 127.0.0.1:6379")

@@ -1,4 +1,4 @@
-"""What one process serves requests with: engines, access control, prediction log and feedback. Independent of Ray."""
+"""Parts of one serving process: engines, access control, prediction log and feedback. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def build_service(
     """Load and warm up a version, and the canary of `config` if it names one.
 
     Args:
-        bundle_of: gives the folder of a version, every byte of which is checked.
+        bundle_of: opens the folder of a version; loading verifies every byte of it.
         version: the version to serve.
-        config: limits of requests and the resources of the model.
-        monitoring: the prediction log, its audit and the watch for drift.
+        config: request limits and model resources.
+        monitoring: settings of the prediction log, its audit and drift detection.
         storage: where the log, the labels and the API keys are.
         keys: hashed API keys in addition to those in storage, as JSON; None: requests need no key.
         limiter: enforces rate and concurrency limits.

@@ -92,7 +92,7 @@ class Status(BaseModel):
 async def lifespan(
     versions: Versions, access: AccessControl, feedback: Feedback | None, _: FastAPI
 ) -> AsyncIterator[None]:
-    """Start what a replica does besides requests, and end it when they are answered."""
+    """Start the background tasks of a replica; stop them when its requests are answered."""
     main = versions.main
 
     async def report() -> None:
@@ -118,9 +118,9 @@ async def lifespan(
 def create_app(
     versions: Versions, access: AccessControl, feedback: Feedback | None = None, stamp_request_id: bool = False
 ) -> FastAPI:
-    """The ASGI application of one process; labels are accepted where there is a database for them.
+    """The ASGI application of one process; it accepts labels if it has a prediction log and `feedback`.
 
-    `stamp_request_id`: no proxy of Ray Serve puts `X-Request-ID` on the responses.
+    Set `stamp_request_id` where no Ray Serve proxy adds `X-Request-ID` to responses.
     """
     main, config = versions.main, versions.main.config
     app = FastAPI(
@@ -133,7 +133,7 @@ def create_app(
         lifespan=partial(lifespan, versions, access, feedback),
         responses=PROBLEMS,
         exception_handlers={HTTPException: http_problem, RequestValidationError: validation_problem},
-        # FastAPI's own spans and logs have query strings and the messages of errors, which may contain text.
+        # FastAPI's own spans and logs include query strings and error messages, which may contain text.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs characters of the body
@@ -160,7 +160,7 @@ def create_app(
 
 
 def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
-    """A route class that accepts one media type, checks a request before its body is read, and bounds its time."""
+    """A route class that accepts one media type, checks a request before its body is read, and limits its duration."""
     seconds = versions.main.config.request_timeout_s
 
     class BoundedRoute(APIRoute):
@@ -179,7 +179,7 @@ def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
                 state.num_bytes = int(length) if length.isdigit() else 0  # 0: unknown
                 state.engine = versions.choose(state.request_id if caller == ANYBODY else caller)
                 state.model_version = state.engine.detector.version
-                # Caller in the queue, for fair turns: the API key, or without keys the connection.
+                # Caller for fair queueing: the API key or, without keys, the connection.
                 queue = ":".join(map(str, request.client)) if caller == ANYBODY and request.client else caller
                 state.info = RequestInfo(state.request_id, queue, metered(state, versions.main.record))
                 try:
@@ -201,10 +201,10 @@ def bounded_route(versions: Versions, media_type: str) -> type[APIRoute]:
 
 
 def metered(state: State, record: Record) -> Charge:
-    """Counts the tokens that the model reads for a request, and takes them from the rate of its key."""
+    """A function that counts the tokens the model reads for a request and charges them to its key's rate limit."""
 
     def count(tokens: int) -> None:
-        if tokens > 0:  # others are refunds
+        if tokens > 0:  # negative numbers are refunds
             state.tokens = tokens
             record("key_tokens", tokens, key=state.caller.name)
         state.caller.charge(tokens)
@@ -213,7 +213,7 @@ def metered(state: State, record: Record) -> Charge:
 
 
 async def json_response(versions: Versions, request: Request, work: Callable[[Engine], Awaitable[bytes]]) -> Response:
-    """The response of the version that was chosen for a request."""
+    """The response of the version chosen for a request."""
     content, engine = await versions.run(request.state.engine, work)
     request.state.model_version = engine.detector.version
     return Response(content, media_type="application/json")
@@ -235,7 +235,7 @@ def text_routes(versions: Versions) -> APIRouter:
 
     @router.post("/v1/detect", response_model=DetectResponse)
     async def detect(request: Request, body: DetectRequest) -> Response:
-        """Verdicts for one or several texts, in their order."""
+        """Verdicts for one or more texts, in the same order."""
         started, id_ = time.perf_counter(), request.state.request_id
 
         def respond(verdicts: list[Verdict]) -> bytes:
@@ -279,7 +279,7 @@ def file_routes(versions: Versions) -> APIRouter:
 
     @router.post("/v1/detect/file", response_model=FilesResponse, openapi_extra={"requestBody": body})
     async def detect_file(request: Request) -> Response:
-        """Verdicts for the texts in files, in their order.
+        """Verdicts for the texts of files, in the same order.
 
         Text and Markdown in UTF-8, Word documents (.docx) and PDFs that contain text. Headers, footers, notes and
         comments of Word documents are not read. A file that cannot be read has a `problem` instead of a `verdict`; the
@@ -298,14 +298,14 @@ def file_routes(versions: Versions) -> APIRouter:
 
 
 def feedback_routes(log: PredictionLog, feedback: Feedback) -> APIRouter:
-    """Labels of texts that the service has read."""
+    """Labels for texts that the service has evaluated."""
     router = APIRouter()
 
     @router.post(FEEDBACK)
     def give_feedback(request: Request, body: FeedbackRequest) -> FeedbackResponse:
         """Report who wrote a text of an earlier request. Needs a key with the scope `feedback` or `audit`.
 
-        A key has one vote on a text, the last one it sends. A verdict can be reported a few seconds after it was given.
+        Each key has one vote per text: the last one it sends. A text can be labelled a few seconds after its verdict.
         """
         predictions, caller = log.find(body.request_id, body.index), request.state.caller
         if not predictions:
@@ -318,7 +318,7 @@ def feedback_routes(log: PredictionLog, feedback: Feedback) -> APIRouter:
             audited, conflict = feedback.vote(
                 predictions[0], caller.name, Label(body.label), may_audit=Scope.AUDIT in caller.scopes
             )
-        except ConfigError:  # its message is for the operator, and in the log
+        except ConfigError:  # its message is for the operator and is logged
             detail = "The database of labels does not answer: try again later."
             raise ProblemError(503, detail, RETRY_AFTER, "database") from None
         return FeedbackResponse(request_id=body.request_id, audited=audited, conflict=conflict)
@@ -327,7 +327,7 @@ def feedback_routes(log: PredictionLog, feedback: Feedback) -> APIRouter:
 
 
 async def report_budget(versions: Versions, feedback: Feedback) -> None:
-    """Record the spent budget of the loaded versions, as last known while the database does not answer."""
+    """Record the spent budget of the loaded versions; repeat the last known values while the database is down."""
     spent: dict[str, float] = {}
     while True:
         try:
@@ -368,7 +368,7 @@ def state_routes(versions: Versions, access: AccessControl, needs_key: Sequence[
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Whether the process lives."""
+        """Whether the process is alive."""
         return {"status": "alive"}
 
     @router.get("/readyz")

@@ -1,4 +1,4 @@
-"""ASGI middleware of every request: request id, body size limit, host and origin checks, access control, headers."""
+"""ASGI middleware for every request: request id, body size limit, host and origin checks, access control, headers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from serve_app.errors import ProblemError
 
 logger = logging.getLogger("ray.serve")
 
-DISCONNECTED = 499  # status of a request whose client left before the response
+DISCONNECTED = 499  # status of a request whose client disconnected before the response
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _PORT = re.compile(r":\d*$")
 _SECURITY_HEADERS = [
@@ -42,11 +42,11 @@ _SECURITY_HEADERS = [
 class Guard:
     """ASGI middleware around the whole application.
 
-    Serve's proxy puts an `X-Request-ID` (the client's, or a new one) on every request and response, its own errors
-    included; here it becomes `request.state.request_id`. Without that proxy, `stamp_request_id` puts it on responses.
-    Every response gets `X-Model-Version` and `Server-Timing`. HEAD is handled like GET. A service on loopback without
-    keys accepts no other host names, which protects it from DNS rebinding. `model_version` is reported where no route
-    has chosen another.
+    Serve's proxy adds `X-Request-ID` (the client's or a new one) to every request and response, including its own
+    errors; the middleware stores it as `request.state.request_id`. Without that proxy, `stamp_request_id` adds it to
+    responses. Every response gets `X-Model-Version` and `Server-Timing`. HEAD is handled like GET. A service on
+    loopback without keys accepts only loopback host names, which prevents DNS rebinding. `model_version` is reported
+    unless a route has chosen another version.
     """
 
     def __init__(
@@ -105,13 +105,13 @@ class Guard:
             self.report(scope, status or DISCONNECTED, caller.name, time.perf_counter() - began)
 
     def own_headers(self, state: dict[str, Any], seconds: float) -> list[tuple[bytes, bytes]]:
-        """Headers of every response: the version that answers, the time it took, and perhaps the request id."""
+        """Headers of every response: the version that answers, the time it took and, if stamped, the request id."""
         version, timing = state.get("model_version", self.model_version), f"replica;dur={1000 * seconds:.1f}"
         headers = [(b"x-model-version", version.encode()), (b"server-timing", timing.encode())]
         return [*headers, (b"x-request-id", state["request_id"].encode())] if self.stamp_request_id else headers
 
     def report(self, scope: Scope, status: int, key: str, seconds: float) -> None:
-        """Count a request and write its line in the access log. Neither has its path, which could contain text."""
+        """Count a request and write it to the access log. Neither includes its path, which could contain text."""
         route, state = getattr(scope.get("route"), "path", "other"), scope["state"]
         self.record("requests", route=route, status=str(status))
         fields = {"key": key, "model_version": state.get("model_version", self.model_version)}
@@ -119,11 +119,11 @@ class Guard:
         logger.info("%s %s %d %.1fms", scope["method"], route, status, 1000 * seconds, extra=fields)
 
     def check_head(self, method: str, headers: Headers, max_bytes: int) -> None:
-        """Refuse an invalid request id (400), a long body (413), another host (421), or a POST of a foreign page (403).
+        """Reject an invalid request id (400), an oversized body (413), another host (421) or a cross-origin POST (403).
 
         A form or a `no-cors` fetch needs no CORS preflight: the page cannot read the response, but its request would be
-        processed (CSRF). Pages of the same site are foreign too, because all ports of localhost are one site. Clients
-        that are not browsers send neither `Origin` nor `Sec-Fetch-Site`.
+        processed (CSRF). Same-site pages of another origin are rejected too, because all ports of localhost are one
+        site. Clients that are not browsers send neither `Origin` nor `Sec-Fetch-Site`.
         """
         if not _REQUEST_ID.fullmatch(headers.get("x-request-id", "-")):
             raise ProblemError(400, "X-Request-ID: expected 1 to 128 printable ASCII characters without spaces.")
@@ -137,7 +137,7 @@ class Guard:
         origin, site, listed = headers.get("origin"), headers.get("sec-fetch-site"), self.config.cors_origins
         if method != "POST" or "*" in listed or origin in listed:
             return
-        # A proxy may change `Host`, so what the browser itself compared comes first; it sends that to secure URLs only.
+        # A proxy may change `Host`, so `Sec-Fetch-Site` takes precedence; browsers send it to secure URLs only.
         own = (None, f"http://{host}", f"https://{host}")
         if not (site in ("same-origin", "none") if site else origin in own):
             detail = "Origin: pages of other origins may not use this service: see serve.cors_origins."
@@ -145,7 +145,7 @@ class Guard:
 
 
 def bounded(receive: Receive, max_bytes: int) -> Receive:
-    """Receive a body of at most so many bytes; a longer one raises ProblemError."""
+    """Wrap `receive` so that a body of more than `max_bytes` raises ProblemError."""
     num_bytes = 0
 
     async def receive_within_bound() -> Message:
@@ -160,7 +160,7 @@ def bounded(receive: Receive, max_bytes: int) -> Receive:
 
 
 def too_large(size: str, max_bytes: int) -> ProblemError:
-    """A refusal of a body that is too long."""
+    """The problem for a body that is too long."""
     return ProblemError(413, f"The body has {size}; the limit is {max_bytes}: send the texts in several requests.")
 
 

@@ -59,7 +59,7 @@ async def read_form(request: Request) -> tuple[list[Upload], FileOptions]:
 
 
 def file_name(sent: str) -> str:
-    """The name of a file without directories, of Windows or Unix."""
+    """The name of a file without its directories, from Windows or Unix."""
     return PurePosixPath(PureWindowsPath(sent).name).name[:MAX_NAME_CHARS]
 
 
@@ -83,7 +83,7 @@ async def detect_files(engine: Engine, uploads: Sequence[Upload], options: FileO
 
     def respond(verdicts: list[Verdict]) -> bytes:
         read = [file for file in files if isinstance(file, FileText)]
-        verdicts[:] = map(report_hidden, verdicts, read)  # the engine counts the final ones
+        verdicts[:] = map(report_hidden, verdicts, read)  # in place: the engine counts the final verdicts
         remaining, entries = iter(verdicts), []
         for upload, file in zip(uploads, files, strict=True):
             entry = FileVerdict(name=upload.name, num_chars=0)
@@ -104,14 +104,14 @@ async def detect_files(engine: Engine, uploads: Sequence[Upload], options: FileO
 def fit(
     files: Sequence[FileText | ProblemError], max_chars: int
 ) -> tuple[list[Normalised], list[FileText | ProblemError]]:
-    """Normalise files in order while all together stay within a limit; the others become problems."""
+    """Normalise files in order, up to `max_chars` in total; files that do not fit become problems."""
     normalised: list[Normalised] = []
     fitting: list[FileText | ProblemError] = []
     total, budget = 0, SLACK * max_chars
     for file in files:
         if isinstance(file, FileText):
             num_chars = expanded_length(file.text)
-            result = normalise(file.text) if num_chars <= budget else None  # bounds the time this takes
+            result = normalise(file.text) if num_chars <= budget else None  # limits the time this takes
             if result is not None:
                 budget -= num_chars
                 num_chars = len(result.text)

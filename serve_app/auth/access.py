@@ -1,4 +1,4 @@
-"""Authentication, authorization and rate limiting of requests, by their head alone."""
+"""Authentication, authorization and rate limiting of requests, from method, path and headers alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serve_app.errors import ProblemError
 
 logger = logging.getLogger("ray.serve")
 
-# Public: pages and their files, the description of the API, liveness and readiness.
+# Public: pages and their assets, the API description, liveness and readiness.
 OPEN_PATHS = frozenset({"/", "/docs", "/card", "/openapi.json", "/healthz", "/readyz"})
 OPEN_FOLDERS = ("/static/", "/swagger-ui/")
 ADMIN, FEEDBACK = "/v1/admin/", "/v1/feedback"
@@ -41,7 +41,7 @@ class Caller:
             self.limiter.call("charge", self.name, tokens)
 
     def release(self) -> None:
-        """End the request."""
+        """Release the slot of the request."""
         if self.limiter and self.slot:
             self.limiter.call("release", self.name, self.slot)
 
@@ -49,9 +49,9 @@ class Caller:
 class AccessControl:
     """Admits requests by API key, scope, rate limit and concurrency limit.
 
-    `tokens_per_minute` is the limit of a key without one of its own, or of everybody together without keys; 0: none.
-    `max_concurrent` limits the concurrent requests of one key; 0: no limit. `read_keys` returns the keys, called in a
-    thread; None: no keys are required.
+    `tokens_per_minute` limits each key without its own limit or, if no keys are required, all callers together; 0: no
+    limit. `max_concurrent` limits the concurrent requests of one key; 0: no limit. `read_keys` returns the keys;
+    `refresh` calls it in a thread; None: no keys are required.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class AccessControl:
         return time.monotonic() - self._read_at if self.requires_keys else 0.0
 
     async def authorize(self, method: str, path: str, headers: Headers) -> Caller:
-        """The caller of an admitted request, which must be released. Raises ProblemError: 401, 403 or 429."""
+        """Admit a request and return its caller, which must be released. Raises ProblemError: 401, 403 or 429."""
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
             return Caller(ANYBODY)
         key = None

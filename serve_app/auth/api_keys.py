@@ -1,16 +1,16 @@
 """API keys: hashed at rest, with scopes, rate limits and expiry, revoked without a restart.
 
-Each key is one object `auth/keys/<id>.json` under the storage root, so that creating and revoking keys at the same time
-cannot undo each other:
+Each key is one object `auth/keys/<id>.json` under the storage root, so that concurrent creations and revocations cannot
+undo each other:
 
     python -m serve_app.auth.api_keys create newsroom --tokens-per-minute 60000     # prints the key, once
     python -m serve_app.auth.api_keys list
     python -m serve_app.auth.api_keys revoke 3f9a0c12
 
 Further keys come from the deployer's environment variable `DETECT_AI_API_KEYS`, as
-`{"keys": [{"id": …, "name": …, "sha256": …, "scopes": ["detect"]}]}`; they take precedence over objects of the same id.
+`{"keys": [{"id": …, "name": …, "sha256": …, "scopes": ["detect"]}]}`; they override objects with the same id.
 
-A key is 256 random bits after a public id, so a fast hash is enough at rest: there is nothing to guess.
+A key is a public id and 256 random bits, which cannot be guessed, so a fast hash is enough at rest.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ENVIRONMENT = "DETECT_AI_API_KEYS"
 FOLDER = "auth/keys"
 REFRESH_S = 5  # delay until running replicas refuse a revoked key
 _TOKEN = re.compile(r"dai_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
-_NO_HASH = "0" * 64  # compared where no key has the id, so that both answers take the same time
+_NO_HASH = "0" * 64  # compared if no key has the id, so that both cases take the same time
 
 
 class Scope(StrEnum):
@@ -79,7 +79,7 @@ _KEYS = TypeAdapter(dict[Literal["keys"], list[ApiKey]])
 
 
 class KeyRing:
-    """Keys by id; of two with the same id the last one counts."""
+    """Keys by id; the last of several keys with the same id counts."""
 
     def __init__(self, keys: Iterable[ApiKey] = ()) -> None:
         self.keys = {key.id: key for key in keys}
@@ -93,7 +93,7 @@ class KeyRing:
 
 
 class KeyStore:
-    """Keys under a storage root and of the environment: the content of `DETECT_AI_API_KEYS`."""
+    """Keys under a storage root and in `environment`, the content of `DETECT_AI_API_KEYS`."""
 
     def __init__(self, storage: Storage, environment: str = "") -> None:
         self._storage = storage
@@ -103,7 +103,7 @@ class KeyStore:
     def read(self, strict: bool = True) -> KeyRing:
         """All keys, revoked ones included; reads only objects that have changed.
 
-        An object that is no key is a ConfigError; if not `strict` it is logged, and the other keys are read.
+        An object that is not a key raises ConfigError; if not `strict`, it is logged and skipped.
         """
         known: dict[str, tuple[tuple[Any, Any], ApiKey]] = {}
         selector = FileSelector(self._storage.path(FOLDER), allow_not_found=True, recursive=True)
@@ -135,7 +135,7 @@ class KeyStore:
 
 
 def checked_keys(config: ServeConfig, storage: Storage, keys: str | None = None) -> str | None:
-    """Hashed API keys of the environment, as JSON; None: there are no keys, which needs loopback (else ConfigError)."""
+    """Hashed API keys of the environment, as JSON. If no keys exist: None on loopback, otherwise raises ConfigError."""
     environment = os.environ.get(ENVIRONMENT, "") if keys is None else keys
     if KeyStore(storage, environment).read().keys:
         return environment
@@ -165,7 +165,7 @@ def create_key(name: str, scopes: Iterable[Scope] = (Scope.DETECT,), **limits: A
 
 
 def _parse(adapter: TypeAdapter[Any], text: str, where: str) -> Any:
-    """Parsed keys. Raises ConfigError, which repeats no hash."""
+    """Parse keys. Raises ConfigError, whose message contains no hash."""
     try:
         return adapter.validate_json(text)
     except ValidationError as error:

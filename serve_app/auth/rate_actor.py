@@ -12,7 +12,7 @@ from serve_app.auth import rate_limit
 from serve_app.auth.rate_limit import Limiter, RateLimits
 
 NAMESPACE, PREFIX = "detect_ai", "rate_limits-"
-# Named by its code: a detached actor outlives a deployment, and must not serve replicas of another release.
+# The name has a hash of the code: a detached actor outlives a deployment and must not serve another release's replicas.
 ACTOR_NAME = PREFIX + hashlib.sha256(Path(rate_limit.__file__).read_bytes()).hexdigest()[:8]
 
 
@@ -25,7 +25,7 @@ def connect_limiter() -> Limiter:
 
 
 def stop_limiters(keep: str = "") -> None:
-    """Stop the actors of all releases but the one named."""
+    """Stop the actors of all releases, except the one named `keep`."""
     for actor in ray.util.list_named_actors(all_namespaces=True):
         if actor["namespace"] == NAMESPACE and actor["name"].startswith(PREFIX) and actor["name"] != keep:
             ray.kill(ray.get_actor(actor["name"], NAMESPACE))

@@ -1,9 +1,9 @@
 """Rate limits (tokens per minute) and concurrency limits of API keys, enforced over all replicas in one place.
 
-That is one Ray actor (`rate_actor.py`), or the process itself where there is one. It is asked once per request, before
-the body is read (`reserve`), and told its cost when the text has been tokenised (`charge`). A request may cost more
-than is left: the balance becomes negative, and the next one is admitted when the rate has paid that back. All
-replicas together therefore exceed a rate by at most the requests in progress, which the concurrency limit bounds.
+This place is a Ray actor (`rate_actor.py`), or the process of a one-process service. A request is admitted before its
+body is read (`reserve`), and its tokens are charged when its text has been tokenised (`charge`). A request may cost
+more than the balance, which then becomes negative; further requests are admitted when the rate has refilled it. All
+replicas together exceed a rate by at most the requests in progress, whose number the concurrency limit bounds.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ RESPONSE_S = 1.0  # how long a request waits for the actor
 RETRY_S = 5.0  # after a failure the actor is not called for this long
 SLOT_S = 300.0  # a request that never ends, such as one of a lost replica, counts as concurrent for this long
 
-Call = Callable[..., Awaitable[Any]]  # a method of RateLimits by name, with its arguments; runs also if not awaited
+Call = Callable[..., Awaitable[Any]]  # calls a method of RateLimits by name; runs even if not awaited
 
 
 class Reservation(NamedTuple):
-    """Permission for one request, or the reason and the delay of its refusal."""
+    """Permission for one request, or the reason for its rejection and the time to wait."""
 
     slot: int  # 0: refused, or admitted uncounted
     refused_by: str = ""  # rate | concurrency
@@ -36,7 +36,7 @@ class Reservation(NamedTuple):
 
 @dataclass
 class Account:
-    """Balance in tokens and requests in progress of one key."""
+    """Token balance and requests in progress of one key."""
 
     balance: float
     tokens_per_minute: int
@@ -44,13 +44,13 @@ class Account:
     slots: dict[int, float] = field(default_factory=dict)  # when each was reserved
 
     def refill(self, now: float) -> None:
-        """Add what the rate has yielded, up to one minute's tokens."""
+        """Add the tokens accrued since the last refill; the balance is at most one minute's tokens."""
         rate = self.tokens_per_minute
         self.balance, self.at = min(self.balance + (now - self.at) * rate / 60, float(rate)), now
 
 
 class RateLimits:
-    """Accounts of all keys: the actor."""
+    """Accounts of all keys; the class of the actor."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -77,7 +77,7 @@ class RateLimits:
     def charge(self, key: str, tokens: int) -> None:
         """Subtract the cost of an admitted request; a negative number refunds it."""
         account = self._accounts.get(key)
-        if account and account.tokens_per_minute:  # without a rate no debt grows
+        if account and account.tokens_per_minute:  # a key without a rate limit owes nothing
             account.refill(self._clock())
             account.balance -= tokens
 
@@ -95,7 +95,7 @@ class Limiter:
         self._silent_until = -math.inf
 
     async def reserve(self, key: str, tokens_per_minute: int, max_concurrent: int) -> Reservation:
-        """Ask for one request of a key."""
+        """Ask the actor to admit one request of a key."""
         if self._clock() < self._silent_until:
             return Reservation(0)
 

@@ -25,10 +25,10 @@ Ids = NDArray[np.int32]
 Scores = NDArray[np.float64]
 Score = Callable[[Sequence[Ids], int], Scores]
 
-LOOK_AHEAD = 4  # batches from whose windows those of similar length are chosen
+LOOK_AHEAD = 4  # a batch takes windows of similar length from this many batches' worth of queue
 MAX_CANDIDATES = 256  # windows considered for one batch
-HUNG_S = 300.0  # a batch that runs for so long will never end; a model's first compilation takes a minute
-MIN_MEASURED_FILL = 0.25  # fraction of a batch from which on its time gives the time of a token
+HUNG_S = 300.0  # a batch that runs this long will never end; a model's first compilation takes a minute
+MIN_MEASURED_FILL = 0.25  # of a lane's batch: the time per token of a smaller batch is measured as if it had this size
 
 
 class ClosedError(Exception):
@@ -53,19 +53,19 @@ class _Job:
 class Batcher:
     """Scores the windows of concurrent requests in shared batches.
 
-    While the model runs, the next batch gathers: there is no timer, and a single request is never delayed to fill a
+    While the model runs, the next batch accumulates: there is no timer, and a single request is never delayed to fill a
     batch. Callers take turns, then the requests of a caller, one window each. A batch starts with the window whose turn
-    it is and adds windows of similar length that come soon, because padding costs as much as text.
+    it is and adds windows of similar length from the next turns, because padding costs as much as text.
 
     On a CPU several batches run in parallel lanes, one thread each: threads that share a batch wait for each other at
     every layer. A request that finds idle lanes gets the threads of all of them. One more batch is prepared ahead, so
     that a lane never waits for the event loop.
 
     Args:
-        teams: executor of batches with several threads. Each thread that has run one keeps its team of OpenMP threads,
-            and teams compete for the cores: so these batches keep to few threads.
-        max_waiting_tokens: bound of the queue. Each request counts with at most `batch_tokens`, so that one long
-            document does not shut out the others; a caller without waiting requests may use twice the bound. A
+        teams: executor for batches with several threads. Each executor thread that has run one keeps its own team of
+            OpenMP threads, and teams compete for cores, so this executor has few threads.
+        max_waiting_tokens: limit of the queue. Each request counts for at most `batch_tokens`, so that one long
+            document does not block the others; a caller without waiting requests may use twice the limit. A
             request that finds an empty queue is always accepted.
     """
 
@@ -76,14 +76,14 @@ class Batcher:
     max_waiting_tokens: int
     special_tokens: int = 0  # added around each window
     pass_tokens: int = 1  # fixed cost of a forward pass
-    max_wait_s: float = math.inf  # bound of the estimated queueing delay
+    max_wait_s: float = math.inf  # limit of the estimated queueing delay
     threads: int = 1  # of all lanes together
     lanes: int = 1  # batches that run in parallel
     record: Record = discard
     name: str = ""  # of the queue in metrics
-    offered_tokens: float = field(default=0.0, init=False)  # of all requests since `demand` was read, refused ones too
-    _token_s: float = field(default=0.0, init=False)  # moving average of the model's thread-seconds for a token
-    # Moving averages of a request outside the model, where its text is read and its response built: seconds, tokens.
+    offered_tokens: float = field(default=0.0, init=False)  # since `demand` was read, with rejected requests
+    _token_s: float = field(default=0.0, init=False)  # moving average of the model's thread-seconds per token
+    # Decayed sums of (seconds, tokens) of requests outside the model: reading texts and building responses.
     _rest: tuple[float, float] = field(default=(0.0, 0.0), init=False)
     _running_tokens: int = field(default=0, init=False)
     _busy_lanes: int = field(default=0, init=False)
@@ -113,7 +113,7 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether requests that come now will be scored."""
+        """Whether new requests will be scored."""
         return self.runs_within(HUNG_S)
 
     @property
@@ -167,7 +167,7 @@ class Batcher:
                 seconds["model"] = job.model_s
 
     def delay_s(self, windows: int = 1, caller: str = "") -> float:
-        """Estimated seconds until the last of so many new windows of a caller gets its turn."""
+        """Estimated seconds until the last of `windows` new windows of a caller gets its turn."""
         own = self._queues.get(caller, [])
         tokens = sum(job.costs[index] for job in own for index in job.waiting[:windows])
         turns = windows + sum(min(windows, len(job.waiting)) for job in own)
@@ -184,14 +184,14 @@ class Batcher:
         offered, self.offered_tokens = self.offered_tokens, 0.0
         rest_s, rest_tokens = self._rest
         rest_token_s = rest_s / rest_tokens if rest_tokens else 0.0
-        # On a CPU all work shares the cores; outside the model it is mostly Python, of which one thread runs at a time.
-        # Work that waits for another thread counts longer than it takes: too much rather than too little.
+        # On a CPU all work shares the cores. Work outside the model is mostly Python, which runs one thread at a time.
+        # Its measured time includes waits for other threads: this overestimates demand rather than underestimating it.
         token_s = max((self._token_s + rest_token_s) / self.threads, rest_token_s)
         return offered * token_s / max(elapsed, 1e-3)
 
     @contextmanager
     def lane(self, tokens: int) -> Iterator[int]:
-        """Occupy a lane for a batch; yields its share of the idle threads, which as many batches as wait divide."""
+        """Occupy a lane for a batch; yields its number of threads: idle threads are divided among waiting batches."""
         waiting = math.ceil(self.waiting_tokens / self.lane_tokens)
         others = min(max(0, self.lanes - self._busy_lanes - 1), waiting)
         threads = max(1, (self.threads - self._busy_threads) // (1 + others)) if self.lanes > 1 else self.threads
@@ -208,13 +208,13 @@ class Batcher:
                 self._wake.set()
 
     def executor(self, threads: int) -> Executor:
-        """The executor of a batch with so many threads."""
+        """The executor for a batch with this many threads."""
         return self.teams if threads > 1 else self.model
 
     def measure(self, rows: Sequence[Ids], seconds: float, threads: int) -> None:
-        """Update the time of a token from the windows of a batch that has run."""
+        """Update the time per token from a finished batch of windows."""
         costs = self.costs(rows)
-        # A small batch takes hardly less time than a larger one: alone it would overestimate the time of a token.
+        # A small batch takes hardly less time than a larger one and would overestimate the time per token.
         token_s = seconds * threads / max(sum(costs), self.lane_tokens * MIN_MEASURED_FILL)
         self._token_s = 0.8 * self._token_s + 0.2 * token_s if self._token_s else token_s
         tokens = sum(map(len, rows)) + len(rows) * self.special_tokens
@@ -223,7 +223,7 @@ class Batcher:
         self.record("batch_seconds", seconds, model_version=self.name)
 
     def measure_rest(self, rows: Sequence[Ids], seconds: float) -> None:
-        """Update the time of a token outside the model, from that of a request with these windows."""
+        """Update the time per token outside the model from a finished request with these windows."""
         self._rest = 0.95 * self._rest[0] + seconds, 0.95 * self._rest[1] + sum(self.costs(rows))
 
     def _drop(self, job: _Job) -> None:
@@ -266,7 +266,7 @@ class Batcher:
             self.measure(rows, seconds, threads)
 
     def _take(self) -> list[tuple[_Job, int]]:
-        """Remove the next batch from the queue; empty where nothing waits."""
+        """Remove the next batch from the queue; empty if there is none yet."""
         if not self._queues or (self._busy_lanes >= self.lanes and self.waiting_tokens < self.lane_tokens):
             return []  # with all lanes busy, a small batch may still grow
         candidates: list[tuple[_Job, int]] = []

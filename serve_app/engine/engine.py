@@ -1,4 +1,4 @@
-"""Inference engine of one model version: texts of a request to verdicts. Independent of Ray."""
+"""Inference engine of one model version: turns the texts of a request into verdicts. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Charge = Callable[[int], object]
 PASS_TOKENS = 64  # fixed cost of a forward pass on a CPU, in tokens (docs/SERVING.md)
 READERS = 2  # threads that normalise and tokenise
 CHARS_PER_TOKEN = 4
-MIN_MEASURED_CHARS = 2000  # shorter requests say little about the time of a character
+MIN_MEASURED_CHARS = 2000  # shorter requests say little about the time per character
 MAX_WAITING_BATCHES = 64
 
 
@@ -49,18 +49,18 @@ class Options:
 
     @classmethod
     def of(cls, request: RequestOptions) -> Self:
-        """The options that a request states."""
+        """The options of a request."""
         spans = request.return_spans or request.explain
         return cls(request.target_fpr, spans, request.explain, request.prevalence)
 
 
 @dataclass(frozen=True)
 class RequestInfo:
-    """Where a request comes from."""
+    """Id, caller and token accounting of a request."""
 
     id: str
     caller: str  # in the queue
-    charge: Charge  # takes tokens from the caller's rate, and returns a negative number of them
+    charge: Charge  # charges tokens to the caller's rate limit; a negative number refunds them
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class EncodedRequest:
 class Engine:
     """Serves concurrent requests with one detector.
 
-    A request that finds the engine idle runs as one job of a model thread: two thread switches. Otherwise reader
+    A request that finds the engine idle runs as one job in a model thread, with two thread switches. Otherwise reader
     threads encode requests and build responses, and the batcher runs their windows in the model threads.
     """
 
@@ -113,10 +113,10 @@ class Engine:
         )
         self.abstain_domains: frozenset[str] = frozenset()  # `serve.abstain_domains`
         self._unread_chars: Counter[str] = Counter()  # by caller
-        self._char_s = 0.0  # moving average of the seconds a reader takes for a character
+        self._char_s = 0.0  # moving average of a reader's seconds per character
 
     def warm_up(self) -> None:
-        """Score texts of several lengths, alone and in a lane: the first request finds kernels and memory ready."""
+        """Score texts of several lengths, alone and in a lane, so that kernels and memory are ready for requests."""
 
         def detect(threads: int) -> None:
             torch.set_num_threads(threads)
@@ -127,7 +127,7 @@ class Engine:
             self.batcher.executor(threads).submit(detect, threads).result()
 
     def require_room(self, size: int, caller: str) -> None:
-        """Refuse a request by its size in characters before it is read. Raises QueueFullError."""
+        """Raise QueueFullError if the estimated queueing delay is too long for a request of `size` characters."""
         seconds = taken(self._unread_chars, caller) * self._char_s / READERS
         if self.batcher.waiting_tokens:
             seconds += self.batcher.delay_s(1, caller)
@@ -144,7 +144,7 @@ class Engine:
     ) -> T:
         """Encode a request, score it, log its verdicts and build its response, off the event loop.
 
-        `size` is in characters. Callers share the model evenly; what a failed request has charged is returned. Raises
+        `size` is in characters. Callers share the model evenly; the tokens of a failed request are refunded. Raises
         QueueFullError, or ClosedError if the replica is shutting down.
         """
         self.require_room(size, request.caller)
@@ -157,14 +157,14 @@ class Engine:
             nonlocal rows
             encoded, seconds["read"] = timed(encode)
             rows = encoded.rows
-            loop.call_soon_threadsafe(request.charge, sum(map(len, rows)))  # also where the caller has left meanwhile
+            loop.call_soon_threadsafe(request.charge, sum(map(len, rows)))  # even if the caller disconnected
             return encoded
 
         def conclude(encoded: EncodedRequest, scores: Scores) -> tuple[list[Verdict], T]:
             start = time.perf_counter()
             verdicts, document_scores = self.verdicts(encoded, scores)
             response = respond(verdicts)
-            if self.log:  # after the response, which may add what a file has shown
+            if self.log:  # after `respond`, which may change the verdicts of files
                 self.log.add(request.id, encoded.documents, document_scores, verdicts)
             seconds["respond"] = time.perf_counter() - start
             return verdicts, response
@@ -177,7 +177,7 @@ class Engine:
             if isinstance(result, EncodedRequest):
                 scores = await self.batcher.scores(result.rows, request.caller, seconds)
                 result = await loop.run_in_executor(self.readers, conclude, result, scores)
-        except Exception:  # not CancelledError: a caller that leaves pays for the work
+        except Exception:  # not CancelledError: a caller that disconnects pays for the work
             if rows:
                 request.charge(-sum(map(len, rows)))
             raise
@@ -211,7 +211,7 @@ class Engine:
         size: int,
         seconds: dict[str, float],
     ) -> EncodedRequest | tuple[list[Verdict], T]:
-        """All steps in one job of a model thread. A request longer than a batch is only encoded: it takes turns."""
+        """Run all steps as one job in a model thread. A request longer than a batch is only encoded: it takes turns."""
         rows: list[Ids] = []
 
         def run(threads: int) -> EncodedRequest | tuple[list[Verdict], T]:
@@ -234,7 +234,7 @@ class Engine:
                 self.batcher.measure(rows, seconds["model"], threads)
 
         future.add_done_callback(finish)
-        return await asyncio.shield(future)  # a caller that leaves does not free the lane: the thread does
+        return await asyncio.shield(future)  # the thread frees the lane, not a caller that disconnects
 
     async def _encode(self, encode: Callable[[], EncodedRequest], size: int, caller: str) -> EncodedRequest:
         self._unread_chars[caller] += size
@@ -291,7 +291,7 @@ class Engine:
         return EncodedRequest(target, options, documents, sentences, rows, owners)
 
     def check_target(self, target_fpr: float | None) -> float:
-        """The target, or the model's default for None. Raises ProblemError for one without a threshold."""
+        """The target, or the model's default for None. Raises ProblemError for a target without a threshold."""
         try:
             return self.detector.check_target(target_fpr)
         except InputError as error:
@@ -316,6 +316,6 @@ class Engine:
 
 
 def abstained(verdict: Verdict) -> Verdict:
-    """A verdict while its error rates may not hold."""
+    """The verdict, changed to `uncertain` because its error rates may not hold at present."""
     changes = {"label": Label.UNCERTAIN, "reasons": [*verdict.reasons, Reason.ABSTAINING]}
     return verdict.model_copy(update={**changes, "fpr_upper_bound": None, "confidence": None})

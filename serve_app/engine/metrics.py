@@ -1,8 +1,8 @@
 """Prometheus metrics of a service. Numbers and fixed names only, never text or client addresses.
 
 On a cluster Ray's metrics endpoint of each node (`/metrics` on its metrics export port) serves them as
-`ray_detect_ai_…`, with the labels that Serve adds (application, deployment, replica). A call costs 2 to 3 µs. A service
-of one process exports them itself, as `detect_ai_…`.
+`ray_detect_ai_…`, with the labels that Serve adds (application, deployment, replica). A call costs 2 to 3 µs. A
+one-process service exports them itself, as `detect_ai_…`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-SHORT_TOKENS = 512  # requests of at most so many tokens have the size `short`, others `long`
+SHORT_TOKENS = 512  # requests of at most this many tokens have the size `short`, others `long`
 Record = Callable[..., None]  # records a value (default: 1) of a metric by name, with its labels
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: its kind, its labels, and what it measures. Histograms are of seconds."""
+    """A metric: its kind, its labels, and what it measures. Histograms are in seconds."""
 
     kind: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]
@@ -55,15 +55,15 @@ METRICS = {
 
 
 def discard(metric: str, value: float = 1, **labels: str) -> None:
-    """Metrics that nobody reads."""
+    """Discard a metric."""
 
 
 def ray_metrics() -> Record:
-    """Metrics of Ray Serve; called inside a replica."""
+    """Create Ray Serve's metrics; call it inside a replica."""
     from ray.serve import metrics
 
     def create(name: str, metric: Metric) -> Callable[..., None]:
-        labels: Any = metric.labels  # Ray annotates a tuple of one
+        labels: Any = metric.labels  # Ray's type hint is a tuple with one element
         given = (f"detect_ai_{name}", metric.description)
         if metric.kind == "histogram":
             return metrics.Histogram(*given, list(SECONDS), labels).observe
@@ -80,7 +80,7 @@ def ray_metrics() -> Record:
 
 
 def start_exporter(port: int) -> Record:
-    """Metrics of this process, served at `/metrics` of a port of loopback from now on."""
+    """Create metrics of this process and serve them at `/metrics` on a loopback port."""
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
     registry = CollectorRegistry()

@@ -34,7 +34,7 @@ class Versions:
         return self.canary if position < self.canary_fraction else self.main
 
     async def run(self, engine: Engine, work: Callable[[Engine], Awaitable[T]]) -> tuple[T, Engine]:
-        """The result of an engine, and the engine that gave it: the main one where the canary fails."""
+        """The result of an engine, and the engine that produced it: the main one if the canary fails."""
         try:
             return await work(engine), engine
         except (ProblemError, QueueFullError, ClosedError):

@@ -112,7 +112,7 @@ def parse_docx(content: bytes) -> Pieces:
 
 
 def part_name(name: str) -> str:
-    """The name of a part in one form: it ignores case and may be percent-encoded; some writers use backslashes."""
+    """The canonical name of a part: names ignore case and may be percent-encoded; some writers use backslashes."""
     return unquote(name).replace("\\", "/").lstrip("./").lower()
 
 
@@ -173,9 +173,9 @@ def hides_run(properties: Any) -> bool:
 
 
 def parse_pdf(content: bytes, max_pages: int) -> Pieces:
-    """Extract the text of all pages. Raises RefusedError without any, beyond the limits, or for a password.
+    """Extract the text of all pages. Raises RefusedError for no text, too many pages, or password protection.
 
-    Text in invisible mode stays if it is all the text of a page that shows an image: the text layer of a scan.
+    Invisible text is kept if it is the only text of a page with an image: the text layer of a scan.
     """
     import pypdfium2 as pdfium
     from pypdfium2 import raw
@@ -216,7 +216,7 @@ def page_text(page: Any) -> str:
 
 
 def hides_text(item: Any, page: Any) -> bool:
-    """Whether a text object of a PDF page is white, transparent, or, not in a form, too small or off the page."""
+    """Whether a text object of a PDF page is white or transparent or, outside forms, too small or off the page."""
     from pypdfium2 import raw
 
     colour = [c_uint() for _ in range(4)]
@@ -229,7 +229,7 @@ def hides_text(item: Any, page: Any) -> bool:
     left, bottom, right, top = item.get_bounds()
     matrix = item.get_matrix()
     scale = max(math.hypot(matrix.a, matrix.b), math.hypot(matrix.c, matrix.d))
-    # The unit of a Type 3 font may be any size: its glyphs count.
+    # The unit of a Type 3 font may have any size: use the size of its glyphs.
     size: float = max(item.get_font_size() * scale, min(right - left, top - bottom))
     page_left, page_bottom, page_right, page_top = page.get_bbox()
     is_outside: bool = left > page_right or right < page_left or bottom > page_top or top < page_bottom

@@ -1,4 +1,4 @@
-"""Text of uploaded files: file types, limits and the extraction subprocess. An error concerns one file only."""
+"""Text of uploaded files: file types, limits and the extraction subprocess. An error affects one file only."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from serve_app.files.parsers import Limits
 
 logger = logging.getLogger("ray.serve")
 
-PROCESSES = 2  # that parse Word and PDF files at once
+PROCESSES = 2  # parser processes for Word and PDF files at a time
 MAX_WAITING_FILES = 32  # for a process; more are rejected
 MAX_FILES = 16  # in a request
 MAX_FILE_BYTES = 10_000_000
 MAX_PAGES = 500  # of a PDF
 TIMEOUT_S = 10.0  # to extract the text of a Word or PDF file
 FILE_LIMITS = {"max_files": MAX_FILES, "max_file_bytes": MAX_FILE_BYTES, "max_pages": MAX_PAGES}
-UPLOADS = 8  # of the largest size that a replica holds at once
+UPLOADS = 8  # uploads of the largest size that a replica holds at a time
 MEMORY_BYTES = 512 * 1024 * 1024  # of each process
-SLACK = 4  # characters before normalising per character after it, at most
+SLACK = 4  # maximum number of characters before normalising per character after it
 MAX_JSON_BYTES_PER_CHAR = 12  # a pair of escaped surrogates
 KINDS = {".txt": TEXT, ".md": TEXT, ".docx": DOCX, ".pdf": PDF}
 ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")  # variables that a parser process gets
@@ -81,7 +81,7 @@ class FileReader:
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
         self._threads = ThreadPoolExecutor(PROCESSES, thread_name_prefix="files")
-        self._waiting_files: Counter[str] = Counter()  # by caller, as the next
+        self._waiting_files: Counter[str] = Counter()  # by caller, like the next
         self._held_bytes: Counter[str] = Counter()
 
     @contextmanager
@@ -118,7 +118,7 @@ class FileReader:
 
 
 def taken(by_caller: Counter[str], caller: str) -> int:
-    """What counts as taken when a caller asks for more: twice its own if that is more, so it gets half of the room."""
+    """Amount that counts as taken for a caller: at least twice its own, so that one caller gets half of the room."""
     return max(by_caller.total(), 2 * by_caller[caller])
 
 
@@ -170,7 +170,7 @@ def run_parser(content: bytes, limits: Limits) -> dict[str, Any]:
         try:
             with suppress(BrokenPipeError), process.stdin as stdin:
                 stdin.write(content)
-            # A process that a hostile file took over cannot make the replica read without end.
+            # The limit keeps a parser that a hostile file took over from making the replica read without end.
             output = process.stdout.read(MAX_JSON_BYTES_PER_CHAR * limits.max_chars + 1000)
         finally:
             timer.cancel()

@@ -37,7 +37,7 @@ const CONTENT = {
   not_language: "not recognised as English",
   lost: "lost characters",
 };
-const MOSTLY_PROSE = 0.9; // from here on, the content is not shown
+const MOSTLY_PROSE = 0.9; // at or above this fraction, the content is not shown
 let model = null;
 
 function element(name, text, className) {
