@@ -1,4 +1,4 @@
-"""Give no verdicts on some domains, from now on: python jobs/abstain.py serve.abstain_domains=[news]; [] ends it."""
+"""Pause verdicts for some domains: python jobs/abstain.py serve.abstain_domains=[news]; [] resumes them."""
 
 import sys
 from pathlib import Path

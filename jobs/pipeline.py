@@ -1,6 +1,6 @@
-"""All stages in order: python jobs/pipeline.py run=first. It sweeps unless you or a file set train.from_sweep=false."""
+"""Run all stages in order: python jobs/pipeline.py run=first. It sweeps unless train.from_sweep=false is set."""
 
-# A value set by you or a file for a key that the sweep searches is an error; train.from_sweep=true replaces a file's.
+# It is an error to set a key that the sweep searches; with train.from_sweep=true the sweep replaces values from files.
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def pipeline(config: Config, storage: Storage) -> dict[str, Any]:
     if config.serve.deploy and cluster_stays():
         require_place(config.serve, storage)  # before the training
         stages["deploy"] = deploy_to_cluster
-    prepared = run_stage("prepare", prepare, config, storage)  # returns at once where nothing changed
+    prepared = run_stage("prepare", prepare, config, storage)  # returns at once if nothing changed
     require_enough_texts(config, Corpus.of_run(storage, config.run))
     return {"prepare": prepared} | run_stages(config, storage, "pipeline", stages, prepared["corpus"])
 

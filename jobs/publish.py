@@ -1,4 +1,4 @@
-"""Publish the candidate through the gate as champion: python jobs/publish.py."""
+"""Publish the candidate as champion if it passes the promotion gate: python jobs/publish.py."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Serve the last deployed state again after the head was lost: python jobs/restore.py."""
+"""Serve the last deployed state again after the head node was lost: python jobs/restore.py."""
 
 import sys
 from pathlib import Path

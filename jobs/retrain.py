@@ -1,4 +1,4 @@
-"""Train again with texts from operation: python jobs/retrain.py run=next corpus=… retrain.humans=… [train.…]."""
+"""Retrain with texts from production: python jobs/retrain.py run=next corpus=… retrain.humans=… [train.…]."""
 
 # Collects hard negatives, mirrors and audited texts, adds them to the sources of the corpus, then runs the pipeline.
 import sys
