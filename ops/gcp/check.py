@@ -1,7 +1,7 @@
 """Check the cluster on Google Cloud before it costs money: python -m ops.gcp.check reads gcp.env and cluster.yaml.
 
-Everything that Ray decides is decided by Ray's own code, and what it would send is checked against Google's description
-of the API. Only the checks of project, bucket and quota call Google, and only where there are credentials.
+Ray's own code makes Ray's decisions, and the requests that it would send are checked against Google's API description.
+Only the checks of project, bucket and quota call Google, and only if there are credentials.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Cluster:
 
     @classmethod
     def read(cls, path: Path) -> Cluster:
-        """Raises ConfigError for wrong variables or a missing file of packages."""
+        """Read the files. Raises ConfigError for wrong variables or a missing requirements file."""
         variables = read_variables(path)
         requirements = ROOT / variables["REQUIREMENTS"]
         if not requirements.is_file():
@@ -67,7 +67,7 @@ class Cluster:
         return dict(self.config["available_node_types"])
 
     def prepared(self) -> dict[str, Any]:
-        """A copy of the configuration with Ray's defaults, as `ray up` prepares it, without what Ray prints."""
+        """A copy of the configuration with Ray's defaults, as `ray up` prepares it, without Ray's output."""
         logging.getLogger("ray.autoscaler").setLevel(logging.WARNING)
         with contextlib.redirect_stdout(io.StringIO()):
             config: dict[str, Any] = prepare_config(copy.deepcopy(self.config))
@@ -83,7 +83,7 @@ class SkippedError(Exception):
 
 
 def check_images(cluster: Cluster) -> str:
-    """Images are pinned by digest, and have the Ray of the lock file and this Python."""
+    """Images are pinned by digest, and have this Python version and the Ray version of the lock file."""
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
     unknown = []
     for name in ("CPU_IMAGE", "GPU_IMAGE"):
@@ -135,7 +135,7 @@ def check_schema(cluster: Cluster) -> str:
 
 
 class FakeGoogle:
-    """Google's APIs as far as Ray's launcher and autoscaler call them; keeps what they would create and grant."""
+    """Fake of the Google APIs that Ray's launcher and autoscaler call; records what they would create and grant."""
 
     def __init__(self, project: str) -> None:
         self.project = project
@@ -143,12 +143,12 @@ class FakeGoogle:
         self.members: set[str] = set()
 
     def close(self) -> None:
-        """A client closes its connections."""
+        """Called when a client closes its connections."""
 
     def request(
         self, uri: str, method: str = "GET", body: str | None = None, **_: Any
     ) -> tuple[httplib2.Response, bytes]:
-        """Answer one request, with 404 to what Ray is not known to ask for."""
+        """Answer one request; status 404 for requests that Ray is not known to send."""
         status, answer = 200, {"name": "operation", "status": "DONE"}
         path = uri.partition("?")[0].partition(".com/")[2]
         sent = json.loads(body or "{}")
@@ -168,7 +168,7 @@ class FakeGoogle:
 
 
 def launched(cluster: Cluster) -> tuple[dict[str, Body], set[str]]:
-    """What Ray's provider sends to start a node of each type, and the accounts that `ray up` gives roles to."""
+    """The request of Ray's provider to start a node of each type, and the accounts to which `ray up` grants roles."""
     fake = FakeGoogle(cluster.variables["PROJECT"])
     config = cluster.prepared()
     config["provider"]["gcp_credentials"] = {"type": "credentials_token", "credentials": "none"}
@@ -185,7 +185,7 @@ def launched(cluster: Cluster) -> tuple[dict[str, Body], set[str]]:
 
 
 def complaints(value: Any, schema: dict[str, Any], schemas: dict[str, Any], where: str) -> list[str]:
-    """Parts of a value that Google's API does not know."""
+    """Parts of a value that do not match the schema of Google's API."""
     schema = schemas[schema["$ref"]] if "$ref" in schema else schema
     types = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int}
     # Google describes 64-bit numbers as strings, and accepts both.
@@ -224,7 +224,7 @@ def check_machines(cluster: Cluster) -> str:
 
 
 def rows(columns: int) -> Iterator[tuple[str, ...]]:
-    """Rows of the tables in SECURITY.md with so many columns."""
+    """Rows of the tables in SECURITY.md with this many columns."""
     for line in (ROOT / "SECURITY.md").read_text(encoding="utf-8").splitlines():
         cells = tuple(cell.strip().strip("`") for cell in line.strip("|").split("|"))
         if line.startswith("|") and len(cells) == columns:
@@ -266,7 +266,7 @@ def check_roles(_: Cluster) -> str:
 
 
 def call(request: Any, what: str) -> Any:
-    """The answer to a request to Google. Raises ConfigError with the fix for what is missing or not allowed."""
+    """Send a request to Google. Raises ConfigError with the fix if something is missing or not allowed."""
     try:
         return request.execute(num_retries=2)
     except RefreshError as error:
@@ -322,7 +322,7 @@ def check_quota(cluster: Cluster) -> str:
 
 
 def check_budget(cluster: Cluster) -> str:
-    """What an hour costs without load and with all nodes, by ops/gcp/prices.yaml."""
+    """The cost per hour without load and with all nodes, at the prices in ops/gcp/prices.yaml."""
     prices = yaml.safe_load((ROOT / "ops/gcp/prices.yaml").read_text(encoding="utf-8"))
     hourly = {}
     for name, kind in cluster.node_types.items():

@@ -1,6 +1,6 @@
 """Variables of the cluster on Google Cloud: python -m ops.gcp.config writes my-cluster.yaml from gcp.env.
 
-The file of a cluster other than the default is my-cluster-NAME.yaml: it must not overwrite that of a running one.
+For a cluster other than the default it writes my-cluster-NAME.yaml, so as not to overwrite a running cluster's file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from detect_ai.core.errors import ConfigError, DetectAIError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_CLUSTER = "detect-ai"
-# What Google accepts, for the variables that a mistake is likely in.
+# Formats that Google accepts, for variables where a mistake is likely.
 PATTERNS = {
     "PROJECT": (r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "the id of a project, as `gcloud projects list` shows it"),
     "BUCKET": (r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", "the name of a bucket, without gs:// and folder"),
@@ -23,7 +23,7 @@ PATTERNS = {
     "CLUSTER": (r"[a-z][a-z0-9-]{0,39}", "at most 40 of a-z, 0-9 and -"),
 }
 
-# Numbers of nodes: name, the one that it may not exceed.
+# Numbers of nodes: the variable, and the variable that it may not exceed.
 LIMITS = (
     ("MIN_SERVING_NODES", "SERVING_NODES"),
     ("SERVING_NODES", "MAX_WORKERS"),
@@ -48,7 +48,7 @@ def read_variables(path: Path) -> dict[str, str]:
     if not values["ZONE"].startswith(values["REGION"] + "-"):
         raise ConfigError(f"{path}: ZONE={values['ZONE']}: expected a zone of REGION={values['REGION']}")
     values["STORAGE_ROOT"] = render(values["STORAGE_ROOT"], {"BUCKET": values["BUCKET"]})
-    # Accounts have roles for this bucket alone.
+    # Accounts have roles on this bucket only.
     if not re.fullmatch(rf"gs://{re.escape(values['BUCKET'])}(/[\w.-]+)+", values["STORAGE_ROOT"]):
         raise ConfigError(f"{path}: STORAGE_ROOT={values['STORAGE_ROOT']}: expected a folder gs://{values['BUCKET']}/…")
     _check_numbers(path, values)
@@ -74,7 +74,7 @@ def _parse(path: Path) -> dict[str, str]:
 
 
 def render(text: str, variables: Mapping[str, str]) -> str:
-    """A text with the values of its ${VARIABLES}. Raises ConfigError for one that has none."""
+    """Replace the ${VARIABLES} in a text with their values. Raises ConfigError for a variable without a value."""
 
     def value(found: re.Match[str]) -> str:
         if found[1] not in variables:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Create what cluster.yaml needs in a project: network, accounts, bucket, secrets. Changes nothing that is there already
-# but the roles, so it can run again: ops/gcp/setup.sh [VARIABLES], by default gcp.env.
+# Create what cluster.yaml needs in a project: network, accounts, bucket, secrets. Changes nothing that exists
+# except the roles, so it can run again: ops/gcp/setup.sh [VARIABLES], by default gcp.env.
 set -euo pipefail
 variables=${1:-./gcp.env}
 if [ ! -f "$variables" ]; then
@@ -14,7 +14,7 @@ export CLOUDSDK_CORE_PROJECT=$PROJECT CLOUDSDK_CORE_DISABLE_PROMPTS=1
 head=detect-ai-head@$PROJECT.iam.gserviceaccount.com
 worker=detect-ai-worker@$PROJECT.iam.gserviceaccount.com
 
-# Reads of what does not exist fail; everything else stops the script.
+# These reads may fail, for what does not exist; any other error stops the script.
 exists() { "$@" > /dev/null 2>&1; }
 
 gcloud services enable cloudresourcemanager.googleapis.com compute.googleapis.com iam.googleapis.com \
@@ -44,14 +44,14 @@ detect-ai-nodes --source-tags=detect-ai tcp:22,tcp:6379,tcp:8000,tcp:8076-8081,t
 RULES
 
 # Accounts. `ray up` creates ray-autoscaler-sa-v1 and gives it far more roles than Ray needs; cluster.yaml does not use
-# it, and disabled it is of no use to anybody else either.
+# it, and it is disabled so that nobody else can use it.
 for account in detect-ai-head detect-ai-worker ray-autoscaler-sa-v1; do
   exists gcloud iam service-accounts describe "$account@$PROJECT.iam.gserviceaccount.com" ||
     gcloud iam service-accounts create "$account"
 done
 gcloud iam service-accounts disable "ray-autoscaler-sa-v1@$PROJECT.iam.gserviceaccount.com"
 
-# Roles in the project: ACCOUNT ROLE. Those of the bucket, of the worker's account and of secrets follow.
+# Roles in the project: ACCOUNT ROLE. Roles on the worker's account, the bucket and secrets follow.
 while read -r -u 3 account role; do
   gcloud projects add-iam-policy-binding "$PROJECT" --member="serviceAccount:$account@$PROJECT.iam.gserviceaccount.com" \
     --role="$role" --condition=None > /dev/null
@@ -62,7 +62,7 @@ detect-ai-head roles/monitoring.metricWriter
 detect-ai-worker roles/logging.logWriter
 detect-ai-worker roles/monitoring.metricWriter
 ROLES
-# Machines that the head starts run as the worker's account, and as no other.
+# Machines that the head starts run as the worker's account only.
 gcloud iam service-accounts add-iam-policy-binding "$worker" --member="serviceAccount:$head" \
   --role=roles/iam.serviceAccountUser > /dev/null
 
@@ -79,7 +79,7 @@ for account in "$head" "$worker"; do
     --role=roles/storage.objectUser > /dev/null
 done
 
-# Secrets: SECRET ACCOUNTS. The token of Ray is created here, the others are yours (docs/CLUSTER.md).
+# Secrets: SECRET ACCOUNTS. Ray's token is created here; you create the others (docs/CLUSTER.md).
 exists gcloud secrets describe detect-ai-ray-token ||
   openssl rand -hex 32 | gcloud secrets create detect-ai-ray-token --replication-policy=automatic --data-file=-
 while read -r -u 3 secret accounts; do

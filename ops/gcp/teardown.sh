@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Remove what setup.sh created and machines that are left, but not the bucket: ops/gcp/teardown.sh [VARIABLES].
-# Run `ray down` for every cluster first: machines, network and accounts of all of them go.
+# Remove what setup.sh created and any remaining machines, but not the bucket: ops/gcp/teardown.sh [VARIABLES].
+# Run `ray down` for every cluster first: this removes the machines, network and accounts of all of them.
 set -euo pipefail
 variables=${1:-./gcp.env}
 if [ ! -f "$variables" ]; then

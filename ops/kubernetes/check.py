@@ -1,6 +1,6 @@
 """Validate the manifests with kubeconform, against the resource definitions of a pinned KubeRay: `make kube-check`.
 
-Arguments go to kubeconform, which is on PATH. Definitions are downloaded once, into build/kuberay.
+Arguments are passed to kubeconform, which must be on PATH. Definitions are downloaded once, into build/kuberay.
 """
 
 import hashlib

@@ -15,11 +15,11 @@ import urllib.request
 
 METADATA = "http://" + os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
 SERVICE = os.environ.get("CLOUDSDK_API_ENDPOINT_OVERRIDES_SECRETMANAGER", "https://secretmanager.googleapis.com/")
-TRIES, PAUSE_S = 6, 5.0  # the network of a machine that starts may not be ready
+TRIES, PAUSE_S = 6, 5.0  # the network of a starting machine may not be ready
 
 
 def get(url: str, headers: dict[str, str]) -> dict[str, object]:
-    """The JSON object at a URL. Retries everything but an answer below 500."""
+    """The JSON object at a URL. Retries all errors except HTTP statuses below 500."""
     for left in reversed(range(TRIES)):
         try:
             with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
@@ -35,7 +35,7 @@ def get(url: str, headers: dict[str, str]) -> dict[str, object]:
 
 
 def main(project: str, *wanted: str) -> int:
-    """Print all or nothing. Returns the exit status."""
+    """Print all secrets or none. Returns the exit status."""
     account = f"{METADATA}/computeMetadata/v1/instance/service-accounts/default/token"
     lines = []
     try:

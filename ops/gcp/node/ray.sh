@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Run Ray of one node in the foreground, and on the head restore the service. Ends when a process of Ray ends.
+# Run Ray on one node in the foreground and, on the head, restore the service. Ends when a Ray process ends.
 # All ports are fixed or in a fixed range: SECURITY.md lists them, setup.sh opens them between nodes.
 set -euo pipefail
 app=$(cd "$(dirname "$0")/../../.." && pwd)
-# Unset, Ray gives each task as many threads as it has CPUs.
+# If it is unset, Ray gives each task as many threads as it has CPUs.
 unset OMP_NUM_THREADS
 
 options=(--block --object-manager-port=8076 --node-manager-port=8077 --runtime-env-agent-port=8078)
@@ -13,7 +13,7 @@ if [ "${RAY_NODE_TYPE_NAME:?}" != head ]; then
   exec ray start --address="${RAY_HEAD_IP:?}:6379" "${options[@]}"
 fi
 
-# Code 2: bad input, such as the settings of another release. Everything else may pass, such as an error of storage.
+# Exit status 2: bad input, such as settings of another release. Other errors, such as storage errors, may be temporary.
 restore() {
   cd "$app"
   export RAY_ADDRESS=127.0.0.1:6379 PYTHONPATH=$app

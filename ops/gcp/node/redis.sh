@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Keep the cluster's state in a Redis on the head's disk, on loopback: Ray continues with it after a crash or reboot.
+# Keep the cluster's state in a Redis on the head's disk, on loopback: Ray resumes from it after a crash or reboot.
 set -euo pipefail
 
 command -v redis-server > /dev/null || {
@@ -7,7 +7,7 @@ command -v redis-server > /dev/null || {
   sudo apt-get -qq -o DPkg::Lock::Timeout=300 install -y redis-server
 }
 conf=/etc/redis/redis.conf
-# Of repeated settings the last one counts. Port 6379 is Ray's.
+# The last of repeated settings counts. Ray uses port 6379.
 sudo grep -q '^# detect-ai$' "$conf" || sudo tee -a "$conf" > /dev/null << 'CONF'
 # detect-ai
 bind 127.0.0.1

@@ -3,7 +3,7 @@
 set -euo pipefail
 : "${PROJECT:?}" "${STORAGE_ROOT:?}" "${RAY_NODE_TYPE_NAME:?expected from the launcher with autoscaler v2, which is the default}"
 
-# Optional secrets end in `?`. Serving nodes get no key of a service that only training uses.
+# Optional secrets end in `?`. Serving nodes get no keys of services that only training uses.
 secrets='RAY_AUTH_TOKEN=detect-ai-ray-token'
 case $RAY_NODE_TYPE_NAME in
   serving) ;;
@@ -23,7 +23,7 @@ CONF
 sudo install -m 644 ~/app/ops/systemd/detect-ai-ray.service /etc/systemd/system/
 
 if [ "$RAY_NODE_TYPE_NAME" = head ]; then
-  # Another image may have another Ray, which could not read the state of the old one.
+  # Another image may have another Ray version, which cannot read the state of the old one.
   image=$(sudo docker image inspect --format '{{.Id}}' detect-ai-node)
   if [ "$(cat /etc/detect-ai/image 2> /dev/null)" != "$image" ]; then
     redis-cli -p 6380 flushall
