@@ -1,11 +1,11 @@
 # One bundle over HTTP, in one process on CPUs (linux/amd64). Build it in the checkout:
 #   docker build -f docker/serve.Dockerfile --build-arg TORCH_INDEX=… -t detect-ai .
-# TORCH_INDEX: the address of PyTorch's index of CPU builds (its page Get Started). Their hashes are not those of the
-# lock, so torch is checked by its version alone; everything else by hash. Without it `pip check` fails: PyPI's build
-# needs CUDA.
+# TORCH_INDEX: the URL of PyTorch's index of CPU builds (see its page Get Started). Their hashes differ from the lock
+# file, so torch is checked by version only, everything else by hash. Without TORCH_INDEX, `pip check` fails: PyPI's
+# build needs CUDA.
 # Run it: docs/SERVING.md, «Serve a bundle».
 
-# Tag and digest move together: docker buildx imagetools inspect python:3.11-slim-bookworm
+# Change tag and digest together: docker buildx imagetools inspect python:3.11-slim-bookworm
 ARG PYTHON_IMAGE=python:3.11.16-slim-bookworm@sha256:528257d48c1da0dcecc2e725d1ae34498d60c965f1241e39cd6a85a8859bdf84
 
 FROM ${PYTHON_IMAGE} AS build
@@ -23,7 +23,7 @@ RUN pip wheel --no-deps --no-build-isolation --wheel-dir /tmp/wheels . \
   && pip --python /opt/detect_ai check
 
 FROM ${PYTHON_IMAGE}
-# A number, so that Kubernetes can check runAsNonRoot. The folder is the storage root: API keys and, if on, the log.
+# A numeric user lets Kubernetes check runAsNonRoot. The folder is the storage root: API keys and, if on, the log.
 RUN install -d -o 65532 -g 65532 /var/lib/detect_ai
 COPY --from=build /opt/detect_ai /opt/detect_ai
 ENV PATH=/opt/detect_ai/bin:${PATH} \
@@ -37,5 +37,5 @@ WORKDIR /tmp
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
   CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
-# Arguments follow: --metrics-port 9464, serve.max_texts=16, monitoring.log=true …
+# Further arguments: --metrics-port 9464, serve.max_texts=16, monitoring.log=true …
 ENTRYPOINT ["detect-ai", "serve", "--bundle", "/bundle", "serve.host=0.0.0.0"]
