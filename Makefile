@@ -6,10 +6,10 @@ CONSTRAINTS ?= requirements/dev.txt
 # COVERAGE=1: measure coverage and enforce its floor.
 COVERAGE ?=
 
-# What is installed, by the names of the file with the versions and the extras: a change of either installs again.
+# Stamp files of installed extras (RUN, DEV), by name of the versions file: a change of either installs again.
 RUN := .venv/.run-$(notdir $(CONSTRAINTS))
 DEV := .venv/.dev-$(notdir $(CONSTRAINTS))
-# Versions without hashes: an editable install cannot be hashed, and torch may be a build of another index.
+# Versions without hashes: an editable install cannot be hashed, and torch may be a build from another index.
 VERSIONS := .venv/versions-$(notdir $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
@@ -24,7 +24,7 @@ setup: $(DEV) ## Create .venv with the project, its sample and the developer too
 demo: $(RUN) ## Run the whole pipeline on this machine, from corpus to verdict (KEEP=1 leaves the service running)
 	.venv/bin/python examples/demo.py
 
-circle: $(RUN) ## Run the circle of operation: drift, abstain, recalibrate, retrain, deploy (half an hour)
+circle: $(RUN) ## Run the operations cycle: drift, abstain, recalibrate, retrain, deploy (half an hour)
 	.venv/bin/python examples/circle.py
 
 # The champion of the demo, unless the environment names another storage root.
@@ -44,7 +44,7 @@ test-slow: $(DEV) ## Run the slow tests: survival, load, fuzzing, demo, object s
 test-gpu: $(DEV) ## Run the tests that need a GPU
 	.venv/bin/pytest tests/gpu
 
-# No target asks the network for a model, waits for a login or reports usage.
+# No target downloads a model, waits for a login or reports usage.
 demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export HF_HUB_OFFLINE = 1
 demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export TRANSFORMERS_OFFLINE = 1
 demo circle serve test test-slow test-gpu bench-corpus bench-train bench-serve bench-trust: export WANDB_MODE = offline
@@ -100,11 +100,11 @@ format: $(DEV) ## Format the code
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-docs: $(VERSIONS) .venv/mermaid.min.js ## Build the site of the documentation into site/
+docs: $(VERSIONS) .venv/mermaid.min.js ## Build the documentation site into site/
 	.venv/bin/pip install -q --no-input -c $(VERSIONS) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
 
-# For diagrams without a CDN. npm compares the package with the hash of the registry.
+# For diagrams without a CDN. npm verifies the package against the registry's hash.
 .venv/mermaid.min.js: | .venv/bin/pip
 	npm pack --silent --pack-destination .venv mermaid@11.17.2
 	tar -xzmf .venv/mermaid-11.17.2.tgz -C .venv --strip-components=2 package/dist/mermaid.min.js
@@ -116,8 +116,8 @@ build: | .venv/bin/pip ## Build the wheel into dist/
 dist: $(DEV) ## Build the wheel and the source distribution into dist/
 	.venv/bin/python -m build --outdir dist
 
-# Each file holds a closure with all hashes of the index, for every platform; the versions of dev.txt hold for the others.
-# The service runs on a CPU: without CUDA, and with torch in a file of its own, because its CPU build has other hashes.
+# Each file has a closure with all hashes of the index, for every platform; the other files use the versions of dev.txt.
+# The service runs on a CPU: no CUDA, and torch has its own file, because its CPU build has other hashes.
 LOCK = .venv-tools/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --annotation-style line --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 lock: .venv-tools/.installed ## Write requirements/ and constraints-min.txt from pyproject.toml (UPGRADE=1: newest versions)
