@@ -1,10 +1,10 @@
-"""The whole circle of operation on this machine: `make circle`.
+"""Run the whole operations cycle on this machine: `make circle`.
 
-A service meets texts of another kind than those it was calibrated on; drift is noticed; it abstains; it is calibrated
-again on human texts of that kind; a new detector is trained with hard negatives and mirrors, passes the gate and is
-deployed. Each step is also refused once. The other kind of writing is the documentation in the installed Python
-packages, which people wrote; **the mirrors are by a tiny language model that is trained here in a minute, on the AI
-half of the sample**: they show that the steps work, not what a good generator would give. Output goes to `.circle/`,
+A service receives texts of another kind than those it was calibrated on; drift is detected; the service abstains; it is
+recalibrated on human texts of that kind; a new detector is trained with hard negatives and mirrors, passes the gate and
+is deployed. Each step is also refused once. The other kind of writing is the documentation in installed Python
+packages, written by people; **the mirrors come from a tiny language model that is trained here in a minute on the AI
+half of the sample**: they show that the steps work, not what a good generator would write. Output goes to `.circle/`,
 which is emptied first, or to DETECT_AI_STORAGE_ROOT, which must be a new folder. The last line is JSON.
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from demo import run_script, say  # of this folder
+from demo import run_script, say  # in this folder
 
 from detect_ai.core.errors import DetectAIError
 from detect_ai.core.local_cluster import LocalCluster
@@ -49,7 +49,7 @@ GENERATOR_STEPS, GENERATOR_TOKENS = 150, 128
 
 
 class Circle:
-    """A cluster with a service, and what was sent to it."""
+    """A cluster with a service, and a client that counts failed requests."""
 
     def __init__(self, cluster: LocalCluster, root: str) -> None:
         self.cluster, self.storage, self.port = cluster, Storage(root), free_port()
@@ -58,7 +58,7 @@ class Circle:
         self.failed = 0
 
     def job(self, name: str, *overrides: str, allowed: Sequence[int] = (0,), **options: Any) -> dict[str, Any]:
-        """Run a job. Returns its result, or {"error": …} of one that may fail."""
+        """Run a job. Returns its result, or {"error": …} if it fails with an allowed exit code."""
         say(" ".join(["python", f"jobs/{name}.py", *overrides]))
         command = [sys.executable, str(CHECKOUT / f"jobs/{name}.py"), f"storage.root={self.storage.root}", *overrides]
         environment = {**self.cluster.environment, "WANDB_MODE": "offline", "PYTHONPATH": str(CHECKOUT)}
@@ -82,7 +82,7 @@ class Circle:
         return verdicts
 
     def alarms(self) -> list[str]:
-        """The drift alarms so far, the first one first."""
+        """The drift alarms so far, oldest first."""
         return sorted(self.storage.list("monitoring/drift"))
 
     def fraction_ai(self, texts: Sequence[str]) -> float:
@@ -92,7 +92,7 @@ class Circle:
 
 
 def main() -> int:
-    """Run the circle. Returns the exit code."""
+    """Run the cycle. Returns the exit code."""
     started, own = time.monotonic(), CHECKOUT / ".circle"
     root = os.environ.get("DETECT_AI_STORAGE_ROOT")
     if root is None:
@@ -111,7 +111,7 @@ def main() -> int:
 
 
 def run(circle: Circle) -> dict[str, Any]:
-    """All steps; values for the last line."""
+    """Run all steps; returns the values of the last line."""
     folder = Path(circle.storage.root) / "texts"
     folder.mkdir(parents=True)
     docs = documentation(1100)
@@ -240,12 +240,12 @@ def write(path: Path, rows: Sequence[dict[str, str]]) -> Path:
 
 
 def limit_file_size() -> None:
-    """Let a process write no file above 1 MB: its weights do not fit, as on a full disk."""
+    """Limit the files that a process writes to 1 MB: its weights do not fit, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
 
 def train_generator(folder: Path, texts: Sequence[str]) -> Path:
-    """A tiny GPT-2 that learns the words of AI texts and little of their order."""
+    """Train a tiny GPT-2, which learns the words of AI texts and little of their order."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 

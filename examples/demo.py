@@ -1,4 +1,4 @@
-"""The whole pipeline on this machine: `make demo`.
+"""Run the whole pipeline on this machine: `make demo`.
 
 Starts a Ray cluster on free ports, submits the pipeline with `ray job submit`, sends a human and an AI text of the test
 split to the service over HTTP, prints the results and stops the cluster. KEEP=1 leaves the service running. Output goes
@@ -172,7 +172,7 @@ def stop_on_sigterm(number: int, frame: object) -> None:
 
 
 def run_script(main: Callable[[], int]) -> NoReturn:
-    """Exit with the code of `main`; errors of a user are one line."""
+    """Exit with the code of `main`; user errors are printed as one line."""
     signal.signal(signal.SIGTERM, stop_on_sigterm)
     try:
         sys.exit(main())
