@@ -1,13 +1,13 @@
-"""Does a change of training pay? Short trainings in one process, judged on domains left out: `docs/experiments/log`.
+"""Does a change to training help? Short training runs, evaluated on held-out domains: `docs/experiments/log`.
 
     python benchmarks/ablation.py run=base experiment=base --recipes "" vrex=0.3 "average=0.5"
     python benchmarks/ablation.py run=base experiment=base --documents 8000 --seeds 0 1 --recipes ""
 
 Needs the corpus of the run (`jobs/prepare.py`). Each recipe is a comma-separated list of changes (`Recipe`; "": none)
-to training on the first documents of a random order, by the project's own trainer and batch plan, on one device. The
-first windows of calibration texts are then scored and calibrated, and each domain is decided by the thresholds of the
-others. `auroc` is that of all judged texts, with equal weights for domains within a class. Prints a JSON line for each
-recipe and seed; the last line is JSON with all of them.
+to training on the first documents in a random order, with the project's own trainer and batch plan, in one process on
+one device. The first windows of calibration texts are then scored and calibrated; each domain is evaluated with the
+thresholds of the others. `auroc` covers all evaluated texts, with equal weights for domains within a class. Prints a
+JSON line for each recipe and seed; the last line is JSON with all of them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from detect_ai.training.trainer import Trainer
 from detect_ai.training.worker import group_steps, train_step
 
 COLUMNS = ["input_ids", "label", "weight", "attack", "domain", "generator"]
-HEAD_TEXTS = 2_000  # that a head is fitted to, on frozen features
+HEAD_TEXTS = 2_000  # texts to which a head is fitted, on frozen features
 BATCH_TOKENS = 8192
 DECAY = 0.9  # of running means over steps
 QUEUE = 512  # human scores that the tail is estimated from
@@ -60,10 +60,10 @@ QUEUE = 512  # human scores that the tail is estimated from
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs from the training of the run; 0 is without a term."""
+    """Changes to the training of the run; 0 disables a term."""
 
     epochs: int = 1
-    batch: int = 0  # documents of a step
+    batch: int = 0  # documents per step
     lr: float = 0.0
     sam: float = 0.0  # sharpness-aware minimisation of all weights: the length of the ascent step
     vrex: float = 0.0  # weight of the variance over domains of the mean human score
@@ -82,7 +82,7 @@ class Recipe:
 
 
 def main() -> int:
-    """Train and judge every recipe. Returns the exit code."""
+    """Train and evaluate every recipe. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="run=…, experiment=…, train.…")
     parser.add_argument("--recipes", nargs="+", default=[""])
@@ -109,7 +109,7 @@ def main() -> int:
 
 
 class Bench:
-    """The documents that all recipes train on and are judged by."""
+    """The documents on which all recipes are trained and evaluated."""
 
     def __init__(self, config: Config, documents: int, judged: int, num_windows: int) -> None:
         corpus = Corpus.of_run(Storage(config.storage.root), config.run)
@@ -130,7 +130,7 @@ class Bench:
         self._trained: dict[tuple[Recipe, int], dict[str, torch.Tensor]] = {}
 
     def run(self, recipe: Recipe, seed: int) -> dict[str, Any]:
-        """Train and judge. A recipe that differs in `average` alone from an earlier one is not trained again."""
+        """Train and evaluate. A recipe that differs from an earlier one only in `average` is not trained again."""
         started, key = time.perf_counter(), (replace(recipe, average=1.0), seed)
         model = encoder.build(self.config.model, seed).to(self.device)
         pretrained = {name: value.clone() for name, value in model.state_dict().items()}

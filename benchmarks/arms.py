@@ -1,9 +1,9 @@
 """One arm of `benchmarks/train.py` in its own process: `python benchmarks/arms.py ARM JOB`; JOB is JSON.
 
-Every arm runs warm-up steps and then the `steps` of the job, which are measured, or two whole epochs (`steps` 0), once
-for each of its `seeds`. Prints metrics as JSON: tokens a second (without padding, warm-up and start-up), fraction
-of padding, `start_up` (seconds until the first batch is read, of ours requested), `overhead` (seconds of everything but
-the training), validation loss.
+Every arm runs warm-up steps, then measures the `steps` of the job or, if `steps` is 0, two whole epochs, once for each
+of its `seeds`. Prints metrics as JSON: tokens per second (without padding, warm-up and start-up), fraction of padding,
+`start_up` (seconds until the first batch is read or, in our training, requested), `overhead` (seconds of everything
+except training), validation loss.
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ def hugging_face(arm: str, job: dict[str, Any], config: Any, rows: Any, steps: i
         logging_strategy="no",
         disable_tqdm=True,
         use_cpu=not job["gpu"],
-        bf16=tuned and encoder.has_bf16(device),  # emulated it would be slower than fp32
+        bf16=tuned and encoder.has_bf16(device),  # emulated bf16 would be slower than fp32
         optim="adamw_torch_fused" if tuned else "adamw_torch",
-        # By length for speed; where quality is compared, at random, which learns better (docs/TRAINING.md).
+        # By length for speed; at random where quality is compared, because that trains better (docs/TRAINING.md).
         train_sampling_strategy="group_by_length" if tuned and steps else "random",
     )
     network = encoder.build(config.model, config.seed)

@@ -1,7 +1,7 @@
 """Model of `benchmarks/serve.py`: `minilm` with a linear head, as a bundle for us and as a folder for its peers.
 
-The head is fitted on one half of the texts, calibrated on the other: in seconds, with the shapes, weights and spread of
-scores that speed depends on. Its quality as a detector is irrelevant.
+The head is fitted on one half of the texts and calibrated on the other: this takes seconds, and gives the shapes,
+weights and spread of scores on which speed depends. Its quality as a detector is irrelevant.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from detect_ai.models.batch import collate, plan_scoring
 from detect_ai.release.export import make
 from detect_ai.text.normalize import NORMALISER_VERSION, normalise
 
-WINDOW, STRIDE = 512, 384  # what the peers read of a text, too; more they would leave out
+WINDOW, STRIDE = 512, 384  # the peers, too, read one window of a text; they would truncate more
 WORDS = (30, 600)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
@@ -36,9 +36,9 @@ def prepared(scratch: Path, path: str | None, count: int, precision: str, backen
     Args:
         scratch: where all of it is written.
         path: Parquet with columns `text` and `label`; None: the sample.
-        count: of texts, half of each class.
-        precision: of the bundle, `fp32` or `bf16`.
-        backend: that the champion is exported to, one of `backends.BACKENDS`; `torch`: the bundle itself.
+        count: number of texts, half of each class.
+        precision: precision of the bundle, `fp32` or `bf16`.
+        backend: backend to which the champion is exported, one of `backends.BACKENDS`; `torch`: the bundle itself.
     """
     import torch
 

@@ -1,7 +1,7 @@
 """Benchmark of tokenisation speed and of the memory of `prepare`: `make bench-corpus`.
 
-1. The tokenising stage (normalised texts on scratch files to finished shards) against `datasets.map(batched=True,
-   num_proc=2)` with the same tokenizer over the same texts, in turn, start-up of the workers included on both sides.
+1. The tokenising stage (from normalised texts in scratch files to finished shards) against `datasets.map(batched=True,
+   num_proc=2)` with the same tokenizer and texts, in alternating rounds, worker start-up included on both sides.
 2. Peak memory of the whole process tree (PSS: shared memory counts once) over the whole of `prepare`, for 20,000 and
    for 200,000 distinct rows, on a cluster whose object store has a fixed size.
 
@@ -100,7 +100,7 @@ def made_texts(pool: list[str], count: int, seed: int) -> Iterator[str]:
 
 
 def tokenise_times(folder: Path, pool: list[str], rows: int) -> tuple[list[float], list[float]]:
-    """Seconds of our stage and of `datasets.map`, in turn."""
+    """Seconds of our stage and of `datasets.map`, in alternating rounds."""
     import ray
 
     from detect_ai.core.ray_runtime import connect

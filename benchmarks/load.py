@@ -1,8 +1,8 @@
 """Load generator of `benchmarks/serve.py`, in a process of its own: `python benchmarks/load.py TEXTS` (a JSON list).
 
 Reads lines of JSON and answers each with one: `url`, `form` (of requests and answers), `texts` (indices, in order) and
-either `concurrency`, or `rate`: requests a second at random times, drawn with `seed`, whether or not answers come. The
-first `warm` answers are not measured, nor with several connections those after the last request was sent.
+either `concurrency`, or `rate`: requests per second at random times, drawn with `seed`, whether or not answers come.
+The first `warm` answers and, with several connections, those after the last request was sent, are not measured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMS: dict[str, tuple[str, Callable[[str], Any], Callable[[Any], float]]] = {
 
 
 def of_labels(labels: list[dict[str, Any]]) -> float:
-    """Probability of AI in an answer of labels with scores: of the most likely one, or of both."""
+    """Probability of AI in an answer with scored labels, only the most likely one or both."""
     first = labels[0]
     return first["score"] if first["label"] == "ai" else 1 - first["score"]
 

@@ -21,10 +21,10 @@ MODELS = ("minilm", "distilbert")
 def prepared(
     scratch: Path, name: str, path: str | None, documents: int, gpu: bool = False, words: int | None = None
 ) -> dict[str, Any]:
-    """A corpus of so many training documents, tokenised, and a model; the arms' settings as plain values.
+    """A tokenised corpus with this number of training documents, and a model; the arms' settings as plain values.
 
-    A GPU takes a batch of 64 at once, two cores one of 16 in four parts. Texts may be cut after some words: where only
-    losses are compared, short ones do.
+    A GPU processes a batch of 64 at once, two cores one of 16 in four parts. `words` truncates texts: short ones are
+    enough where only losses are compared.
     """
     batch, microbatch = (64, 64) if gpu else (BATCH, MICROBATCH)
     validation = 0.2 if words else 0.05  # fraction of the documents
@@ -36,11 +36,11 @@ def prepared(
     rows = texts(path, round(documents / 0.7))
     rows["text"] = [" ".join(text.split()[:words]) if words else text for text in rows["text"]]
     rows.to_csv(folder / "texts.csv", index=False)
-    # More epochs of few texts, such as the sample's on a GPU.
+    # More epochs if there are few texts, such as the sample's on a GPU.
     epochs = 2 if words else max(2, math.ceil(documents / (0.7 * len(rows))))
     overrides = [
         *encoder,
-        *("model.pooling=encoder", "train.shortest_span=0"),  # as transformers has it
+        *("model.pooling=encoder", "train.shortest_span=0"),  # as in transformers
         *(f"model.window={WINDOW}", f"model.stride={STRIDE}", f"storage.root={folder / 'store'}"),
         *("corpus=csv", f"corpus.sources.0.path={folder / 'texts.csv'}", "corpus.min_words=1"),
         f"corpus.split={{train: 0.7, validation: {validation}, calibration: 0.05, test: {0.25 - validation:.2f}}}",
@@ -108,7 +108,7 @@ def corpus_of(config: Any) -> Any:
 
 
 def token_ids(config: Any, corpus: Any, split: str) -> list[Any]:
-    """Token ids of the documents of a split with their special tokens, cut to a window."""
+    """Token ids of the documents of a split with their special tokens, truncated to a window."""
     from detect_ai.models.encoder import load_tokenizer
 
     tokenizer = load_tokenizer(config.model)

@@ -1,4 +1,4 @@
-"""What monitoring costs and what its drift alarms are worth, for a bundle.
+"""Latency cost of monitoring and false alarm rate of its drift detection, for a bundle.
 
 1. Latency of single texts through the service's application, with the prediction log and without, in alternating rounds
    (in process: no proxy, no network).
@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=200, help="in a round, one after the other")
     options = parser.parse_args()
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # no line for each request
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # no log line for each request
     try:
         texts = [text.text for text in islice(texts_of(options.texts, ScoreConfig()), options.requests)]
         detector = Detector.load(options.bundle)

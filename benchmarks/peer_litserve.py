@@ -15,7 +15,7 @@ BATCH, BATCH_SECONDS = 8, 0.01
 
 
 class Classifier(litserve.LitAPI):
-    """Texts to the probability of AI."""
+    """Classifies texts; returns the probability of AI."""
 
     def __init__(self, job: dict[str, Any], **options: Any) -> None:
         super().__init__(**options)
@@ -35,7 +35,7 @@ class Classifier(litserve.LitAPI):
         return request["text"]
 
     def predict(self, x: str | list[str], **_: Any) -> float | list[float]:
-        """Of one text, or of a batch."""
+        """Score one text, or a batch."""
         inputs = self.tokenizer(x, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
         with torch.inference_mode():
             scores = self.model(**inputs).logits.float().softmax(-1)[:, 1].tolist()

@@ -1,13 +1,13 @@
 """Error rates of a run's detector in kinds of writing that its calibration has not seen: `make bench-trust`.
 
-1. Domains of the calibration split, each decided by the thresholds of the others, from the scores in the bundle.
-2. The same with the domains of further labelled sets, decided by the verdicts that the bundle gives: too short, in
-   another language or no prose counts as abstained.
+1. Domains of the calibration split, each evaluated with the thresholds of the others, from the scores in the bundle.
+2. The same with the domains of further labelled sets, evaluated with the verdicts of the bundle: texts that are too
+   short, in another language or not prose count as abstained.
 3. Each set by domain (and attack): AUROC, FPR, detection rate, for its texts as they are and cleaned as in training.
 4. The fraction of the sets' domains whose FPR exceeds the bound that the verdicts state.
 
-The stage `evaluate` scores the sets, under `runs/<run>-trust`: apart from the evaluations of the promotion gate. An
-evaluation is kept by bundle, texts and code, so that a second run scores nothing. The last line is JSON.
+The stage `evaluate` scores the sets, under `runs/<run>-trust`, separate from the evaluations of the promotion gate.
+Evaluations are reused for the same bundle, texts and code: a second run scores nothing. The last line is JSON.
 
     python benchmarks/trust.py run=base
     python benchmarks/trust.py run=base bundle=4f2a --data /data/posts.parquet /data/letters,text=body,domain=kind
@@ -45,7 +45,7 @@ from detect_ai.detector.verdict_table import Verdicts
 from detect_ai.evaluation.evaluate import evaluate, result_name
 
 PACKAGE = Path(__file__).resolve().parents[1] / "detect_ai"
-# What decides a verdict: with other code the texts are scored again.
+# Code that decides a verdict: if it changes, the texts are scored again.
 CODE = ("calibration", "detector", "models", "text", "corpus/cleaning.py", "corpus/boilerplate.py")
 RATES = ("auroc", "fpr_at_target", "tpr_at_target", "cleared_ai_fraction", "abstained_fraction", "n_human", "n_ai")
 SEED = 0
@@ -140,7 +140,7 @@ def trust(config: Config, sets: list[str], max_per_domain: int) -> dict[str, Any
 
 
 def sampled(path: str, set_name: str, scoring: ScoreConfig, max_per_domain: int) -> pa.Table:
-    """Labelled texts with our column names, at most so many of each class in a domain, drawn with a fixed seed."""
+    """Labelled texts with our column names; draws `max_per_domain` of each class in a domain with a fixed seed."""
     pools: dict[tuple[str, int], list[Text]] = defaultdict(list)
     for text in texts_of(path, scoring):
         if text.label is not None:
@@ -159,7 +159,7 @@ def sampled(path: str, set_name: str, scoring: ScoreConfig, max_per_domain: int)
 def evaluated(
     config: Config, storage: Storage, texts: pa.Table, set_name: str, spec: DetectorSpec
 ) -> tuple[dict[str, Any], Verdicts]:
-    """The report of an evaluation on these texts and its verdicts, from an earlier run where there is one."""
+    """The report of an evaluation on these texts and its verdicts, from an earlier run if there is one."""
     digest = hashlib.sha256(json.dumps([spec.version, code_digest(), texts.to_pylist()]).encode()).hexdigest()[:12]
     name = f"{digest}-{re.sub(r'[^a-zA-Z0-9]+', '-', set_name)}"
     key = f"runs/{config.run}/texts/{name}.parquet"  # where workers on other machines can read it
@@ -185,7 +185,7 @@ def code_digest() -> str:
 
 
 def rates_of_set(report: dict[str, Any]) -> dict[str, Any]:
-    """`RATES` of the whole set, of its domains and of its attacks, of its texts as they are (`raw`) and `cleaned`."""
+    """`RATES` of the whole set, its domains and its attacks, for the texts as they are (`raw`) and `cleaned`."""
     forms = {"raw": report, "cleaned": report["cleaned"]}
 
     def main(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def rates_of_set(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def domains_of_set(set_name: str, verdicts: Verdicts, target: float) -> list[dict[str, Any]]:
-    """Rows of `domain_rates` by the verdicts, with the mean `bound` of the FPR that they state for human texts."""
+    """Rows of `domain_rates` from the verdicts, with the mean FPR `bound` that they state for human texts."""
     rows = []
     for domain in np.unique(verdicts.columns["domain"]).tolist():
         own = verdicts[verdicts.columns["domain"] == domain]
@@ -218,7 +218,7 @@ def domains_of_set(set_name: str, verdicts: Verdicts, target: float) -> list[dic
 
 
 def hardware(use_gpu: bool) -> str:
-    """What scored the texts."""
+    """The hardware that scored the texts."""
     if use_gpu:
         import torch
 
