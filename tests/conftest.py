@@ -45,7 +45,7 @@ def gcs_bucket() -> Iterator[str]:
 
 @pytest.fixture
 def gcs_root(gcs_bucket: str) -> str:
-    """A storage root of its own in the bucket. It holds `=` and `&`: give it by DETECT_AI_STORAGE_ROOT."""
+    """A new storage root in the bucket. It contains `=` and `&`: pass it as DETECT_AI_STORAGE_ROOT."""
     return gcs.under(gcs_bucket, uuid.uuid4().hex)
 
 
@@ -53,8 +53,8 @@ def gcs_root(gcs_bucket: str) -> str:
 def ray_cluster() -> Iterator[Path]:
     """A local Ray cluster, started as a job without RAY_ADDRESS starts it. Yields its session directory.
 
-    Its temporary directory names a dead cluster as the machine's latest, as `ray start` would have left it there:
-    nothing may connect to that one.
+    Its temporary directory names a dead cluster as the machine's latest, as `ray start` would leave it: nothing may
+    connect to that cluster.
     """
     import ray
 
