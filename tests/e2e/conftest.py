@@ -24,7 +24,7 @@ from serve_app.deploy import deploy, stop
 from tests.fixtures import tiny_models
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-BATCH_TOKENS = 65_536  # the tiny model is fast: so many tokens may wait that a test has time to act
+BATCH_TOKENS = 65_536  # large, because the tiny model is fast: requests wait long enough for a test to act
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +54,7 @@ def config(encoder: Path, store: Storage) -> Config:
 
 @pytest.fixture(scope="session")
 def url(cluster: Path, config: Config, store: Storage) -> Iterator[str]:
-    """The service, deployed with short queues."""
+    """The URL of the service, deployed with short queues."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deployment, "MAX_ONGOING_REQUESTS", 20)
         patch.setattr(deployment, "MAX_QUEUED_REQUESTS", 40)
@@ -100,7 +100,7 @@ def deployed(store: Storage, *overrides: str) -> Iterator[tuple[LocalCluster, st
         assert done.returncode == 0, done.stderr
         yield cluster, f"http://127.0.0.1:{port}"
     finally:
-        # HAProxy outlives the cluster otherwise, and keeps its ports.
+        # Otherwise HAProxy outlives the cluster and keeps its ports.
         shutdown = "import ray; from ray import serve; ray.init(logging_level='ERROR'); serve.shutdown()"
         subprocess.run([sys.executable, "-c", shutdown], env=cluster.environment, capture_output=True, check=False)
         cluster.stop()
@@ -109,7 +109,7 @@ def deployed(store: Storage, *overrides: str) -> Iterator[tuple[LocalCluster, st
 def listening(pid: int) -> set[str]:
     """Addresses where a process and its children listen.
 
-    The gRPC port of a Serve replica is left out: Ray 2.60 binds it to all interfaces, without an option to change that.
+    Omits the gRPC port of a Serve replica: Ray 2.60 binds it to all interfaces, without an option to change that.
     """
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     processes = [process for process in family if "ServeReplica" not in " ".join(process.cmdline())]

@@ -20,19 +20,19 @@ from tests.fixtures import tiny_models
 
 @dataclass
 class Seen:
-    """Observed answers; `refused` are the seconds of each 503 in the replica, of which the proxy's have none."""
+    """Observed answers; `refused` has the seconds in the replica of each 503; those of the proxy have none."""
 
     statuses: list[int] = field(default_factory=list)  # of every request, after the retries of its client
     seconds: list[float] = field(default_factory=list)  # latency of each answer with status 200
-    refused: list[float] = field(default_factory=list)  # by `Server-Timing`
+    refused: list[float] = field(default_factory=list)  # from `Server-Timing`
     wrong: list[str] = field(default_factory=list)  # answers that differ from the model's
     versions: list[str] = field(default_factory=list)  # of each answer
 
 
 class Load:
-    """Clients that send texts of `words` (shortest, longest) words; each of the `detectors` may answer.
+    """Clients that send texts of `words` (minimum, maximum) words; any of the `detectors` may answer.
 
-    `tokens` are API keys; texts take turns with them.
+    `tokens` are API keys, used in turn.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Load:
 
 
 async def wait_for(reached: Callable[[], bool], seconds: float) -> None:
-    """Wait until a condition holds, at most so long."""
+    """Wait until a condition holds, at most `seconds`."""
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline

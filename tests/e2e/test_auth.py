@@ -31,7 +31,7 @@ KEYS = {"user": {}, "slow": {"tokens_per_minute": RATE}, "chief": {"scopes": [Sc
 
 
 class Service(NamedTuple):
-    """A service with keys, by name, and two champions in its registry."""
+    """A service with API keys by name, and two champions in its registry."""
 
     url: str
     tokens: dict[str, str]
@@ -53,7 +53,7 @@ def keyed(
     tiny_bundle: Path,
     encoder: Path,
 ) -> Iterator[Service]:
-    """In place of the shared service."""
+    """A service with keys, in place of the shared one."""
     folder = tmp_path_factory.mktemp("keyed")
     storage, tokens = Storage(str(folder / "store")), {}
     tiny_models.make_bundle(folder / "next", encoder, seed=1)
@@ -116,7 +116,7 @@ def test_overlapping_deployments_and_a_rollback(keyed: Service, monkeypatch: pyt
 
     @ray.remote(num_cpus=0)
     def deploy_elsewhere(config: Config, root: str) -> None:
-        """Deploy in a process of its own, as commands do: Ray Serve cannot build applications in two threads."""
+        """Deploy in another process, as commands do: Ray Serve cannot build applications in two threads."""
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv("RAY_ADDRESS")  # as in the process of this test
             patch.setattr(deployment, "require_resources", lambda *_: None)

@@ -33,7 +33,7 @@ def run(folder: Path, *command: str) -> str:
 
 
 def copy_of_the_project(folder: Path) -> Path:
-    """What a checkout holds, under git."""
+    """A copy of the files of a checkout, in a git repository."""
     folder.mkdir()
     for name in PROJECT:
         source = CHECKOUT / name
@@ -52,7 +52,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory, encoder: Path, remote: Path) -> Path:
-    """A checkout where `dvc repro` ran on tiny things."""
+    """A checkout where `dvc repro` ran on a tiny encoder and corpus."""
     folder = copy_of_the_project(tmp_path_factory.mktemp("dvc") / "here")
     texts = tiny_models.write_jsonl(folder.parent / "texts.jsonl", tiny_models.rows(80))
     overrides = [

@@ -31,7 +31,7 @@ OTHER_SITE = "detector.internal"
 
 @dataclass
 class Front:
-    """The front with its service, and what the last command of the block printed."""
+    """The front proxy with its service, and the output of the last command of the block."""
 
     port: int
     key: str
@@ -39,7 +39,7 @@ class Front:
     authority: Path
 
     def client(self) -> httpx.Client:
-        """A client that checks certificates and has the key."""
+        """A client that verifies certificates and sends the API key."""
         context = ssl.create_default_context(cafile=str(self.authority))
         headers = {"Authorization": f"Bearer {self.key}"}
         return httpx.Client(base_url=f"https://localhost:{self.port}", verify=context, headers=headers, timeout=60)
@@ -110,7 +110,7 @@ def test_other_paths_stay_inside(front: Front, path: str) -> None:
 
 @pytest.mark.parametrize(("path", "size"), [("/v1/detect", 1_000_001), ("/v1/detect/file", 20_000_001)])
 def test_large_bodies_are_refused(front: Front, path: str, size: int) -> None:
-    """By the service if their length is announced, by the front otherwise."""
+    """The service rejects them if they announce their length, the front proxy otherwise."""
     multipart = "multipart/form-data; boundary=b"
     headers = {"Content-Type": multipart if path.endswith("file") else "application/json"}
     with front.client() as client:

@@ -47,7 +47,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
 
 @pytest.fixture(scope="module")
 def key() -> tuple[str, str]:
-    """A key, and the variable that makes it known."""
+    """An API key, and the value of the environment variable with its hash."""
     token, key = create_key("me")
     return token, json.dumps({"keys": [key.model_dump(mode="json", exclude_none=True)]})
 
@@ -93,5 +93,5 @@ def test_only_tmp_is_writable(running: Container) -> None:
 
 
 def test_it_stops_on_sigterm(running: Container) -> None:
-    """Last: the others need the container."""
+    """Runs last: the other tests need the container."""
     assert running.stop() == 0

@@ -34,7 +34,7 @@ Submit = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    """A cluster of its own, as `make demo` starts it."""
+    """A separate cluster, started as `make demo` does."""
     started = LocalCluster()
     yield started
     started.stop()
@@ -47,7 +47,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 
 @pytest.fixture(scope="module")
 def settings(storage: Storage, encoder: Path) -> list[str]:
-    """Overrides of all jobs."""
+    """Overrides for all jobs."""
     source = tiny_models.write_jsonl(Path(storage.root).parent / "texts.jsonl", tiny_models.rows(80))
     return [
         f"storage.root={storage.root}",
@@ -79,7 +79,7 @@ def submit(cluster: LocalCluster, settings: list[str]) -> Submit:
 
 @pytest.fixture(scope="module")
 def results(submit: Submit) -> dict[str, Any]:
-    """The last line of the pipeline: results by stage."""
+    """The last output line of the pipeline: results by stage."""
     done = submit("pipeline", f"serve.port={free_port()}")
     assert done.returncode == 0, done.stdout[-3000:]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith('{"prepare"')]
@@ -92,7 +92,7 @@ def test_every_stage_stores_its_result(results: dict[str, Any], storage: Storage
     for stage, result in results.items():
         assert storage.read_json(f"runs/default/{stage}.json")["result"] == result
     assert Registry(storage).champion() == results["publish"]["champion"] == results["deploy"]["model_version"]
-    assert results["train"]["lr"] == 4e-3  # of the sweep
+    assert results["train"]["lr"] == 4e-3  # from the sweep
 
 
 def test_diverged_trial_is_recorded_with_its_reason(results: dict[str, Any], storage: Storage) -> None:
@@ -163,7 +163,7 @@ def test_the_body_for_a_scheduler_starts_a_job(cluster: LocalCluster) -> None:
     )
 
 
-# The last one: it stops the cluster.
+# The last test, because it stops the cluster.
 def test_a_stopped_cluster_leaves_nothing(cluster: LocalCluster) -> None:
     processes = psutil.Process(cluster.pid).children(recursive=True)
     assert processes

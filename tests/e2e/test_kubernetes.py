@@ -48,7 +48,7 @@ def token(root: Storage) -> str:
 
 @pytest.fixture(scope="module")
 def dashboard() -> Iterator[httpx.Client]:
-    """The dashboard of a cluster with the variables of the manifest's pods, and with the header of KubeRay."""
+    """A client, with KubeRay's header, of the dashboard of a cluster with the variables of the manifest's pods."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(CHECKOUT))
         patch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
@@ -63,7 +63,7 @@ def dashboard() -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def config(root: Storage) -> dict[str, Any]:
-    """The manifest's, on this machine."""
+    """The manifest's configuration, adapted to this machine."""
     config = manifest()
     config["http_options"] |= {"host": "127.0.0.1", "port": free_port()}
     config["applications"][0]["args"]["overrides"] += [f"storage.root={root.root}", "serve.min_replicas=1"]

@@ -1,4 +1,4 @@
-"""Metrics, logs and traces of a real service, and a real Prometheus that notices when it is gone."""
+"""Metrics, logs and traces of a real service, and a real Prometheus that raises an alert when it is gone."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_request_has_a_json_line_in_the_log(cluster: Path, client: httpx.Clien
 
 @pytest.fixture(scope="module")
 def traced(store: Storage) -> Iterator[tuple[LocalCluster, str]]:
-    """A service with traces on a cluster of its own."""
+    """A service with traces on a separate cluster."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_SERVE_TRACING_SAMPLING_RATIO", "1")
         with deployed(store, f"serve.tracing={EXPORTER}") as service:
@@ -121,7 +121,7 @@ def test_an_alert_fires_when_all_replicas_are_killed(traced: tuple[LocalCluster,
         prometheus = subprocess.Popen([require("prometheus"), *options], cwd=tmp_path, stdout=log, stderr=log)
     try:
         wait_for(lambda: (ask("query?query=ray_detect_ai_loaded") or {}).get("result"), 90)
-        time.sleep(40)  # longer than the alert waits
+        time.sleep(40)  # longer than the delay of the alert
         assert firing() <= {"DetectAINoTraffic"}
         seconds = wait_for(fires_while_replicas_are_killed, 90)
         print(f"DetectAINoReplica fired {seconds:.0f} s after the first kill")

@@ -1,4 +1,4 @@
-"""`detect-ai serve`: the same verdicts as the deployment on Ray Serve, its keys, metrics and clients that leave."""
+"""`detect-ai serve`: the same verdicts as the deployment on Ray Serve, keys, metrics and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Service(NamedTuple):
     metrics: str  # URL
 
     def counted(self, series: str) -> bool:
-        """Whether the metrics have a series of this beginning."""
+        """Whether the metrics have a series that starts with this."""
         return any(line.startswith(series) for line in httpx.get(self.metrics).text.splitlines())
 
 
@@ -93,7 +93,7 @@ def test_a_client_that_leaves_is_counted_and_its_work_ends(service: Service) -> 
     body = json.dumps({"text": LONG_TEXT, "return_spans": True})
     assert not service.counted(LEFT)
     connections = [http.client.HTTPConnection("127.0.0.1", service.client.base_url.port) for _ in range(8)]
-    for connection in connections:  # more than can be answered before they leave
+    for connection in connections:  # more than can be answered before they disconnect
         connection.request("POST", "/v1/detect", body, {"Content-Type": "application/json"})
     for connection in connections:
         connection.close()

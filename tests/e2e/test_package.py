@@ -29,7 +29,7 @@ def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as for a release; skips where there is no package index."""
+    """The wheel, built as for a release; skips without a package index."""
     folder = tmp_path_factory.mktemp("wheel")
     done = run(folder, sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", folder, CHECKOUT)
     if done.returncode:
@@ -40,7 +40,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of a new environment where the wheel is installed without extras."""
+    """The programs of a new environment with the wheel, without extras."""
     folder = tmp_path_factory.mktemp("clean") / "venv"
     venv.create(folder, with_pip=True)
     done = run(folder, folder / "bin" / "pip", "install", "-q", wheel)

@@ -62,7 +62,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, url: str) -> Iterator[Page]:
-    """The loaded page. Afterwards: no script error, no policy violation, no request to another site."""
+    """The loaded page. Checks afterwards: no script error, no policy violation, no request to another site."""
     errors: list[str] = []
     with browser.new_context(viewport=DESKTOP) as context:
         page = context.new_page()

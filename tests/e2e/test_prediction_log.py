@@ -45,7 +45,7 @@ class Service(NamedTuple):
 
 @contextmanager
 def logging_service(folder: Path, tiny_bundle: Path) -> Iterator[Service]:
-    """A service of its own that logs predictions and draws every text for the audit."""
+    """A separate service that logs predictions and draws every text for the audit."""
     storage = Storage(str(folder / "store"))
     registry = Registry(storage)
     registry.set_champion(registry.add(tiny_bundle))
@@ -65,7 +65,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iter
 
 
 def gauge(port: int, series: str) -> float:
-    """The value of a metric of a service; -1 without one."""
+    """The value of a metric of a service; -1 if there is none."""
     found = re.findall(rf"^{series}.*}} (\S+)$", httpx.get(f"http://127.0.0.1:{port}/metrics").text, re.MULTILINE)
     return float(found[0]) if found else -1
 

@@ -1,4 +1,4 @@
-"""Deployments, rollbacks and pauses by their commands, on one service with settings of its own."""
+"""Deployments, rollbacks and pauses by their commands, on one service with its own settings."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tests.e2e.load_generator import Load, wait_for
 from tests.fixtures import tiny_models
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-RATE, MAX_TEXTS, LOAD_KEYS = 1000, 3, 16  # tokens per minute of a key without a rate of its own
+RATE, MAX_TEXTS, LOAD_KEYS = 1000, 3, 16  # tokens per minute of a key without its own rate
 GAP_S = 2  # between the starts of commands that overlap; each takes ten times as long
 
 
 class Service(NamedTuple):
-    """A cluster with a service, a registry of three versions, and keys: the chief's, then those for load."""
+    """A cluster with a service, a registry of three versions, and keys: the administrator's, then those for load."""
 
     cluster: LocalCluster
     storage: Storage

@@ -203,7 +203,7 @@ def test_disconnected_clients_leave_the_replica_free(url: str, client: httpx.Cli
 def test_overload_is_refused_with_retry_after(client: httpx.Client) -> None:
     replica = psutil.Process(client.get("/v1/admin/status").json()["pid"])
     with ThreadPoolExecutor(100) as pool:
-        replica.suspend()  # so that only refusals are answered, however fast the machine is
+        replica.suspend()  # so that only rejections are answered, however fast the machine is
         calls = [pool.submit(client.post, "/v1/detect", json={"text": TEXT}) for _ in range(100)]
         wait(calls, timeout=30, return_when=FIRST_COMPLETED)
         replica.resume()
@@ -250,7 +250,7 @@ def test_a_version_that_fails_leaves_the_old_one_answering(
     with pytest.raises(ResourceError, match="/nowhere"):
         deploy(config, store)
     assert client.post("/v1/detect", json={"text": TEXT}).status_code == 200
-    # Serve has the old target again: it replaces a replica that dies.
+    # Serve has the old target again and replaces a replica that dies.
     os.kill(client.get("/v1/admin/status").json()["pid"], signal.SIGKILL)
     deadline = time.monotonic() + 60
     while client.post("/v1/detect", json={"text": TEXT}).status_code != 200:

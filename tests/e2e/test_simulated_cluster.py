@@ -1,6 +1,6 @@
 """cluster.yaml, simulated: training on GPU nodes, a service on serving nodes, the loss of nodes and of the head.
 
-The tests share one cluster and run in the order of the file. They print what they measure.
+The tests share one cluster and run in file order. They print what they measure.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ GPU_NODES = ("gpu_spot", "gpu_on_demand")
 ON_HEAD = {6379, 8500, 10001}  # the cluster's state, the fallback of HAProxy, Ray Client
 URL = "http://127.0.0.1:8000"
 CLIENTS = 8
-# Of a core, for each replica: 3 times the capacity of one is more than this machine has.
+# Fraction of a core for each replica: this machine cannot provide 3 times the capacity of a full one.
 SPEED = 0.1
 
 
@@ -56,7 +56,7 @@ def until(condition: Callable[[], object], seconds: float) -> float:
 
 
 async def reached(condition: Callable[[], object], seconds: float) -> float:
-    """The same beside clients: the condition may call the cluster."""
+    """`until` while clients run: the condition may call the cluster."""
     return await asyncio.to_thread(until, condition, seconds)
 
 
@@ -114,7 +114,7 @@ def test_training_survives_a_lost_node_and_leaves_none(
 
 @pytest.fixture(scope="module")
 def load(cluster: SimulatedCluster, store: Storage, tiny_bundle: Path) -> Callable[..., Load]:
-    """The deployed service, with two replicas: makes clients with a key each and one retry."""
+    """Deploys the service with two replicas; creates clients with a key each and one retry."""
     tokens, keys = zip(*(create_key("test") for _ in range(CLIENTS)), strict=True)
     for key in keys:
         KeyStore(store).put(key)
@@ -189,7 +189,7 @@ def head_serves(cluster: SimulatedCluster) -> bool:
 def test_the_service_answers_while_the_head_restarts(
     cluster: SimulatedCluster, load: Callable[..., Load], program: str
 ) -> None:
-    """Clients are those of a load balancer that has found that the head is away: a serving node answers them."""
+    """A serving node answers the clients, as behind a load balancer that has detected the loss of the head."""
     until(lambda: len(cluster.replicas()) == 2, 120)
     restarts, restored, replicas = len(cluster.ended), cluster.restored(), cluster.replicas()
     kept, gone = (replicas[name] for name in sorted(replicas))
@@ -259,7 +259,7 @@ def test_overload_adds_nodes_and_idle_ones_go(cluster: SimulatedCluster, load: C
             rate = len(capacity.seen.seconds) / 15
             over = load(words=(800, 1200))
             over.retries, started = 0, time.monotonic()
-            offering = asyncio.create_task(over.offer(1.5 * rate, 120))  # of two replicas: 3 times that of one
+            offering = asyncio.create_task(over.offer(1.5 * rate, 120))  # for two replicas: 3 times the rate of one
             await reached(lambda: len(cluster.replicas()) >= 3, 60)
             print(f"a third replica {time.monotonic() - started:.0f} s after 1.5 x {rate:.0f} requests a second began")
             await offering

@@ -1,6 +1,6 @@
-"""The step of docker/train.Dockerfile, in a new environment in place of Ray's image.
+"""The step of docker/train.Dockerfile, in a new environment instead of Ray's image.
 
-torch and its CUDA packages are installed by version here: a build for the CPU has other hashes than the lock's.
+torch and its CUDA packages are installed by version here: the hashes of a CPU build differ from the lock file.
 """
 
 from __future__ import annotations

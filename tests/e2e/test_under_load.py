@@ -42,7 +42,7 @@ def cluster() -> Iterator[None]:
 
 @contextmanager
 def serving(encoder: Path, store: Storage, **settings: object) -> Iterator[tuple[str, Config]]:
-    """The service with given settings."""
+    """The service with these settings."""
     config = tiny_models.config(encoder, Path(store.root))
     config.serve = ServeConfig(port=free_port(), cpus_per_replica=1, threads_per_replica=1).model_copy(update=settings)
     try:
@@ -171,7 +171,7 @@ def test_replicas_follow_the_load(
             async with load.during(clients=16):
                 await wait_for(lambda: running() == 3, 120)
             await wait_for(lambda: running() == 0, 120)
-            response = await asyncio.to_thread(httpx.get, f"{url}/readyz", timeout=60)  # comes up again for it
+            response = await asyncio.to_thread(httpx.get, f"{url}/readyz", timeout=60)  # starts a replica again
             assert response.status_code == 200
             assert running() >= 1
 
@@ -183,7 +183,7 @@ def test_replicas_follow_the_load(
 def test_refused_requests_add_replicas(
     encoder: Path, store: Storage, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Far fewer requests than the target are ongoing, because most are refused.
+    # The number of ongoing requests stays far below the target, because most are rejected.
     settings = {"max_replicas": 3, "max_wait_s": 0.1, "batch_tokens": 2048}
     monkeypatch.setattr(deployment, "TARGET_ONGOING_REQUESTS", 100)
     with serving(encoder, store, **settings) as (url, _):

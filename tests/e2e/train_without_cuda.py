@@ -1,6 +1,6 @@
-"""jobs/train.py for workers that ask for a GPU of a simulated node, which has none: they compute on the CPU.
+"""jobs/train.py for workers that request a GPU of a simulated node, which has none: they compute on the CPU.
 
-It replaces what Ray Train chooses by the resource `GPU`: CUDA as the device and NCCL as the backend.
+It replaces what Ray Train chooses for the resource `GPU`: CUDA as the device and NCCL as the backend.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def test_losses_match_the_cpu(encoder: Path, device: torch.device, precision: st
 def test_step_returns_before_the_gpu_is_done(encoder: Path, device: torch.device) -> None:
     trainer = trainer_of(network(encoder), device)
     losses(trainer, 2)
-    train_step(trainer, [part()])  # is settled while the next one is in the queue
+    train_step(trainer, [part()])  # completes while the next one is in the queue
     torch.cuda.synchronize()
     torch.cuda._sleep(2_000_000_000)  # about a second
     train_step(trainer, [part()])
@@ -81,7 +81,7 @@ def test_step_returns_before_the_gpu_is_done(encoder: Path, device: torch.device
 def test_resumed_run_ends_with_equal_parameters(
     encoder: Path, device: torch.device, precision: str, tmp_path: Path
 ) -> None:
-    """With dropout, whose draws depend on the step alone."""
+    """With dropout, whose random draws depend only on the step."""
 
     def fresh() -> Trainer:
         return trainer_of(network(encoder, dropout=0.2), device, precision=precision)

@@ -41,7 +41,7 @@ class Run:
 
 @pytest.fixture(scope="package")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """80 pairs and one human text alone, so that the training split has an odd number of rows."""
+    """80 pairs and a single human text, so that the training split has an odd number of rows."""
     rows = [*tiny_models.rows(80), *tiny_models.rows(1, seed=1)[:1]]
     rows[-1]["group"] = "odd-4"
     return tiny_models.write_jsonl(tmp_path_factory.mktemp("source") / "texts.jsonl", rows)
@@ -59,7 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, encoder: Path, source: Path) -
 
 @pytest.fixture(scope="package")
 def few(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> tuple[Config, Corpus]:
-    """Two documents in each split, fewer than ranks."""
+    """Two documents in each split: fewer documents than ranks."""
     folder = tmp_path_factory.mktemp("few")
     texts = tiny_models.write_jsonl(folder / "texts.jsonl", tiny_models.rows(4))
     config = small_config(encoder, folder / "store", texts)
@@ -90,7 +90,7 @@ def streamed(many: tuple[Config, Corpus], few: tuple[Config, Corpus]) -> dict[tu
 
 @pytest.fixture(scope="package")
 def candidate(run: Run) -> Config:
-    """A run name of its own with a calibrated candidate."""
+    """A separate run name with a calibrated candidate."""
     config = own_copy(run.config, run.storage, "candidate", ("prepare", "train"))
     config = changed(config, evaluation={"baseline": False, "include_texts": False})
     run_stage("calibrate", calibrate_checkpoint, config, run.storage)

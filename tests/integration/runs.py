@@ -66,7 +66,7 @@ def small_config(encoder: Path, root: Path, source: Path) -> Config:
 
 
 def object_store_config(encoder: Path, folder: Path, root: str) -> Config:
-    """A small run on an object store, which the source is read from, too; `folder` holds nothing else."""
+    """A small run on an object store, which also has the source; `folder` must be otherwise unused."""
     where, _, query = root.partition("?")
     rows = tiny_models.write_jsonl(folder / "texts.jsonl", tiny_models.rows(80))
     Storage(root).write_bytes("in/texts.jsonl", rows.read_bytes())
@@ -79,7 +79,7 @@ def object_store_config(encoder: Path, folder: Path, root: str) -> Config:
 
 
 def hard_rows(pairs: int, own: float = 0.6) -> list[dict[str, object]]:
-    """Labelled rows whose texts share most of their words: a word is of the text's own kind with a chance of `own`."""
+    """Labelled rows whose texts share most words: a word comes from the text's own kind with probability `own`."""
     rng = random.Random(0)
     kinds = (tiny_models.HUMAN_WORDS.split(), tiny_models.AI_WORDS.split())
 
@@ -94,12 +94,12 @@ def hard_rows(pairs: int, own: float = 0.6) -> list[dict[str, object]]:
 
 
 def files_under(folder: Path) -> list[str]:
-    """Every file under a folder, by its path relative to it."""
+    """Relative paths of all files under a folder."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def config_for(encoder: Path, root: Path, path: Path, kind: str) -> Config:
-    """A small corpus of one file."""
+    """A configuration for a small corpus of one file."""
     config = tiny_models.config(encoder, root)
     config.corpus.sources = [SourceConfig(kind=kind, path=str(path), name="made", group="group", licence="CC0")]
     config.corpus.split = {"train": 0.4, "validation": 0.2, "calibration": 0.2, "test": 0.2}
@@ -113,7 +113,7 @@ def changed(config: Config, **sections: dict[str, Any]) -> Config:
 
 
 def store_with_champion(folder: Path, tiny_bundle: Path) -> Storage:
-    """A storage root whose champion, the tiny bundle, was evaluated on texts of no other test."""
+    """A storage root whose champion, the tiny bundle, was evaluated on texts that no other test uses."""
     storage, champion = Storage(str(folder / "store")), shutil.copytree(tiny_bundle, folder / "tiny")
     (champion / METRICS_FILE).write_text(json.dumps({TEST: {"test_fingerprint": "other"}}))
     write_spec(champion, read_spec(tiny_bundle))
@@ -147,7 +147,7 @@ def training_ranks(corpus: Corpus, config: Config, workers: int, seed: int = 0) 
 
 
 def registered(storage: Storage, folder: str) -> int:
-    """Checkpoints that Ray Train has written whole and registered, of a run by its key."""
+    """Number of checkpoints of a run that Ray Train has completely written and registered."""
     try:
         return int(storage.read_json(f"{folder}/checkpoint_manager_snapshot.json")["current_report_index"])
     except (FileNotFoundError, InputError):  # not there yet, or being written
@@ -169,7 +169,7 @@ def until(condition: Callable[[], Any]) -> Any:
 
 
 def ray_processes(name: str) -> list[psutil.Process]:
-    """Ray processes of this process whose command contains a name."""
+    """Child processes of Ray whose command contains a name."""
     processes = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # ended meanwhile
@@ -189,14 +189,14 @@ def attempts(storage: Storage, run: str, stage: str) -> list[str]:
 
 
 def own_copy(config: Config, storage: Storage, name: str, stages: Sequence[str] = ("prepare",)) -> Config:
-    """A configuration under a run name of its own, with the results of some stages."""
+    """A configuration with another run name and the results of some stages."""
     for stage in stages:
         storage.write_json(f"runs/{name}/{stage}.json", storage.read_json(f"runs/{config.run}/{stage}.json"))
     return config.model_copy(update={"run": name}, deep=True)
 
 
 def kill_driver(stage: str, config: Config, folder: Path, is_time: Callable[[], bool]) -> None:
-    """Run a stage (`module:function`) in a process on the same cluster, and kill it with SIGKILL when it is time."""
+    """Run a stage (`module:function`) in a process on the same cluster, and send it SIGKILL when `is_time` holds."""
     import ray
 
     (folder / "config.json").write_text(json.dumps(config.model_dump()))
@@ -219,12 +219,12 @@ def kill_driver(stage: str, config: Config, folder: Path, is_time: Callable[[], 
     assert process.poll() is None, (folder / "driver.log").read_text()
     process.kill()
     process.wait()
-    until(lambda: not train_workers())  # nobody writes any more
+    until(lambda: not train_workers())  # no worker writes any more
 
 
 @contextlib.contextmanager
 def a_worker_killed(storage: Storage, folder: str, after: int) -> Iterator[None]:
-    """Kill a worker with SIGKILL when a run has so many checkpoints."""
+    """Kill a worker with SIGKILL when a run has `after` checkpoints."""
 
     def wait_and_kill() -> None:
         until(lambda: registered(storage, folder) >= after)

@@ -1,7 +1,7 @@
 """Train on two nodes and remove one: `python -m tests.integration.spot_cluster CONFIG CORPUS NAME THEN`.
 
-In a process of its own, for it has a cluster of its own: Ray's multi-node test cluster, a head with room for one worker
-and Ray Data, and a spot node for the other. Prints the history and the checkpoint as JSON.
+It runs in its own process, because it has its own cluster: Ray's multi-node test cluster, a head with room for one
+worker and Ray Data, and a spot node for the other worker. Prints the history and the checkpoint as JSON.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from detect_ai.corpus.manifest import Corpus
 from detect_ai.training import train
 from tests.integration.runs import last_start, registered, until
 
-CHECKPOINTS = 5  # after which the node goes
+CHECKPOINTS = 5  # after which the node is removed
 
 
 def main() -> None:
-    """Train, and take the node away meanwhile."""
-    path, key, name, then = sys.argv[1:]  # replaced: another node comes at once; later: once a worker is at work alone
+    """Train, and remove the node during training."""
+    path, key, name, then = sys.argv[1:]  # replaced: another node comes at once; later: once one worker trains alone
     config = Config.model_validate_json(Path(path).read_text())
     cpus = config.train.cpus_per_worker
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus + 1})

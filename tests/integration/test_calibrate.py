@@ -24,7 +24,7 @@ from tests.integration.runs import changed, small_config, token_ids
 
 TARGET, LENGTHS = 0.05, [24, 48]
 DOMAINS = [f"d{i}" for i in range(MIN_DOMAINS)]
-PAIRS = 60  # in a domain
+PAIRS = 60  # per domain
 
 
 def rows(domain: str, pairs: int, seed: int) -> list[dict[str, object]]:

@@ -1,4 +1,4 @@
-"""The stage `evaluate` on a real cluster: the test split, a file of a user, one class, and input that is refused."""
+"""The stage `evaluate` on a real cluster: the test split, a user's file, one class, and rejected input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage `export` on a real cluster: what is added to the registry, and what is not."""
+"""The stage `export` on a real cluster: which exports are added to the registry."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _quick() -> Any:
 
 @pytest.fixture(scope="module")
 def run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A store of its own: other tests count the versions of the shared one."""
+    """The run with a separate store, because other tests count the versions of the shared one."""
     root = shutil.copytree(run.storage.root, tmp_path_factory.mktemp("exported") / "store")
     storage = Storage(str(root))
     config = changed(

@@ -79,7 +79,7 @@ def assert_same_end(run: Run, result: dict[str, Any] | TrainingResult) -> None:
 
 
 def assert_near(result: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Losses of runs of other numbers of workers, with dropout, which differs between ranks."""
+    """Losses are close: the runs have other numbers of workers, and dropout differs between ranks."""
     for name in ("train_loss", "val_loss"):
         losses = [[epoch[name] for epoch in run["history"]] for run in (result, expected)]
         np.testing.assert_allclose(*losses, atol=0.01)
@@ -124,7 +124,7 @@ def interrupted(long: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Co
 
 @pytest.fixture(scope="module")
 def resumed(long: Run, interrupted: tuple[Config, str]) -> dict[str, Any]:
-    """The stage again, under the same run name."""
+    """The stage, run again under the same run name."""
     return run_stage("train", train, interrupted[0], long.storage)
 
 
@@ -152,7 +152,7 @@ def test_run_resumes_with_another_number_of_workers(long: Run, interrupted: tupl
 def on_a_spot_node(
     run: Run, folder: Path, name: str, num_workers: Any, then: str, **changes: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The result of a training on two nodes, one of which is taken away, and the start of its last workers."""
+    """The result of training on two nodes, one of which is removed, and the start of its last workers."""
     config = changed(run.config, train={"num_workers": num_workers, "cpus_per_worker": 2, **changes})
     (folder / "config.json").write_text(json.dumps(config.model_dump()))
     inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", *ray_runtime.ONE_MACHINE)}
@@ -189,7 +189,7 @@ def test_run_continues_with_the_workers_that_are_left(long: Run, tmp_path: Path)
 
 @pytest.mark.timeout(400)
 def test_run_grows_onto_a_new_node_with_the_same_schedule(long: Run, tmp_path: Path) -> None:
-    """From two workers to one and back to two. Long enough for Ray Train to see the node while the run is at work."""
+    """From two workers to one and back to two. Long enough for Ray Train to see the new node during the run."""
     result, start = on_a_spot_node(long, tmp_path, "more", [1, 2], "later", epochs=12)
     assert start["workers"] == 2, "the new node was not taken"
     steps, history = long.trained["history"][0]["step"], result["history"]
@@ -223,7 +223,7 @@ def test_non_finite_loss_is_not_retried(long: Run) -> None:
 
 
 def test_best_epoch_is_kept(long: Run) -> None:
-    """At a learning rate at which the epochs differ, with earlier runs in the store."""
+    """The learning rate makes the epochs differ; the store has earlier runs."""
     config = changed(own_copy(long.config, long.storage, "best"), train={"epochs": 6, "lr": 2e-2})
     config.storage.keep = 2
     for day in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""From texts to a served champion on an object store that fails in 20% of its calls."""
+"""From texts to a served champion on an object store where 20% of calls fail."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def config(through: tuple[str, Any], encoder: Path, tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="module")
 def results(config: Config, through: tuple[str, Any]) -> Iterator[dict[str, Any]]:
-    """The results of all stages and of a deployment, all with faults; the service goes on, without them."""
+    """The results of all stages and of a deployment, all with faults; the service continues without them."""
     storage, proxy, results = Storage(config.storage.root), through[1], {}
     proxy.draw(0.2)
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The stage `prepare`: a corpus from dirty sources, the same whatever interrupts it, or one error and no files."""
+"""The stage `prepare`: a corpus from dirty sources, identical after any interruption, or one error and no files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Prepared:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Iterator[Prepared]:
-    """Essays, near duplicates of twenty of them, a row for each reason to drop one, an evaluation set and copies."""
+    """Essays, near duplicates of twenty of them, a row for each reason to drop rows, an evaluation set and copies."""
     folder = tmp_path_factory.mktemp("prepared")
     rows: list[dict[str, Any]] = [
         {"text": text, "label": i % 2, "group": f"g{i // 2}", "how": ""} for i, text in enumerate(ESSAYS)

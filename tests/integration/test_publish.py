@@ -117,7 +117,7 @@ def test_the_gate_refuses_a_worse_candidate(run: Run, published: dict[str, Any])
     for name in ("calibrate", "evaluate"):
         run_stage(name, STAGES[name], config, run.storage)
     before = Registry(run.storage).champion()
-    # By its AUROC, by its AUROC against the champion, and by its errors.
+    # Rejected for its AUROC, for its AUROC against the champion, and for its errors.
     for gate in ({}, {"min_auroc": 0.0}, {"min_auroc": 0.0, "max_auroc_drop": 1.0}):
         with pytest.raises(GateError, match=str(before)):
             publish(changed(config, gate=gate), run.storage)

@@ -75,7 +75,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Stor
 
 @pytest.fixture(scope="module")
 def config(storage: Storage, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """40 pairs, and 30 human texts in a column of another name to find hard negatives in."""
+    """40 pairs, and 30 human texts in a column of another name, among which to find hard negatives."""
     folder = tmp_path_factory.mktemp("texts")
     source = tiny_models.write_jsonl(folder / "pairs.jsonl", tiny_models.rows(40))
     texts = [tiny_models.text("human", random.Random(i), 40 + i) for i in range(30)]
@@ -119,7 +119,7 @@ def test_texts_chosen_by_score_are_trained_on_alone(corpus: Corpus) -> None:
 def test_a_champion_of_another_corpus_is_compared_on_the_test_split(
     config: Config, storage: Storage, corpus: Corpus, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """The challenger has the champion's weights, so that its metrics are those of the champion."""
+    """The challenger has the champion's weights, and therefore the same metrics."""
     folder = shutil.copytree(tiny_bundle, tmp_path / "challenger")
     spec = read_spec(tiny_bundle)
     spec = write_spec(folder, replace(spec, corpus={**spec.corpus, "fingerprint": corpus.manifest.fingerprint}))

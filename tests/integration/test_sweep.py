@@ -23,7 +23,7 @@ LRS = [1e-2, 1e30]  # one that trains, and one that diverges
 
 
 def grid_config(run: Run, name: str, lrs: list[float], epochs: int, **changes: Any) -> Config:
-    """A configuration under a run name of its own, whose trials have one worker."""
+    """A configuration with another run name, whose trials have one worker."""
     config = own_copy(run.config, run.storage, name)
     config.train.num_workers = 1
     config.sweep = SweepConfig(search="grid", space={"lr": lrs}, epochs=epochs, **changes)
@@ -83,7 +83,7 @@ def test_trial_that_cannot_be_placed_is_refused(run: Run) -> None:
 
 @pytest.mark.slow
 def test_asha_stops_worse_trials(run: Run) -> None:
-    """One good trial first: halving ends those that come later and are worse before their last epoch."""
+    """One good trial runs first: halving stops later, worse trials before their last epoch."""
     result = sweep(grid_config(run, "halved", [1e-2, 1e-6], epochs=4, stop="asha", max_concurrent=1), run.storage)
     status = {trial["values"]["lr"]: trial["status"] for trial in result["trials"]}
     assert status == {1e-2: "finished", 1e-6: "stopped"}

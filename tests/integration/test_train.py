@@ -30,7 +30,7 @@ GRADIENT_STEPS = 4
 
 
 def watch(trainer: Trainer) -> list[dict[str, NDArray[np.float32]]]:
-    """The gradients that each of the next steps applies, filled in as they are made."""
+    """The gradients that each of the next steps applies; each step appends its own."""
     seen: list[dict[str, NDArray[np.float32]]] = []
 
     def keep(*_: object) -> None:
@@ -61,7 +61,7 @@ def gradients_of_a_rank(arguments: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def gradients(many: tuple[Config, Corpus], tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
-    """Of each of two ranks, by step."""
+    """The gradients of two ranks, by rank and step."""
     from ray.data import ExecutionOptions
     from ray.train import DataConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
