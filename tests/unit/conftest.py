@@ -1,6 +1,6 @@
 """Fixtures of several unit tests: rows of a source, any text, an encoder's configuration, the log of a replica.
 
-Unit tests share two cores with each other's threads: a tiny model is faster on one.
+Parallel unit tests share two cores: a tiny model is faster on one thread.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ GLUED = "They left.Nobody knows why. "
 
 @pytest.fixture
 def scored(monkeypatch):
-    """Scoring in this process instead of Ray's actors; the numbers of texts that were scored."""
+    """Score in this process instead of in Ray actors; returns the numbers of scored texts."""
     counts = []
 
     def score_texts(data, bundle, config, out):
@@ -49,7 +49,7 @@ def config_of(root, bundle):
 
 @pytest.fixture
 def letters(tmp_path):
-    """60 human and 60 AI letters, half of them to a friend, with columns of their own; every tenth is glued."""
+    """60 human and 60 AI letters, half of them to a friend, with other column names; every tenth is glued."""
     rows = tiny_models.rows(60, low=30, high=60)
     renamed = [
         {
@@ -65,7 +65,7 @@ def letters(tmp_path):
 def test_rates_are_those_of_the_verdicts(tmp_path, tiny_bundle, letters, scored):
     config, sets = config_of(tmp_path / "store", tiny_bundle), [f"{letters},text=body,domain=kind"]
     result = trust.trust(config.model_copy(), sets, 0)
-    assert scored == [120, 12]  # all, and those that cleaning changes: human ones
+    assert scored == [120, 12]  # all texts, and those that cleaning changes: human ones
     [(name, rates)] = result["sets"].items()
     assert name.endswith("/letters")
     assert rates["changed"] == {"human": 12, "ai": 0}

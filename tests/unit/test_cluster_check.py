@@ -1,4 +1,4 @@
-"""`make cluster-check` and `make cluster-config`: what they accept, and one line for each mistake."""
+"""`make cluster-check` and `make cluster-config`: what they accept, and one line per mistake."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cluster(tmp_path: Path) -> Cluster:
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let Google's clients get these answers: a status and a body for each request."""
+    """Give Google's clients these answers: a status and a body for each request."""
 
     def prepare(*given: tuple[int, Any]) -> None:
         http = HttpMockSequence([({"status": status}, json.dumps(body)) for status, body in given])
@@ -268,7 +268,7 @@ def test_the_budget_is_of_an_idle_and_a_full_hour(
     prices.write_text(f"machine_hour: {machines}\n{rest}")
     monkeypatch.setattr(check, "ROOT", tmp_path)
     cluster.config["max_workers"] = 6
-    # 4 on demand and 2 spot are the dearest six.
+    # The most expensive six are 4 on demand and 2 spot.
     assert check.check_budget(cluster).startswith("idle 2.50 USD an hour (60.00 a day), full at most 55.50")
     cluster.node_types["serving"]["min_workers"] = 2
     assert check.check_budget(cluster).startswith("idle 5.50")

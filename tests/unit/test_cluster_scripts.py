@@ -1,4 +1,4 @@
-"""Scripts of the cluster on Google Cloud: programs that log their calls stand for gcloud, sudo, docker and ray."""
+"""Scripts of the cluster on Google Cloud, with fakes of gcloud, sudo, docker and ray that log their calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.fixtures.programs import require
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the scripts run on the machines of the cluster")
 TOKEN = "0123456789abcdef"
-# What exists is what an earlier call has created. Reads all of its input, as a program in a loop might.
+# A resource exists if an earlier call has created it. Reads all of its input, as a program in a loop might.
 GCLOUD = """input=$(cat)
 case " $* " in
   *' describe '*)
@@ -64,7 +64,7 @@ class Machine(NamedTuple):
         return self.run("node/run.sh", **folders, **variables)
 
     def calls(self) -> str:
-        """The log, which this empties."""
+        """Return the log and empty it."""
         log = Path(self.environment["LOG"])
         text = log.read_text() if log.exists() else ""
         log.unlink(missing_ok=True)
@@ -178,7 +178,7 @@ def test_nodes_get_the_secrets_that_they_need(machine: Machine, node_type: str, 
     (secrets,) = re.findall(r'^SECRETS="(.*)"$', calls, re.MULTILINE)
     assert {name.partition("=")[0] for name in secrets.split() if name.endswith("?")} == optional
     assert [name for name in secrets.split() if not name.endswith("?")] == ["RAY_AUTH_TOKEN=detect-ai-ray-token"]
-    assert '\nRAY_OVERRIDE_RESOURCES={"CPU":0}\n' in calls  # what the container gets, as docker reads it
+    assert '\nRAY_OVERRIDE_RESOURCES={"CPU":0}\n' in calls  # the environment file of the container, as docker reads it
     assert f"\nRAY_NODE_TYPE_NAME={node_type}\n" in calls
     assert "\nSTORAGE_ROOT=gs://b/c\n" in calls
     assert ("systemctl enable detect-ai-ray" in calls, "Restart=no" in calls) == (
@@ -243,7 +243,7 @@ def test_without_secrets_no_container_starts(machine: Machine) -> None:
     assert "docker run" not in machine.calls()
 
 
-# `ray start` lives for a second, then a process of Ray has ended.
+# `ray start` runs for a second, then ends as if a Ray process had ended.
 RAY = "case $1 in start) /bin/sleep 1; exit 3 ;; esac\n"
 
 
@@ -289,7 +289,7 @@ Fetch = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def fetch() -> Iterator[Fetch]:
-    """The secrets of a node, from a server in place of Google's."""
+    """Fetches the secrets of a node from a server in place of Google's."""
     secrets = {"ray": TOKEN, "two": "a\nb"}
 
     class Google(BaseHTTPRequestHandler):

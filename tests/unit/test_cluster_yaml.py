@@ -35,7 +35,7 @@ def autoscaling(cluster: Cluster) -> AutoscalingConfig:
 
 
 def wanted(autoscaling: AutoscalingConfig, demand: dict[str, float], count: int, **failed: float) -> Counter[str]:
-    """The nodes that Ray's autoscaler adds to an empty cluster for some tasks; `failed` types have a low score."""
+    """The nodes that Ray's autoscaler adds to an empty cluster for tasks; `failed` node types have a low score."""
     requests = ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(demand) for _ in range(count)])
     request = SchedulingRequest(
         disable_launch_config_check=False,

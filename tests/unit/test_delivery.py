@@ -28,7 +28,7 @@ def workflow(name: str) -> dict[str, Any]:
 
 
 def release_notes(folder: Path, tag: str) -> subprocess.CompletedProcess[str]:
-    """Run the step of the release workflow in a folder with the files that it reads."""
+    """Run the release workflow's step in a folder with the files that it reads."""
     for name in ("pyproject.toml", "CHANGELOG.md"):
         if not (folder / name).exists():
             shutil.copy(CHECKOUT / name, folder)
@@ -64,7 +64,7 @@ def test_a_version_without_notes_is_no_release(tmp_path: Path) -> None:
 def test_google_knows_every_field_of_the_build() -> None:
     documents = Path(googleapiclient.discovery_cache.__file__).parent / "documents"
     schemas = json.loads((documents / "cloudbuild.v1.json").read_text(encoding="utf-8"))["schemas"]
-    build = {key: value for key, value in BUILD.items() if key != "substitutions"}  # names of our own
+    build = {key: value for key, value in BUILD.items() if key != "substitutions"}  # our own names
     assert complaints(build, {"$ref": "Build"}, schemas, "cloudbuild.yaml") == []
     assert all(isinstance(value, str) for value in BUILD["substitutions"].values())
 

@@ -1,4 +1,4 @@
-"""The site of the documentation (mkdocs.yml). `make docs` checks its links and that nothing comes from other hosts."""
+"""The documentation site (mkdocs.yml). `make docs` checks its links and that nothing comes from other hosts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCS = CHECKOUT / "docs"
-# Read as text: the file has Python tags of MkDocs.
+# Read as text, because the file has Python tags for MkDocs.
 NAV = re.findall(r"^ +- .+: (\S+\.md)$", (CHECKOUT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
 
 

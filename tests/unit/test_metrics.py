@@ -31,7 +31,7 @@ def test_tpr_at_fpr_matches_the_best_threshold(texts, fpr):
 @given(scored_texts())
 def test_log_loss_matches_sklearn(texts):
     labels, scores = texts
-    p = np.where(scores > 1.5, 1.0, 1 / (1 + np.exp(-scores)))  # of certainty, too
+    p = np.where(scores > 1.5, 1.0, 1 / (1 + np.exp(-scores)))  # includes probability 1
     assert metrics.log_losses(labels, p).mean() == pytest.approx(sk.log_loss(labels, p))
 
 

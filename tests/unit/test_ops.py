@@ -30,7 +30,7 @@ ON_DASHBOARDS = {name for queries in dashboards().values() for query in queries 
 
 
 def output(program: str, *arguments: str) -> str:
-    """What a program prints; the test fails where it fails."""
+    """The output of a program; the test fails if the program fails."""
     done = subprocess.run([require(program), *arguments], cwd=OPS, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -126,7 +126,7 @@ def test_panels_do_not_overlap() -> None:
 
 
 class Exporter(BaseHTTPRequestHandler):
-    """Metrics as one process exports them."""
+    """Serves metrics as a one-process service exports them."""
 
     def do_GET(self) -> None:
         self.send_response(200)

@@ -1,4 +1,4 @@
-"""The package without extras: the client and `detect-ai check --url`, on the packages that these need and no others."""
+"""The package without extras: the client and `detect-ai check --url`, with only the packages that they need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 CHECKOUT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
-# Hides every module but those of Python and those named.
+# Hides all modules except those of Python and the named ones.
 HIDE = """
 import json, os, sys
 
@@ -40,7 +40,7 @@ sys.meta_path = [Visible(finder) for finder in sys.meta_path]
 
 
 def distributions(*extras: str) -> set[str]:
-    """Names of the distributions that the package needs with some extras, its own included."""
+    """Names of the distributions that the package needs with some extras, including itself."""
     optional = PROJECT["optional-dependencies"]
     names, queue = (
         {("detect-ai", "")},
@@ -68,7 +68,7 @@ def owners_of_modules() -> dict[str, set[str]]:
 
 
 def with_only(closure: set[str], code: str) -> subprocess.CompletedProcess[str]:
-    """Run code where only the modules of some distributions can be imported."""
+    """Run code that can import only the modules of some distributions."""
     modules = [module for module, owners in owners_of_modules().items() if closure & owners]
     return subprocess.run(
         [sys.executable, "-c", HIDE + code],

@@ -1,4 +1,4 @@
-"""The search for credentials before a commit."""
+"""The secret scan before a commit."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_the_docs_have_commands_to_check() -> None:
 
 @pytest.mark.parametrize("command", JOBS)
 def test_job_commands_compose(command: str) -> None:
-    value = re.sub(r"\$\(.*?\)|\$\w+", "x", command)  # what a shell puts there
+    value = re.sub(r"\$\(.*?\)|\$\w+", "x", command)  # a value in place of the shell's
     _, script, *overrides = shlex.split(value)
     assert (CHECKOUT / script.removeprefix("/app/")).is_file()
     load_config([override for override in overrides if not override.startswith("--")])

@@ -1,4 +1,4 @@
-"""The lock files: complete, hashed, equal in their versions, and without what their readers do not need."""
+"""The lock files: complete, hashed, with equal versions, and without packages that their users do not need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LOCKS = ["serve", "train", "dev", "tools"]
-# What `make lock` reads for each.
+# The extras that `make lock` reads for each file.
 CONTENT = {"serve": ["serve"], "train": ["train", "sample", "sweep", "onnx", "gcp"], "dev": ["all", "bench", "dev"]}
 PIN = re.compile(
     r"([a-z0-9-]+)==(\S+)( ; [^\\]+)? \\(\n    --hash=sha256:[0-9a-f]{64} \\)*\n    --hash=sha256:[0-9a-f]{64}\n"
@@ -30,7 +30,7 @@ def pins(name: str) -> dict[str, str]:
 
 
 def direct(extra: str) -> list[Requirement]:
-    """What an extra names, with the extras that it includes and the dependencies without one."""
+    """Requirements of an extra, of the extras that it includes, and of the package without extras."""
     found = [Requirement(need) for need in EXTRAS["dependencies"]]
     for need in map(Requirement, EXTRAS["optional-dependencies"][extra]):
         found += [inner for name in need.extras for inner in direct(name)] if need.name == "detect-ai" else [need]

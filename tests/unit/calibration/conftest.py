@@ -23,13 +23,13 @@ def sample(seed=0, n=400, temperature=2.5):
 
 
 def scored_spans(rows):
-    """From (document, label, score, tokens, domain); the longest of a document is the whole."""
+    """Frame of (document, label, score, tokens, domain); the longest row of a document is the whole document."""
     scored = pd.DataFrame(rows, columns=["document", "label", "score", "num_tokens", "domain"])
     return scored.assign(is_whole=scored["num_tokens"] == scored.groupby("document")["num_tokens"].transform("max"))
 
 
 def domains(number, humans=60, ai=60, between=1.0, seed=0, distance=8.0):
-    """Documents of one length in domains whose human scores differ in their mean."""
+    """Documents of one length in domains whose mean human scores differ."""
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(number):

@@ -10,7 +10,7 @@ from detect_ai.calibration.conformal import conformal_threshold, p_value, texts_
 from detect_ai.core.errors import CalibrationError, InputError
 
 TARGETS = st.one_of(st.floats(0.05, 0.95), st.sampled_from([0.05, 0.1, 1 / 3, 0.29, 0.5]))
-# Few distinct values, so that most draws hold ties.
+# Few distinct values, so that most draws contain ties.
 HUMAN_SCORES = st.lists(st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6)), min_size=20, max_size=60)
 # 2000 sets of 50 human calibration texts with 20 new human texts each.
 REPEATS, N, NEW = 2000, 50, 20

@@ -1,4 +1,4 @@
-"""The calibration that scored texts of several domains give."""
+"""Calibration on scored texts of several domains."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def test_enough_domains_give_the_threshold_of_a_new_one():
     assert replace(effects, reach=-1.0) == fit_domain_effects(scores, styles, effects.rates, 0.9)
     assert (threshold.fpr_bound, threshold.confidence) == (0.05, 0.9)
     assert threshold.score == effects.highest_thresholds[effects.rates.index(0.05)]
-    # All texts of a domain have one style here, which is as that of the others: the highest threshold is that of all.
+    # All texts of all domains have the same style here: the highest threshold applies to all.
     assert fitted.required_scores(np.empty((1, 0))).shape == (1, len(effects.rates))
 
 
@@ -54,7 +54,7 @@ def test_styles_of_the_texts_are_kept_and_count():
 
 
 def test_a_text_like_no_domain_is_undecided():
-    """A few texts of either class are less similar to the nearest other domain than what counts as within reach."""
+    """A few texts of either class are less similar to the nearest other domain than `reach` requires."""
     scored, rng = domains(8, humans=200, ai=100), np.random.default_rng(0)
     angles = 0.1 * scored["domain"].str[1:].astype(int) + rng.normal(0, 0.02, len(scored))
     styles = np.stack([np.cos(angles), np.sin(angles), np.zeros(len(scored))], axis=1)
@@ -118,10 +118,10 @@ def test_spans_have_a_scaling_of_their_own():
     ("accused", "expected"),
     [
         ((0, 0, 0), 0),
-        ((5, 2, 5), 0),  # 5% is allowed, with what chance adds
+        ((5, 2, 5), 0),  # 5% is allowed, plus random variation
         ((20, 0, 0), 64),
         ((0, 20, 0), 128),
-        ((20, 0, 20), 128),  # not even the longest: the last range alone remains
+        ((20, 0, 20), 128),  # too high even for the longest: only the last range remains
     ],
 )
 def test_lengths_with_too_high_an_fpr_are_too_short(accused, expected):
@@ -179,11 +179,11 @@ def test_a_population_has_thresholds_of_its_own_texts_alone():
 
 @pytest.mark.parametrize("n", [99, 200])
 def test_the_bound_of_a_population_holds_in_95_of_100_samples(n):
-    """Realised rates on new texts of the same writers; on average over samples they are at most the target."""
+    """Realised rates on new texts of the same writers; their mean over samples is at most the target."""
     new, held, rates = population(20_000, seed=999), 0, []
     for seed in range(200):
         fitted = calibrate_population(PARENT, population(n, seed), "w", [0.01])
-        # By the threshold alone: texts below the midpoint are not labelled AI either.
+        # By the threshold only: texts below the midpoint are not labelled AI either.
         reached = new.standardised(fitted.human_length) >= fitted.thresholds[0.01].score
         rates.append(reached.mean())
         held += rates[-1] <= fitted.thresholds[0.01].fpr_bound

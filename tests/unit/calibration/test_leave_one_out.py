@@ -57,7 +57,7 @@ def test_rates_of_a_class_with_few_texts_are_missing():
 
 
 def test_short_texts_are_uncertain():
-    fitted = calibrate(domains(8), CONFIG, WINDOW)  # of 300 tokens
+    fitted = calibrate(domains(8), CONFIG, WINDOW)  # documents of 300 tokens
     short, long = (leave_one_domain_out(fitted, CONFIG, 0.01, min_tokens) for min_tokens in (301, 300))
     assert [short[name] for name in ("mean_fpr", "macro_tpr", "macro_cleared", "macro_abstained_ai")] == [0, 0, 0, 1]
     assert long == leave_one_domain_out(fitted, CONFIG, 0.01)
@@ -97,7 +97,7 @@ def test_a_text_left_out_is_decided_by_the_threshold_of_the_others(n, target):
     scores = np.random.default_rng(n).normal(4.0, 1.0, n)
     parent = replace(calibrate(domains(8), CONFIG, WINDOW), midpoint=-9.0, min_tokens={target: 0})
     fitted = calibrate_population(parent, Scores.of(scores, np.full(n, 300), np.empty((n, 0))), "w", [target])
-    fitted = replace(fitted, midpoint=-99.0, unlike_below=-99.0)  # the threshold alone decides
+    fitted = replace(fitted, midpoint=-99.0, unlike_below=-99.0)  # only the threshold decides
     own = fitted.domains[0].human.standardised(fitted.human_length)
     thresholds = [
         conformal_threshold(np.delete(own, i), target, "expectation").score if target * n >= 1 else np.inf
@@ -107,7 +107,7 @@ def test_a_text_left_out_is_decided_by_the_threshold_of_the_others(n, target):
 
 
 def test_the_detection_rate_of_a_population_is_that_of_ai_texts_like_its_own():
-    """Those unlike it are uncertain anyway, and fewer than 50 tell nothing."""
+    """AI texts unlike it are uncertain anyway, and fewer than 50 give no estimate."""
     scored = domains(8, ai=40)
     styles = np.eye(2)[(scored["domain"] >= "d04").to_numpy() * 1]
     parent = calibrate(scored.assign(style=list(styles)), CONFIG, WINDOW)

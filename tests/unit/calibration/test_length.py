@@ -39,7 +39,7 @@ def test_short_texts_of_a_domain_have_the_rate_of_long_ones():
 
 
 def test_texts_of_any_length_keep_the_target_over_calibration_sets():
-    """A new text of each length for each of 250 calibration sets, by a threshold of standardised scores at 5%."""
+    """A new text of each length for each of 250 calibration sets, with a 5% threshold on standardised scores."""
     rng, labelled, raw = np.random.default_rng(2), np.zeros(3, int), np.zeros(3, int)
     lengths = np.asarray([25, 200, 1600])
     for _ in range(250):

@@ -17,7 +17,7 @@ from detect_ai.calibration.new_domain import fit_domain_effects
 
 
 def test_of_the_flagged_texts_few_are_human():
-    """200 lists of 100 texts, a fifth of them AI, each with calibration texts of its own."""
+    """200 lists of 100 texts, a fifth of them AI, each with its own calibration texts."""
     rng = np.random.default_rng(0)
     rates, found = [], []
     for _ in range(200):
@@ -26,7 +26,7 @@ def test_of_the_flagged_texts_few_are_human():
         flags = false_discovery_flags(p_value(calibration, rng.normal(4.0 * is_ai, 1)), 0.1)
         rates.append((flags & ~is_ai).sum() / max(1, flags.sum()))
         found.append(flags[is_ai].mean())
-    lists_above = sum(rate > 0.2 for rate in rates)  # twice the promise, in few lists
+    lists_above = sum(rate > 0.2 for rate in rates)  # few lists exceed twice the guarantee
     assert binomtest(lists_above, 200, 0.1, alternative="greater").pvalue > 0.001
     assert np.mean(rates) <= 0.1
     assert np.mean(rates) > 0.04  # not so careful that it says nothing

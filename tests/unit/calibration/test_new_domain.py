@@ -1,4 +1,4 @@
-"""The thresholds of new domains: their parts against known values, their promise against simulated domains."""
+"""Thresholds for new domains: their parts against known values, their guarantee on simulated domains."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ AXES = np.eye(DIMENSIONS)
 def simulated(rng, domains, spread, explained=0.0, texts=200):
     """Means of domains, human scores around them, and styles around one of the axes.
 
-    A fraction of the variance of the means is that between the axes.
+    `explained` is the fraction of the variance of the means that is between the axes.
     """
     of_axis = rng.normal(0, spread * np.sqrt(explained), DIMENSIONS)
     axes = rng.integers(0, DIMENSIONS, domains)
@@ -86,7 +86,7 @@ def test_predictions_are_those_of_a_gaussian_process_with_unknown_mean():
     own = covariance(centres, centres) + np.diag(fitted.variances[1] * fitted.unexplained + tails[:, 1] ** 2)
     system = np.block([[own, np.ones((12, 1))], [np.ones((1, 12)), np.zeros((1, 1))]])
     right = np.append(covariance(centres, query)[:, 0], 1.0)
-    weights = np.linalg.solve(system, right)  # of the best linear unbiased prediction
+    weights = np.linalg.solve(system, right)  # weights of the best linear unbiased prediction
     variance = fitted.variances[1] - weights @ right
     expected = weights[:12] @ tails[:, 0] + t.ppf(0.9, 11) * np.sqrt(variance)
     assert fitted.thresholds(query)[0, 1] == pytest.approx(expected)
@@ -96,7 +96,7 @@ def test_predictions_are_those_of_a_gaussian_process_with_unknown_mean():
     ("domains", "spread", "explained"), [(20, 0.0, 0.0), (8, 0.5, 0.0), (20, 2.0, 0.0), (20, 2.0, 0.9)]
 )
 def test_the_promise_holds_for_simulated_domains(domains, spread, explained):
-    """The true FPR in a new domain exceeds the target in at most one of ten draws of calibration and domain."""
+    """The true FPR in a new domain exceeds the target in at most one of ten draws of calibration set and domain."""
     rng, kept, rates = np.random.default_rng(0), 0, []
     for _ in range(200):
         means, human, styles = simulated(rng, domains + 1, spread, explained)

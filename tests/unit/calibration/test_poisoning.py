@@ -1,4 +1,4 @@
-"""Contributors whose labels move a threshold: false ones, and honest ones."""
+"""Contributors whose labels move a threshold: dishonest and honest ones."""
 
 import numpy as np
 import pytest
@@ -11,14 +11,14 @@ DRAWS = 200
 
 
 def sample(seed, n, poisoned=0.1, distance=3.0):
-    """Scores of n human texts of nine contributors, and of AI texts by another one."""
+    """Scores and keys of n texts: human texts of nine contributors, a fraction `poisoned` with AI scores of another."""
     rng, bad = np.random.default_rng(seed), round(poisoned * n)
     keys = np.asarray([f"k{i % 9}" for i in range(n - bad)] + ["bad"] * bad)
     return np.concatenate([rng.normal(size=n - bad), rng.normal(distance, 1.0, bad)]), keys
 
 
 def interval_width(scores, target):
-    """That of the order statistics around a threshold, with 95% confidence."""
+    """Width of the 95% confidence interval of a threshold, by order statistics."""
     ordered = np.sort(scores)[::-1]
     first, last = (int(binom.ppf(tail, len(scores), target)) for tail in (0.025, 0.975))
     return ordered[max(0, first - 1)] - ordered[last]
@@ -45,7 +45,7 @@ def test_honest_contributors_stay(n, target):
 
 
 def test_false_contributors_are_found_one_after_the_other():
-    """The one with the highest scores hides the other."""
+    """The contributor with the highest scores hides the other."""
     scores, keys = sample(0, 1000)
     worse = np.random.default_rng(1).normal(20.0, 1.0, 100)
     assert poisoning_keys(np.append(scores, worse), np.append(keys, ["worse"] * 100), 0.01) == ["worse", "bad"]

@@ -1,4 +1,4 @@
-"""Platt scaling against scikit-learn and on data of known scaling."""
+"""Platt scaling against scikit-learn and on data with known scaling."""
 
 import numpy as np
 import pytest

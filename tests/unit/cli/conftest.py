@@ -1,4 +1,4 @@
-"""No service or storage root from the environment."""
+"""Removes service and storage root from the environment."""
 
 import pytest
 

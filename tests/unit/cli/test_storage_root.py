@@ -84,6 +84,6 @@ def test_registry_needs_a_command(capsys):
 
 
 def test_an_empty_bundle_is_not_the_champion(capsys):
-    """A variable that is not set."""
+    """An empty value comes from a variable that is not set."""
     assert main(["serve", "--bundle", ""]) == 2
     assert "--bundle is empty" in capsys.readouterr().err

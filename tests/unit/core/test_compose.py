@@ -118,7 +118,7 @@ def test_config_dir_adds_options(tmp_path, name):
         ("train", "lrr: 1\n", "train.lrr"),
         ("train", "lr: 0\n", "train.lr"),
         ("train", "lr: [1\nb: 2\n", "line 1"),
-        ("model", "revision: 4e21\n", "model.revision"),  # a number for a text
+        ("model", "revision: 4e21\n", "model.revision"),  # a number instead of a string
     ],
 )
 def test_user_file_is_validated(tmp_path, group, content, where):

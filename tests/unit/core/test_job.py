@@ -46,7 +46,7 @@ def raising(error):
 
 
 def wrapped(error):
-    """Error of a task as Ray raises it in the driver: of both types, with a traceback as its text."""
+    """Error of a task as Ray raises it in the driver: an instance of both types, with a traceback as its text."""
     traceback = f'Traceback (most recent call last):\n  File "x.py", line 1, in f\n{type(error).__name__}: {error}'
     return RayTaskError("f", traceback, error, ip="127.0.0.1").as_instanceof_cause()
 
@@ -187,7 +187,7 @@ def test_error_is_unwrapped_from_ray(root, capsys, error):
 def test_foreign_error_is_unchanged():
     error = chained(RuntimeError("outer"), KeyError("inner"))
     assert unwrap_ray_error(error) is error
-    error.__cause__.__cause__ = error  # a circle
+    error.__cause__.__cause__ = error  # a cycle
     assert unwrap_ray_error(error) is error
 
 

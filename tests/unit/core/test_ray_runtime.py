@@ -1,4 +1,4 @@
-"""Connecting, and waiting for resources, without a cluster."""
+"""Connecting to Ray and waiting for resources, without a cluster."""
 
 import logging
 import socket
@@ -83,7 +83,7 @@ def test_deploy_needs_a_permanent_cluster(monkeypatch, tmp_path):
 
 @pytest.fixture
 def busy(monkeypatch):
-    """A cluster of 8 CPUs of which 2 stay free."""
+    """A cluster of 8 CPUs, of which 2 are free."""
     monkeypatch.setattr(ray_runtime, "can_grow", lambda: False)
     monkeypatch.setattr(ray_runtime, "WAIT_SECONDS", 0.5)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})

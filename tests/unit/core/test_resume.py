@@ -58,7 +58,7 @@ NAMES = ["first", "second", "third"]
 
 
 def run_all(config: Config, broken: str = "") -> tuple[list[str], dict[str, Any]]:
-    """Run three stages, the broken one of which is interrupted; the names of those that ran, and all results."""
+    """Run three stages and interrupt the broken one. Returns the names of the stages that ran, and all results."""
     ran: list[str] = []
 
     def stage(name: str) -> Any:

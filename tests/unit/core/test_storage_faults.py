@@ -49,7 +49,7 @@ def key(request):
 
 @pytest.fixture
 def stored(gcs_bucket):
-    """The same store without the proxy."""
+    """The storage without the proxy."""
     return Storage(gcs.under(gcs_bucket, "faults"))
 
 
@@ -85,7 +85,7 @@ def test_table_is_whole(storage, proxy, stored, key, fault):
 @pytest.mark.parametrize("before", [0, 1, 2])  # downloads that succeed: of the footer, of the first rows
 @pytest.mark.parametrize("fault", faults.FAULTS["download"])
 def test_streams_are_whole(storage, proxy, stored, fault, before):
-    """Rows of a source, tables of a corpus and the digest of a source, which give what they have before they end."""
+    """Rows of a source, tables of a corpus and the digest of a source, all of which are read in parts."""
     key = "streams"
     texts = pa.table({"text": [f"text {n} {n**9}" for n in range(3000)], "label": [0, 1] * 1500})
     stored.write_bytes(f"{key}/train/a.parquet", parquet(texts))
@@ -128,7 +128,7 @@ def test_created_once(storage, proxy, stored, key, fault, monkeypatch):
 def test_deleted_folder_is_gone(storage, proxy, stored, key):
     for name in "abc":
         stored.write_bytes(f"{key}/{name}", DATA)
-    proxy.script("metadata", *[None] * 4, "response lost")  # the deletion of a file, which then is missing
+    proxy.script("metadata", *[None] * 4, "response lost")  # the deletion of a file, which is then missing
     storage.delete(key)
     lost = next(call for call in proxy.calls() if call.fault)
     assert lost.target.startswith("DELETE")

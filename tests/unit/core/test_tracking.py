@@ -105,7 +105,7 @@ def test_oldest_runs_are_deleted(storage: Storage, init: Mock, monkeypatch: pyte
 
 @pytest.fixture(scope="module", params=["local", "gcs"])
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """Records of an offline run, as found under the storage root."""
+    """Records of an offline run, read from the storage root."""
     folder = tmp_path_factory.mktemp("tracked")
     (folder / "bundle").mkdir()
     (folder / "bundle/weights.bin").write_bytes(b"weights")

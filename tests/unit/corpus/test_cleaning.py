@@ -28,13 +28,13 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
 def rows(*texts, language="", problem=""):
-    """Rows as reading leaves them."""
+    """Rows as the reader returns them."""
     columns = {"text": list(texts), "language": [language] * len(texts), "problem": [problem] * len(texts)}
     return pa.table(columns, pa.schema([(name, pa.string()) for name in columns]))
 
 
 def cleaned(text, own="", **config):
-    """Result of cleaning one text."""
+    """The result of cleaning one text."""
     (row,) = clean(rows(text, language=own), CorpusConfig(**{"min_words": 1, **config})).to_pylist()
     return row
 

@@ -22,7 +22,7 @@ def jaccard(a, b):
 
 
 def family(draw, size, edits, length=200):
-    """A text and variants of it, each with so many words replaced."""
+    """A text and variants of it, each with `edits` words replaced."""
     words = draw.choices(WORDS, k=length)
     texts = []
     for number in range(size):

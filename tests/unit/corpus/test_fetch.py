@@ -31,7 +31,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def essay(seed: int) -> str:
-    """An English text of over 50 words, different for every seed, that does not repeat itself."""
+    """An English text of over 50 words without repetition, different for every seed."""
     days = range(seed * 10, seed * 10 + 6)
     return " ".join(f"On day {day} they went to house {day} and it was there." for day in days)
 
@@ -42,7 +42,7 @@ AI_LINES = json.dumps([essay(i + 300) for i in range(3)]).encode()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files` by path and records the requested paths. `statuses` are sent, one per request, before them."""
+    """Serves `files` by path and records the requested paths. It first sends `statuses`, one per request."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -224,7 +224,7 @@ def test_lengths_are_matched_to_those_of_the_other_class(tmp_path: Path, server:
     text = " ".join(essay(i) for i in range(6))
     convert = {"format": "documents", "match_lengths": True, "lengths": {"student_essay": [55, 55]}}
     (row,) = converted(tmp_path, server, "t.txt", text.encode(), convert)
-    assert len(row["text"].split()) == 60  # the first sentence end after 50 words
+    assert len(row["text"].split()) == 60  # up to the first sentence end after 50 words
 
 
 def test_second_run_downloads_only_what_is_missing(tmp_path: Path, server: Server) -> None:

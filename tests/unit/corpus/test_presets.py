@@ -1,4 +1,4 @@
-"""Presets: each on rows in the schema that its authors published."""
+"""Presets: each on rows in the schema published by its authors."""
 
 import pandas as pd
 import pytest

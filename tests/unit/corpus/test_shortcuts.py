@@ -18,11 +18,11 @@ WORDS = SENTENCE.split()
 
 @pytest.fixture(autouse=True)
 def _few_hashed_features(monkeypatch):
-    monkeypatch.setattr(baseline, "HASHED_FEATURES", 2**12)  # the fit takes time in proportion
+    monkeypatch.setattr(baseline, "HASHED_FEATURES", 2**12)  # the time of the fit grows with it
 
 
 def corpus(per_class=30):
-    """Labelled texts that nothing separates, half of them in the training split."""
+    """Labelled texts that no feature separates, half of them in the training split."""
     draw, count = random.Random(0), 8 * per_class
     labels = np.arange(count) % 2
     texts = [" ".join(draw.choice(WORDS) for _ in range(draw.randint(20, 60))).capitalize() + "." for _ in labels]
@@ -47,7 +47,7 @@ def feature(rows, name):
     return next(row for row in audit_texts(rows)["features"] if row["name"] == name)
 
 
-SEPARATED = {  # the text with the higher value first
+SEPARATED = {  # pairs of texts: the first one has the higher value
     "words": ("a b c", "abc ab"),
     "non-ASCII characters": ("café", "cafe"),
     "Markdown": ("# One - **two**", "One - two"),

@@ -1,4 +1,4 @@
-"""Sources: every format gives the same rows; broken files are refused, broken rows counted."""
+"""Sources: every format gives the same rows; broken files are rejected, broken rows counted."""
 
 import csv
 import gzip

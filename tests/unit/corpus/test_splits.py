@@ -33,7 +33,7 @@ TRAIN_ONLY, EVALUATION = 1, 0b0110  # masks: the training split; validation and 
 
 
 def rows_of(changes, **corpus):
-    """Rows as a scan leaves them, each like the one before but for what is given."""
+    """Rows as a scan returns them, each equal to the previous one except for the given changes."""
     rows = [
         {
             **{"id": f"r{i}", "digest": 1000 + i, "label": i % 2, "group": f"g{i}", "source": "mine", "domain": "news"},
@@ -47,7 +47,7 @@ def rows_of(changes, **corpus):
 
 
 def clusters_of(count, pairs):
-    """The smallest member of what can be reached by pairs from each row."""
+    """For each row, the smallest row that can be reached through the pairs."""
     labels = list(range(count))
     for _ in range(count):
         for a, b in pairs:

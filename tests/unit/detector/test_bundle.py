@@ -1,4 +1,4 @@
-"""Bundles: content, versions, precision, and refusal of anything altered."""
+"""Bundles: content, versions, precision, and rejection of anything altered."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from tests.fixtures import tiny_models
 
 @pytest.fixture
 def folder(tiny_bundle, tmp_path):
-    """A copy to change."""
+    """A copy of the bundle that tests may change."""
     return shutil.copytree(tiny_bundle, tmp_path / "bundle")
 
 

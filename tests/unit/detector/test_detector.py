@@ -50,7 +50,7 @@ def detector(tiny_bundle):
 
 @pytest.fixture(scope="module")
 def spec(tiny_bundle):
-    """A specification whose threshold at 5% lies above what AI texts reach from, and that at 10% below it."""
+    """A specification whose threshold at 5% is above the score where AI texts become plausible, at 10% below it."""
     length = LengthModel(60)
     texts = Domain("news", Scores((0.0, 0.5, 1.0), (60,) * 3), Scores((2.0,), (60,)))
     thresholds = {0.05: Threshold(1.2, 0.2, 0.95), 0.1: Threshold(0.4, 0.3, 0.95)}
@@ -103,7 +103,7 @@ def test_the_learned_length_holds_at_its_target(spec, detector):
     ("text", "content", "reasons"),
     [
         (GERMAN, {"other_language": 1.0}, [Reason.OTHER_LANGUAGE]),
-        # Line breaks are gone from what is scored.
+        # The scored text has no line breaks.
         (f"{ENOUGH}\n" + f"> {ENOUGH}\n" * 3, {"prose": 0.25, "quotations": 0.75}, [Reason.MOSTLY_QUOTATIONS]),
         (f"{ENOUGH}\n> {ENOUGH}\n", {"prose": 0.5, "quotations": 0.5}, []),
     ],
@@ -124,7 +124,7 @@ def test_every_reason_is_given(spec, detector):
     verdict = fixed(spec, detector, 1.0).detect([""])[0]
     assert verdict.reasons == [Reason.TOO_SHORT, Reason.BETWEEN_THRESHOLDS]
     assert verdict.content == {}
-    assert (verdict.fpr_upper_bound, verdict.confidence) == (None, None)  # calibration says nothing about it
+    assert (verdict.fpr_upper_bound, verdict.confidence) == (None, None)  # calibration gives none for it
     assert (verdict.num_tokens, verdict.num_windows) == (0, 1)
 
 
@@ -175,7 +175,7 @@ def test_the_style_of_a_text_decides_what_it_is_compared_with(spec, detector, ti
 def test_the_prevalence_changes_probabilities_and_nothing_else(spec, detector, score, prevalence):
     own = fixed(spec, detector, score)
     base, shifted = (own.detect([ENOUGH], 0.05, True, p)[0] for p in (None, prevalence))
-    ratio = prevalence / (1 - prevalence)  # of the prior odds, which are 1 at the bundle's prevalence
+    ratio = prevalence / (1 - prevalence)  # ratio of the prior odds, which are 1 at the bundle's prevalence
 
     def at_prevalence(p):
         return pytest.approx(p * ratio / (p * ratio + 1 - p))

@@ -69,7 +69,7 @@ def test_texts_out_of_scope_are_counted_and_never_flagged():
 
 
 def test_texts_unlike_the_population_are_out_of_scope():
-    """Those that only their score makes unlike calibration count: their p-value is that of the score."""
+    """Texts that are unlike calibration only by their score count: their p-value is that of the score."""
     own = replace(CALIBRATION, population=Population("our students", (), -1.0))
     spec = SimpleNamespace(**{**vars(SPEC), "calibration": own})
     given = verdicts(20, 80, reasons=[("unlike_calibration",)] * 60)

@@ -1,4 +1,4 @@
-"""Facts about a detector: thresholds and what they hold for."""
+"""Facts about a detector: its thresholds and what they apply to."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Bundles of older formats: the same scores and verdicts, the version that they were published under."""
+"""Bundles of older formats: the same scores and verdicts, and the version under which they were published."""
 
 import json
 import shutil

@@ -21,7 +21,7 @@ def registry(tmp_path):
 
 @pytest.fixture
 def add(registry, tiny_bundle, tmp_path):
-    """Adds bundles that differ in a field."""
+    """A function that adds bundles that differ in one field."""
 
     def added(number):
         folder = shutil.copytree(tiny_bundle, tmp_path / f"bundle-{number}")
@@ -118,7 +118,7 @@ def test_rollback_to_a_broken_bundle_changes_nothing(registry, add, change):
 
 
 def test_a_decision_about_another_champion_is_refused(registry, add):
-    """Two publishers read the same champion; the second one to write has compared with a champion of the past."""
+    """Two publishers read the same champion; the second one to write has compared with a former champion."""
     first, second, third = (add(number) for number in range(3))
     registry.set_champion(first)
     number, _ = registry.read_champion()

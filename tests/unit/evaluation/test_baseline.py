@@ -1,4 +1,4 @@
-"""The TF-IDF baseline: scikit-learn's scores, the detector's calibration, fitted once and on originals alone."""
+"""The TF-IDF baseline: scikit-learn's scores, the detector's calibration, fitted once and on originals only."""
 
 import random
 

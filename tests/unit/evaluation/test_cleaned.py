@@ -14,7 +14,7 @@ TEXTS = [
     (0, f"{BODY}So it goes.Every day."),
     (0, BODY),
     (1, f"Sure, here is an essay on the roads:\n\n{BODY}"),
-    (1, "I'm sorry, but I can't assist with that request."),  # stays: nothing else is left
+    (1, "I'm sorry, but I can't assist with that request."),  # stays: the text has nothing else
     (1, BODY),
 ]
 CLEAN = {"0-0": f"{BODY}So it goes. Every day.", "0-2": BODY}

@@ -17,7 +17,7 @@ def texts(humans=300, ais=200, seed=0, apart=2.5):
 
 
 def alone(labels):
-    """Every text a group of its own."""
+    """Every text in its own group."""
     return np.full(len(labels), "")
 
 

@@ -19,10 +19,10 @@ from detect_ai.models.backends import torch as torch_backends
 from detect_ai.models.batch import Batch
 from tests.unit.conftest import config_of
 
-# How far log-odds that range over four units may be from those of PyTorch in fp32. In 8 bits that is of an untrained
-# encoder with enlarged weights; what a trained one loses is measured by the stage `export` (docs/EXPORT.md).
+# Largest deviation of log-odds with a range of four units from PyTorch in fp32. The 8-bit value is for an untrained
+# encoder with enlarged weights; the stage `export` measures the loss of a trained one (docs/EXPORT.md).
 TOLERANCES = {"torch": 1e-5, "torch-compile": 1e-4, "onnx": 1e-4, "torch-bf16": 0.1, "onnx-int8": 1}
-COMPILED = pytest.param("torch-compile", marks=pytest.mark.slow)  # C++ is compiled for a minute
+COMPILED = pytest.param("torch-compile", marks=pytest.mark.slow)  # compiling the C++ code takes a minute
 FAST = [name for name in TOLERANCES if name != "torch-compile"]
 
 
@@ -44,7 +44,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def texts() -> list[NDArray[np.int32]]:
-    """Token ids of documents of many lengths, some of more than a window."""
+    """Token ids of documents of many lengths, some longer than a window."""
     rng = np.random.default_rng(0)
     return [rng.integers(5, 200, length).astype(np.int32) for length in (1, 7, 8, 30, 31, 62, 63, 200)]
 

@@ -1,4 +1,4 @@
-"""Building, saving and loading classifiers; where their weights come from; what runs of their code (nothing)."""
+"""Building, saving and loading classifiers; where their weights come from; none of their code runs."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def distilbert(tmp_path_factory, encoder):
 
 @pytest.fixture(scope="module")
 def roberta(tmp_path_factory):
-    """Byte-level BPE, padding with 1, positions that count from after the padding's."""
+    """Byte-level BPE, padding with id 1, positions that start after the padding's."""
     folder = tmp_path_factory.mktemp("roberta")
     bpe = ByteLevelBPETokenizer()
     texts = [str(row["text"]) for row in tiny_models.rows(20)]
@@ -213,7 +213,7 @@ def test_unreadable_files_are_refused(saved, damage):
     ],
 )
 def test_mean_pooling_works_on_other_encoders(encoder, tmp_path, kind, config, attention):
-    """With the first layer alone, and with the attention that the encoder has."""
+    """With only the first layer, and with the encoder's attention implementation."""
     kind(config).save_pretrained(tmp_path / "encoder")
     built = model.build(config_of(tmp_path / "encoder", pooling="mean", layers=1), 0).eval()
     model.save(built, tmp_path / "saved")

@@ -1,4 +1,4 @@
-"""The mean-pooled architecture, and what other libraries make of a bundle."""
+"""The mean-pooled architecture, and how other libraries read a bundle."""
 
 import json
 import subprocess

@@ -112,7 +112,7 @@ def test_tokenizer_without_padding_token_is_refused(encoder, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(encoder):
-    """The tokenizer as its file has it."""
+    """The tokenizer as defined by its file."""
     return FastTokenizer.from_file(str(encoder / "tokenizer.json"))
 
 

@@ -29,7 +29,7 @@ WINDOW = 40
 
 @pytest.fixture
 def storage(tmp_path: Path, tiny_bundle: Path) -> Storage:
-    """With the tiny bundle as champion."""
+    """A storage with the tiny bundle as champion."""
     storage = Storage(str(tmp_path))
     registry = Registry(storage)
     registry.set_champion(registry.add(tiny_bundle))
@@ -154,7 +154,7 @@ def made_up(n: int = 400, **changes: Any) -> Traffic:
     return Traffic(**known | {name: change(known[name], rng) for name, change in changes.items()})
 
 
-CHANGES: dict[str, tuple[Any, int]] = {  # by signal: the change, and the texts after which it is noticed
+CHANGES: dict[str, tuple[Any, int]] = {  # by signal: the change, and the texts after which it is detected
     "scores": ({"scores": lambda scores, rng: scores + rng.normal(0.6, 0.5, len(scores))}, 400),
     "lengths": ({"num_tokens": lambda lengths, _: np.minimum(lengths, 400)}, 200),
     "words": ({"bits": lambda bits, rng: bits | (rng.random(bits.shape) < 0.15)}, 400),
@@ -229,7 +229,7 @@ def test_the_service_compares_with_days_of_the_log(tiny_bundle: Path, tmp_path: 
     own = DriftConfig(window=WINDOW, reference=f"{yesterday.date()}/{yesterday.date()}")
     watch = DriftWatch(storage, spec, own, found)
     watch.add(rows_of(spec.version, 1, time=yesterday))
-    assert found == {}  # of the reference
+    assert found == {}  # texts of the reference
     watch.add(rows_of(spec.version, 1, shift=5.0))
     assert (found["drift_alarm", "scores"], found.alarms) == (0, set())
     watch.add(rows_of(spec.version, 1))

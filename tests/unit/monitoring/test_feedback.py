@@ -43,7 +43,7 @@ def truths(votes: Feedback) -> dict[str, str | None]:
 
 
 def texts(humans: int, accused: int, found: int = 0, missed: int = 0, fraction: float = 0.02) -> pd.DataFrame:
-    """Labelled texts of the draw: human ones, of which some are accused, and AI texts found and missed."""
+    """Labelled texts of the audit: human texts, some of them false positives, and AI texts found and missed."""
     verdicts = ["ai"] * accused + ["human"] * (humans - accused) + ["ai"] * found + ["human"] * missed
     truth = ["human"] * humans + ["ai"] * (found + missed)
     return pd.DataFrame({"label": verdicts, "truth": truth, "audit_fraction": fraction})
@@ -218,7 +218,7 @@ def test_the_database_counts_the_votes(votes: Feedback, monkeypatch: pytest.Monk
 
 
 def alarms(fpr: float, seeds: int, days: int) -> int:
-    """How many simulated services ever spend the budget of 1%: 2% of 1,000 human texts a day, looked at every day."""
+    """How many simulated services ever spend the budget of 1%, checked daily on 2% of 1,000 human texts a day."""
     rng = np.random.default_rng(0)
     drawn = rng.binomial(1000, 0.02, (seeds, days))
     accused = rng.binomial(drawn, fpr)
@@ -237,7 +237,7 @@ def test_the_budget_is_spent_soon_at_four_times_the_target() -> None:
 
 
 def write(storage: Storage, rows: Sequence[dict[str, Any]]) -> Config:
-    """A log of these rows, and a configuration for its report."""
+    """Write a log of these rows; returns a configuration for its report."""
     log = RowLog(storage, "predictions", 2, 10**9)
     log.append([{"time": datetime.now(UTC), "reasons": [], **row} for row in rows])
     log.flush()

@@ -81,7 +81,7 @@ def test_erasing_does_not_undo_what_a_writer_writes_meanwhile(
 
     def slow(*given: Any) -> pa.Table:
         table = read_file(*given)
-        if len(given) == 2:  # the whole file, to be written without the row
+        if len(given) == 2:  # `erase` reads the whole file to rewrite it without the row
             log.flush()
         return table
 

@@ -163,7 +163,7 @@ def test_a_long_text_is_shortened_and_the_chat_prompt_stays_whole(chat: Path, mo
     [(prompt, tokens)] = prompts
     assert prompt.endswith("journey vital")
     assert "old bridge" in prompt
-    assert "[CLS]" not in prompt  # the template has what the model needs
+    assert "[CLS]" not in prompt  # the template adds the special tokens
     assert 500 < tokens <= 600
 
 

@@ -65,7 +65,7 @@ def mixtures() -> Reference:
 
 
 def upper_bound(rate: float, windows: int) -> float:
-    """Of a 95% interval."""
+    """Upper end of a 95% interval."""
     found = round(rate * windows)
     return float(beta.ppf(0.95, found + 1, windows - found))
 
@@ -163,7 +163,7 @@ def test_the_distance_is_that_of_kolmogorov_and_smirnov() -> None:
     statistics = reference._statistics(encoded, windows, mixture.weights, mixture.expected)[0]
     ordered = np.sort(whole.scores)
     expected = kstest(window.scores, lambda x: np.searchsorted(ordered, x, side="right") / len(ordered))
-    # At a value of the reference its distribution jumps by 1 / 3000, which scipy's continuous one does not know.
+    # At a value of the reference its distribution jumps by 1 / 3000; scipy assumes a continuous one.
     assert statistics[0] == pytest.approx(expected.statistic, abs=1 / 3000 + 1e-9)
 
 

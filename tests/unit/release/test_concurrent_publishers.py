@@ -1,4 +1,4 @@
-"""Twenty processes publish twenty versions at once: no champion is lost, none replaces a better one."""
+"""Twenty processes publish twenty versions at once: no champion is lost, and none replaces a better one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from detect_ai.release.promotion_gate import TEST, gate
 from tests.unit.release.test_publish import add_candidate, change
 
 PROCESSES = 20
-GOOD, WORSE = 0.95, 0.9  # AUROC: the difference is more than the gate allows
+GOOD, WORSE = 0.95, 0.9  # AUROC: the difference is larger than the gate allows
 
 
 @pytest.fixture(params=["local", "gcs"])
@@ -32,7 +32,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def folders(tmp_path: Path, tiny_bundle: Path) -> list[Path]:
-    """Candidates that differ in a field."""
+    """Candidates that differ in one field."""
     folders = [shutil.copytree(tiny_bundle, tmp_path / f"bundle-{i}") for i in range(PROCESSES)]
     for i, folder in enumerate(folders):
         bundle.write_spec(folder, replace(bundle.read_spec(folder), min_tokens=100 + i))
@@ -40,7 +40,7 @@ def folders(tmp_path: Path, tiny_bundle: Path) -> list[Path]:
 
 
 def publish_until_decided(root: str, run: str) -> tuple[str | None, int]:
-    """The version that became champion, None if the gate refused it, and how often another process was faster."""
+    """The version that became champion (None if the gate rejected it), and how often another process was faster."""
     config, conflicts = Config(run=run), 0
     config.tracking.mode = "disabled"
     with patch.object(module, "model_card", lambda *_: "# Card\n"):  # needs all metrics of an evaluation

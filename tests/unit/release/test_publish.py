@@ -63,7 +63,7 @@ def add_candidate(storage: Storage, folder: Path, run: str = "default") -> None:
 
 
 def change(storage: Storage, file: str = "evaluate", run: str = "default", **values: Any) -> None:
-    """Change metrics of an evaluation, or add one of other data."""
+    """Change metrics of an evaluation, or add an evaluation of other data."""
     result = {**storage.read_json(f"runs/{run}/evaluate.json")["result"], **values}
     storage.write_json(f"runs/{run}/{file}.json", {"result": result, "config": Config().model_dump()})
 
@@ -162,7 +162,7 @@ def test_a_comparison_that_was_not_possible_is_reported(
 def test_texts_that_the_champion_lacks_are_scored_once(
     config: Config, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the columns that the candidate's evaluation read, not those of this command."""
+    """They are read with the columns of the candidate's evaluation, not those of this command."""
     champion = publish(config, storage)["champion"]
     own = Config()
     own.score.columns = {"text": "essay"}

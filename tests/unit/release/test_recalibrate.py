@@ -35,7 +35,7 @@ SETTINGS = config(target_fprs=[0.005, 0.01, 0.05], default_target_fpr=0.01)
 
 @pytest.fixture(scope="module")
 def parent(tiny_bundle: Path) -> DetectorSpec:
-    """Thresholds for new domains whose human texts score 0 on average, AI texts 8; styles of two kinds."""
+    """Thresholds for new domains where human texts score 0 on average, AI texts 8; styles of two kinds."""
     scored = domains(8, humans=100, ai=100)
     styles = np.eye(2)[(scored["domain"] >= "d04").to_numpy() * 1]
     spec = read_spec(tiny_bundle)
@@ -48,7 +48,7 @@ def parent(tiny_bundle: Path) -> DetectorSpec:
 
 
 def scored(n: int = 200, mean: float = 4.0, **columns: Any) -> pd.DataFrame:
-    """Human texts that score higher than those of the parent, like its first four domains."""
+    """Human texts that score higher than those of the parent, in the style of its first four domains."""
     values = {"label": -1, "digest": [f"t{i}" for i in range(n)], "num_tokens": 300}
     values |= dict.fromkeys(("key", "group", "reason"), "")
     frame = pd.DataFrame({**values, **columns}, index=range(n))
@@ -74,7 +74,7 @@ def test_texts_that_do_not_count_are_left_out_and_counted(parent: DetectorSpec) 
 
 
 def test_the_metrics_of_the_parent_are_those_on_the_same_texts(parent: DetectorSpec) -> None:
-    """The population scores higher than the parent expects, which the child's thresholds allow for."""
+    """The population scores higher than the parent expects; the child's thresholds account for that."""
     sample = select(scored(), parent)
     metrics = metrics_of_sample(parent, child_of(parent, sample), sample)
     before = metrics["parent"]
@@ -139,7 +139,7 @@ def test_the_certificate_states_the_bound_and_what_changes(parent: DetectorSpec)
 
 
 def test_the_certificate_counts_groups_and_contributors(parent: DetectorSpec) -> None:
-    """Of the texts that count; 0 where the data names none."""
+    """Only those of texts that count; 0 if the data names none."""
     texts = scored(key=[f"k{i % 9}" for i in range(200)], group=[f"g{i % 20}" for i in range(199)] + ["of an AI text"])
     texts.loc[199, "label"] = 1
     certificates = [
@@ -150,7 +150,7 @@ def test_the_certificate_counts_groups_and_contributors(parent: DetectorSpec) ->
 
 
 def test_the_gate_reads_the_metrics(parent: DetectorSpec) -> None:
-    """By score alone: the AI texts that are unlike the population do not count as abstentions."""
+    """By score only: AI texts that are unlike the population do not count as abstentions."""
     sample = select(scored(), parent)
     metrics = metrics_of_sample(parent, child_of(parent, sample), sample)
     assert (metrics["n_human"], metrics["n_ai"], metrics["fpr_at_target"]) == (200, 800, 0.01)

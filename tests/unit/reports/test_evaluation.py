@@ -1,4 +1,4 @@
-"""The evaluation and comparison pages for metrics of drawn scores."""
+"""The evaluation and comparison pages, with metrics of random scores."""
 
 import subprocess
 import sys

@@ -37,7 +37,7 @@ from tests.fixtures import tiny_models
 
 
 class FakeServe:
-    """Serve's contract: it follows the last target, whose replicas answer once they are released, or are broken."""
+    """Serve's contract: it follows the last target; its replicas answer once they are released, unless broken."""
 
     def __init__(self) -> None:
         self.targets: list[State] = []
@@ -167,7 +167,7 @@ def test_a_failed_first_deployment_leaves_a_newer_one(
 def test_the_live_version_is_that_of_the_successful_command(
     order: tuple[str, ...], finish: str, fake: FakeServe, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two deployments and a rollback overlap, in all orders; replicas start from the first version on or the last."""
+    """Two deployments and a rollback overlap, in all orders; replicas start in this order or in reverse."""
     monkeypatch.setattr(module, "rollback", lambda *_: {"champion": "v0", "before": "vX"})
     fake.released = {"v1"}
     deploy(config("v1", max_texts=7), storage)
@@ -248,7 +248,7 @@ def test_abstaining_changes_one_setting_and_no_replica(
     abstain(config(""), storage)
     assert (fake.targets[-1].version, fake.targets[-1].sections["serve"].abstain_domains) == ("v0", [])
     assert known == [["news"], []]
-    assert cpus == [1, 0, 1, 0]  # those of replicas that start
+    assert cpus == [1, 0, 1, 0]  # CPUs of replicas that start
 
 
 def test_a_deployment_does_not_end_a_pause(
@@ -283,7 +283,7 @@ def test_the_last_live_state_is_restored_unchanged(
     deploy(config("v1", max_texts=7, abstain_domains=["news"]), storage, keys=key)
     before = DesiredState(storage).read()
     lose_head(fake)
-    monkeypatch.setattr(module, "require_resources", None)  # nodes may still have to come
+    monkeypatch.setattr(module, "require_resources", None)  # nodes may still have to be added
     result = restore(config("other"), storage)
     assert (result["model_version"], result["restored"]) == ("v1", True)
     assert DesiredState(storage).read() == before

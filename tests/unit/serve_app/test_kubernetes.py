@@ -1,4 +1,4 @@
-"""The application of a RayService: what it serves, and what it refuses."""
+"""The application of a RayService: what it serves, and what it rejects."""
 
 from __future__ import annotations
 

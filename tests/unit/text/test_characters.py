@@ -1,4 +1,4 @@
-"""Texts that hold nothing a reader sees."""
+"""Texts without visible characters."""
 
 import unicodedata
 

@@ -36,7 +36,7 @@ def letters(alphabet: str, length: int, count: int) -> list[str]:
     return ["".join(_random.choices(alphabet, k=length)) for _ in range(count)]
 
 
-# Of public reports: what comes out of a PDF, other languages, no prose, no language, lost characters.
+# From public reports: text extracted from PDFs, other languages, no prose, no language, lost characters.
 OUT_OF_SCOPE = {
     "font without ToUnicode": ("".join(chr(ord(c) - 29) if c.isalpha() else c for c in ENGLISH), "not_language"),
     "letter spacing": (re.sub(r"(?<=\S)(?=\S)", " ", ENGLISH), "not_language"),
@@ -193,7 +193,7 @@ def test_texts_out_of_scope_get_the_right_reason(name: str) -> None:
 
 
 def test_the_language_is_that_of_the_prose() -> None:
-    """Code and links are English or no language; what counts is the text between them."""
+    """Code and links are English or no language; only the text between them counts."""
     content = report(f"{CODE * 3}\n{GERMAN * 2}")
     assert content.rounded() == {"code": 0.4, "other_language": 0.6}
     assert report(f"{CODE * 3}\n{ENGLISH}").rounded() == {"prose": 0.63, "code": 0.37}

@@ -1,4 +1,4 @@
-"""Language identification; what is no language, and English prose of all kinds, are in `test_content`."""
+"""Language identification; texts in no language, and English prose of all kinds, are in `test_content`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_any_language_is_wanted_if_none_is() -> None:
 
 
 def model_that_finds(code: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Fake the model; the pieces that it reads."""
+    """Fake the model; returns the pieces that it reads."""
     pieces: list[str] = []
 
     class Model:

@@ -73,8 +73,8 @@ HOSTILE = (
     "\U000e0041\ud800\udfff\ufffd"
 )
 hostile_text = st.text(st.sampled_from(HOSTILE))
-# By version, the sha256 of what `normalise` returns for CLEAN, ATTACKS, FOREIGN and HOSTILE. Bundles and corpora name
-# the version: other outputs need another number (CONTRIBUTING.md). After a change of the strings alone, pin it anew.
+# SHA-256, by version, of the outputs of `normalise` for CLEAN, ATTACKS, FOREIGN and HOSTILE. Bundles and corpora store
+# the version: other outputs need a new one (CONTRIBUTING.md). If only the input strings change, update the hash.
 OUTPUTS = {1: "3947e9fb5a90aa821480a2cbe07c08989f2eb2763b31157c85c9554452636d3d"}
 padded_text = hostile_text.map(lambda text: f"All of it is Latin {text} or nearly so")
 

@@ -23,7 +23,7 @@ DOCUMENTS = st.lists(st.integers(0, 200), max_size=8)
 
 
 def documents_of(lengths):
-    """Documents whose tokens are all different."""
+    """Documents without repeated tokens."""
     ends = np.cumsum([0, *lengths])
     return [np.arange(start, stop, dtype=np.int32) for start, stop in pairwise(ends)]
 

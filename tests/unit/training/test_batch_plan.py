@@ -24,7 +24,7 @@ def realistic_labels(n=2000, ai=0.5):
 
 
 def realistic_lengths(labels):
-    """Lengths of news stories and essays cut to a window of 510: lognormal; AI texts vary less."""
+    """Lognormal lengths, as of news stories and essays, truncated to a window of 510; AI texts vary less."""
     rng = np.random.default_rng(1)
     lengths = np.where(labels, rng.lognormal(5.5, 0.35, len(labels)), rng.lognormal(5.2, 0.6, len(labels)))
     return np.minimum(lengths.astype(int) + 20, 510)
@@ -78,7 +78,7 @@ def test_padding_is_at_most_five_percent(kind, sizes):
 
 
 def test_ranks_of_a_step_get_similar_lengths():
-    """Ranks that wait for each other lose at most 3% where a step has two microbatches or more for each."""
+    """Waiting ranks lose at most 3% of the time if a step has at least two microbatches for each rank."""
     labels = realistic_labels()
     lengths = realistic_lengths(labels)
     planned = plan(lengths, (16, 4), labels=labels)

@@ -1,4 +1,4 @@
-"""Ranking of checkpoints, and Ray Train's list of them after a job that was killed while writing it."""
+"""Ranking of checkpoints, and Ray Train's list of checkpoints after a job was killed while writing it."""
 
 from __future__ import annotations
 

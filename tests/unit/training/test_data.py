@@ -60,7 +60,7 @@ def documents(step):
 
 
 def contents(parts):
-    """The tokens that are read of each document, by its position."""
+    """The tokens read from each document, by its position."""
     return {
         int(document): ids[1 : length - 1].tolist()
         for part in parts

@@ -34,7 +34,7 @@ def evaluation(auroc: float, val_loss: float = 0.1) -> dict[str, Any]:
 def test_impossible_sweep_is_refused_before_ray_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
-    """An empty space, and Optuna that is not installed."""
+    """An empty search space, and Optuna without its package."""
     monkeypatch.setattr(ray_runtime, "connect", lambda: pytest.fail("it started Ray"))
     monkeypatch.setattr(sweep, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"sweep\.space is empty|detect-ai\[sweep\]"):
@@ -62,7 +62,7 @@ def test_concurrency_follows_free_cpus_or_the_limit(
 def test_concurrency_is_at_most_that_of_cores_and_trials(
     monkeypatch: pytest.MonkeyPatch, cores: int, machines: int, expected: int
 ) -> None:
-    """Of one worker each, for which Ray Data needs no CPU."""
+    """Trials have one worker each, for which Ray Data needs no CPU."""
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 16.0})
     monkeypatch.setattr(ray_runtime, "cores", lambda: cores)
     monkeypatch.setattr(sweep, "machines", lambda: machines)

@@ -235,7 +235,7 @@ def test_one_compiled_program_serves_all_shapes(network: Any, monkeypatch: pytes
 
 
 def test_resumed_run_ends_with_equal_parameters(encoder: Path, tmp_path: Path) -> None:
-    """With dropout: what is drawn depends on the step, not on the process."""
+    """With dropout: random draws depend on the step, not on the process."""
     batches = [part(rows=4, seed=seed) for seed in range(6)]
     whole, half, resumed = (trainer_of(build(encoder, dropout=0.2)) for _ in range(3))
     for batch in batches:

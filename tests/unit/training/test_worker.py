@@ -9,7 +9,7 @@ from detect_ai.training.worker import group_steps
 
 
 def parts(*slots: int, ends: tuple[int, ...]) -> Any:
-    """Microbatches by their place in a step; those at the positions of `ends` are the last of one."""
+    """Microbatches by their slot in a step; those at the positions in `ends` are the last of their step."""
     return [SimpleNamespace(slot=slot, last=i in ends) for i, slot in enumerate(slots)]
 
 

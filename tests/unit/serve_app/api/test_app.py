@@ -56,7 +56,7 @@ class Broken:
 
 
 class Zeros:
-    """A backend whose scores are in the middle of those of calibration, where no probability is close to 0 or 1."""
+    """A backend with scores in the middle of the calibration scores, where no probability is close to 0 or 1."""
 
     has_lanes = False
 
@@ -76,7 +76,7 @@ def detector(tiny_bundle: Path) -> Detector:
 
 
 class Recorded(list[tuple[str, float, tuple[str, ...]]]):
-    """Metrics as recorded, with the values of their labels; refuses labels that a metric does not have."""
+    """Metrics as recorded, with the values of their labels; rejects labels that a metric does not have."""
 
     def __call__(self, metric: str, value: float = 1, **labels: str) -> None:
         assert set(labels) == set(METRICS[metric].labels)
@@ -310,7 +310,7 @@ def test_a_lone_request_switches_threads_twice(detector: Detector) -> None:
         jobs: list[Any] = []
         for executor in (engine.model, engine.teams, engine.readers):
             executor.submit = lambda *job, submit=executor.submit: jobs.append(job) or submit(*job)
-        asyncio.get_running_loop().set_default_executor(engine.readers)  # nothing may go elsewhere
+        asyncio.get_running_loop().set_default_executor(engine.readers)  # nothing may use another executor
         await client.post("/v1/detect", json={"text": "the council met near the bridge " * 20})
         alone = len(jobs)
         bodies = [{"text": "the council met near the bridge " * 20}] * 3
@@ -628,13 +628,13 @@ def test_the_api_reference_names_every_route(detector: Detector) -> None:
     page = (Path(__file__).parents[4] / "docs" / "API.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"`((?:GET|POST) /\S+)`", page))
     routes = {f"{method.upper()} {path}" for path, methods in spec["paths"].items() for method in methods}
-    assert documented == routes | {f"POST {FEEDBACK}"}  # only where labels are stored
+    assert documented == routes | {f"POST {FEEDBACK}"}  # only if labels are stored
 
 
 @pytest.mark.parametrize(("domains", "paused"), [({"*"}, True), ({"letters"}, True), ({"news"}, False), (set(), False)])
 @pytest.mark.parametrize("path", ["/v1/detect", "/v1/detect/file"])
 def test_a_paused_domain_gets_no_verdicts(detector: Detector, path: str, domains: set[str], paused: bool) -> None:
-    """As it is now, not as it was when the request before was answered."""
+    """The current setting counts, not that of an earlier request."""
     human = detector.spec.calibration.domains[0].human
     calibration = calibrate_population(detector.spec.calibration, human, "letters", [0.05])
     own = Detector(replace(detector.spec, calibration=calibration), detector.tokenizer, Zeros())

@@ -25,7 +25,7 @@ def send(
     access: AccessControl | None = None,
     error: Exception | None = None,
 ) -> int:
-    """The status of the answer; 200 when the application was reached."""
+    """The status of the answer; 200 if the request reached the application."""
     statuses: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -43,7 +43,7 @@ def send(
         sent = [(name.lower().encode(), value.encode()) for name, value in all_headers.items()]
         scope = {"type": "http", "method": method, "path": "/v1/detect/file", "query_string": b"", "headers": sent}
         await guard(scope, None, keep)  # type: ignore[arg-type]
-        await asyncio.sleep(0.01)  # what nobody waits for
+        await asyncio.sleep(0.01)  # lets calls run that are not awaited
 
     asyncio.run(main())
     (status,) = statuses
@@ -53,7 +53,7 @@ def send(
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        ({}, 200),  # no browser
+        ({}, 200),  # not a browser
         ({"Origin": OWN}, 200),
         ({"Origin": OWN, "Sec-Fetch-Site": "same-origin"}, 200),
         ({"Origin": "https://behind.proxy", "Sec-Fetch-Site": "same-origin"}, 200),

@@ -33,7 +33,7 @@ class Cluster:
 
 @pytest.mark.parametrize("replicas", [1, 3])
 def test_concurrent_requests_never_lose_a_charge(replicas: int) -> None:
-    """8 connections send 256 tokens per request, 60 per minute are allowed."""
+    """8 connections send 256 tokens per request; 60 tokens per minute are allowed."""
     cluster, rate, connections, cost = Cluster(delay=0.005), 60, 8, 256
     drawn, charged = random.Random(replicas), 0
 
@@ -114,7 +114,7 @@ def test_a_late_reservation_is_released(leaves: str, monkeypatch: pytest.MonkeyP
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("mock", [AsyncMock, Mock])  # it fails when it is awaited, or when it is called
+@pytest.mark.parametrize("mock", [AsyncMock, Mock])  # the call fails when it is awaited, or when it is made
 def test_requests_are_admitted_while_the_actor_is_down(mock: type[Mock], serve_log: pytest.LogCaptureFixture) -> None:
     cluster, dead = Cluster(), mock(side_effect=ConnectionError)
 
@@ -122,7 +122,7 @@ def test_requests_are_admitted_while_the_actor_is_down(mock: type[Mock], serve_l
         limiter = Limiter(dead, lambda: cluster.now)
         for _ in range(100):
             assert await limiter.reserve("k", 60, 1) == Reservation(0)
-        assert dead.call_count == 1  # nobody waits for it again and again
+        assert dead.call_count == 1  # later requests do not wait for it
         cluster.now += RETRY_S
         await limiter.reserve("k", 60, 1)
         assert dead.call_count == 2

@@ -1,4 +1,4 @@
-"""The autoscaling policy: replicas follow the offered work, refused requests included."""
+"""The autoscaling policy: replicas follow the offered work, including rejected requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serve_app.engine.autoscaling import DEMAND, scale_on_demand
 
 
 def desired(demand: dict[str, float], ongoing: float) -> float:
-    """Replicas that the policy asks for, as Serve's controller calls it: unpickled, with its own context."""
+    """Replicas that the policy requests, called as in Serve's controller: unpickled, with its own context."""
     context: Any = AutoscalingContext(
         deployment_id=DeploymentID("Detector", "detect_ai"),
         deployment_name="Detector",
@@ -42,7 +42,7 @@ def desired(demand: dict[str, float], ongoing: float) -> float:
         ({}, 0, 0),
         ({"a": 0.0}, 0, 0),  # idle: down to min_replicas
         ({"a": 0.4}, 4, 0.5),
-        ({"a": 3.0}, 11.7, 3.75),  # three times the capacity, most of it refused: Serve's own policy asks for one
+        ({"a": 3.0}, 11.7, 3.75),  # three times the capacity, mostly rejected: Serve's own policy asks for one
         ({"a": 0.8, "b": 1.6}, 20, 3.0),
         ({"a": 0.1}, 48, 3.0),  # slow clients: the ongoing requests count
     ],

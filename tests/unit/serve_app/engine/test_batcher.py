@@ -1,4 +1,4 @@
-"""Continuous batching: correct results, fair turns, bounds, isolation of failures, orderly shutdown."""
+"""Continuous batching: correct results, fair turns, limits, isolation of failures, orderly shutdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serve_app.errors import QueueFullError
 
 
 class Model:
-    """Scores a window as the sum of its ids. Records its batches; can be held in the middle of one."""
+    """Scores a window as the sum of its ids. Records its batches; tests can hold it in the middle of one."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -61,7 +61,7 @@ def run(scenario: Scenario, batch_tokens: int = 64, max_waiting: int = 10**6, la
 
 
 def batching(**options: Any) -> Callable[[Scenario], Callable[[], None]]:
-    """Make a test of a coroutine, to which it gives a running batcher and its model."""
+    """Turn a coroutine into a test, and pass it a running batcher and its model."""
 
     def decorate(scenario: Scenario) -> Callable[[], None]:
         def test() -> None:
@@ -83,7 +83,7 @@ async def hold(batcher: Batcher, model: Model, caller: str = "") -> asyncio.Task
 
 
 async def queue(batcher: Batcher, rows: list[Ids], caller: str = "") -> asyncio.Task[Scores]:
-    """A request that waits."""
+    """Queue a request, which then waits."""
     task = asyncio.create_task(batcher.scores(rows, caller))
     await asyncio.sleep(0)
     return task
@@ -165,7 +165,7 @@ async def test_callers_take_turns_whatever_their_requests(batcher: Batcher, mode
 
 @batching(batch_tokens=2048, max_waiting=64 * 2048, max_wait_s=5.0)
 async def test_a_long_document_delays_no_other_caller(batcher: Batcher, model: Model) -> None:
-    # 100,000 tokens with spans (three times the text) against the bound of the local service: 64 batches of 2,048.
+    # 100,000 tokens with spans (three times the text) against the limit of the local service: 64 batches of 2,048.
     batcher.measure([row(1, 2048)], 0.2, 1)
     first = await hold(batcher, model)
     document = [row(1, 254)] * 520 + [row(1, 75)] * 4000
@@ -183,7 +183,7 @@ async def test_the_queue_bound_is_enforced(batcher: Batcher, model: Model) -> No
     tasks = [await hold(batcher, model), await queue(batcher, [row(1)] * 3)]
     with pytest.raises(QueueFullError):
         await batcher.scores([row(2)] * 2)
-    tasks.append(await queue(batcher, [row(2)] * 2, "other"))  # it has nothing in the queue: twice the bound
+    tasks.append(await queue(batcher, [row(2)] * 2, "other"))  # it has nothing in the queue: twice the limit
     with pytest.raises(QueueFullError):
         await batcher.scores([row(2)] * 4, "third")
     await release(model, *tasks)
@@ -235,7 +235,7 @@ async def test_demand_counts_refused_work(batcher: Batcher, model: Model) -> Non
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, 3 / 2), (8, 1.0)])
 def test_demand_counts_work_outside_the_model(threads: int, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 16 tokens a second in the model and 8 around it, where only one thread runs at a time."""
+    """At 16 tokens a second in the model and 8 outside it, where only one thread runs at a time."""
     batcher = Batcher(lambda rows, threads: np.zeros(len(rows)), None, None, 64, 64, threads=threads)  # type: ignore[arg-type]
     batcher.measure([row(1, 64)], 4.0, 1)
     batcher.measure_rest([row(1, 64)], 8.0)
@@ -378,4 +378,4 @@ async def test_a_request_gets_the_time_of_its_batches(batcher: Batcher, model: M
     first = asyncio.create_task(batcher.scores([row(1, 64), row(2, 64)], "", seconds))
     await asyncio.sleep(0.1)
     await release(model, first)
-    assert seconds["model"] > 0.05  # of two batches, the first of which was held
+    assert seconds["model"] > 0.05  # seconds of two batches, the first of which was held

@@ -31,7 +31,7 @@ TEXT = f"{CANARY} " * 20
 
 
 class Held:
-    """A backend that waits for a gate, as long as a batch of it is in the model."""
+    """A backend whose batches stay in the model until a gate opens."""
 
     has_lanes = False
 

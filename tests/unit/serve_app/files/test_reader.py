@@ -1,4 +1,4 @@
-"""Text extraction from files: content, hidden text, refusals and resource limits."""
+"""Text extraction from files: content, hidden text, rejections and resource limits."""
 
 from __future__ import annotations
 
