@@ -140,7 +140,7 @@ def trust(config: Config, sets: list[str], max_per_domain: int) -> dict[str, Any
 
 
 def sampled(path: str, set_name: str, scoring: ScoreConfig, max_per_domain: int) -> pa.Table:
-    """Labelled texts with our column names; draws `max_per_domain` of each class in a domain with a fixed seed."""
+    """Labelled texts with our column names; draws at most `max_per_domain` per class and domain with a fixed seed."""
     pools: dict[tuple[str, int], list[Text]] = defaultdict(list)
     for text in texts_of(path, scoring):
         if text.label is not None:
