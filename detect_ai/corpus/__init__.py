@@ -1,1 +1,1 @@
-"""From labelled sources to a corpus: clean, split by group, tokenised, described by a manifest."""
+"""Build a corpus from labelled sources: clean, split by group, tokenise and write a manifest."""

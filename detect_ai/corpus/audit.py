@@ -20,15 +20,15 @@ from detect_ai.reports.render import render
 
 logger = logging.getLogger(__name__)
 
-# What the audit reads of each split: the leading rows, which are in random order. Characters in proportion.
+# The audit reads the leading rows of each split, which are in random order; MAX_CHARACTERS is divided in proportion.
 MAX_ROWS = {"train": 10_000, "validation": 3_000, "calibration": 3_500, "test": 3_500}
 MAX_CHARACTERS = 100_000_000
 LENGTH_BINS = 40
 MIN_AUROC = 0.70  # of a feature, for a warning
 EASY_AUROC = 0.97  # of the baseline
-MAX_SLICE_FPR = 0.15  # of a slice's human texts, where 5% of all are labelled AI
+MAX_SLICE_FPR = 0.15  # FPR in a slice at the threshold where 5% of all human texts are labelled AI
 MIN_HUMANS = 50  # in a slice, for that warning
-MAX_DROPPED_FRACTION = 0.05  # of the rows read, by one reason
+MAX_DROPPED_FRACTION = 0.05  # of the rows read, for one reason
 
 
 def audit(config: Config, storage: Storage) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def audit(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def shortcut_warnings(measured: Mapping[str, Any]) -> Iterator[str]:
-    """What makes a corpus too easy, and what to do about it, from the result of `audit_texts`."""
+    """Warnings about features that make a corpus too easy, each with a remedy, from the result of `audit_texts`."""
     for feature in measured["features"]:
         if feature["auroc"] >= MIN_AUROC:
             yield (
@@ -92,7 +92,7 @@ def shortcut_warnings(measured: Mapping[str, Any]) -> Iterator[str]:
 
 
 def count_warnings(manifest: Manifest, config: CalibrationConfig) -> Iterator[str]:
-    """Sources of one class, splits with too few human texts for a target, and frequent reasons to drop rows."""
+    """Warnings about sources with one class, too few human texts for a target FPR, and frequent drop reasons."""
     counts = pd.DataFrame(manifest.counts)
     for column in ("source", "domain"):
         labels = counts[counts[column] != ""].groupby(column)["label"].agg(["min", "max"])

@@ -16,9 +16,9 @@ COPIED = 0.3  # fraction of the training rows that get an attacked copy
 
 
 def add_augmented_rows(part: Ints, index: pd.DataFrame, corpus: CorpusConfig, seed: int) -> tuple[Ints, list[str]]:
-    """The rows of a shard with copies of some of them, shuffled, and the attack on each ("" for originals).
+    """The rows of a shard and copies of some of them, shuffled, with the attack on each ("" for originals).
 
-    `part`: positions of the originals in the index of the scan. The seed draws originals, attacks and the order.
+    `part`: positions of the originals in the index of the scan. Originals, attacks and order are drawn from the seed.
     """
     if not corpus.augment:
         return part, [""] * len(part)
@@ -37,7 +37,7 @@ def add_augmented_rows(part: Ints, index: pd.DataFrame, corpus: CorpusConfig, se
 def attack_copies(table: pa.Table) -> pa.Table:
     """Attack the texts of the copies (rows whose column `copy` names an attack), and drop that column.
 
-    The random numbers of a copy are drawn from its id: the same text is attacked in the same way.
+    The random generator of a copy is seeded with its id and attack, so the result is reproducible.
     """
     schema = table.drop(["copy"]).schema
     rows = table.to_pylist()

@@ -1,17 +1,17 @@
-"""Boilerplate of assistants around the requested text: openers, closers and refusals. English only. Pure.
+"""Assistant boilerplate around the requested text: openers, closers and refusals. English only. Pure.
 
-Only a bounded number of characters at both ends is searched: a phrase quoted in the middle stays, and the time does not
-grow with the text. Works on the text before it is normalised, since line breaks are evidence.
+Only a bounded number of characters at each end is searched, so a phrase quoted in the middle stays and the time does
+not grow with the text. Input is the text before normalisation, because line breaks are evidence.
 """
 
 from __future__ import annotations
 
 import re
 
-_LOOK = 600  # characters of each end
-_MAX_REFUSAL = 1000  # characters; a longer text that begins with a refusal then does what was asked
+_LOOK = 600  # characters searched at each end
+_MAX_REFUSAL = 1000  # characters; a longer text that begins with a refusal does what was asked after it
 _MAX_CLOSERS = 8  # sentences
-_STRAIGHT = str.maketrans(dict.fromkeys("’‘´ʼ", "'"))  # curly apostrophes to straight ones, which keeps the length
+_STRAIGHT = str.maketrans(dict.fromkeys("’‘´ʼ", "'"))  # curly to straight apostrophes; the length stays the same
 
 # Quotes, markdown and rules around a phrase.
 _DECOR = r"[\s\"“*_#>=-]{0,12}"
@@ -80,11 +80,11 @@ _MADE = (
     r"(?:(?:creat|generat|writ|provid|produc|continu|engag|rewrit|paraphras|polish|discuss)\w* [^.!?\n]{0,120}?"
     rf"\b(?:{_KIND}|continuation|information|version)s?\b)"
 )
-# Not in quotes: there a character of a story speaks.
+# Quotes must not precede it: they indicate that a character of a story speaks.
 _REFUSED = re.compile(
     rf"[\s*_#>=-]{{0,12}}(?:{_SORRY}{_CANNOT}(?:{_ASKED}|{_MADE})|{_CANNOT}(?P<plain>{_ASKED}|{_MADE}))", re.IGNORECASE
 )
-# Words that a human who says that a text cannot be written does not use.
+# Words that a human does not use to say that a text cannot be written.
 _BY_RULE = re.compile(
     rf"\b(?:{_AI}\b|guidelines|ethical|inappropriate|harmful|offensive|(?:your|this|that) (?:request|prompt))",
     re.IGNORECASE,
@@ -95,7 +95,7 @@ _AI_UNABLE = re.compile(
     re.IGNORECASE,
 )
 
-# Closers, each a sentence.
+# Closers; each is one sentence.
 _MORE = "(?:any )?(?:(?:more|further|additional|other) )?"
 _OFFER = (
     r"if (?:you(?:'d| would)? (?:like|want|prefer|wish) (?:me to|any|some|a |to (?:see|change|adjust|modify|revise|add)"
@@ -124,7 +124,7 @@ _BOUNDARY = re.compile(r"(?:[.!?][\"”')\]*]{0,4}\s{1,4}|\n\s{0,4})(?=\S)")
 
 
 def strip_boilerplate(text: str) -> str | None:
-    """The text without boilerplate before and after it; None for a refusal or if boilerplate is all there is."""
+    """The text without boilerplate before and after it; None for a refusal or if nothing else remains."""
     lead, size = len(text) - len(text.lstrip()), len(text.rstrip())
     head = text[lead : lead + _LOOK].translate(_STRAIGHT)
     opener = 0  # end of the refusal and of consecutive openers in `head`

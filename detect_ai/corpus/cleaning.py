@@ -1,4 +1,4 @@
-"""Cleaning: repair, cut boilerplate, normalise and check the texts of a batch. Errors go to the column `problem`."""
+"""Cleaning: repair, remove boilerplate, normalise and check a batch of texts. Errors go to the column `problem`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from detect_ai.corpus.dedup import NUM_PERM, signatures
 from detect_ai.text.language import code, detect_language
 from detect_ai.text.normalize import normalise
 
-CLEANING_VERSION = 2  # of what `clean_text` does: a corpus of an older one is prepared again
-MAX_CHARS = 100_000  # of a text; longer ones are dropped
+CLEANING_VERSION = 2  # version of `clean_text`; a corpus made with an older version is prepared again
+MAX_CHARS = 100_000  # per text; longer texts are dropped
 CLEAN_FIELDS = [
     pa.field("normalised", pa.string()),
     pa.field("digest", pa.uint64()),
@@ -29,7 +29,7 @@ _NO_PROSE = re.compile(r"[@/\\_=<>{}]|www\.|\w\(", re.IGNORECASE)
 def clean(table: pa.Table, corpus: CorpusConfig) -> pa.Table:
     """Clean, normalise and check each text of a table with `text`, `language` and `problem`.
 
-    Adds the columns of `CLEAN_FIELDS` and fills in `problem` and `language`. A row that came with a problem keeps it
+    Adds the columns of `CLEAN_FIELDS` and fills in `problem` and `language`. A row that already has a problem keeps it
     and is not cleaned. Rows with a problem have an empty signature.
     """
     texts, problems, languages = [], [], []
@@ -60,7 +60,7 @@ def clean(table: pa.Table, corpus: CorpusConfig) -> pa.Table:
 
 
 def _clean(text: str, corpus: CorpusConfig) -> tuple[str, str]:
-    """The text that stays, normalised, and its problem ("" for none)."""
+    """The cleaned and normalised text, and its problem ("" for none)."""
     cleaned = clean_text(text)
     if cleaned is None:
         return normalised_text(repair(text)), "boilerplate"
@@ -73,17 +73,17 @@ def _clean(text: str, corpus: CorpusConfig) -> tuple[str, str]:
 
 
 def clean_text(text: str) -> str | None:
-    """The text as training reads it, before it is normalised; None for a refusal or if boilerplate is all there is.
+    """The text as training reads it, before normalisation; None for a refusal or if it is only boilerplate.
 
-    Wrong decoding is undone, glued sentences are separated, and boilerplate of assistants is cut.
+    Undoes wrong decoding, separates glued sentences and removes assistant boilerplate.
     """
     return strip_boilerplate(separate_sentences(repair(text)))
 
 
 def repair(text: str) -> str:
-    """Undo wrong decoding (UTF-8 read as Latin-1 or Windows-1252, once or more often), line by line.
+    """Undo wrong decoding (UTF-8 read as Latin-1 or Windows-1252, once or several times), line by line.
 
-    Normalisation is a separate step. HTML entities stay: in a text about HTML they are the text.
+    Normalisation is a separate step. HTML entities stay, because a text about HTML contains them on purpose.
     """
     if text.isascii():
         return text
@@ -94,10 +94,10 @@ def repair(text: str) -> str:
 
 
 def separate_sentences(text: str) -> str:
-    """Insert the space that is missing between sentences: "the end.The start" and "summary:Students".
+    """Insert missing spaces between sentences: "the end.The start" and "summary:Students".
 
-    Corpora lose it where lines are joined, often in one class only. Addresses, paths, calls and abbreviations such as
-    "Ph.D" stay; "asyncio.Task" cannot be told from the end of a sentence.
+    Corpora lose them where lines are joined, often in one class only. Addresses, paths, calls and abbreviations such as
+    "Ph.D" stay; "asyncio.Task" cannot be distinguished from the end of a sentence.
     """
     if not _GLUED.search(text):
         return text
@@ -105,6 +105,6 @@ def separate_sentences(text: str) -> str:
 
 
 def normalised_text(text: str) -> str:
-    """`normalise(text).text`, without its offset maps if only white space has to be squeezed."""
+    """`normalise(text).text`; avoids computing the offset maps where collapsing white space is enough."""
     squeezed = " ".join(text.split())
     return squeezed if squeezed.isascii() and squeezed.isprintable() else normalise(text).text

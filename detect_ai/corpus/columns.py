@@ -1,4 +1,4 @@
-"""Column mapping: rows of any source to rows with `ROW_SCHEMA`, labels to 0 (human) and 1 (AI). Pure."""
+"""Column mapping: converts rows of any source to `ROW_SCHEMA` and labels to 0 (human) and 1 (AI). Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SPELLINGS = {"true": "1", "1.0": "1", "false": "0", "0.0": "0", "nan": ""}
 
 
 def plain_text(value: Any) -> str:
-    """A value as stripped text, "" for none. A whole number stays whole if a column of floats holds it."""
+    """A value as stripped text, "" for a missing value. A whole number in a column of floats has no decimal point."""
     if isinstance(value, str):
         return SURROGATE.sub("\ufffd", value.strip())
     if value is None or value != value:  # NaN
@@ -44,12 +44,12 @@ def label_text(value: Any) -> str:
 
 
 def label_map(labels: Mapping[str, int]) -> dict[str, int]:
-    """The configured labels, or the usual ones if none are, in normal form."""
+    """The configured labels in normal form, or the default ones if none are configured."""
     return {label_text(value): label for value, label in (labels or LABELS).items()}
 
 
 def unknown_label(where: str, column: str, value: Any, labels: Mapping[str, int], option: str) -> CorpusError:
-    """The error for a label that is not mapped. A long value is not repeated: it may be a text."""
+    """The error for an unmapped label. It does not quote a long value, which may be document text."""
     text = plain_text(value)
     shown = repr(text) if len(text) <= 20 else f"a value of {len(text)} characters"
     if isinstance(value, (dict, list)):
@@ -59,12 +59,12 @@ def unknown_label(where: str, column: str, value: Any, labels: Mapping[str, int]
 
 
 def shown_names(names: Iterable[str]) -> str:
-    """Column names for an error."""
+    """Column names for an error message."""
     return ", ".join(repr(name[:40]) for name in list(names)[:30]) or "no columns"
 
 
 class ColumnMapper:
-    """Maps the rows of a source with its preset applied, counts them, and checks that its columns exist."""
+    """Maps the rows of a source whose preset is applied, counts them, and checks that its columns exist."""
 
     def __init__(self, source: SourceConfig, name: str, unlabelled: bool) -> None:
         self._source, self._name, self._unlabelled = source, name, unlabelled
@@ -73,7 +73,7 @@ class ColumnMapper:
         self._required = [*preset.needs, source.text, *([] if unlabelled else [source.label])]
         optional = (source.id, source.group, source.domain, source.generator, source.language, source.split)
         self._optional = [name for name in (*optional, source.attack) if name]
-        self._after_bad_row = False  # a row after a broken one may be a part of it
+        self._after_bad_row = False  # a row after a broken row may be part of the broken one
         self._seen: set[str] = set()
         self.count = 0
 
@@ -96,7 +96,7 @@ class ColumnMapper:
 
     def check(self, whole: bool, where: str) -> None:
         """Raise CorpusError if rows were read and none of them had a column that the source should have."""
-        # Before all rows were read, an optional column may still appear: JSON leaves out what is empty.
+        # An optional column may still appear until all rows are read: JSON omits empty fields.
         optional = self._optional if whole and not self._unlabelled else []
         self._require([*self._required, *optional] if self.count else self._preset.needs, where)
 
@@ -113,7 +113,7 @@ class ColumnMapper:
             )
 
     def _mapped(self, row: Row, place: str) -> dict[str, Any]:
-        """One row with `ROW_SCHEMA`. `place` names it if it has neither an id nor a text."""
+        """One row with `ROW_SCHEMA`. `place` identifies a row that has neither an id nor a text."""
         source = self._source
 
         def value(column: str) -> str:

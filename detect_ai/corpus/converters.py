@@ -1,4 +1,4 @@
-"""Published files to rows of our corpora. Pure: bytes in, rows out; the same files give the same rows."""
+"""Conversion of published files to corpus rows. Pure: bytes in, rows out; the same files give the same rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PUBLISHED_SCHEMA = pa.schema(
 )
 HUMAN = "human"
 VAL_FRACTION = 0.1  # of the topics of a training source
-MAX_LENGTH_RATIO = 1.2  # to a length of the other class; longer texts are cut to it
+MAX_LENGTH_RATIO = 1.2  # to a length drawn from the other class; longer texts are cut to that length
 
 
 class PublishedText(NamedTuple):
@@ -40,7 +40,7 @@ class PublishedText(NamedTuple):
 def published_rows(source: PublishedSource, files: Mapping[str, bytes]) -> list[dict[str, Any]]:
     """Rows with `PUBLISHED_SCHEMA` from the content of a source's files, cleaned and without duplicates.
 
-    Raises CorpusError, without text of the files, if one is not in the format that the source describes.
+    Raises CorpusError, without quoting the files, if a file is not in the format that the source describes.
     """
     try:
         texts = list(_READERS[source.convert.format](source, files))
@@ -95,7 +95,7 @@ def _fraction(name: str) -> float:
 
 
 def _match_lengths(rows: list[dict[str, Any]], quantiles: Mapping[str, list[int]]) -> None:
-    """Cut texts that are longer than a length drawn, by their id, from the other class of the domain."""
+    """Cut texts longer than `MAX_LENGTH_RATIO` times a length, drawn by their id from the domain's other class."""
     lengths: dict[tuple[str, int], list[int]] = {}
     for row in rows:
         lengths.setdefault((row["domain"], row["label"]), []).append(len(row["text"].split()))
@@ -105,7 +105,7 @@ def _match_lengths(rows: list[dict[str, Any]], quantiles: Mapping[str, list[int]
             drawn = others[int(_fraction(row["id"]) * len(others))]
             words = len(row["text"].split())
             if words > MAX_LENGTH_RATIO * drawn:
-                # At the first sentence end from which the text is long enough.
+                # Cut at the first sentence end that leaves at least MIN_WORDS words.
                 parts = (cut(row["text"], longest) for longest in range(drawn, words + 1))
                 row["text"] = next(part for part in parts if len(part.split()) >= min(MIN_WORDS, words))
 
@@ -114,7 +114,7 @@ def _match_lengths(rows: list[dict[str, Any]], quantiles: Mapping[str, list[int]
 
 
 def _records(source: PublishedSource, files: Mapping[str, bytes]) -> Iterator[PublishedText]:
-    """Tables and lists, with one text or several in each row; equal positions in several files have one topic."""
+    """Texts of tables and lists, one or several per row; rows at the same position in several files share a topic."""
     convert = source.convert
     for file in source.files:
         columns = convert.columns or {file.text or convert.text: file.generator}
@@ -130,7 +130,7 @@ def _records(source: PublishedSource, files: Mapping[str, bytes]) -> Iterator[Pu
 
 
 def _documents(source: PublishedSource, files: Mapping[str, bytes]) -> Iterator[PublishedText]:
-    """Texts of which windows are cut; a document is a topic."""
+    """Windows cut from documents; each document is a topic."""
     convert = source.convert
     for file in source.files:
         for _, (topic, document) in _chosen(file, _split(file, convert, files[file.path])):
@@ -212,7 +212,7 @@ def _topic(file: PublishedFile, topic: str) -> str:
 
 
 def _chosen(file: PublishedFile, values: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-    """Position and value of the rows or documents of a file that the corpus contains."""
+    """Positions and values of those rows or documents of a file that belong to the corpus."""
     return ((i, value) for i, value in enumerate(values) if file.positions is None or i in file.positions)
 
 

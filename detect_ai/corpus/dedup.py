@@ -19,8 +19,8 @@ Signatures = NDArray[np.uint32]
 
 NUM_PERM = 128
 # For near duplicates with a Jaccard similarity of at least 0.8. A pair of similarity s becomes a candidate with
-# probability 1 - (1 - s^7)^18: 0.985 at 0.8, 0.79 at 0.7, 0.13 at 0.5, 0.004 at 0.3. Its signatures agree in a binomial
-# number of places: 93 or more for 39 in 40 pairs at 0.8, for half of the pairs at 0.72, for 1% at 0.63.
+# probability 1 - (1 - s^7)^18: 0.985 at 0.8, 0.79 at 0.7, 0.13 at 0.5, 0.004 at 0.3. The number of equal places of its
+# signatures is binomial: 93 or more for 39 in 40 pairs at 0.8, for half of the pairs at 0.72, for 1% at 0.63.
 BANDS, BAND_SIZE = 18, 7
 MIN_AGREEMENT = 93
 _SEED = 1
@@ -33,13 +33,13 @@ _WEIGHTS: Hashes = np.cumprod(np.full(NUM_PERM, 0x9E3779B97F4A7C15, np.uint64), 
 
 
 def exact_duplicates(digests: Hashes, labels: NDArray[np.int8], keys: Hashes) -> tuple[Bools, Ints]:
-    """Find exact duplicates. Of the rows of a text the one with the smallest key stays, whatever their order.
+    """Find exact duplicates. Of rows with the same text, the one with the smallest key stays, in any row order.
 
-    Labels are 0 or 1, keys unique among the rows of a text; everything has the shape (rows,).
+    Labels are 0 or 1. Keys are unique among the rows of a text. All arrays have shape (rows,).
 
     Returns:
-        Whether the text occurs with both labels, so that none of its rows can stay; and the position of the row that
-        stays of a duplicate, of the first row with the other label of a text with both, else -1.
+        Whether the text occurs with both labels, so none of its rows can stay; and a position: for a duplicate that of
+        the row that stays, for a text with both labels that of its first row with the other label, otherwise -1.
     """
     rows = pd.DataFrame({"digest": digests, "label": labels}).iloc[np.argsort(keys, kind="stable")]
     positions = rows.index.to_series()
@@ -53,8 +53,8 @@ def exact_duplicates(digests: Hashes, labels: NDArray[np.int8], keys: Hashes) ->
 def signatures(texts: Sequence[str]) -> Signatures:
     """MinHash signatures of normalised texts over their case-folded word 5-grams, shape (texts, 128).
 
-    A text of fewer than five words is one shingle. One without a word has no shingles: its signature is the largest
-    number throughout, and it resembles no other text.
+    A text of fewer than five words is one shingle. A text without words has no shingles: every value of its signature
+    is the maximum, and it matches no other text.
     """
     from rensa import RMinHash
 
@@ -71,10 +71,10 @@ def signatures(texts: Sequence[str]) -> Signatures:
 def near_duplicate_clusters(signatures: Signatures) -> Ints:
     """Clusters of near duplicates: for each row the position of the first row of its cluster, shape (rows,).
 
-    Takes less than 100 bytes a row besides the signatures, shape (rows, 128), which may be a `np.memmap`. Equal
-    signatures are compared once. Of texts that agree in a band, each is compared with the 32 after it in an order of
-    their content, unless the two are connected already: a hundred thousand variants of one text cost no more than a
-    hundred thousand texts. Which texts are in one cluster does not depend on the order of the rows.
+    The signatures have shape (rows, 128) and may be a `np.memmap`; further memory is below 100 bytes per row. Equal
+    signatures are compared once. Each text is compared with the 32 texts after it in the same band, in an order that
+    depends on their content, unless both are already connected: 100,000 variants of one text cost no more than 100,000
+    different texts. The clusters do not depend on the order of the rows.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -88,7 +88,7 @@ def near_duplicate_clusters(signatures: Signatures) -> Ints:
         keys = _hashes(signatures, start, start + BAND_SIZE)[distinct]
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
-        lower = np.arange(len(keys), dtype=np.int64)  # of pairs of equal keys: adjacent ones, then those two apart, ...
+        lower = np.arange(len(keys), dtype=np.int64)  # first of each pair of equal keys 1 place apart, then 2, ...
         for distance in range(1, _NEIGHBOURS + 1):
             lower = lower[lower < len(keys) - distance]
             lower = lower[keys[lower] == keys[lower + distance]]
@@ -116,7 +116,7 @@ def _hashes(signatures: Signatures, start: int, stop: int) -> Hashes:
 
 
 def _agreement(signatures: Signatures, pairs: Ints) -> Ints:
-    """In how many places the signatures of each pair are equal, shape (pairs,)."""
+    """Number of places in which the signatures of each pair are equal, shape (pairs,)."""
     equal = np.empty(len(pairs), np.int64)
     for at in range(0, len(pairs), _BLOCK):
         first, second = pairs[at : at + _BLOCK].T

@@ -1,6 +1,6 @@
-"""Stage `fetch`: download published data sets at their commits and write the folders that a corpus reads.
+"""Stage `fetch`: download published data sets at pinned commits and write the folders that a corpus reads.
 
-Files are kept under `<fetch.data>/downloads` by sha256, so an interrupted run resumes with what is missing.
+Files are kept under `<fetch.data>/downloads` by sha256, so an interrupted run resumes with the missing files.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=8)
 
 
 class _TransientError(CorpusError):
-    """A download that may succeed when tried again."""
+    """A failed download that may succeed on retry."""
 
 
 def fetch(config: Config, storage: Storage) -> dict[str, Any]:
-    """Download the published sources of a corpus, check and convert them."""
+    """Download, check and convert the published sources of a corpus."""
     settings = config.fetch
     data = Storage(settings.data)
     descriptions = Path(settings.sources) if settings.sources else CONFIG_DIR / "sources"
@@ -69,7 +69,7 @@ def fetch(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def _wanted_folders(config: Config, described: set[str]) -> tuple[set[str], list[str]]:
-    """Folders under `fetch.data` that the sources of the corpus read, and those that no source describes."""
+    """The described folders under `fetch.data` that the corpus reads, and those it reads that no source describes."""
     root = Path(config.fetch.data).expanduser().absolute()
     paths = [Path(s.path).expanduser().absolute() for s in config.corpus.sources if s.path and "://" not in s.path]
     folders = {path.relative_to(root).parts[0] for path in paths if root in path.parents}
@@ -77,7 +77,7 @@ def _wanted_folders(config: Config, described: set[str]) -> tuple[set[str], list
 
 
 def _folders(measured: dict[str, PublishedFolder], sources: list[PublishedSource]) -> list[dict[str, Any]]:
-    """Numbers of texts in the measured corpora, of them in described sources, and what is missing, by folder."""
+    """For each folder of the measured corpora: numbers of texts, how many of them are described, missing sources."""
     return [
         {
             "folder": name,

@@ -26,19 +26,19 @@ _FOREIGN = {
 
 
 class Row(NamedTuple):
-    """One row as its file has it."""
+    """One row as it is in its file."""
 
     values: dict[str, Any]  # by column of the file; empty if the row could not be parsed
     problem: str = ""  # or `bad_row`, `bad_encoding`
-    raw: str = ""  # what could not be parsed, for the quarantine
+    raw: str = ""  # the unparsed row, for the quarantine
 
 
 class SourceReadError(Exception):
-    """A whole file cannot be read; the message says what was expected. It contains no text of a document."""
+    """A whole file cannot be read. The message says what was expected and contains no document text."""
 
 
 def refuse_foreign(head: bytes) -> None:
-    """Raise SourceReadError if a file starts like one of another format."""
+    """Raise SourceReadError if a file starts with the signature of another format."""
     for magic, description in _FOREIGN.items():
         if head.startswith(magic):
             raise SourceReadError(f"the file contains {description}")
@@ -47,7 +47,7 @@ def refuse_foreign(head: bytes) -> None:
 
 
 def csv_rows(stream: io.BufferedReader, check_header: Callable[[list[str]], Any]) -> Iterator[Row]:
-    """Rows of a CSV file (RFC 4180, UTF-8). Python's parser: pyarrow's accepts stray quotes and mangles the text."""
+    """Rows of a CSV file (RFC 4180, UTF-8). Uses Python's parser: pyarrow accepts stray quotes and mangles the text."""
     csv.field_size_limit(MAX_ROW)  # the default, 128 kB, is shorter than a long document
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
     record: list[str] = []
@@ -78,7 +78,7 @@ def csv_rows(stream: io.BufferedReader, check_header: Callable[[list[str]], Any]
 
 
 def _remembered(text: io.TextIOWrapper, record: list[str]) -> Iterator[str]:
-    """Lines of a file, appended to `record`: the raw form of the current row."""
+    """Yield the lines of a file and append each to `record`, the raw form of the current row."""
     while line := text.readline(MAX_ROW):
         record.append(line)
         yield line
@@ -124,7 +124,7 @@ def text_row(stream: io.BufferedReader, file: str) -> Row:
 
 
 def _decode(data: bytes, encoding: str) -> tuple[str, str]:
-    """A text and its problem."""
+    """The decoded text and its problem ("" for none)."""
     try:
         return data.decode(encoding), ""
     except UnicodeDecodeError:

@@ -20,8 +20,8 @@ from detect_ai.core.storage import Storage, read_stream
 
 FORMAT = 2
 READ_AT_ONCE = 256  # rows of a table
-ORIGINAL = "none"  # the value of the column `attack` for texts that no attack has changed
-QUARANTINE = "quarantine"  # the folder of the dropped rows, next to those of the splits
+ORIGINAL = "none"  # value of the column `attack` for texts that are not attacked
+QUARANTINE = "quarantine"  # folder of the dropped rows, next to the folders of the splits
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Description of a corpus: what it was made from, its counts and its shards."""
+    """Description of a corpus: its inputs, counts and shards."""
 
     name: str
     fingerprint: str
@@ -49,8 +49,8 @@ class Manifest:
     dropped: dict[str, int]
     counts: list[dict[str, Any]]  # rows by split, label, source, domain, generator and attack
     shards: list[Shard]  # of the splits and of the quarantine
-    near_duplicates: dict[str, int]  # clusters, the texts in them, the largest one
-    contamination: dict[str, int]  # rows that have a near duplicate in an evaluation set, by its name
+    near_duplicates: dict[str, int]  # numbers of clusters and of texts in them, size of the largest
+    contamination: dict[str, int]  # rows with a near duplicate in an evaluation set, by name of the set
     format: int = FORMAT
 
 
@@ -64,7 +64,7 @@ class Corpus:
 
     @classmethod
     def open(cls, storage: Storage, key: str) -> Corpus:
-        """Open a finished corpus. Raises CorpusError if it has no manifest, or one of another format."""
+        """Open a finished corpus. Raises CorpusError if its manifest is missing or of another format."""
         where = f"corpus {key} under {storage.root}"
         try:
             data = storage.read_json(f"{key}/manifest.json")
@@ -84,7 +84,7 @@ class Corpus:
         return [shard for shard in self.manifest.shards if shard.split == split]
 
     def split_fingerprint(self, split: str) -> str:
-        """Identifies the texts and labels of a split."""
+        """Fingerprint of the texts and labels of a split."""
         return ",".join(shard.sha256 for shard in self.shards(split))
 
     def shard_key(self, shard: Shard) -> str:
@@ -92,7 +92,7 @@ class Corpus:
         return f"{self.key}/{shard.split}/{shard.name}"
 
     def num_rows(self, split: str) -> int:
-        """Documents in a split."""
+        """Number of documents in a split."""
         return sum(shard.rows for shard in self.shards(split))
 
     def read(self, split: str, columns: list[str]) -> Any:
@@ -111,7 +111,7 @@ class Corpus:
             yield from read_stream(self.storage.root, partial(batches, shard))
 
     def domains(self, split: str) -> NDArray[np.str_]:
-        """The domain of each text of a split, or its source where it has none, in the corpus's order; shape (n,)."""
+        """Domain of each text of a split (its source if it has no domain), in the corpus's order; shape (n,)."""
         domains, sources = (column.to_numpy().astype(str) for column in self.read(split, ["domain", "source"]).columns)
         return np.asarray(np.where(domains == "", sources, domains), np.str_)
 
@@ -121,7 +121,7 @@ class Corpus:
         return labels
 
     def verify(self) -> None:
-        """Compare every shard with its checksum. Raises CorpusError for a missing or altered one."""
+        """Verify the checksum of every shard. Raises CorpusError for a missing or altered shard."""
         for shard in self.manifest.shards:
             key = self.shard_key(shard)
             try:
@@ -133,6 +133,6 @@ class Corpus:
 
 
 def content_fingerprint(shards: list[Shard], tokenizer: str, normaliser_version: int) -> str:
-    """One sha256 over the content of a corpus."""
+    """A sha256 over the content of a corpus."""
     content = [[asdict(shard) for shard in shards], tokenizer, normaliser_version]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The stage `prepare`: sources to a finished corpus."""
+"""The stage `prepare`: build a finished corpus from sources."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ _SLICES = ["split", "label", "source", "domain", "generator", "attack"]
 def prepare(config: Config, storage: Storage) -> dict[str, Any]:
     """Read the sources, clean, split by group, tokenise and write a corpus with its manifest.
 
-    A corpus is named by a hash of its inputs: a second run with the same sources and configuration does nothing.
+    A corpus is named by a hash of its inputs, so a second run with the same sources and configuration does nothing.
     Raises CorpusError if the sources are missing, malformed or empty, or a split would lack a class.
     """
     config = config.model_copy(update={"corpus": _with_names(config.corpus)})
     corpus, tokenizer = config.corpus, load_tokenizer(config.model)
     digests = [source_digest(source) for source in [*corpus.sources, *corpus.against]]
-    fixed = corpus.model_copy(update={"workers": 1}).model_dump()  # their number does not change the result
+    fixed = corpus.model_copy(update={"workers": 1}).model_dump()  # the number of workers does not change the result
     versions = [tokenizer.fingerprint, CLEANING_VERSION, NORMALISER_VERSION]
     inputs = json.dumps([fixed, config.seed, *versions, digests], sort_keys=True)
     key = f"corpora/{corpus.name}-{hashlib.sha256(inputs.encode()).hexdigest()[:12]}"
     fresh = not storage.exists(f"{key}/manifest.json")
     if fresh:
-        storage.delete(key)  # what a killed run left behind
+        storage.delete(key)  # left behind by a killed run
         with storage.whole(key):
             manifest = _write_corpus(config, storage, key, tokenizer, digests)
             storage.write_json(f"{key}/manifest.json", asdict(manifest))
@@ -72,7 +72,7 @@ def prepare(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def _with_names(corpus: CorpusConfig) -> CorpusConfig:
-    """Check the sources and name the rows of each. Raises ConfigError."""
+    """Check the sources and give each a unique name for its rows. Raises ConfigError."""
     if not corpus.sources:
         raise ConfigError("config: corpus.sources is empty: name at least one, see configs/corpus/csv.yaml")
     check_names("corpus.augment", corpus.augment, ATTACKS)
@@ -94,7 +94,7 @@ def _with_names(corpus: CorpusConfig) -> CorpusConfig:
 def _write_corpus(config: Config, storage: Storage, key: str, tokenizer: Tokenizer, digests: list[str]) -> Manifest:
     corpus = config.corpus
     ray_runtime.connect(storage)
-    # One more than the tasks at work: reading continues meanwhile.
+    # One CPU more than the running tasks, because reading continues meanwhile.
     ray_runtime.require_resources(f"prepare (corpus.workers={corpus.workers} + 1)", corpus.workers + 1)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -133,7 +133,7 @@ def _write_corpus(config: Config, storage: Storage, key: str, tokenizer: Tokeniz
 
 
 def _clusters(rows: Rows, scan: Scan, folder: Path) -> Ints:
-    """Near-duplicate clusters of the rows that stay and of evaluation sets, shape (rows,); other rows are alone."""
+    """Near-duplicate clusters of kept and evaluation rows, shape (rows,); every other row is a cluster of its own."""
     clusters = np.arange(len(rows.reason))
     compared = np.flatnonzero(rows.stays | (rows.against & (rows.reason == "")))
     if not len(compared):

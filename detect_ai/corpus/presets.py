@@ -16,7 +16,7 @@ _HUMAN_OR_AI = {"human": 0, "ai": 1}
 
 @dataclass(frozen=True)
 class Preset:
-    """A published schema."""
+    """The mapping of a published schema."""
 
     sets: Mapping[str, Any] = field(default_factory=dict)  # fields of `SourceConfig` and their values
     # Converts one row of the file to our rows, if renaming columns is not enough.
@@ -25,12 +25,12 @@ class Preset:
 
 
 def preset_of(source: SourceConfig) -> Preset:
-    """The preset of a source, or the one of its kind."""
+    """The preset of a source, or the default preset of its kind."""
     return PRESETS[source.preset] if source.preset else _KINDS.get(source.kind, Preset())
 
 
 def with_preset(source: SourceConfig) -> SourceConfig:
-    """A source with the values of its preset for every field that has its default."""
+    """A source with the values of its preset for every field that still has its default."""
     default = SourceConfig()
     fixed = {k: v for k, v in preset_of(source).sets.items() if getattr(source, k) == getattr(default, k)}
     return source.model_copy(update=fixed)
@@ -52,7 +52,7 @@ def _hc3(values: Values) -> list[Values]:
     return rows
 
 
-# `sci_gen` is the one domain with an underscore; of `test_ood_set_gpt.csv` come names such as `cnn_gpt4_para`.
+# `sci_gen` is the only domain with an underscore; `test_ood_set_gpt.csv` has names such as `cnn_gpt4_para`.
 _MAGE_SRC = re.compile(r"(?P<domain>sci_gen|[^_]+)_(?:machine_(?:continuation|specified|topical)_)?(?P<generator>.+)")
 
 
@@ -66,7 +66,7 @@ def _mage(values: Values) -> list[Values]:
 
 
 def _m4(values: Values) -> list[Values]:
-    number = values.get("source_ID", values.get("source_id"))  # spelt in both ways
+    number = values.get("source_ID", values.get("source_id"))  # both spellings occur
     source = str(values.get("source") or "")
     common = {
         **values,
@@ -106,7 +106,7 @@ PRESETS: dict[str, Preset] = {
     "hc3": Preset(
         {"kind": "jsonl", "labels": _HUMAN_OR_AI, **_NAMED}, _hc3, ("question", "human_answers", "chatgpt_answers")
     ),
-    # Li et al. 2024, arXiv:2305.13242: its 0 is machine, its 1 human
+    # Li et al. 2024, arXiv:2305.13242: 0 is machine, 1 is human
     "mage": Preset(
         {"kind": "csv", "labels": {"0": 1, "1": 0}, "domain": "domain", "generator": "generator"}, _mage, ("src",)
     ),

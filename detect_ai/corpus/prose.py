@@ -1,4 +1,4 @@
-"""Cleaning of published texts for `fetch`, alike for both classes, so that layout does not reveal the label. Pure."""
+"""Cleaning of published texts for `fetch`, so that the layout does not reveal the label. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from detect_ai.text.language import detect_language
 
 MIN_WORDS = 50
-MIN_DISTINCT = 0.6  # of a text's six-word sequences; a generation with fewer repeats itself
+MIN_DISTINCT = 0.6  # fraction of distinct six-word sequences; a text with fewer repeats itself
 _REFUSAL_CHARS = 220
 _TYPOGRAPHY = str.maketrans(
     dict.fromkeys("‘’‚‛′`´", "'")
@@ -42,12 +42,12 @@ _REFUSAL = re.compile(
 
 
 def clean_prose(text: str, label: int, longest: int = 700, min_words: int = MIN_WORDS) -> str | None:
-    """A text as the corpora contain it, or None if it is to be dropped.
+    """A text as the corpora contain it, or None to drop it.
 
     Typographic characters become ASCII; Markdown, titles and introductory phrases are removed from AI texts (label 1).
     In both classes an unpunctuated first line (a title) and an incomplete last sentence are removed, and the text ends
-    at the last sentence end within `longest` words. Dropped: fewer than `min_words` words, other languages than
-    English; of AI texts also refusals and repetitions.
+    at the last sentence end within `longest` words. Texts of fewer than `min_words` words and texts that are not
+    English are dropped, and among AI texts also refusals and repetitive texts.
     """
     text = plain_typography(text)
     if label:
@@ -61,9 +61,9 @@ def clean_prose(text: str, label: int, longest: int = 700, min_words: int = MIN_
 
 
 def windows(text: str, shortest: int, longest: int, most: int) -> list[str]:
-    """At most `most` parts of a text, evenly spread, each of `shortest` to `longest` words up to a sentence end.
+    """At most `most` evenly spread parts of a text, each limited to `shortest` to `longest` words at a sentence end.
 
-    One window is the beginning of the text. The lengths depend on the text alone.
+    With `most=1` the window is the beginning of the text. The lengths depend only on the text.
     """
     parts: list[str] = []
     while len(text.split()) >= MIN_WORDS and (most > 1 or not parts):
@@ -71,7 +71,7 @@ def windows(text: str, shortest: int, longest: int, most: int) -> list[str]:
         part = cut(text, limit)
         if part:
             parts.append(part)
-        # Skip words in which no sentence ends.
+        # Skip words that contain no sentence end.
         text = text[len(part) :].lstrip() if part else " ".join(text.split()[limit:])
     step = max(1.0, len(parts) / most)
     return [parts[int(i * step)] for i in range(min(most, len(parts)))]
@@ -85,12 +85,12 @@ def without_markdown(text: str) -> str:
 
 
 def without_tags(text: str) -> str:
-    """The words of a text in which each has a part of speech (`word/TAG` or `word_TAG`), as prose."""
+    """Prose from a text with part-of-speech tags (`word/TAG` or `word_TAG`)."""
     return joined_tokens(re.sub(r"(\S+)[/_]\S+", r"\1", text))
 
 
 def joined_tokens(text: str) -> str:
-    """Prose from tokens in the convention of the Penn Treebank, separated by spaces."""
+    """Prose from space-separated tokens in the Penn Treebank convention."""
     text = text.replace("-LRB-", "(").replace("-RRB-", ")")
     text = re.sub(r"`` *", '"', text)
     text = re.sub(r" *''", '"', text)
@@ -124,7 +124,7 @@ def plain_typography(text: str) -> str:
 
 
 def without_title(text: str) -> str:
-    """A text without a short first line that does not end like a sentence."""
+    """A text without its first line if that is short and does not end with punctuation."""
     first, _, rest = text.partition("\n")
     is_title = rest.strip() and len(first.split()) <= 15 and not re.search(r"[.!?:;,][\"')\]]*$", first.rstrip())
     return rest.strip() if is_title else text

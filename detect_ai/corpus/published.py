@@ -20,19 +20,19 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class PublishedFile(Section):
-    """A file of a repository. One file may be listed several times, for parts with other values."""
+    """A file of a repository. A file may be listed several times, for parts with different values."""
 
     path: Annotated[str, Field(pattern="^[^/]")]
     sha256: Sha256
-    generator: str = "human"  # of its texts, where the file decides it
-    domain: str = ""  # of its texts, where the file decides it
-    group: str = ""  # files with another group or domain have other topics, even at the same positions
-    text: str = ""  # column of the text, if not that of the source
-    markup: Literal["", "xml", "markdown", "tagged", "tokens"] = ""  # if not that of the source
-    members: str = "."  # of a ZIP file: pattern in the names of the members that are read
-    windows: Natural = 0  # of each document, at most; 0: the number of the source
-    # Positions of the rows or documents that the corpus contains, from 0, such as "0-3 7"; empty: all. It drew them at
-    # random, or left out rows that are in evaluation sets.
+    generator: str = "human"  # of its texts, if it is the same for the whole file
+    domain: str = ""  # of its texts, if it is the same for the whole file
+    group: str = ""  # files with different groups or domains have different topics, even at the same positions
+    text: str = ""  # column of the text; empty: the column of the source
+    markup: Literal["", "xml", "markdown", "tagged", "tokens"] = ""  # empty: the markup of the source
+    members: str = "."  # of a ZIP file: pattern for the names of the members to read
+    windows: Natural = 0  # maximum per document; 0: the number of the source
+    # Positions of the rows or documents in the corpus, from 0, such as "0-3 7"; empty: all. They were drawn at random,
+    # or rows that are in evaluation sets were left out.
     rows: Annotated[str, Field(pattern=r"^(\d+(-\d+)?( |$))*$")] = ""
 
     @cached_property
@@ -56,34 +56,34 @@ class PublishedFolder(Section):
 
     human: Natural
     ai: Natural
-    missing: dict[str, Text] = Field(default_factory=dict)  # source that is not described: the reason
+    missing: dict[str, Text] = Field(default_factory=dict)  # source without a description: the reason
 
 
 class Conversion(Section):
     """How texts are read from the files."""
 
-    # records: CSV or XLSX rows, JSON lines, a JSON array of texts or objects, a JSON object of equally long columns.
-    # documents: texts, or texts in ZIP files.
+    # records: CSV or XLSX rows, JSON lines, a JSON array of texts or objects, a JSON object of columns of equal length.
+    # documents: text files, or text files in ZIP files.
     format: Literal["records", "documents"]
-    # Column that names the split group (records), pattern whose group 1 in the path and text does (documents);
-    # empty: the position, or the path.
+    # Split group. For records: a column. For documents: a pattern for path and text, whose group 1 names it.
+    # Empty: the position of the record, or the path of the document.
     topic: str = ""
-    columns: dict[str, str] = Field(default_factory=dict)  # column of a text, its generator
+    columns: dict[str, str] = Field(default_factory=dict)  # text column: generator of its texts
     text: str = "text"  # column of the text, without `columns`
     label: str = ""  # column of the label
     labels: dict[str, Label] = Field(default_factory=dict)
     generator: str = ""  # of the AI texts, with `label`
     separator: str = ""  # pattern between the documents of a file
     extract: str = ""  # pattern whose group 1 matches the parts of a text in a document
-    joint: str = "\n\n"  # between these parts
-    remove: list[str] = Field(default_factory=list)  # patterns of what is not prose, matched line by line
+    joint: str = "\n\n"  # inserted between these parts
+    remove: list[str] = Field(default_factory=list)  # patterns of content that is not prose, matched line by line
     markup: Literal["", "xml", "markdown", "tagged", "tokens"] = ""
-    windows: Natural = 1  # cut from each document, at most, evenly spread; 1: its beginning
-    shortest: Natural = 0  # lengths of windows are drawn from `shortest` to `longest`; 0: all are the longest
+    windows: Natural = 1  # maximum number cut from each document, evenly spread; 1: its beginning
+    shortest: Natural = 0  # lengths of windows are drawn from `shortest` to `longest`; 0: always `longest`
     longest: Natural = 700  # words; longer texts end earlier, at a sentence end
     min_words: Natural = 50  # shorter texts are dropped
     match_lengths: bool = False  # cut texts to the lengths of the other class
-    # Quantiles of the lengths of the other class by domain, for `match_lengths` where the source has one class.
+    # Quantiles of the other class's lengths by domain, for `match_lengths` if the source has only one class.
     lengths: dict[str, list[Natural]] = Field(default_factory=dict)
 
 
@@ -102,15 +102,15 @@ class PublishedSource(Section):
     files: Annotated[list[PublishedFile], Field(min_length=1)]
     convert: Conversion
     rows: ExpectedRows
-    tolerance: FractionBelow1  # relative difference from `rows` that is accepted
+    tolerance: FractionBelow1  # accepted relative difference from `rows`
 
     @property
     def url(self) -> str:
-        """Address of the repository at the commit, for people."""
+        """Web page of the repository at the commit."""
         return f"https://github.com/{self.repository}/tree/{self.commit}"
 
     def file_url(self, path: str, base_url: str = "") -> str:
-        """Address of a raw file, below `base_url` if given."""
+        """URL of a raw file, below `base_url` if given."""
         return f"{(base_url or RAW_URL).rstrip('/')}/{self.repository}/{self.commit}/{quote(path)}"
 
 

@@ -1,8 +1,8 @@
 """The two passes of `prepare` over its texts with Ray Data: scan sources to scratch files, then write shards.
 
-The first pass reads, cleans and sketches the rows and writes them to scratch files in the corpus's order; the driver
-keeps an index of numbers and names. The second pass reads the rows of each shard from them and tokenises. The full
-corpus is never in memory.
+The first pass reads and cleans the rows, computes their signatures and writes them to scratch files in the corpus's
+order; the driver keeps an index of numbers and names. The second pass reads the rows of each shard from the scratch
+files and tokenises them. The full corpus is never in memory.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from detect_ai.models.tokenizer import Tokenizer
 
 SHARD_ROWS = 4096
 ROW_GROUP = 128  # rows: the unit that the second pass reads
-TASK_BYTES = 8 << 20  # small files are read by one task up to this size
+TASK_BYTES = 8 << 20  # one task reads several small files up to this total size
 MIN_SCRATCH_ROWS, MAX_SCRATCH_ROWS = 4_096, 131_072
-SCRATCH_FILES = 64  # aimed at: the more there are, the less of each row group a shard needs
-TOKENIZE_ROWS = 512  # texts that the tokenizer gets at once: their encodings weigh ten times their token ids
+SCRATCH_FILES = 64  # target: with more files, a shard needs fewer rows of each row group
+TOKENIZE_ROWS = 512  # texts per tokenizer call: their encodings take ten times the memory of their token ids
 _ROW_BYTES = 2_000
 _CATEGORIES = ("source", "domain", "generator", "group", "language", "split", "attack", "problem")
 _DESCRIBED = ("id", "text", "label", "source", "domain", "generator", "group")
@@ -54,7 +54,7 @@ SCHEMA = pa.schema(
         ("num_tokens", pa.int32()),
     ]
 )
-# `duplicate_of`: id of the row that it duplicates.
+# `duplicate_of`: id of the original of a duplicate.
 QUARANTINE_SCHEMA = pa.schema(
     [*map(ROW_SCHEMA.field, _DESCRIBED), ("reason", pa.string()), ("duplicate_of", pa.string())]
 )
@@ -62,7 +62,7 @@ QUARANTINE_SCHEMA = pa.schema(
 
 @contextmanager
 def reraise_own_errors() -> Iterator[None]:
-    """Raise a worker's DetectAIError without the wrappers of Ray and the advice that it appends."""
+    """Raise a worker's DetectAIError without Ray's wrappers and the advice that Ray appends."""
     try:
         yield
     except Exception as error:
@@ -79,9 +79,9 @@ def reraise_own_errors() -> Iterator[None]:
 class Scan:
     """Every row of the sources, in the corpus's order.
 
-    The columns of the index are `file` and `row` (the place of a row), `order` (uint64, drawn from the seed), `id`,
-    `digest`, `label` (-1: none), `num_words`, `weight`, `against` (it belongs to an evaluation set, not to the corpus),
-    `arrival` (its place in the signatures), and names as categories.
+    The columns of the index are `file` and `row` (position of the row), `order` (uint64, drawn from the seed), `id`,
+    `digest`, `label` (-1: none), `num_words`, `weight`, `against` (the row belongs to an evaluation set, not to the
+    corpus), `arrival` (its position in the signatures), and names as categories.
     """
 
     files: list[str]  # keys of the scratch files
@@ -91,10 +91,10 @@ class Scan:
 
 @contextmanager
 def scan_sources(corpus: CorpusConfig, seed: int, storage: Storage, key: str, folder: Path) -> Iterator[Scan]:
-    """Scan the sources of a corpus. The scratch files are under `key` and deleted when the context ends.
+    """Scan the sources of a corpus. The scratch files are under `key` and are deleted when the context ends.
 
-    Every node must reach `storage`; `folder` is local, for the signatures. Raises CorpusError if a source is missing,
-    empty or malformed, lacks a column or has an unknown label.
+    Every node must reach `storage`; `folder` is local and holds the signatures. Raises CorpusError if a source is
+    missing, empty or malformed, lacks a column or has an unknown label.
     """
     tables, path = [], folder / "signatures"
     try:
@@ -102,7 +102,7 @@ def scan_sources(corpus: CorpusConfig, seed: int, storage: Storage, key: str, fo
             for table in _scanned_rows(corpus, seed, storage, key):
                 for chunk in table["signature"].chunks:
                     file.write(chunk.flatten().to_numpy().astype(np.uint32, copy=False).tobytes())
-                # A copy: the table as it came keeps its whole block in Ray's object store.
+                # Copy, because the original table keeps its whole block in Ray's object store.
                 tables.append(table.drop(["signature"]).take(pa.array(np.arange(len(table)))))
         if not tables:
             raise CorpusError("the sources contain no rows: expected texts with labels")
@@ -127,7 +127,7 @@ def _scanned_rows(corpus: CorpusConfig, seed: int, storage: Storage, key: str) -
         for table in _gathered(pickle.loads(batch["item"][0]), file_rows):  # noqa: S301 - pickled by `_scanned_rows`
             yield _write_scratch_file(table, corpus, seed, storage.root, key)
 
-    # One step from file to file: between two, reading would fill the object store faster than cleaning empties it.
+    # One operator: with two, reading would fill the object store faster than cleaning empties it.
     rows = ray.data.from_items([pickle.dumps(task) for task in tasks], override_num_blocks=len(tasks)).map_batches(
         scan, batch_size=1, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=corpus.workers)
     )
@@ -137,7 +137,7 @@ def _scanned_rows(corpus: CorpusConfig, seed: int, storage: Storage, key: str) -
 
 
 def _tasks(corpus: CorpusConfig) -> tuple[list[list[tuple[Piece, bool]]], int]:
-    """Input of each task, a large file or many small ones, as (piece, is evaluation set); and the bytes of all."""
+    """Inputs of the tasks, each a large file or many small ones, as (piece, is evaluation set); and the total bytes."""
     pieces = [(piece, False) for source in corpus.sources for piece in list_pieces(source)]
     pieces += [(piece, True) for source in corpus.against for piece in list_pieces(source, unlabelled=True)]
     tasks: list[list[tuple[Piece, bool]]] = []
@@ -152,7 +152,7 @@ def _tasks(corpus: CorpusConfig) -> tuple[list[list[tuple[Piece, bool]]], int]:
 
 
 def _gathered(task: list[tuple[Piece, bool]], num_rows: int) -> Iterator[pa.Table]:
-    """The rows of some pieces as tables of about `num_rows` rows, with the column `against`."""
+    """The rows of several pieces as tables of about `num_rows` rows, with the column `against`."""
     waiting: list[pa.Table] = []
     for piece, against in task:
         for table in read_piece(piece):
@@ -165,7 +165,7 @@ def _gathered(task: list[tuple[Piece, bool]], num_rows: int) -> Iterator[pa.Tabl
 
 
 def _write_scratch_file(table: pa.Table, corpus: CorpusConfig, seed: int, root: str, key: str) -> pa.Table:
-    """Clean rows and write them to a scratch file in their order. Returns the columns of the index."""
+    """Clean rows and write them, sorted by `order`, to a scratch file. Returns the columns of the index."""
     table = clean(table, corpus)
     names = zip(table["id"].to_pylist(), table["digest"].to_pylist(), strict=True)
     order = np.asarray([shuffle_key(seed, f"{name}\0{digest}") for name, digest in names], np.uint64)
@@ -187,8 +187,8 @@ class ShardPlan:
 
     split: str  # one of `SPLITS`, or the quarantine
     number: int  # counted from 0 within the split
-    # `file` and `row` of each row, in the shard's order, and what was decided: `weight` and `copy` (the attack on a
-    # copy, or ""), else `reason` and `duplicate_of`. The data frame's index is the position in the scan.
+    # `file` and `row` of each row, in the shard's order, with `weight` and `copy` (the attack on a copy, or ""), or in
+    # the quarantine with `reason` and `duplicate_of`. The data frame's index is the position in the scan.
     rows: pd.DataFrame
 
 
@@ -204,7 +204,7 @@ def plan_shards(rows: Rows, config: Config) -> list[ShardPlan]:
             if name == "train":
                 part, attacks = add_augmented_rows(part, rows.index, config.corpus, config.seed)
             plans.append(ShardPlan(name, number, places.iloc[part].assign(weight=rows.weight[part], copy=attacks)))
-    ids = np.append(rows.index["id"].to_numpy(object), "")  # the last one is that of no row, -1
+    ids = np.append(rows.index["id"].to_numpy(object), "")  # the last one is for -1, no row
     dropped = places.assign(reason=rows.reason, duplicate_of=ids[rows.duplicate_of])
     dropped = dropped[~rows.stays & ~rows.against]
     for number, start in enumerate(range(0, len(dropped), size)):
@@ -215,7 +215,7 @@ def plan_shards(rows: Rows, config: Config) -> list[ShardPlan]:
 def write_shards(
     plans: Sequence[ShardPlan], files: Sequence[str], tokenizer: Tokenizer, workers: int, root: str, key: str
 ) -> list[Shard]:
-    """Write every shard of the corpus `key` from the scratch files, in `workers` actors at most."""
+    """Write every shard of the corpus `key` from the scratch files with at most `workers` actors."""
     import ray
 
     with reraise_own_errors():
@@ -235,7 +235,7 @@ def write_shards(
 
 
 class ShardWriter:
-    """An actor that holds the tokenizer and writes shards; arguments as of `write_shards`."""
+    """An actor that holds the tokenizer and writes shards; arguments as in `write_shards`."""
 
     def __init__(self, tokenizer: Tokenizer, files: list[str], root: str, key: str) -> None:
         self._tokenizer, self._files, self._key = tokenizer, files, key
@@ -251,7 +251,7 @@ class ShardWriter:
         tables, order = [], []
         for file, own in plan.rows.reset_index(drop=True).groupby("file"):
             group, place = own["row"].to_numpy() // ROW_GROUP, own["row"].to_numpy() % ROW_GROUP
-            groups = np.unique(group)  # only the row groups that hold the rows are read
+            groups = np.unique(group)  # read only the row groups that hold the rows
             table = self._storage.read(self._files[file], partial(self._row_groups, self._files[file], groups.tolist()))
             tables.append(table.take(pa.array(np.searchsorted(groups, group) * ROW_GROUP + place)))
             order.append(own.index.to_numpy())

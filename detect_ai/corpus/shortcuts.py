@@ -1,7 +1,7 @@
 """Shortcut audit: how well trivial features and the TF-IDF baseline separate the classes of a corpus. Pure.
 
-A detector learns any feature that separates the classes. Features are measured on normalised texts: what the
-normaliser removes, a detector cannot learn.
+A detector learns any feature that separates the classes. Features are measured on normalised texts, because a detector
+cannot learn a feature that the normaliser removes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FEATURES: dict[str, tuple[Callable[[str], float], str]] = {  # name: (measure, a
 
 
 def audit_texts(rows: pd.DataFrame) -> dict[str, Any]:
-    """Measure what separates the classes of a corpus: fitted on the training split, measured there and on the others.
+    """Measure how well features and a baseline, fitted on the training split, separate the classes of a corpus.
 
     Args:
         rows: `text` as read, `label` (0 human, 1 AI), `weight` in the loss, `split`, `domain`, `generator`, `source`;
@@ -56,10 +56,10 @@ def audit_texts(rows: pd.DataFrame) -> dict[str, Any]:
 
     Returns:
         `n_human` and `n_ai`; `features`, the strongest first, as `name`, `higher_in` ("human" or "ai"), `auroc` in the
-        training split (weighted as the loss is, at least 0.5) and `held_out` (below 0.5 if it points the other way);
+        training split (with loss weights, at least 0.5) and `held_out` (below 0.5 if the direction is reversed);
         `baseline`: TF-IDF over all held-out texts, as `n_human`, `n_ai`, `auroc` and `fpr`; `slices`: the same by
-        `column` and `value`. AUROC is None with few texts of a class; `fpr` is that at 5% FPR over all human texts. The
-        AI texts of a generator are compared with all human texts.
+        `column` and `value`. AUROC is None with few texts of a class; `fpr` uses the threshold with 5% FPR over all
+        human texts. The AI texts of a generator are compared with all human texts.
     """
     from sklearn.metrics import roc_auc_score
 

@@ -1,8 +1,8 @@
 """Sources of texts: CSV, JSON lines, Parquet, folders of text files, the Hugging Face hub and the embedded sample.
 
-The one reader for training, scoring and evaluation. `list_pieces` gives what can be read independently, `read_piece`
-reads it as tables with `ROW_SCHEMA`, `raw_rows` as rows of the file. A broken row carries a `problem`; a broken file,
-or one with over a tenth of broken rows, raises a CorpusError. Memory is bounded by the longest row. Does not use Ray.
+The only reader for training, scoring and evaluation. `list_pieces` lists the parts that can be read independently,
+`read_piece` reads one as tables with `ROW_SCHEMA`, `raw_rows` as rows of the file. A broken row has a `problem`. A
+broken file, or one with over 10% broken rows, raises CorpusError. The longest row bounds memory. Does not use Ray.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from detect_ai.corpus.formats import Row, SourceReadError, csv_rows, json_rows, 
 from detect_ai.corpus.presets import with_preset
 
 TABLE_ROWS, TABLE_CHARS = 2000, 8 << 20  # of one table
-ARROW_ROWS = 256  # read at once: the memory of long texts stays bounded
-MAX_BAD_FRACTION = 0.1  # of the rows of a file: more cannot be parsed, and the file has another format
-FOLDER_FILES = 512  # of one piece: a folder may hold very many short files
+ARROW_ROWS = 256  # per read, which bounds memory for long texts
+MAX_BAD_FRACTION = 0.1  # of the rows of a file; with more, the file probably has another format
+FOLDER_FILES = 512  # per piece: a folder may hold very many short files
 HUB_PIECE_BYTES = 32 << 20  # unknown before reading
 SUFFIXES = {
     "csv": (".csv", ".csv.gz", ".csv.zst"),
@@ -50,7 +50,7 @@ _BAD_ROW_ADVICE = {
     "jsonl": "one JSON object on each line, or one JSON array of objects",
 }
 
-# Given the column names of a file and where it is; returns the columns to read, or raises a CorpusError.
+# Takes the column names and the location of a file; returns the columns to read, or raises CorpusError.
 Select = Callable[[Sequence[str], str], list[str]]
 
 
@@ -59,18 +59,18 @@ class Piece:
     """A part of a source that can be read independently."""
 
     source: SourceConfig  # with its preset applied
-    files: tuple[str, ...]  # paths below `root`; for the hub the name of the part
-    root: str = ""  # the source's folder inside its file system
+    files: tuple[str, ...]  # paths below `root`; for the hub, the name of the part
+    root: str = ""  # the source's folder in its file system
     size: int = 0  # bytes, approximate for the hub
-    data: Any = None  # a part of a data set of the hub (`datasets.IterableDataset`)
-    unlabelled: bool = False  # a label is not expected
-    alone: bool = True  # the only piece of its source, so it may not be empty
+    data: Any = None  # a part of a hub data set (`datasets.IterableDataset`)
+    unlabelled: bool = False  # labels are optional
+    alone: bool = True  # the only piece of its source, so it must not be empty
 
 
 def list_pieces(source: SourceConfig, unlabelled: bool = False) -> list[Piece]:
     """The pieces of a source, in order. With `unlabelled`, labels are optional.
 
-    Raises CorpusError if the source is missing or empty, or a data set of the hub cannot be loaded.
+    Raises CorpusError if the source is missing or empty, or a hub data set cannot be loaded.
     """
     source = with_preset(source)
     if source.kind == "sample":
@@ -90,7 +90,7 @@ def list_pieces(source: SourceConfig, unlabelled: bool = False) -> list[Piece]:
 def read_piece(piece: Piece) -> Iterator[pa.Table]:
     """Rows of a piece as tables with `ROW_SCHEMA`, each at most `TABLE_ROWS` rows or about `TABLE_CHARS` characters.
 
-    Raises CorpusError if a file is broken, a column is missing or of another type, a label is unknown, or no row found.
+    Raises CorpusError for a broken file, a missing column or one of the wrong type, an unknown label, or no rows.
     """
     mapper = ColumnMapper(piece.source, source_name(piece.source), piece.unlabelled)
     where = _where(piece.source, *piece.files)
@@ -111,7 +111,7 @@ def read_piece(piece: Piece) -> Iterator[pa.Table]:
 
 
 def raw_rows(piece: Piece, select: Select) -> Iterator[tuple[str, Row]]:
-    """Rows of a piece, each with the name of its file. Of files that declare their columns, `select` chooses some.
+    """Rows of a piece, each with the name of its file. `select` chooses the columns of files that declare them.
 
     Raises CorpusError if a file is unreadable, or more than `MAX_BAD_FRACTION` of its rows cannot be parsed.
     """
@@ -160,7 +160,7 @@ def _file_rows(piece: Piece, file: str, select: Select) -> Iterator[Row]:
 
 
 def _columns(source: SourceConfig, file: str, select: Select, header: Sequence[str] | pa.Schema) -> list[str]:
-    """The columns to read of a file with a header or schema."""
+    """The columns to read from a file with a header or schema."""
     names = header.names if isinstance(header, pa.Schema) else header
     if len(set(names)) < len(names):
         repeated = Counter(names).most_common(1)[0][0]
@@ -177,7 +177,7 @@ def _columns(source: SourceConfig, file: str, select: Select, header: Sequence[s
 
 
 def list_files(uri: str) -> tuple[str, list[tuple[str, int]]]:
-    """The folder of a path or URI and the sorted files (path below it, bytes), not hidden ones. Raises CorpusError."""
+    """The folder of a path or URI and its sorted visible files (path below it, bytes). Raises CorpusError."""
     filesystem, path = open_uri(uri)
     path = path.rstrip("/")
     with _wrap_read_errors(f"source {uri}"):
@@ -191,7 +191,7 @@ def list_files(uri: str) -> tuple[str, list[tuple[str, int]]]:
 
 
 def _list_files(source: SourceConfig) -> tuple[str, list[tuple[str, int]]]:
-    """The folder and the files of a source's kind. Raises CorpusError if there are none, or all are empty."""
+    """The folder of a source and its files of the source's kind. Raises CorpusError if none exists or all are empty."""
     root, listed = list_files(source.path)
     suffixes = SUFFIXES.get(source.kind, ("",))
     files = [file for file in listed if file[0].lower().endswith(suffixes)]
@@ -207,14 +207,14 @@ def _list_files(source: SourceConfig) -> tuple[str, list[tuple[str, int]]]:
 
 
 def _where(source: SourceConfig, *files: str) -> str:
-    """The source, and the file if it is one of several of its folder, for an error."""
+    """The source, and the file if its folder has several, for an error message."""
     file = files[0] if len(files) == 1 else ""
     return f"source {source.path}" + (f", {file}" if file and not source.path.endswith(file) else "")
 
 
 @contextmanager
 def _wrap_read_errors(where: str) -> Iterator[None]:
-    """Turn the errors of any parser or back end into a CorpusError. Their own messages may hold a part of a text."""
+    """Convert errors of any parser or back end to CorpusError. Their own messages may contain document text."""
     try:
         yield
     except CorpusError:
@@ -231,16 +231,16 @@ def _wrap_read_errors(where: str) -> Iterator[None]:
 
 
 def source_name(source: SourceConfig) -> str:
-    """The value of the column `source`: the name given, else that of the preset, the file or the folder."""
+    """The value of the column `source`: the configured name, else the name of the preset, file or folder."""
     last = source.path.partition("?")[0].rstrip("/").rpartition("/")[2]
     return source.name or source.preset or last.partition(".")[0] or source.kind
 
 
 def source_digest(source: SourceConfig) -> str:
-    """sha256 of the content of a source, a part of the corpus's name.
+    """sha256 of the content of a source, an input of the corpus's name.
 
-    For a file it covers its bytes, for a folder all names, sizes and bytes (a name may be a label), for a data set of
-    the hub its name, subset, split and revision.
+    For a file it covers the bytes, for a folder all names, sizes and bytes (a name may be a label), for a hub data set
+    the name, subset, split and revision.
     """
     source = with_preset(source)
     if source.kind == "sample":
@@ -271,7 +271,7 @@ def _chunks(filesystem: pafs.FileSystem, path: str) -> Iterator[bytes]:
 
 
 def _load_hub(source: SourceConfig) -> Any:
-    """A data set of the hub at a pinned revision, or of a local folder in its format, streamed. Raises CorpusError."""
+    """Stream a hub data set at a pinned revision, or a local folder in the same format. Raises CorpusError."""
     import datasets
 
     folder = Path(source.path).expanduser().absolute()
@@ -286,7 +286,7 @@ def _load_hub(source: SourceConfig) -> Any:
             path, source.subset or None, split=source.hub_split, revision=revision, streaming=True
         )
     except Exception as error:  # of any back end
-        # The message for a wrong subset or split names the existing ones.
+        # The message for a wrong subset or split lists the existing ones.
         detail = f": {str(error).splitlines()[0][:200]}" if isinstance(error, ValueError) and str(error) else ""
         raise CorpusError(
             f"source {source.path}: cannot be loaded from the hub or as a data set in its format "
@@ -295,8 +295,8 @@ def _load_hub(source: SourceConfig) -> Any:
 
 
 def _sample_rows() -> Iterator[dict[str, Any]]:
-    """The embedded sample: distinct human stories and one AI mirror for each. Group: the mirror pair."""
-    # The stories are read from the file of the installed package; importing gensim takes seconds.
+    """The embedded sample: distinct human stories and one AI mirror of each. Each mirror pair is a group."""
+    # Read the stories from the file of the installed package, because importing gensim takes seconds.
     spec = importlib.util.find_spec("gensim")
     if spec is None or spec.origin is None:
         raise CorpusError("source sample: its human half comes with gensim: pip install 'detect-ai[sample]'")

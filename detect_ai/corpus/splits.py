@@ -15,10 +15,10 @@ from detect_ai.core.errors import CorpusError
 from detect_ai.corpus.dedup import Bools, Ints, exact_duplicates
 
 CONTAMINATED, EXCLUDED = "contaminated", "excluded"
-ANY = (1 << len(SPLITS)) - 1  # a mask of splits, one bit each in the order of `SPLITS`
+ANY = (1 << len(SPLITS)) - 1  # mask of splits: one bit per split in the order of `SPLITS`
 CALIBRATION, TEST = (1 << SPLITS.index(name) for name in ("calibration", "test"))
-# Near duplicates join groups while the joined group stays below this fraction of the rows. The thousands of essays on
-# a prompt would otherwise be joined to those on every other prompt by a few copied ones.
+# Near duplicates join groups while the joined group stays below this fraction of the rows. Otherwise a few copied
+# essays would join the thousands of essays on a prompt to those on every other prompt.
 MAX_JOINED_FRACTION = 0.02
 MIN_JOINED_ROWS = 16  # in a small corpus
 LENGTH_STEP = np.log(1.5)  # a length class spans n to 1.5 n words
@@ -26,13 +26,13 @@ MAX_WEIGHT, MIN_WEIGHT = 4.0, 0.25
 
 
 class Rows:
-    """The rows of a scan and what was decided about each, in the corpus's order. Shapes are (rows,)."""
+    """The rows of a scan and the decisions about each, in the corpus's order. Arrays have shape (rows,)."""
 
     def __init__(self, index: pd.DataFrame, corpus: CorpusConfig) -> None:
         self.index, self.corpus = index, corpus
         self.against: Bools = index["against"].to_numpy(bool)
         self.labels: NDArray[np.int8] = index["label"].to_numpy(np.int8)
-        # Why a row is dropped, "" while it stays.
+        # Why a row is dropped; "" while it stays.
         self.reason = np.array(index["problem"].astype(str).to_numpy(), dtype=object)
         self.duplicate_of = np.full(len(index), -1, np.int64)  # position of the row it duplicates, -1 for none
         self.split = np.zeros(len(index), np.int64)  # position in `SPLITS`
@@ -64,12 +64,12 @@ class Rows:
 
 
 def drop_exact_duplicates(rows: Rows) -> None:
-    """Drop texts with both labels, and all but one of equal texts: the one in the split nearest to the test stays."""
+    """Drop texts with both labels, and all but one of equal texts: the one whose split is nearest to test stays."""
     alive = np.flatnonzero(rows.stays)
     digests, labels, masks = rows.index["digest"].to_numpy(np.uint64)[alive], rows.labels[alive], rows.masks[alive]
-    # The split furthest from the test that each row may go to; rows without one count as free.
+    # The allowed split of each row that is furthest from the test split; rows without one count as unrestricted.
     lowest = ((np.where(masks == 0, ANY, masks)[:, None] >> np.arange(len(SPLITS))) & 1).argmax(axis=1)
-    # A row that may only be tested on comes first, then the corpus's order.
+    # Rows that may only go to the test split come first, then the corpus's order.
     rank = np.argsort(np.lexsort((alive, -lowest)), kind="stable").astype(np.uint64)
     both, duplicate_of = exact_duplicates(digests, labels, rank)
     for mask, reason in ((both, "both_labels"), (~both & (duplicate_of >= 0), "duplicate")):
@@ -79,7 +79,7 @@ def drop_exact_duplicates(rows: Rows) -> None:
 def drop_contaminated(rows: Rows, clusters: Ints) -> None:
     """Drop texts with a near duplicate in an evaluation set, as duplicates of the first such text.
 
-    `clusters`: code of each row's near duplicates, evaluation sets among them; shape (rows,).
+    `clusters`: near-duplicate cluster of each row, including rows of evaluation sets; shape (rows,).
     """
     theirs = np.flatnonzero(rows.against)
     codes, first = np.unique(clusters[theirs], return_index=True)
@@ -88,7 +88,7 @@ def drop_contaminated(rows: Rows, clusters: Ints) -> None:
 
 
 def check_rows(rows: Rows) -> None:
-    """Raise CorpusError if a split lacks a class (no metric of it would mean anything), or two texts have one id."""
+    """Raise CorpusError if a split lacks a class (its metrics would be meaningless) or two texts have the same id."""
     splits, labels = rows.split[rows.stays], rows.labels[rows.stays]
     for position, name in enumerate(SPLITS):
         human, ai = (int(((splits == position) & (labels == label)).sum()) for label in (0, 1))
@@ -98,7 +98,7 @@ def check_rows(rows: Rows) -> None:
                 f"or groups of the missing class, or give the split a larger fraction in corpus.split. Of "
                 f"{int((~rows.against).sum())} rows read, dropped by reason: {rows.dropped or 'none'}"
             )
-    ids = rows.index["id"][rows.stays]  # scores are joined to texts by them
+    ids = rows.index["id"][rows.stays]  # scores are joined to texts by id
     if (repeated := ids[ids.duplicated()]).size:
         raise CorpusError(
             f"two different texts have the id {str(repeated.iloc[0])!r}: expected ids that are unique over all "
@@ -112,8 +112,8 @@ def check_rows(rows: Rows) -> None:
 def split_rows(rows: Rows, clusters: Ints, seed: int) -> None:
     """Assign a split to every row that stays; drop rows that would leak from one split into another.
 
-    Of near duplicates in several splits those in the split nearest to the test stay: metrics must not rest on texts
-    that training has seen.
+    Of near duplicates in several splits, those in the split nearest to the test split stay: metrics must not depend on
+    texts seen in training.
     """
     rows.drop(np.flatnonzero(rows.masks == 0), "held_out")
     alive = np.flatnonzero(rows.stays)
@@ -126,12 +126,12 @@ def split_rows(rows: Rows, clusters: Ints, seed: int) -> None:
     rows.split[alive] = assign_splits(joined, names.tolist(), strata[alive], masks, rows.corpus.split, seed)
     rows.drop(alive[(masks >> rows.split[alive] & 1) == 0], "leak")
     alive = np.flatnonzero(rows.stays)
-    alive = alive[np.lexsort((-rows.split[alive], clusters[alive]))]  # of each cluster the split nearest to the test
+    alive = alive[np.lexsort((-rows.split[alive], clusters[alive]))]  # by cluster, the split nearest to test first
     nearest = alive[_first_of_each(clusters[alive])]
     leaks = rows.split[alive] < rows.split[nearest]
     rows.drop(alive[leaks], "leak", nearest[leaks])
     holdout = rows.corpus.holdout
-    if holdout.column == "generator":  # held-out generators are in the test split only, and alone there with humans
+    if holdout.column == "generator":  # the AI texts of the test split are exactly those of held-out generators
         is_held = rows.index["generator"].astype(str).isin(holdout.values).to_numpy()
         is_test = rows.split == SPLITS.index("test")
         rows.drop(np.flatnonzero((rows.labels == 1) & (is_held != is_test)), "held_out")
@@ -140,7 +140,7 @@ def split_rows(rows: Rows, clusters: Ints, seed: int) -> None:
 def join_groups(groups: Ints, masks: Ints, clusters: Ints) -> Ints:
     """Join the groups of near duplicates, so that they share a split.
 
-    Groups that no split may hold together are not joined, nor those that would exceed `MAX_JOINED_FRACTION` of the rows
+    Groups are not joined if they have no allowed split in common, or together exceed `MAX_JOINED_FRACTION` of the rows
     (or `MIN_JOINED_ROWS`). Arguments: codes of groups, masks of allowed splits, codes of near duplicates, all (rows,).
     """
     limit = max(MIN_JOINED_ROWS, int(MAX_JOINED_FRACTION * len(groups)))
@@ -167,14 +167,14 @@ def join_groups(groups: Ints, masks: Ints, clusters: Ints) -> Ints:
 def assign_splits(
     groups: Ints, names: Sequence[str], strata: Ints, masks: Ints, fractions: Mapping[str, float], seed: int
 ) -> Ints:
-    """Position in `SPLITS` of every row: whole groups, each split with its fraction of each stratum if groups allow.
+    """Position in `SPLITS` of every row. Groups stay whole; each split gets its fraction of each stratum if possible.
 
-    Groups come in the order of their size, then in one drawn from the seed; each goes to the split where its strata are
-    furthest below their target, measured at the middle of the group. If the rows of one group may only go to different
-    splits, the split nearest to the test wins.
+    Groups are assigned by size, then in an order drawn from the seed; each goes to the split where its strata are
+    furthest below their target, measured at the middle of the group. If the rows of a group have no allowed split in
+    common, the split nearest to the test split wins.
 
-    `groups`, `strata` (label x domain x generator) and `masks` (allowed splits) are codes of each row, shape (rows,);
-    `names` are those of the groups, `fractions` of the rows by split.
+    `groups`, `strata` (label x domain x generator) and `masks` (allowed splits) are codes per row, shape (rows,);
+    `names` are the names of the groups, `fractions` the fractions of the rows by split.
     """
     content: dict[int, Counter[int]] = defaultdict(Counter)
     for group, stratum in zip(groups.tolist(), strata.tolist(), strict=True):
@@ -203,13 +203,13 @@ def assign_splits(
 
 
 def shuffle_key(seed: int, name: str) -> int:
-    """A number of 64 bits that orders names at random, the same on every machine."""
+    """A 64-bit number that orders names at random, the same on every machine."""
     digest = hashlib.blake2b(f"{seed}\0{name}".encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "big")
 
 
 def _allowed_splits(index: pd.DataFrame, corpus: CorpusConfig) -> Ints:
-    """Masks of the splits that each row may go to, by its source's own split and by the holdout."""
+    """Mask of allowed splits of each row, from the split in its source and from the holdout."""
     masks = np.full(len(index), ANY, np.int64)
     sources, splits = index["source"].astype(str).to_numpy(), index["split"].astype(str).to_numpy()
     for source in corpus.sources:
@@ -227,7 +227,7 @@ def _allowed_splits(index: pd.DataFrame, corpus: CorpusConfig) -> Ints:
 
 
 def _rows_with(index: pd.DataFrame, column: str, chosen: Sequence[str], key: str) -> Bools:
-    """Whether each row has one of these values. Raises CorpusError for a value that no source has."""
+    """Mask of the rows with one of these values. Raises CorpusError for a value that no source has."""
     values = index[column].astype(str)
     known = sorted(set(values[~index["against"].to_numpy(bool)]))
     if missing := sorted(set(chosen) - set(known)):
@@ -237,7 +237,7 @@ def _rows_with(index: pd.DataFrame, column: str, chosen: Sequence[str], key: str
 
 
 def _allowed_in_all(groups: Ints, masks: Ints, count: int) -> Ints:
-    """Splits that all rows of a group may go to."""
+    """For each group, the splits that all its rows may go to."""
     allowed = np.full(count, ANY, dtype=np.int64)
     np.bitwise_and.at(allowed, groups, masks)
     return allowed
@@ -256,8 +256,8 @@ def _first_of_each(clusters: Ints) -> Ints:
 def balance_classes(rows: Rows) -> None:
     """Multiply the weights of training rows so that both classes of each domain and length class have the same sum.
 
-    The factors are bounded and have a mean of 1. A domain and length class with one label has nothing to balance it
-    with: its factor is 1 before they are divided by their mean.
+    The factors are bounded and have a mean of 1. A domain and length class with only one label cannot be balanced: its
+    factor is 1 before the division by the mean.
     """
     train = np.flatnonzero(rows.stays & (rows.split == SPLITS.index("train")))
     labels, num_words = rows.labels[train], rows.index["num_words"].to_numpy(np.int64)[train]
