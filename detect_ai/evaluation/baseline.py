@@ -1,4 +1,4 @@
-"""The TF-IDF baseline of an evaluation: fitted once for a corpus, cached, calibrated like the detector."""
+"""The TF-IDF baseline of an evaluation: fitted once per corpus, cached, and calibrated like the detector."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from detect_ai.text.normalize import normalise
 
 logger = logging.getLogger(__name__)
 
-MAX_TEXTS = 50_000  # of training: the leading rows, which are in random order
+MAX_TEXTS = 50_000  # of the training split: its leading rows, which are in random order
 SCORED_AT_ONCE = 512
 
 
@@ -62,7 +62,7 @@ def fit_baseline(
 ) -> tuple[TfidfModel, Calibration]:
     """Fit the baseline on the originals of the training split, calibrate it on the calibration split; cache the model.
 
-    `window` as in `calibrate`. Raises CalibrationError as that.
+    `window` and CalibrationError are as in `calibrate`.
     """
     from safetensors.numpy import load, save
     from scipy.sparse import vstack
@@ -87,7 +87,7 @@ def fit_baseline(
 
 
 def score_normalised(model: TfidfModel, texts: Iterable[str]) -> Floats:
-    """Log-odds of AI of normalised texts, shape (texts,)."""
+    """Log-odds that normalised texts are AI, shape (texts,)."""
     return np.concatenate([model.score(counts) for counts in _word_counts(texts)])
 
 

@@ -1,4 +1,4 @@
-"""Metrics of the same texts cleaned as `prepare` cleans those of training, compared with the texts as they are."""
+"""Metrics of the evaluated texts after cleaning them as `prepare` cleans training texts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MEASURED = ("digests", "scores", "probabilities", "p_values", "fpr_bounds", "num
 
 
 def cleaned_metrics(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
-    """Metrics (`overall` and by slice) with every text as `clean_text` leaves it, and by class how many it `changed`.
+    """Metrics (`overall` and by slice) after `clean_text`, and the number of texts that it `changed` by class.
 
-    Texts that it does not change are not scored again. A refusal, which training drops, stays as it is.
+    Texts that `clean_text` does not change are not scored again. Refusals, which training drops, stay unchanged.
     """
     labelled, changed = set(verdicts.rows.tolist()), {}
     for text in texts_of(task.data, task.config.score):
@@ -37,7 +37,7 @@ def cleaned_metrics(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
 
 
 def rescored(verdicts: Verdicts, scored: Verdicts) -> Verdicts:
-    """The verdicts with what was measured for other versions of some texts (their ids are rows of the data)."""
+    """The verdicts, updated with those `scored` for changed versions of some texts (their ids are rows of the data)."""
     place = {row: i for i, row in enumerate(verdicts.rows.tolist())}
     taken = np.arange(len(verdicts))  # positions in the old verdicts followed by the new ones
     taken[[place[row] for row in scored.ids.tolist()]] = len(verdicts) + np.arange(len(scored))

@@ -1,4 +1,4 @@
-"""The stage `compare`: two or more bundles on the same texts, with paired bootstrap intervals of their differences."""
+"""The stage `compare`: compare bundles on the same texts, with paired bootstrap intervals of their differences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from detect_ai.reports.evaluation import comparison_report
 logger = logging.getLogger(__name__)
 
 MIN_SLICE = 50  # texts
-MAX_SLICES = 20  # of a column, the largest ones
+MAX_SLICES = 20  # per column, the largest ones
 
 
 def compare(config: Config, storage: Storage) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def compare(config: Config, storage: Storage) -> dict[str, Any]:
 def _report(
     config: Config, storage: Storage, specs: dict[str, DetectorSpec], scored: dict[str, Verdicts], target: float
 ) -> dict[str, Any]:
-    """Everything that the page shows, as plain values; see `detect_ai.reports.evaluation`."""
+    """The content of the report page, as plain values; see `detect_ai.reports.evaluation`."""
     first = next(iter(scored.values()))
     corpora = {spec.corpus["fingerprint"]: corpus_of(storage, spec) for spec in specs.values()}
     contaminated = {

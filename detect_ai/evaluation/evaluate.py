@@ -1,6 +1,6 @@
 """The stage `evaluate`: metrics of a bundle on labelled texts, with intervals, by slice and under attack.
 
-Thresholds are those of the bundle, set on its calibration split; the evaluated texts decide nothing.
+Thresholds are those of the bundle, set on its calibration split; the evaluated texts do not change them.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ from detect_ai.text.attacks import ATTACKS
 
 logger = logging.getLogger(__name__)
 
-# Of a slice, by the beginning of their names: a published bundle carries them, and there may be hundreds of slices.
+# Metrics kept for each slice, by prefix: a published bundle contains them, and there may be hundreds of slices.
 MAIN_METRICS = ("column", "value", "n_human", "n_ai", "auroc", "tpr_", "fpr_at", "cleared_ai_", "abstained_fraction")
 
 
 def result_name(config: Config) -> str:
-    """Name of the stored result: results on other data never replace that of the test split."""
+    """Name of the stored result. Results on other data never replace the result on the test split."""
     return f"evaluate-{data_name(config)}" if config.data else "evaluate"
 
 
 def data_name(config: Config) -> str:
-    """The name of `data` in results: that of the file or folder."""
+    """The name of `data` in results: the name of its file or folder."""
     last = config.data.partition("?")[0].rstrip("/").rpartition("/")[2].partition(".")[0]
     return re.sub(r"[^\w.-]", "-", last)[:48].strip("-._") or "data"
 
 
 def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
-    """Evaluate `bundle`, else the candidate of this run, on the texts of `data`, else on the test split of this run.
+    """Evaluate `bundle` or the candidate of this run, on the texts of `data` or on the test split of this run.
 
-    Returns the metrics of `summary.compute_metrics` over all texts (`fpr_at_target` and the like are at the default
-    target of the bundle), the main metrics by slice and attack, and `test_fingerprint`, which identifies texts and
-    labels. Raises ConfigError for a test split of another corpus than the bundle's, CorpusError for unreadable or
+    Returns the metrics of `summary.compute_metrics` over all texts (`fpr_at_target` and similar metrics are at the
+    default target of the bundle), the main metrics by slice and attack, and `test_fingerprint`, which identifies texts
+    and labels. Raises ConfigError if the test split is not from the bundle's corpus, CorpusError for unreadable or
     unlabelled data.
     """
     check_names("evaluation.attacks", config.evaluation.attacks, ATTACKS)
@@ -103,7 +103,7 @@ def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
 def evaluate_overall(
     data: str, bundle: tuple[Storage, str], config: ScoreConfig, scratch: tuple[Storage, str]
 ) -> dict[str, Any]:
-    """The metrics of `evaluate` over all labelled texts of a file or folder, without slices, attacks and a report.
+    """The metrics of `evaluate` over all labelled texts of a file or folder, without slices, attacks or a report.
 
     Verdicts are written to `scratch`, which is deleted. Raises CorpusError for unreadable or unlabelled data.
     """
@@ -145,7 +145,7 @@ def _task(config: Config, storage: Storage, key: str) -> EvalTask:
 
 
 def _report(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
-    """Everything that the page shows, as plain values; see `detect_ai.reports.evaluation`."""
+    """The content of the report page, as plain values; see `detect_ai.reports.evaluation`."""
     spec, corpus = task.spec, task.corpus
     fingerprint, contaminated = verdicts.fingerprint, None
     scores, baseline = evaluate_baseline(task, verdicts) if task.config.evaluation.baseline else (None, None)
@@ -195,7 +195,7 @@ def _report(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]:
 
 
 def _notes(task: EvalTask, verdicts: Verdicts, overall: dict[str, Any]) -> list[str]:
-    """Limits of the thresholds' guarantee on these texts."""
+    """Notes on where the guarantee of the thresholds does not hold for these texts."""
     notes = []
     if task.corpus and task.config.data:
         known = {row["domain"] for row in task.corpus.manifest.counts if row["split"] == "calibration"}

@@ -1,8 +1,8 @@
-"""95% confidence intervals for texts that come in groups: one cluster bootstrap for rates, areas and differences.
+"""95% confidence intervals for grouped texts: one cluster bootstrap for rates, areas and differences.
 
 Texts that share a prompt, a source document or an author are not independent. The bootstrap therefore resamples
-groups, not texts (Field and Welsh 2007, "Bootstrapping clustered data"). Fewer than `MIN_GROUPS` groups do not show how
-a metric varies between them: there is no interval then.
+groups, not texts (Field and Welsh 2007, "Bootstrapping clustered data"). With fewer than `MIN_GROUPS` groups the
+variation between groups cannot be estimated, and there is no interval.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _CHUNK = 400_000  # weights in memory at once
 
 
 def group_ids(groups: NDArray[np.str_]) -> Labels:
-    """Number the groups of texts 0, 1, 2, …, shape (n,); each text without one ("") is a group of its own."""
+    """Number the groups of texts 0, 1, 2, …, shape (n,); each text without a group ("") is a group of its own."""
     names, numbers = np.unique(groups, return_inverse=True)
     numbers = np.where(groups == "", len(names) + np.arange(len(groups)), numbers)
     return np.asarray(np.unique(numbers, return_inverse=True)[1], np.int64)
 
 
 def enough_groups(ids: Labels, *classes: NDArray[np.bool_]) -> bool:
-    """Whether each of these sets of texts, given as masks, is spread over at least `MIN_GROUPS` groups."""
+    """Whether each of these sets of texts, given as masks, has at least `MIN_GROUPS` groups."""
     return all(len(np.unique(ids[mask])) >= MIN_GROUPS for mask in classes)
 
 
 def bootstrap(statistics: Callable[[Floats], dict[str, Floats]], ids: Labels) -> dict[str, Interval]:
-    """Percentile intervals by name of several statistics from the same resamples of groups (Efron 1979).
+    """Percentile intervals of several statistics, by name, from the same resamples of groups (Efron 1979).
 
     `statistics` maps the number of times that each text is in each resample, float64 of shape (resamples, texts), to
     values by name, each of shape (resamples,), NaN where a resample lacks a class. Bounds are None where the resamples
-    do not vary, since a bootstrap says nothing then.
+    do not vary, because a bootstrap is uninformative then.
     """
     rng, groups = np.random.default_rng(0), int(ids.max()) + 1
     values: dict[str, list[Floats]] = {}
@@ -60,10 +60,10 @@ def bootstrap(statistics: Callable[[Floats], dict[str, Floats]], ids: Labels) ->
 
 
 def rate_interval(events: NDArray[np.bool_], ids: Labels) -> Interval:
-    """The interval of the fraction of texts with an event, given as a mask, in groups of the same shape (n,).
+    """The interval of the fraction of texts with an event; `events` (a mask) and the groups `ids` have shape (n,).
 
-    Exact (Clopper and Pearson) where every text is a group of its own, else the bootstrap. With few events that is too
-    narrow: the result is never narrower than the exact interval; without or with only events, groups are the trials.
+    Exact (Clopper and Pearson) if every text is a group of its own, else a bootstrap, widened to contain the exact
+    interval, because it is too narrow with few events. If no text or every text has the event, groups are the trials.
     """
     groups, own = np.unique(ids, return_inverse=True)
     exact = exact_rate_interval(int(events.sum()), len(events))
@@ -79,7 +79,7 @@ def rate_interval(events: NDArray[np.bool_], ids: Labels) -> Interval:
 
 
 def group_spread(events: NDArray[np.bool_], ids: Labels) -> dict[str, Any] | None:
-    """Number of groups with 20 or more texts; the least, median and largest rate among them. None below two groups."""
+    """Number of groups with at least 20 texts, and their minimum, median and maximum rate. None below two groups."""
     texts = np.bincount(ids)
     large = texts >= 20
     rates = np.bincount(ids, weights=events)[large] / texts[large]
@@ -94,9 +94,9 @@ def paired_differences(
 ) -> dict[str, float | None]:
     """Differences of AUROC, FPR and TPR of two detectors on the same texts, the first minus the second.
 
-    Each resample holds the same texts for both, so that what makes a text hard cancels. Scores and predictions (0, 1
-    or -1) are those of the two detectors; all arrays have shape (n,). Differences are None where a class is missing,
-    their bounds `_low` and `_high` also where there are too few groups.
+    Each resample has the same texts for both detectors, so the difficulty of the texts cancels. Scores and predictions
+    (0, 1 or -1) have one array per detector; all arrays have shape (n,). Differences are None if a class is missing;
+    their bounds `_low` and `_high` are also None if there are too few groups.
     """
     human, ai = labels == 0, labels == 1
     curves = [weighted_roc(labels, values) for values in scores]
@@ -125,8 +125,8 @@ def paired_differences(
 def weighted_roc(labels: Labels, scores: Floats) -> Callable[[Floats], tuple[Floats, Floats]]:
     """ROC curves of resamples as a function of their weights, shape (resamples, n); the scores are sorted once.
 
-    It gives the false and the true positives at each distinct score as threshold, highest first, each of shape
-    (resamples, thresholds + 1) with a leading 0.
+    The function returns the false and the true positives with each distinct score as threshold, highest first, each of
+    shape (resamples, thresholds + 1) with a leading 0.
     """
     order = np.argsort(-scores, kind="stable")
     last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))

@@ -1,4 +1,4 @@
-"""Sentence scores measured on mixed documents: AI sentences inserted into human texts, with known positions."""
+"""Evaluation of sentence scores on mixed documents: human texts with AI sentences inserted at known positions."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from detect_ai.text.sentences import sentences
 
 Span = tuple[int, int]
 MIN_RUN = 2  # sentences
-MIN_TOKENS = 100  # of a text that a mixed document is made of
+MIN_TOKENS = 100  # of each of the two texts of a mixed document
 
 
 def sentence_score_metrics(task: EvalTask, verdicts: Verdicts) -> dict[str, Any] | None:
-    """Separation of AI and human sentences in mixed documents by sentence scores; None without documents.
+    """How well sentence scores separate AI and human sentences in mixed documents; None without documents.
 
-    `evaluation.mixed_documents` human texts receive sentences of AI texts of the same domain, 20 to 60% of all.
-    `ai_fraction_error` is the mean absolute error of the AI fraction of a document, `predictions` the fraction of
-    documents by label at the default target.
+    AI sentences from the same domain, 20 to 60% of the result, are inserted into `evaluation.mixed_documents` human
+    texts. `ai_fraction_error` is the mean absolute error of the AI fraction of a document; `predictions` holds the
+    fraction of documents by label at the default target.
     """
     documents = _mixed_documents(task, verdicts)
     if not documents:
@@ -56,7 +56,7 @@ def sentence_score_metrics(task: EvalTask, verdicts: Verdicts) -> dict[str, Any]
 
 
 def _mixed_documents(task: EvalTask, verdicts: Verdicts) -> list[tuple[str, list[Span]]]:
-    """Up to `evaluation.mixed_documents` documents, each of a pair of texts of one domain."""
+    """Up to `evaluation.mixed_documents` documents, each made from a human and an AI text of one domain."""
     rng, pairs = np.random.default_rng([task.config.seed, 4]), []
     for domain in np.unique(verdicts.columns["domain"]).tolist():
         own = (verdicts.num_tokens >= MIN_TOKENS) & (verdicts.columns["domain"] == domain)
@@ -76,11 +76,11 @@ def _mixed_documents(task: EvalTask, verdicts: Verdicts) -> list[tuple[str, list
 
 
 def mix(human: str, ai: str, rng: np.random.Generator, fraction: float, runs: int) -> tuple[str, list[Span]]:
-    """Insert successive sentences of an AI text between the sentences of a human text, which stays complete.
+    """Insert consecutive sentences of an AI text between the sentences of a human text, which stays complete.
 
     Both texts are normalised and have at least two sentences. `fraction` of the sentences of the result are AI (less
     where the AI text is too short), in `runs` parts of two or more sentences (fewer where there is no room). Returns
-    the text, which begins and ends with human text, and `[start, end)` of the AI parts in characters.
+    the mixed text, which begins and ends with human text, and the spans `[start, end)` of the AI parts in characters.
     """
     ours, theirs = sentences(human), sentences(ai)
     count = min(len(theirs), max(MIN_RUN, round(len(ours) * fraction / (1 - fraction))))
@@ -101,7 +101,7 @@ def mix(human: str, ai: str, rng: np.random.Generator, fraction: float, runs: in
 
 
 def sentence_labels(spans: Sequence[Span], ai_spans: Sequence[Span]) -> NDArray[np.int64]:
-    """1 for each sentence `[start, end)` with more than half of its characters in the disjoint AI parts, else 0."""
+    """Label of each sentence `[start, end)`: 1 if more than half of its characters are in the AI parts, else 0."""
     labels = []
     for start, end in spans:
         inside = sum(max(0, min(end, ai_end) - max(start, ai_start)) for ai_start, ai_end in ai_spans)

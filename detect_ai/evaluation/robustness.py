@@ -1,4 +1,4 @@
-"""Metrics of texts under attack, compared with those of the same texts unchanged."""
+"""Metrics of texts under attack, compared with the metrics of the same texts unchanged."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from detect_ai.text.attacks import ATTACKS
 def attacked_metrics(task: EvalTask, verdicts: Verdicts) -> list[dict[str, Any]]:
     """Metrics of a sample unchanged (`attack` is `ORIGINAL`) and under each attack of `evaluation.attacks`.
 
-    Both classes are attacked: tampering must not turn a human text into AI either. Each row of an attack holds the
-    differences to the unchanged texts at the default target, see `intervals.paired_differences`.
+    Both classes are attacked, because tampering must not cause false positives either. The row of each attack has the
+    differences from the unchanged texts at the default target, see `intervals.paired_differences`.
     """
     options, seed, spec = task.config.evaluation, task.config.seed, task.spec
     rng = np.random.default_rng([seed, 3])

@@ -14,9 +14,9 @@ from detect_ai.evaluation.intervals import group_ids, paired_differences
 from detect_ai.evaluation.summary import compute_metrics
 from detect_ai.metrics import Floats
 
-LENGTHS = (64, 128, 256, 512)  # tokens: limits of the length ranges
+LENGTHS = (64, 128, 256, 512)  # tokens: boundaries of the length ranges
 MIN_SLICE = 20  # texts
-MAX_SLICES = 40  # of a column, the largest ones
+MAX_SLICES = 40  # per column, the largest ones
 
 
 def overall_metrics(verdicts: Verdicts, spec: DetectorSpec, score_intervals: bool = True) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def differences(one: Verdicts, other: Verdicts, target: float) -> dict[str, floa
 
 
 def slices(verdicts: Verdicts, spec: DetectorSpec) -> list[dict[str, Any]]:
-    """Metrics of the values of each column that has two or more, largest first."""
+    """Metrics for each value of a column, largest slices first; only columns with two or more values."""
     return [
         {"column": column, "value": value, **overall_metrics(verdicts[mask], spec, score_intervals=False)}
         for column in (*SLICES, "compared_with")
@@ -50,7 +50,7 @@ def slices(verdicts: Verdicts, spec: DetectorSpec) -> list[dict[str, Any]]:
 
 
 def lengths(verdicts: Verdicts, spec: DetectorSpec) -> list[dict[str, Any]]:
-    """Metrics by ranges of tokens from `low` to below `high` (None: no limit), those that have texts."""
+    """Metrics by range of token counts from `low` to below `high` (None: no limit), without empty ranges."""
     rows = []
     for low, high in zip((0, *LENGTHS), (*LENGTHS, None), strict=True):
         inside = (verdicts.num_tokens >= low) & (verdicts.num_tokens < (np.inf if high is None else high))
@@ -61,7 +61,7 @@ def lengths(verdicts: Verdicts, spec: DetectorSpec) -> list[dict[str, Any]]:
 
 
 def curves(verdicts: Verdicts, baseline_scores: Floats | None, prevalence: float) -> dict[str, Any]:
-    """ROC curves, reliability diagram at a prevalence of AI texts, and histogram of probabilities by class."""
+    """ROC curves, reliability diagram at the given AI prevalence, and histogram of probabilities by class."""
     labels, p = verdicts.labels, verdicts.probabilities
     both = 0 < labels.sum() < len(labels)
     edges = np.linspace(0, 1, 41)

@@ -34,13 +34,13 @@ def compute_metrics(
     prevalence: float = 0.5,
     score_intervals: bool = True,
 ) -> Metrics:
-    """Compute all metrics of one set of texts, which docs/EVALUATION.md defines.
+    """Compute all metrics of one set of texts; docs/EVALUATION.md defines them.
 
-    A metric that the texts cannot support is None: a TPR at a fixed FPR needs so many human texts that one of them may
-    be labelled AI. Bounds of 95% intervals end in `_low` and `_high`; see `detect_ai.evaluation.intervals`.
+    A metric is None if there are too few texts: a TPR at a fixed FPR needs enough human texts to allow at least one
+    false positive. Names of 95% interval bounds end in `_low` and `_high`; see `detect_ai.evaluation.intervals`.
 
-    Arrays have shape (n,). Labels are 0 human, 1 AI; predictions by target FPR 0 human, 1 AI, -1 uncertain; groups ""
-    for none. `prevalence` is what the probabilities assume. `score_intervals` (of AUROC) take most of the time.
+    Arrays have shape (n,). Labels are 0 human, 1 AI; predictions by target FPR are 0 human, 1 AI, -1 uncertain; groups
+    are "" for none. The probabilities assume `prevalence`. `score_intervals` (of AUROC) take most of the time.
     """
     ids = intervals.group_ids(groups)
     human, ai = labels == 0, labels == 1
@@ -87,7 +87,7 @@ def compute_metrics(
 def score_statistics(
     labels: Labels, scores: Floats, p: Floats, prevalence: float
 ) -> Callable[[Floats], dict[str, Floats]]:
-    """`SCORE_METRICS` of resamples, see `intervals.bootstrap`: the scores are sorted once for all of them."""
+    """`SCORE_METRICS` of resamples, see `intervals.bootstrap`. The scores are sorted once for all resamples."""
     curves = intervals.weighted_roc(labels, scores)
     ai, bins = labels == 1, np.eye(RELIABILITY_BINS)[bin_numbers(p)]
     # Columns: signed error in each bin for the ECE, squared error, negative log-likelihood, number of texts.

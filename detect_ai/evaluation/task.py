@@ -15,9 +15,9 @@ from detect_ai.detector.dataset import require_labels
 from detect_ai.detector.score import score_texts
 from detect_ai.detector.verdict_table import Verdicts
 
-# Metrics of probabilities assume the prevalence of the calibration.
+# Metrics of probabilities assume the prevalence in the calibration.
 FOR_METRICS: dict[str, Any] = {"format": "parquet", "prevalence": None}
-# Of files that we write; `score.columns` and `score.labels` are those of a user's file.
+# For files that we write; `score.columns` and `score.labels` describe a user's file.
 OUR_COLUMNS: dict[str, Any] = {"columns": {}, "labels": {}}
 
 
@@ -41,11 +41,11 @@ class EvalTask:
     spec: DetectorSpec
     data: str  # path or URI: `config.data`, else the test split of the corpus
     name: str  # of the data, for results
-    corpus: Corpus | None  # that the bundle was trained on, if storage has it
+    corpus: Corpus | None  # the corpus that the bundle was trained on, if storage has it
     out: tuple[Storage, str]  # storage and key of the folder for results
 
     def score_generated(self, rows: list[tuple[str, str, str]], spans: str = "none") -> Verdicts:
-        """Score generated texts, given as id, text and attack, which are not kept; `spans` is that of `score`."""
+        """Score generated texts, given as (id, text, attack). They are not kept. `spans` is as in `score.spans`."""
         storage, key = self.out[0], f"{self.out[1]}/generated"
         try:
             ids, texts, attacks = map(list, zip(*rows, strict=True))
