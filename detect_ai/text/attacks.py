@@ -1,6 +1,6 @@
 """Text attacks of RAID (Dugan et al. 2024, arXiv:2405.07940, appendix E) that need no model.
 
-An attack is a function of a text and a random generator; each changes a fraction of the places where it can act. RAID's
+An attack is a function of a text and a random generator; it changes a fraction of the places where it applies. RAID's
 synonyms come from a masked language model, ours from a word list.
 """
 
@@ -14,21 +14,21 @@ from detect_ai.text.wordlists import misspellings, spellings, synonyms
 
 Attack = Callable[[str, np.random.Generator], str]
 
-# Letters of other scripts that look like a Latin one (UTS #39).
+# Letters of other scripts that look like a Latin letter (UTS #39).
 _HOMOGLYPHS = str.maketrans("ABCEHIJKMNOPSTXYZaceiopsxyhj", "ΑВСЕНІЈКΜΝОРЅТХΥΖасеіорѕхуһј")
-# Not parts of contractions (don't, we'll); of a possessive, the word before its s.
+# Excludes parts of contractions (don't, we'll); in a possessive, matches the word before 's.
 _WHOLE_WORD = re.compile(r"(?<!\w)(?<!\w['’])[^\W\d_]++(?![\d_]|['’](?!s\b)[^\W\d_])")
-# With a preceding article. No compounds (long-term), no names: capitals after a lower-case letter or a comma.
+# A word and its article. Excludes compounds (long-term) and names: capitals after a lower-case letter or a comma.
 _PHRASE = re.compile(
     r"(?:(?<![\w'’-])(?P<article>(?!(?<=[a-z,] )A)[Aa][Nn]?)(?P<gap>\s+))?"
     r"(?<![\w'’-])(?P<word>(?!(?<=[a-z,] )[A-Z])[^\W\d_]++)(?![\d_-]|['’](?!s\b)[^\W\d_])"
 )
-# Words with `an` as article: those that begin with a vowel sound.
+# Words that take the article `an`: they begin with a vowel sound.
 _VOWEL = re.compile(r"(?!uni(?![mn])|us[aeiu]|uti|eu|once|one\b|ubi)[aeiou]|hour|hono|honest|heir")
 
 
 def alternative_spelling(text: str, rng: np.random.Generator) -> str:
-    """Swap British and American spelling of every word that differs."""
+    """Swap the British and American spelling of every word whose spellings differ."""
     table = spellings()
     return _WHOLE_WORD.sub(lambda match: _match_case(match[0], table.get(match[0].lower(), match[0])), text)
 
@@ -53,7 +53,7 @@ def misspelling(text: str, rng: np.random.Generator) -> str:
 
 
 def synonym(text: str, rng: np.random.Generator) -> str:
-    """Replace half of the words that have a synonym, and adapt a preceding article."""
+    """Replace half of the words that have a synonym, and adjust a preceding article."""
     table = synonyms()
 
     def swap(match: re.Match[str]) -> str:
@@ -80,7 +80,7 @@ def _one_of(choices: tuple[str, ...], rng: np.random.Generator) -> str:
 
 
 def _match_case(word: str, new: str) -> str:
-    """A lower-case word in the case of the word that it replaces; mixed case (iPhone) keeps the original word."""
+    """The lower-case `new` in the case of the `word` it replaces; a mixed-case word (iPhone) stays unchanged."""
     if word.islower():
         return new
     if word.isupper() and len(word) > 1:
@@ -88,7 +88,7 @@ def _match_case(word: str, new: str) -> str:
     return new.capitalize() if word == word.capitalize() else word
 
 
-# Fractions are of the matches that change, sampled independently.
+# A fraction is the fraction of matches to change, sampled independently.
 ATTACKS: dict[str, Attack] = {
     "alternative_spelling": alternative_spelling,
     "article_deletion": lambda text, rng: _at(r"(?i)\b(?:the|a|an)\s+", text, rng, 0.5, lambda _: ""),

@@ -1,4 +1,4 @@
-"""Content of a text: how much of it is prose in the language of the model, and what the rest is. One rule for both."""
+"""Content of a text: how much of it is prose in the language of the model, and what the rest is."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from detect_ai.text.content_type import PROSE, TYPES, content_types
 from detect_ai.text.language import MAX_OTHER_FRACTION, language_fractions
 from detect_ai.text.normalize import Normalised, latin_fraction
 
-MIN_LATIN_FRACTION = 0.5  # of the letters; below, the language is not looked for
-# Above these fractions of its visible characters, a text is out of scope, for the reason on the right.
+MIN_LATIN_FRACTION = 0.5  # of the letters; below it, the language is not identified
+# If a kind exceeds its fraction of the visible characters, the text is out of scope, for the reason on the right.
 LIMITS = {
     "other_script": (MAX_OTHER_FRACTION, "other_script"),
     "other_language": (MAX_OTHER_FRACTION, "other_language"),
@@ -22,16 +22,16 @@ LIMITS = {
     "not_language": (0.5, "not_language"),
     "lost": (0.01, "not_language"),
 }
-MAX_NON_PROSE = 0.5  # all kinds together, quotations aside
+MAX_NON_PROSE = 0.5  # all kinds together except quotations
 MAX_WITH_QUOTATIONS = 0.6
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a text is made of.
+    """The kinds of content in a text.
 
     Attributes:
-        fractions: fractions of the visible characters, which sum to 1, only those above 0: `prose`; `code`, `tables`,
+        fractions: non-zero fractions of the visible characters, which sum to 1: `prose`; `code`, `tables`,
             `quotations` (lines after `>`, and double quotes around at least 40 words), `links`, `references`
             (bibliographies); of the rest, `other_script`, `other_language`, `not_language` (not recognised as running
             text: encoded data, lists of names, missing or spurious spaces, a language that the language model does not
@@ -41,12 +41,12 @@ class Content:
     fractions: dict[str, float] = field(default_factory=dict)
 
     def rounded(self) -> dict[str, float]:
-        """The fractions to two decimals, without those below 0.005."""
+        """The fractions rounded to two decimals, without those below 0.005."""
         return {kind: round(fraction, 2) for kind, fraction in self.fractions.items() if fraction >= 0.005}
 
     @property
     def reasons(self) -> list[str]:
-        """Why the text is out of scope; empty if it is not: those of `LIMITS`, or `not_prose` for a mixture."""
+        """Why the text is out of scope: reasons of `LIMITS`, or `not_prose` for a mixture; empty if it is in scope."""
         reasons = [reason for kind, (limit, reason) in LIMITS.items() if self.fractions.get(kind, 0) > limit]
         other = 1 - self.fractions.get("prose", 0) if self.fractions else 0
         quoted = self.fractions.get("quotations", 0)
@@ -56,7 +56,7 @@ class Content:
 
 
 def content_report(text: str, normalised: Normalised, language: str) -> Content:
-    """The content of a text, as submitted and normalised, for a model of `language`, such as `en` ("": any)."""
+    """The content of a text, given as submitted and normalised, for a model of `language`, such as `en` ("": any)."""
     types, is_visible = content_types(text)
     counts = np.bincount(types[is_visible], minlength=len(TYPES))
     if not normalised.text:
@@ -74,7 +74,7 @@ def content_report(text: str, normalised: Normalised, language: str) -> Content:
 
 
 def _prose(normalised: Normalised, types: npt.NDArray[np.uint8]) -> str:
-    """The normalised text without what is not prose; `types` are those of the characters as submitted."""
+    """The prose of the normalised text; `types` are the content types of the submitted characters."""
     is_prose = types[normalised.starts] == PROSE
     if is_prose.all():
         return normalised.text

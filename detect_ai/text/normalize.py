@@ -1,7 +1,7 @@
 """Text normalisation: one versioned function that runs before every tokenisation.
 
 It reverts changes that a reader does not see: the homoglyph, zero-width, white-space and paragraph attacks of RAID
-(arXiv:2405.07940), decorated letters, fillers, typographic quotes and dashes; it keeps a map to the source's offsets.
+(arXiv:2405.07940), decorated letters, fillers, typographic quotes and dashes. It keeps a map to offsets in the source.
 """
 
 import json
@@ -30,16 +30,16 @@ _TYPOGRAPHY = (
     | dict.fromkeys("\u2010\u2012\u2013\u2014\u2015\u2043\u2212\u02d7\u2e3a\u2e3b", "-")
 )
 _SPECIAL = re.compile(f"(?P<invisible>[{INVISIBLE}]+)|(?P<filler>[{FILLERS}]+)|[{''.join(_TYPOGRAPHY)}\ud800-\udfff]")
-# Joiners, direction marks, emoji selectors and tags are spelling, not tampering, after a character beyond ASCII
-# (Persian, Hebrew, emoji) or in a keycap; so is a byte order mark.
+# Joiners, direction marks, emoji selectors and tags are spelling, not tampering, after a non-ASCII character (Persian,
+# Hebrew, emoji) or in a keycap; so is a byte order mark.
 _SPELLING = re.compile(
     r"(?:(?<=[^\x00-\x7f])[\u200c-\u200f\ufe0e\ufe0f\U000e0020-\U000e007f]++|\ufe0f(?=\u20e3)|\A\ufeff)"
     f"(?![{INVISIBLE}])"
 )
-# Letters that NFKC turns into ASCII: enclosed, full-width, mathematical; not ℓ, ℕ and the like, honest symbols.
+# Letters that NFKC converts to ASCII: enclosed, full-width, mathematical; not legitimate symbols such as ℓ and ℕ.
 _LOOKALIKE_FORMS = re.compile("[\u24b6-\u24e9\uff21-\uff3a\uff41-\uff5a\U0001d400-\U0001d6a3\U0001f130-\U0001f149]")
 _WORD = re.compile(r"(?:[^\W\d_]+[\u0300-\u036f]*)+")
-# Letters of everyday Latin spelling (not phonetic ones), with combining diacritics.
+# Letters of ordinary Latin spelling (not phonetic letters), with combining diacritics.
 _PLAIN = re.compile("[A-Za-zªºÀ-ÖØ-öø-\u024f\u1e00-\u1eff\u0300-\u036f]+")
 _MIN_FOLDED_FRACTION = 0.9
 _MIN_LATIN_FRACTION = 0.05
@@ -64,7 +64,7 @@ class Normalised:
     tampering: dict[str, int]
 
     def to_source(self, start: int, end: int) -> tuple[int, int]:
-        """The span of the submitted text, in code points, that `text[start:end]` came from; `start` < `end`."""
+        """The span of the submitted text, in code points, for `text[start:end]`; requires `start` < `end`."""
         return int(self.starts[start]), int(self.ends[end - 1])
 
 
@@ -95,7 +95,7 @@ class _Draft:
 
 
 def expanded_length(text: str) -> int:
-    """Upper bound of the length after NFKC, which turns one character into up to 18: to check before `normalise`."""
+    """Upper bound of the length after NFKC, to check before `normalise`: one character becomes up to 18."""
     return sum(count * len(unicodedata.normalize("NFKC", char)) for char, count in Counter(text).items())
 
 
@@ -103,11 +103,11 @@ def normalise(text: str) -> Normalised:
     """Revert invisible changes of a text, without changing case or repairing anything else.
 
     In order: lone surrogates become U+FFFD, invisible characters and fillers are removed, quotes and dashes become
-    ASCII; NFKC (UAX #15); confusables (UTS #39) become Latin letters where the document is Latin; every run of
-    white space becomes one space and the ends are stripped. Total and idempotent, in linear time.
+    ASCII; NFKC (UAX #15); confusables (UTS #39) become Latin letters if the document is Latin; every run of white
+    space becomes one space and the ends are stripped. Accepts any string, is idempotent and takes linear time.
 
-    One pass is enough: invisible characters are removed before NFKC, so that marks follow their base; NFKC yields
-    quotes and dashes (from U+2034, U+FE31 …), so those are replaced again; a folded base may compose with its mark.
+    One pass is enough: invisible characters are removed before NFKC, so that marks follow their base; NFKC produces
+    quotes and dashes (from U+2034, U+FE31 …), which are replaced again; a folded base may compose with its mark.
     """
     starts = np.arange(len(text), dtype=np.int32)
     draft = _Draft(text, starts, starts + 1, Counter())
@@ -152,7 +152,7 @@ def _compose(draft: _Draft) -> None:
         edges = [i for i in range(begin + 1, end) if not _continues(draft.text[i])]
         for start, stop in pairwise((begin, *edges, end)):
             chunk = new = draft.text[start:stop]
-            if len(chunk) > 64:  # sort the marks of one base here: `unicodedata` does it by insertion, in O(n²)
+            if len(chunk) > 64:  # sort the marks of one base here: `unicodedata` uses insertion sort, in O(n²)
                 decomposed = "".join(unicodedata.normalize("NFKD", char) for char in chunk)
                 runs = groupby(decomposed, key=lambda char: unicodedata.combining(char) > 0)
                 new = "".join("".join(sorted(run, key=unicodedata.combining) if marks else run) for marks, run in runs)
@@ -170,9 +170,9 @@ def _continues(char: str) -> bool:
 
 @cache
 def _confusables() -> dict[str, str]:
-    """Map letters other than everyday Latin to the ASCII letter they are confusable with (UTS #39, confusables.txt).
+    """Map letters outside ordinary Latin spelling to the ASCII letter they resemble (UTS #39, confusables.txt).
 
-    Its one prototype for I and l is I here: the letters that have it are capitals or have no case.
+    The shared prototype of I and l is I here, because letters with this prototype are capitals or have no case.
     """
     table = json.loads(files("confusable_homoglyphs").joinpath("confusables.json").read_text("utf-8"))
     return {
@@ -184,10 +184,10 @@ def _confusables() -> dict[str, str]:
 
 
 def _fold_confusables(draft: _Draft) -> None:
-    """Fold homoglyphs to Latin in the words of a Latin document that hold no other letters (nor are all α, σ …).
+    """Fold homoglyphs in those words of a Latin document that then have only Latin letters (not words of only α, σ …).
 
-    Documents are Latin by nine letters in ten, homoglyphs counted in: RAID replaces every letter it can, while
-    half the letters of Russian or Greek are like no Latin one. A quoted foreign word keeps such letters, too.
+    A document is Latin if 90% of its letters are Latin or homoglyphs: RAID replaces every letter it can, but half the
+    letters of Russian or Greek resemble no Latin letter. A quoted foreign word with such letters stays unchanged.
     """
     if draft.text.isascii() or latin_fraction(draft.text) < _MIN_LATIN_FRACTION:
         return

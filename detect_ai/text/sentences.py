@@ -15,8 +15,8 @@ _ABBREVIATION = re.compile(
 def sentences(text: str) -> list[tuple[int, int]]:
     """Spans `[start, end)` of the sentences of a normalised text, in order, without the spaces between.
 
-    A sentence ends at `.`, `!` or `?` (and closing quotes or brackets) before a space and anything but a lower
-    case letter, unless the stop belongs to an abbreviation or an initial.
+    A sentence ends at `。`, or at `.`, `!` or `?` if a space and anything but a lower-case letter follow (closing
+    quotes and brackets are part of it), unless the stop belongs to an abbreviation or an initial.
     """
     gaps = [match.span("gap") for match in _STOP.finditer(text) if _ends_sentence(text, match)]
     edges = (len(text) - len(text.lstrip()), *chain.from_iterable(gaps), len(text.rstrip()))

@@ -1,4 +1,4 @@
-"""Split documents into overlapping token windows, sample from them, and aggregate window scores."""
+"""Split documents into overlapping token windows, sample windows, and aggregate window scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FULL_WINDOW_FRACTION = 0.25
 def window_spans(num_tokens: int, window: int, stride: int) -> list[tuple[int, int]]:
     """Token spans `[start, end)` of the overlapping windows that cover a document.
 
-    The last window ends with the document, so its step may be shorter; a shorter document is one window.
+    The last window ends with the document, so its step may be shorter; a document shorter than a window is one window.
 
     Raises:
         InputError: `window` is below 1, or `stride` is not between 1 and `window`.
@@ -32,10 +32,10 @@ def window_spans(num_tokens: int, window: int, stride: int) -> list[tuple[int, i
 
 
 def split_windows(documents: Sequence[Ids], content: int, stride: int) -> tuple[list[Ids], NDArray[np.int64]]:
-    """Split documents of token ids into overlapping windows of `content` tokens, special tokens not counted.
+    """Split documents of token ids into overlapping windows of `content` tokens, not counting special tokens.
 
     Returns:
-        The windows in order, and the document index of each, shape (num_windows,). Every document has a window.
+        The windows in order, and the document index of each, shape (num_windows,). Every document has at least one.
     """
     spans = [window_spans(len(ids), content, stride) for ids in documents]
     rows = [ids[start:stop] for ids, own in zip(documents, spans, strict=True) for start, stop in own]
@@ -45,7 +45,7 @@ def split_windows(documents: Sequence[Ids], content: int, stride: int) -> tuple[
 def aggregate_windows(
     scores: NDArray[np.float64], owners: NDArray[np.int64], num_documents: int
 ) -> NDArray[np.float64]:
-    """Score documents, shape (num_documents,), by the mean log-odds of their windows; each has at least one.
+    """Scores of documents, shape (num_documents,): the mean log-odds of their windows; each has at least one.
 
     `scores` are the log-odds and `owners` the document index of each window, shape (num_windows,).
     """
@@ -68,7 +68,7 @@ def sample_span(documents: Sequence[Ids], content: int, shortest: int, rng: np.r
     """Sample a span of random length from each document, to train on short texts as well.
 
     One in four spans has the length of a window. The others have log-uniform lengths between `shortest` and `content`
-    tokens. Positions are uniform. Documents shorter than the sampled length are taken whole.
+    tokens. Positions are uniform. Documents shorter than the sampled length are used whole.
     """
     lengths = np.exp(rng.uniform(np.log(shortest), np.log(content), len(documents)))
     lengths[rng.random(len(documents)) < FULL_WINDOW_FRACTION] = content
@@ -80,7 +80,7 @@ def sample_span(documents: Sequence[Ids], content: int, shortest: int, rng: np.r
 
 
 def sample_spans_by_length(num_tokens: int, edges: Sequence[int], rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Sample one span `[start, end)` of a document in each length range below its own length, and add the whole one.
+    """Sample a span `[start, end)` of a document for each length range below its length, and add the whole document.
 
     Lengths and positions are uniform. `edges` are ascending token counts that separate the length ranges.
     """

@@ -1,4 +1,4 @@
-"""Word lists of the attacks, lower case, read on first use: spellings and misspellings of codespell, and our synonyms.
+"""Lower-case word lists of the attacks, read on first use: codespell's spellings and misspellings, our synonyms.
 
 The lists of codespell come from Wikipedia (CC BY-SA 3.0); its code (GPL-2.0) is never imported.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from detect_ai.core.errors import InputError
 
 _SINGLE = re.compile("[a-z]+")
-# American forms that are also British, in another sense or as a variant: they stay.
+# American forms that are also British, in another sense or as a variant; they are not converted.
 _ALSO_BRITISH = re.compile(
     "biased|(re)?focus(ed|es|ing)|lambastes?|license[ds]?|licensing|meters?|(over)?writable|practices?|program|routing|"
     "story|stories"
@@ -25,7 +25,7 @@ _ALSO_BRITISH = re.compile(
 
 @cache
 def spellings() -> dict[str, str]:
-    """Map British to American spelling, and back where the American form is not British too. Raises InputError."""
+    """Map British to American spelling, and back unless the American form is also British. Raises InputError."""
     american = {}
     for british, replacements in _entries("dictionary_en-GB_to_en-US.txt"):
         first = replacements.split(",")[0].strip()
@@ -40,7 +40,7 @@ def spellings() -> dict[str, str]:
 
 @cache
 def misspellings() -> dict[str, tuple[str, ...]]:
-    """Map words to common misspellings that are misspellings of no other word. Raises InputError."""
+    """Map words to common misspellings that belong to no other word. Raises InputError."""
     wrong_forms = defaultdict(list)
     for wrong, right in _entries("dictionary.txt"):
         if _SINGLE.fullmatch(wrong) and _SINGLE.fullmatch(right):
