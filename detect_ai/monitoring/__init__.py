@@ -1,1 +1,1 @@
-"""Operation of a deployed detector: log of predictions, feedback, drift and retraining."""
+"""Operation of a deployed detector: prediction log, feedback, drift and retraining."""

@@ -1,4 +1,4 @@
-"""The stage `drift`: whether logged or replayed texts are like a reference; a replica asks the same of its texts."""
+"""The stage `drift`: compare logged or replayed texts with a reference; each replica also compares its own texts."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve")
 
 ALARMS, KEPT_ALARMS = f"{FOLDER}/drift", 100
-MAX_REFERENCE = 20_000  # texts of the log, drawn at random from longer days
-PLOTTED = 2000  # texts of the reference
+MAX_REFERENCE = 20_000  # texts of the log; a random sample if there are more
+PLOTTED = 2000  # sampled texts of the reference
 SEEDS = 50  # replays of each change
-MAX_WINDOWS = 20  # of a replay
-MAX_POOL, MIN_POOL = 400, 50  # texts of a value that is replayed
-MAX_VALUES = 8  # of a column, the most frequent ones
+MAX_WINDOWS = 20  # per replay
+MAX_POOL, MIN_POOL = 400, 50  # texts per replayed value
+MAX_VALUES = 8  # per column, the most frequent ones
 SHORT_WORDS = 60
 
 
 def drift(config: Config, storage: Storage) -> dict[str, Any]:
-    """Compare the logged texts of a bundle, the champion unless one is named, with a reference, a window at a time.
+    """Compare the logged texts of a bundle (default: the champion) with a reference, window by window.
 
-    With `monitoring.drift.simulate` texts of `data` are replayed instead, to see what would be noticed. Raises
-    ConfigError for a log with fewer texts than a window, InputError for a reference with fewer.
+    With `monitoring.drift.simulate`, texts of `data` are replayed instead, to measure which changes are detected.
+    Raises ConfigError for a log with fewer texts than a window, InputError for a reference with fewer.
     """
     where, bundle = Registry(storage).resolve(config.bundle)
     key = f"runs/{config.run}/{attempt('drift')}"
@@ -66,7 +66,7 @@ def drift(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def compare_log(config: DriftConfig, storage: Storage, spec: DetectorSpec) -> dict[str, Any]:
-    """The windows of the log in their order, each with its p-values and alarms, and the verdict on the last one."""
+    """The windows of the log in order, each with its p-values and alarms, and the result of the last window."""
     after = (pc.field("time") >= _midnight_after(config.days[1])) if config.days else True
     rows = read(storage, columns=("time", *COLUMNS), where=(pc.field("model_version") == spec.version) & after)
     reference = read_reference(config, storage, spec)
@@ -101,9 +101,9 @@ def compare_log(config: DriftConfig, storage: Storage, spec: DetectorSpec) -> di
 
 
 def read_reference(config: DriftConfig, storage: Storage, spec: DetectorSpec) -> Reference:
-    """Days of the log if the configuration names them, else the calibration texts of a bundle; some seconds of work.
+    """Days of the log if the configuration names them, else the calibration texts of a bundle. Takes some seconds.
 
-    Raises InputError for fewer texts than a window, OSError where storage cannot be read.
+    Raises InputError for fewer texts than a window, OSError if storage cannot be read.
     """
     if not config.days:
         traffic, class_weights = Traffic.of_calibration(spec, log_secret(storage))
@@ -125,11 +125,11 @@ def _midnight_after(day: date) -> datetime:
 
 
 def replay(config: Config, detector: Detector) -> list[dict[str, Any]]:
-    """What is noticed when traffic changes from one value of a column of `data` to another, and after how many texts.
+    """Detection delays for changes of the traffic from one value of a column of `data` to another.
 
-    `length` cuts each text to `SHORT_WORDS` words. A change has the median and the 90% quantile of the texts until the
-    first alarm over `SEEDS` replays of up to `MAX_WINDOWS` windows (null: not noticed in so many), and the error rates
-    in the new traffic.
+    `length` cuts each text to `SHORT_WORDS` words. Each change has the median and the 90% quantile of the number of
+    texts until the first alarm, over `SEEDS` replays of up to `MAX_WINDOWS` windows (null: not detected in so many),
+    and the error rates in the new traffic.
     """
     if not config.data:
         raise ConfigError("monitoring.drift.simulate: expected data=, a labelled file or folder to replay")
@@ -166,7 +166,7 @@ def _pools(texts: Sequence[Text], column: str) -> dict[str, list[Text]]:
 
 
 def _scored(detector: Detector, texts: Sequence[Text]) -> tuple[Traffic, dict[str, float | None]]:
-    """The traffic of texts, and their error rates."""
+    """Texts as traffic, and the error rates on them."""
     documents, scores = read_and_score(detector, texts)
     target = detector.spec.default_target_fpr
     verdicts = [detector.verdict(d, s, None, target) for d, s in zip(documents, scores.tolist(), strict=True)]
@@ -179,7 +179,7 @@ def _scored(detector: Detector, texts: Sequence[Text]) -> tuple[Traffic, dict[st
 
 
 def _noticed_after(reference: Reference, traffic: Traffic, seed: int) -> int | None:
-    """Texts until the first alarm; None if there is none in `MAX_WINDOWS` windows."""
+    """Number of texts until the first alarm; None if there is no alarm in `MAX_WINDOWS` windows."""
     rng = np.random.default_rng(seed)
     for number in range(1, MAX_WINDOWS + 1):
         if reference.check(traffic[rng.integers(0, len(traffic), reference.window)]).alarms:
@@ -197,7 +197,7 @@ def _summary(noticed: Sequence[int | None]) -> dict[str, Any]:
 
 
 class DriftWatch:
-    """Compares the texts of a replica with `read_reference`, a window at a time, in the log's thread."""
+    """Compares the texts of a replica with `read_reference`, window by window, in the log's thread."""
 
     def __init__(self, storage: Storage, spec: DetectorSpec, config: DriftConfig, record: Record) -> None:
         self.storage, self.spec, self.config, self.record = storage, spec, config, record
@@ -212,10 +212,10 @@ class DriftWatch:
             )
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows of the prediction log; those of another version, a canary, and of the reference are left out.
+        """Add rows of the prediction log, except rows of another version (a canary) and rows of the reference.
 
-        Records the last comparison each time, also without rows: Ray forgets metrics that are not set again. Raises
-        OSError where storage cannot be read or written; the texts of that window are not compared again.
+        Records the last comparison on every call, also without rows, because Ray drops metrics that are not set again.
+        Raises OSError if storage cannot be read or written; the texts of that window are not compared again.
         """
         if self._is_on:
             own, days = [row for row in rows if row["model_version"] == self.spec.version], self.config.days
@@ -229,7 +229,7 @@ class DriftWatch:
                 self.record("drift_alarm", float(signal in self._last.alarms), signal=signal)
 
     def _check(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        try:  # not before there is a window
+        try:  # read the reference only when there is a window
             self._reference = self._reference or read_reference(self.config, self.storage, self.spec)
         except DetectAIError as error:
             logger.error("No drift alarms until the next deployment: %s", error)

@@ -1,10 +1,10 @@
-"""Labels that people give to served texts, and what may be concluded from them.
+"""Labels that people give to served texts, and error rates from them.
 
-Who reports a text chooses it: people appeal accusations, nobody reports a missed AI text. So error rates and the budget
-come from audit votes only: those of API keys with the scope `audit` on texts that the service drew at random
-(`monitoring.audit_fraction`). All other votes are appeals, which are listed and never averaged.
+Reported texts are a biased sample: people appeal false positives, but nobody reports a missed AI text. Error rates and
+the budget therefore use only audit votes: votes by API keys with the scope `audit` on texts that the service drew at
+random (`monitoring.audit_fraction`). All other votes are appeals, which are listed and never averaged.
 
-A vote is one key's label of one text, with facts of its prediction, never the text. The last one of a key counts.
+A vote is one key's label of one text, with facts of its prediction, never the text. The last vote of a key counts.
 Audit votes stay until their request is erased, because the budget counts from the first; appeals expire with the log.
 """
 
@@ -33,10 +33,10 @@ from detect_ai.monitoring.log_files import FOLDER
 from detect_ai.schemas import Label
 
 PASSWORD = "DETECT_AI_FEEDBACK_PASSWORD"  # noqa: S105 - the name of a variable
-ALTERNATIVE = 4  # the budget is tested against a false positive rate so many times as high
-FALSE_ALARM = 0.01  # probability that a detector that keeps the budget is ever reported
-MIN_LABELLED = 0.8  # of the drawn texts: with fewer labels there are no rates
-LISTED = 1000  # texts of the report
+ALTERNATIVE = 4  # the alternative hypothesis is a false positive rate this many times the budget
+FALSE_ALARM = 0.01  # probability that a detector within the budget is ever reported
+MIN_LABELLED = 0.8  # of the drawn texts; with fewer labels there are no rates
+LISTED = 1000  # texts listed in the report
 
 _METADATA = sql.MetaData()
 VOTES = sql.Table(
@@ -48,7 +48,7 @@ VOTES = sql.Table(
     sql.Column("index", sql.Integer, nullable=False),
     sql.Column("key", sql.String(64), nullable=False),  # id of the API key
     sql.Column("label", sql.String(8), nullable=False),  # human or ai
-    sql.Column("audited", sql.Boolean, nullable=False),  # the text was drawn, and the key has the scope `audit`
+    sql.Column("audited", sql.Boolean, nullable=False),  # the text was drawn and the key has the scope `audit`
     # Of the prediction
     sql.Column("predicted", sql.String(16), nullable=False),
     sql.Column("model_version", sql.String(16), nullable=False),
@@ -59,7 +59,7 @@ _FACTS = ["model_version", "target_fpr"]
 
 
 class Feedback:
-    """The votes in a database, opened at the first use. All methods raise ConfigError while it cannot be used."""
+    """The votes in a database, opened on first use. All methods raise ConfigError while it is not usable."""
 
     def __init__(self, storage: Storage, config: MonitoringConfig) -> None:
         self.storage, self.config = storage, config
@@ -68,7 +68,7 @@ class Feedback:
     def vote(self, prediction: Mapping[str, Any], key: str, label: Label, may_audit: bool) -> tuple[bool, bool]:
         """Record a label of a text, given its row of the prediction log; `may_audit`: the key has the scope `audit`.
 
-        Returns whether it is an audit vote, and whether votes of the same kind, audit or appeal, disagree on the text.
+        Returns whether it is an audit vote, and whether votes of the same kind (audit or appeal) on the text disagree.
         """
         now, audited = datetime.now(UTC), may_audit and bool(prediction["audited"])
         values = {**{name: prediction[name] for name in (*_IDS, *_FACTS)}, "audited": audited}
@@ -87,12 +87,12 @@ class Feedback:
             return int(connection.execute(sql.delete(VOTES).where(VOTES.c.request_id == request_id)).rowcount)
 
     def audited_texts(self) -> pd.DataFrame:
-        """Texts with audit votes: `request_id`, `index`, and `truth`, which is null where keys disagree."""
+        """Texts with audit votes: `request_id`, `index`, and `truth`, which is null if keys disagree."""
         with self._begin() as connection:
             return pd.read_sql(_audited_texts(), connection)[[*_IDS, "truth"]]
 
     def appeals(self) -> list[dict[str, Any]]:
-        """The newest other votes, the last of each key on each text."""
+        """The newest appeals: the last vote of each key on each text."""
         columns = (*_IDS, "predicted", "label", "key", "model_version", "time")
         chosen = sql.select(*(VOTES.c[name] for name in columns))
         newest = chosen.where(VOTES.c.id.in_(_last(~VOTES.c.audited))).order_by(VOTES.c.id.desc()).limit(LISTED)
@@ -100,7 +100,7 @@ class Feedback:
             return [{**row, "time": str(row["time"])} for row in connection.execute(newest).mappings()]
 
     def budgets(self) -> dict[str, dict[str, Any]]:
-        """The budget of every version with audited human texts, which the database counts."""
+        """The budget of every version with audited human texts; the database counts them."""
         texts = _audited_texts().subquery()
         groups, is_ai = [texts.c[name] for name in _FACTS], sql.case((texts.c.predicted == Label.AI.value, 1), else_=0)
         rows = sql.select(*groups, func.count(), func.sum(is_ai)).where(texts.c.truth == Label.HUMAN.value)
@@ -117,7 +117,7 @@ class Feedback:
             self._engine = self._engine or self._open()
             with self._engine.begin() as connection:
                 yield connection
-        except (sql.exc.SQLAlchemyError, ImportError, OSError) as error:  # its message may repeat a password
+        except (sql.exc.SQLAlchemyError, ImportError, OSError) as error:  # the error message may contain a password
             raise ConfigError(
                 f"monitoring.feedback_url: expected a database that SQLAlchemy opens, found {type(error).__name__}: "
                 "check the address, the driver and the permissions"
@@ -152,7 +152,7 @@ def _last(*conditions: sql.ColumnElement[bool]) -> sql.Select[Any]:
 
 
 def _audited_texts() -> sql.Select[Any]:
-    """Texts with audit votes, with facts of their predictions and `truth`: their label, null where keys disagree."""
+    """Texts with audit votes, facts of their predictions, and `truth`: their label, null if keys disagree."""
     ids, low, high = [VOTES.c[name] for name in _IDS], func.min(VOTES.c.label), func.max(VOTES.c.label)
     facts = [func.min(VOTES.c[name]).label(name) for name in (*_FACTS, "predicted")]
     texts = sql.select(*ids, *facts, sql.case((low == high, low)).label("truth"))
@@ -162,8 +162,8 @@ def _audited_texts() -> sql.Select[Any]:
 def report(config: Config, storage: Storage) -> dict[str, Any]:
     """Error rates and false accusation budget of every version, appeals, conflicts and texts to label.
 
-    Rates are of the drawn texts in the log, the budget of all audit votes. Raises ConfigError without a prediction log,
-    or when the database cannot be used.
+    Rates cover the drawn texts in the log, the budget covers all audit votes. Raises ConfigError if there is no
+    prediction log or the database is not usable.
     """
     columns = ("time", *_IDS, "model_version", "label", "audited", "audit_fraction")
     log = log_files.read(storage, columns=columns)
@@ -174,7 +174,7 @@ def report(config: Config, storage: Storage) -> dict[str, Any]:
     uses = log.group_by(_IDS).aggregate([([], "count_all")])
     drawn = log.filter(log["audited"]).join(uses, _IDS).to_pandas().sort_values("time")
     drawn = drawn.merge(texts, "left", _IDS, indicator=True)
-    is_unique = drawn["count_all"] == 1  # which text of a repeated request id a vote is on is unknown
+    is_unique = drawn["count_all"] == 1  # with a repeated request id, it is unknown which text a vote is on
     drawn["truth"] = drawn["truth"].where(is_unique)
     waiting = drawn[is_unique & (drawn["_merge"] == "left_only")].head(LISTED)
     return {
@@ -185,7 +185,7 @@ def report(config: Config, storage: Storage) -> dict[str, Any]:
         },
         "appeals": feedback.appeals(),
         "conflicts": texts.loc[texts["truth"].isna(), _IDS].to_dict("records"),
-        # Without verdicts, which would bias those who label.
+        # Without verdicts, which would bias the labellers.
         "to_label": waiting[[*_IDS, "model_version", "time"]].assign(time=waiting["time"].map(str)).to_dict("records"),
     }
 
@@ -193,8 +193,8 @@ def report(config: Config, storage: Storage) -> dict[str, Any]:
 def rates(drawn: pd.DataFrame) -> dict[str, Any]:
     """Error rates of drawn texts, by Hájek's estimator with 95% intervals, if enough of them are labelled.
 
-    Who labels only what looks suspicious biases them. Intervals are exact (Clopper and Pearson 1934) for the effective
-    number of texts (Kish 1965). `drawn` has the columns `label` of the verdict, `truth` or null, and `audit_fraction`.
+    Labelling only suspicious texts would bias them. Intervals are exact (Clopper and Pearson 1934) for the effective
+    sample size (Kish 1965). `drawn` has the columns `label` of the verdict, `truth` (or null) and `audit_fraction`.
     """
     labelled = drawn[drawn["truth"].notna()]
     fraction = len(labelled) / max(1, len(drawn))
@@ -220,12 +220,12 @@ def _rate(hits: np.ndarray, weights: np.ndarray) -> dict[str, float | None]:
 
 
 def budget(counts: Iterable[tuple[float, int, int]]) -> dict[str, Any]:
-    """How much of the false accusation budget of a version is spent: at 1 the audit shows that its rate is exceeded.
+    """The spent fraction of the false accusation budget of a version: 1 is evidence that the target FPR is exceeded.
 
-    The likelihood ratio of a rate `ALTERNATIVE` times as high as the budget is a test martingale: while the budget is
-    kept it ever reaches 1 / `FALSE_ALARM` with at most that probability, however often it is looked at (Ville 1939).
-    `counts` are a target, the number of audited human texts with it, and how many of them were labelled AI, from the
-    first one on.
+    The likelihood ratio for a rate `ALTERNATIVE` times the budget is a test martingale: within the budget, the
+    probability that it ever reaches 1 / `FALSE_ALARM` is at most `FALSE_ALARM`, however often it is checked (Ville
+    1939). `counts` has one entry for each target: the target, the number of audited human texts with it since the
+    first audit, and how many of them were labelled AI.
     """
     evidence, humans, accused = 0.0, 0, 0
     for rate, n, k in counts:

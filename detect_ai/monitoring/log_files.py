@@ -1,9 +1,9 @@
-"""Files of the prediction log: scores and features of the texts that the service has read, never the texts.
+"""Files of the prediction log: scores and features of served texts, never the texts.
 
-Parquet files `monitoring/predictions/day=<date>/<writer>-<number>.parquet` under the storage root, columns as
-`PREDICTIONS`. Texts are kept only where an operator asks for it, in `monitoring/texts/` with a retention of their own.
+The files are `monitoring/predictions/day=<date>/<writer>-<number>.parquet` under the storage root, with the columns of
+`PREDICTIONS`. Texts are kept only if an operator enables it, in `monitoring/texts/` with a separate retention.
 
-Erasing leaves a marker, which readers obey at once and writers within `prediction_log.MARKERS_S`.
+Erasing a request leaves a marker, which readers apply at once and writers within `prediction_log.MARKERS_S`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 FOLDER = "monitoring"
 ERASED = f"{FOLDER}/erased"  # digests of the ids of erased requests
-FIND_S = 10.0  # that the search for a row may take
+FIND_S = 10.0  # time limit for the search for a row
 _VERSION = {b"detect_ai.schema": b"1"}
 
 _ID = [("time", pa.timestamp("ms", "UTC")), ("request_id", pa.string()), ("index", pa.int32())]  # index in the request
@@ -42,13 +42,13 @@ PREDICTIONS = pa.schema(
         ("target_fpr", pa.float64()),
         ("score", pa.float64()),  # log-odds of AI
         ("num_tokens", pa.int32()),
-        ("prose", pa.float32()),  # fraction of the visible characters that is prose in the language of the model
+        ("prose", pa.float32()),  # fraction of the visible characters in prose of the model's language
         ("other_language", pa.float32()),  # and in other languages
         ("nearest_domain", pa.string()),
         ("tampering", pa.int32()),  # characters removed or replaced
-        ("sketch", pa.uint64()),  # signs of the style on secret random directions; null without a style
-        ("audit_fraction", pa.float64()),  # probability with which a text was drawn for the audit
-        ("audited", pa.bool_()),  # whether this one was
+        ("sketch", pa.uint64()),  # signs of the style's projections on secret random directions; null without a style
+        ("audit_fraction", pa.float64()),  # probability that the text was drawn for the audit
+        ("audited", pa.bool_()),  # whether it was drawn
     ],
     _VERSION,
 )
@@ -61,7 +61,7 @@ def read(
     columns: Sequence[str] | None = None,
     where: pc.Expression | None = None,
 ) -> pa.Table:
-    """The rows for which `where` holds, oldest first, without erased ones.
+    """The rows that match `where`, oldest first, without erased rows.
 
     Raises InputError for a file of another schema version.
     """
@@ -76,9 +76,9 @@ def read(
 
 
 def find(storage: Storage, request_id: str, index: int) -> list[Row]:
-    """The rows of one text, without an erased one; several where a client has sent its request id more than once.
+    """The rows of one text, none if it was erased; several if a client has sent its request id more than once.
 
-    The newest files are searched first, for `FIND_S`: a request id does not tell its day, since clients may choose it.
+    Searches the newest files first, for at most `FIND_S`: a request id contains no date, as clients may choose it.
     """
     rows: list[Row] = []
     if storage.exists(_marker(request_id)):
@@ -93,7 +93,7 @@ def find(storage: Storage, request_id: str, index: int) -> list[Row]:
 
 
 def erase(storage: Storage, request_id: str) -> int:
-    """Remove every row of a request, and return how many were found.
+    """Remove every row of a request, and return the number of rows found.
 
     Readers ignore the request from now on; writers that still hold rows of it drop them within
     `prediction_log.MARKERS_S`.
@@ -113,7 +113,7 @@ def erase(storage: Storage, request_id: str) -> int:
 
 
 def retain(storage: Storage, config: MonitoringConfig) -> None:
-    """Delete what `monitoring` does not allow to keep, also of logs that are switched off now, and old markers."""
+    """Apply the retention limits of `monitoring`, also to logs that are now disabled, and delete old markers."""
     prune(storage, "predictions", config.log_days, config.log_megabytes * 1_000_000)
     prune(storage, "texts", config.text_days, config.log_megabytes * 1_000_000)
     oldest = time.time_ns() - 86400 * 10**9 * (max(config.log_days, config.text_days) + 1)
@@ -123,9 +123,9 @@ def retain(storage: Storage, config: MonitoringConfig) -> None:
 
 
 def prune(storage: Storage, name: str, days: int, max_bytes: int) -> None:
-    """Delete earlier days than the last `days`, then the oldest files until all others fit into `max_bytes`.
+    """Delete files older than `days` days, then the oldest files until the rest fits into `max_bytes`.
 
-    A deleted file that another replica has open is back when that one writes next.
+    A deleted file that another replica is still writing reappears at its next write.
     """
     first = f"day={datetime.now(UTC).date() - timedelta(days - 1)}"
     for day in storage.list(f"{FOLDER}/{name}"):
@@ -139,7 +139,7 @@ def prune(storage: Storage, name: str, days: int, max_bytes: int) -> None:
 
 
 def _files(storage: Storage, name: str, extension: str = "parquet") -> dict[str, FileInfo]:
-    """The files of a log, or those of its markers, by key; oldest first."""
+    """The files of a log, or the marker files, by key; oldest first."""
     folder = storage.path(f"{FOLDER}/{name}")
     infos = storage.filesystem.get_file_info(FileSelector(folder, allow_not_found=True, recursive=True))
     infos = [info for info in infos if info.is_file and info.extension == extension]
@@ -148,7 +148,7 @@ def _files(storage: Storage, name: str, extension: str = "parquet") -> dict[str,
 
 
 def _state(storage: Storage, key: str) -> tuple[int | None, int | None]:
-    """What changes when a file is replaced."""
+    """Modification time and size, which change when a file is replaced."""
     info = storage.filesystem.get_file_info(storage.path(key))
     return info.mtime_ns, info.size
 
@@ -164,12 +164,12 @@ def _read_file(
 
 
 def write_file(storage: Storage, key: str, table: pa.Table) -> None:
-    """Write a file of a log, one with texts for its owner only."""
+    """Write a file of a log; only the owner can read a file with texts."""
     storage.write_bytes(key, parquet(table), private="text" in table.column_names)
 
 
 def without(table: pa.Table, erased: set[str]) -> pa.Table:
-    """The rows whose requests are not among the erased ones, which are given by digest."""
+    """The rows without those of erased requests; `erased` has the digests of their ids."""
     if not erased:
         return table
     gone = [id_ for id_ in table["request_id"].unique().to_pylist() if _digest(id_) in erased]

@@ -1,7 +1,7 @@
-"""Mirrors: for each of some human texts an AI text on the same topic, of its length and style, with Ray Data.
+"""Mirrors: AI texts with the topic, length and style of given human texts, generated with Ray Data.
 
-They come from an OpenAI-compatible endpoint, or from a local model through transformers. Each is kept when it arrives,
-so that an interrupted run makes only those that are missing.
+They come from an OpenAI-compatible endpoint or from a local transformers model. Each mirror is stored when it arrives,
+so an interrupted run generates only the missing ones.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ PROMPT = (
     "repeat its sentences. Answer with the text alone.\n\n{text}"
 )
 PROMPT_CHARS = 4000  # of the human text
-MIN_WORDS = 30  # shorter answers are no mirrors
+MIN_WORDS = 30  # shorter answers are discarded
 CONCURRENT = 8  # requests to an endpoint
 MAX_BLOCKS = 1000  # of the dataset of texts
 LOG_EVERY_S = 10
-Generate = Callable[[str, int], str]  # a human text and a number of words to a mirror
+Generate = Callable[[str, int], str]  # takes a human text and a number of words, returns a mirror
 
 
 def mirrors(
@@ -45,8 +45,8 @@ def mirrors(
 ) -> list[dict[str, Any]]:
     """The mirrors of human texts (`id`, `text`, `group`, `domain`): `text`, `group`, `domain` and `generator` of each.
 
-    Those that exist under `key` are not made again. The first texts whose requested words fit into `retrain.max_words`,
-    less the words of all mirrors under `key`, get one. Raises ConfigError for a generator that cannot be used.
+    Mirrors under `key` are not generated again. New ones are generated for the first texts whose requested words fit
+    into `retrain.max_words` less the words of all mirrors under `key`. Raises ConfigError for an unusable generator.
     """
     if not config.model:
         raise ConfigError("retrain.model=: expected the name of a model of the endpoint, or the path of a local one")
@@ -54,7 +54,7 @@ def mirrors(
         raise ConfigError("retrain.url=: expected the address of an endpoint, such as http://127.0.0.1:8080/v1")
     of_model = hashlib.sha256(config.model.encode()).hexdigest()[:8]
     files = {human["id"]: f"{key}/{human['id']}-{of_model}.json" for human in humans}
-    kept = {f"{key}/{name}" for name in storage.list(key) if name.endswith(".json")}  # not what a killed actor left
+    kept = {f"{key}/{name}" for name in storage.list(key) if name.endswith(".json")}  # not a killed actor's leftovers
     room = config.max_words - sum(_words(storage.read_json(file)["text"]) for file in kept)
     missing = [human for human in humans if files[human["id"]] not in kept]
     totals = accumulate(_words(human["text"]) for human in missing)
@@ -80,7 +80,7 @@ def _words(text: str) -> int:
 
 
 def _generate(rows: list[dict[str, str]], config: RetrainConfig, score: ScoreConfig, storage: Storage) -> None:
-    """Write a mirror of each `text` to its `file`."""
+    """Generate a mirror of each `text` and write it to its `file`."""
     is_local = config.generator == "local"
     workers = min(score.workers if is_local else CONCURRENT, len(rows))
     cpus, gpus = int(is_local), int(is_local and score.use_gpu)
@@ -109,13 +109,13 @@ def _generate(rows: list[dict[str, str]], config: RetrainConfig, score: ScoreCon
 
 
 class Pace:
-    """Times of requests, `per_minute` over all who ask."""
+    """Rate limiter: `per_minute` requests over all callers."""
 
     def __init__(self, per_minute: float) -> None:
         self._step, self._next = 60 / per_minute, 0.0
 
     def seconds(self) -> float:
-        """How long to wait before the next request."""
+        """Seconds to wait before the next request."""
         now = time.monotonic()
         wait = max(0.0, self._next - now)
         self._next = now + wait + self._step
@@ -130,8 +130,8 @@ class MirrorActor:
         self._generate: Generate | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Numbers of words."""
-        # Here, not in the constructor, whose errors Ray reports as those of a dead actor.
+        """Write the mirrors of a batch. Returns their numbers of words."""
+        # Load here, not in the constructor, because Ray reports constructor errors as a dead actor.
         self._generate = self._generate or self._load(*self._arguments)
         words = []
         for row in batch.to_pylist():
@@ -149,7 +149,7 @@ class MirrorActor:
 
 
 def endpoint(config: RetrainConfig, api_key: str, wait: Callable[[], None]) -> Generate:
-    """Chat completions of an OpenAI-compatible server, retried while it is busy; `wait` precedes every request."""
+    """Chat completions of an OpenAI-compatible server, retried while it is busy; calls `wait` before each request."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     client = httpx.Client(headers=headers, timeout=120)
     address, name = f"{config.url.rstrip('/')}/chat/completions", f"retrain.url: {urlsplit(config.url).netloc}"
@@ -185,7 +185,7 @@ def _is_temporary(error: BaseException) -> bool:
 
 
 def local(folder: str, score: ScoreConfig) -> Generate:
-    """A causal language model through transformers. Without a chat template it continues the prompt's text."""
+    """A causal language model of transformers. Without a chat template it continues the text of the prompt."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -207,11 +207,11 @@ def local(folder: str, score: ScoreConfig) -> Generate:
             return tokenizer(prompt, return_tensors="pt")
         chat = [{"role": "user", "content": prompt}]
         prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return tokenizer(prompt, return_tensors="pt", add_special_tokens=False)  # the template has them
+        return tokenizer(prompt, return_tensors="pt", add_special_tokens=False)  # the template adds them
 
     def generate(text: str, words: int) -> str:
         new, quoted = min(2 * words + 50, longest // 2), text[:PROMPT_CHARS]
-        # The quoted text is shortened, never the prompt, which ends with the mark of the answer.
+        # Shorten the quoted text, never the prompt, which ends with the start of the answer.
         while (ids := encode(quoted, words))["input_ids"].shape[1] > longest - new:
             if not quoted:
                 raise ConfigError(

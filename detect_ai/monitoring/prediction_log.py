@@ -1,8 +1,8 @@
-"""Writer of the prediction log, one per replica; `log_files` has its columns and files.
+"""Writer of the prediction log, one per replica; `log_files` defines its columns and files.
 
-A writer replaces its last file every `FLUSH_S` seconds, whole: a process that is killed loses at most that long. It
-obeys the markers of erased requests within `MARKERS_S`: until then it may put an erased row back into the file that it
-has open.
+A writer replaces its last file as a whole every `FLUSH_S` seconds, so a killed process loses at most that time. It
+applies the markers of erased requests within `MARKERS_S`; until then it may write an erased row again to its current
+file.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ logger = logging.getLogger("ray.serve")
 Record = Callable[..., None]  # counts a metric: its name, a number (default: 1), labels
 
 FLUSH_S = 4.0
-MARKERS_S = 30.0  # between two looks for new markers of erased requests
-RETAIN_S = 3600.0  # between two deletions of what is too old
-FILE_BYTES = 4_000_000  # in memory, beyond which a writer begins the next file; on disk it is smaller
-ROW_BYTES = 1000  # of a row in memory, estimated, without its text
-MAX_WAITING_BYTES = 20_000_000  # while storage cannot be written; further rows are dropped
+MARKERS_S = 30.0  # between checks for new markers of erased requests
+RETAIN_S = 3600.0  # between deletions of old data
+FILE_BYTES = 4_000_000  # size in memory above which a writer begins the next file; on disk it is smaller
+ROW_BYTES = 1000  # estimated size of a row in memory, without its text
+MAX_WAITING_BYTES = 20_000_000  # buffered while storage is not writable; further rows are dropped
 SKETCH_BITS = 64
 
 
 class RowLog:
-    """One log and a writer in it. Any thread may `append`; one thread calls the rest.
+    """A log and its writer. Any thread may call `append`; a single thread calls the other methods.
 
-    Rows are kept for `days` and all files together to `max_bytes`, as `prune` does.
+    `prune` keeps rows for `days` days and all files together within `max_bytes`.
     """
 
     def __init__(self, storage: Storage, name: str, days: int, max_bytes: int) -> None:
         self.storage, self.name, self.days, self.max_bytes = storage, name, days, max_bytes
         self.num_dropped = 0
-        self._room = min(MAX_WAITING_BYTES, max_bytes // 2)  # of waiting rows, so also of a file
+        self._room = min(MAX_WAITING_BYTES, max_bytes // 2)  # for waiting rows, so also for a file
         self._writer, self._number, self._day, self._key = uuid.uuid4().hex[:12], 0, "", ""
         self._current = SCHEMAS[name].empty_table()  # content of the current file
-        self._erased, self._next_look = set[str](), 0.0  # markers that the current file obeys
+        self._erased, self._next_look = set[str](), 0.0  # markers already applied to the current file
         self._waiting, self._waiting_bytes = list[Row](), 0
         self._lock = threading.Lock()
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Add rows to be written, at once; those beyond `MAX_WAITING_BYTES` are dropped."""
+        """Queue rows without blocking; rows beyond `MAX_WAITING_BYTES` are dropped."""
         with self._lock:
             for row in rows:
                 if self._waiting_bytes + (size := _row_bytes(row)) > self._room:
@@ -76,14 +76,14 @@ class RowLog:
             return list(self._waiting)
 
     def flush(self, finish: Callable[[Row], Row] = dict) -> list[Row]:
-        """Replace the current file by one that has the waiting rows too, made of them by `finish`, and return them.
+        """Add the waiting rows, converted by `finish`, to the current file (replacing it), and return them.
 
-        An error of storage leaves them waiting. Rows that do not fit the columns of the log are dropped, and raise.
+        A storage error leaves them waiting. Rows that do not match the columns of the log are dropped, and it raises.
         """
         today, size = datetime.now(UTC).date().isoformat(), self._current.nbytes + self._waiting_bytes
         is_full = today != self._day or size > min(FILE_BYTES, self._room)
         if is_full or time.monotonic() >= self._next_look:
-            self.drop_erased()  # before the next file: whoever erases later sees this one as it stays
+            self.drop_erased()  # before the next file: a later erasure sees the final content of this one
         if is_full:
             prune(self.storage, self.name, self.days, self.max_bytes - self._room)
             self._day, self._number, self._current = today, self._number + 1, self._current.slice(0, 0)
@@ -104,7 +104,7 @@ class RowLog:
         return rows
 
     def drop_erased(self) -> None:
-        """Remove the rows of requests that were erased since the last look from the current file."""
+        """Remove rows of requests erased since the last check from the current file."""
         erased = set(self.storage.list(ERASED))
         kept = without(self._current, erased - self._erased)
         if kept.num_rows < self._current.num_rows and self.storage.exists(self._key):  # else it was pruned
@@ -118,10 +118,10 @@ class RowLog:
 
 
 class PredictionLog:
-    """The logs of a replica, its draws for the audit, and a thread that makes a pass every `FLUSH_S`.
+    """The logs of a replica, its random draws for the audit, and a thread that runs a pass every `FLUSH_S`.
 
-    A pass deletes what is too old (once in `RETAIN_S`), writes, and calls `observe` with the predictions that were
-    written, if any. What fails is counted and tried again in the next pass. Without `monitoring.log` it only deletes.
+    A pass deletes old data (once per `RETAIN_S`), writes the logs, and calls `observe` with the written predictions,
+    if any. Failures are counted and retried in the next pass. Without `monitoring.log` it only deletes old data.
     """
 
     observe: Callable[[Sequence[Row]], None] | None = None
@@ -140,7 +140,7 @@ class PredictionLog:
 
     @property
     def age_s(self) -> float:
-        """Seconds since the last pass in which nothing failed."""
+        """Seconds since the last pass without a failure."""
         return time.monotonic() - self._last_success
 
     def start(self) -> None:
@@ -148,7 +148,7 @@ class PredictionLog:
         self._thread.start()
 
     def close(self) -> None:
-        """Write what is left and stop the thread."""
+        """Write the remaining rows and stop the thread."""
         self._stop.set()
         self._thread.join()
 
@@ -162,7 +162,7 @@ class PredictionLog:
                 log.drop_erased()
 
     def flush(self) -> None:
-        """One pass."""
+        """Run one pass."""
         errors, written = self.errors.total(), list[Row]()
         with self._counted("retention"):
             if time.monotonic() >= self._next_retain:
@@ -185,7 +185,7 @@ class PredictionLog:
 
     @contextmanager
     def _counted(self, step: str) -> Iterator[None]:
-        """Log and count an error, not its message, which may repeat a value of a row; that of storage has none."""
+        """Log and count an error, without its message unless it is a storage error: others may contain row values."""
         try:
             yield
         except Exception as error:
@@ -197,7 +197,7 @@ class PredictionLog:
     def add(
         self, request_id: str, documents: Sequence[Document], scores: Sequence[float], verdicts: Sequence[Verdict]
     ) -> None:
-        """Log the texts of a request, in its order. Returns at once."""
+        """Log the texts of a request, in request order. Does not block."""
         now, fraction = datetime.now(UTC), self.config.audit_fraction
         ids = [{"time": now, "request_id": request_id, "index": i} for i in range(len(documents))]
         rows = map(prediction_row, documents, scores, verdicts)
@@ -208,13 +208,13 @@ class PredictionLog:
             self.texts.append([id_ | {"text": text} for id_, text in zip(ids, texts, strict=True)])
 
     def find(self, request_id: str, index: int) -> list[Row]:
-        """The rows of a text as `find`, also those that this replica has not written yet."""
+        """The rows of a text, as `find`, including rows that this replica has not written yet."""
         waiting = [r for r in self.predictions.waiting() if (r["request_id"], r["index"]) == (request_id, index)]
         return waiting + find(self.storage, request_id, index)
 
 
 def prediction_row(document: Document, score: float, verdict: Verdict) -> Row:
-    """Columns of `PREDICTIONS` that are features of a text or parts of its verdict; the style instead of its sketch."""
+    """Columns of `PREDICTIONS` from a text and its verdict, with the style instead of the sketch."""
     fractions = document.content.fractions
     return {
         "model_version": verdict.model_version,
@@ -232,19 +232,19 @@ def prediction_row(document: Document, score: float, verdict: Verdict) -> Row:
 
 
 def sketched(row: Row, secret: bytes) -> Row:
-    """A row with the sketch of its style, too."""
+    """A row with the sketch of its style added."""
     style = row["style"]
     return row | {"sketch": int(sketches(style[None], secret)[0]) if style.size else None}
 
 
 def sketches(styles: Floats, secret: bytes) -> np.ndarray:
-    """The signs of styles, shape (n, dimensions), on `SKETCH_BITS` directions, packed into uint64 of shape (n,)."""
+    """Signs of the projections of styles, shape (n, dimensions), on `SKETCH_BITS` directions: uint64 of shape (n,)."""
     return np.packbits(styles @ _directions(secret, styles.shape[1]) > 0, axis=1).view(">u8")[:, 0].astype(np.uint64)
 
 
 @lru_cache
 def _directions(secret: bytes, dimensions: int) -> Floats:
-    """Random directions: without the secret a sketch says little of a style."""
+    """Random directions, from a secret: without it a sketch reveals little about a style."""
     seed = int.from_bytes(hashlib.sha256(secret).digest())
     return np.random.default_rng(seed).normal(size=(dimensions, SKETCH_BITS))
 
@@ -255,7 +255,7 @@ def sketch_bits(packed: np.ndarray) -> np.ndarray:
 
 
 def log_secret(storage: Storage) -> bytes:
-    """The secret of this deployment; made when it is first needed."""
+    """The secret of this deployment, created on first use."""
     key = f"{FOLDER}/secret"
     if not storage.exists(key):
         storage.create(key, secrets.token_bytes(32), private=True)

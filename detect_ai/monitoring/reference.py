@@ -1,15 +1,15 @@
-"""Whether texts that a service reads are like a reference, by one test for each kind of signal. Pure.
+"""Drift tests: whether served texts match a reference, with one test for each signal. Pure.
 
-The reference is days of the prediction log, or the calibration texts of the bundle, all domains alike within a class.
-How many texts of a service are AI is unknown and no drift: calibration texts are a reference in many mixtures of the
-classes, and a window raises an alarm if it differs from every one of them.
+The reference is days of the prediction log, or the calibration texts of the bundle with equal weight of all domains in
+a class. The fraction of AI texts in the traffic is unknown, and its change is not drift: calibration texts are used as
+several mixtures of the classes, and a window raises an alarm only if it differs from every mixture.
 
-A window is compared by `SIGNALS`. The distribution of their statistics without drift is that of windows and references
-drawn together: a reference is a sample too (Bayesian bootstrap, Rubin 1981). That of the smallest of the p-values gives
-one probability of a false alarm over all signals (Westfall and Young 1993, "Resampling-based multiple testing").
+A window is compared on `SIGNALS`. The null distribution of their statistics comes from resampled windows and
+references, because a reference is a sample too (Bayesian bootstrap, Rubin 1981). That of the smallest p-value gives one
+false alarm probability over all signals (Westfall and Young 1993, "Resampling-based multiple testing").
 
-Texts of one window are drawn independently. Real ones come in bunches, from a class or a newsroom: a window of them
-differs from the others more often than by chance, and that is what the alarm then says.
+The resampled texts of a window are independent. Real texts come in groups, such as a school class or a newsroom: a
+window of them differs more often than by chance, and the alarm then reports that difference.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ if TYPE_CHECKING:
     from detect_ai.detector.bundle import DetectorSpec
 
 SIGNALS = ("scores", "lengths", "abstentions", "domains", "words")
-RESAMPLES = 5_000  # windows drawn from a mixture; fewer allow no level for `monitoring.drift.false_alarms=0.001`
+RESAMPLES = 5_000  # windows drawn from a mixture; fewer give no level for `monitoring.drift.false_alarms=0.001`
 DECIDED = "decided"  # not abstained
-QUANTILES = (0.1, 0.5, 0.9)  # of scores and lengths, in sentences
-COLUMNS = ("score", "num_tokens", "reasons", "nearest_domain", "sketch")  # of the log, that are compared
+QUANTILES = (0.1, 0.5, 0.9)  # of scores and lengths, in the sentences of an alarm
+COLUMNS = ("score", "num_tokens", "reasons", "nearest_domain", "sketch")  # of the log, to compare
 SPACING = 6.0  # between the mixtures, in standard deviations of the fraction of AI texts in a window
-_PER_REFERENCE = 100  # windows for each resampled reference
+_PER_REFERENCE = 100  # windows per resampled reference
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Scored texts; arrays have one entry for each, `bits` one row.
+    """Scored texts; arrays have one entry per text, `bits` one row per text.
 
     Attributes:
         scores: log-odds of AI.
-        num_tokens: their lengths.
-        outcomes: first reason of an uncertain verdict, or `DECIDED`; a pause of verdicts is none.
-        domains: nearest domain of calibration, "" without one.
-        bits: signs of their sketches, of no column where there are none.
+        num_tokens: lengths.
+        outcomes: first reason of an uncertain verdict, or `DECIDED`; ignores that the operator paused verdicts.
+        domains: nearest domain of calibration, "" for none.
+        bits: signs of the sketches; no columns if any sketch is missing.
     """
 
     scores: Floats
@@ -66,18 +66,18 @@ class Traffic:
         return len(self.scores)
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> Traffic:
-        """Some of the texts."""
+        """The selected texts."""
         return Traffic(**{name: values[rows] for name, values in vars(self).items()})
 
     @classmethod
     def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Traffic:
-        """From rows of the prediction log."""
+        """Traffic from rows of the prediction log."""
         schema = pa.schema([PREDICTIONS.field(name) for name in COLUMNS])
         return cls.of_log(pa.Table.from_pylist(list(rows), schema))
 
     @classmethod
     def of_log(cls, rows: pa.Table) -> Traffic:
-        """From a table of the prediction log, with `COLUMNS`."""
+        """Traffic from a table of the prediction log with `COLUMNS`."""
         reasons = rows["reasons"].combine_chunks()
         texts, names = pc.list_parent_indices(reasons).to_numpy(), reasons.flatten().to_numpy(zero_copy_only=False)
         is_own = names != Reason.ABSTAINING.value  # the operator's decision, not a property of the text
@@ -95,7 +95,7 @@ class Traffic:
 
     @classmethod
     def of_calibration(cls, spec: DetectorSpec, secret: bytes) -> tuple[Traffic, Floats]:
-        """The calibration texts of a bundle, and the probabilities of human and of AI ones, shape (2, texts)."""
+        """The calibration texts of a bundle, and the probabilities of the human and the AI texts, shape (2, texts)."""
         calibration, target = spec.calibration, spec.default_target_fpr
         cells = [(label, own) for domain in calibration.domains for label, own in enumerate((domain.human, domain.ai))]
         cells = [(label, own) for label, own in cells if len(own)]
@@ -124,35 +124,35 @@ class Traffic:
 class Check(NamedTuple):
     """The comparison of one window with the reference."""
 
-    p_values: dict[str, float]  # by signal: how often a window without drift differs as much
-    alarms: list[str]  # signals beyond the level
-    sentences: list[str]  # what has changed, for each alarm
-    ai_fraction: float | None  # in the mixture of calibration texts that fits best, to which all this refers
+    p_values: dict[str, float]  # by signal: probability that a window without drift differs at least as much
+    alarms: list[str]  # signals with a p-value up to the level
+    sentences: list[str]  # description of the change, one per alarm
+    ai_fraction: float | None  # of the best-fitting mixture of calibration texts, to which all fields refer
 
 
 class _Encoded(NamedTuple):
-    """Texts in the terms of the reference."""
+    """Texts encoded relative to the reference."""
 
-    ranks: list[list[Labels]]  # of scores and lengths: reference texts up to, and below; each of shape (n,)
+    ranks: list[list[Labels]]  # for scores and lengths: numbers of reference values <= and < each; shape (n,) each
     indicators: Floats  # of outcomes, domains and bits, shape (n, …)
 
 
 class _Mixture(NamedTuple):
-    """Texts of a reference with the probabilities `weights`, and windows of them."""
+    """Texts of a reference with the probabilities `weights`, and the statistics of windows drawn from them."""
 
     ai_fraction: float | None
     weights: Floats
     expected: Floats  # means of the indicators
-    null: Floats  # statistics of windows without drift, sorted by signal, shape (windows, signals)
-    level: float  # a p-value up to it is an alarm
+    null: Floats  # statistics of windows without drift, sorted within each signal, shape (windows, signals)
+    level: float  # a p-value up to this level is an alarm
 
 
 class Reference:
     """A reference, and the distribution of windows of `window` texts without drift.
 
     A window without drift raises an alarm with a probability of at most `false_alarms`, over all signals together.
-    `class_weights`, shape (2, texts), are the probabilities of human and of AI texts; without them all texts are alike
-    and the fraction of AI texts is a property of the reference. Raises InputError for fewer texts than a window.
+    `class_weights`, shape (2, texts), are the probabilities of the human and the AI texts; without them all texts have
+    the same weight and the reference has a fixed fraction of AI texts. Raises InputError for fewer texts than a window.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Reference:
         self.level = float(self._levels.min())
 
     def check(self, live: Traffic) -> Check:
-        """Compare a window of `window` texts with the mixture that fits best."""
+        """Compare a window of `window` texts with the best-fitting mixture."""
         assert len(live) == self.window, f"{len(live)} texts in a window of {self.window}"
         each = self._p_values(self._encode(live), np.arange(len(live))[None])[:, 0]
         best = max(range(len(each)), key=lambda i: (each[i].min() > self._levels[i], *np.sort(each[i])))
@@ -196,7 +196,7 @@ class Reference:
         return self.traffic[np.random.default_rng(seed).choice(len(weights), number, p=weights)]
 
     def alarm_rate(self, texts: Traffic, windows: int, seed: int, weights: Floats | None = None) -> float:
-        """The fraction of windows drawn from texts, alike or by `weights`, that raise an alarm."""
+        """The fraction of windows that raise an alarm, drawn from texts uniformly or with probabilities `weights`."""
         rng, encoded, alarms = np.random.default_rng(seed), self._encode(texts), 0
         for start in range(0, windows, 1000):
             drawn = rng.choice(len(texts), (min(1000, windows - start), self.window), p=weights)
@@ -229,10 +229,10 @@ class Reference:
         return _Encoded(ranks, np.column_stack(columns).astype(np.float32))
 
     def _statistics(self, texts: _Encoded, windows: NDArray[np.int64], weights: Floats, expected: Floats) -> Floats:
-        """How much windows, given by the texts in each, differ from a reference, shape (windows, signals).
+        """Differences of windows, given as positions of their texts, from a reference; shape (windows, signals).
 
-        Kolmogorov and Smirnov's distance of scores and of lengths, the total variation of outcomes and of domains, and
-        the mean difference of the frequencies of the signs of the sketches.
+        Kolmogorov-Smirnov distance for scores and lengths, total variation distance for outcomes and domains, and mean
+        absolute difference of the sign frequencies for sketches.
         """
         number, n = windows.shape
         steps, values = np.arange(1, n + 1) / n, []
@@ -251,7 +251,7 @@ class Reference:
         return np.column_stack(values)
 
     def _p_values(self, texts: _Encoded, windows: NDArray[np.int64]) -> Floats:
-        """Those of windows, given by the texts in each, shape (mixtures, windows, signals)."""
+        """p-values of windows, given as positions of their texts; shape (mixtures, windows, signals)."""
         each = [
             _reached(mixture.null, self._statistics(texts, windows, mixture.weights, mixture.expected))
             for mixture in self._mixtures
@@ -259,7 +259,7 @@ class Reference:
         return (1 + np.stack(each)) / (1 + RESAMPLES)
 
     def _describe(self, signal: str, live: Traffic, mixture: _Mixture) -> str:
-        """What has changed, in words."""
+        """A sentence that describes the change."""
         reference = "the reference"
         if mixture.ai_fraction is not None:
             reference = f"calibration texts with {100 * mixture.ai_fraction:.0f}% AI"
@@ -285,15 +285,15 @@ class Reference:
 
 
 def ai_fractions(window: int) -> list[float]:
-    """Fractions of AI texts in [0, 1], so dense that a window of any fraction is like a window of one of them.
+    """Fractions of AI texts in [0, 1], dense enough that a window with any fraction matches one of them.
 
-    On the scale of arcsin √fraction the standard deviation of a window's fraction is 1 / (2 √window) everywhere.
+    On the scale of arcsin √fraction, the standard deviation of a window's fraction is 1 / (2 √window) everywhere.
     """
     number = 1 + math.ceil(math.pi * math.sqrt(window) / SPACING)
     return [float(value) for value in np.sin(np.linspace(0, np.pi / 2, number)) ** 2]
 
 
 def _reached(ordered: Floats, statistics: Floats) -> Labels:
-    """How many windows without drift differ at least as much, by column."""
+    """Numbers of windows without drift that differ at least as much, by column."""
     counts = [len(null) - np.searchsorted(null, own - 1e-5) for null, own in zip(ordered.T, statistics.T, strict=True)]
     return np.column_stack(counts)

@@ -1,9 +1,9 @@
-"""The stage `retrain`: texts from operation that the next training should learn from, as sources of a corpus.
+"""The stage `retrain`: collect texts to train on next, as sources of a corpus.
 
 - *Hard negatives*: the texts of a large human corpus that the detector scores highest, found with Ray Data.
-- *Mirrors*: for each of them an AI text on the same topic, of its length and style. Human texts without AI counterparts
-  teach a detector that their topics are human (docs/experiments/log/2026-11-essays.md).
-- *Audited texts*: those of the random audit that people have labelled, if the service kept their text.
+- *Mirrors*: for each hard negative, an AI text of the same topic, length and style. From human texts without AI
+  counterparts a detector learns that their topics are human (docs/experiments/log/2026-11-essays.md).
+- *Audited texts*: texts of the random audit that people have labelled, if the service kept their text.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from detect_ai.schemas import Label
 
 COLUMNS = ("id", "text", "label", "group", "domain", "generator")
 SCHEMA = pa.schema([(name, pa.int64() if name == "label" else pa.string()) for name in COLUMNS])
-# Chosen by their scores, they would bias thresholds and error rates.
+# The texts are chosen by score, so they would bias thresholds and error rates.
 TRAINING_ONLY = {"splits": {"*": ["train", "validation"]}}
 
 
 def collect(config: Config, storage: Storage) -> dict[str, Any]:
     """Write the new texts under `runs/<run>/retrain/`. Returns their numbers and the `sources` for a corpus.
 
-    The detector is the champion. Raises ConfigError for nothing to collect from, InputError for nothing found.
+    The detector is the champion. Raises ConfigError if no input is configured, InputError if nothing is found.
     """
     wanted = config.retrain
     if not (wanted.humans or wanted.audited):
@@ -65,9 +65,9 @@ def with_sources(config: Config, sources: Sequence[dict[str, Any]]) -> Config:
 
 
 def hard_negatives(config: Config, storage: Storage) -> list[dict[str, Any]]:
-    """The human texts with the highest scores, at most `retrain.hard_negatives`; too short ones are left out.
+    """The human texts with the highest scores, at most `retrain.hard_negatives`, in scope and long enough.
 
-    Raises InputError if all are.
+    Raises InputError if there are none.
     """
     wanted = config.retrain
     scored = score_in_memory(wanted.humans, Registry(storage).resolve(""), config.score)
@@ -85,7 +85,7 @@ def hard_negatives(config: Config, storage: Storage) -> list[dict[str, Any]]:
 
 
 def audited(config: Config, storage: Storage) -> list[dict[str, Any]]:
-    """Audited texts with a label that no key contradicts. Raises InputError where there are no texts or no labels."""
+    """Audited texts with a label that no key contradicts. Raises InputError if there are no texts or no labels."""
     texts = log_files.read(storage, "texts", ("request_id", "index", "text")).to_pandas()
     if texts.empty:
         raise InputError("retrain.audited=true: the service kept no texts; serve with monitoring.text_days above 0")
