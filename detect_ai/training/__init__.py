@@ -1,1 +1,1 @@
-"""Shards to checkpoints: Ray Train, Ray Tune and the training loop."""
+"""Training, from shards to checkpoints: Ray Train, Ray Tune and the training loop."""

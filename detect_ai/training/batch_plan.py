@@ -1,12 +1,12 @@
-"""The batch plan: which documents make an optimizer step. A pure function of lengths, labels and a seed.
+"""The batch plan: which documents belong to each optimizer step. A pure function of lengths, labels and a seed.
 
-A *step* is `batch_size` documents for any number of workers. Every step has the classes in the proportions of its
-pool, and within a class its documents are of similar length. A step is cut into *microbatches* of neighbouring lengths,
-which are dealt to the ranks in turn: all ranks work on similar lengths at the same time, and the content of a step does
+A *step* has `batch_size` documents for any number of workers. Every step has the class proportions of its pool, and
+within a class its documents are of similar length. A step is split into *microbatches* of similar length, which are
+assigned to the ranks round-robin: all ranks process similar lengths at the same time, and the content of a step does
 not depend on the number of ranks.
 
-Why by class: human and AI texts differ in length, so steps of similar length alone would be nearly of one class, and a
-model learns much less from them (docs/TRAINING.md has the measurements).
+Steps are planned by class because human and AI texts differ in length: steps of similar length alone would contain
+nearly one class, and a model learns much less from them (measurements in docs/TRAINING.md).
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from detect_ai.models.batch import Batch, Ints, padded_length
 
 @dataclass(frozen=True)
 class Microbatch:
-    """One forward pass of one rank. An empty one has a single row of weight 0, of document -1."""
+    """One forward pass of one rank. An empty microbatch has a single row with weight 0 and document -1."""
 
     batch: Batch
-    labels: Ints  # shape (rows,), as those below
+    labels: Ints  # shape (rows,), as `weights` and `documents`
     weights: NDArray[np.float32]
     documents: Ints  # position of each row's document in the split
-    step_weight: float  # of all documents of the whole step, over all ranks
-    slot: int  # its place in the step over all ranks: rank r of W has those of r, r + W, r + 2 W …
-    last: bool  # whether the step ends with it on this rank
+    step_weight: float  # sum of the weights of all documents of the step, over all ranks
+    slot: int  # position in the step over all ranks: rank r of W has slots r, r + W, r + 2 W …
+    last: bool  # whether it is the last of the step on this rank
 
 
 def num_steps(num_rows: int, batch_size: int) -> int:
-    """Number of steps that a pool of documents makes."""
+    """Number of steps in a pool of documents."""
     return math.ceil(num_rows / batch_size)
 
 
 def plan_steps(
     lengths: Ints, labels: Ints, batch_size: int, microbatch_size: int, rng: np.random.Generator
 ) -> list[list[Ints]]:
-    """Cut a pool of documents into steps of microbatches, in a random order that `rng` determines.
+    """Split a pool of documents into steps of microbatches, in a random order that `rng` determines.
 
     Documents of equal padded length are in random order, so that no two epochs have the same batches. `lengths` are in
-    tokens as read, special tokens included, shape (n,); sizes are in documents, at most, and those of steps differ by
-    one at most. Returns for each step its microbatches, shortest first: arrays of positions, where each occurs once.
+    tokens as read, including special tokens, shape (n,). Sizes are maximum numbers of documents; step sizes differ by
+    at most one. Returns the microbatches of each step, shortest first: arrays of positions; each position occurs once.
     """
     padded = padded_length(lengths)
     order = rng.permutation(len(lengths))
     order = order[np.argsort(padded[order], kind="stable")]
-    # The k-th shortest of a class of n is placed at (k + u) / n: steps cut from this order take evenly from each class.
+    # The k-th shortest of a class of n is at (k + u) / n: consecutive steps of this order take evenly from each class.
     places = np.empty(len(lengths))
     for label in np.unique(labels):
         of_class = order[labels[order] == label]

@@ -1,8 +1,8 @@
 """Training checkpoints, and Ray Train's list of them.
 
-A checkpoint is the model as a bundle has it (`config.json`, `model.safetensors`) and what resuming needs
-(`optimizer.safetensors`, `state.json`). Ray Train registers a checkpoint once all of it is in the storage, so a run
-never resumes from an incomplete one.
+A checkpoint is the model in the format of a bundle (`config.json`, `model.safetensors`) and the training state
+(`optimizer.safetensors`, `state.json`). Ray Train registers a checkpoint only when it is completely in storage, so a
+run never resumes from an incomplete checkpoint.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ BACKUP = "checkpoint_manager_snapshot.backup.json"
 
 
 def report(trainer: Trainer, history: list[dict[str, Any]], storage: Storage, folder: str) -> None:
-    """Report a checkpoint of the last step to Ray Train. Every rank must call this; rank 0 writes it.
+    """Report a checkpoint of the last step to Ray Train. Every rank must call this; rank 0 writes the checkpoint.
 
-    The metrics are those of the evaluation at this step: a checkpoint without one never ranks best. The list of
-    checkpoints is first backed up under the run's `folder`: Ray Train deletes none of those before it has a new list.
+    The metrics are from the evaluation at this step; a checkpoint without an evaluation never ranks best. The list of
+    checkpoints is first backed up under the run's `folder`: Ray Train keeps the listed ones until it has a new list.
     """
     state = trainer.state() | {"history": history}
     evaluated = bool(history) and history[-1]["step"] == trainer.steps
@@ -45,7 +45,7 @@ def report(trainer: Trainer, history: list[dict[str, Any]], storage: Storage, fo
     if trainer.rank:
         ray.train.report(metrics)
         return
-    with suppress(OSError, InputError):  # no list yet, or one that is being written
+    with suppress(OSError, InputError):  # no list yet, or a half-written one
         storage.write_json(f"{folder}/{BACKUP}", storage.read_json(f"{folder}/{SNAPSHOT}"))
     with tempfile.TemporaryDirectory() as name:
         encoder.save(trainer.module, Path(name))
@@ -59,7 +59,7 @@ def checkpoint_score(metrics: dict[str, Any]) -> float:
 
 
 def restore(trainer: Trainer) -> list[dict[str, Any]]:
-    """Load the run's last checkpoint if there is one. Returns the evaluations so far."""
+    """Load the run's last checkpoint, if any. Returns the evaluations so far."""
     from safetensors.torch import load_model
 
     checkpoint = ray.train.get_checkpoint()
@@ -73,7 +73,7 @@ def restore(trainer: Trainer) -> list[dict[str, Any]]:
 
 
 def write_state(state: dict[str, Any], folder: Path) -> None:
-    """Write a training state: tensors of the optimizer as safetensors, everything else as JSON."""
+    """Write a training state: optimizer tensors as safetensors, everything else as JSON."""
     from safetensors.torch import save_file
 
     optimizer = state["optimizer"]
@@ -83,7 +83,7 @@ def write_state(state: dict[str, Any], folder: Path) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Read what `write_state` wrote."""
+    """Read a training state written by `write_state`."""
     from safetensors.torch import load_file
 
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
@@ -104,7 +104,7 @@ def resume_step(storage: Storage, folder: str) -> int:
 
 
 def repair_snapshot(storage: Storage, folder: str) -> None:
-    """Replace a half-written list of checkpoints by its backup, unless that names a deleted one: Ray refuses both."""
+    """Replace a half-written list of checkpoints with its backup, or delete it if the backup lists a deleted one."""
     try:
         storage.read_json(f"{folder}/{SNAPSHOT}")
     except FileNotFoundError:

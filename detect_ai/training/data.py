@@ -1,10 +1,10 @@
-"""Input streams of a training run: tokenised shards to whole microbatches on every rank.
+"""Input streams of a training run: from tokenised shards to microbatches on every rank.
 
-A shard is a pool, whose steps are planned (`detect_ai.training.batch_plan`) when it is read. One worker reads the pools
-in its own process. For several, one Ray Data task reads a pool and emits one row for each microbatch. Every row is a
-block of its own and the order is preserved, so `streaming_split(equal=True)` deals row i to rank i mod W. Steps are
-padded with empty microbatches to a multiple of W: all ranks make the same number of steps, and a step holds the same
-documents at any W.
+A shard is a pool, whose steps are planned (`detect_ai.training.batch_plan`) when it is read. A single worker reads the
+pools in its own process. With several workers, one Ray Data task reads a pool and yields one row per microbatch. Every
+row is a separate block and the order is preserved, so `streaming_split(equal=True)` sends row i to rank i mod W. Steps
+are padded with empty microbatches to a multiple of W: all ranks run the same number of steps, and a step has the same
+documents for any W.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from detect_ai.training import checkpoint
 from detect_ai.training.batch_plan import Microbatch, num_steps, pad_to_world_size, plan_steps
 
 EVAL_BATCH_TOKENS = 8192
-AHEAD = 32  # microbatches in memory, for which the next shard is read
+AHEAD = 32  # microbatches prefetched into memory
 
 
 @dataclass(frozen=True)
 class WindowFormat:
-    """Window layout: token ids to rows of a batch."""
+    """Window layout, to convert token ids to rows of a batch."""
 
     prefix: Ids  # special tokens before each window
-    suffix: Ids  # and after it
+    suffix: Ids  # special tokens after each window
     pad_id: int
     window: int  # tokens, special tokens included
     stride: int  # tokens between the starts of neighbouring windows
@@ -60,14 +60,14 @@ class WindowFormat:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the ranks of a run read: pools in order, and how one becomes microbatches, for all ranks in turn."""
+    """What the ranks of a run read: the pools in order, and `read`, which yields a pool's microbatches round-robin."""
 
     pools: list[dict[str, Any]]
     read: Callable[[dict[str, Any]], Iterator[Microbatch]]
     num_workers: int
 
     def microbatches(self) -> Iterator[Microbatch]:
-        """All microbatches, the next ones made while the model runs: the stream of a single worker."""
+        """All microbatches, prefetched while the model runs: the stream of a single worker."""
         stream = (microbatch for pool in self.pools for microbatch in self.read(pool))
         thread = ThreadPoolExecutor(1)
         try:
@@ -79,18 +79,18 @@ class Plan:
             thread.shutdown(cancel_futures=True)
 
     def dataset(self) -> Dataset:
-        """All microbatches, one in a block."""
+        """All microbatches, one per block."""
         import ray
 
         def rows(item: pa.Table) -> Iterator[pa.Table]:
             for microbatch in self.read(item.to_pylist()[0]):
                 yield pa.table({"microbatch": [pickle.dumps(microbatch)]})
 
-        # One reader for each rank: left to itself Ray Data starts a process for every shard that it finds a CPU for.
+        # One reader per rank: by default Ray Data starts a process for every shard while CPUs are free.
         compute = ray.data.TaskPoolStrategy(size=self.num_workers)
         dataset = ray.data.from_items(self.pools, override_num_blocks=len(self.pools))
         stream: Dataset = dataset.map_batches(rows, batch_size=1, batch_format="pyarrow", compute=compute)
-        # A yielded table becomes a block as soon as it reaches the target size. Rank r's next row must be the next one.
+        # A yielded table becomes a block when it reaches the target size: 1 byte makes every row a separate block.
         stream.context.target_max_block_size = 1
         stream.context.execution_options.preserve_order = True
         stream.context.enable_progress_bars = False  # the run logs its steps
@@ -98,32 +98,32 @@ class Plan:
 
 
 class StreamDataConfig(DataConfig):
-    """Ray Train `DataConfig`: builds the streams for the workers that started, from the step where `folder` resumes."""
+    """Ray Train `DataConfig`: builds the streams for the started workers, from the step at which `folder` resumes."""
 
     def __init__(self, corpus: Corpus, form: WindowFormat, config: Config, folder: str) -> None:
-        # With locality, the ranks of several machines would get one another's microbatches and wait indefinitely.
+        # With locality, ranks on several machines would get each other's microbatches and wait indefinitely.
         super().__init__(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False)
         self._corpus, self._form, self._config, self._folder = corpus, form, config, folder
 
     def plan(self, split: str, num_workers: int, start: int = 0) -> Plan:
-        """What the ranks read of a split: of `train` all epochs from a step on, of `validation` every window once."""
+        """What the ranks read of a split: `train` for all epochs from step `start`, otherwise every window once."""
         if split == "train":
             return training_plan(self._corpus, self._form, self._config, num_workers, start)
-        # Without gradients four times a training pass fits into memory, so that one setting decides about both.
+        # Without gradients, four times the tokens of a training pass fit into memory, so one setting controls both.
         window = padded_length(self._form.window)
         tokens = min(EVAL_BATCH_TOKENS, 4 * self._config.train.microbatch_size * window)
         return scoring_plan(self._corpus, split, self._form, num_workers, tokens)
 
     def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> Any:
-        """The shards of the requested streams, one for each rank. Ray Train calls this when rank 0 asks for its own."""
-        # The workers restored the same checkpoint before they ask: Ray Train hands them the last registered one.
+        """The shards of the requested streams, one per rank. Ray Train calls this when rank 0 requests its shard."""
+        # The workers have restored the same checkpoint before: Ray Train gives them the last registered one.
         start = checkpoint.resume_step(self._corpus.storage, self._folder)
         streams = {split: self.plan(split, world_size, start).dataset() for split in datasets}
         return super().configure(streams, world_size, *args, **kwargs)
 
 
 def training_plan(corpus: Corpus, form: WindowFormat, config: Config, num_workers: int, start: int = 0) -> Plan:
-    """All microbatches of all epochs from a step on. Each epoch reads the shards in another order and other windows."""
+    """All microbatches of all epochs from step `start`. Each epoch has another shard order and other windows."""
     pools, root = training_pools(corpus, config, start), corpus.storage.root
     assert pools, f"step {start}: the run has no more steps"
     return Plan(
@@ -142,7 +142,7 @@ def scoring_plan(corpus: Corpus, split: str, form: WindowFormat, num_workers: in
 
 
 def read_stream(shard: Any) -> Iterator[Microbatch]:
-    """The microbatches that Ray Data deals to a rank, the next one fetched while the model runs."""
+    """The microbatches that Ray Data sends to a rank, prefetched while the model runs."""
     for row in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
         assert row.num_rows == 1, f"expected one microbatch in a block, found {row.num_rows}"
         yield pickle.loads(row["microbatch"][0].as_py())  # noqa: S301  # from a task of this run
@@ -154,7 +154,7 @@ def steps_per_epoch(corpus: Corpus, batch_size: int) -> int:
 
 
 def training_pools(corpus: Corpus, config: Config, start: int) -> list[dict[str, Any]]:
-    """The shards of all epochs from a step on, each with the number of its steps to skip."""
+    """The shards of all epochs from step `start`, each with the number of its steps to skip."""
     pools, shards, before = [], _pools(corpus, "train"), start
     for epoch in range(config.train.epochs):
         for i in np.random.default_rng([config.seed, epoch]).permutation(len(shards)):
@@ -174,14 +174,14 @@ def _pools(corpus: Corpus, split: str) -> list[dict[str, Any]]:
 
 
 def read_pool(root: str, pool: dict[str, Any]) -> pa.Table:
-    """The rows of a shard that training reads."""
+    """The rows of a shard, with the columns that training reads."""
     return Storage(root).read_table(pool["key"], ["input_ids", "label", "weight", "attack"])
 
 
 def training_microbatches(
     table: pa.Table, pool: dict[str, Any], form: WindowFormat, config: Config, num_workers: int
 ) -> Iterator[Microbatch]:
-    """The microbatches of a shard in one epoch, for all ranks in turn."""
+    """The microbatches of a shard in one epoch, for all ranks round-robin."""
     train, content = config.train, form.window - form.num_special
     rng = np.random.default_rng([config.seed, pool["epoch"], pool["number"]])
     if train.shortest_span:
@@ -205,7 +205,7 @@ def training_microbatches(
 def scoring_microbatches(
     table: pa.Table, pool: dict[str, Any], form: WindowFormat, num_workers: int, batch_tokens: int
 ) -> Iterator[Microbatch]:
-    """The batches of all windows of a shard, for all ranks in turn."""
+    """The batches of all windows of a shard, for all ranks round-robin."""
     rows, owners = windows.split_windows(_token_ids(table), form.window - form.num_special, form.stride)
     labels, weights = table["label"].to_numpy().astype(np.int64), table["weight"].to_numpy()
     lengths = np.asarray([len(row) + form.num_special for row in rows])
@@ -231,7 +231,7 @@ def _microbatch(
     slot: int = 0,
     last: bool = True,
 ) -> Microbatch:
-    """Collate rows. An empty microbatch gets a row of special tokens with weight 0."""
+    """Collate rows. An empty microbatch gets one row of special tokens with weight 0."""
     if not ids:
         ids, documents = [np.empty(0, dtype=np.int32)], np.full(1, -1)
         labels, weights = np.zeros(1, np.int64), np.zeros(1, np.float32)

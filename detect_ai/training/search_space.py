@@ -1,4 +1,4 @@
-"""Search space of a sweep: the keys that it may vary, their values or ranges, and how a trial applies them."""
+"""Search space of a sweep: the configuration keys to vary, their values or ranges, and how a trial applies them."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def apply(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def check(config: Config) -> None:
-    """Refuse a space with unknown keys, malformed dimensions or values that a key cannot have. Raises ConfigError."""
+    """Raise ConfigError for a space with unknown keys, malformed dimensions or values that a key cannot have."""
     check_names("sweep.space", config.sweep.space, PLACES)
     for name, given in config.sweep.space.items():
         if expected := _expected(given, config.sweep.search):
             raise ConfigError(f"config: sweep.space.{name}={given}: expected {expected}")
-        for value in given if isinstance(given, list) else _ends(config, name):  # valid ends: all of a range is valid
+        for value in given if isinstance(given, list) else _ends(config, name):  # valid ends imply a valid range
             apply(config, {name: value})
 
 
 def _expected(given: Any, search: str) -> str:
-    """The form that a dimension should have; empty if it is well-formed."""
+    """The expected form of a dimension; empty if it is well-formed."""
     if isinstance(given, list) and given:
         return ""
     if not isinstance(given, dict) or not {"low", "high"} <= given.keys() <= {"low", "high", "log"}:
@@ -54,13 +54,13 @@ def _expected(given: Any, search: str) -> str:
 
 
 def _ends(config: Config, name: str) -> list[Any]:
-    """The ends of a range: integers for a key that is one, else floats."""
+    """The ends of a range: integers for an integer key, else floats."""
     given, is_integer = config.sweep.space[name], type(getattr(getattr(config, PLACES[name]), name)) is int
     return [round(end) if is_integer else float(end) for end in (given["low"], given["high"])]
 
 
 def tune_space(config: Config) -> dict[str, Any]:
-    """The search space in the form of Ray Tune."""
+    """The search space in Ray Tune's format."""
     from ray import tune
 
     space: dict[str, Any] = {}

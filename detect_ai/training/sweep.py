@@ -1,7 +1,7 @@
-"""The stage `sweep`: Ray Tune over `run_training`, to find the best values of a search space.
+"""The stage `sweep`: search for the best hyperparameters with Ray Tune over `run_training`.
 
 An interrupted sweep resumes when the stage runs again under the same run name with the same configuration: finished
-trials stay, unfinished ones continue from their last checkpoint.
+trials stay, unfinished trials resume from their last checkpoint.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from detect_ai.training.checkpoint import NOT_EVALUATED
 logger = logging.getLogger(__name__)
 
 Trial = dict[str, Any]
-TRIAL_CPUS = 0.1  # a trial's own actor only waits; its workers reserve what they need
+TRIAL_CPUS = 0.1  # a trial's own actor only waits; its workers reserve their own resources
 _ENDED = "reached_end"  # in the last report of a trial that was not stopped; Ray's own `done` is also set by ASHA
 
 
 def sweep(config: Config, storage: Storage) -> dict[str, Any]:
-    """Train once for each trial and name the best one.
+    """Train once per trial and return the best trial.
 
-    A trial that fails is listed with its error and does not end the sweep. Returns `best` and `trials` as
-    `_trial_result` returns them, and `corpus`.
+    A failed trial is listed with its error and does not end the sweep. Returns `best` and `trials`, in the format of
+    `_trial_result`, and `corpus`.
 
     Raises:
         ConfigError: the search space is empty, or Optuna is not installed.
@@ -70,7 +70,7 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def _tune(config: Config, corpus: Corpus, name: str) -> tune.ResultGrid:
-    """Run the trials, or those that an interrupted sweep has left."""
+    """Run the trials, or the remaining trials of an interrupted sweep."""
     storage, settings, folder = corpus.storage, config.sweep, f"runs/{config.run}/{name}"
     trials = concurrency(config)
     share = 1 if ray_runtime.can_grow() else math.ceil(trials / machines())
@@ -79,7 +79,7 @@ def _tune(config: Config, corpus: Corpus, name: str) -> tune.ResultGrid:
         tune.with_parameters(run_trial, config=config, corpus=corpus, sweep_name=name, share=share), {"CPU": TRIAL_CPUS}
     )
     if tune.Tuner.can_restore(path, storage_filesystem=storage.filesystem):
-        # Trials that failed because of their values have ended; those that another error ended run again.
+        # Trials that failed because of their values are final; trials that ended with another error run again.
         tuner = tune.Tuner.restore(path, trainable, storage_filesystem=storage.filesystem, resume_errored=True)
         return tuner.fit()
     search: Any = BasicVariantGenerator(random_state=config.seed, max_concurrent=trials)
@@ -89,7 +89,7 @@ def _tune(config: Config, corpus: Corpus, name: str) -> tune.ResultGrid:
         search = ConcurrencyLimiter(OptunaSearch(metric="auroc", mode="max", seed=config.seed), trials)
     scheduler = None
     if settings.stop == "asha":
-        # Every rung stops half of its trials. max_t is above the last epoch: a trial that gets there ends by itself.
+        # Every rung stops half of its trials. max_t is above the last epoch, where a trial ends without ASHA.
         scheduler = AsyncHyperBandScheduler("epoch", max_t=settings.epochs + 1, reduction_factor=2)
     samples = 1 if settings.search == "grid" else settings.trials
     tuner = tune.Tuner(
@@ -110,15 +110,15 @@ def _tune(config: Config, corpus: Corpus, name: str) -> tune.ResultGrid:
 
 
 def concurrency(config: Config) -> int:
-    """Trials at a time: as many as fit the free resources, at most `sweep.max_concurrent`; at least one.
+    """Number of concurrent trials: as many as fit the free resources, at most `sweep.max_concurrent`; at least one.
 
-    No more than there are trials, and without GPUs workers in all than cores: a small machine counts more CPUs than it
-    has (`ray_runtime.LOCAL_CPUS`). On a cluster that can grow `sweep.max_concurrent` is taken as it is.
+    Never more than the number of trials, and without GPUs no more workers in total than cores: a small machine declares
+    more CPUs than it has (`ray_runtime.LOCAL_CPUS`). An autoscaling cluster uses `sweep.max_concurrent` unchanged.
     """
     train, limit = config.train, config.sweep.max_concurrent
     if limit and ray_runtime.can_grow():
         return limit
-    free, workers = ray.available_resources(), train.worker_range[0]  # a service may hold the rest
+    free, workers = ray.available_resources(), train.worker_range[0]  # a service may use the others
     fits = free.get("CPU", 0) // (workers * train.cpus_per_worker + training.data_cpus(workers) + TRIAL_CPUS)
     if train.use_gpu:
         fits = min(fits, free.get("GPU", 0) // workers)
@@ -128,22 +128,22 @@ def concurrency(config: Config) -> int:
 
 
 def num_trials(config: Config) -> int:
-    """Trials of the whole sweep."""
+    """Number of trials of the whole sweep."""
     if config.sweep.search != "grid":
         return config.sweep.trials
     return math.prod(len(values) for values in config.sweep.space.values())
 
 
 def machines() -> int:
-    """Machines of the cluster that run tasks."""
+    """Number of machines of the cluster that run tasks."""
     return max(1, sum(bool(node["Alive"] and node["Resources"].get("CPU")) for node in ray.nodes()))
 
 
 def run_trial(values: dict[str, Any], config: Config, corpus: Corpus, sweep_name: str, share: int) -> None:
-    """Train with the values of a trial, one of `share` on its machine, and report to Ray Tune.
+    """Train with the values of a trial, one of `share` trials on its machine, and report to Ray Tune.
 
-    A training that fails because of its values is the trial's result; whatever else ends a trial, such as workers that
-    die too often or a cluster without room, is left to Ray Tune to repeat.
+    If training fails because of the values, that is the trial's result. Ray Tune retries a trial that ends for another
+    reason, such as workers that die too often or a cluster without free resources.
     """
     config.train.epochs = config.sweep.epochs
     config.train.num_workers = config.train.worker_range[0]  # which `concurrency` assumes
@@ -152,22 +152,22 @@ def run_trial(values: dict[str, Any], config: Config, corpus: Corpus, sweep_name
         config = search_space.apply(config, values)
         result = training.run_training(config, corpus, name, [ReportEvaluations(config)], sweep_name, share)
     except (TrainingError, InputError, TrainingFailedError) as error:
-        # A worker that dies breaks the collective operations of the others as well.
+        # A dead worker also breaks the collective operations of the others.
         causes = [getattr(e, "health_check_failure", e) for e in getattr(error, "worker_failures", {}).values()]
         if isinstance(error, ControllerError) or any(isinstance(cause, RayActorError) for cause in causes):
             raise  # machines or storage failed, not these values
         reason = str(unwrap_ray_error(error)).strip().splitlines()[-1]
         tune.report({"auroc": NOT_EVALUATED, "epoch": 0, _ENDED: True, "error": reason})
         return
-    # The metrics of the best epoch, counted as the last one.
+    # The metrics of the best epoch, reported with the number of the last epoch.
     last = {"epoch": result.history[-1]["epoch"], "checkpoint": result.checkpoint, _ENDED: True}
     tune.report(result.metrics | last)
 
 
 class ReportEvaluations(TuneReportCallback):
-    """Report evaluations to Ray Tune, not the checkpoints between them, which have no AUROC.
+    """Report evaluations to Ray Tune, but not the checkpoints between them, which have no AUROC.
 
-    The last epoch is left to the trial's own last report: ASHA would stop the trial before it.
+    The trial's final report covers the last epoch; a report here would let ASHA stop the trial before that.
     """
 
     def __init__(self, config: Config) -> None:
@@ -183,8 +183,8 @@ class ReportEvaluations(TuneReportCallback):
 def _trial_result(result: Any) -> Trial:
     """The result of a trial: `trial` (its id; None if it never reported), `values`, `status`, metrics and `error`.
 
-    A trial is finished, stopped by the scheduler, or failed. The metrics of a finished one are those of its best epoch,
-    with its `checkpoint`, of a stopped one those of its last; `epoch` is the last one.
+    A trial is finished, stopped by the scheduler, or failed. A finished trial has the metrics and `checkpoint` of its
+    best epoch, a stopped trial the metrics of its last epoch; `epoch` is always the last one.
     """
     reported = result.metrics or {}
     error = reported.get("error")

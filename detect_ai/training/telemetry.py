@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def open_telemetry(arguments: dict[str, Any], trainer: Trainer) -> Iterator[Telemetry]:
-    """Open the outputs of a run and close them at its end; arguments as those of `worker.train_loop`."""
+    """Open the outputs of a run and close them at its end; arguments as in `worker.train_loop`."""
     config, name, writes = arguments["config"], arguments["name"], trainer.rank == 0
     storage, folder = Storage(config.storage.root), f"runs/{config.run}/{name}"
     with (
@@ -32,7 +32,7 @@ def open_telemetry(arguments: dict[str, Any], trainer: Trainer) -> Iterator[Tele
             enabled=writes,
             group=arguments["group"],
             name=name,
-            id=name.replace("/", "-"),  # a resumed run stays one run
+            id=name.replace("/", "-"),  # a resumed run keeps its id
             resume="allow",
             facts={"corpus_fingerprint": arguments["corpus"]},
         ) as tracker,
@@ -42,14 +42,14 @@ def open_telemetry(arguments: dict[str, Any], trainer: Trainer) -> Iterator[Tele
         try:
             yield telemetry
         finally:
-            telemetry.flush()  # also the lines before a loss that is not finite
+            telemetry.flush()  # also writes the lines before a non-finite loss
 
 
 class Telemetry:
     """Logs the steps and evaluations of a trainer. Every rank must call every method: metrics are summed over ranks.
 
-    Lines go to `metrics.jsonl`, one for `every` steps. An object store cannot append, so the file is rewritten at
-    checkpoints, not at every line. A run that resumes from a step keeps the lines up to it.
+    `metrics.jsonl` gets one line per `every` steps. An object store cannot append, so the file is rewritten at
+    checkpoints, not at every line. A run that resumes from a step keeps the lines up to that step.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Telemetry:
         self.flush()
 
     def time_data_wait(self, steps: Iterable[T]) -> Iterator[T]:
-        """The same steps; measures how long each is waited for, except the first, which is start-up."""
+        """Pass the steps through and measure the wait for each, except the first, which is start-up."""
         asked = None
         for step in steps:
             self._data_wait += time.perf_counter() - asked if asked is not None else 0.0
@@ -94,7 +94,7 @@ class Telemetry:
         self._lines.append({"kind": "evaluation", **metrics})
 
     def flush(self) -> None:
-        """Write all lines so far: before a checkpoint, so that a run that resumes from it has the lines up to it."""
+        """Write all lines so far. Call it before a checkpoint, so that a run that resumes there has all lines."""
         if self._trainer.rank == 0:
             text = "".join(json.dumps(line) + "\n" for line in self._lines)
             self._storage.write_bytes(f"{self._folder}/metrics.jsonl", text.encode())
@@ -110,7 +110,7 @@ def read_metrics(storage: Storage, folder: str) -> list[dict[str, Any]]:
 
 
 def _profiler(storage: Storage, folder: str) -> Any:
-    """Record a few steps; write a trace for Perfetto or chrome://tracing and a table of the operations."""
+    """Record a few steps, and write a trace for Perfetto or chrome://tracing and a table of the operations."""
     from torch import profiler
 
     def write(profile: Any) -> None:

@@ -1,4 +1,4 @@
-"""Throughput and loss of an interval of training, summed over the ranks."""
+"""Throughput and loss of a training interval, summed over the ranks."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from torch import distributed
 
 
 class Meter:
-    """Sums over the microbatches of an interval of training; metrics are reduced over the ranks before dividing."""
+    """Sums over the microbatches of a training interval; they are reduced over the ranks before dividing."""
 
     def __init__(self, device: torch.device, world_size: int) -> None:
         self._device, self._world_size = device, world_size
         self._sums = np.zeros(4)  # loss, weight, tokens, tokens and padding
-        self._seconds = 0.0  # before the clock runs
+        self._seconds = 0.0  # elapsed before the clock started
         self._since = math.nan
 
     def start(self) -> None:
-        """Start the clock unless it runs: what comes before the first step is start-up."""
+        """Start the clock unless it runs: the time before the first step is start-up."""
         if math.isnan(self._since):
             self._since = time.perf_counter() - self._seconds
 
     def add(self, sums: list[float]) -> None:
-        """Count a microbatch: the sum of its weighted losses, weight, tokens, tokens and padding."""
+        """Add a microbatch: the sum of its weighted losses, weight, tokens, and tokens with padding."""
         self._sums += sums
 
     def exclude(self, seconds: float) -> None:
-        """Leave out seconds that were not spent on training."""
+        """Exclude seconds that were not spent on training."""
         self._since += seconds
 
     def metrics(self) -> dict[str, Any]:
-        """Metrics of the interval, which ends here; the next one begins. Every rank must call this."""
+        """Metrics of the interval; ends it and starts the next one. Every rank must call this."""
         loss, weight, tokens, padded = self._sums_over_ranks()
         seconds = time.perf_counter() - self._since
         self._sums, self._since = np.zeros(4), time.perf_counter()

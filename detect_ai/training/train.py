@@ -1,8 +1,8 @@
-"""The stage `train`: run Ray Train's TorchTrainer over a prepared corpus and name the best checkpoint.
+"""The stage `train`: run Ray Train's TorchTrainer on a prepared corpus and return the best checkpoint.
 
-The training loop is in `detect_ai.training.worker`. An interrupted training resumes when the stage runs again under the
-same run name with the same model, training settings, seed and corpus; settings that do not affect the result, such as
-the number of workers, may differ.
+The training loop is in `detect_ai.training.worker`. An interrupted training run resumes when the stage runs again under
+the same run name with the same model, training settings, seed and corpus; settings that do not affect the result, such
+as the number of workers, may differ.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of several workers, Ray Data needs CPUs that they do not hold: with none it makes no progress, and no error says so.
+# With several workers, Ray Data needs a CPU that they do not reserve; otherwise it hangs without an error.
 DATA_CPUS = 1
 KEEP_CHECKPOINTS = 2  # the best by AUROC; Ray keeps the last one in addition
-RESIZE_SECONDS = 60.0  # between checks of an elastic training for free resources
+RESIZE_SECONDS = 60.0  # between checks for free resources in elastic training
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class TrainingResult:
 
 
 def train(config: Config, storage: Storage) -> dict[str, Any]:
-    """Train on the prepared corpus, or resume an interrupted training. Returns the checkpoint of the best epoch."""
+    """Train on the prepared corpus, or resume an interrupted run. Returns the checkpoint of the best epoch."""
     values = read_result(storage, config.run, "sweep")["best"]["values"] if config.train.from_sweep else {}
     if values:
         config = search_space.apply(config, values)
     ray_runtime.connect(storage)
     corpus = Corpus.of_run(storage, config.run)
     checked_tokenizer(config, corpus)
-    require_training_resources(config, "a training")  # before anything of the attempt is written
+    require_training_resources(config, "a training")  # before the attempt writes anything
     digest = resume.digest(config, corpus.manifest.fingerprint)
     with resume.attempted(storage, config.run, "train", digest) as (name, resumed):
         if resumed:
@@ -78,11 +78,11 @@ def run_training(
 ) -> TrainingResult:
     """Train on the `train` split and choose the epoch with the best AUROC on `validation`.
 
-    `name` is that of this attempt: results and checkpoints are under `runs/<run>/<name>`. `callbacks` are those of Ray
-    Train, such as the one that reports to Ray Tune; `group` joins runs in W&B; `share` trainings divide a machine.
+    `name` is the attempt: results and checkpoints are under `runs/<run>/<name>`. `callbacks` are Ray Train callbacks,
+    such as the one that reports to Ray Tune; `group` groups runs in W&B; `share` training runs divide a machine.
 
     Raises CorpusError for a corpus of another tokenizer, ResourceError for workers that the cluster can never place,
-    TrainingError for a loss that is not finite, and Ray's TrainingFailedError beyond `train.max_failures`.
+    TrainingError for a loss that is not finite, and Ray's TrainingFailedError after `train.max_failures`.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -121,14 +121,14 @@ def run_training(
             failure_config=FailureConfig(max_failures=config.train.max_failures),
             callbacks=list(callbacks),  # type: ignore[arg-type]
         ),
-        # Built by `streams`; a single worker reads in its process, and these would start processes for Ray Data.
+        # `streams` builds them. A single worker reads in its own process; these would start Ray Data processes.
         datasets=dict.fromkeys(("train", "validation") if most > 1 else (), lambda: None),  # type: ignore[arg-type, return-value]
         dataset_config=streams,
     )
     result: Any = trainer.fit()
     if error := result.return_value["error"]:
         raise TrainingError(error)
-    # On an easy corpus many epochs have the same AUROC: the one with the lowest loss is taken, not the first.
+    # On an easy corpus many epochs have the same AUROC: choose the lowest loss, not the first.
     evaluated = [pair for pair in result.best_checkpoints if pair[1]["auroc"] != checkpoint.NOT_EVALUATED]
     best, best_metrics = max(evaluated, key=lambda pair: (pair[1]["auroc"], -pair[1]["val_loss"]))
     return TrainingResult(
@@ -146,7 +146,7 @@ def _train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def worker_range(config: Config) -> tuple[int, int]:
-    """The fewest and the most workers of a training; of a range no more than leave Ray Data its CPUs."""
+    """Minimum and maximum number of workers; the maximum of a range leaves CPUs for Ray Data."""
     fewest, most = config.train.worker_range
     if fewest == most or ray_runtime.can_grow():
         return fewest, most
@@ -157,7 +157,7 @@ def worker_range(config: Config) -> tuple[int, int]:
 
 
 def checked_tokenizer(config: Config, corpus: Corpus) -> Tokenizer:
-    """The model's tokenizer. Raises CorpusError when the corpus was tokenised by another one."""
+    """The model's tokenizer. Raises CorpusError if the corpus was tokenised by another one."""
     tokenizer = encoder.load_tokenizer(config.model)
     if tokenizer.fingerprint != corpus.manifest.tokenizer:
         raise CorpusError(
@@ -168,7 +168,7 @@ def checked_tokenizer(config: Config, corpus: Corpus) -> Tokenizer:
 
 
 def require_training_resources(config: Config, what: str, other_cpus: float = 0.0) -> None:
-    """Raise ResourceError when the fewest workers, Ray Data and `other_cpus` cannot be placed together."""
+    """Raise ResourceError if the minimum workers, Ray Data and `other_cpus` cannot be placed together."""
     workers, cpus = config.train.worker_range[0], config.train.cpus_per_worker
     gpus, other_cpus = workers if config.train.use_gpu else 0, other_cpus + data_cpus(workers)
     needs = f"{what} ({workers} workers x {cpus:g} CPUs + {other_cpus:g} for Ray)"
@@ -176,5 +176,5 @@ def require_training_resources(config: Config, what: str, other_cpus: float = 0.
 
 
 def data_cpus(workers: int) -> float:
-    """CPUs of Ray Data for a number of workers: a single one reads its corpus itself."""
+    """CPUs for Ray Data with this number of workers: none for a single worker, which reads its corpus itself."""
     return DATA_CPUS if workers > 1 else 0.0

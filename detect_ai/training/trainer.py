@@ -1,6 +1,6 @@
-"""The trainer of one rank: model, optimizer, schedule, evaluation and the state that a checkpoint holds.
+"""The trainer of one rank: model, optimizer, schedule, evaluation and checkpoint state.
 
-`detect_ai.training.worker` has the training loop that drives it.
+The training loop that calls it is in `detect_ai.training.worker`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ MAX_GRAD_NORM = 1.0
 class Trainer:
     """The model of one rank, its optimizer and its schedule.
 
-    `network` is wrapped for DDP when there are several ranks. Dropout is seeded by `seed`, step and rank: a resumed run
-    draws what the interrupted one would have.
+    `network` is wrapped for DDP if there are several ranks. Dropout is seeded by `seed`, step and rank, so a resumed
+    run draws the same masks as an uninterrupted one.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Trainer:
         self.steps = 0  # so far
         self.grad_norm = math.nan  # of the last synchronized step, before clipping
         self._pending: tuple[list[Microbatch], torch.Tensor, torch.cuda.Event | None] | None = None
-        # Metrics since the epoch began, and since the last line of the log.
+        # Metrics since the epoch began, and since the last log line.
         self.epoch, self.since_log = Meter(device, world_size), Meter(device, world_size)
 
     @property
@@ -90,11 +90,11 @@ class Trainer:
             group["lr"] = self.lr
 
     def backward(self, part: Microbatch, sync: bool) -> torch.Tensor:
-        """Add the gradients of a microbatch, and with `sync` average the sums over the ranks.
+        """Accumulate the gradients of a microbatch, and with `sync` average the sums over the ranks.
 
-        DDP takes the mean of the ranks' gradients; scaled by the number of ranks over the weight of the whole step
-        that mean is the gradient of the mean loss over all documents of the step, however they are dealt. Returns the
-        sum of the weighted losses, which a GPU may not have computed yet.
+        DDP averages the gradients of the ranks. The loss is scaled by the number of ranks over the weight of the whole
+        step, so the result is the gradient of the mean loss over all documents of the step, however they are
+        distributed. Returns the sum of the weighted losses, which a GPU may not have computed yet.
         """
         labels, weights = (upload(array, self.device) for array in (part.labels, part.weights))
         no_sync = self._ddp.no_sync() if self._ddp and not sync else nullcontext()
@@ -107,16 +107,16 @@ class Trainer:
         return loss.detach()
 
     def update(self, microbatches: list[Microbatch], losses: list[torch.Tensor]) -> None:
-        """Clip the gradients and apply them, the same on all ranks; `losses` are what `backward` returned.
+        """Clip the gradients and apply them, the same on all ranks; `losses` are the return values of `backward`.
 
-        A GPU may still be at work on the step when this returns. The step before is waited for, so that there is
-        always one in its queue while the next one's texts are fetched. `synchronize` waits for this one.
+        A GPU may still compute the step when this returns. This waits for the previous step, so that one step is always
+        queued while the texts of the next one are fetched. `synchronize` waits for the current step.
 
-        Raises TrainingError, on every rank alike, when the gradients of the step before are not finite.
+        Raises TrainingError on every rank if the gradients of the previous step are not finite.
         """
         with self._out_of_memory_explained(f"update of step {self.steps + 1}", microbatches[-1]):
             norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), MAX_GRAD_NORM)
-            self.optimizer.step()  # the first one takes twice the memory of the weights, permanently
+            self.optimizer.step()  # the first step allocates twice the memory of the weights, permanently
         self.optimizer.zero_grad(set_to_none=True)
         values, copied = torch.stack([*losses, norm]), torch.cuda.Event() if self.device.type == "cuda" else None
         if copied is not None:  # reading the copy waits for this step, not for the next one
@@ -129,7 +129,7 @@ class Trainer:
     def synchronize(self) -> None:
         """Wait for the last step, add it to the metrics and check its gradients. Every rank must call this.
 
-        Raises TrainingError, on every rank alike, when they are not finite.
+        Raises TrainingError on every rank if the gradients are not finite.
         """
         if self._pending is None:
             return
@@ -145,9 +145,9 @@ class Trainer:
             raise self._diverged(f"the gradient norm is {self.grad_norm} at step {self.steps}")
 
     def evaluate(self, stream: Iterable[Microbatch], labels: NDArray[np.int64]) -> dict[str, Any]:
-        """Metrics over every document of a split: the scores of all ranks are joined before they are computed.
+        """Metrics over every document of a split, computed from the gathered scores of all ranks.
 
-        Raises TrainingError, on every rank alike, when scores are not finite; or as `synchronize`.
+        Raises TrainingError on every rank if scores are not finite, and as `synchronize`.
         """
         self.synchronize()
         started = time.perf_counter()
@@ -176,9 +176,9 @@ class Trainer:
         }
 
     def state(self) -> dict[str, Any]:
-        """Training state without the weights, for a resumed run; equal on all ranks, so every rank must call this.
+        """Training state without the weights, to resume a run. It is equal on all ranks; every rank must call this.
 
-        The schedule, the seeds of dropout and the place in the corpus follow from the step. Raises as `synchronize`.
+        The schedule, dropout seeds and the position in the corpus follow from the step. Raises as `synchronize`.
         """
         self.synchronize()
         return {
@@ -189,7 +189,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a state, at any number of ranks."""
+        """Continue from a state, with any number of ranks."""
         self.steps = state["steps"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch.load_state(state["epoch"], self.rank)
@@ -201,7 +201,7 @@ class Trainer:
 
     @contextmanager
     def _out_of_memory_explained(self, what: str, part: Microbatch) -> Iterator[None]:
-        """Name the batch for which no memory is left, on this rank alone: Ray Train ends the others."""
+        """Raise ResourceError that names the batch if memory runs out on this rank; Ray Train ends the others."""
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -213,7 +213,7 @@ class Trainer:
 
 
 def lr_factor(step: int, total: int, warmup: float) -> float:
-    """The fraction of the peak learning rate at a step: linear warm-up, then linear decay towards 0."""
+    """The fraction of the peak learning rate at a step: linear warm-up, then linear decay to 0."""
     warm = max(1, round(total * warmup)) if warmup else 0
     if step < warm:
         return (step + 1) / warm

@@ -27,19 +27,19 @@ from detect_ai.training.trainer import Trainer
 def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     """Train from the run's last checkpoint, or from the pretrained encoder, to the end.
 
-    Ray Train calls this on every worker; after a failure, again on new ones. A loss that is not finite would recur:
-    it is returned as `error`, since an exception would make Ray Train restart the workers.
+    Ray Train calls this on every worker, and after a failure again on new workers. A non-finite loss would recur, so it
+    is returned as `error`: an exception would make Ray Train restart the workers.
 
-    The arguments are `config`, `streams` (a `data.StreamDataConfig`), `steps_per_epoch`, `validation_labels` (one for
-    each document, in order), `corpus` (its fingerprint), `name` and `group` of the run, and `share` (trainings that
-    divide the machine). Returns `history` (the metrics of all evaluations) and `error`.
+    The arguments are `config`, `streams` (a `data.StreamDataConfig`), `steps_per_epoch`, `validation_labels` (one per
+    document, in order), `corpus` (its fingerprint), `name` and `group` of the run, and `share` (number of training runs
+    on the machine). Returns `history` (the metrics of all evaluations) and `error`.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config: Config = arguments["config"]
     context = ray.train.get_context()
     workers = context.get_local_world_size() * arguments["share"]  # workers on this machine
     torch.set_num_threads(config.train.threads_per_worker or max(1, cores() // workers))
-    # No buffer of an encoder changes, so none is broadcast before a step.
+    # The buffers of an encoder never change, so they need no broadcast before a step.
     ddp = {"forward_sync_buffers": False, "gradient_as_bucket_view": True}
     trainer = Trainer(
         config.train,
@@ -51,7 +51,7 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
         context.get_world_rank(),
     )
     history = checkpoint.restore(trainer)
-    if trainer.steps == trainer.total_steps:  # resumed from the last checkpoint of all
+    if trainer.steps == trainer.total_steps:  # resumed from the final checkpoint
         return {"history": history, "error": None}
     every = config.train.checkpoint_every
     storage, folder = Storage(config.storage.root), f"runs/{config.run}/{arguments['name']}"
@@ -80,7 +80,7 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def microbatches_of(split: str, arguments: dict[str, Any], trainer: Trainer) -> Iterator[Microbatch]:
-    """This rank's microbatches of a split, of `train` from the next step on. A single worker needs no Ray Data."""
+    """This rank's microbatches of a split; `train` starts at the next step. A single worker does not use Ray Data."""
     if trainer.world_size == 1:
         return arguments["streams"].plan(split, 1, trainer.steps).microbatches()  # type: ignore[no-any-return]
     return read_stream(ray.train.get_dataset_shard(split))
@@ -94,7 +94,7 @@ def train_step(trainer: Trainer, microbatches: list[Microbatch]) -> None:
 
 
 def group_steps(stream: Iterable[Microbatch], rank: int, world_size: int) -> Iterator[list[Microbatch]]:
-    """Group a rank's microbatches into steps and check their order: out of order, ranks would wait for each other."""
+    """Group a rank's microbatches into steps and check their order: in a wrong order, ranks would deadlock."""
     step: list[Microbatch] = []
     for part in stream:
         expected = len(step) * world_size + rank
