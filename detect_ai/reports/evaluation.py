@@ -1,6 +1,6 @@
 """HTML reports of an evaluation and of a comparison, from the dictionaries that those stages write as JSON.
 
-Metrics are those of `detect_ai.evaluation.summary.compute_metrics`; one that is None or absent is shown as "–".
+Metrics are those of `detect_ai.evaluation.summary.compute_metrics`; a missing or None metric is shown as "–".
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from detect_ai.metrics import key_of_target
 from detect_ai.reports import plots
 from detect_ai.reports.render import decimal, number, percent, render
 
-# Name and label of a metric, whether it is shown in percent, and 1 (-1) if higher (lower) is better.
+# Name and label of a metric, whether it is a percentage, and 1 (-1) if higher (lower) is better.
 METRICS: tuple[tuple[str, str, bool, int], ...] = (
     ("cleared_ai_fraction", "AI texts labelled human (cleared)", True, -1),
     ("abstained_fraction", "Abstained", True, 0),
@@ -74,7 +74,7 @@ def comparison_report(report: Mapping[str, Any]) -> str:
 
 
 def _metric_rows(targets: Sequence[float], columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each metric with a cell for each column; the best one is marked where higher or lower is better."""
+    """A row per metric with a cell per column; the best cell is marked if higher or lower is better."""
     at_targets = [
         (f"{name}_at_target_{key_of_target(target)}", f"{label} at the {100 * target:g}% target", True, 0)
         for target in targets

@@ -13,7 +13,7 @@ MIN_TEXTS = 20  # of a class, to list a slice
 
 
 def model_card(info: Mapping[str, Any], metrics: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> str:
-    """Render the model card from `model_info.card_info`, the metrics of the test split and those of other data."""
+    """Render the model card from `model_info.card_info` and the metrics on the test split and on other data."""
     slices = [row for row in metrics.get("slices", []) if max(row["n_human"], row["n_ai"]) >= MIN_TEXTS]
     return render(
         "model_card.md.jinja",

@@ -1,4 +1,4 @@
-"""Plots of the reports as SVG data URIs, to be embedded by `<img>`."""
+"""Plots of the reports as SVG data URIs, for embedding with `<img>`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HUMAN, AI, WARN, GREY, INK = "#1f6fb5", "#c8641b", "#b3362b", "#8d99a8", "#1d232
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "detect_ai",
-    "text.parse_math": False,  # a `$` in the name of a source is a `$`
+    "text.parse_math": False,  # show a `$` in the name of a source literally
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.spines.top": False,
@@ -44,7 +44,7 @@ def svg(height: float, draw: Callable[[Axes], None]) -> str:
 
 
 def roc(curves: Mapping[str, Any], points: Sequence[tuple[str, float, float]]) -> str | None:
-    """ROC curves (`roc`, `baseline_roc`) with a logarithmic FPR axis, and points of a label, an FPR and a TPR."""
+    """ROC curves (`roc`, `baseline_roc`) with a logarithmic FPR axis, and points given as (label, FPR, TPR)."""
     if not curves["roc"]:
         return None
 
@@ -69,7 +69,7 @@ def roc(curves: Mapping[str, Any], points: Sequence[tuple[str, float, float]]) -
 
 
 def reliability(bins: Sequence[Mapping[str, Any]]) -> str | None:
-    """Fraction of AI texts by predicted probability; the area of a dot grows with its number of texts."""
+    """Fraction of AI texts by predicted probability; the area of a dot shows its number of texts."""
     if not bins:
         return None
 
@@ -99,7 +99,7 @@ def histogram(counts: Mapping[str, Any], label: str, log: Literal["x", "y"]) -> 
         axes.set(xlabel=label, ylabel="% of the class's texts", **{f"{log}scale": "log"})
         axis = axes.xaxis if log == "x" else axes.yaxis
         axis.set_major_formatter(lambda value, _: f"{value:,g}")
-        axis.set_minor_formatter("")  # its default is TeX, which `_STYLE` turns off
+        axis.set_minor_formatter("")  # the default is TeX, which `_STYLE` turns off
         axes.legend()
 
     return svg(3, draw)
@@ -147,7 +147,7 @@ def two_distributions(reference: ArrayLike, live: ArrayLike, label: str) -> str:
 
 
 def p_values(windows: Sequence[Mapping[str, float]], level: float) -> str:
-    """p-values of each signal by window, on a logarithmic axis, and the level of an alarm."""
+    """p-values of each signal by window, on a logarithmic axis, and the alarm level."""
 
     def draw(axes: Axes) -> None:
         for signal in windows[0]:

@@ -9,7 +9,7 @@ MAX_NAME = 60  # characters of a name in a table
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a template. In HTML all values are escaped; in Markdown names from the data need the filter `cell`."""
+    """Render a template. HTML templates escape all values; in Markdown, names from the data need the filter `cell`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -29,7 +29,7 @@ def number(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A fraction in percent: one decimal below 10%, two below 0.1%; only 1 is shown as 100%."""
+    """A fraction as a percentage: one decimal below 10%, two below 0.1%; only 1 is shown as 100%."""
     if value is None:
         return "–"
     if value in (0, 1):
@@ -61,7 +61,7 @@ def cell(value: str) -> str:
 
 
 def rate(metrics: Mapping[str, Any], key: str) -> str:
-    """A rate with its interval where it has one."""
+    """A rate with its interval, if any."""
     value, low, high = (metrics.get(f"{key}{end}") for end in ("", "_low", "_high"))
     interval = "" if None in (value, low, high) else f" ({percent(low)} to {percent(high)})"
     return f"{percent(value)}{interval}"
