@@ -1,1 +1,1 @@
-"""Text to verdict: bundles, the registry, the detector and batch scoring."""
+"""From text to verdict: bundles, the registry, the detector and batch scoring."""

@@ -1,8 +1,8 @@
-"""Bundle: a detector on disk, complete, without pickle and checked by sha256 on loading.
+"""Bundle: a complete detector on disk, without pickle, verified by sha256 on loading.
 
-A bundle is a folder of `detector.json`, `config.json`, the weights in the form of its backend, the tokenizer's files,
-`style.safetensors` where thresholds depend on style and, once published, `metrics.json` and `MODEL_CARD.md`.
-`detector.json` holds the sha256 of every other file and of itself; the version of a bundle is the start of that.
+A bundle is a folder with `detector.json`, `config.json`, the weights in the format of its backend, the tokenizer's
+files, `style.safetensors` if thresholds depend on style and, once published, `metrics.json` and `MODEL_CARD.md`.
+`detector.json` contains the sha256 of every other file and of its own content; the version is a prefix of the latter.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from detect_ai.models.backends import BACKENDS, DEFAULT
 from detect_ai.text.normalize import NORMALISER_VERSION
 
 FORMAT = 6
-# By older format that still loads, the function that turns the content of `detector.json` into that of the next one.
+# For each older format that still loads, a function that converts the content of `detector.json` to the next format.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    4: lambda content: content,  # 5 added `DomainEffects.reach`, whose default decides like 4
+    4: lambda content: content,  # 5 added `DomainEffects.reach`; its default gives the decisions of format 4
     5: lambda content: content,  # 6 added `Calibration.population`, none by default
 }
 SPEC_FILE, CARD_FILE, METRICS_FILE = "detector.json", "MODEL_CARD.md", "metrics.json"
@@ -41,10 +41,10 @@ class DetectorSpec:
 
     base_model: str
     normaliser_version: int
-    window: int  # tokens the encoder reads at once, special tokens included
-    stride: int  # tokens between the starts of neighbouring windows
+    window: int  # tokens per window, including special tokens
+    stride: int  # tokens between the starts of consecutive windows
     pad_id: int  # token id of padding
-    precision: Literal["fp32", "bf16"]  # of the encoder when it was calibrated; every path runs it at this precision
+    precision: Literal["fp32", "bf16"]  # of the encoder at calibration; every code path uses this precision
     calibration: Calibration
     default_target_fpr: float
     min_tokens: int  # shorter texts are `uncertain`
@@ -56,7 +56,7 @@ class DetectorSpec:
     format: int = FORMAT
 
     def to_bytes(self) -> bytes:
-        """The canonical content of `detector.json`: its digest covers every other byte of it."""
+        """The canonical content of `detector.json`, whose digest covers all of its other content."""
         content = TypeAdapter(DetectorSpec).dump_python(self, mode="json")
         return canonical_json({**content, "digest": hashlib.sha256(canonical_json(content)).hexdigest()})
 
@@ -66,12 +66,12 @@ class DetectorSpec:
 
     @property
     def calibration_config(self) -> CalibrationConfig:
-        """The settings that it was calibrated with."""
+        """The settings of the calibration."""
         return CalibrationConfig(**self.provenance["config"]["calibration"])
 
     @cached_property
     def detection_rates(self) -> dict[float, float | None]:
-        """By target, the detection rate at calibration, see `leave_one_out.detection_rate`."""
+        """Detection rate at calibration by target, see `leave_one_out.detection_rate`."""
         calibration, config = self.calibration, self.calibration_config
         return {
             target: detection_rate(calibration, config, target, self.min_tokens_at(target))
@@ -80,12 +80,12 @@ class DetectorSpec:
 
     @cached_property
     def version(self) -> str:
-        """The name of the bundle with this content; of one that was read, the name that it was published under."""
+        """The version of the bundle with this content; for a bundle read from disk, its published version."""
         return str(json.loads(self.to_bytes())["digest"])[:16]
 
 
 def write_spec(folder: Path, spec: DetectorSpec) -> DetectorSpec:
-    """Write `detector.json` with the hashes of the other files of a folder; nothing in it may change afterwards."""
+    """Write `detector.json` with the hashes of the other files of a folder. The folder must not change afterwards."""
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != SPEC_FILE}
     written = replace(spec, files=files)
     (folder / SPEC_FILE).write_bytes(written.to_bytes())
@@ -93,9 +93,9 @@ def write_spec(folder: Path, spec: DetectorSpec) -> DetectorSpec:
 
 
 def read_spec(folder: Path) -> DetectorSpec:
-    """Read and check a bundle without loading its weights; an older format is converted, its version stays.
+    """Read and verify a bundle without loading its weights. An older format is converted and keeps its version.
 
-    Raises BundleError when a file is missing, altered or unexpected, or the format, normaliser or backend is unknown.
+    Raises BundleError if a file is missing, altered or unexpected, or the format, normaliser or backend is unknown.
     """
     content, digest = _read_content(folder)
     try:
@@ -105,7 +105,7 @@ def read_spec(folder: Path) -> DetectorSpec:
     except ValidationError as error:
         problem = first_problem(error)
         raise BundleError(f"bundle {folder}: {SPEC_FILE} has unexpected fields: {problem}") from error
-    vars(spec)["version"] = digest[:16]  # not that of the converted content; `replace` computes a new one
+    vars(spec)["version"] = digest[:16]  # not the digest of the converted content; `replace` computes a new one
     if spec.normaliser_version != NORMALISER_VERSION:
         raise BundleError(
             f"bundle {folder}: made with normaliser version {spec.normaliser_version}, this is {NORMALISER_VERSION}: "
@@ -121,7 +121,7 @@ def read_spec(folder: Path) -> DetectorSpec:
 
 
 def _read_content(folder: Path) -> tuple[dict[str, Any], str]:
-    """The content of `detector.json`, checked against its digest, and the digest."""
+    """The content of `detector.json`, verified against its digest, and the digest."""
     try:
         data = (folder / SPEC_FILE).read_bytes()
         content = json.loads(data)
@@ -146,7 +146,7 @@ def _read_content(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def canonical_json(content: Mapping[str, Any]) -> bytes:
-    """The one JSON form of a value: sorted keys, indented, UTF-8."""
+    """The canonical JSON of a value: sorted keys, indented, UTF-8."""
     return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 

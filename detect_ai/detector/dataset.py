@@ -1,6 +1,6 @@
-"""Texts to evaluate or score: files of Parquet, CSV or JSON lines, labelled or not, or of plain text. Does not use Ray.
+"""Texts to evaluate or score: Parquet, CSV, JSON lines (with or without labels) or plain text. Does not use Ray.
 
-Read by `corpus/sources.py` as training sources are, but nothing is cleaned: a text is scored as it is in its file.
+They are read by `corpus/sources.py` like training sources, but not cleaned: a text is scored as it is in its file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from detect_ai.corpus.sources import SUFFIXES, Piece, list_files, list_pieces, r
 from detect_ai.text.characters import SURROGATE, is_blank
 
 SLICES = ("source", "domain", "generator", "language", "attack", "subset")  # columns to report metrics by
-# Our columns, and the names to look for in a file; `score.columns` maps others.
+# Our columns and their default names in a file; `score.columns` maps other names.
 NAMES = {name: (name,) for name in ("text", "label", "id", "key", *SLICES)} | {"group": ("group", "topic")}
 BATCH_ROWS, BATCH_CHARS = 256, 4 << 20
 
@@ -26,11 +26,11 @@ BATCH_ROWS, BATCH_CHARS = 256, 4 << 20
 class Text:
     """One text."""
 
-    row: str  # number of its file and of its row; unique in the data, unlike `id`
-    id: str  # its own, else `row`
+    row: str  # numbers of its file and row; unique in the data, unlike `id`
+    id: str  # from the column `id`, else `row`
     text: str
-    label: int | None  # 0 human, 1 AI, None if there is none
-    values: dict[str, str]  # of the columns of `SLICES` and `group`, "" if there is none
+    label: int | None  # 0 human, 1 AI, None if unknown
+    values: dict[str, str]  # of the columns in `SLICES` and `group`, "" if missing
     key: str = ""  # who vouches for the label, "" if unknown
 
 
@@ -40,8 +40,8 @@ class Part:
 
     piece: Piece  # the file
     number: int  # of the piece in the data
-    columns: dict[str, str]  # our names to those of the file
-    labels: dict[str, int]  # label in normal form to 0 or 1
+    columns: dict[str, str]  # our name: name in the file
+    labels: dict[str, int]  # label in normal form: 0 or 1
     offset: int = 0
     step: int = 1
 
@@ -49,8 +49,8 @@ class Part:
 def parts(data: str, config: ScoreConfig, step: int = 1) -> list[Part]:
     """The `step` parts of a file, or of every file of a folder (a path or URI), for workers to read independently.
 
-    In a folder of text files (.txt, .md) and no other data, each is a text without a label; its id is its name.
-    Raises CorpusError: there is nothing to read, files of several kinds, or no column of texts.
+    In a folder with only text files (.txt, .md), each file is an unlabelled text; its id is its name.
+    Raises CorpusError if there is nothing to read, files have different formats, or no column has texts.
     """
     files = [name for name, _ in list_files(data)[1]]
     kinds = ("parquet", "csv", "jsonl")
@@ -68,7 +68,7 @@ def parts(data: str, config: ScoreConfig, step: int = 1) -> list[Part]:
     pieces = list_pieces(SourceConfig.model_validate({"kind": next(iter(by_kind)), "path": data}), unlabelled=True)
     if "folder" in by_kind:
         columns = {"text": "text", "id": "file"}
-    else:  # an empty file has no columns; `list_pieces` refuses data of empty files only
+    else:  # an empty file has no columns; `list_pieces` rejects data if all files are empty
         columns = _column_map(data, config.columns, next(filter(None, map(_column_names, pieces)), []))
     labels = label_map(config.labels)
     pieces = [replace(p, source=p.source.model_copy(update={"text": columns["text"]})) for p in pieces]
@@ -80,7 +80,7 @@ def parts(data: str, config: ScoreConfig, step: int = 1) -> list[Part]:
 
 
 def _column_names(piece: Piece) -> list[str]:
-    """Columns of a file: of its schema or header, for JSON those of the first 100 rows."""
+    """Columns of a file: from its schema or header, for JSON from the first 100 rows."""
     names: list[str] = []
 
     def select(header: Sequence[str], _: str) -> list[str]:
@@ -99,7 +99,7 @@ def _column_map(data: str, given: Mapping[str, str], names: Sequence[str]) -> di
     for ours, theirs in given.items():
         if theirs and theirs not in names:
             raise CorpusError(f"data={data}: no column {theirs!r} (score.columns.{ours}); found {shown_names(names)}")
-    # JSON leaves out what is empty: a column may appear after the first rows.
+    # JSON omits empty fields, so a column may appear after the first rows.
     columns = {ours: next((name for name in usual if name in names), usual[0]) for ours, usual in NAMES.items()}
     columns |= given
     if columns["text"] not in names:
@@ -110,10 +110,10 @@ def _column_map(data: str, given: Mapping[str, str], names: Sequence[str]) -> di
 
 
 def read(part: Part) -> Iterator[tuple[list[Text], int]]:
-    """The texts of a part in batches of at most `BATCH_ROWS` rows, and how many rows of each batch were skipped.
+    """The texts of a part in batches of at most `BATCH_ROWS` rows, and the number of skipped rows in each batch.
 
-    Rows without a text, and those that cannot be parsed or are not UTF-8, are skipped. Raises CorpusError: the file is
-    unreadable, too many rows are broken, there is no column of texts, or a label is unknown.
+    Rows without a text, and rows that cannot be parsed or are not UTF-8, are skipped. Raises CorpusError if the file is
+    unreadable, too many rows are broken, the column of texts is missing, or a label is unknown.
     """
     text_column = part.columns["text"]
 
@@ -124,7 +124,7 @@ def read(part: Part) -> Iterator[tuple[list[Text], int]]:
 
     texts: list[Text] = []
     rows = chars = batch = 0
-    after_bad = False  # a row after a broken one may be a part of it
+    after_bad = False  # a row after a broken row may be part of the broken one
     for place, (_, row) in enumerate(raw_rows(part.piece, select)):
         is_own = batch % part.step == part.offset
         if is_own and (text := _text(part, place, row, after_bad)):
@@ -164,7 +164,7 @@ def texts_of(data: str, config: ScoreConfig) -> Iterator[Text]:
 
 
 def texts_at(data: str, config: ScoreConfig, rows: Iterable[str]) -> dict[str, str]:
-    """The texts of some rows of a file or folder, by row."""
+    """The texts of the given rows of a file or folder, by row."""
     wanted = set(rows)
     return {text.row: text.text for text in texts_of(data, config) if text.row in wanted}
 

@@ -1,4 +1,4 @@
-"""Detector: texts to scores and verdicts, the only such path in the project."""
+"""Detector: the only code path from texts to scores and verdicts."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ UNDECIDED = {BOTH: Reason.BETWEEN_THRESHOLDS, NEITHER: Reason.UNLIKE_CALIBRATION
 
 @dataclass(frozen=True)
 class Document:
-    """A text as sent and as the detector reads it."""
+    """A text as submitted and as the detector reads it."""
 
     text: str
     normalised: Normalised
     input_ids: Ids
     num_windows: int
-    content: Content = field(default_factory=Content)  # of a detector; a checkpoint does not look at it
-    # Of a detector whose thresholds depend on the style of the text: that style, the standardised scores that the label
-    # `ai` requires, by false positive rate, and the most similar domain of calibration.
+    content: Content = field(default_factory=Content)  # for a detector only, not for a checkpoint
+    # For a detector whose thresholds depend on style: the style of the text, the standardised scores required for the
+    # label `ai` by false positive rate, and the most similar calibration domain.
     style: Floats = field(default_factory=lambda: np.empty(0))
     required: Floats = field(default_factory=lambda: np.empty(0))
     nearest_domain: str | None = None
@@ -57,15 +57,15 @@ class Document:
 class Sentence:
     """A sentence of a document."""
 
-    start: int  # offset of its first character in the text as sent, in code points
-    end: int  # offset after its last one
-    input_ids: Ids  # its tokens between those of its neighbours
+    start: int  # offset of its first character in the submitted text, in code points
+    end: int  # offset after its last character
+    input_ids: Ids  # its tokens with those of its neighbours
 
 
 class Scorer:
-    """An encoder with its tokenizer: token ids in, log-odds out. This is all that a checkpoint has.
+    """An encoder with its tokenizer: token ids in, log-odds out. A checkpoint has no more than this.
 
-    A window has `window` tokens, special tokens included, and starts `stride` tokens after the one before; a forward
+    A window has `window` tokens, including special tokens, and starts `stride` tokens after the previous one; a forward
     pass has at most `batch_tokens` padded tokens.
     """
 
@@ -80,14 +80,14 @@ class Scorer:
 
     @classmethod
     def from_checkpoint(cls, folder: Path, config: ModelConfig, precision: str, device: str = "cpu") -> Scorer:
-        """Load a training checkpoint. Raises BundleError when it is damaged."""
+        """Load a training checkpoint. Raises BundleError if it is damaged."""
         from detect_ai.models import encoder
 
         backend = backends.get(backends.DEFAULT).load(folder, device, precision)
         return cls(encoder.load_tokenizer(config), backend, config.window, config.stride)
 
     def read(self, texts: Sequence[str]) -> list[Document]:
-        """Normalise and tokenise."""
+        """Normalise and tokenise texts."""
         return self.encode(texts, [normalise(text) for text in texts])
 
     def encode(self, texts: Sequence[str], normalised: Sequence[Normalised]) -> list[Document]:
@@ -99,7 +99,7 @@ class Scorer:
         ]
 
     def windows(self, token_ids: Sequence[Ids]) -> tuple[list[Ids], NDArray[np.int64]]:
-        """The windows of documents, and the position of the document that each belongs to."""
+        """The windows of documents, and the position of each window's document."""
         return split_windows(token_ids, self._content, self.stride)
 
     def score(self, token_ids: Sequence[Ids]) -> Scores:
@@ -108,10 +108,10 @@ class Scorer:
         return aggregate_windows(self.window_scores(rows), owners, len(token_ids))
 
     def window_scores(self, rows: Sequence[Ids]) -> Scores:
-        """Log-odds of windows, in batches of like length, shape (windows,).
+        """Log-odds of windows, shape (windows,), computed in batches of similar length.
 
-        Where the backend allows it, and there are several batches, each thread runs its own batch: a CPU is faster so
-        than with all threads on one batch, where they wait for each other at every layer.
+        If the backend allows it and there are several batches, each thread runs its own batch: on a CPU this is faster
+        than all threads on one batch, where they wait for each other at every layer.
         """
         scores = np.empty(len(rows))
         lengths = np.asarray([len(row) + self.tokenizer.num_special for row in rows])
@@ -149,11 +149,11 @@ class Detector(Scorer):
         super().__init__(tokenizer, backend, spec.window, spec.stride, batch_tokens)
         self.spec = spec
         self.version = spec.version
-        self._style = style  # of bundles whose thresholds depend on it
+        self._style = style  # for bundles whose thresholds depend on style
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu", batch_tokens: int = BATCH_TOKENS) -> Detector:
-        """Load and check a bundle; it runs at the precision of its calibration. Raises BundleError."""
+        """Load and verify a bundle; it runs at the precision of its calibration. Raises BundleError."""
         spec = bundle.read_spec(folder)
         tokenizer = Tokenizer.load(folder, spec.pad_id)
         backend = backends.get(spec.backend).load(folder, device, spec.precision)
@@ -161,7 +161,7 @@ class Detector(Scorer):
         return cls(spec, tokenizer, backend, batch_tokens, style)
 
     def encode(self, texts: Sequence[str], normalised: Sequence[Normalised]) -> list[Document]:
-        """Tokenise normalised texts, report their content, and look up the thresholds for their styles."""
+        """Tokenise normalised texts, report their content, and get the thresholds for their styles."""
         language = str(self.spec.corpus.get("language", ""))
         return [
             replace(
@@ -173,14 +173,14 @@ class Detector(Scorer):
         ]
 
     def _compare(self, input_ids: Ids) -> dict[str, Any]:
-        """The fields of a document that depend on its style: of one text at a time, so that it is the same anywhere."""
+        """The style fields of a document, computed for one text at a time so that they do not depend on the batch."""
         calibration = self.spec.calibration
         style = self.styles([input_ids])
         required, nearest = calibration.required_scores(style)[0], calibration.nearest(style[0])
         return {"style": style[0], "required": required, "nearest_domain": nearest}
 
     def styles(self, token_ids: Sequence[Ids]) -> Floats:
-        """Styles of texts, shape (texts, dimensions); of no dimension in a bundle without styles."""
+        """Styles of texts, shape (texts, dimensions); zero dimensions in a bundle without styles."""
         return self._style.vectors(token_ids) if self._style else np.empty((len(token_ids), 0))
 
     def detect(
@@ -190,10 +190,10 @@ class Detector(Scorer):
         return_spans: bool = False,
         prevalence: float | None = None,
     ) -> list[Verdict]:
-        """Verdicts of texts as sent, in their order; nothing is truncated.
+        """Verdicts of texts, in order; texts are not truncated.
 
-        `target_fpr` is one of `targets`; `return_spans` scores each sentence too; `prevalence` is the fraction of AI
-        texts, above 0 and below 1, that probabilities assume: labels do not depend on it. None is the default of the
+        `target_fpr` is one of `targets`; `return_spans` also scores each sentence; `prevalence` is the fraction of AI
+        texts that probabilities assume, above 0 and below 1; labels do not depend on it. None means the default of the
         bundle. Raises InputError for other values.
         """
         target = self.check_target(target_fpr)
@@ -209,7 +209,7 @@ class Detector(Scorer):
         return sorted(self.spec.calibration.thresholds)
 
     def check_target(self, target_fpr: float | None) -> float:
-        """The target itself, or the bundle's default for None. Raises InputError for one without a threshold."""
+        """The target, or the bundle's default for None. Raises InputError if the target has no threshold."""
         target = self.spec.default_target_fpr if target_fpr is None else target_fpr
         if target not in self.spec.calibration.thresholds:
             allowed = ", ".join(f"{t:g}" for t in self.targets)
@@ -223,7 +223,7 @@ class Detector(Scorer):
             raise InputError(f"prevalence={prevalence}: expected a number above 0 and below 1")
 
     def spans(self, document: Document, with_occlusion: bool = False, prevalence: float | None = None) -> list[Span]:
-        """Scores by sentence, each read with its neighbours, since one alone says little; with its effect if asked."""
+        """Scores by sentence, each scored with its neighbours for context; with occlusion effects on request."""
         sentences, effects = self.sentences(document), None
         scores = self.score([sentence.input_ids for sentence in sentences])
         if with_occlusion:
@@ -238,7 +238,7 @@ class Detector(Scorer):
         return self.tokenizer.encode(without)
 
     def sentences(self, document: Document) -> list[Sentence]:
-        """The sentences of a document, each with the tokens that it is scored on."""
+        """The sentences of a document, each with the tokens to score it on."""
         text = document.normalised.text
         places = sentences(text)
         ids, offsets = self.tokenizer.encode_with_offsets(text)
@@ -259,7 +259,7 @@ class Detector(Scorer):
         effects: Scores | None = None,
         prevalence: float | None = None,
     ) -> list[Span]:
-        """Spans of the text as sent, from the log-odds of its sentences and their effects on those of the document."""
+        """Spans of the submitted text, from the log-odds of its sentences and their effects on the whole text's."""
         calibration = self.spec.calibration
         scaling = calibration.span_scaling or calibration
         probabilities = scaling.probability(scores, calibration.prior_shift(prevalence))
@@ -277,7 +277,7 @@ class Detector(Scorer):
         target_fpr: float,
         prevalence: float | None = None,
     ) -> Verdict:
-        """The verdict of a score at a target; probabilities assume a prevalence (None: that of the calibration)."""
+        """The verdict for a score at a target; probabilities assume `prevalence` (None: that of the calibration)."""
         calibration, num_tokens = self.spec.calibration, len(document.input_ids)
         threshold, shift = calibration.thresholds[target_fpr], calibration.prior_shift(prevalence)
         prevalence = calibration.prevalence if prevalence is None else prevalence

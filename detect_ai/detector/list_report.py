@@ -1,4 +1,4 @@
-"""The report on a scored list of texts: how many are AI, which ones, and how far that can be trusted. Pure."""
+"""The report on a scored list of texts: how many are AI, which ones, and how reliable that is. Pure."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _BY_SCORE = {Reason.BETWEEN_THRESHOLDS, Reason.UNLIKE_CALIBRATION}  # reasons of
 
 
 def list_report(verdicts: Verdicts, spec: DetectorSpec, max_false_discoveries: float) -> dict[str, Any]:
-    """Statements about the texts that got a verdict for their score; those out of scope or too short are counted only.
+    """Statements about the texts decided by score; texts that are out of scope or too short are only counted.
 
     Returns plain values for JSON and for `reports/templates/list.html.jinja`.
     """
     calibration, target = spec.calibration, spec.default_target_fpr
     threshold = calibration.thresholds[target]
     is_scored = np.asarray([set(reasons) <= _BY_SCORE for reasons in verdicts.reasons], np.bool_)
-    if calibration.population:  # texts out of its reach are uncertain by their words, whatever their score
+    if calibration.population:  # texts out of its reach are uncertain because of their style, with any score
         is_unlike = np.asarray([Reason.UNLIKE_CALIBRATION in reasons for reasons in verdicts.reasons], np.bool_)
         is_scored &= ~(is_unlike & (verdicts.p_values == 1))
     predictions, p_values = verdicts.predictions[target], np.where(is_scored, verdicts.p_values, 1.0)

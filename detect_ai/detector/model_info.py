@@ -25,7 +25,7 @@ GUARANTEE = {
 
 
 def model_info(spec: DetectorSpec, limits: Mapping[str, int]) -> ModelInfo:
-    """A bundle's thresholds and origin, and the request limits of the service that runs it."""
+    """A bundle's thresholds and origin, and the request limits of its service."""
     calibration = spec.calibration
     population = calibration.population.name if calibration.population else None
     return ModelInfo(
@@ -49,7 +49,7 @@ def model_info(spec: DetectorSpec, limits: Mapping[str, int]) -> ModelInfo:
 
 
 def card_info(spec: DetectorSpec) -> dict[str, Any]:
-    """Values of a bundle for its model card."""
+    """Values of a bundle for the model card."""
     fields = ("base_model", "corpus", "window", "stride", "parent", "backend", "precision")
     return {
         **{name: getattr(spec, name) for name in fields},

@@ -19,7 +19,7 @@ _VERSIONS, _CHAMPION = "registry/versions", "registry/champion"
 
 
 def spec_of(storage: Storage, key: str) -> DetectorSpec:
-    """The specification of a bundle in storage, fully checked. Raises BundleError."""
+    """The specification of a bundle in storage, fully verified. Raises BundleError."""
     with storage.local_folder(key) as folder:
         return bundle.read_spec(folder)
 
@@ -30,13 +30,13 @@ class Champion(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     version: str = Field(min_length=1)
-    previous: int = Field(ge=0)  # number of the record that a rollback returns to; 0: there is none
+    previous: int = Field(ge=0)  # number of the record that a rollback returns to; 0: none
 
 
 class Registry:
     """The registry under a storage root. A version never changes; only the champion pointer moves.
 
-    Reading the pointer raises RegistryError when a record is malformed, InputError when it is not JSON.
+    Reading the pointer raises RegistryError if a record is malformed, InputError if it is not JSON.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -49,11 +49,11 @@ class Registry:
         return [name for name in names if self.storage.exists(f"{_VERSIONS}/{name}/{bundle.SPEC_FILE}")]
 
     def add(self, folder: Path) -> str:
-        """Copy a bundle into the registry, and return its version. An existing one is left as it is."""
+        """Copy a bundle into the registry and return its version. An existing version stays unchanged."""
         spec = bundle.read_spec(folder)
         key = f"{_VERSIONS}/{spec.version}"
         if not self.storage.exists(f"{key}/{bundle.SPEC_FILE}"):
-            self.storage.delete(key)  # what an interrupted copy has left
+            self.storage.delete(key)  # leftovers of an interrupted copy
             for name in [*spec.files, bundle.SPEC_FILE]:  # the specification last: it completes the version
                 self.storage.write_bytes(f"{key}/{name}", (folder / name).read_bytes())
         return spec.version
@@ -63,16 +63,16 @@ class Registry:
         return [self._state(record) for record in self._pointer.history()]
 
     def champion(self) -> str | None:
-        """The version in service, or None before the first one."""
+        """The champion version, or None before the first one."""
         return self.read_champion()[1]
 
     def read_champion(self) -> tuple[int, str | None]:
-        """The number of the current state, for `set_champion`, and its version; (0, None) before the first one."""
+        """The number of the current state, for `set_champion`, and its version; (0, None) before the first state."""
         record = self._pointer.read()
         return (record.number, self._state(record).version) if record else (0, None)
 
     def require_champion(self) -> str:
-        """The champion. Raises RegistryError when nothing was published yet."""
+        """The champion version. Raises RegistryError if nothing was published yet."""
         version = self.champion()
         if version is None:
             raise RegistryError(
@@ -81,10 +81,10 @@ class Registry:
         return version
 
     def set_champion(self, version: str, after: int | None = None) -> None:
-        """Move the pointer, by a decision based on state `after` (a number of `read_champion`); None: the current one.
+        """Move the pointer if its state is still `after` (a number from `read_champion`); None: the current state.
 
-        Raises RegistryError when the version is missing or cannot be loaded, ConflictError when another process has
-        moved the pointer since.
+        Raises RegistryError if the version is missing or cannot be loaded, ConflictError if another process has moved
+        the pointer since.
         """
         self._require_loadable(version)
         number, champion = self.read_champion()
@@ -93,9 +93,9 @@ class Registry:
             self._pointer.advance(Champion(version=version, previous=after).model_dump(), after)
 
     def rollback(self) -> str:
-        """Move the pointer back to the champion before, and return it.
+        """Move the pointer back to the previous champion, and return it.
 
-        Raises RegistryError when there is none or its bundle cannot be loaded, ConflictError as `set_champion`.
+        Raises RegistryError if there is none or its bundle cannot be loaded, ConflictError as `set_champion`.
         """
         history = self.history()
         if not history:
@@ -109,16 +109,16 @@ class Registry:
 
     @contextmanager
     def folder(self, version: str) -> Iterator[Path]:
-        """A local folder with the bundle of a version. Raises RegistryError when there is no such version."""
+        """A local folder with the bundle of a version. Raises RegistryError if there is no such version."""
         self._require(version)
         with self.storage.local_folder(f"{_VERSIONS}/{version}") as folder:
             yield folder
 
     def verify(self) -> dict[str, Any]:
-        """Hash every file of every version again, and check the champion pointer with its history.
+        """Verify the hash of every file of every version, and the champion pointer with its history.
 
-        Returns the numbers of `versions` and of champion `records`, the `champion`, None if it is unknown, and
-        `problems`, one line each.
+        Returns the numbers of `versions` and of champion `records`, the `champion` (None if unknown) and `problems`,
+        one line each.
         """
         names, broken = self.storage.list(_VERSIONS), {}
         for name in names:
@@ -147,17 +147,17 @@ class Registry:
         return {"versions": len(names), "records": len(records), "champion": champion, "problems": problems}
 
     def find(self, name: str) -> str | None:
-        """The version that a name is the start of, if there is one. Raises RegistryError for several."""
+        """The version that starts with a name, or None. Raises RegistryError if several match."""
         matches = [version for version in self.versions() if version.startswith(name)]
         if len(matches) > 1:
             raise RegistryError(f"bundle={name}: matches several versions: {', '.join(matches)}; give more characters")
         return matches[0] if matches else None
 
     def resolve(self, name: str) -> tuple[Storage, str]:
-        """Storage and key of a bundle, or of the champion where `name` is empty.
+        """Storage and key of a bundle, or of the champion if `name` is empty.
 
-        A name is a version or its start, a key under the storage root, or a path or URI of a folder. Raises
-        RegistryError when there is no such bundle, or several versions match.
+        A name is a version or its prefix, a key under the storage root, or a path or URI of a folder. Raises
+        RegistryError if there is no such bundle, or several versions match.
         """
         if version := self.find(name) if name else self.require_champion():
             return self.storage, f"{_VERSIONS}/{version}"
@@ -180,7 +180,7 @@ class Registry:
             raise RegistryError(f"no version {version!r} under {self.storage.root}: the registry has {self._listed()}")
 
     def _require_loadable(self, version: str) -> None:
-        """Raise RegistryError when a version is missing, damaged or of another format."""
+        """Raise RegistryError if a version is missing, damaged or of another format."""
         self._require(version)
         try:
             spec_of(self.storage, f"{_VERSIONS}/{version}")

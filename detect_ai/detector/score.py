@@ -1,4 +1,4 @@
-"""Scoring with Ray Data: verdicts of any texts by a bundle (the stage `score`), and raw scores of a corpus split."""
+"""Scoring with Ray Data: verdicts of a bundle on any texts (the stage `score`), and raw scores of a corpus split."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ logger = logging.getLogger(__name__)
 
 LOG_EVERY_S = 10
 BATCH_DOCUMENTS = 64  # of a corpus split, scored together
-MAX_SPANNED = 4000  # documents of a split of which spans are scored, about
+MAX_SPANNED = 4000  # approximate number of documents of a split whose spans are scored
 FILE_ROWS, FILE_CHARS = 4096, 32 << 20  # of a file of verdicts: rows, characters of their texts
 
-Load = Callable[..., Scorer]  # a folder with weights and `device` to a scorer: `Detector.load` for a bundle
+Load = Callable[..., Scorer]  # takes a folder with weights and `device`; `Detector.load` for a bundle
 
 
 def score(config: Config, storage: Storage) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def score(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 class ScoringActor:
-    """A Ray Data actor that loads a scorer from a key under a storage root, and works with it on each batch."""
+    """A Ray Data actor that loads a scorer from a key under a storage root, and applies `work` to each batch."""
 
     def __init__(
         self, root: str, key: str, load: Load, work: Callable[..., Iterator[pa.Table]], config: ScoreConfig
@@ -83,7 +83,7 @@ class ScoringActor:
             self._scorer = load(folder, device="cuda" if config.use_gpu else "cpu")
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """The tables of a batch."""
+        """The output tables for a batch."""
         yield from self._work(self._scorer, batch)
 
 
@@ -96,7 +96,7 @@ def _map(
     batch_size: int,
     actors: int,
 ) -> Dataset:
-    """A dataset through a pool of `ScoringActor`s."""
+    """Map a dataset with a pool of `ScoringActor`s."""
     import ray
 
     storage, key = where
@@ -112,7 +112,7 @@ def _map(
 
 
 def _require_workers(config: ScoreConfig, storage: Storage, for_reading: int) -> None:
-    """Connect to Ray and check that the actors fit, with CPUs left for read tasks. Raises ResourceError."""
+    """Connect to Ray and require resources for the actors and `for_reading` CPUs. Raises ResourceError."""
     ray_runtime.connect(storage)
     extra = f" + {for_reading}" if for_reading else ""
     ray_runtime.require_resources(
@@ -133,9 +133,9 @@ def score_split(
 ) -> pd.DataFrame:
     """Score every document of a split of a corpus that was tokenised by the scorer's tokenizer.
 
-    `key` is the folder with the checkpoint or bundle in the corpus's storage; `load` turns it into a scorer. A span of
-    some documents (`MAX_SPANNED`) is scored, too, between any two `lengths` (`windows.sample_spans_by_length`).
-    Returns the columns of `calibration.domains`, in the corpus's order and with the style if given; the spans of a
+    `key` is the folder with the checkpoint or bundle in the corpus's storage; `load` loads a scorer from it. For some
+    documents (`MAX_SPANNED`), a span in each range between `lengths` is scored too (`windows.sample_spans_by_length`).
+    Returns the columns of `calibration.domains` in the corpus's order, with styles if `style` is given; the spans of a
     document precede it.
     """
     import ray
@@ -158,9 +158,9 @@ def score_split(
 def score_documents(
     scorer: Scorer, batch: pa.Table, lengths: Sequence[int], spanned: float, style: Style | None
 ) -> Iterator[pa.Table]:
-    """Scores of documents, and of a span in every range of lengths of a fraction `spanned` of them.
+    """Scores of documents; for a fraction `spanned` of them also of a span in every length range.
 
-    A source stands for a missing domain.
+    The source replaces a missing domain.
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("id", "label", "domain", "num_tokens", "is_whole")}
     ids = []
@@ -168,7 +168,7 @@ def score_documents(
     rows = zip(names, labels, domains, sources, batch["input_ids"].to_numpy(), strict=True)
     for name, label, domain, source, tokens in rows:
         tokens = np.asarray(tokens, dtype=np.int32)
-        # Seeded by the id: a document has the same spans on every machine.
+        # Seed with the id, so that a document has the same spans on every machine.
         key = shuffle_key(0, name)
         ranges = lengths if key < spanned * 2**64 else ()
         spans = sample_spans_by_length(len(tokens), ranges, np.random.default_rng(key))
@@ -186,21 +186,21 @@ def score_documents(
 def score_texts(
     data: str, bundle: tuple[Storage, str], config: ScoreConfig, out: tuple[Storage, str]
 ) -> dict[str, float]:
-    """Score every text of a file or folder with a bundle, and write the verdicts as files of a folder.
+    """Score every text of a file or folder with a bundle, and write the verdicts to files in a folder.
 
     Memory does not grow with the data: an actor reads, scores and writes a few hundred texts at a time. Bundle and
-    output (a folder that does not exist yet, or is empty) are a storage and a key.
+    output (a new or empty folder) are given as (storage, key).
 
-    Returns numbers of `texts` scored and of rows `skipped` for having no text, and `texts_per_second`. Raises
+    Returns the numbers of scored `texts` and of rows `skipped` without a text, and `texts_per_second`. Raises
     CorpusError for unreadable data, BundleError for a damaged bundle, ConfigError for a folder with files.
     """
-    spec_of(*bundle)  # a damaged bundle is refused before anything is written
+    spec_of(*bundle)  # reject a damaged bundle before anything is written
     work = parts(data, config, step=config.workers)
     with verdict_folder(*out):
         _require_workers(config, out[0], for_reading=0)
         started = logged = time.perf_counter()
         rows = _map_parts(work, bundle, partial(score_part, config=config, root=out[0].root, key=out[1]), config)
-        rows.context.target_max_block_size = 1  # the counts of a batch come out when it is scored
+        rows.context.target_max_block_size = 1  # return the counts of a batch as soon as it is scored
         texts = skipped = 0
         with reraise_own_errors():
             for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -218,7 +218,7 @@ def score_texts(
 def _map_parts(
     work: Sequence[Part], bundle: tuple[Storage, str], score: Callable[..., Iterator[pa.Table]], config: ScoreConfig
 ) -> Dataset:
-    """Parts of data through a pool of actors."""
+    """Map parts of the data with a pool of actors."""
     import ray
 
     items = ray.data.from_items([{"part": pickle.dumps(part)} for part in work], override_num_blocks=len(work))
@@ -228,7 +228,7 @@ def _map_parts(
 
 
 def score_in_memory(data: str, bundle: tuple[Storage, str], config: ScoreConfig) -> pd.DataFrame:
-    """Score every text of a file or folder with a bundle, without verdicts.
+    """Score every text of a file or folder with a bundle, without computing verdicts.
 
     Returns the columns of `score_part_in_memory`, sorted by text. Raises CorpusError for unreadable data, BundleError
     for a damaged bundle.
@@ -244,9 +244,9 @@ def score_in_memory(data: str, bundle: tuple[Storage, str], config: ScoreConfig)
 
 
 def score_part_in_memory(detector: Detector, item: pa.Table) -> Iterator[pa.Table]:
-    """Scores of the texts of a part, and what a calibration needs to know of them.
+    """Scores of the texts of a part, and the other columns that a calibration needs.
 
-    `digest` is that of the normalised text, `reason` why it is out of scope or too short for the default target.
+    `digest` is the digest of the normalised text, `reason` why it is out of scope or too short for the default target.
     """
     least = detector.spec.min_tokens_at(detector.spec.default_target_fpr)
     for texts, _ in read(pickle.loads(item["part"][0].as_py())):  # noqa: S301 - made by the driver
@@ -271,7 +271,7 @@ def score_part_in_memory(detector: Detector, item: pa.Table) -> Iterator[pa.Tabl
 
 
 def score_part(detector: Detector, item: pa.Table, config: ScoreConfig, root: str, key: str) -> Iterator[pa.Table]:
-    """Score the texts of a part and write their verdicts; the numbers `texts` and `skipped` of each batch come out."""
+    """Score the texts of a part and write their verdicts; yield the numbers `texts` and `skipped` of each batch."""
     part: Part = pickle.loads(item["part"][0].as_py())  # noqa: S301 - made by the driver
     storage, name = Storage(root), f"{key}/{part.number:05d}-{part.offset:03d}"
     rows: list[dict[str, Any]] = []
@@ -316,7 +316,7 @@ def verdict_rows(detector: Detector, texts: Sequence[Text], config: ScoreConfig)
 
 
 def read_and_score(detector: Detector, texts: Sequence[Text]) -> tuple[list[Document], Scores]:
-    """Texts as the detector reads them, and their scores, shape (n,). Raises InputError for one that is not finite."""
+    """Texts as the detector reads them, and their scores, shape (n,). Raises InputError if a score is not finite."""
     documents = detector.read([text.text for text in texts])
     scores = detector.score([document.input_ids for document in documents])
     if not np.isfinite(scores).all():

@@ -1,4 +1,4 @@
-"""Verdict table: the files that scoring writes, and their columns read back."""
+"""Verdict table: writes and reads the files of verdicts that scoring produces."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from detect_ai.detector.dataset import SLICES
 PREDICTIONS = {"human": 0, "ai": 1, "uncertain": -1}
 VERDICT_SCHEMA = pa.schema(
     [
-        ("row", pa.string()),  # number of the file and of its row
+        ("row", pa.string()),  # numbers of its file and row
         ("id", pa.string()),
         ("digest", pa.string()),  # of the text
-        ("label", pa.int8()),  # given with the text; null where none is
+        ("label", pa.int8()),  # given with the text; null if there is none
         *((name, pa.string()) for name in (*SLICES, "group")),
         ("verdict", pa.string()),
         ("probability", pa.float64()),
@@ -38,7 +38,7 @@ VERDICT_SCHEMA = pa.schema(
         ("nearest_domain", pa.string()),  # of calibration; null with too few domains
         ("num_compared", pa.int32()),
         ("fpr_upper_bound", pa.float64()),
-        ("confidence", pa.float64()),  # of that bound
+        ("confidence", pa.float64()),  # of `fpr_upper_bound`
         ("tampering", pa.string()),  # JSON
         ("content", pa.string()),  # JSON
         ("num_tokens", pa.int32()),
@@ -49,7 +49,7 @@ VERDICT_SCHEMA = pa.schema(
         ("model_version", pa.string()),
     ]
 )
-UNFINISHED = "_unfinished"  # a file in the folder while more verdicts are written
+UNFINISHED = "_unfinished"  # file that exists in the folder while verdicts are being written
 _JSON = ("tampering", "content", "verdicts", "spans")
 _STRINGS = (*SLICES, "group", "compared_with")
 _COLUMNS = (
@@ -60,7 +60,7 @@ _COLUMNS = (
 
 @contextmanager
 def verdict_folder(storage: Storage, key: str) -> Iterator[None]:
-    """A new folder for verdicts; removed if the block fails. Raises ConfigError when it holds something."""
+    """A new folder for verdicts; removed if the block fails. Raises ConfigError if it is not empty."""
     if storage.filesystem.get_file_info(storage.path(key)).is_file:
         raise ConfigError(f"score.out={storage.uri(key)}: expected a folder, found a file")
     if storage.list(key):
@@ -72,14 +72,14 @@ def verdict_folder(storage: Storage, key: str) -> Iterator[None]:
 
 
 def write_verdicts(storage: Storage, key: str, rows: list[dict[str, Any]], kind: str) -> bool:
-    """Write verdicts as a `parquet` or `jsonl` file of `VERDICT_SCHEMA`, whole or not at all; `key` has no suffix.
+    """Write verdicts atomically as a `parquet` or `jsonl` file of `VERDICT_SCHEMA`; `key` has no suffix.
 
     Returns False and writes nothing if the folder was removed because the scoring failed.
     """
     table = pa.Table.from_pylist(rows, schema=VERDICT_SCHEMA)
     if kind == "parquet":
         data = parquet(table)
-    else:  # without nulls, and with no JSON inside JSON
+    else:  # omit nulls, and do not nest JSON strings in JSON
         lines = (
             {name: json.loads(v) if name in _JSON else v for name, v in row.items() if v is not None}
             for row in table.to_pylist()
@@ -93,22 +93,22 @@ def write_verdicts(storage: Storage, key: str, rows: list[dict[str, Any]], kind:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Verdicts as columns of shape (n,), one entry for each text."""
+    """Verdicts as columns of shape (n,), one entry per text."""
 
     rows: NDArray[Any]  # str, unique
-    ids: NDArray[Any]  # str; as the data has them, not always unique
+    ids: NDArray[Any]  # str; as in the data, not always unique
     digests: NDArray[Any]  # str, of the texts
     labelled: NDArray[np.bool_]  # whether a label is known
-    labels: NDArray[np.int64]  # 0 human, 1 ai, 0 where none is known
+    labels: NDArray[np.int64]  # 0 human, 1 ai, 0 if unknown
     scores: NDArray[np.float64]  # log-odds
     probabilities: NDArray[np.float64]  # calibrated P(AI)
     p_values: NDArray[np.float64]
-    fpr_bounds: NDArray[np.float64]  # that the verdicts at the default target state; NaN where they state none
+    fpr_bounds: NDArray[np.float64]  # FPR bounds in the verdicts at the default target; NaN for none
     num_tokens: NDArray[np.int64]
     reasons: NDArray[Any]  # tuples: why the verdict at the default target is uncertain
     predictions: dict[float, NDArray[np.int64]]  # by target FPR: 0 human, 1 ai, -1 uncertain
     columns: dict[str, NDArray[Any]]  # metadata of the texts by column name: str, "" where missing
-    spans: NDArray[Any]  # scores of sentences where they were requested, else None
+    spans: NDArray[Any]  # scores of sentences if requested, else None
 
     @classmethod
     def read(cls, storage: Storage, key: str) -> Self:
@@ -137,14 +137,14 @@ class Verdicts:
         return len(self.ids)
 
     def __getitem__(self, selected: NDArray[Any]) -> Self:
-        """The verdicts of a mask, or at positions."""
+        """The verdicts selected by a mask or by positions."""
         arrays = {name: values[selected] for name, values in vars(self).items() if isinstance(values, np.ndarray)}
         predictions = {target: values[selected] for target, values in self.predictions.items()}
         columns = {name: values[selected] for name, values in self.columns.items()}
         return replace(self, **arrays, predictions=predictions, columns=columns)
 
     def by_value(self, column: str, most: int, least: int) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-        """Up to `most` values with `least` or more texts and their masks, largest first; none where only one exists."""
+        """Up to `most` values with at least `least` texts, and their masks, largest first; none if only one exists."""
         values = self.columns[column]
         names, counts = np.unique(values[values != ""], return_counts=True)
         if len(names) < 2:
@@ -155,7 +155,7 @@ class Verdicts:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the texts and their labels, in any order."""
+        """A hash of the texts and their labels, independent of their order."""
         rows = sorted(zip(self.digests.tolist(), self.labels.tolist(), strict=True))
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
