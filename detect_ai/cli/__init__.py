@@ -1,4 +1,4 @@
-"""Command line interface `detect-ai`: `__main__` has its options; exit codes, and lines on a terminal."""
+"""Command line interface `detect-ai` (options in `__main__`): exit codes and terminal output."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ OK, FAILED, BAD_INPUT, AI, UNCERTAIN, INTERRUPTED = 0, 1, 2, 3, 4, 128 + signal.
 
 
 def printable(text: str) -> str:
-    """A text on one line, with control and direction characters replaced, which could manipulate a terminal."""
+    """A text on one line, with the control and direction characters that could manipulate a terminal replaced."""
     line = " ".join(text.split())
     line = "".join("\ufffd" if unicodedata.category(char) in ("Cc", "Cf") else char for char in line)
     return line.encode(errors="replace").decode()
 
 
 def print_line(line: str) -> None:
-    """Print a line at once, also into a pipe."""
+    """Print a line and flush it, also to a pipe."""
     print(line, flush=True)  # noqa: T201
 
 

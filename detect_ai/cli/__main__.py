@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides += others
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # for terminals that lack a character
+            stream.reconfigure(errors="backslashreplace")  # for terminals that cannot encode a character
     try:
         with required(arguments.extra):
             code: int = arguments.run(arguments)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:
-        # Standard output is closed or full; Python would report it again when it flushes at exit.
+        # Standard output is closed or full. Python would report this again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             where = f"{error.filename}: " if error.filename else ""
@@ -79,7 +79,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line options; `run` is the function of the command, `extra` what it needs beyond the client."""
+    """The command line options; `run` is the function of a command, `extra` the package extra that it needs."""
     source = argparse.ArgumentParser(add_help=False)
     group = source.add_mutually_exclusive_group()
     group.add_argument("--bundle", type=Path, metavar="PATH", help="a local bundle")

@@ -1,4 +1,4 @@
-"""Commands for operators of a storage root: print the audit log, verify the registry, erase a request."""
+"""Operator commands on a storage root: print the audit log, verify the registry, erase a request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def open_root(arguments: Namespace, folder: str) -> Storage:
-    """The storage root of a command. Raises InputError where it has not the folder that the command is about."""
+    """The storage root of a command. Raises InputError if it does not have the folder that the command uses."""
     from detect_ai.core.storage import Storage
 
     if not arguments.root:
@@ -49,7 +49,7 @@ def verify_registry(arguments: Namespace) -> int:
 
 
 def erase_request(arguments: Namespace) -> int:
-    """Delete a request from the prediction log, and print how much there was. Returns the exit code: 1 for nothing."""
+    """Delete a request from the prediction log and the labels, and print the counts. Returns 1 if nothing was found."""
     from detect_ai.core import audit_log
     from detect_ai.core.compose import parse_config
     from detect_ai.monitoring import log_files
@@ -59,7 +59,7 @@ def erase_request(arguments: Namespace) -> int:
     config = parse_config({"monitoring": {"feedback_url": arguments.feedback_url}}).monitoring
     labels = Feedback(storage, config).erase(arguments.request_id)  # first: it may fail
     erased = {"rows": log_files.erase(storage, arguments.request_id), "labels": labels}
-    audit_log.record(storage, "erase", **erased)  # without the id: it is what was to be forgotten
+    audit_log.record(storage, "erase", **erased)  # without the id, which must be forgotten too
     print_line(json.dumps(erased))
     if not any(erased.values()):
         print_error("nothing is recorded under this request id")

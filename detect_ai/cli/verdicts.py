@@ -1,4 +1,4 @@
-"""Commands on a detector, a local bundle or a service: verdicts of files, and information about the model."""
+"""Commands that use a detector (a local bundle or a service): verdicts for files, and model information."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ DOCUMENT_SUFFIXES = (".docx", ".pdf")
 MAX_BYTES = 20_000_000
 STDIN = "-"
 WIDTH = 100
-MOSTLY_PROSE = 0.9  # from here on, the content is not shown
+MOSTLY_PROSE = 0.9  # from this fraction on, the content is not shown
 WARNING = (
     "A score is not proof. Human texts can score high too, in particular texts by non-native speakers, formal texts "
     "and kinds of text that the model was not trained on. Do not use a score as the only evidence against a person: "
     "talk to them, and look at drafts and sources."
 )
 LABELS = {Label.HUMAN: "No sign of AI", Label.AI: "Likely AI-generated", Label.UNCERTAIN: "Uncertain"}
-# Without a status (local), or with one of these, the error is about one file and the next one can be read.
+# Errors without a status (local) or with one of these concern a single file; the next file can still be read.
 FILE_ERRORS = (None, 400, 413, 415, 422)
-Predict = Callable[[str], tuple[Verdict, str]]  # file name to verdict and text; raises DetectAIError
+Predict = Callable[[str], tuple[Verdict, str]]  # takes a file name, returns verdict and text; raises DetectAIError
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Predict and print files with a bundle or a service. Returns the exit code."""
+    """Print predictions for files with a bundle or a service. Returns the exit code."""
     if arguments.bundle is not None:
         return check_files(bundle_predictor(arguments), arguments)
     with connect(arguments.url) as client:
@@ -46,7 +46,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def print_model(arguments: argparse.Namespace) -> int:
-    """Print information about a bundle, whose weights are not loaded, or a service. Returns the exit code."""
+    """Print information about a bundle (without loading its weights) or a service. Returns the exit code."""
     if arguments.bundle is None:
         with connect(arguments.url) as client:
             info = client.model()
@@ -60,7 +60,7 @@ def print_model(arguments: argparse.Namespace) -> int:
 
 
 def connect(url: str | None) -> Client:
-    """A client of a service. Raises InputError without an address."""
+    """A client of a service. Raises InputError if there is no address."""
     from detect_ai.client import Client
 
     if not (url or os.environ.get("DETECT_AI_URL")):
@@ -69,7 +69,7 @@ def connect(url: str | None) -> Client:
 
 
 def bundle_predictor(arguments: argparse.Namespace) -> Predict:
-    """Predict with a local bundle."""
+    """A function that predicts with a local bundle."""
     from detect_ai.detector.detector import Detector
 
     detector = Detector.load(arguments.bundle)
@@ -87,7 +87,7 @@ def bundle_predictor(arguments: argparse.Namespace) -> Predict:
 
 
 def service_predictor(client: Client, arguments: argparse.Namespace) -> Predict:
-    """Predict with a service."""
+    """A function that predicts with a service."""
     spans, prevalence = arguments.spans, arguments.prevalence
     options: DetectOptions = {"target_fpr": arguments.target_fpr, "prevalence": prevalence, "return_spans": spans}
 
@@ -104,7 +104,7 @@ def service_predictor(client: Client, arguments: argparse.Namespace) -> Predict:
 
 
 def check_files(predict: Predict, arguments: argparse.Namespace) -> int:
-    """Predict and print each file. Returns the exit code."""
+    """Print the prediction for each file. Returns the exit code."""
     labels: set[Label | None] = set()  # None: a file failed
     for name in arguments.files:
         verdict, text, message = None, "", None
@@ -117,7 +117,7 @@ def check_files(predict: Predict, arguments: argparse.Namespace) -> int:
             print_error(f"{printable(name)}: {message}")
         labels.add(verdict.label if verdict else None)
         if arguments.json:
-            file = name.encode(errors="replace").decode()  # strict parsers refuse unpaired surrogates
+            file = name.encode(errors="replace").decode()  # strict parsers reject unpaired surrogates
             values = verdict and verdict.model_dump(mode="json")
             print_line(json.dumps({"file": file, "verdict": values, "error": message}))
         elif verdict:
@@ -162,7 +162,7 @@ def read_text(name: str) -> str:
 
 
 def error_rate(verdict: Verdict) -> str:
-    """How many human texts are labelled AI, and which ones that holds for."""
+    """How many human texts are labelled AI, and for which texts this holds."""
     # Null only where `reasons` make the label `uncertain`.
     assert verdict.fpr_upper_bound is not None
     assert verdict.confidence is not None
