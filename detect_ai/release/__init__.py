@@ -1,1 +1,1 @@
-"""Checkpoint to champion: calibrate, export, publish and the promotion gate."""
+"""From checkpoint to champion: calibrate, export, publish and the promotion gate."""

@@ -1,4 +1,4 @@
-"""The stage `calibrate`: a checkpoint becomes a candidate bundle with scaling and conformal thresholds."""
+"""The stage `calibrate`: turn a checkpoint into a candidate bundle with scaling and conformal thresholds."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from detect_ai.text.normalize import NORMALISER_VERSION
 from detect_ai.training import search_space
 from detect_ai.training.train import checked_tokenizer
 
-SPECIAL_TOKENS = 2  # of a window
-SPAN_LENGTHS = (32, 64, 128)  # tokens: scores of sentences are scaled by those of such spans, without verdict_lengths
-MAX_STYLED = 20_000  # calibration texts, in their random order
+SPECIAL_TOKENS = 2  # per window
+SPAN_LENGTHS = (32, 64, 128)  # tokens: spans that sentence scores are scaled on, unless verdict_lengths is set
+MAX_STYLED = 20_000  # calibration texts, in random order
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "safetensors")
 
 
 def calibrate_checkpoint(config: Config, storage: Storage) -> dict[str, Any]:
     """Fit scaling and thresholds on the calibration split, and write the best checkpoint of this run as a candidate.
 
-    Raises CalibrationError for too few human texts for a target FPR, ConfigError without a training under this name or
-    after one on another corpus: its training texts may be in this calibration split.
+    Raises CalibrationError for too few human texts for a target FPR, ConfigError if there is no training result under
+    this run name or it is for another corpus, whose training texts may be in this calibration split.
     """
     trained, corpus = read_result(storage, config.run, "train"), Corpus.of_run(storage, config.run)
     if trained["corpus"] != corpus.key:
@@ -84,18 +84,18 @@ def calibrate_split(
     window: int,
     style: Style | None,
 ) -> Calibration:
-    """Score the calibration split with a checkpoint or bundle (arguments as `score_split`), and calibrate it.
+    """Score the calibration split with a checkpoint or bundle (arguments as `score_split`), and calibrate on it.
 
-    `window` is in tokens, special tokens included. Raises CalibrationError for too few texts.
+    `window` is in tokens, including special tokens. Raises CalibrationError for too few texts.
     """
     scored = score_split(corpus, "calibration", key, load, scoring, config.verdict_lengths or SPAN_LENGTHS, style)
     return calibrate(scored, config, window - SPECIAL_TOKENS)
 
 
 def require_enough_texts(config: Config, corpus: Corpus) -> bool:
-    """Whether the calibration split has enough domains for thresholds of a new one.
+    """Whether the calibration split has enough domains for thresholds that hold in a new domain.
 
-    Raises CalibrationError when it has not, and too few human texts for a target FPR.
+    Raises CalibrationError if it does not and has too few human texts for a target FPR.
     """
     domains = corpus.domains("calibration")[corpus.labels("calibration") == 0]
     if (np.unique(domains, return_counts=True)[1] >= MIN_TEXTS).sum() >= MIN_DOMAINS:
@@ -106,7 +106,7 @@ def require_enough_texts(config: Config, corpus: Corpus) -> bool:
 
 
 def _fit_style(config: Config, corpus: Corpus) -> Style:
-    """The directions in which calibration texts differ, in the word embeddings of the encoder before training."""
+    """The directions in which calibration texts differ, from the encoder's word embeddings before training."""
     token_ids = corpus.read("calibration", ["input_ids"]).slice(0, MAX_STYLED)["input_ids"].to_numpy()
     embeddings: Any = encoder.build(config.model, seed=0).get_input_embeddings()
     domains = corpus.domains("calibration")[:MAX_STYLED]

@@ -1,7 +1,7 @@
-"""The stage `export`: faster ways to run a bundle, measured on this machine.
+"""The stage `export`: faster backends for a bundle, measured on this machine.
 
-Each candidate is a bundle of its own: the weights in the form of its backend, the version of its parent and its own
-thresholds. The fastest that is as good as the parent is added to the registry; `publish` makes it champion.
+Each candidate is a separate bundle: the weights in the format of its backend, the version of its parent and its own
+thresholds. The fastest one that is as good as the parent is added to the registry; `publish` makes it champion.
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PARENT = "parent"  # the bundle itself, which every candidate is measured against
+PARENT = "parent"  # the bundle itself, the baseline of every candidate
 MIN_SPEEDUP = 1.1  # over the parent; slower candidates are not scored
-SPLIT = "validation"  # of the quality gate: the test split decides nothing
+SPLIT = "validation"  # for the quality gate: the test split must not decide
 NUM_TEXTS = 64  # timed together, drawn from the calibration split
 NUM_ALONE = 32  # texts that are also scored alone
-ROUNDS = 7  # every candidate is timed once in each
+ROUNDS = 7  # every candidate is timed once per round
 
 
 @dataclass(frozen=True)
 class ExportTask:
-    """Input and output of an export."""
+    """Inputs and outputs of an export."""
 
     config: Config  # scoring uses the device of the service
     corpus: Corpus  # the training corpus of the parent
     spec: DetectorSpec  # of the parent
-    key: str  # of the folder for the outputs
-    scratch: Path  # a local folder with a bundle for each candidate, and for the parent
+    key: str  # of the output folder
+    scratch: Path  # local folder with the bundles of the candidates and the parent
     device: str  # of the service, cuda or cpu
 
 
 def export(config: Config, storage: Storage) -> dict[str, Any]:
-    """Measure faster ways to run a bundle on this machine, and add the fastest that is as good to the registry.
+    """Measure faster backends for a bundle on this machine, and add the fastest one that is as good to the registry.
 
-    The bundle is `bundle`, else the champion; the corpus is that of this run. Run it where it will serve. Raises
-    ConfigError when a candidate is not a backend, the bundle is an export itself, or its corpus is another one.
+    The bundle is `bundle` or the champion; the corpus is that of this run. Run it on the machine that will serve.
+    Raises ConfigError if a candidate is not a backend, or the bundle is an export itself or has another corpus.
     """
     allowed = [name for name in backends.BACKENDS if name != backends.DEFAULT]
     check_names("export.candidates", config.export.candidates, allowed)
@@ -109,7 +109,7 @@ def export(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def _make_all(task: ExportTask, parent: Path) -> dict[str, str]:
-    """Make a bundle of every candidate. Returns those that could not be made, with the reason."""
+    """Create the bundle of every candidate. Returns the reason for each candidate that failed."""
     shutil.copytree(parent, task.scratch / PARENT)
     left_out = {}
     for name in dict.fromkeys(task.config.export.candidates):
@@ -117,7 +117,7 @@ def _make_all(task: ExportTask, parent: Path) -> dict[str, str]:
         if reason is None:
             try:
                 make(name, parent, task.scratch / name)
-            except Exception as error:  # exporters fail with errors of every kind on what they do not support
+            except Exception as error:  # exporters raise all kinds of errors for unsupported models
                 reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         if reason is not None:
             left_out[name] = reason
@@ -127,7 +127,7 @@ def _make_all(task: ExportTask, parent: Path) -> dict[str, str]:
 
 
 def make(name: str, parent: Path, folder: Path) -> DetectorSpec:
-    """Make the bundle of a candidate, one of `backends.BACKENDS`, in a new folder, with its parent's thresholds."""
+    """Create the bundle of a candidate, one of `backends.BACKENDS`, in a new folder, with its parent's thresholds."""
     from detect_ai.models import encoder
 
     spec = bundle.read_spec(parent)
@@ -142,7 +142,7 @@ def make(name: str, parent: Path, folder: Path) -> DetectorSpec:
 
 
 def _measure_speed(task: ExportTask) -> list[dict[str, Any]]:
-    """Throughput and latency of every candidate, the fastest first, with the threads of a replica."""
+    """Throughput and latency of every candidate with the threads of a replica, fastest first."""
     import torch
 
     ids = task.corpus.read("calibration", ["input_ids"])["input_ids"].to_numpy()
@@ -180,9 +180,9 @@ def _measure_speed(task: ExportTask) -> list[dict[str, Any]]:
 
 
 def time_interleaved(arms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds that every arm takes in each round, so that load on the machine slows all of them alike.
+    """Seconds of every arm in each round, interleaved so that other load on the machine affects all arms equally.
 
-    Each round starts with another arm. A first round is not counted.
+    Each round starts with another arm. A warm-up round is not counted.
     """
     names = list(arms)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -197,7 +197,7 @@ def time_interleaved(arms: Mapping[str, Callable[[], object]], rounds: int) -> d
 
 
 def _measure_quality(task: ExportTask, rows: list[dict[str, Any]]) -> None:
-    """Add the metrics of what is fast enough, and the reasons against each."""
+    """Add metrics for the candidates that are fast enough, and the reasons against each candidate."""
     e = task.config.export
     base = _metrics(task, PARENT)
     if 1 / base["n_ai"] > e.max_tpr_drop:
@@ -229,7 +229,7 @@ def _metrics(task: ExportTask, name: str) -> dict[str, Any]:
 
 
 def _keep(task: ExportTask, row: dict[str, Any]) -> dict[str, Any] | None:
-    """Recalibrate the chosen one, evaluate it and add it to the registry; None where it fails the promotion gate."""
+    """Recalibrate the chosen candidate, evaluate it and add it to the registry; None if it fails the promotion gate."""
     storage, folder, key = task.corpus.storage, task.scratch / row["name"], f"{task.key}/bundle"
     calibration = calibrate_split(
         task.corpus,

@@ -6,8 +6,8 @@ from typing import Any
 from detect_ai.core.config import ExportConfig, GateConfig
 
 Metrics = Mapping[str, Any]
-TEST = "test split"  # the name of that evaluation; the space keeps it apart from names of other data
-# Metric, its name in messages, the sign of a change for the worse, the key of the largest change.
+TEST = "test split"  # name of that evaluation; the space distinguishes it from names of other data
+# Metric, its name in messages, the sign of a change for the worse, the key of the largest allowed change.
 _CHANGES = (
     ("auroc", "AUROC", -1, "max_auroc_drop"),
     ("fpr_at_target", "FPR at the default target", 1, "max_fpr_increase"),
@@ -28,11 +28,11 @@ def gate(
 ) -> tuple[list[str], list[str]]:
     """Check a candidate against absolute bounds and, on the same texts, against the champion, if there is one.
 
-    Metrics are those of the stage `evaluate`, by the name of the data; `TEST` is the test split, "test_fingerprint"
+    Metrics are those of the stage `evaluate`, by name of the data; `TEST` is the test split, "test_fingerprint"
     identifies the texts. Bounds that are None are multiples of "default_target".
 
     Returns:
-        The reasons to refuse it, empty where it passes, and warnings about what could not be compared.
+        The reasons to reject the candidate (empty if it passes), and warnings about missing comparisons.
     """
     reasons: list[str] = []
     warnings: list[str] = []
@@ -42,7 +42,7 @@ def gate(
     for name, metrics in candidate.items():
         for metric, label, key in _CAPS:
             value, bound = metrics.get(metric), _bound(config, key, metrics)
-            # Texts of one class have no rate of the other one.
+            # Texts of one class have no rate for the other class.
             if value is None and (metric not in metrics or name == TEST):
                 reasons.append(f"{label} is missing on {name}: run jobs/evaluate.py again.")
             elif value is not None and not value <= bound:
@@ -59,7 +59,7 @@ def gate(
 
 
 def _unseen_domains(metrics: Metrics, config: GateConfig) -> list[str]:
-    """Reasons from the domains left out of calibration; none where there were too few to leave one out."""
+    """Reasons from the domains left out of calibration; none if there are too few domains to leave one out."""
     reasons = []
     if new := metrics.get("new_domains"):
         bound, fpr, tpr = _bound(config, "max_new_domain_fpr", metrics), new["mean_fpr"], new["macro_tpr"] or 0.0
@@ -84,12 +84,12 @@ def _compare(
 ) -> None:
     for metric, label, sign, key in _CHANGES:
         if metric == "fpr_at_target" and "parent" in candidate:
-            continue  # recalibration sets the FPR on these texts to the target, be it above the parent's
+            continue  # recalibration sets the FPR on these texts to the target, even if the parent's is lower
         value, before, bound = candidate.get(metric), champion.get(metric), _bound(config, key, candidate)
         if value is None or before is None:
             if not (metric in candidate and metric in champion and value is before):
                 warnings.append(f"{label} not compared with the champion on {name}: it is missing.")
-        # Rounded, for 0.95 - 0.94 is a little more than 0.01 in floating point.
+        # Rounded, because 0.95 - 0.94 is slightly more than 0.01 in floating point.
         elif not round(sign * (value - before), 12) <= bound:
             change = f"changed from the champion's {before:.4g} to {value:.4g}"
             reasons.append(f"{label} {change} on {name}; {key}={bound:g}.")
@@ -102,7 +102,7 @@ def _bound(config: GateConfig, key: str, metrics: Metrics) -> float:
 
 def export_reasons(export: Metrics, parent: Metrics, config: ExportConfig) -> list[str]:
     """The reasons why an export is not as good as its parent on the same texts, by "auroc" and "tpr_at_fpr_1"."""
-    # Rounded, for 0.95 - 0.949 is a little more than 0.001 in floating point.
+    # Rounded, because 0.95 - 0.949 is slightly more than 0.001 in floating point.
     auroc_change = round(abs(export["auroc"] - parent["auroc"]), 12)
     tpr_drop = round(parent["tpr_at_fpr_1"] - export["tpr_at_fpr_1"], 12)
     reasons = []

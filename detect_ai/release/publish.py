@@ -1,4 +1,4 @@
-"""The stages `publish` (through the promotion gate) and `rollback`: the only ones that move the champion."""
+"""The stages `publish` (through the promotion gate) and `rollback`: only these move the champion pointer."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from detect_ai.reports.model_card import model_card
 
 logger = logging.getLogger(__name__)
 
-_EVALUATION = "evaluate"  # results: evaluate.json of the test split, evaluate-<name>.json of other data
+_EVALUATION = "evaluate"  # results: evaluate.json on the test split, evaluate-<name>.json on other data
 
 
 def publish(config: Config, storage: Storage) -> dict[str, Any]:
     """Add the evaluated candidate to the registry and make it champion, if it passes the gate.
 
-    With `bundle` it is a version that is in the registry already, such as `export` adds. Raises GateError when it does
-    not pass, ConfigError when it was not evaluated, and ConflictError when another process moved the champion since.
+    With `bundle` the candidate is a version in the registry, such as one added by `export`. Raises GateError if it does
+    not pass, ConfigError if it was not evaluated, and ConflictError if another process has moved the champion since.
     """
     registry = Registry(storage)
     number, before = registry.read_champion()
@@ -79,7 +79,7 @@ def publish(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def _evaluations(config: Config, storage: Storage, version: str) -> dict[str, dict[str, Any]]:
-    """The metrics of a version on the test split and on all other data that the run evaluated it on, by name."""
+    """The metrics of a version on the test split and on the other data that the run evaluated, by name."""
     evaluations = {}
     for file in storage.list(f"runs/{config.run}"):
         stage, is_json, _ = file.partition(".json")
@@ -96,11 +96,11 @@ def _evaluations(config: Config, storage: Storage, version: str) -> dict[str, di
 def champion_metrics(
     config: Config, storage: Storage, champion: str, candidate: DetectorSpec, evaluations: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """The evaluations of the champion, by any names; on texts of the candidate's that it lacks it is evaluated now.
+    """The evaluations of the champion, by arbitrary names. Missing ones on the candidate's texts are computed now.
 
-    It may have been trained on some of these texts, which favours it: the comparison is conservative. Without an
-    evaluation, and so not compared, are texts that the storage no longer has, and the sample of a recalibration, which
-    is not kept: it is compared with its parent alone, as `recalibrate` has measured it.
+    The champion may have been trained on some of these texts, which favours it, so the comparison is conservative. Two
+    kinds of texts are not compared: texts that storage no longer has, and the sample of a recalibration, which is not
+    kept: there a candidate is compared only with its parent, with the metrics that `recalibrate` measured.
     """
     found = metrics_of(Registry(storage), champion)
     parent = evaluations[TEST].get("parent") or {}
@@ -121,14 +121,14 @@ def champion_metrics(
 def _evaluate_champion(
     config: Config, storage: Storage, champion: str, candidate: DetectorSpec, name: str, metrics: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """The metrics of the champion on the texts of an evaluation, kept under the run; None if they are not there."""
+    """The metrics of the champion on the texts of an evaluation, stored under the run; None if those are missing."""
     fingerprint = metrics["test_fingerprint"]
     key = f"runs/{config.run}/champion/{champion}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}.json"
     if storage.exists(key):
         return dict(storage.read_json(key))
     registry = Registry(storage)
     place = registry.resolve(champion)
-    # Recalibrated for one population, it abstains on most other texts: there its parent stands for it.
+    # A champion recalibrated for one population abstains on most other texts: use its parent there.
     while (spec := spec_of(*place)).calibration.population and spec.parent:
         for recorded in metrics_of(registry, spec.parent).values():
             if recorded.get("test_fingerprint") == fingerprint:
@@ -145,7 +145,7 @@ def _evaluate_champion(
     scratch = storage, f"runs/{config.run}/{attempt('champion')}"
     measured = evaluate_overall(data, place, config.score.model_copy(update=columns), scratch)
     if is_test:
-        measured["test_fingerprint"] = fingerprint  # that of the shards
+        measured["test_fingerprint"] = fingerprint  # the fingerprint of the shards
     logger.info("champion %s on %s: %s", spec.version, name, describe(measured))
     if measured["test_fingerprint"] != fingerprint:
         return None  # the texts have changed since
@@ -154,7 +154,7 @@ def _evaluate_champion(
 
 
 def rollback(config: Config, storage: Storage) -> dict[str, Any]:
-    """Return to the champion before. Raises RegistryError when there is none, or its bundle cannot be loaded."""
+    """Return to the previous champion. Raises RegistryError if there is none, or its bundle cannot be loaded."""
     registry = Registry(storage)
     before = registry.champion()
     version = registry.rollback()
@@ -163,9 +163,9 @@ def rollback(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def add_version(storage: Storage, candidate: str, evaluations: dict[str, dict[str, Any]]) -> str:
-    """Add a bundle in storage with its metrics and model card to the registry of the storage, and return its version.
+    """Add a bundle with its metrics and model card to the registry of its storage, and return its version.
 
-    `evaluations` are results of the stage `evaluate` by the name of the data, `TEST` among them.
+    `evaluations` are results of the stage `evaluate` by name of the data, including `TEST`.
     """
     with storage.local_folder(candidate) as source, tempfile.TemporaryDirectory() as scratch:
         spec = bundle.read_spec(source)
@@ -182,7 +182,7 @@ def add_version(storage: Storage, candidate: str, evaluations: dict[str, dict[st
 
 
 def metrics_of(registry: Registry, version: str) -> dict[str, dict[str, Any]]:
-    """The evaluations that a version carries, by the name of the data. Raises RegistryError when it has none."""
+    """The evaluations in the bundle of a version, by name of the data. Raises RegistryError if there are none."""
     with registry.folder(version) as folder:
         path = folder / bundle.METRICS_FILE
         if not path.is_file():

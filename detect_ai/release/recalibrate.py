@@ -1,7 +1,7 @@
-"""The stage `recalibrate`: new thresholds for one population of writers, from human texts of theirs.
+"""The stage `recalibrate`: new thresholds for one population of writers, from their human texts.
 
-The encoder stays as it is, and so do the AI texts of its calibration. The child bundle is added to the registry, with a
-certificate of one page; `publish` makes it champion.
+The encoder and the AI texts of its calibration stay unchanged. The child bundle is added to the registry, with a
+one-page certificate; `publish` makes it champion.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ MAX_LISTED = 10  # domains of AI texts in the certificate
 
 @dataclass(frozen=True)
 class Sample:
-    """The human texts that thresholds are set on, and what was left out of those given."""
+    """The human texts used to set thresholds, and the texts left out."""
 
     human: Scores
     fingerprint: str  # of the texts
     left_out: dict[str, int]  # number of texts by reason
-    excluded_keys: list[str]  # contributors whose labels move the default threshold further than chance
-    num_groups: int = 0  # of texts that belong together; 0: the data does not say
-    num_keys: int = 0  # contributors; 0: the data does not say
+    excluded_keys: list[str]  # contributors whose labels shift the default threshold more than chance explains
+    num_groups: int = 0  # of texts that belong together; 0: unknown
+    num_keys: int = 0  # contributors; 0: unknown
 
 
 def recalibrate(config: Config, storage: Storage) -> dict[str, Any]:
     """Set thresholds of `bundle` (default: the champion) for the population of `recalibrate.humans`.
 
-    Raises ConfigError without texts or a name for them, CorpusError for unreadable ones, CalibrationError for fewer
-    than the default target needs.
+    Raises ConfigError without texts or a population name, CorpusError for unreadable texts, CalibrationError for fewer
+    texts than the default target needs.
     """
     name = " ".join(config.recalibrate.population.split())
     if not config.recalibrate.humans:
@@ -103,9 +103,9 @@ def recalibrate(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def select(scored: pd.DataFrame, parent: DetectorSpec) -> Sample:
-    """The texts of `score.score_in_memory` that count: declared human, in scope, long enough and not twice.
+    """The usable texts of `score.score_in_memory`: not labelled AI, in scope, long enough and not duplicates.
 
-    Of texts with a `key`, those of contributors that `poisoning` finds are left out.
+    Texts whose `key` is a contributor that `poisoning` finds are left out.
     """
     reason = scored["reason"].mask(scored.duplicated("digest"), "duplicate").mask(scored["label"] == 1, "labelled_ai")
     kept = scored[reason == ""]
@@ -124,7 +124,7 @@ def select(scored: pd.DataFrame, parent: DetectorSpec) -> Sample:
 
 
 def supported_targets(n: int, parent: DetectorSpec) -> tuple[list[float], dict[float, int]]:
-    """The targets of a parent that n human texts support, and the number that each other one needs.
+    """The targets of a parent that n human texts support, and the number of texts that each other target needs.
 
     Raises CalibrationError if the default target is not supported.
     """
@@ -139,7 +139,7 @@ def supported_targets(n: int, parent: DetectorSpec) -> tuple[list[float], dict[f
 
 
 def child_spec(parent: DetectorSpec, calibration: Calibration, run: str) -> DetectorSpec:
-    """The specification of the child: texts shorter than those of the sample are `uncertain` at all targets."""
+    """The specification of the child. Texts shorter than those of the sample are `uncertain` at all targets."""
     settings = parent.calibration_config.model_copy(
         update={"target_fprs": list(calibration.thresholds), "guarantee": "expectation"}
     )
@@ -157,10 +157,10 @@ def child_spec(parent: DetectorSpec, calibration: Calibration, run: str) -> Dete
 
 
 def metrics_of_sample(parent: DetectorSpec, child: DetectorSpec, sample: Sample) -> dict[str, Any]:
-    """What the promotion gate reads: `evaluate`'s metrics on these texts, left one out, and the parent's AI texts.
+    """Metrics for the promotion gate, as from `evaluate`, on the sample (leave-one-out) and the parent's AI texts.
 
-    AI texts are decided by score alone: of other kinds of writing than the population's, they would be `uncertain`.
-    `parent` has the same rates of the parent, as far as the gate compares them.
+    AI texts are decided by score alone, because those of other kinds of writing than the population's would be
+    `uncertain`. `parent` has those rates of the parent that the gate compares.
     """
     (ai, _), targets = ai_texts(parent), child.calibration.thresholds
     labels, scores = np.repeat([0, 1], [len(sample.human), len(ai)]), np.concatenate([sample.human.scores, ai.scores])
@@ -189,7 +189,7 @@ def metrics_of_sample(parent: DetectorSpec, child: DetectorSpec, sample: Sample)
 
 
 def certify(parent: DetectorSpec, child: DetectorSpec, sample: Sample, refused: dict[float, int]) -> dict[str, Any]:
-    """Plain values for the certificate: what is stated, on which texts, and what changes."""
+    """Plain values for the certificate: its statements, the texts they are based on, and the changes."""
     calibration, population, target = child.calibration, child.calibration.population, child.default_target_fpr
     assert population is not None
     ai, domains = ai_texts(parent)
@@ -197,7 +197,7 @@ def certify(parent: DetectorSpec, child: DetectorSpec, sample: Sample, refused: 
     decided = {"before": _predictions(parent, ai, target), "after": _predictions(_by_score_alone(child), ai, target)}
 
     def change(domain: str, chosen: NDArray[np.bool_]) -> dict[str, Any]:
-        """Detection rates and fractions labelled human of some AI texts; None for few."""
+        """Detection rates and fractions labelled human of the chosen AI texts; None for few texts."""
         row: dict[str, Any] = {"domain": domain, "n_ai": int(chosen.sum()), "like": int(is_like[chosen].sum())}
         for when, predictions in decided.items():
             rates = domain_rates(domain, predictions[:0], predictions[chosen])
@@ -238,7 +238,7 @@ def certify(parent: DetectorSpec, child: DetectorSpec, sample: Sample, refused: 
 
 
 def ai_texts(parent: DetectorSpec) -> tuple[Scores, NDArray[np.str_]]:
-    """The AI texts of its calibration, and their domains, shape (n,)."""
+    """The AI texts of a parent's calibration, and their domains, shape (n,)."""
     domains = [domain for domain in parent.calibration.domains if len(domain.ai)]
     columns = (
         np.concatenate([getattr(domain.ai, name) for domain in domains]) for name in ("scores", "num_tokens", "styles")
@@ -251,6 +251,6 @@ def _by_score_alone(child: DetectorSpec) -> DetectorSpec:
 
 
 def _predictions(spec: DetectorSpec, texts: Scores, target: float) -> Labels:
-    """Of texts that are long enough; -1 for the others."""
+    """Predictions for texts that are long enough; -1 for the others."""
     is_short = np.asarray(texts.num_tokens) < spec.min_tokens_at(target)
     return np.where(is_short, -1, spec.calibration.predictions_of(texts, target))
