@@ -1,1 +1,1 @@
-"""Token ids to logits: encoders, tokenizers, batches and inference backends."""
+"""From token ids to logits: encoders, tokenizers, batches and inference backends."""

@@ -1,4 +1,4 @@
-"""Padded batches of token ids, and the plan that cuts windows into batches for scoring. Pure numpy."""
+"""Padded batches of token ids, and the plan that groups windows into batches for scoring. Pure numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 LEAST_LANE_TOKENS = 1024  # smaller batches cost more time than they save
-LENGTH_MULTIPLE = 8  # padded lengths are multiples of this: few shapes, and efficient on tensor cores
+LENGTH_MULTIPLE = 8  # padded lengths are multiples of this: few shapes, efficient on tensor cores
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Batch:
 
 
 def padded_length(length: Any) -> Any:
-    """The length that rows of at most `length` tokens are padded to; of a number, or of each in an array."""
+    """The padded length of rows with at most `length` tokens; `length` is a number or an array."""
     return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 
 
@@ -44,9 +44,9 @@ def attention_mask(lengths: NDArray[np.int32], width: int) -> NDArray[np.int64]:
 
 
 def plan_scoring(lengths: Ints, batch_tokens: int) -> list[Ints]:
-    """Cut windows into batches of similar length, each within a budget of padded tokens (or of one window).
+    """Group windows into batches of similar length, each within a budget of padded tokens (or of one window).
 
-    The longest come first: a batch that does not fit the memory fails at once.
+    The longest come first, so that a batch that does not fit into memory fails at once.
     """
     order = np.argsort(-lengths, kind="stable")
     batches: list[Ints] = []
@@ -60,5 +60,5 @@ def plan_scoring(lengths: Ints, batch_tokens: int) -> list[Ints]:
 
 
 def lane_tokens(batch_tokens: int, lanes: int) -> int:
-    """The token budget of one batch where `lanes` threads run batches at the same time and share the budget."""
+    """The token budget of one batch if `lanes` threads run batches concurrently and share the budget."""
     return min(batch_tokens, max(LEAST_LANE_TOKENS, batch_tokens // lanes))

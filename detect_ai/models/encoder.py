@@ -1,4 +1,4 @@
-"""The encoder with a classification head: find, build, save, load. Safetensors only; remote code never runs."""
+"""The encoder with a classification head: find, build, save, load. Safetensors only; never runs remote code."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn
 def resolve(config: ModelConfig) -> tuple[str, str | None]:
     """Location of the weights: a local directory, or a hub id with its revision.
 
-    Raises ConfigError for no such package or directory, a hub id without a pinned revision, or not `model.sha256`.
+    Raises ConfigError for a missing package or directory, an unpinned hub id, or weights with another `model.sha256`.
     """
     path = config.path
     if path.startswith("package:"):
         package, _, inner = path.removeprefix("package:").partition("/")
         try:
             spec = importlib.util.find_spec(package)  # does not import the package
-        except (ImportError, ValueError):  # of a name with dots, of none
+        except (ImportError, ValueError):  # a dotted name, an empty name
             spec = None
         if spec is None or spec.origin is None:
             raise ConfigError(f"model.path={path}: no package '{package}': pip install 'detect-ai[sample]'")
@@ -60,9 +60,9 @@ def resolve(config: ModelConfig) -> tuple[str, str | None]:
 
 
 def build(config: ModelConfig, seed: int) -> PreTrainedModel:
-    """The pretrained encoder with a new head of two classes, drawn from the seed.
+    """The pretrained encoder with a new two-class head, initialised from the seed.
 
-    Raises ConfigError as `resolve`, and for an architecture unknown to transformers, too few positions or layers.
+    Raises ConfigError as `resolve`, and for an architecture unknown to transformers, or too few positions or layers.
     """
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
@@ -79,7 +79,7 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
         if config.layers > available:
             raise ConfigError(f"model.layers={config.layers}: expected at most {available}, those of {config.path}")
         hf_config.num_hidden_layers = config.layers
-        if getattr(hf_config, "layer_types", None):  # of encoders whose layers differ
+        if getattr(hf_config, "layer_types", None):  # for encoders whose layers differ
             hf_config.layer_types = hf_config.layer_types[: config.layers]
     labels: Any = {"id2label": ID2LABEL, "label2id": {label: i for i, label in ID2LABEL.items()}}
     mean = config.pooling == "mean"
@@ -91,11 +91,11 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
         options = _SAFE | {"revision": revision, "dtype": torch.float32}
         model: PreTrainedModel = kind.from_pretrained(path, config=hf_config, **options)
     if mean:
-        hf_config.name_or_path = ""  # a local path, which would be saved
+        hf_config.name_or_path = ""  # otherwise a local path would be saved
         model = MeanPooledClassifier(MeanPooledConfig(encoder=hf_config, **labels), model)
     if positions := getattr(model.base_model.config, "max_position_embeddings", None):
         tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
-        # RoBERTa and its relatives count from after the position of padding: 514 of them hold 512 tokens.
+        # RoBERTa and similar models count positions from after the padding index: 514 positions hold 512 tokens.
         padding = [getattr(table, "padding_idx", None) for table in tables]
         positions -= max((index + 1 for index in padding if index is not None), default=0)
         if config.window > positions:
@@ -107,7 +107,7 @@ def build(config: ModelConfig, seed: int) -> PreTrainedModel:
 def _expand_masks(model: PreTrainedModel) -> None:
     """Expand attention masks to 4-D before the encoder: transformers' own check of a mask forces a GPU sync.
 
-    Only for BERT and DistilBERT, where every layer attends by the same mask.
+    Only for BERT and DistilBERT, where every layer uses the same mask.
     """
     encoder: Any = model.base_model
     if encoder.config.model_type in ("bert", "distilbert") and encoder.config._attn_implementation == "sdpa":
@@ -135,9 +135,9 @@ def save(model: PreTrainedModel, folder: Path) -> None:
 
 
 def load(folder: Path) -> PreTrainedModel:
-    """Load what `save` wrote, strictly, in fp32 and evaluation mode.
+    """Load a model written by `save`, strictly, in fp32 and evaluation mode.
 
-    Raises BundleError if the weights lack a tensor, or hold one that the architecture does not have.
+    Raises BundleError if the weights lack a tensor, or contain one that the architecture does not have.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -161,7 +161,7 @@ def load(folder: Path) -> PreTrainedModel:
 
 @contextmanager
 def _as_config_errors(config: ModelConfig) -> Iterator[None]:
-    """Turn transformers' errors about an encoder into ConfigError, without its advice to run remote code."""
+    """Convert transformers' errors about an encoder to ConfigError, without its advice to run remote code."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -171,7 +171,7 @@ def _as_config_errors(config: ModelConfig) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from drawing a progress bar and reporting the new head as a problem."""
+    """Prevent transformers from showing a progress bar and reporting the new head as a problem."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -186,7 +186,7 @@ def _quiet() -> Iterator[None]:
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """The dtype that a forward pass runs in: None is fp32, `auto` takes bf16 where the hardware has it."""
+    """The dtype of a forward pass: None is fp32; `auto` uses bf16 if the hardware supports it."""
     import torch
 
     if precision == "bf16" or (precision == "auto" and has_bf16(device)):

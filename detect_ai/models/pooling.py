@@ -1,10 +1,10 @@
-"""A classifier with a linear head on the mean of an encoder's last states, instead of the encoder's own head.
+"""A classifier with a linear head on the mean of an encoder's last hidden states, instead of the encoder's own head.
 
-Mean pooling generalises better to domains that training did not hold: docs/experiments/log/2026-11-essays-results.md.
+Mean pooling generalises better to domains not in training: docs/experiments/log/2026-11-essays-results.md.
 
-The architecture has a `model_type` of its own, so that other programs refuse a checkpoint or bundle instead of loading
-it as the plain encoder. Importing this module registers it: `AutoModelForSequenceClassification` and `pipeline` then
-load it. `import detect_ai` does so only where transformers has been imported before, because torch takes seconds.
+The architecture has its own `model_type`, so that other programs reject a checkpoint or bundle instead of loading it as
+the plain encoder. Importing this module registers it: `AutoModelForSequenceClassification` and `pipeline` then load it.
+`import detect_ai` imports this module only if transformers is already imported, because importing torch takes seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class MeanPooledConfig(PreTrainedConfig):
-    """Configuration of `MeanPooledClassifier` around that of an encoder, or its values as in `config.json`."""
+    """Configuration of `MeanPooledClassifier`, which contains the encoder's (an object, or values of `config.json`)."""
 
     model_type = "detect_ai_mean_pooled"
 
@@ -27,9 +27,9 @@ class MeanPooledConfig(PreTrainedConfig):
 
 
 class MeanPooledClassifier(PreTrainedModel):
-    """Classes from the mean of an encoder's last states over the tokens that are not padding.
+    """Classes from the mean of an encoder's last hidden states over the tokens that are not padding.
 
-    Without a pretrained encoder one is made from the configuration, for weights that are loaded afterwards.
+    Without a pretrained encoder, one is created from the configuration, for weights that are loaded afterwards.
     """
 
     config_class = MeanPooledConfig
@@ -39,7 +39,7 @@ class MeanPooledClassifier(PreTrainedModel):
         encoder = encoder or AutoModel.from_config(config.encoder)
         super().__init__(config)
         self.encoder = encoder
-        self.encoder.pooler = None  # of encoders that have one: it reads the first token
+        self.encoder.pooler = None  # some encoders have one, which reads the first token
         self.dropout = torch.nn.Dropout(getattr(config.encoder, "classifier_dropout", None) or 0.0)
         width: Any = getattr(config.encoder, "hidden_size", None) or getattr(config.encoder, "dim", None)
         self.classifier = torch.nn.Linear(int(width), config.num_labels or 2)

@@ -1,6 +1,6 @@
-"""Style of a text: its mean pretrained word embedding, on the directions in which calibration texts differ most.
+"""Style of a text: its mean pretrained word embedding, projected on the directions of most variance in calibration.
 
-It tells how like two kinds of writing are (`calibration.new_domain`). It does not depend on the trained weights.
+It measures how similar two kinds of writing are (`calibration.new_domain`). It does not depend on the trained weights.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ STYLE_FILE = "style.safetensors"
 
 
 class Style:
-    """A row for each token of the vocabulary, shape (vocabulary, dimensions), float32."""
+    """A table with a row for each token of the vocabulary, shape (vocabulary, dimensions), float32."""
 
     def __init__(self, table: ArrayLike) -> None:
         self.table = np.asarray(table, np.float32)
 
     @classmethod
     def fit(cls, embeddings: ArrayLike, token_ids: Sequence[Ids], domains: ArrayLike) -> Style:
-        """The principal directions of texts, given as token ids, if all domains weigh alike.
+        """Fit the principal directions of texts, given as token ids, with equal weight for all domains.
 
         `embeddings` has shape (vocabulary, size) and `domains` (texts,); there are at most `DIMENSIONS` directions.
         """
@@ -43,7 +43,7 @@ class Style:
 
     @classmethod
     def load(cls, folder: Path) -> Style:
-        """Read what `save` wrote."""
+        """Read `STYLE_FILE` from a folder."""
         from safetensors.numpy import load_file
 
         return cls(load_file(folder / STYLE_FILE)["table"])
@@ -62,6 +62,6 @@ class Style:
 
 
 def _means(rows: np.ndarray, token_ids: Sequence[Ids]) -> Floats:
-    """Mean of the rows of each text: one text at a time, so that it does not depend on the others."""
+    """Mean of the rows of each text, computed for one text at a time so that it does not depend on the others."""
     means = [rows[np.asarray(ids, np.int64)].sum(0, dtype=np.float64) / max(1, len(ids)) for ids in token_ids]
     return np.asarray(means, np.float64).reshape(len(token_ids), rows.shape[1])

@@ -1,4 +1,4 @@
-"""Tokenizer: whole normalised texts to token ids, without special tokens, never truncated."""
+"""Tokenizer: converts whole normalised texts to token ids, without special tokens or truncation."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tokenizers import Tokenizer as FastTokenizer
 from detect_ai.core.errors import BundleError, ConfigError
 
 Ids = NDArray[np.int32]
-MAX_CACHED_WORDS = 100_000  # some 30 MB
+MAX_CACHED_WORDS = 100_000  # about 30 MB
 MAX_CACHED_LENGTH = 32  # characters of a cached word: a text without spaces is one word
 
 
 class Tokenizer:
-    """A fast tokenizer and the special tokens around a window. Truncation and padding of its file are switched off."""
+    """A fast tokenizer and the special tokens around a window. Disables truncation and padding set in its file."""
 
     def __init__(self, fast: FastTokenizer, pad_id: int) -> None:
         fast.no_truncation()  # files of sentence encoders often set truncation to 128 tokens
@@ -36,7 +36,7 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, path: str, revision: str | None = None) -> Tokenizer:
-        """Load from a local directory or the hub. Raises ConfigError for one without a padding token."""
+        """Load from a local directory or the hub. Raises ConfigError if there is no padding token."""
         from transformers import AutoTokenizer
 
         pretrained = AutoTokenizer.from_pretrained(path, revision=revision, use_fast=True, trust_remote_code=False)
@@ -46,7 +46,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path, pad_id: int) -> Tokenizer:
-        """Load from a folder that `save` wrote. Raises BundleError when there is no readable tokenizer."""
+        """Load from a folder written by `save`. Raises BundleError if there is no readable tokenizer."""
         path = folder / "tokenizer.json"
         try:
             return cls(FastTokenizer.from_file(str(path)), pad_id)
@@ -54,7 +54,7 @@ class Tokenizer:
             raise BundleError(f"{path}: expected a tokenizer file of the tokenizers library: {error}") from error
 
     def save(self, folder: Path, window: int) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json`: transformers loads them, truncates to `window` tokens."""
+        """Write `tokenizer.json` and `tokenizer_config.json`, with which transformers truncates to `window` tokens."""
         self._fast.save(str(folder / "tokenizer.json"))
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -74,7 +74,7 @@ class Tokenizer:
         known = self._words
         if known is None:
             return [np.asarray(ids, dtype=np.int32) for ids in self._encode(list(texts))]
-        # A cache of words is 4 to 10 times as fast, since most words of a text occurred before.
+        # A cache of words is 4 to 10 times as fast, because most words of a text have occurred before.
         if len(known) > MAX_CACHED_WORDS:
             known = self._words = {}  # not cleared: another thread may be reading the old one
         words = [text.split(" ") for text in texts]
@@ -89,14 +89,14 @@ class Tokenizer:
         return [encoding.ids for encoding in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_with_offsets(self, text: str) -> tuple[Ids, NDArray[np.int32]]:
-        """Token ids of one normalised text, and the characters that each came from: shape (num_tokens, 2)."""
+        """Token ids of one normalised text, and the character span of each token: shape (num_tokens, 2)."""
         encoding = self._fast.encode(text, add_special_tokens=False)
         offsets = np.asarray(encoding.offsets, dtype=np.int32).reshape(-1, 2)
         return np.asarray(encoding.ids, dtype=np.int32), offsets
 
     @property
     def vocabulary(self) -> int:
-        """Size of the vocabulary, added tokens included."""
+        """Size of the vocabulary, including added tokens."""
         return self._fast.get_vocab_size(with_added_tokens=True)
 
     @property
@@ -106,9 +106,9 @@ class Tokenizer:
 
 
 def _splits_at_spaces(fast: FastTokenizer) -> bool:
-    """Whether the tokens of a text are those of its words between spaces, one after the other.
+    """Whether the tokens of a text are the concatenated tokens of its space-separated words.
 
-    True for BERT and its relatives (DistilBERT, MiniLM, E5 …); not where a token may begin with the space before it.
+    True for BERT and similar models (DistilBERT, MiniLM, E5 …); not if a token may begin with the preceding space.
     """
     rules = json.loads(fast.to_str())
     kinds = [(rules[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]

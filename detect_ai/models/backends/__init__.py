@@ -1,4 +1,4 @@
-"""Inference backends: ways to run an encoder. A bundle names its own. Importing this package loads none of them.
+"""Inference backends: ways to run an encoder. A bundle names its backend. Importing this package loads none of them.
 
 To add one, write a class with the interface of `base.Backend` and add it to `BACKENDS`.
 """

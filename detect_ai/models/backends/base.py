@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 class Backend(Protocol):
     """Runtime of the encoder of a detector."""
 
-    # Whether batches may run at the same time in several threads, each with as many threads of its own as
-    # `torch.set_num_threads` gave it.
+    # Whether several threads may run batches concurrently, each with the number of threads that it has set with
+    # `torch.set_num_threads`.
     has_lanes: bool
 
     @classmethod
     def load(cls, folder: Path, device: str, precision: str) -> Self:
-        """Load a bundle for `cpu` or `cuda`. Raises BundleError when it is damaged or does not run here."""
+        """Load a bundle for `cpu` or `cuda`. Raises BundleError if it is damaged or does not run here."""
         ...
 
     @classmethod

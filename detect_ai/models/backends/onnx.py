@@ -1,7 +1,7 @@
 """The encoder in ONNX Runtime, on CPU or GPU, in fp32 or with 8-bit matrices: `pip install 'detect-ai[onnx]'`.
 
-A batch runs with the number of threads that torch has in the calling thread (`torch.set_num_threads`). Each number has
-a session, made at its first batch, which several callers use at the same time. Idle threads sleep.
+A batch runs with torch's number of threads in the calling thread (`torch.set_num_threads`). Each number has a session,
+created at its first batch, which several callers may use concurrently. Idle threads sleep.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxBackend:
-    """An encoder as the bytes of an ONNX file, with the provider of ONNX Runtime for the device."""
+    """An encoder as the bytes of an ONNX file, with the ONNX Runtime provider for the device."""
 
     def __init__(self, file: bytes, provider: str) -> None:
         self._file, self._provider = file, provider
@@ -38,7 +38,7 @@ class OnnxBackend:
 
     @classmethod
     def load(cls, folder: Path, device: str, precision: str) -> Self:
-        """Load an exported bundle. Raises BundleError when ONNX Runtime or its provider for the device is missing."""
+        """Load an exported bundle. Raises BundleError if ONNX Runtime or its provider for the device is missing."""
         try:
             import onnxruntime
         except ImportError as error:
@@ -59,7 +59,7 @@ class OnnxBackend:
         rows, length = torch.export.Dim("rows"), torch.export.Dim("length")
         shape = {0: rows, 1: length}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter about its own parts
+            warnings.simplefilter("ignore")  # from the exporter about its own code
             torch.onnx.export(
                 _Logits(network.cpu()).eval(),
                 (torch.ones_like(mask), mask),
@@ -74,7 +74,7 @@ class OnnxBackend:
 
     @classmethod
     def unavailable_reason(cls, device: str) -> str | None:
-        """The packages that are not installed."""
+        """The missing packages."""
         missing = [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]
         return f"no {', '.join(missing)}: pip install 'detect-ai[onnx]'" if missing else None
 
@@ -100,7 +100,7 @@ class OnnxBackend:
 
 
 class OnnxInt8Backend(OnnxBackend):
-    """An ONNX file whose products with weights are of 8-bit integers, activations quantised at run time."""
+    """An ONNX file with 8-bit integer products with weights; activations are quantised at run time."""
 
     @classmethod
     def save(cls, network: PreTrainedModel, folder: Path) -> None:
@@ -114,10 +114,10 @@ class OnnxInt8Backend(OnnxBackend):
 
 
 def _quantise(graph: Any) -> None:
-    """Replace every `x @ weights` by a product of integers: 7 bits of weights, a scale for each column, 8 bits of x.
+    """Replace every `x @ weights` with an integer product: 7-bit weights with a scale per column, 8-bit x.
 
-    Each row of x, the vector of a token, has a scale of its own, so that a score does not depend on the rest of its
-    batch. Weights use 7 bits, for on a CPU without VNNI pairs of 8-bit products overflow their sum.
+    Each row of x, the vector of a token, has its own scale, so that a score does not depend on the rest of its batch.
+    Weights use 7 bits, because on a CPU without VNNI the sum of two 8-bit products overflows.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -142,7 +142,7 @@ def _quantise(graph: Any) -> None:
             continue
         x, name = node.input
         bytes_of_x, scale_of_x = f"{x}/bytes", f"{x}/scale"
-        if x not in quantised:  # queries, keys and values share it
+        if x not in quantised:  # queries, keys and values share x
             quantised.add(x)
             largest = add("ReduceMax", [add("Abs", [x], f"{x}/abs"), "int8/axis"], f"{x}/largest", keepdims=1)
             add("Div", [add("Max", [largest, "int8/tiny"], f"{x}/top"), "int8/levels"], scale_of_x)

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class TorchBackend:
-    """A model on a device, at a precision: `fp32`, `bf16`, or `auto` (bf16 where the hardware has it).
+    """A model on a device, at a precision: `fp32`, `bf16`, or `auto` (bf16 if the hardware supports it).
 
-    In bf16 the score of a text depends on its batch: by up to 0.05 in log-odds for MiniLM; in fp32 by 1e-5.
+    The score of a text depends on its batch: in bf16 by up to 0.05 in log-odds for MiniLM, in fp32 by 1e-5.
     """
 
     def __init__(self, model: PreTrainedModel, device: torch.device, precision: str = "fp32") -> None:
@@ -34,7 +34,7 @@ class TorchBackend:
 
     @classmethod
     def load(cls, folder: Path, device: str, precision: str) -> Self:
-        """Load a bundle. Raises BundleError when its weights are damaged."""
+        """Load a bundle. Raises BundleError if its weights are damaged."""
         return cls(encoder.load(folder), torch.device(device), precision)
 
     @classmethod
@@ -55,7 +55,7 @@ class TorchBackend:
 
 
 class Bf16Backend(TorchBackend):
-    """PyTorch in bf16: an export whose bundle has that precision."""
+    """PyTorch in bf16, for an export whose bundle has that precision."""
 
     @classmethod
     def unavailable_reason(cls, device: str) -> str | None:
@@ -64,7 +64,7 @@ class Bf16Backend(TorchBackend):
 
 
 class CompiledBackend(TorchBackend):
-    """PyTorch, compiled for any shape at the first batch, for the threads that torch has then: a minute."""
+    """PyTorch, compiled at the first batch for any shape and the current number of threads; this takes a minute."""
 
     def __init__(self, model: PreTrainedModel, device: torch.device, precision: str = "fp32") -> None:
         super().__init__(model, device, precision)
@@ -74,7 +74,7 @@ class CompiledBackend(TorchBackend):
 
     @classmethod
     def unavailable_reason(cls, device: str) -> str | None:
-        """On a CPU a C++ compiler is needed."""
+        """Compiling for a CPU needs a C++ compiler."""
         has_compiler = any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
         return None if device != "cpu" or has_compiler else "no C++ compiler: install g++"
 
@@ -82,7 +82,7 @@ class CompiledBackend(TorchBackend):
         """Log-odds of AI for each row, shape (rows,)."""
         if not self._is_compiled:
             self._is_compiled = True
-            # Every program there will be, so that no text waits for one: of a single row, and without a mask.
+            # Compile all variants now, so that no text waits for one: single or several rows, with or without a mask.
             for rows, padding in product((1, 2), (0, 1)):
                 self.log_odds(Batch(np.zeros((rows, 16), np.int32), np.full(rows, 16 - padding, np.int32)))
         return super().log_odds(batch)
@@ -91,7 +91,7 @@ class CompiledBackend(TorchBackend):
 def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     """A batch as the arguments of the model, each of shape (rows, length).
 
-    A mask that would hide nothing is left out: attention is fastest without one.
+    A mask without padding is omitted, because attention is fastest without a mask.
     """
     arrays = {"input_ids": batch.input_ids.astype(np.int64)}
     if (batch.lengths < batch.input_ids.shape[1]).any():
@@ -100,7 +100,7 @@ def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def upload(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """An array on a device. A GPU gets it from pinned memory, so that nothing waits for the copy."""
+    """An array on a device. A copy to a GPU uses pinned memory, so it does not block."""
     tensor = torch.tensor(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
@@ -112,5 +112,5 @@ def log_odds(logits: torch.Tensor) -> torch.Tensor:
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Autocast to a dtype; None leaves the precision as it is."""
+    """Autocast to a dtype; None leaves the precision unchanged."""
     return torch.autocast(device.type, dtype=dtype) if dtype is not None else nullcontext()
