@@ -1,1 +1,1 @@
-"""Raw scores to probabilities, thresholds and domains."""
+"""From raw scores to probabilities, thresholds and domains."""

@@ -1,7 +1,7 @@
 """Calibration of a detector: probabilities, p-values and decisions at a target false positive rate.
 
-Scores are log-odds: higher = more AI. Decisions compare scores standardised by length (`calibration.length`): `ai` with
-those of human texts, `human` with those of AI texts.
+Scores are log-odds: higher = more AI. Decisions use scores standardised by length (`calibration.length`): `ai` compares
+a text with human texts, `human` compares it with AI texts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HUMAN, AI, BOTH, NEITHER = 0, 1, -1, -2
 class Scores:
     """Document scores of texts of one class, their lengths in tokens, and their styles.
 
-    `packed_styles` are those of `models.style` in half precision; empty: none.
+    `packed_styles` are the styles of `models.style` in half precision; empty: none.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -41,13 +41,13 @@ class Scores:
 
     @classmethod
     def of(cls, scores: ArrayLike, num_tokens: ArrayLike, styles: ArrayLike) -> Scores:
-        """From arrays of shape (n,), and of shape (n, dimensions) for the styles."""
+        """Scores from arrays of shape (n,), and of shape (n, dimensions) for the styles."""
         packed = base64.b64encode(np.asarray(styles, "<f2").tobytes()).decode()
         return cls(tuple(np.asarray(scores).tolist()), tuple(np.asarray(num_tokens).tolist()), packed)
 
     @cached_property
     def styles(self) -> Floats:
-        """Shape (n, dimensions); of no dimension if there are none."""
+        """The styles, shape (n, dimensions); zero dimensions if there are none."""
         packed = np.frombuffer(base64.b64decode(self.packed_styles), "<f2")
         return packed.astype(np.float64).reshape(len(self), packed.size // max(1, len(self)))
 
@@ -72,12 +72,12 @@ class Domain:
 
 @dataclass(frozen=True)
 class Population:
-    """The writers whose texts the thresholds hold for.
+    """The writers for whose texts the thresholds hold.
 
     Attributes:
-        name: as the operator has named them.
-        style: mean style of their texts, of length 1; of no dimension in a bundle without styles.
-        reach: similarity (cosine) to it below which a text is unlike theirs; -1: all texts are within reach.
+        name: given by the operator.
+        style: mean style of their texts, a unit vector; zero dimensions in a bundle without styles.
+        reach: cosine similarity to `style` below which a text is unlike theirs; -1: all texts are within reach.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -87,17 +87,17 @@ class Population:
     reach: float
 
     def is_unlike(self, styles: ArrayLike) -> NDArray[np.bool_]:
-        """Whether texts of these styles, shape (n, dimensions), are out of reach; shape (n,)."""
+        """Whether texts with these styles, shape (n, dimensions), are out of reach; shape (n,)."""
         return np.asarray(np.asarray(styles, np.float64) @ np.asarray(self.style, np.float64) < self.reach)
 
 
 @dataclass(frozen=True)
 class LengthRates:
-    """Verdicts on calibration texts, and spans of them, of at least `low` and less than `high` tokens.
+    """Verdicts on calibration texts and spans of them, with at least `low` and fewer than `high` tokens.
 
     Attributes:
-        num_human, accused: human texts, and how many of them are labelled AI.
-        num_ai, found, cleared: AI texts, and how many of them are labelled AI, and human.
+        num_human, accused: number of human texts, and how many of them are labelled AI.
+        num_ai, found, cleared: number of AI texts, how many are labelled AI, and how many human.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -115,22 +115,22 @@ class LengthRates:
 class Calibration(Scaling):
     """Scaling, thresholds and reference scores.
 
-    With enough domains the thresholds hold for a domain that calibration never saw and depend on the style of a text
-    (`calibration.new_domain`), otherwise only for texts like those of the calibration split (`calibration.conformal`),
-    or of one population of writers.
+    With enough domains, the thresholds depend on the style of a text and hold for a domain that calibration never saw
+    (`calibration.new_domain`). Otherwise they hold only for texts like those of the calibration split
+    (`calibration.conformal`), or of one population of writers.
 
     Attributes:
-        thresholds: by target FPR, on standardised scores; those for a style unlike all domains.
-        cleared_below: a text is `human` only below this score, standardised as that of an AI text.
-        unlike_below: and `ai` only from this one on.
-        human_length, ai_length: how the scores of the classes change with the length.
+        thresholds: by target FPR, on standardised scores, for a style unlike all domains.
+        cleared_below: a text is `human` only below this score, standardised as for an AI text.
+        unlike_below: a text is `ai` only from this score on, standardised as for an AI text.
+        human_length, ai_length: how the scores of the classes change with length.
         domains: all calibration texts.
-        domain_effects: how the tails of human scores differ between domains; None with too few of them.
+        domain_effects: how the tails of human scores differ between domains; None with too few domains.
         prevalence: fraction of AI texts that the probabilities assume.
         min_tokens: by target, the length from which the error rates hold.
-        by_length: by target, the verdicts that show it.
-        span_scaling: of spans of a document, for the scores of sentences; None where calibration scored no spans.
-        population: whose human texts `domains` holds, and no others; None unless it was recalibrated.
+        by_length: by target, the verdicts that `min_tokens` is based on.
+        span_scaling: scaling of sentence scores, fitted on spans of documents; None without span scores.
+        population: the writers of all human texts in `domains`; None unless recalibrated.
     """
 
     thresholds: dict[float, Threshold]
@@ -155,13 +155,13 @@ class Calibration(Scaling):
 
     @property
     def named_domains(self) -> tuple[str, ...]:
-        """The names that `nearest` may return."""
+        """All names that `nearest` may return."""
         if self.population:
             return (self.population.name,)
         return self.domain_effects.domains if self.domain_effects else ()
 
     def nearest(self, style: ArrayLike) -> str | None:
-        """The domain of the most similar style, or the population; None if there is neither."""
+        """The domain with the most similar style, or the population; None if there is neither."""
         if self.population:
             return self.population.name
         return self.domain_effects.nearest(style) if self.domain_effects else None
@@ -177,11 +177,11 @@ class Calibration(Scaling):
         return sum(len(domain.ai) for domain in self.domains)
 
     def prior_shift(self, prevalence: float | None) -> float:
-        """Change of the log-odds of AI from the calibration's prevalence to another one; None is no other one."""
+        """Shift of the log-odds of AI from the calibration's prevalence to `prevalence` (None: no shift)."""
         return 0.0 if prevalence is None else float(logit(prevalence) - logit(self.prevalence))
 
     def required_scores(self, styles: ArrayLike) -> Floats:
-        """The standardised scores that texts of these styles must reach to be labelled AI, by false positive rate.
+        """The standardised scores that texts with these styles must reach to be labelled AI, by false positive rate.
 
         Shape (n, rates) for styles of shape (n, dimensions); the rates are those of `domain_effects`, or the targets.
         """
@@ -194,9 +194,9 @@ class Calibration(Scaling):
         return required
 
     def decide(self, scores: ArrayLike, num_tokens: ArrayLike, required: Floats, target_fpr: float) -> Labels:
-        """`HUMAN` or `AI` where only that is plausible by score, length and style, else `BOTH` or `NEITHER`.
+        """`HUMAN` or `AI` if only this class is plausible by score, length and style, else `BOTH` or `NEITHER`.
 
-        `required` is that of `required_scores`: a text out of reach is `NEITHER`. `AI` also needs a probability of at
+        `required` comes from `required_scores`; a text out of reach is `NEITHER`. `AI` also needs a probability of at
         least one half at the calibration's prevalence. Shape (n,).
         """
         values, least = np.asarray(scores, np.float64), required[:, self._column(target_fpr)]
@@ -212,17 +212,17 @@ class Calibration(Scaling):
         return np.maximum(self.decide(scores, num_tokens, required, target_fpr), -1)
 
     def predictions_of(self, texts: Scores, target_fpr: float) -> Labels:
-        """Those of calibration texts."""
+        """Predictions for calibration texts."""
         if not len(texts):
             return np.empty(0, np.int64)
         return self.predictions(texts.scores, texts.num_tokens, self.required_scores(texts.styles), target_fpr)
 
     def ai_from(self, num_tokens: int, required: Floats, target_fpr: float) -> float:
-        """The lowest score of a text of this length that is labelled AI; `required` is its row, shape (rates,)."""
+        """The lowest score at which a text of this length is labelled AI; `required` is its row, shape (rates,)."""
         return self._ai_from(num_tokens, float(required[self._column(target_fpr)]))
 
     def ai_from_unlike(self, target_fpr: float) -> float:
-        """The same for a text of one window that is unlike all domains."""
+        """`ai_from` for a text of one window that is unlike all domains."""
         return self._ai_from(self.human_length.window, self.thresholds[target_fpr].score)
 
     def _ai_from(self, num_tokens: int, required: float) -> float:
@@ -230,9 +230,9 @@ class Calibration(Scaling):
         return max(threshold, self.ai_length.score(self.unlike_below, num_tokens), self.midpoint)
 
     def p_value(self, score: float, num_tokens: int, required: Floats) -> float:
-        """The smallest false positive rate at which the threshold would label a text AI; arguments as `ai_from`.
+        """The smallest false positive rate whose threshold labels the text AI; arguments as `ai_from`.
 
-        Without domain effects it is the conformal p-value.
+        Without domain effects this is the conformal p-value.
         """
         standardised = self.human_length.standardise(score, num_tokens)
         if not self.domain_effects:

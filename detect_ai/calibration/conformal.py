@@ -1,7 +1,7 @@
-"""Split conformal prediction: thresholds that hold a target false positive rate, p-values and bounds.
+"""Split conformal prediction: thresholds that guarantee a target false positive rate, p-values and bounds.
 
-Scores are log-odds: higher = more AI. The guarantees hold for texts exchangeable with the human texts of the
-calibration set (same sources, topics, writers and lengths) and for no others.
+Scores are log-odds: higher = more AI. The guarantees hold only for texts exchangeable with the human texts of the
+calibration set (same sources, topics, writers and lengths).
 """
 
 import math
@@ -26,9 +26,9 @@ class Threshold:
     """The decision for one target FPR: a text is not human if its standardised score is at least `score`.
 
     Attributes:
-        score: compare float64 with it: float32 loses the one step above the human score below it.
+        score: compare it in float64: it is one step above a human score, which float32 cannot resolve.
         fpr_bound: upper confidence bound of the realised FPR.
-        confidence: that of the bound.
+        confidence: confidence level of the bound.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -39,11 +39,11 @@ class Threshold:
 
 
 def texts_needed(target_fpr: float, guarantee: Guarantee) -> int:
-    """The smallest number of human calibration texts that can hold a target FPR.
+    """The smallest number of human calibration texts that can guarantee a target FPR.
 
-    In expectation ceil(1 / target) - 1, as the smallest p-value of n texts is 1 / (n + 1): 99 for 1%, 19 for 5%. With
-    confidence the smallest n with (1 - target)^n <= 0.05: 299 for 1%, 59 for 5%. Raises CalibrationError for a target
-    outside (0, 1).
+    `expectation`: ceil(1 / target) - 1, because the smallest p-value of n texts is 1 / (n + 1): 99 for 1%, 19 for 5%.
+    `confidence`: the smallest n with (1 - target)^n <= 0.05: 299 for 1%, 59 for 5%. Raises CalibrationError for a
+    target outside (0, 1).
     """
     if not 0.0 < target_fpr < 1.0:
         raise CalibrationError(f"target FPR must be in (0, 1), found {target_fpr}")
@@ -55,7 +55,7 @@ def texts_needed(target_fpr: float, guarantee: Guarantee) -> int:
 
 
 def require_texts(n: int, target_fpr: float, guarantee: Guarantee) -> None:
-    """Raise CalibrationError when n human texts are too few for a target, with the number needed."""
+    """Raise CalibrationError, with the number needed, if n human texts are too few for a target."""
     needed = texts_needed(target_fpr, guarantee)
     if n >= needed:
         return
@@ -72,7 +72,7 @@ def require_texts(n: int, target_fpr: float, guarantee: Guarantee) -> None:
 
 
 def _rank(n: int, target_fpr: float, guarantee: Guarantee) -> int:
-    """So many of n human calibration texts and a text labelled AI may score as high as that text."""
+    """How many texts, of n human calibration texts and a text labelled AI, may score at least as high as that text."""
     rank = largest_count(target_fpr, n + 1)
     if guarantee == "expectation" or not rank:
         return rank
@@ -81,17 +81,17 @@ def _rank(n: int, target_fpr: float, guarantee: Guarantee) -> int:
 
 
 def conformal_threshold(human_scores: ArrayLike, target_fpr: float, guarantee: Guarantee) -> Threshold:
-    """The smallest float64 threshold that holds a target FPR by split conformal prediction, with its bound.
+    """The smallest float64 threshold that guarantees a target FPR by split conformal prediction, with its bound.
 
     A score is at least the threshold iff at most k - 1 of n human calibration texts reach it. For a human text
-    exchangeable with them that has a probability of at most k / (n + 1), over the draw of both (Vovk, Gammerman and
+    exchangeable with them, this has a probability of at most k / (n + 1), over the draw of both (Vovk, Gammerman and
     Shafer 2005, "Algorithmic Learning in a Random World"). Ties only lower the FPR. For independent texts with
     continuous scores the FPR, given the calibration texts, is Beta(k, n + 1 - k) distributed; the bound is its 95%
     quantile (Vovk 2012, "Conditional validity of inductive conformal predictors", PMLR 25; Angelopoulos and Bates 2021,
     "A gentle introduction to conformal prediction", section 3.2).
 
-    k is the largest for which the target holds: `expectation`, on average over calibration sets, so that the texts with
-    a `p_value` of at most the target are those at or above the threshold; `confidence`, for 95% of calibration sets.
+    k is the largest for which the target holds: `expectation`, on average over calibration sets, so that exactly the
+    texts with a `p_value` up to the target reach the threshold; `confidence`, for 95% of calibration sets.
     Raises CalibrationError for too few scores, a score that is not finite, or a target outside (0, 1).
     """
     scores = np.sort(np.asarray(human_scores, dtype=np.float64))
@@ -110,8 +110,8 @@ def conformal_threshold(human_scores: ArrayLike, target_fpr: float, guarantee: G
 def p_value(sorted_human_scores: ArrayLike, scores: ArrayLike) -> Floats:
     """The conformal p-value of the hypothesis "a human wrote it": (1 + #{human score >= score}) / (n + 1).
 
-    Human texts exchangeable with the calibration texts get a value of u or less with probability u at most.
-    Ties count against calling a text AI. Human scores are ascending, shape (n,); values in [1 / (n + 1), 1] have the
+    Human texts exchangeable with the calibration texts get a value of u or less with probability at most u.
+    Ties count against labelling a text AI. Human scores are ascending, shape (n,); values in [1 / (n + 1), 1] have the
     shape of `scores`. Raises InputError for NaN, which would sort above all human texts.
     """
     human, values = np.asarray(sorted_human_scores, dtype=np.float64), np.asarray(scores, dtype=np.float64)

@@ -1,8 +1,8 @@
-"""The calibration of a detector from the scores of its calibration texts, by domain.
+"""Fits the calibration of a detector to the scores of its calibration texts, by domain.
 
-Scored texts come as a data frame with the columns `label` (0 human, 1 AI), `score` (log-odds), `num_tokens`, `domain`,
-`document` (its number), `is_whole` (whether it is the whole document, or a span of it) and `style` (`models.style`),
-without which all domains count as equally alike.
+Scored texts are a data frame with the columns `label` (0 human, 1 AI), `score` (log-odds), `num_tokens`, `domain`,
+`document` (its number), `is_whole` (the whole document or a span of it) and optionally `style` (`models.style`).
+Without `style`, all domains are treated as equally similar.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
     from detect_ai.core.config import CalibrationConfig
 
-# False positive rates at which the scores of a new domain are predicted, for its p-values.
+# False positive rates at which the tail of a new domain is predicted, for p-values.
 GRID = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.2, 0.3, 0.5)
-MIN_TEXTS = 50  # human texts of a domain whose tail counts
-UNLIKE_FRACTION = 0.01  # of the AI texts that score too low to be called AI
-FAR_FRACTION = 0.005  # of the texts of a new domain that are like no other one
-MIN_SCALED = 30  # texts of each class, for a scaling of spans
-MAX_CHANCE = 0.05  # lengths whose FPR is so high by chance with a lower probability are too short
+MIN_TEXTS = 50  # human texts of a domain, to use its tail
+UNLIKE_FRACTION = 0.01  # of the AI texts score too low to be labelled AI
+FAR_FRACTION = 0.005  # of the texts of a new domain are unlike all other domains
+MIN_SCALED = 30  # texts of each class, to fit the scaling of spans
+MAX_CHANCE = 0.05  # a length range whose FPR exceeds the target with a lower p-value is too short
 
 
 def whole_documents(labels: ArrayLike, scores: ArrayLike, num_tokens: ArrayLike, domains: ArrayLike) -> pd.DataFrame:
-    """Scored documents without spans; arrays have shape (n,), or one value stands for all."""
+    """Scored documents without spans; arguments are arrays of shape (n,), or one value for all."""
     import pandas as pd
 
     frame = pd.DataFrame({"label": labels, "score": scores, "num_tokens": num_tokens, "domain": domains})
@@ -45,7 +45,7 @@ def whole_documents(labels: ArrayLike, scores: ArrayLike, num_tokens: ArrayLike,
 
 
 def calibrate(scored: pd.DataFrame, config: CalibrationConfig, window: int) -> Calibration:
-    """Fit scaling, lengths and thresholds to documents and spans of them; a window holds `window` tokens of a text.
+    """Fit scaling, length models and thresholds to documents and their spans; a window has `window` tokens of a text.
 
     Raises CalibrationError for too few texts.
     """
@@ -75,11 +75,11 @@ def calibrate(scored: pd.DataFrame, config: CalibrationConfig, window: int) -> C
 
 
 def calibrate_population(parent: Calibration, human: Scores, name: str, targets: Sequence[float]) -> Calibration:
-    """The calibration of a parent with thresholds for one population, from human texts of it.
+    """The calibration of a parent with thresholds for one population, from its human texts.
 
-    The thresholds hold in expectation (`calibration.conformal`). The length models are those of the parent, which has
-    not seen these texts: scores standardised by models fitted to them would not be exchangeable with those of new ones.
-    Raises CalibrationError for too few texts.
+    The thresholds hold in expectation (`calibration.conformal`). The length models are those of the parent, which were
+    fitted to other texts: with models fitted to these texts, their scores would not be exchangeable with scores of new
+    texts. Raises CalibrationError for too few texts.
     """
     standardised, ai = human.standardised(parent.human_length), [d for d in parent.domains if len(d.ai)]
     scores = np.concatenate([human.scores, *(domain.ai.scores for domain in ai)])
@@ -96,7 +96,7 @@ def calibrate_population(parent: Calibration, human: Scores, name: str, targets:
 
 
 def _population(name: str, styles: Floats) -> Population:
-    """Within reach are all but `FAR_FRACTION` of its texts, each compared with the mean style of the others."""
+    """A population; all but `FAR_FRACTION` of its texts, compared with the mean style of the others, are in reach."""
     if not styles.shape[1]:
         return Population(name, (), -1.0)
     others = styles.sum(axis=0) - styles
@@ -125,7 +125,7 @@ def _human_thresholds(
 
 
 def _reach(effects: DomainEffects, domains: Sequence[Domain]) -> float:
-    """`DomainEffects.reach`: all but a few texts are more similar to another domain than their own."""
+    """`DomainEffects.reach`: all but `FAR_FRACTION` of the texts are this similar to a domain other than their own."""
     of_class = [(domain.name, texts.styles) for domain in domains for texts in (domain.human, domain.ai) if len(texts)]
     return lower_quantile([effects.similarity_to_nearest(styles, name) for name, styles in of_class], FAR_FRACTION)
 
@@ -135,7 +135,7 @@ def _length_model(own: pd.DataFrame, window: int) -> LengthModel:
 
 
 def scores_of(own: pd.DataFrame) -> Scores:
-    """Those of documents of one class."""
+    """Scores of the documents of one class."""
     return Scores.of(own["score"], own["num_tokens"], _styles(own))
 
 
@@ -144,9 +144,9 @@ def _styles(own: pd.DataFrame) -> Floats:
 
 
 def lower_quantile(domains: Sequence[Floats], fraction: float) -> float:
-    """The value that at most a fraction of the texts do not reach, if all domains weigh alike.
+    """The largest value that at most a fraction of the texts do not reach, with equal weight for all domains.
 
-    Takes the values of the texts of each domain. With too few texts for the fraction it is the lowest value of all.
+    `domains` are the values of the texts of each domain. With too few texts for the fraction it is the lowest value.
     """
     domains = [scores for scores in domains if len(scores)]
     scores = np.concatenate(domains)
@@ -166,7 +166,7 @@ def _span_scaling(spans: pd.DataFrame, prevalence: float) -> Scaling | None:
 def _rates_by_length(
     calibration: Calibration, scored: pd.DataFrame, lengths: Sequence[int], target_fpr: float
 ) -> tuple[LengthRates, ...]:
-    """Of one span of each document in every range between these lengths: spans of one document are not independent."""
+    """Rates in each range between `lengths`, from one span per document: spans of a document are not independent."""
     required = calibration.required_scores(_styles(scored))
     decisions = calibration.predictions(scored["score"], scored["num_tokens"], required, target_fpr)
     longest_first = scored.assign(decision=decisions).sort_values("num_tokens", ascending=False, kind="stable")
@@ -181,7 +181,7 @@ def _rates_by_length(
 
 
 def _min_tokens(rows: Sequence[LengthRates], target_fpr: float) -> int:
-    """The length from which no range has a higher false positive rate than the target, beyond chance."""
+    """The length from which no range has a false positive rate significantly above the target."""
     for row in reversed(rows):
         test = binomtest(row.accused, max(1, row.num_human), target_fpr, alternative="greater")
         if test.pvalue < MAX_CHANCE:

@@ -1,8 +1,8 @@
 """Leave-one-domain-out: the error rates of a detector in domains that its calibration has not seen. Pure.
 
-Each domain of a calibration is decided by the thresholds that all the others give, from its saved scores: nothing is
-scored or trained again. The length models, the directions of style, how much style tells about thresholds and what is
-out of reach remain those of all domains.
+Thresholds from all other domains are applied to the saved scores of each domain; nothing is scored or trained again.
+The length models, the style directions, the effect of style on thresholds and the reach remain those fitted on all
+domains.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def leave_one_domain_out(
 ) -> dict[str, Any] | None:
     """Error rates of every domain of a calibration at the thresholds of the others, and their summary over domains.
 
-    Returns `domains`, the rows of `domain_rates` with the highest FPR first, the `summary` of them, and `spread_ratio`:
-    the standard deviation of the domains' tails over that of the texts in one. Texts below `min_tokens` are uncertain.
+    Returns `domains` (the rows of `domain_rates`, highest FPR first), their `summary`, and `spread_ratio`: the standard
+    deviation of the tails between domains over that of the texts in a domain. Texts below `min_tokens` are uncertain.
     None with too few domains.
     """
     effects = calibration.domain_effects
@@ -64,10 +64,10 @@ def leave_one_domain_out(
 def detection_rate(
     calibration: Calibration, config: CalibrationConfig, target_fpr: float, min_tokens: int = 0
 ) -> float | None:
-    """The detection rate (TPR) at a target: mean over domains left out; None where none of them has enough AI texts.
+    """The detection rate (TPR) at a target: mean over left-out domains; None if no domain has enough AI texts.
 
-    With too few domains to leave one out it is that of all AI texts of calibration; with a population, of those that
-    are like its texts.
+    With too few domains to leave one out, it is the rate on all AI texts of calibration; with a population, on those
+    that are like its texts.
     """
     left_out = leave_one_domain_out(calibration, config, target_fpr, min_tokens)
     if left_out is not None:
@@ -83,7 +83,7 @@ def detection_rate(
 
 
 def leave_one_text_out(calibration: Calibration, human: Scores, target_fpr: float) -> Labels:
-    """Predictions for the human texts of a conformal calibration, each by the threshold of the others; shape (n,)."""
+    """Predictions for the human texts of a conformal calibration, each with the threshold of the others; shape (n,)."""
     own = human.standardised(calibration.human_length)
     p_values = (own.size - np.searchsorted(np.sort(own), own, side="left")) / own.size
     reached = np.where(p_values <= target_fpr, own, np.nextafter(own, np.inf))[:, None]
@@ -93,7 +93,7 @@ def leave_one_text_out(calibration: Calibration, human: Scores, target_fpr: floa
 
 
 def domain_rates(name: str, human: Labels, ai: Labels) -> dict[str, Any]:
-    """Error rates in a domain by the predictions for its texts: 0 human, 1 AI, -1 uncertain, shape (n,) of each class.
+    """Error rates in a domain from the predictions for its texts: 0 human, 1 AI, -1 uncertain, shape (n,) per class.
 
     `n_human`, `n_ai`, `fpr`, `tpr`, `cleared` (AI texts labelled human), `abstained_human` and `abstained_ai`; None
     below `MIN_TEXTS` of a class.
@@ -115,9 +115,9 @@ def domain_rates(name: str, human: Labels, ai: Labels) -> dict[str, Any]:
 
 
 def summary(rows: Sequence[dict[str, Any]], target_fpr: float) -> dict[str, Any]:
-    """Over rows of `domain_rates`: `mean_fpr`, `worst_fpr`, the fractions of domains `above_target` and `above_twice`.
+    """Summary of `domain_rates`: `mean_fpr`, `worst_fpr`, fractions of domains `above_target` and `above_twice`.
 
-    The means of the other rates are `macro_tpr` and so on. None where no domain has a rate.
+    The means of the other rates are `macro_tpr` and so on. A value is None if no domain has the rate.
     """
     names = ("fpr", "tpr", "cleared", "abstained_human", "abstained_ai")
     rates = {name: np.asarray([row[name] for row in rows if row[name] is not None]) for name in names}

@@ -1,7 +1,7 @@
-"""Document scores of texts of any length on one scale: mean and deviation of scores as functions of the length.
+"""Puts document scores of texts of any length on one scale: mean and deviation of scores as functions of length.
 
-The score of a document is a mean over its windows, so short texts vary more and lie nearer to zero: at one threshold
-they have another false positive rate than long ones.
+The score of a document is a mean over its windows, so scores of short texts vary more and are closer to zero: at the
+same threshold, short texts have another false positive rate than long ones.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class LengthModel:
     """Mean and variance of the scores of a class: linear in 1 / length, with the length in windows.
 
     Attributes:
-        window: tokens of a text in a window.
-        mean: of infinitely long texts, and its change with 1 / length.
+        window: text tokens per window.
+        mean: for infinitely long texts, and its change with 1 / length.
         variance: likewise: between documents, and between the windows of a document. Neither is negative.
     """
 
@@ -36,7 +36,7 @@ class LengthModel:
     variance: tuple[float, float] = (1.0, 0.0)
 
     def standardise(self, scores: ArrayLike, num_tokens: ArrayLike) -> Floats:
-        """Scores in deviations from the mean of texts of the same length, of the shape of `scores`."""
+        """Scores in standard deviations from the mean of texts of the same length, in the shape of `scores`."""
         mean, deviation = self._moments(num_tokens)
         return np.asarray((np.asarray(scores, np.float64) - mean) / deviation, np.float64)
 
@@ -54,8 +54,8 @@ class LengthModel:
 def fit_length_model(scores: ArrayLike, num_tokens: ArrayLike, domains: ArrayLike, window: int) -> LengthModel:
     """Fit the scores of one class; arrays have shape (n,).
 
-    The change with the length is that within domains (integer codes): domains differ in their mean and in their
-    length, which must not be taken for an effect of it. All domains have the same weight.
+    The change with length is fitted within domains (integer codes), because domains differ in both mean and length,
+    which must not be mistaken for an effect of length. All domains have the same weight.
     """
     values, codes = np.asarray(scores, np.float64), np.unique(np.asarray(domains), return_inverse=True)[1]
     inverse = window / np.maximum(1, np.asarray(num_tokens, np.float64))

@@ -1,12 +1,12 @@
-"""Thresholds for texts of a domain that calibration never saw, by random effects over the domains that it holds.
+"""Thresholds for texts of a domain that calibration never saw, by random effects over the calibration domains.
 
 Domains are a sample of all kinds of writing. Each has a tail quantile of its human scores, measured with an error; the
-quantiles of domains vary between them, and vary less between domains of like style. A new domain's quantile is
-predicted from theirs as the effect of a new study is in meta-analysis (Higgins, Thompson and Spiegelhalter 2009, "A
-re-evaluation of random-effects meta-analysis"), with effects correlated by style: a Gaussian process with an unknown
-mean (universal kriging; Rasmussen and Williams 2006, "Gaussian processes for machine learning", section 2.7). A text
-that is like known domains meets a threshold near theirs; one unlike all of them has the whole variance between domains
-added to their mean.
+quantiles vary between domains, and vary less between domains of similar style. The quantile of a new domain is
+predicted as the effect of a new study in meta-analysis (Higgins, Thompson and Spiegelhalter 2009, "A re-evaluation of
+random-effects meta-analysis"), with effects correlated by style: a Gaussian process with an unknown mean (universal
+kriging; Rasmussen and Williams 2006, "Gaussian processes for machine learning", section 2.7). A text similar to known
+domains gets a threshold near theirs; for a text unlike all domains, the full variance between domains is added to their
+mean.
 """
 
 from __future__ import annotations
@@ -28,48 +28,48 @@ from scipy.stats import t as student_t
 from detect_ai.core.errors import CalibrationError
 from detect_ai.metrics import Floats
 
-MIN_DOMAINS = 5  # fewer say nothing about how domains differ
+MIN_DOMAINS = 5  # with fewer, the variation between domains cannot be estimated
 # Candidates: distances between styles, which lie on the unit sphere, and fractions of the variance between domains that
-# style does not explain. Some always remains: domains of one style differ too.
+# style does not explain. They are never 0: domains of the same style differ too.
 LENGTH_SCALES, UNEXPLAINED = (0.5, 0.8, 1.2, 2.0), (0.1, 0.2, 0.4)
 NO_STYLE = (1.0, 1.0)
 PENALTY = 2.0
 
 
 class Tail(NamedTuple):
-    """The score that a target fraction of a domain's human texts reaches, and its standard error."""
+    """The score that the target fraction of a domain's human texts reaches, and its standard error."""
 
     quantile: float
     error: float
 
 
 class _Prediction(NamedTuple):
-    """What predictions need of the domains."""
+    """Precomputed values of the domains for predictions."""
 
     variance: Floats  # between domains, shape (rates, 1)
     mean: Floats  # over domains, shape (rates, 1)
-    information: Floats  # on that mean, shape (rates, 1)
+    information: Floats  # about that mean, shape (rates, 1)
     slopes: Floats  # change of a prediction with the correlation to each domain, shape (rates, domains)
     losses: Floats  # change of the weight of the mean, shape (rates, domains)
     inverses: Floats  # of Cholesky factors of the tails' covariance, times the variance, (rates * domains, domains)
-    confidence: float  # its quantile
+    confidence: float  # quantile of Student's t at the confidence
 
 
 @dataclass(frozen=True)
 class DomainEffects:
-    """How the tails of the human scores vary over domains, at several false positive rates.
+    """How the tails of the human scores vary between domains, at several false positive rates.
 
     Attributes:
-        domains: their names.
+        domains: names.
         styles: mean style of the human texts of each domain, shape (domains, dimensions).
         rates: false positive rates, ascending.
-        quantiles, errors: those of the tails, shape (rates, domains).
+        quantiles, errors: of the tails, with their standard errors, shape (rates, domains).
         variances: between domains, by rate.
-        length_scale: distance of styles over which domains are alike.
+        length_scale: distance of styles over which domains are similar.
         unexplained: fraction of the variance that does not depend on style.
-        confidence: that the quantile of a new domain is below its threshold.
-        reach: similarity (cosine) to the nearest domain below which a text is like none of them, so that its scores
-            say nothing; -1: all texts are within reach.
+        confidence: probability that the quantile of a new domain is below its threshold.
+        reach: cosine similarity to the nearest domain below which a text is unlike all domains, so that its score
+            is uninformative; -1: all texts are within reach.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -86,27 +86,27 @@ class DomainEffects:
     reach: float = -1.0
 
     def thresholds(self, styles: ArrayLike) -> Floats:
-        """The scores that texts of a new domain must reach, by style of shape (n, dimensions); shape (n, rates).
+        """The scores that texts of a new domain must reach, for styles of shape (n, dimensions); shape (n, rates).
 
-        Tails of small rates are known less exactly, but the threshold of a smaller rate is never the lower one. Texts
-        out of reach have infinite thresholds.
+        Tails at small rates are estimated less precisely, but the threshold of a smaller rate is never lower. Texts out
+        of reach have infinite thresholds.
         """
         similarity = _similarity(np.asarray(styles, np.float64), self._styles, self.length_scale)
         scores = self._predict((1 - self.unexplained) * similarity)
         return np.where(self.similarity_to_nearest(styles)[:, None] < self.reach, np.inf, scores)
 
     def similarity_to_nearest(self, styles: ArrayLike, other_than: str = "") -> Floats:
-        """Cosine of texts' styles, shape (n, dimensions), and the most similar domain, or another one; shape (n,)."""
+        """Cosine similarity of styles, shape (n, dimensions), to the nearest domain but `other_than`; shape (n,)."""
         similarities = np.asarray(styles, np.float64) @ self._styles.T
         return np.asarray(similarities[:, [name != other_than for name in self.domains]].max(1))
 
     @property
     def highest_thresholds(self) -> Floats:
-        """Those of a text unlike all domains, shape (rates,)."""
+        """The thresholds for a text unlike all domains, shape (rates,)."""
         return np.asarray(self._predict(np.zeros((1, len(self.domains))))[0])
 
     def without(self, domain: str, rate: float) -> DomainEffects:
-        """The effects of all other domains at one of the rates; length scale and unexplained fraction remain."""
+        """The effects without a domain, at one of the rates; length scale and unexplained fraction stay the same."""
         kept, row = [i for i, name in enumerate(self.domains) if name != domain], self.rates.index(rate)
         quantiles, errors = (np.asarray(rows[row])[kept] for rows in (self.quantiles, self.errors))
         correlation = _correlation(self._styles[kept], self.length_scale, self.unexplained)
@@ -121,7 +121,7 @@ class DomainEffects:
         )
 
     def nearest(self, style: ArrayLike) -> str:
-        """The name of the domain of the most similar style."""
+        """The name of the domain with the most similar style."""
         return self.domains[int((self._styles @ np.asarray(style, np.float64)).argmax())]
 
     def _predict(self, kernel: Floats) -> Floats:
@@ -158,8 +158,8 @@ class DomainEffects:
 def tail(human_scores: ArrayLike, target_fpr: float) -> Tail:
     """The upper quantile of human scores, shape (n,), as a weighted mean of their order statistics.
 
-    Harrell and Davis (1982) with the standard error of Maritz and Jarrett (1978): both are defined for any n, also
-    where n times the target is below one, and vary less than a single order statistic.
+    Harrell and Davis (1982) with the standard error of Maritz and Jarrett (1978): both are defined for any n, even if
+    n times the target is below one, and vary less than a single order statistic.
     """
     scores = np.sort(np.asarray(human_scores, np.float64))
     n, level = scores.size, 1.0 - target_fpr
@@ -171,11 +171,11 @@ def tail(human_scores: ArrayLike, target_fpr: float) -> Tail:
 def fit_domain_effects(
     human: Mapping[str, ArrayLike], styles: Mapping[str, ArrayLike], rates: Sequence[float], confidence: float
 ) -> DomainEffects:
-    """Fit the human scores of each domain, shape (texts,), and the styles of the same texts, (texts, dimensions).
+    """Fit to the human scores of each domain, shape (texts,), and the styles of the same texts, (texts, dimensions).
 
     The variance between domains is that of Paule and Mandel (1982) for correlated effects; length scale and
     unexplained fraction are the candidates with the highest restricted likelihood, on average over the rates. Style
-    counts only if that is better than without it by as much as two parameters cost (Akaike 1974).
+    is used only if it improves the log-likelihood by more than the cost of two parameters (Akaike 1974).
 
     Raises CalibrationError for fewer than `MIN_DOMAINS` domains.
     """
@@ -215,7 +215,7 @@ def fit_domain_effects(
 
 
 def mean_style(styles: ArrayLike) -> Floats:
-    """The mean of styles of shape (n, dimensions), of length 1."""
+    """The mean of styles of shape (n, dimensions), scaled to a unit vector."""
     mean = np.asarray(styles, np.float64).mean(axis=0)
     return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12))
 
@@ -223,7 +223,7 @@ def mean_style(styles: ArrayLike) -> Floats:
 def between_domain_variance(values: Floats, errors: Floats, correlation: Floats | None = None) -> float:
     """The variance of values over domains beyond their standard errors, by Paule and Mandel (1982); at least 0.
 
-    `correlation` is that between the domains, shape (domains, domains); None for independent ones.
+    `correlation` is the correlation of the domains, shape (domains, domains); None for independent domains.
     """
     correlation = np.eye(len(values)) if correlation is None else correlation
 
@@ -250,12 +250,12 @@ def _correlation(centres: Floats, length_scale: float, unexplained: float) -> Fl
 
 
 def _covariance(correlation: Floats, variance: float, errors: Floats) -> Floats:
-    """That of measured tails; errors of 0, of domains whose scores are all the same, count as tiny ones."""
+    """Covariance of measured tails; errors of 0, of domains with identical scores, are replaced by tiny ones."""
     return variance * correlation + np.diag(np.maximum(errors, 1e-6) ** 2)
 
 
 def _log_likelihood(covariance: Floats, values: Floats) -> float:
-    """The restricted log-likelihood of values with this covariance and an unknown mean, up to a constant."""
+    """Restricted log-likelihood of values with this covariance and an unknown mean, up to a constant."""
     inverse = _inverse(covariance)
     log_determinant = float(np.linalg.slogdet(covariance)[1])
     return -0.5 * (log_determinant + float(np.log(inverse.sum())) + _quadratic_form(inverse, values))
@@ -266,7 +266,7 @@ def _inverse(covariance: Floats) -> Floats:
 
 
 def _quadratic_form(inverse: Floats, values: Floats) -> float:
-    """Of the differences of values from their weighted mean, with the inverse of their covariance."""
+    """Quadratic form of the residuals from the weighted mean, with the inverse of the covariance."""
     weights = inverse.sum(1)
     residuals = values - weights @ values / weights.sum()
     return float(residuals @ inverse @ residuals)

@@ -1,7 +1,7 @@
-"""Contributors of human texts whose labels move a threshold further than chance explains. Pure.
+"""Finds contributors of human texts whose labels shift a threshold more than chance explains. Pure.
 
-AI texts declared human raise a threshold until nothing is found. A contributor is recognised only if its texts stand
-out: false labels of as many texts as the target allows (1 in 100 at 1%), or of several contributors together, do not.
+AI texts declared human raise a threshold until nothing is detected. A contributor is found only if its texts stand out:
+false labels on as many texts as the target allows (1 in 100 at 1%), or by several contributors together, do not.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from scipy.stats import binom, hypergeom
 from detect_ai.metrics import Floats, largest_count
 
 CONFIDENCE = 0.95  # of the interval of a threshold
-MIN_SHIFT = 0.5  # of that interval
-MAX_CHANCE = 0.01  # that any contributor of texts like those of the others is excluded
+MIN_SHIFT = 0.5  # fraction of that interval
+MAX_CHANCE = 0.01  # probability that any contributor with texts like those of the others is excluded
 
 
 def poisoning_keys(human_scores: ArrayLike, keys: ArrayLike, target_fpr: float) -> list[str]:
-    """The contributors to leave out, the one that moves the threshold furthest first.
+    """The contributors to exclude, the one with the largest shift of the threshold first.
 
-    `human_scores` are standardised, `keys` name who vouches for each text ("": nobody, never left out); shape (n,). A
-    contributor of less than half of the texts is left out if it raises the threshold of the others by at least half
-    of its 95% interval, and has more texts above it than exchangeable texts would.
+    `human_scores` are standardised, `keys` name who vouches for each text ("": nobody, never excluded); shape (n,). A
+    contributor of less than half of the texts is excluded if it raises the threshold of the others by at least half of
+    the threshold's 95% interval, and has more texts above the threshold than exchangeable texts would.
     """
     scores, owners = np.asarray(human_scores, np.float64), np.asarray(keys, str)
     excluded: list[str] = []
@@ -41,12 +41,12 @@ def poisoning_keys(human_scores: ArrayLike, keys: ArrayLike, target_fpr: float) 
 
 
 def _shift(own: Floats, others: Floats, target_fpr: float, max_chance: float) -> float:
-    """How far texts raise the threshold of the others, over its interval; 0 where chance explains what is above it."""
+    """How much texts raise the threshold of the others, relative to its interval; 0 if chance explains it."""
     ordered, together = np.sort(others)[::-1], np.sort(np.concatenate([own, others]))[::-1]
     rank = _rank(ordered.size, target_fpr)
     threshold = ordered[rank - 1]
     above = int((own > threshold).sum())
-    # Of the highest texts of all, down to the last one above: so many are its own by chance, if all are exchangeable.
+    # Probability that so many of the highest texts are its own, if all texts are exchangeable.
     if not above or hypergeom.sf(above - 1, together.size, own.size, above + rank - 1) > max_chance:
         return 0.0
     tails = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
@@ -56,5 +56,5 @@ def _shift(own: Floats, others: Floats, target_fpr: float, max_chance: float) ->
 
 
 def _rank(n: int, target_fpr: float) -> int:
-    """That of the threshold's score from above, as `conformal_threshold` in expectation; 1 with too few texts."""
+    """Rank from above of the threshold's score, as in `conformal_threshold` (`expectation`); 1 with too few texts."""
     return max(1, largest_count(target_fpr, n + 1))

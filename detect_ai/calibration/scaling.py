@@ -29,9 +29,9 @@ class Scaling:
     midpoint: float
 
     def probability(self, scores: ArrayLike, prior_shift: float = 0.0) -> Floats:
-        """Calibrated P(AI) of raw scores, of their shape, at the prevalence that the scaling was fitted for.
+        """Calibrated P(AI) of raw scores, in their shape, at the prevalence that the scaling was fitted for.
 
-        `prior_shift` is added to the log-odds: `Calibration.prior_shift` for another prevalence.
+        `prior_shift` is added to the log-odds; for another prevalence use `Calibration.prior_shift`.
         """
         scaled = (np.asarray(scores, dtype=np.float64) - self.midpoint) / self.temperature
         return np.asarray(expit(scaled + prior_shift), dtype=np.float64)
@@ -41,11 +41,11 @@ def fit_scaling(labels: ArrayLike, scores: ArrayLike, prevalence: float = 0.5) -
     """Fit Platt scaling (Platt 1999).
 
     Temperature scaling (Guo et al. 2017) is the case midpoint = 0. An encoder fine-tuned on few texts often ranks well
-    but has a biased level, which no temperature corrects. The targets are smoothed as by Platt, so that perfectly
-    separated classes have a finite solution; the temperature stays in [0.05, 20].
+    but its scores have an offset, which no temperature corrects. The targets are smoothed as in Platt's method, so that
+    perfectly separated classes have a finite solution; the temperature stays in [0.05, 20].
 
     Labels (0 human, 1 AI) and raw document scores have shape (n,). `prevalence` is the fraction of AI texts that the
-    probabilities assume, whatever that of `labels` is. Raises InputError as `metrics.check_binary`.
+    probabilities assume, regardless of the fraction in `labels`. Raises InputError as `metrics.check_binary`.
     """
     truth, logits = check_binary(labels, scores, both_classes=True)
     num_ai = int(truth.sum())
