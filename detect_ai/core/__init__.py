@@ -1,1 +1,1 @@
-"""Configuration, storage, jobs, Ray and tracking: the parts without machine learning."""
+"""Configuration, storage, jobs, Ray and tracking: the code without machine learning."""

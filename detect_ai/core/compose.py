@@ -14,7 +14,7 @@ from detect_ai.core.config import Config
 from detect_ai.core.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# The wheel has it inside the package, a checkout beside it.
+# In a wheel it is inside the package, in a checkout next to it.
 CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 
 
@@ -22,11 +22,11 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     """Compose the configuration from `configs/`, a user's own directory and overrides, and validate it.
 
     Args:
-        overrides: Hydra overrides such as `train.lr=3e-5` or `model=distilbert`. Values of text keys are taken
-            literally, without quotes: `bundle=4e21`, `data=my texts (1).csv`.
-        config_dir: a directory with further options for the groups.
+        overrides: Hydra overrides such as `train.lr=3e-5` or `model=distilbert`. Values of text keys are literal and
+            need no quotes: `bundle=4e21`, `data=my texts (1).csv`.
+        config_dir: a directory with more options for the groups.
 
-    Raises ConfigError: one line with the key, the value and what is allowed.
+    Raises ConfigError with one line: the key, its value and what is allowed.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
@@ -59,7 +59,7 @@ def _literal(override: str) -> str:
     """An override with the values of text keys quoted, so that Hydra neither parses nor converts them."""
     override = override.rstrip("\r\n")
     match = re.fullmatch(r"\+{0,2}([\w.]+)=(.*)", override, re.DOTALL)
-    if not match or match[1] == "experiment":  # the group of `configs/` that is not a section
+    if not match or match[1] == "experiment":  # the only group of `configs/` that is not a section
         return override
     key, value = match.groups()
     kind = _kind_of(key)
@@ -69,16 +69,16 @@ def _literal(override: str) -> str:
         value = _quoted(value)
     elif kind == list[str] and re.fullmatch(r"\[[^'\"]+\]", value):
         value = f"[{','.join(_quoted(item.strip()) for item in value[1:-1].split(','))}]"
-    return f"++{key}={value}"  # ++: also keys of a source that its file leaves out, and new keys of a mapping
+    return f"++{key}={value}"  # ++: also for keys of a source that its file omits, and new keys of a mapping
 
 
 def _quoted(value: str) -> str:
-    """A value in the quotes of Hydra's grammar, where a backslash is special before a quote only."""
+    """A value in the quotes of Hydra's grammar, where a backslash is special only before a quote."""
     return "'" + re.sub(r"\\+(?='|$)", lambda m: m[0] * 2, value).replace("'", "\\'") + "'"
 
 
 def _kind_of(key: str) -> Any:
-    """The type of a key, without its constraints; None where there is no such key."""
+    """The type of a key, without its constraints; None if there is no such key."""
     kind: Any = Config
     for part in key.split(".") if key else []:
         if get_origin(kind) in (dict, list):

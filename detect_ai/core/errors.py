@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import httpx
     from pydantic import ValidationError
 
-# Attributes in which Ray Core, Ray Train and Python keep the cause of an error.
+# Attributes in which Ray Core, Ray Train and Python store the cause of an error.
 _WRAPPED = ("cause", "_base_exc", "controller_failure", "__cause__", "__context__")
 
 
@@ -25,7 +25,7 @@ class ConfigError(InputError):
 
 
 class CorpusError(InputError):
-    """A source or a prepared corpus cannot be used."""
+    """A source or a prepared corpus is unusable."""
 
 
 class CalibrationError(InputError):
@@ -45,7 +45,7 @@ class MissingExtraError(InputError, ImportError):
 
 
 class ConflictError(DetectAIError):
-    """Another process changed shared state (champion, API keys, desired state of the service) first."""
+    """Another process has changed shared state (champion, API keys, desired state of the service) first."""
 
 
 class GateError(DetectAIError):
@@ -57,11 +57,11 @@ class ResourceError(DetectAIError):
 
 
 class StorageError(DetectAIError, OSError):
-    """The object store did not answer within the bound of retries, or refused an operation."""
+    """The object store did not respond within the retry limit, or rejected an operation."""
 
 
 class TrainingError(DetectAIError):
-    """A training run cannot continue, such as with a loss that is not finite."""
+    """A training run cannot continue, for example because the loss is not finite."""
 
 
 class ServiceError(DetectAIError):
@@ -71,7 +71,7 @@ class ServiceError(DetectAIError):
         detail: the service's explanation, or the client's; never contains submitted text, the key or a password.
         status: HTTP status code; None without a response.
         request_id: identifies the request in the service's log; None if unknown.
-        retry_after: seconds that the service asked to wait (`Retry-After`); None if it did not.
+        retry_after: seconds to wait, from the header `Retry-After`; None without it.
     """
 
     def __init__(self, detail: str, response: httpx.Response | None = None, request_id: str | None = None) -> None:
@@ -85,11 +85,11 @@ class ServiceError(DetectAIError):
 
 
 class RejectedError(ServiceError, InputError):
-    """The request is refused as it is (4xx): wrong key, option or input, or a text that is too long (413)."""
+    """The service rejected the request (4xx): wrong key, option or input, or a text that is too long (413)."""
 
 
 class UnavailableError(ServiceError):
-    """No response, or an overloaded service or exceeded rate limit (408, 429, 502, 503, 504), retries included."""
+    """No response, an overloaded service or an exceeded rate limit (408, 429, 502, 503, 504), even after retries."""
 
 
 class ResponseError(ServiceError):
@@ -97,18 +97,18 @@ class ResponseError(ServiceError):
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first problem of a value as `key: problem`, without the value."""
+    """The first validation error as `key: problem`, without the value."""
     problem = error.errors(include_url=False, include_input=False)[0]
     return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
 
 
 def unwrap_ray_error(error: BaseException) -> BaseException:
-    """The DetectAIError inside Ray's wrappers around a worker's error, or else the error itself."""
+    """The DetectAIError inside Ray's wrappers around a worker's error, or the error itself if there is none."""
     seen: set[int] = set()
     queue = [error]
     while queue:
         current = queue.pop(0)
-        # Ray derives a class from both types around the cause; its message is a traceback.
+        # Ray wraps the cause in a class derived from both types, whose message is a traceback.
         if isinstance(current, DetectAIError) and not hasattr(current, "cause"):
             return current
         seen.add(id(current))

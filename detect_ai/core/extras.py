@@ -1,4 +1,4 @@
-"""Extras of the package: one error where a module is imported whose extra is not installed."""
+"""Extras of the package: one error for imports that need an extra that is not installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OURS = ("detect_ai", "serve_app")
 
 @contextmanager
 def required(extra: str) -> Iterator[None]:
-    """Around code that needs an extra. Raises MissingExtraError for a package that is not installed."""
+    """Context manager for code that needs an extra. Raises MissingExtraError if a package is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:

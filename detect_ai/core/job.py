@@ -1,4 +1,4 @@
-"""Run one stage as a job: configuration in, one JSON result under the storage root and as the last line out."""
+"""Run one stage as a job: configuration in, one JSON result out, under the storage root and as the last line."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def run_job(
     settle: Callable[[Config, Sequence[str]], None] | None = None,
     flags: Mapping[str, tuple[str, str]] | None = None,
 ) -> int:
-    """Run a stage from command line arguments; those of the process if `argv` is None.
+    """Run a stage with command line arguments (None: those of the process).
 
-    `result_name` gives the name of the result if it is not that of the stage. `settle` adjusts or refuses the
-    configuration, given the overrides of the command line. `flags` are options that stand for an override, each with
+    `result_name` returns the name of the result if it differs from the name of the stage. `settle` adjusts or rejects
+    the configuration, given the overrides of the command line. `flags` maps each option that stands for an override to
     that override and a help text.
 
     Returns:
-        0 after printing the result as one JSON line; after one `error:` line 2 for bad input, 1 for everything else.
+        0 after printing the result as one JSON line; after one `error:` line, 2 for bad input and 1 for other errors.
     """
     parser = argparse.ArgumentParser(
         prog=f"python jobs/{name}.py",
@@ -67,11 +67,11 @@ def run_job(
         if arguments.verbose:
             traceback.print_exc()
         cause = unwrap_ray_error(error)
-        if isinstance(cause, shutil.Error):  # of a copied folder: a list of files with their errors
+        if isinstance(cause, shutil.Error):  # from copying a folder: a list of files with their errors
             cause = OSError(cause.args[0][-1][-1])
         if isinstance(cause, OSError):
             cause = storage_error(cause) or cause
-        # Errors never contain document text: parsers quote a row or a value.
+        # Errors must not contain document text, but parsers quote a row or a value.
         message = re.sub(r"(columns, got \d+|invalid value)\b.*", r"\1", str(cause), flags=re.DOTALL)
         lines = message.strip().splitlines() or [""]
         hint = "" if arguments.verbose else " (--verbose shows the traceback)"
@@ -110,7 +110,7 @@ def result_key(run: str, stage: str) -> str:
 
 
 def read_result(storage: Storage, run: str, stage: str) -> dict[str, Any]:
-    """The result of an earlier stage of the same run. Raises ConfigError when it has not run under this run name."""
+    """The result of an earlier stage of the same run. Raises ConfigError if it has not run under this run name."""
     try:
         result: dict[str, Any] = storage.read_json(result_key(run, stage))["result"]
     except FileNotFoundError:
@@ -120,5 +120,5 @@ def read_result(storage: Storage, run: str, stage: str) -> dict[str, Any]:
 
 
 def attempt(kind: str) -> str:
-    """A new name for a run; with a name used before, Ray Train would restore the old run."""
+    """A new name for an attempt. With an already used name, Ray Train would restore the old run."""
     return f"{kind}-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%f')[:-3]}"

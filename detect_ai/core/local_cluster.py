@@ -1,6 +1,6 @@
 """A Ray cluster on this machine, on loopback with token authentication, independent of any other cluster.
 
-It uses free ports and a folder of its own; stopping it ends only its own processes.
+It uses free ports and a separate folder; stopping it ends only its own processes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ STOP_SECONDS = 5  # then SIGKILL: after actors have run, a raylet takes 30 s to 
 
 
 class LocalCluster:
-    """A cluster that takes jobs when the constructor returns, with further options of `ray start`; else ResourceError.
+    """A cluster that accepts jobs once the constructor returns. `options` are for `ray start`. Raises ResourceError.
 
     Attributes:
-        pid: of its main process; ending it ends the cluster.
-        address: of the dashboard, for `ray job submit --address`.
+        pid: process id of its main process; ending it ends the cluster.
+        address: URL of the dashboard, for `ray job submit --address`.
         folder: logs, sockets and the token; deleted when the cluster stops.
         environment: variables that a client process needs.
     """
@@ -77,7 +77,7 @@ class LocalCluster:
             raise
 
     def takes_jobs(self) -> bool:
-        """Whether a node is alive and its agent, which runs jobs, answers."""
+        """Whether a node is alive and its agent, which runs jobs, responds."""
         answers = []
         for url in (f"{self.address}/nodes?view=summary", f"{self._agent}/api/local_raylet_healthz"):
             request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self._token}"})  # noqa: S310
@@ -90,7 +90,7 @@ class LocalCluster:
 
     def stop(self) -> None:
         """End the processes of this cluster and delete its folder."""
-        self._process.terminate()  # `ray start --block` ends what it started
+        self._process.terminate()  # `ray start --block` ends its child processes
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_SECONDS)
         with contextlib.suppress(ProcessLookupError):
@@ -101,7 +101,7 @@ class LocalCluster:
 
 def main() -> None:
     """Start a cluster, print the variables for clients, and stop it at Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # first: an interrupted start stops what it started
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # first: an interrupted start also stops its processes
     cluster = LocalCluster()
     names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
     variables = {"RAY_ADDRESS": cluster.address} | {name: cluster.environment[name] for name in names}

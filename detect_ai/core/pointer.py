@@ -1,4 +1,4 @@
-"""Append-only pointer with compare-and-swap: shared state that concurrent writers can neither lose nor corrupt."""
+"""Append-only pointer with compare-and-swap: shared state that concurrent writers cannot lose or corrupt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def author() -> str:
     """The user and host of this process, as `user@host`."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # neither in the environment nor in the list of users, as in some containers
+    except (KeyError, OSError):  # neither in the environment nor in the user database, as in some containers
         user = "unknown"
     return f"{user}@{socket.gethostname()}"
 
@@ -27,7 +27,7 @@ def author() -> str:
 class Record(BaseModel):
     """One state: its position in the sequence, its value, and who wrote it when (UTC, ISO 8601).
 
-    `token` makes the content that of one writer, as `Storage.create` requires.
+    `token` makes the content unique to one writer, as `Storage.create` requires.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -49,16 +49,16 @@ class Pointer:
         self.storage, self.prefix = storage, prefix
 
     def read(self) -> Record | None:
-        """The current record; None before the first. Raises InputError when its file is malformed."""
+        """The current record; None before the first. Raises InputError if its file is malformed."""
         names = self.names()
         return self.load(names[-1]) if names else None
 
     def history(self) -> list[Record]:
-        """All records, oldest first. Raises InputError when a file is malformed."""
+        """All records, oldest first. Raises InputError if a file is malformed."""
         return [self.load(name) for name in self.names()]
 
     def advance(self, value: dict[str, Any], after: int) -> Record:
-        """Append a record unless another followed number `after`, which the caller has read (0: none).
+        """Append a record unless record `after`, which the caller has read (0: none), already has a successor.
 
         Raises:
             ConflictError: record `after + 1` exists.
@@ -69,7 +69,7 @@ class Pointer:
         if not self.storage.create(f"{self.prefix}/{name}", record.model_dump_json(indent=2).encode()):
             winner = self.load(name)
             version = f" with version {winner.value['version']}" if "version" in winner.value else ""
-            raise ConflictError(  # without the value: that of a service has its settings and hashed keys
+            raise ConflictError(  # without the value, which for a service contains settings and hashed keys
                 f"{self.prefix}/{name}: {winner.by} wrote it first, at {winner.when}{version}; "
                 "look at the new state and try again"
             )
@@ -81,7 +81,7 @@ class Pointer:
         return sorted((name for name in names if re.fullmatch(r"\d{6,}\.json", name)), key=lambda name: int(name[:-5]))
 
     def load(self, name: str) -> Record:
-        """One of the records. Raises InputError when its file is malformed."""
+        """A record by name. Raises InputError if its file is malformed."""
         key = f"{self.prefix}/{name}"
         try:
             record = Record.model_validate_json(self.storage.read_bytes(key))

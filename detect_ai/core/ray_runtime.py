@@ -19,31 +19,31 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Logical CPUs of a local cluster. They only bound scheduling. Train workers, Tune trials, Ray Data tasks and Serve
-# replicas each reserve one or more; with fewer than this Ray Data starves next to several workers.
+# Logical CPUs of a local cluster. They only limit scheduling. Train workers, Tune trials, Ray Data tasks and Serve
+# replicas each reserve one or more; with fewer CPUs, Ray Data starves next to several workers.
 LOCAL_CPUS = 8
 ONE_MACHINE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # binds everything to 127.0.0.1, not to all interfaces (Ray 2.60)
     "RAY_prestart_worker_first_driver": "0",  # prestarted workers are useless for jobs with a runtime environment
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process in every training
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process in every training run
 }
-ROUNDING = 1e-3  # Ray counts in ten-thousandths
-WAIT_SECONDS = 300  # for CPUs that other jobs hold
+ROUNDING = 1e-3  # Ray counts resources in ten-thousandths
+WAIT_SECONDS = 300  # for CPUs that other jobs use
 CONNECT_SECONDS = 10  # for a TCP connection to RAY_ADDRESS
 
 
 def cores() -> int:
-    """CPU cores that this process may use: CPU affinity and a container's quota count."""
+    """Number of CPU cores that this process may use, given CPU affinity and a container's quota."""
     import joblib
 
     return int(joblib.cpu_count())
 
 
 def connect(storage: Storage | None = None) -> None:
-    """Connect to the cluster that RAY_ADDRESS names, or start one on this machine for the life of the process.
+    """Connect to the cluster at RAY_ADDRESS, or start one on this machine for the lifetime of the process.
 
-    `storage` is what the workers of a stage read and write. Raises ConfigError if it is a local folder and the cluster
-    has several machines, or if RAY_ADDRESS is that of a dashboard; ResourceError if no cluster answers there.
+    Workers of the stage use `storage`. Raises ConfigError if it is a local folder and the cluster has several machines,
+    or if RAY_ADDRESS is the address of a dashboard; ResourceError if no cluster responds there.
     """
     if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
         address = os.environ.get("RAY_ADDRESS", "")
@@ -69,7 +69,7 @@ def connect(storage: Storage | None = None) -> None:
 
     if storage and storage.is_local:
         machines = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-        if len(machines) > 1:  # simulated nodes share one
+        if len(machines) > 1:  # simulated nodes share a machine
             raise ConfigError(
                 f"storage.root={storage.root}: expected a URI such as gs://bucket/folder, which every machine reads; "
                 f"found a local folder, and a cluster of {len(machines)} machines ({', '.join(sorted(machines)[:3])})"
@@ -80,7 +80,7 @@ def connect(storage: Storage | None = None) -> None:
     # By default Ray Data wraps our errors in its own and loses them between processes (Ray 2.60).
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    for module in ("exceptions", "_internal.execution.streaming_executor_state"):  # log an error before raising it
+    for module in ("exceptions", "_internal.execution.streaming_executor_state"):  # they log errors before raising them
         logging.getLogger(f"ray.data.{module}").addFilter(_is_below_error)
 
 
@@ -89,25 +89,25 @@ def _is_below_error(record: logging.LogRecord) -> bool:
 
 
 def _start() -> None:
-    os.environ.update(ONE_MACHINE)  # for the processes that this one starts
+    os.environ.update(ONE_MACHINE)  # for child processes
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray._private import ray_constants
 
-    ray_constants.ENABLE_RAY_CLUSTER = False  # read at import, which may be long ago
+    ray_constants.ENABLE_RAY_CLUSTER = False  # set it here too: Ray reads the variable at import
     cpus, port = max(LOCAL_CPUS, cores()), str(free_port())
     logger.info("RAY_ADDRESS is not set: starting Ray on this machine with %d logical CPUs", cpus)
     os.environ["RAY_GCS_SERVER_PORT"] = port  # where the head of the new cluster listens
     try:
-        # With the dashboard off, trials that a scheduler stops leak their placement groups (Ray 2.60).
+        # Without the dashboard, trials that a scheduler stops leak their placement groups (Ray 2.60).
         ray.init(
             address="local",
             num_cpus=cpus,
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             logging_level=logging.WARNING,
-            # Without it Ray Train's placement group cleaner asks the cluster that `ray start` started last on this
-            # machine whether the run is alive, and may end the run (Ray 2.60).
+            # Without RAY_ADDRESS, Ray Train's placement group cleaner asks the cluster that `ray start` started last
+            # on this machine whether the run is alive, and may end the run (Ray 2.60).
             runtime_env={"env_vars": {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}},
         )
     except OSError as error:
@@ -120,9 +120,9 @@ def _start() -> None:
 
 
 def require_resources(what: str, cpus: float, gpus: float = 0, **custom: float) -> None:
-    """Wait up to `WAIT_SECONDS` for resources that others hold; ResourceError if the cluster can never have enough.
+    """Wait up to `WAIT_SECONDS` for resources that others use. Raises ResourceError if there are too few by then.
 
-    `custom` are resources that nodes declare by name.
+    It raises at once if the cluster's total is too small. `custom` are custom resources of nodes, by name.
     """
     import ray
 
@@ -150,7 +150,7 @@ def require_resources(what: str, cpus: float, gpus: float = 0, **custom: float) 
 
 @contextmanager
 def claimed(name: str, refusal: str) -> Iterator[None]:
-    """Hold a name on the connected cluster inside the block; the end of this process releases it, too.
+    """Hold a name on the connected cluster inside the block; the end of this process also releases it.
 
     Raises ResourceError, whose message begins with `refusal`, if another job holds the name.
     """
@@ -173,12 +173,12 @@ def claimed(name: str, refusal: str) -> Iterator[None]:
 
 
 def can_grow() -> bool:
-    """Whether the connected cluster has an autoscaler that may add nodes; Ray 2.60 does not say."""
+    """Whether the connected cluster has an autoscaler that may add nodes; Ray 2.60 has no API for this."""
     return os.environ.get("DETECT_AI_AUTOSCALES") == "1"
 
 
 def require_free_port(host: str, port: int) -> None:
-    """Raise ResourceError when another process listens on the port, or the host is not of this machine."""
+    """Raise ResourceError if another process listens on the port, or the host is not an address of this machine."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -192,7 +192,7 @@ def require_free_port(host: str, port: int) -> None:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nothing listens on right now."""
+    """A currently unused TCP port on loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Resume interrupted trainings, sweeps and pipelines, matched by a hash of every setting that affects the result."""
+"""Resume interrupted training runs, sweeps and pipelines, matched by a hash of all settings that affect the result."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from detect_ai.core.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-_NAME = "attempt.json"  # of an attempt: its digest, and whether it finished
-# Keys of `train` without effect on the result.
+_NAME = "attempt.json"  # file of an attempt: its digest, and whether it finished
+# Keys of `train` that do not affect the result.
 _FREE = {"num_workers", "cpus_per_worker", "threads_per_worker", "log_every", "profile"}
 _FREE |= {"max_failures", "checkpoint_every", "from_sweep"}
 _SEARCHED = ("train", "model")  # sections with keys that a sweep searches
 
 
 def digest(config: Config, *more: Any) -> str:
-    """A hash of all settings that affect the trained parameters, and of further values such as the corpus."""
+    """A hash of all settings that affect the trained parameters, and of other values such as the corpus."""
     decisive = [config.train.model_dump(exclude=_FREE), config.model.model_dump(), config.seed, *more]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -44,7 +44,7 @@ def interrupted(storage: Storage, run: str, kind: str, digest: str) -> str | Non
 def attempted(storage: Storage, run: str, kind: str, digest: str) -> Iterator[tuple[str, bool]]:
     """Start an attempt, or resume the interrupted one; it is finished when the block ends without an error.
 
-    Yields its name, and whether it is resumed. Raises ResourceError if another job is already running.
+    Yields its name and whether it is resumed. Raises ResourceError if another job is already running.
     """
     with ray_runtime.claimed(f"{storage.root}/{run}/{kind}", f"run={run}: another {kind} job is already running"):
         old = interrupted(storage, run, kind, digest)
@@ -56,13 +56,13 @@ def attempted(storage: Storage, run: str, kind: str, digest: str) -> Iterator[tu
 
 
 def settle_pipeline(config: Config, overrides: Sequence[str]) -> None:
-    """Make a pipeline sweep unless the command line or a file sets `train.from_sweep`.
+    """Let a pipeline run a sweep unless the command line or a file sets `train.from_sweep`.
 
-    A searched key counts as set if the command line has it, or if its value differs from the default, which is that of
-    the options of `train` and `model` that the command line chooses from `configs/`. `config` is changed in place.
+    A searched key counts as set if the command line sets it or its value differs from the default, which comes from the
+    options of `train` and `model` that the command line chooses from `configs/`. Changes `config` in place.
 
     Raises:
-        ConfigError: a value that is set would be ignored: `bundle`, `data`, or a key that the sweep searches.
+        ConfigError: a given value would be ignored: `bundle`, `data`, or a key that the sweep searches.
     """
     for name in ("bundle", "data"):
         if getattr(config, name):
@@ -86,8 +86,8 @@ def settle_pipeline(config: Config, overrides: Sequence[str]) -> None:
 def run_stages(config: Config, storage: Storage, kind: str, stages: Mapping[str, Stage], *more: Any) -> dict[str, Any]:
     """Run stages in order and return their results; after an interruption, finished stages are not repeated.
 
-    A result of the interrupted attempt is reused if configuration and `more` are equal and it is still the newest of
-    its stage. Raises ResourceError if another job is already running.
+    A result of the interrupted attempt is reused if configuration and `more` are unchanged and it is still the latest
+    result of its stage. Raises ResourceError if another job is already running.
     """
     with attempted(storage, config.run, kind, digest(config, config.model_dump(), *more)) as (name, resumed):
         key = f"runs/{config.run}/{name}/results.json"

@@ -12,7 +12,7 @@ from pathlib import Path
 def git_revision() -> str:
     """DETECT_AI_GIT_REVISION, else the revision of this checkout, else `source-` and a digest of the package.
 
-    `ray job submit` uploads no history; the digest of the package's sources identifies the code there.
+    `ray job submit` uploads no git history; there the digest of the package's sources identifies the code.
     """
     if given := os.environ.get("DETECT_AI_GIT_REVISION"):
         return given
@@ -21,7 +21,7 @@ def git_revision() -> str:
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
         top, revision = done.stdout.splitlines()
-        if Path(top).resolve() == package.parent:  # not a repository around ours
+        if Path(top).resolve() == package.parent:  # not an enclosing repository
             return revision
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):

@@ -27,14 +27,14 @@ from detect_ai.core.errors import ConfigError, InputError, StorageError
 
 T = TypeVar("T")
 
-# Object stores. pyarrow repeats a call 1-2, 3-6, 7-14, 15-30, 31-62 and 63-126 s after the first attempt, and notices
-# this bound after the next pause, 127-254 s: an outage of a minute is outlasted, and a wrong endpoint ends a job.
+# Object stores. pyarrow retries a call 1-2, 3-6, 7-14, 15-30, 31-62 and 63-126 s after the first attempt, and checks
+# this limit after the next pause, at 127-254 s: a job survives an outage of a minute, and fails with a wrong endpoint.
 RETRY_SECONDS = 127
-# A conditional write, which carries kilobytes, is given up and resolved after this time. pyarrow gives up a connection
-# on which nothing arrives after 120 s, which cannot be changed (26.0).
+# A conditional write of some kilobytes is aborted and resolved after this time. pyarrow closes a connection without
+# incoming data after 120 s, which cannot be changed (26.0).
 REQUEST_SECONDS = 20
 CONNECT_SECONDS = 5
-READS = 4  # of data that arrive damaged, which pyarrow does not repeat
+READS = 4  # attempts to read data that arrive damaged, which pyarrow does not retry
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -66,16 +66,16 @@ def storage_error(error: OSError) -> StorageError | None:
 
 
 def _is_damaged(error: Exception) -> bool:
-    """Whether data of an object store arrived damaged: of a wrong checksum, too short, or not Parquet."""
+    """Whether data from an object store arrived damaged: wrong checksum, too short, or not Parquet."""
     if isinstance(error, FileNotFoundError):
         return False
     return "google::cloud::Status" not in str(error) or "DATA_LOSS" in str(error)
 
 
 def read_stream(uri: str, items: Callable[[], Iterator[T]]) -> Iterator[T]:
-    """The items that are read from a file.
+    """The items read from a file.
 
-    On an object store, `items` begins again when the data arrive damaged, and those already given are skipped.
+    On an object store, `items` is restarted if the data arrive damaged, and items already yielded are skipped.
     """
     given, attempts = 0, READS if "://" in uri else 1
     for attempt in range(attempts):
@@ -99,13 +99,13 @@ def parquet(table: pa.Table) -> bytes:
 
 
 def _pause(attempt: int) -> None:
-    """Wait before another attempt: longer each time, at random so that clients do not come back together."""
+    """Wait before another attempt: exponential backoff with jitter, so that clients do not retry together."""
     time.sleep(min(0.5 * 2**attempt, 15) * random.uniform(0.5, 1))  # noqa: S311 - not a secret
 
 
 @contextmanager
 def _scratch_file(path: str, data: bytes, private: bool) -> Iterator[Path]:
-    """A synced file with the data, in the folder of `path`; removed afterwards."""
+    """A temporary file with the data, synced to disk, in the folder of `path`; removed afterwards."""
     scratch = Path(f"{path}.{uuid.uuid4().hex}.tmp")
     try:
         with open(scratch, "wb", opener=partial(os.open, mode=0o600 if private else 0o666)) as file:
@@ -123,8 +123,8 @@ class Storage:
     Keys stay valid when the root moves, so results contain keys, not paths.
 
     Args:
-        root: a local path (`~` is expanded) or a URI that pyarrow knows, such as `gs://bucket/prefix`. The attribute
-            is the absolute path or the URI, valid in every process of the cluster. ConfigError if it cannot be opened.
+        root: a local path (`~` is expanded) or a URI that pyarrow supports, such as `gs://bucket/prefix`. The attribute
+            is the absolute path or the URI, valid in all processes of the cluster. ConfigError if it cannot be opened.
     """
 
     def __init__(self, root: str) -> None:
@@ -157,7 +157,7 @@ class Storage:
 
     @contextmanager
     def _named(self, operation: str, key: str) -> Iterator[None]:
-        """Raise an error of the object store as a StorageError that names operation and key."""
+        """Convert an error of the object store to a StorageError that names the operation and the key."""
         try:
             yield
         except FileNotFoundError:
@@ -171,7 +171,7 @@ class Storage:
         return self.uri(key).partition("?")[0]
 
     def read(self, key: str, action: Callable[[], T]) -> T:
-        """What `action` reads from a key, repeated when the data arrive damaged (checksum, Parquet format).
+        """The result of `action`, which reads a key; retried if the data arrive damaged (checksum, Parquet format).
 
         Raises FileNotFoundError, and StorageError for an error of an object store.
         """
@@ -188,7 +188,7 @@ class Storage:
     def read_table(
         self, keys: str | Sequence[str], columns: Sequence[str] | None = None, where: Any = None
     ) -> pa.Table:
-        """Columns of one Parquet file or of several; of the rows that an expression selects, if given."""
+        """Columns of one or several Parquet files; `where` is an optional expression that selects rows."""
         keys = [keys] if isinstance(keys, str) else keys
         paths = [self.path(key) for key in keys]
         options: dict[str, Any] = {"columns": columns and [*columns], "filters": where, "partitioning": None}
@@ -200,7 +200,7 @@ class Storage:
             return bool(self.filesystem.get_file_info(self.path(key)).type != pafs.FileType.NotFound)
 
     def list(self, key: str) -> list[str]:
-        """Names of the files and folders directly under a folder, sorted; empty when there is no such folder."""
+        """Names of the files and folders directly under a folder, sorted; empty if there is no such folder."""
         base = self.path(key)
         # Object stores have no folders: pyarrow lists one only if it has a marker object, so list recursively.
         selector = pafs.FileSelector(base, allow_not_found=True, recursive=not self.is_local)
@@ -218,9 +218,9 @@ class Storage:
         return self.read(key, whole)
 
     def write_bytes(self, key: str, data: bytes, private: bool = False) -> None:
-        """Replace a file atomically: a reader sees the old content or the new.
+        """Replace a file atomically: a reader sees either the old or the new content.
 
-        Under a local root a private file is for its owner only; in an object store the bucket decides.
+        Under a local root, only the owner can access a private file; in an object store the bucket's policy applies.
         """
         path = self.path(key)
         if not self.is_local:  # an object appears when its upload is complete
@@ -232,10 +232,10 @@ class Storage:
             scratch.replace(path)
 
     def create(self, key: str, data: bytes, private: bool = False) -> bool:
-        """Write a file unless the key exists, atomically; return whether it did. Of concurrent writers one succeeds.
+        """Create a file atomically, unless the key exists; return whether it did. One of concurrent writers succeeds.
 
-        `private` as for `write_bytes`. In an object store the content tells whose a file is when the response to a
-        write was lost: no other writer of the key may write the same `data`. Raises StorageError when that stays open.
+        `private` as for `write_bytes`. If an object store's response is lost, the content shows who wrote the file, so
+        no other writer of the key may write the same `data`. Raises StorageError if the outcome stays unknown.
         """
         path = self.path(key)
         if not self.is_local:
@@ -258,7 +258,7 @@ class Storage:
             "timeout": timedelta(seconds=REQUEST_SECONDS),
             "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
         }
-        # Repeated here: obstore repeats a write whose connection was closed, but not one whose connection was reset.
+        # Retry here: obstore retries a write whose connection was closed, but not one whose connection was reset.
         options: dict[str, Any] = {"client_options": bounds, "retry_config": {"max_retries": 0}}
         if "endpoint_override" in self._options:  # an emulator, which needs no credentials
             endpoint = f"{self._options.get('scheme', 'https')}://{self._options['endpoint_override']}"
@@ -273,7 +273,7 @@ class Storage:
             try:
                 obstore.put(store, name, data, mode="create")
                 return True
-            except AlreadyExistsError:  # maybe by this call, whose response was lost
+            except AlreadyExistsError:  # possibly created by this call, whose response was lost
                 return self.read_bytes(key) == data
             except BaseError as error:
                 found = f"create {self._where(key)}: found {str(error).splitlines()[0].rpartition(' - ')[2][:200]}"
@@ -286,7 +286,7 @@ class Storage:
             attempt += 1
 
     def read_json(self, key: str) -> Any:
-        """The parsed JSON of a file. Raises FileNotFoundError, or InputError when it is not JSON."""
+        """The parsed JSON of a file. Raises FileNotFoundError, or InputError if it is not JSON."""
         data = self.read_bytes(key)
         try:
             return json.loads(data)
@@ -299,7 +299,7 @@ class Storage:
 
     def delete(self, key: str) -> None:
         """Delete a file, or a folder recursively; a missing key is ignored."""
-        with self._named("delete", key), suppress(FileNotFoundError):  # somebody else deletes it
+        with self._named("delete", key), suppress(FileNotFoundError):  # another process deletes it
             info = self.filesystem.get_file_info(self.path(key))
             if info.type == pafs.FileType.Directory:
                 self.filesystem.delete_dir(info.path)

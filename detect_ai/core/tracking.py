@@ -1,4 +1,4 @@
-"""Weights & Biases tracking. Optional: offline without a key, and its failures never stop a run."""
+"""Optional Weights & Biases tracking: offline without a key; its failures never stop a run."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "wandb"  # key of the runs under the storage root
 RUNS_PER_KEPT = 100  # W&B runs kept for each of `storage.keep`: a sweep of 100 trials keeps them all
-FINISH_SECONDS = 60.0  # to send what is left; W&B's own default is unbounded
+FINISH_SECONDS = 60.0  # to send the remaining data; W&B's own default is unbounded
 
 
 class Tracker:
     """A run in W&B's project `detect_ai`. The first failure of W&B is logged and ends tracking, not the run.
 
-    Offline runs are written to the storage root; where that is an object store, they are uploaded when they end.
+    Offline runs are written to the storage root; if that is an object store, they are uploaded when they end.
 
     Args:
-        config: its published part is recorded.
+        config: only its `published` part is recorded.
         enabled: false on ranks that do not report.
         facts: recorded in addition to the configuration.
         settings: arguments of `wandb.init`, such as name, group and job_type.
