@@ -38,5 +38,5 @@ def __getattr__(name: str) -> Any:
 
 
 if "transformers" in sys.modules and importlib.util.find_spec("torch"):
-    # Its Auto classes then load mean-pooled bundles. Otherwise importing `detect_ai.models.pooling` does this.
+    # Register mean-pooled bundles with its Auto classes. Otherwise importing `detect_ai.models.pooling` does this.
     importlib.import_module("detect_ai.models.pooling")

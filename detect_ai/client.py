@@ -1,4 +1,4 @@
-"""HTTP clients of the detection service: `Client` blocks, `AsyncClient` is for asyncio.
+"""HTTP clients of the detection service: the blocking `Client`, and `AsyncClient` for asyncio.
 
     with Client("http://127.0.0.1:8000") as client:
         verdict = client.detect("The council met on Tuesday …")
@@ -26,7 +26,7 @@ from detect_ai.schemas import DetectResponse, FilesResponse, FileVerdict, ModelI
 from detect_ai.text.characters import SURROGATE, is_blank
 
 MAX_ATTEMPTS = 5
-RETRY_FOR_S = 60.0  # no attempt starts later than this after the first
+RETRY_FOR_S = 60.0  # latest start of an attempt after the first one
 _BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=8)
 _PART_BYTES = 1000  # room for the headers of a file in a multipart body
 
@@ -39,8 +39,8 @@ Send = Callable[[list[Item]], Coroutine[Any, Any, list[Result]]]
 class DetectOptions(TypedDict, total=False):
     """Options of `detect`.
 
-    A target that `model()` lists, the fraction of AI texts that probabilities assume, scores by sentence, the effect of
-    removing each sentence.
+    `target_fpr`: a target that `model()` lists; `prevalence`: fraction of AI texts that probabilities assume;
+    `return_spans`: score each sentence; `explain`: compute the effect of removing each sentence.
     """
 
     target_fpr: float | None
@@ -50,7 +50,7 @@ class DetectOptions(TypedDict, total=False):
 
 
 class FileDetectOptions(DetectOptions, total=False):
-    """Options of `detect_files`: those of `detect`, and whether to return the extracted text."""
+    """Options of `detect_files`: the options of `detect`, and whether to return the extracted text."""
 
     return_text: bool
 
@@ -65,7 +65,7 @@ def _parse(model: type[Model], response: httpx.Response) -> Model:
 
 
 def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that differ from the defaults, numpy scalars as Python values."""
+    """Options that differ from the defaults, with numpy scalars converted to Python values."""
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in options.items()}
     for name in ("target_fpr", "prevalence"):
         value = plain.get(name)
@@ -81,20 +81,20 @@ def _as_list(values: Iterable[Item], expected: str) -> list[Item]:
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
-    """Seconds before the next attempt: those that the service asked for, and a random backoff."""
+    """Seconds before the next attempt: the service's Retry-After plus a random backoff."""
     return (getattr(state.outcome and state.outcome.exception(), "retry_after", None) or 0) + _BACKOFF(state)
 
 
 class AsyncClient:
-    """Client for asyncio. Tasks of one event loop may share one.
+    """Client for asyncio. Tasks of one event loop may share a client.
 
     Args:
         url: address of the service; default: environment variable DETECT_AI_URL.
-        api_key: default: DETECT_AI_API_KEY. Sent over https only, except to this machine.
-        timeout_s: to send a request and to wait for its response, in one attempt.
+        api_key: default: DETECT_AI_API_KEY. Sent only over https, except to this machine.
+        timeout_s: of one attempt, to send a request and wait for its response.
         httpx_options: passed to httpx, such as `proxy` or `verify`.
 
-    Raises InputError when the address, the key, or the proxy or certificate settings are invalid.
+    Raises InputError if the address, the key, or the proxy or certificate settings are invalid.
     """
 
     _http_type: Callable[..., Any] = httpx.AsyncClient
@@ -119,7 +119,7 @@ class AsyncClient:
         headers = {"User-Agent": f"detect-ai/{__version__}"} | ({"Authorization": f"Bearer {key}"} if key else {})
         options: dict[str, Any] = {"timeout": httpx.Timeout(timeout_s, connect=10)}
         try:
-            if is_local:  # proxies of the environment are for other machines, its certificates for this one, too
+            if is_local:  # ignore the environment's proxies, which are for other machines, but not its certificates
                 options["trust_env"] = False
                 options |= {"verify": httpx.create_ssl_context()} if parsed.scheme == "https" else {}
             self._http = self._http_type(headers=headers, **options | httpx_options)
@@ -146,9 +146,9 @@ class AsyncClient:
     @overload
     async def detect(self, texts: Iterable[str], **options: Unpack[DetectOptions]) -> list[Verdict]: ...
     async def detect(self, texts: str | Iterable[str], **options: Unpack[DetectOptions]) -> Verdict | list[Verdict]:
-        """Return the verdict of a text, or those of several in order. Unpaired surrogates are read as U+FFFD.
+        """Return the verdict of a text, or the verdicts of several in order. Unpaired surrogates are read as U+FFFD.
 
-        Raises InputError for an empty text, a value that is not a string, or an impossible option (nothing was sent),
+        Raises InputError for an empty text, a value that is not a string, or an invalid option (nothing was sent),
         and ServiceError, whose subclasses name the cause.
         """
         plain = _plain_options(options)
@@ -196,7 +196,7 @@ class AsyncClient:
     async def _in_chunks(
         self, send: Send[Item, Result], items: list[Item], size: Callable[[Item], int], limits: tuple[str, str]
     ) -> list[Result]:
-        """Results of items in order, in chunks within two limits of the service: their number and their total size."""
+        """Results of items in order, sent in chunks within two limits of the service: item count and total size."""
         if len(items) > 1 and self._limits is None:
             await self.model()
         max_items, max_size = ((self._limits or {}).get(name, 10**12) for name in limits)
@@ -216,14 +216,14 @@ class AsyncClient:
         return first + await self._in_chunks(send, items[half:], size, limits)
 
     async def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """A successful response, after retries."""
+        """Send a request, with retries, and return the successful response."""
 
         async def attempt() -> httpx.Response:
             try:
                 sent = self._http.request(method, self._url + path, **request)
                 response: httpx.Response = await sent if isinstance(sent, Awaitable) else sent
             except httpx.RequestError as error:
-                # Messages of other errors may contain a header, and therefore the API key.
+                # Messages of other errors may contain a header, and so the API key.
                 reason = f": {error}" if isinstance(error, httpx.ConnectError) and str(error) else ""
                 cause = f"{self._origin} cannot be reached ({type(error).__name__}{reason})"
                 raise UnavailableError(f"{cause}: check address and service.") from None
@@ -237,7 +237,7 @@ class AsyncClient:
                 kind = UnavailableError
             try:
                 problem = Problem.model_validate_json(response.content if is_problem else b"")
-            except ValidationError:  # repeats nothing of a body that is not a problem document
+            except ValidationError:  # do not quote a body that is not a problem document
                 advice = "without an explanation: check address and service."
                 raise kind(f"{self._origin} returned {status} {advice}", response) from None
             raise kind(problem.detail, response, problem.request_id)

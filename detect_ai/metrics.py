@@ -22,7 +22,7 @@ def check_binary(labels: ArrayLike, scores: ArrayLike, both_classes: bool = Fals
 
     Raises:
         InputError: the shapes differ or are not (n,) with n >= 1, a label is neither 0 nor 1, a score is not finite, or
-            a class is missing where both are needed.
+            a class is missing with `both_classes`.
     """
     truth, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     if truth.ndim != 1 or truth.shape != values.shape or not truth.size:
@@ -55,7 +55,7 @@ def largest_count(rate: float, trials: int) -> int:
 
 
 def exact_rate_interval(successes: float, trials: float) -> tuple[float, float]:
-    """The exact 95% interval of a rate of independent trials, of which there may be fractions.
+    """The exact 95% interval of a rate of independent trials; both arguments may be fractional.
 
     Clopper and Pearson 1934, "The use of confidence or fiducial limits illustrated in the case of the binomial".
     """
@@ -79,8 +79,8 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
 def tpr_at_fpr(labels: ArrayLike, scores: ArrayLike, fpr: float) -> float:
     """The largest detection rate (TPR) over all thresholds whose FPR on these texts is at most `fpr`.
 
-    Texts with equal scores are predicted together and nothing is interpolated, so the value belongs to a threshold
-    that exists. Raises InputError.
+    Texts with equal scores get the same prediction and nothing is interpolated, so a threshold with this value exists.
+    Raises InputError.
     """
     truth, values = check_binary(labels, scores, both_classes=True)
     human = np.sort(values[truth == 0])[::-1]
@@ -112,12 +112,12 @@ def roc(labels: ArrayLike, scores: ArrayLike) -> dict[str, list[float]]:
 
 
 def bin_numbers(probabilities: Floats) -> Labels:
-    """The bin of each probability: `RELIABILITY_BINS` bins of equal width, the last one includes 1.0."""
+    """The bin of each probability: `RELIABILITY_BINS` bins of equal width; the last bin includes 1.0."""
     return np.minimum((probabilities * RELIABILITY_BINS).astype(np.int64), RELIABILITY_BINS - 1)
 
 
 def reliability(labels: Labels, p: Floats, prevalence: float) -> list[dict[str, Any]]:
-    """Reliability diagram at a prevalence of AI texts: `count`, `mean_probability` and `fraction_ai` of each bin."""
+    """Reliability diagram at an AI prevalence: `count`, `mean_probability` and `fraction_ai` of each bin."""
     ai, numbers = labels == 1, bin_numbers(p)
     weights = np.where(ai, prevalence / ai.sum(), (1 - prevalence) / (~ai).sum())
     rows = []

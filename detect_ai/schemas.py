@@ -41,7 +41,7 @@ class Reason(StrEnum):
 class Reference(StrEnum):
     """Kind of texts for which error rates hold."""
 
-    NEW_DOMAIN = "new_domain"  # any kind of writing, also one that calibration never saw
+    NEW_DOMAIN = "new_domain"  # any kind of writing, even if calibration never saw it
     CALIBRATION_TEXTS = "calibration_texts"  # only texts like those of calibration
     POPULATION = "population"  # only texts of the writers that the detector was recalibrated for
 
