@@ -63,7 +63,7 @@ class DomainEffects:
         domains: names.
         styles: mean style of the human texts of each domain, shape (domains, dimensions).
         rates: false positive rates, ascending.
-        quantiles, errors: of the tails, with their standard errors, shape (rates, domains).
+        quantiles, errors: tail quantiles and their standard errors, shape (rates, domains).
         variances: between domains, by rate.
         length_scale: distance of styles over which domains are similar.
         unexplained: fraction of the variance that does not depend on style.

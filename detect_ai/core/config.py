@@ -181,7 +181,7 @@ class CalibrationConfig(Section):
     # With too few domains for that, the target holds for 95% of calibration splits, or on average over them.
     guarantee: Literal["confidence", "expectation"] = "confidence"
     max_cleared: OpenFraction = 0.1  # fraction of AI texts that may be labelled human
-    # Tokens; a span of calibration texts in every range between these is scored, to measure error rates by length and
+    # Tokens; spans of calibration texts in every range between these are scored, to measure error rates by length and
     # to scale sentence scores. Empty: only min_tokens decides what is too short.
     verdict_lengths: list[Count] = []
 

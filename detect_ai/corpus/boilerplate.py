@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 _LOOK = 600  # characters searched at each end
-_MAX_REFUSAL = 1000  # characters; a longer text that begins with a refusal does what was asked after it
+_MAX_REFUSAL = 1000  # characters; a longer text that begins with a refusal still answers the request
 _MAX_CLOSERS = 8  # sentences
 _STRAIGHT = str.maketrans(dict.fromkeys("’‘´ʼ", "'"))  # curly to straight apostrophes; the length stays the same
 

@@ -105,7 +105,7 @@ def _match_lengths(rows: list[dict[str, Any]], quantiles: Mapping[str, list[int]
             drawn = others[int(_fraction(row["id"]) * len(others))]
             words = len(row["text"].split())
             if words > MAX_LENGTH_RATIO * drawn:
-                # Cut at the first sentence end that leaves at least MIN_WORDS words.
+                # Cut near the drawn length, at a sentence end that leaves enough words.
                 parts = (cut(row["text"], longest) for longest in range(drawn, words + 1))
                 row["text"] = next(part for part in parts if len(part.split()) >= min(MIN_WORDS, words))
 

@@ -33,7 +33,7 @@ _WEIGHTS: Hashes = np.cumprod(np.full(NUM_PERM, 0x9E3779B97F4A7C15, np.uint64), 
 
 
 def exact_duplicates(digests: Hashes, labels: NDArray[np.int8], keys: Hashes) -> tuple[Bools, Ints]:
-    """Find exact duplicates. Of rows with the same text, the one with the smallest key stays, in any row order.
+    """Find exact duplicates. Of rows with the same text, the one with the smallest key stays, regardless of order.
 
     Labels are 0 or 1. Keys are unique among the rows of a text. All arrays have shape (rows,).
 

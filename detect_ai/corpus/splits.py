@@ -169,7 +169,7 @@ def assign_splits(
 ) -> Ints:
     """Position in `SPLITS` of every row. Groups stay whole; each split gets its fraction of each stratum if possible.
 
-    Groups are assigned by size, then in an order drawn from the seed; each goes to the split where its strata are
+    Groups are assigned largest first, ties in an order drawn from the seed; each goes to the split where its strata are
     furthest below their target, measured at the middle of the group. If the rows of a group have no allowed split in
     common, the split nearest to the test split wins.
 

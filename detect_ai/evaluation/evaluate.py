@@ -54,7 +54,7 @@ def data_name(config: Config) -> str:
 
 
 def evaluate(config: Config, storage: Storage) -> dict[str, Any]:
-    """Evaluate `bundle` or the candidate of this run, on the texts of `data` or on the test split of this run.
+    """Evaluate `bundle` (default: the candidate of this run) on `data` (default: the test split of this run).
 
     Returns the metrics of `summary.compute_metrics` over all texts (`fpr_at_target` and similar metrics are at the
     default target of the bundle), the main metrics by slice and attack, and `test_fingerprint`, which identifies texts

@@ -51,7 +51,7 @@ class Traffic:
     Attributes:
         scores: log-odds of AI.
         num_tokens: lengths.
-        outcomes: first reason of an uncertain verdict, or `DECIDED`; ignores that the operator paused verdicts.
+        outcomes: first reason of an uncertain verdict other than a pause by the operator, or `DECIDED`.
         domains: nearest domain of calibration, "" for none.
         bits: signs of the sketches; no columns if any sketch is missing.
     """

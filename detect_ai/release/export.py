@@ -64,7 +64,7 @@ class ExportTask:
 def export(config: Config, storage: Storage) -> dict[str, Any]:
     """Measure faster backends for a bundle on this machine, and add the fastest one that is as good to the registry.
 
-    The bundle is `bundle` or the champion; the corpus is that of this run. Run it on the machine that will serve.
+    The bundle is `bundle` (default: the champion); the corpus is that of this run. Run it on the serving machine.
     Raises ConfigError if a candidate is not a backend, or the bundle is an export itself or has another corpus.
     """
     allowed = [name for name in backends.BACKENDS if name != backends.DEFAULT]
