@@ -58,8 +58,8 @@ class Batcher:
     it is and adds windows of similar length from the next turns, because padding costs as much as text.
 
     On a CPU several batches run in parallel lanes, one thread each: threads that share a batch wait for each other at
-    every layer. A request that finds idle lanes gets the threads of all of them. One more batch is prepared ahead, so
-    that a lane never waits for the event loop.
+    every layer. A request that finds idle lanes gets the threads of all of them; the next ones wait until it is done.
+    One more batch is prepared ahead, so that a lane never waits for the event loop.
 
     Args:
         teams: executor for batches with several threads. Each executor thread that has run one keeps its own team of
@@ -267,8 +267,9 @@ class Batcher:
 
     def _take(self) -> list[tuple[_Job, int]]:
         """Remove the next batch from the queue; empty if there is none yet."""
-        if not self._queues or (self._busy_lanes >= self.lanes and self.waiting_tokens < self.lane_tokens):
-            return []  # with all lanes busy, a small batch may still grow
+        all_busy = self._busy_lanes >= self.lanes or self._busy_threads >= self.threads
+        if not self._queues or (all_busy and self.waiting_tokens < self.lane_tokens):
+            return []  # a small batch may still grow, and would only slow down those that run
         candidates: list[tuple[_Job, int]] = []
         tokens = 0
         for job, index in round_robin(  # of callers, then of the requests of each

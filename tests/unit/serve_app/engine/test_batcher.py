@@ -325,6 +325,16 @@ async def test_lanes_run_batches_in_parallel(batcher: Batcher, model: Model) -> 
     assert sorted(model.batches) == [[0], [1], [2], [3]]
 
 
+@batching(lanes=2, threads=2)
+async def test_a_small_batch_waits_for_busy_threads(batcher: Batcher, model: Model) -> None:
+    """A request with all threads and one more thread on the same cores would slow each other down."""
+    tasks = [await hold(batcher, model), await queue(batcher, [row(1)])]
+    await asyncio.sleep(0.01)
+    assert (batcher.waiting_tokens, model.threads) == (8, [2])
+    await release(model, *tasks)
+    assert model.threads == [2, 2]
+
+
 @batching(lanes=4, threads=8)
 async def test_idle_lanes_share_the_threads(batcher: Batcher, model: Model) -> None:
     await batcher.scores([row(1, 64)])
