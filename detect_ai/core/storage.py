@@ -175,15 +175,8 @@ class Storage:
 
         Raises FileNotFoundError, and StorageError for an error of an object store.
         """
-        for attempt in range(READS):
-            try:
-                with self._named("read", key):
-                    return action()
-            except (OSError, pa.ArrowInvalid) as error:
-                if self.is_local or not _is_damaged(error) or attempt == READS - 1:
-                    raise
-                _pause(attempt)
-        raise AssertionError
+        with self._named("read", key):
+            return next(read_stream(self.root, lambda: iter([action()])))
 
     def read_table(
         self, keys: str | Sequence[str], columns: Sequence[str] | None = None, where: Any = None

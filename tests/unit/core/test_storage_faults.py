@@ -150,7 +150,8 @@ def test_lost_response_hides_no_conflict(storage, proxy, stored):
 
 
 def test_one_of_concurrent_writers_wins(storage, proxy):
-    proxy.draw(0.5, "reset", "response reset", "response lost", "half upload")
+    # Four attempts fit the limit of 20 s: at a rate of 0.3 all fail in less than one of a hundred calls.
+    proxy.draw(0.3, "reset", "response reset", "response lost", "half upload")
 
     def advance(number):
         try:
@@ -224,3 +225,26 @@ def test_retries_are_bounded_by_default():
     uri = "gs://anonymous@bucket/x?scheme=https"
     limited = [Storage(f"{uri}&retry_limit_seconds={bound}").filesystem for bound in (module.RETRY_SECONDS, 9)]
     assert [Storage(uri).filesystem == files for files in limited] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (OSError("google::cloud::Status(UNAVAILABLE: Retry policy exhausted"), 1),  # pyarrow has retried it already
+        (OSError("google::cloud::Status(DATA_LOSS: mismatched checksum"), module.READS),
+        (OSError("File too short: expected to be able to read 2 bytes, got 1"), module.READS),
+        (pa.ArrowInvalid("Parquet magic bytes not found in footer"), module.READS),
+        (FileNotFoundError("x"), 1),
+    ],
+)
+def test_only_damaged_data_are_read_again(monkeypatch, error, attempts):
+    monkeypatch.setattr(module, "_pause", lambda _: None)
+    calls = []
+
+    def fail():
+        calls.append(1)
+        raise error
+
+    with pytest.raises((OSError, pa.ArrowInvalid)):
+        Storage("gs://anonymous@bucket/x?scheme=https").read("key", fail)
+    assert len(calls) == attempts
