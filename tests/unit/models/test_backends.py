@@ -50,7 +50,11 @@ def texts() -> list[NDArray[np.int32]]:
 
 
 def load(saved: Path, name: str, device: str = "cpu") -> Any:
-    return backends.get(name).load(saved / name, device, "bf16" if name == "torch-bf16" else "fp32")
+    return backends.get(name).load(saved / name, device, backend_precision(name))
+
+
+def backend_precision(name: str) -> str:
+    return "bf16" if name == "torch-bf16" else "fp32"
 
 
 def scorer(saved: Path, name: str, encoder: Path) -> Scorer:
@@ -59,7 +63,8 @@ def scorer(saved: Path, name: str, encoder: Path) -> Scorer:
 
 @pytest.mark.parametrize("name", [*FAST, COMPILED])
 def test_scores_match_torch_in_fp32(saved: Path, encoder: Path, texts: list[Any], name: str) -> None:
-    expected = scorer(saved, "torch", encoder).score(texts)
+    plain = torch_backends.TorchBackend(model.load(saved / "torch"), torch.device("cpu"))
+    expected = Scorer(model.load_tokenizer(config_of(encoder)), plain, 64, 48, batch_tokens=256).score(texts)
     assert np.ptp(expected) > 4
     scores = scorer(saved, name, encoder).score(texts)
     np.testing.assert_allclose(scores, expected, atol=TOLERANCES[name] * max(1, np.ptp(expected) / 4))
@@ -70,6 +75,31 @@ def test_scores_match_torch_in_fp32(saved: Path, encoder: Path, texts: list[Any]
 def test_scores_do_not_depend_on_the_batch(saved: Path, encoder: Path, texts: list[Any], name: str) -> None:
     backend = scorer(saved, name, encoder)
     np.testing.assert_allclose([backend.score([text])[0] for text in texts], backend.score(texts), atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch has no oneDNN here")
+@pytest.mark.parametrize("name", ["torch", "torch-bf16"])
+def test_linear_layers_are_packed(saved: Path, name: str) -> None:
+    backend = load(saved, name)
+    plain = torch_backends.TorchBackend(model.load(saved / name), torch.device("cpu"), backend_precision(name))
+    kinds = [type(module) for module in backend.model.modules()]
+    assert torch.nn.Linear not in kinds
+    assert kinds.count(torch_backends.PackedLinear) == [type(m) for m in plain.model.modules()].count(torch.nn.Linear)
+    batch = Batch(np.arange(5, 37, dtype=np.int32).reshape(2, 16), np.asarray([16, 9], np.int32))
+    np.testing.assert_allclose(backend.log_odds(batch), plain.log_odds(batch), atol=1e-4)
+
+
+def test_other_layers_are_not_packed() -> None:
+    class Scaled(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    network = torch.nn.Sequential(Scaled(3, 3), torch.nn.Linear(3, 5, bias=False)).eval()
+    with torch.inference_mode():
+        expected = network(torch.eye(3))
+        torch_backends.pack_linear_layers(network, torch.float32)
+        assert [type(layer) for layer in network] == [Scaled, torch_backends.PackedLinear]
+        torch.testing.assert_close(network(torch.eye(3)), expected)
 
 
 @pytest.mark.parametrize("name", FAST)
