@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,6 +88,22 @@ def test_linear_layers_are_packed(saved: Path, name: str) -> None:
     assert kinds.count(torch_backends.PackedLinear) == [type(m) for m in plain.model.modules()].count(torch.nn.Linear)
     batch = Batch(np.arange(5, 37, dtype=np.int32).reshape(2, 16), np.asarray([16, 9], np.int32))
     np.testing.assert_allclose(backend.log_odds(batch), plain.log_odds(batch), atol=1e-4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+def test_packing_starts_no_threads() -> None:
+    """In a process of its own: threads that have once started remain."""
+    code = (
+        "import os, torch\n"
+        "from detect_ai.models.backends.torch import pack_linear_layers\n"
+        "torch.set_num_threads(2)\n"
+        "network = torch.nn.Sequential(torch.nn.Linear(384, 1536))\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "pack_linear_layers(network, torch.bfloat16)\n"
+        "print(len(os.listdir('/proc/self/task')) - before, torch.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "2"]
 
 
 def test_other_layers_are_not_packed() -> None:
