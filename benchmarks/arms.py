@@ -1,18 +1,20 @@
 """One arm of `benchmarks/train.py` in its own process: `python benchmarks/arms.py ARM JOB`; JOB is JSON.
 
-Every arm runs warm-up steps, then measures the `steps` of the job or, if `steps` is 0, two whole epochs, once for each
-of its `seeds`. Prints metrics as JSON: tokens per second (without padding, warm-up and start-up), fraction of padding,
-`start_up` (seconds until the first batch is read or, in our training, requested), `overhead` (seconds of everything
-except training), validation loss.
+With `steps` in the job, an arm trains in turns of one step that does not count and `steps` that do: one turn to warm up,
+then `rounds` of them. `turns` is the folder of the files that start and end a turn. Otherwise it trains two whole epochs
+for each of the `seeds` and prints the validation losses as JSON.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,7 @@ from material import corpus_of, our_steps, settings, token_ids
 
 BEGAN = time.time()
 THREADS = 2
-
-
-def warm(job: dict[str, Any]) -> int:
-    """Steps before the measurement, in which processes start and GPU libraries and compiled code load."""
-    return 20 if job["gpu"] else 2
+POLL_SECONDS = 0.01
 
 
 def main() -> int:
@@ -34,72 +32,123 @@ def main() -> int:
 
     arm, job = sys.argv[1], json.loads(sys.argv[2])
     torch.set_num_threads(THREADS)
-    kind: Callable[..., Any] = ours if arm.startswith("ours") else bare if arm.startswith("bare") else trainer
-    print(json.dumps([kind(arm, job, settings(job, *more)) for more in runs(job)]))
+    train: Callable[..., Any] = ours if arm.startswith("ours") else bare if arm.startswith("bare") else trainer
+    losses = []
+    for seed in job["seeds"]:
+        config = settings(job, f"seed={seed}")
+        if job["steps"]:
+            config.train.max_steps = (1 + job["rounds"]) * (1 + job["steps"])
+            documents = sum(shard.rows for shard in corpus_of(config).shards("train"))
+            config.train.epochs = 1 + math.ceil(config.train.max_steps * config.train.batch_size / documents)
+            config.train.log_every = 2
+        losses.append(train(arm, job, config))
+    print(json.dumps(losses))
     return 0
 
 
-def runs(job: dict[str, Any]) -> list[list[str]]:
-    """Overrides of every run of this process: one for each seed."""
-    steps = job["steps"] + warm(job) if job["steps"] else 0
-    return [[f"seed={seed}", f"train.max_steps={steps}", f"train.log_every={warm(job)}"] for seed in job["seeds"]]
+class Turns:
+    """Waits for turns before steps, and reports the tokens of a turn after its last step.
+
+    `count` returns the tokens so far, without and with padding; `wait` waits for queued work of a GPU.
+    """
+
+    def __init__(
+        self, job: dict[str, Any], start_up: dict[str, float], count: Callable[[], Any], wait: Callable[[], None]
+    ) -> None:
+        self._folder, self._steps, self._left = Path(job["turns"]), job["steps"], 1 + job["steps"]
+        self._since, self._count, self._wait = start_up, count, wait
+        self._start_up: dict[str, float] = {}
+        self._number = -1  # the warm-up
+        self._began: tuple[float, int, int] = (0.0, 0, 0)  # clock and tokens
+
+    def begin(self) -> None:
+        """Before a step: wait if it is the first of a turn."""
+        if not self._start_up:
+            self._start_up = {name: round(time.time() - since, 2) for name, since in self._since.items()}
+        if not self._left:
+            self._number, self._left = self._number + 1, 1 + self._steps
+            self._write(f"ready-{self._number}", self._start_up)
+            while not (self._folder / f"go-{self._number}").exists():
+                time.sleep(POLL_SECONDS)
+
+    def end(self) -> None:
+        """After a step: start the clock if it is the first of a turn, report if it is the last."""
+        self._left -= 1
+        if self._left == self._steps:
+            self._wait()
+            self._began = (time.perf_counter(), *self._count())
+        if not self._left:
+            self._wait()
+            now = (time.perf_counter(), *self._count())
+            seconds, tokens, padded = np.subtract(now, self._began).tolist()
+            self._write(f"done-{self._number}", {"tokens_per_second": tokens / seconds, "padding": 1 - tokens / padded})
+
+    def _write(self, name: str, content: dict[str, float]) -> None:
+        """Write a file at once; every rank writes the same."""
+        new = self._folder / f"{name}-{os.getpid()}"
+        new.write_text(json.dumps(content))
+        new.rename(self._folder / name)
 
 
-def ours(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
-    """The project's own training."""
+def ours(arm: str, job: dict[str, Any], config: Any) -> float:
+    """The project's own training. Returns the validation loss."""
     from detect_ai.core import ray_runtime
     from detect_ai.core.job import attempt
-    from detect_ai.training.telemetry import read_metrics
-    from detect_ai.training.train import run_training
+    from detect_ai.training import train
 
     config.train.num_workers = 2 if arm == "ours_2" else 1
     config.train.compile = arm == "ours_compiled"
     config.train.threads_per_worker = THREADS // config.train.num_workers
     ray_runtime.connect()
-    corpus, name = corpus_of(config), attempt("bench")
-    started = time.perf_counter()
-    result = run_training(config, corpus, name)
-    seconds = time.perf_counter() - started
-    lines = read_metrics(corpus.storage, f"runs/{config.run}/{name}")
-    measured = [line for line in lines if line["kind"] == "training" and line["step"] > warm(job)]
-    clock = sum(line["seconds"] for line in measured)
-    last = result.history[-1]
-    return {
-        "tokens_per_second": round(sum(line["tokens_per_second"] * line["seconds"] for line in measured) / clock),
-        "padding": last["padding"],
-        "start_up": lines[0]["time"] - BEGAN,
-        "overhead": seconds - sum(epoch["seconds"] for epoch in result.history),
-        "val_loss": last["val_loss"],
-    }
+    if job["steps"]:
+        since = {"start_up": BEGAN, "start_up_after_ray": time.time()}
+        train._train_loop = partial(in_turns, job, since)
+    result = train.run_training(config, corpus_of(config), attempt("bench"))
+    return float(result.history[-1]["val_loss"])
 
 
-def trainer(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
-    """transformers.Trainer over the same token ids."""
+def in_turns(job: dict[str, Any], since: dict[str, float], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Our training loop on a worker, in turns and without an evaluation before its end."""
+    from torch import distributed, from_numpy
+
+    from detect_ai.training import worker
+
+    tokens, plain = np.zeros(2, np.int64), worker.train_step
+
+    def count() -> Any:
+        total = from_numpy(tokens.copy())
+        if distributed.is_initialized():
+            distributed.all_reduce(total)
+        return total.tolist()
+
+    turns: list[Turns] = []
+
+    def step(trainer: Any, microbatches: Any) -> None:
+        if not turns:
+            turns.append(Turns(job, since, count, trainer.synchronize))
+        turns[0].begin()
+        plain(trainer, microbatches)
+        for part in microbatches:
+            tokens[:] += part.batch.lengths[part.documents >= 0].sum(), part.batch.input_ids.size
+        turns[0].end()
+
+    worker.train_step = step
+    return worker.train_loop(arguments | {"steps_per_epoch": arguments["config"].train.max_steps})
+
+
+def trainer(arm: str, job: dict[str, Any], config: Any) -> float | None:
+    """transformers.Trainer over the same token ids. Returns the validation loss, if two epochs are trained."""
     corpus = corpus_of(config)
     if arm != "trainer_matched":
         config.model.dropout = 0.1
     train, validation = (rows_of(config, corpus, split) for split in ("train", "validation"))
-    started = time.perf_counter()
-    first = None
-    if job["steps"]:
-        # Short texts load the same libraries in the first step.
-        few = train if job["gpu"] else train.select(np.argsort([len(ids) for ids in train["input_ids"]])[:16])
-        warming, first = hugging_face(arm, job, config, few, warm(job) if job["gpu"] else 1)
-        warming.train()
-    loop, counted = hugging_face(arm, job, config, train, job["steps"])
-    runtime = loop.train().metrics["train_runtime"]
-    overhead = time.perf_counter() - started - runtime
-    return {
-        "tokens_per_second": round(counted.tokens / runtime),
-        "padding": 1 - counted.tokens / counted.padded,
-        "start_up": (first or counted).began - BEGAN,
-        "overhead": overhead,
-        **({} if job["steps"] else {"val_loss": loop.evaluate(validation)["eval_loss"]}),
-    }
+    loop = hugging_face(arm, job, config, train)
+    loop.train()
+    return None if job["steps"] else float(loop.evaluate(validation)["eval_loss"])
 
 
-def hugging_face(arm: str, job: dict[str, Any], config: Any, rows: Any, steps: int) -> tuple[Any, Counter]:
-    """The Trainer of an arm, and a counter of its tokens."""
+def hugging_face(arm: str, job: dict[str, Any], config: Any, rows: Any) -> Any:
+    """The Trainer of an arm."""
     import torch
     import transformers
 
@@ -114,7 +163,7 @@ def hugging_face(arm: str, job: dict[str, Any], config: Any, rows: Any, steps: i
         per_device_train_batch_size=config.train.batch_size,
         per_device_eval_batch_size=config.train.batch_size,
         num_train_epochs=config.train.epochs,
-        max_steps=steps or -1,
+        max_steps=config.train.max_steps or -1,
         weight_decay=0.01,
         warmup_steps=config.train.warmup,  # below 1: a fraction of the steps
         seed=config.seed,
@@ -126,14 +175,26 @@ def hugging_face(arm: str, job: dict[str, Any], config: Any, rows: Any, steps: i
         bf16=tuned and encoder.has_bf16(device),  # emulated bf16 would be slower than fp32
         optim="adamw_torch_fused" if tuned else "adamw_torch",
         # By length for speed; at random where quality is compared, because that trains better (docs/TRAINING.md).
-        train_sampling_strategy="group_by_length" if tuned and steps else "random",
+        train_sampling_strategy="group_by_length" if tuned and job["steps"] else "random",
     )
     network = encoder.build(config.model, config.seed)
     if config.model.dropout:
         network = with_attention_dropout(network, config.model.dropout)
     collator = transformers.DataCollatorWithPadding(pad)
     loop = transformers.Trainer(model=network, args=arguments, train_dataset=rows, data_collator=collator)
-    return loop, Counter(network)
+    if job["steps"]:
+        counter = Counter(network)
+        turns = Turns(job, {"start_up": BEGAN}, counter.count, partial(wait_for, device))
+
+        class InTurns(transformers.TrainerCallback):  # type: ignore[misc]
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                turns.begin()
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                turns.end()
+
+        loop.add_callback(InTurns())
+    return loop
 
 
 def with_attention_dropout(network: Any, rate: float) -> Any:
@@ -151,20 +212,16 @@ class Counter:
 
     def __init__(self, network: Any) -> None:
         self._tokens: Any = 0  # on the device: reading it at every step would synchronise the GPU
-        self.padded = 0
-        self.began = 0.0  # when the first batch was read
-        network.register_forward_pre_hook(self._count, with_kwargs=True)
+        self._padded = 0
+        network.register_forward_pre_hook(self._add, with_kwargs=True)
 
-    def _count(self, network: Any, _: Any, inputs: dict[str, Any]) -> None:
-        self.began = self.began or time.time()
-        if network.training:
-            self._tokens = self._tokens + inputs["attention_mask"].sum()
-            self.padded += inputs["attention_mask"].numel()
+    def _add(self, network: Any, _: Any, inputs: dict[str, Any]) -> None:
+        self._tokens = self._tokens + inputs["attention_mask"].sum()
+        self._padded += inputs["attention_mask"].numel()
 
-    @property
-    def tokens(self) -> int:
-        """Tokens without padding."""
-        return int(self._tokens)
+    def count(self) -> tuple[int, int]:
+        """Tokens so far, without and with padding."""
+        return int(self._tokens), self._padded
 
 
 def rows_of(config: Any, corpus: Any, split: str) -> Any:
@@ -177,7 +234,7 @@ def rows_of(config: Any, corpus: Any, split: str) -> Any:
     return datasets.Dataset.from_dict({"input_ids": ids, "attention_mask": mask, "labels": labels})
 
 
-def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
+def bare(arm: str, job: dict[str, Any], config: Any) -> None:
     """A bare loop over our batches, which are prepared in advance."""
     import torch
 
@@ -189,25 +246,21 @@ def bare(arm: str, job: dict[str, Any], config: Any) -> dict[str, Any]:
     network: Any = encoder.build(config.model, config.seed).to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.train.lr, weight_decay=0.01, fused=True)
     steps = our_steps(config, corpus_of(config))
-    began = time.time()
-    for number, step in enumerate(steps):
-        if number == warm(job):
-            wait_for(device)
-            started = time.perf_counter()
+    tokens = padded = 0
+    turns = Turns(job, {"start_up": BEGAN}, lambda: (tokens, padded), partial(wait_for, device))
+    for step in steps:
+        turns.begin()
         for part in step:
             with autocast(device, dtype):
                 logits = network(**model_inputs(part.batch, device)).logits
             target = upload(part.labels, device)
             loss = torch.nn.functional.cross_entropy(logits.float(), target, reduction="sum")
             (loss / part.step_weight).backward()
+            tokens, padded = tokens + int(part.batch.lengths.sum()), padded + part.batch.input_ids.size
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    wait_for(device)
-    seconds = time.perf_counter() - started
-    parts = [part.batch for step in steps[warm(job) :] for part in step]
-    tokens, padded = sum(int(part.lengths.sum()) for part in parts), sum(part.input_ids.size for part in parts)
-    return {"tokens_per_second": round(tokens / seconds), "padding": 1 - tokens / padded, "start_up": began - BEGAN}
+        turns.end()
 
 
 def wait_for(device: Any) -> None:

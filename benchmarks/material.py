@@ -128,6 +128,6 @@ def our_steps(config: Any, corpus: Any) -> list[Any]:
     return list(islice(group_steps(microbatches, 0, 1), config.train.max_steps or None))
 
 
-def quartiles(values: list[float]) -> list[float]:
+def quartiles(values: Any) -> list[float]:
     """Lower quartile, median and upper quartile, in three significant digits."""
     return [float(f"{value:.3g}") for value in np.quantile(values, [0.25, 0.5, 0.75])]

@@ -1,18 +1,19 @@
 """Training throughput against the Hugging Face Trainer and a bare PyTorch loop: `make bench-train`.
 
-Arms, each in a process of its own, in an order that rotates from round to round, on one corpus; slow arms make fewer
-steps:
+Arms, each in a process of its own, all started first and then measured in turns of some steps, A B C B C A …; the first
+step of a turn is not counted, and outside its turn an arm and its child processes stand still (SIGSTOP):
 
     ours_1           the project's training (Ray Train), one worker with two threads
-    ours_2           the same, two workers with one thread each and DDP
     trainer          transformers.Trainer as its text-classification guide has it: fp32, dropout 0.1, dynamic padding
     trainer_tuned    the same, grouped by length, bf16 autocast where the hardware has it, fused AdamW
     trainer_matched  tuned, and with our dropout of 0
     bare             a bare PyTorch loop over our batches held in memory, two threads
+    ours_2           only with `--arms`: ours with two workers of one thread each and DDP
     ours_compiled    on a GPU: ours_1 with train.compile=true
 
-for `minilm`, or with `--model distilbert` for a DistilBERT of full size with random weights. Reported are tokens a
-second after the first steps (without padding), and seconds of start-up (`overhead`: of everything but the training).
+for `minilm`, or with `--model distilbert` for a DistilBERT of full size with random weights (use `--rounds 2`).
+Reported are tokens per second without padding, and the seconds until the first step from the start of the program
+(`start_up`) and from the start of Ray (`start_up_after_ray`). No arm evaluates or writes a checkpoint in its turns.
 Ratios are those of a round, as [lower quartile, median, upper quartile] over the rounds. `--loss` compares the
 validation loss instead: after two epochs over three seeds, on the first 40 words of each text, ours minus that of
 `trainer_matched`, paired. The last line is JSON.
@@ -21,109 +22,166 @@ validation loss instead: after two epochs over three seeds, on the first 40 word
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import torch
-from material import MODELS, prepared, quartiles
+from material import CHECKOUT, MODELS, prepared, quartiles
+from numpy.typing import NDArray
 
-# Steps of 16 documents, after those that warm up. Grouped by length, the Trainer reads 48 of 240 documents from the
-# longest to the shortest, then the next: of such three steps none may be left out.
-STEPS = {
-    "minilm": {"trainer": 3, "trainer_tuned": 9, "trainer_matched": 18, "ours_1": 24, "ours_2": 24, "bare": 24},
-    "distilbert": {"trainer": 2, "trainer_tuned": 3, "trainer_matched": 6, "ours_1": 8, "ours_2": 8, "bare": 8},
-}
-# On a GPU, of 64 documents.
-GPU_ARMS = ("trainer", "trainer_tuned", "trainer_matched", "ours_1", "ours_compiled", "bare")
-GPU_STEPS = dict.fromkeys(GPU_ARMS, 160) | {"trainer": 40}
+# Steps of a turn that count, of 16 documents. Grouped by length, the Trainer reads 48 of 240 documents from the longest
+# to the shortest, then the next: three steps.
+STEPS = {"ours_1": 5, "trainer": 1, "trainer_tuned": 3, "trainer_matched": 3, "bare": 5, "ours_2": 5}
+# Of 64 documents, on a GPU. The Trainer groups 3,200 documents: 50 steps.
+GPU_STEPS = {"ours_1": 50, "trainer": 10, "trainer_tuned": 50, "trainer_matched": 50, "bare": 50, "ours_compiled": 50}
+OPTIONAL = ("ours_2",)
 DOCUMENTS = 240  # of training
 GPU_DOCUMENTS = 12_800
 SEEDS = (0, 1, 2)
 LOSS_WORDS = 40  # of each text, where losses are compared
+POLL_SECONDS = 0.01
 
 
 def main() -> int:
     """Run all arms. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", help="Parquet file or folder with columns `text` and `label`; else the sample")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="times the steps, for faster hardware")
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument(
         "--gpu", action=argparse.BooleanOptionalAction, help="on one GPU; the default where there is one"
     )
     parser.add_argument("--model", default="minilm", choices=MODELS)
+    parser.add_argument(
+        "--arms", nargs="+", choices=sorted(STEPS | GPU_STEPS), help="the first is compared with others"
+    )
     parser.add_argument("--loss", action="store_true", help="compare the validation loss, not the speed")
     options = parser.parse_args()
-    options.gpu = torch.cuda.is_available() if options.gpu is None else options.gpu
+    gpu = torch.cuda.is_available() if options.gpu is None else options.gpu
     with tempfile.TemporaryDirectory() as scratch:
-        documents = round((GPU_DOCUMENTS if options.gpu else DOCUMENTS) * max(1, options.scale))
-        given = (Path(scratch), options.model, options.texts, documents)
+        given = (Path(scratch), options.model, options.texts, GPU_DOCUMENTS if gpu else DOCUMENTS)
         if options.loss:
             result = nll_gap(prepared(*given, words=LOSS_WORDS))
         else:
-            result = report(measured(prepared(*given, options.gpu), options))
+            steps = GPU_STEPS if gpu else STEPS
+            arms = options.arms or [arm for arm in steps if arm not in OPTIONAL]
+            result = measured(prepared(*given, gpu), {arm: steps[arm] for arm in arms}, options.rounds)
     print(json.dumps({"model": options.model, **result}))
     return 0
 
 
-def measured(job: dict[str, Any], options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Results of every arm, one per round."""
-    planned = GPU_STEPS if options.gpu else STEPS[job["name"]]
-    runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in planned}
-    for number in range(options.rounds):
-        first = number % len(runs)
-        for arm in [*runs][first:] + [*runs][:first]:
-            runs[arm] += call(arm, job, max(1, round(planned[arm] * options.scale)), [0])
-            print(f"{job['name']} {arm}: {runs[arm][-1]}", file=sys.stderr, flush=True)
-    return runs
+def measured(job: dict[str, Any], steps: dict[str, int], rounds: int) -> dict[str, Any]:
+    """Speed of the first arm against each other one, and the results of all."""
+    arms = list(steps)
+    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    with contextlib.ExitStack() as stack:
+        running = {arm: stack.enter_context(started(arm, job, steps[arm], rounds)) for arm in arms}
+        for number in range(rounds):
+            first = number % len(arms)
+            for arm in arms[first:] + arms[:first]:
+                results[arm].append(running[arm].turn(number))
+            speeds = [f"{arm} {results[arm][-1]['tokens_per_second']:.0f}" for arm in arms]
+            print(f"round {number + 1}: " + ", ".join(speeds), file=sys.stderr, flush=True)
+
+    def speed(arm: str) -> NDArray[np.float64]:
+        return np.asarray([turn["tokens_per_second"] for turn in results[arm]])
+
+    return {
+        **{f"vs_{'bare_loop' if arm == 'bare' else arm}": quartiles(speed(arms[0]) / speed(arm)) for arm in arms[1:]},
+        "arms": {
+            arm: {name: quartiles([turn[name] for turn in turns]) for name in turns[0]} | running[arm].start_up
+            for arm, turns in results.items()
+        },
+    }
 
 
-def call(arm: str, job: dict[str, Any], steps: int, seeds: list[int]) -> list[dict[str, Any]]:
-    """Run an arm in a process of its own, once for each seed; 0 steps: all of two epochs."""
-    folder = Path(__file__).parent
-    given = json.dumps({**job, "steps": steps, "seeds": seeds})
-    command = [sys.executable, str(folder / "arms.py"), arm, given]
-    done = subprocess.run(command, cwd=folder.parent, check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
-    result: list[dict[str, Any]] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
+class Arm:
+    """An arm. Turns are files in a folder: `ready-N` by the arm, then `go-N` for it, then `done-N` by it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+        self._process, self._folder = process, folder
+        self.start_up: dict[str, float] = {}
+
+    def wait_until_ready(self) -> None:
+        """Wait for the end of the warm-up."""
+        self.start_up = self._wait("ready-0")
+        self._signal(signal.SIGSTOP)
+
+    def turn(self, number: int) -> dict[str, Any]:
+        """Let the arm make the steps of a turn."""
+        self._signal(signal.SIGCONT)
+        (self._folder / f"go-{number}").touch()
+        result = self._wait(f"done-{number}")
+        self._signal(signal.SIGSTOP)
+        return result
+
+    def end(self) -> None:
+        """End the arm in any state."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def _wait(self, name: str) -> dict[str, Any]:
+        while not (file := self._folder / name).exists():
+            if self._process.poll() is not None:
+                raise SystemExit(f"an arm ended early:\n{(self._folder / 'log').read_text()[-3000:]}")
+            time.sleep(POLL_SECONDS)
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+
+    def _signal(self, sent: signal.Signals) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            arm = psutil.Process(self._process.pid)
+            for process in [*arm.children(recursive=True), arm]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(sent)
+
+
+@contextlib.contextmanager
+def started(arm: str, job: dict[str, Any], steps: int, rounds: int) -> Iterator[Arm]:
+    """An arm after a first turn, which is not measured."""
+    with tempfile.TemporaryDirectory() as name:
+        given = {**job, "steps": steps, "rounds": rounds, "turns": name, "seeds": [0]}
+        with (Path(name) / "log").open("wb") as log:
+            process = subprocess.Popen(command(arm, given), cwd=CHECKOUT, stdout=log, stderr=log)
+        running = Arm(process, Path(name))
+        try:
+            running.wait_until_ready()
+            print(f"{job['name']} {arm} started: {running.start_up}", file=sys.stderr, flush=True)
+            yield running
+        finally:
+            running.end()
+
+
+def command(arm: str, job: dict[str, Any]) -> list[str]:
+    """The command line of an arm."""
+    return [sys.executable, str(Path(__file__).parent / "arms.py"), arm, json.dumps(job)]
 
 
 def nll_gap(job: dict[str, Any]) -> dict[str, Any]:
     """Validation loss after the same examples, two epochs, ours minus the matched Trainer's, over seeds."""
-    pairs = list(zip(*(call(arm, job, 0, list(SEEDS)) for arm in ("ours_1", "trainer_matched")), strict=True))
-    for seed, (ours, theirs) in zip(SEEDS, pairs, strict=True):
-        print(
-            f"seed {seed}: ours {ours['val_loss']:.4f}, Trainer {theirs['val_loss']:.4f}", file=sys.stderr, flush=True
+    losses: dict[str, list[float]] = {}
+    for arm in ("ours_1", "trainer_matched"):
+        done = subprocess.run(
+            command(arm, {**job, "steps": 0, "seeds": SEEDS}), cwd=CHECKOUT, check=False, capture_output=True, text=True
         )
-    gaps = [ours["val_loss"] - theirs["val_loss"] for ours, theirs in pairs]
+        if done.returncode:
+            raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
+        losses[arm] = json.loads(done.stdout.strip().splitlines()[-1])
+        print(f"{arm}: {losses[arm]}", file=sys.stderr, flush=True)
+    gaps = [ours - theirs for ours, theirs in zip(*losses.values(), strict=True)]
     error = statistics.stdev(gaps) / math.sqrt(len(gaps))
     return {"nll_gap": round(statistics.mean(gaps), 4), "nll_gap_standard_error": round(error, 4)}
-
-
-def report(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Speed of ours against each peer, and the results of all arms."""
-
-    def ratio(over: str, under: str) -> list[float]:
-        pairs = zip(runs[over], runs[under], strict=True)
-        return quartiles([top["tokens_per_second"] / bottom["tokens_per_second"] for top, bottom in pairs])
-
-    peers = {"vs_bare_loop": "bare"} | {f"vs_{arm}": arm for arm in ("trainer", "trainer_tuned", "trainer_matched")}
-    ours = [arm for arm in runs if arm.startswith("ours")]
-    return {
-        **{name: ratio("ours_1", arm) for name, arm in peers.items()},
-        **{f"{arm}_vs_ours_1": ratio(arm, "ours_1") for arm in ours if arm != "ours_1"},
-        "arms": {
-            arm: {name: quartiles([run[name] for run in of_arm]) for name in of_arm[0]} for arm, of_arm in runs.items()
-        },
-    }
 
 
 if __name__ == "__main__":
