@@ -1,8 +1,8 @@
 """One arm of `benchmarks/train.py` in its own process: `python benchmarks/arms.py ARM JOB`; JOB is JSON.
 
-With `steps` in the job, an arm trains in turns of one step that does not count and `steps` that do: one turn to warm up,
-then `rounds` of them. `turns` is the folder of the files that start and end a turn. Otherwise it trains two whole epochs
-for each of the `seeds` and prints the validation losses as JSON.
+With `steps` in the job, an arm trains in turns of one step that does not count and `steps` that do: one turn to warm
+up, then `rounds` of them. `turns` is the folder of the files that start and end a turn. Otherwise it trains two whole
+epochs for each of the `seeds` and prints the validation losses as JSON.
 """
 
 from __future__ import annotations
