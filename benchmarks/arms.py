@@ -1,15 +1,13 @@
 """One arm of `benchmarks/train.py` in its own process: `python benchmarks/arms.py ARM JOB`; JOB is JSON.
 
-With `steps` in the job, an arm trains in turns of one step that does not count and `steps` that do: one turn to warm
-up, then `rounds` of them. `turns` is the folder of the files that start and end a turn. Otherwise it trains two whole
-epochs for each of the `seeds` and prints the validation losses as JSON.
+With `steps` in the job, an arm makes some steps that do not count and `steps` that do, and writes their speed as JSON
+to the file `result`. Otherwise it trains two whole epochs for each of the `seeds` and writes the validation losses.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -23,7 +21,11 @@ from material import corpus_of, our_steps, settings, token_ids
 
 BEGAN = time.time()
 THREADS = 2
-POLL_SECONDS = 0.01
+
+
+def warm(job: dict[str, Any]) -> int:
+    """Steps that do not count: libraries load, and on a GPU code is compiled."""
+    return 20 if job["gpu"] else 1
 
 
 def main() -> int:
@@ -37,57 +39,45 @@ def main() -> int:
     for seed in job["seeds"]:
         config = settings(job, f"seed={seed}")
         if job["steps"]:
-            config.train.max_steps = (1 + job["rounds"]) * (1 + job["steps"])
+            config.train.max_steps = warm(job) + job["steps"]
             documents = sum(shard.rows for shard in corpus_of(config).shards("train"))
             config.train.epochs = 1 + math.ceil(config.train.max_steps * config.train.batch_size / documents)
             config.train.log_every = 2
         losses.append(train(arm, job, config))
-    print(json.dumps(losses))
+    if not job["steps"]:
+        Path(job["result"]).write_text(json.dumps(losses))
     return 0
 
 
-class Turns:
-    """Waits for turns before steps, and reports the tokens of a turn after its last step.
+class StepClock:
+    """Measures the steps of an arm after those that do not count, and writes their speed.
 
-    `count` returns the tokens so far, without and with padding; `wait` waits for queued work of a GPU.
+    `since` names the starts of start-up times; `count` returns the tokens so far, without and with padding; `wait`
+    waits for queued work of a GPU.
     """
 
     def __init__(
-        self, job: dict[str, Any], start_up: dict[str, float], count: Callable[[], Any], wait: Callable[[], None]
+        self, job: dict[str, Any], since: dict[str, float], count: Callable[[], Any], wait: Callable[[], None]
     ) -> None:
-        self._folder, self._steps, self._left = Path(job["turns"]), job["steps"], 1 + job["steps"]
-        self._since, self._count, self._wait = start_up, count, wait
-        self._start_up: dict[str, float] = {}
-        self._number = -1  # the warm-up
-        self._began: tuple[float, int, int] = (0.0, 0, 0)  # clock and tokens
+        self._first, self._last = warm(job), warm(job) + job["steps"]
+        self._file, self._count, self._wait = Path(job["result"]), count, wait
+        self._start_up = {name: time.time() - start for name, start in since.items()}
+        self._done = 0
+        self._began: tuple[float, int, int] = (0.0, 0, 0)  # time and tokens
 
-    def begin(self) -> None:
-        """Before a step: wait if it is the first of a turn."""
-        if not self._start_up:
-            self._start_up = {name: round(time.time() - since, 2) for name, since in self._since.items()}
-        if not self._left:
-            self._number, self._left = self._number + 1, 1 + self._steps
-            self._write(f"ready-{self._number}", self._start_up)
-            while not (self._folder / f"go-{self._number}").exists():
-                time.sleep(POLL_SECONDS)
-
-    def end(self) -> None:
-        """After a step: start the clock if it is the first of a turn, report if it is the last."""
-        self._left -= 1
-        if self._left == self._steps:
-            self._wait()
-            self._began = (time.perf_counter(), *self._count())
-        if not self._left:
-            self._wait()
-            now = (time.perf_counter(), *self._count())
+    def step(self) -> None:
+        """Call it after every step."""
+        self._done += 1
+        if self._done not in (self._first, self._last):
+            return
+        self._wait()
+        now = (time.perf_counter(), *self._count())
+        if self._done == self._first:
+            self._began = now
+        else:
             seconds, tokens, padded = np.subtract(now, self._began).tolist()
-            self._write(f"done-{self._number}", {"tokens_per_second": tokens / seconds, "padding": 1 - tokens / padded})
-
-    def _write(self, name: str, content: dict[str, float]) -> None:
-        """Write a file at once; every rank writes the same."""
-        new = self._folder / f"{name}-{os.getpid()}"
-        new.write_text(json.dumps(content))
-        new.rename(self._folder / name)
+            speed = {"tokens_per_second": tokens / seconds, "padding": 1 - tokens / padded}
+            self._file.write_text(json.dumps(speed | self._start_up))
 
 
 def ours(arm: str, job: dict[str, Any], config: Any) -> float:
@@ -102,35 +92,33 @@ def ours(arm: str, job: dict[str, Any], config: Any) -> float:
     ray_runtime.connect()
     if job["steps"]:
         since = {"start_up": BEGAN, "start_up_after_ray": time.time()}
-        train._train_loop = partial(in_turns, job, since)
+        train._train_loop = partial(measured_loop, job, since)
     result = train.run_training(config, corpus_of(config), attempt("bench"))
     return float(result.history[-1]["val_loss"])
 
 
-def in_turns(job: dict[str, Any], since: dict[str, float], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Our training loop on a worker, in turns and without an evaluation before its end."""
-    from torch import distributed, from_numpy
+def measured_loop(job: dict[str, Any], since: dict[str, float], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Our training loop on a worker, without an evaluation or a checkpoint before its end."""
+    import torch
 
     from detect_ai.training import worker
 
-    tokens, plain = np.zeros(2, np.int64), worker.train_step
-
-    def count() -> Any:
-        total = from_numpy(tokens.copy())
-        if distributed.is_initialized():
-            distributed.all_reduce(total)
-        return total.tolist()
-
-    turns: list[Turns] = []
+    tokens, clocks, plain = torch.zeros(2, dtype=torch.int64), list[StepClock](), worker.train_step
 
     def step(trainer: Any, microbatches: Any) -> None:
-        if not turns:
-            turns.append(Turns(job, since, count, trainer.synchronize))
-        turns[0].begin()
+        def count() -> Any:
+            total = tokens.clone()
+            if trainer.world_size > 1:
+                torch.distributed.all_reduce(total)
+            return total.tolist()
+
+        if not clocks:
+            clocks.append(StepClock(job, since, count, trainer.synchronize))
         plain(trainer, microbatches)
         for part in microbatches:
-            tokens[:] += part.batch.lengths[part.documents >= 0].sum(), part.batch.input_ids.size
-        turns[0].end()
+            tokens[0] += int(part.batch.lengths[part.documents >= 0].sum())
+            tokens[1] += part.batch.input_ids.size
+        clocks[0].step()
 
     worker.train_step = step
     return worker.train_loop(arguments | {"steps_per_epoch": arguments["config"].train.max_steps})
@@ -183,18 +171,24 @@ def hugging_face(arm: str, job: dict[str, Any], config: Any, rows: Any) -> Any:
     collator = transformers.DataCollatorWithPadding(pad)
     loop = transformers.Trainer(model=network, args=arguments, train_dataset=rows, data_collator=collator)
     if job["steps"]:
-        counter = Counter(network)
-        turns = Turns(job, {"start_up": BEGAN}, counter.count, partial(wait_for, device))
-
-        class InTurns(transformers.TrainerCallback):  # type: ignore[misc]
-            def on_step_begin(self, *_: Any, **__: Any) -> None:
-                turns.begin()
-
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                turns.end()
-
-        loop.add_callback(InTurns())
+        loop.add_callback(measuring(job, Counter(network), device))
     return loop
+
+
+def measuring(job: dict[str, Any], counter: Counter, device: Any) -> Any:
+    """A callback of the Trainer that measures its steps."""
+    from transformers import TrainerCallback
+
+    class Measuring(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.clock = getattr(self, "clock", None) or StepClock(
+                job, {"start_up": BEGAN}, counter.count, partial(wait_for, device)
+            )
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.clock.step()
+
+    return Measuring()
 
 
 def with_attention_dropout(network: Any, rate: float) -> Any:
@@ -247,9 +241,8 @@ def bare(arm: str, job: dict[str, Any], config: Any) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.train.lr, weight_decay=0.01, fused=True)
     steps = our_steps(config, corpus_of(config))
     tokens = padded = 0
-    turns = Turns(job, {"start_up": BEGAN}, lambda: (tokens, padded), partial(wait_for, device))
+    clock = StepClock(job, {"start_up": BEGAN}, lambda: (tokens, padded), partial(wait_for, device))
     for step in steps:
-        turns.begin()
         for part in step:
             with autocast(device, dtype):
                 logits = network(**model_inputs(part.batch, device)).logits
@@ -260,7 +253,7 @@ def bare(arm: str, job: dict[str, Any], config: Any) -> None:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        turns.end()
+        clock.step()
 
 
 def wait_for(device: Any) -> None:

@@ -1,7 +1,7 @@
 """Training throughput against the Hugging Face Trainer and a bare PyTorch loop: `make bench-train`.
 
-Arms, each in a process of its own, all started first and then measured in turns of some steps, A B C B C A …; the first
-step of a turn is not counted, and outside its turn an arm and its child processes stand still (SIGSTOP):
+Arms, each in a new process, in an order that rotates from round to round: A B C B C A … Side by side they would
+distort each other: with others in memory, an arm with large batches loses a quarter of its speed.
 
     ours_1           the project's training (Ray Train), one worker with two threads
     trainer          transformers.Trainer as its text-classification guide has it: fp32, dropout 0.1, dynamic padding
@@ -13,36 +13,31 @@ step of a turn is not counted, and outside its turn an arm and its child process
 
 for `minilm`, or with `--model distilbert` for a DistilBERT of full size with random weights (use `--rounds 2`).
 Reported are tokens per second without padding, and the seconds until the first step from the start of the program
-(`start_up`) and from the start of Ray (`start_up_after_ray`). No arm evaluates or writes a checkpoint in its turns.
-Ratios are those of a round, as [lower quartile, median, upper quartile] over the rounds. `--loss` compares the
-validation loss instead: after two epochs over three seeds, on the first 40 words of each text, ours minus that of
-`trainer_matched`, paired. The last line is JSON.
+(`start_up`) and from the start of Ray (`start_up_after_ray`). The first step does not count (on a GPU: 20 steps), and
+no arm evaluates or writes a checkpoint before the last. Ratios are those of a round, as [lower quartile, median, upper
+quartile] over the rounds. `--loss` compares the validation loss instead: after two epochs over three seeds, on the
+first 40 words of each text, ours minus that of `trainer_matched`, paired. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from material import CHECKOUT, MODELS, prepared, quartiles
 from numpy.typing import NDArray
 
-# Steps of a turn that count, of 16 documents. Grouped by length, the Trainer reads 48 of 240 documents from the longest
-# to the shortest, then the next: three steps.
+# Steps that count, of 16 documents. Grouped by length, the Trainer reads 48 of 240 documents from the longest to the
+# shortest, then the next: three steps.
 STEPS = {"ours_1": 5, "trainer": 1, "trainer_tuned": 3, "trainer_matched": 3, "bare": 5, "ours_2": 5}
 # Of 64 documents, on a GPU. The Trainer groups 3,200 documents: 50 steps.
 GPU_STEPS = {"ours_1": 50, "trainer": 10, "trainer_tuned": 50, "trainer_matched": 50, "bare": 50, "ours_compiled": 50}
@@ -51,14 +46,13 @@ DOCUMENTS = 240  # of training
 GPU_DOCUMENTS = 12_800
 SEEDS = (0, 1, 2)
 LOSS_WORDS = 40  # of each text, where losses are compared
-POLL_SECONDS = 0.01
 
 
 def main() -> int:
     """Run all arms. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", help="Parquet file or folder with columns `text` and `label`; else the sample")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument(
         "--gpu", action=argparse.BooleanOptionalAction, help="on one GPU; the default where there is one"
     )
@@ -85,101 +79,42 @@ def measured(job: dict[str, Any], steps: dict[str, int], rounds: int) -> dict[st
     """Speed of the first arm against each other one, and the results of all."""
     arms = list(steps)
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
-    with contextlib.ExitStack() as stack:
-        running = {arm: stack.enter_context(started(arm, job, steps[arm], rounds)) for arm in arms}
-        for number in range(rounds):
-            first = number % len(arms)
-            for arm in arms[first:] + arms[:first]:
-                results[arm].append(running[arm].turn(number))
-            speeds = [f"{arm} {results[arm][-1]['tokens_per_second']:.0f}" for arm in arms]
-            print(f"round {number + 1}: " + ", ".join(speeds), file=sys.stderr, flush=True)
+    for number in range(rounds):
+        first = number % len(arms)
+        for arm in arms[first:] + arms[:first]:
+            results[arm].append(run(arm, {**job, "steps": steps[arm], "seeds": [number]}))
+        speeds = [f"{arm} {results[arm][-1]['tokens_per_second']:.0f}" for arm in arms]
+        print(f"round {number + 1}: " + ", ".join(speeds), file=sys.stderr, flush=True)
 
     def speed(arm: str) -> NDArray[np.float64]:
-        return np.asarray([turn["tokens_per_second"] for turn in results[arm]])
+        return np.asarray([one["tokens_per_second"] for one in results[arm]])
 
     return {
         **{f"vs_{'bare_loop' if arm == 'bare' else arm}": quartiles(speed(arms[0]) / speed(arm)) for arm in arms[1:]},
         "arms": {
-            arm: {name: quartiles([turn[name] for turn in turns]) for name in turns[0]} | running[arm].start_up
-            for arm, turns in results.items()
+            arm: {name: quartiles([one[name] for one in runs]) for name in runs[0]} for arm, runs in results.items()
         },
     }
 
 
-class Arm:
-    """An arm. Turns are files in a folder: `ready-N` by the arm, then `go-N` for it, then `done-N` by it."""
-
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
-        self._process, self._folder = process, folder
-        self.start_up: dict[str, float] = {}
-
-    def wait_until_ready(self) -> None:
-        """Wait for the end of the warm-up."""
-        self.start_up = self._wait("ready-0")
-        self._signal(signal.SIGSTOP)
-
-    def turn(self, number: int) -> dict[str, Any]:
-        """Let the arm make the steps of a turn."""
-        self._signal(signal.SIGCONT)
-        (self._folder / f"go-{number}").touch()
-        result = self._wait(f"done-{number}")
-        self._signal(signal.SIGSTOP)
-        return result
-
-    def end(self) -> None:
-        """End the arm in any state."""
-        self._signal(signal.SIGKILL)
-        self._process.wait()
-
-    def _wait(self, name: str) -> dict[str, Any]:
-        while not (file := self._folder / name).exists():
-            if self._process.poll() is not None:
-                raise SystemExit(f"an arm ended early:\n{(self._folder / 'log').read_text()[-3000:]}")
-            time.sleep(POLL_SECONDS)
-        found: dict[str, Any] = json.loads(file.read_text())
-        return found
-
-    def _signal(self, sent: signal.Signals) -> None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            arm = psutil.Process(self._process.pid)
-            for process in [*arm.children(recursive=True), arm]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(sent)
-
-
-@contextlib.contextmanager
-def started(arm: str, job: dict[str, Any], steps: int, rounds: int) -> Iterator[Arm]:
-    """An arm after a first turn, which is not measured."""
-    with tempfile.TemporaryDirectory() as name:
-        given = {**job, "steps": steps, "rounds": rounds, "turns": name, "seeds": [0]}
-        with (Path(name) / "log").open("wb") as log:
-            process = subprocess.Popen(command(arm, given), cwd=CHECKOUT, stdout=log, stderr=log)
-        running = Arm(process, Path(name))
-        try:
-            running.wait_until_ready()
-            print(f"{job['name']} {arm} started: {running.start_up}", file=sys.stderr, flush=True)
-            yield running
-        finally:
-            running.end()
-
-
-def command(arm: str, job: dict[str, Any]) -> list[str]:
-    """The command line of an arm."""
-    return [sys.executable, str(Path(__file__).parent / "arms.py"), arm, json.dumps(job)]
+def run(arm: str, job: dict[str, Any]) -> Any:
+    """Run an arm in a process of its own, and return its result."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        script, given = Path(__file__).parent / "arms.py", json.dumps({**job, "result": str(result)})
+        command = [sys.executable, str(script), arm, given]
+        done = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
+        return json.loads(result.read_text())
 
 
 def nll_gap(job: dict[str, Any]) -> dict[str, Any]:
     """Validation loss after the same examples, two epochs, ours minus the matched Trainer's, over seeds."""
-    losses: dict[str, list[float]] = {}
-    for arm in ("ours_1", "trainer_matched"):
-        done = subprocess.run(
-            command(arm, {**job, "steps": 0, "seeds": SEEDS}), cwd=CHECKOUT, check=False, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
-        losses[arm] = json.loads(done.stdout.strip().splitlines()[-1])
-        print(f"{arm}: {losses[arm]}", file=sys.stderr, flush=True)
-    gaps = [ours - theirs for ours, theirs in zip(*losses.values(), strict=True)]
+    arms = ("ours_1", "trainer_matched")
+    losses = [run(arm, {**job, "steps": 0, "seeds": SEEDS}) for arm in arms]
+    print(dict(zip(arms, losses, strict=True)), file=sys.stderr, flush=True)
+    gaps = [ours - theirs for ours, theirs in zip(*losses, strict=True)]
     error = statistics.stdev(gaps) / math.sqrt(len(gaps))
     return {"nll_gap": round(statistics.mean(gaps), 4), "nll_gap_standard_error": round(error, 4)}
 
