@@ -38,7 +38,7 @@ class TorchBackend:
     def load(cls, folder: Path, device: str, precision: str) -> Self:
         """Load a bundle. Raises BundleError if its weights are damaged."""
         network, dtype = encoder.load(folder), encoder.autocast_dtype(precision, torch.device(device))
-        if cls.packs and device == "cpu" and torch.backends.mkldnn.is_available():
+        if cls.packs and device == "cpu" and can_pack():
             pack_linear_layers(network, dtype or torch.float32)
         return cls(network, torch.device(device), precision)
 
@@ -113,6 +113,11 @@ class PackedLinear(torch.nn.Module):
         """The product of x, shape (…, inputs), with the weights, plus the bias: shape (…, outputs)."""
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
         return y
+
+
+def can_pack() -> bool:
+    """Whether PyTorch has oneDNN, and would otherwise use MKL: packed weights were compared with MKL only."""
+    return torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
 
 
 def pack_linear_layers(network: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -78,7 +78,7 @@ def test_scores_do_not_depend_on_the_batch(saved: Path, encoder: Path, texts: li
     np.testing.assert_allclose([backend.score([text])[0] for text in texts], backend.score(texts), atol=1e-4)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch has no oneDNN here")
+@pytest.mark.skipif(not torch_backends.can_pack(), reason="PyTorch has no oneDNN or no MKL here")
 @pytest.mark.parametrize("name", ["torch", "torch-bf16"])
 def test_linear_layers_are_packed(saved: Path, name: str) -> None:
     backend = load(saved, name)
