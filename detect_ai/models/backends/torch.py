@@ -117,7 +117,7 @@ class PackedLinear(torch.nn.Module):
 
 def can_pack() -> bool:
     """Whether PyTorch has oneDNN, and would otherwise use MKL: packed weights were compared with MKL only."""
-    return torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available())
 
 
 def pack_linear_layers(network: torch.nn.Module, dtype: torch.dtype) -> None:
