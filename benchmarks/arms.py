@@ -180,10 +180,8 @@ def measuring(job: dict[str, Any], counter: Counter, device: Any) -> Any:
     from transformers import TrainerCallback
 
     class Measuring(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.clock = getattr(self, "clock", None) or StepClock(
-                job, {"start_up": BEGAN}, counter.count, partial(wait_for, device)
-            )
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.clock = StepClock(job, {"start_up": BEGAN}, counter.count, partial(wait_for, device))
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.clock.step()

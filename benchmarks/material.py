@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
@@ -128,6 +129,6 @@ def our_steps(config: Any, corpus: Any) -> list[Any]:
     return list(islice(group_steps(microbatches, 0, 1), config.train.max_steps or None))
 
 
-def quartiles(values: Any) -> list[float]:
+def quartiles(values: ArrayLike) -> list[float]:
     """Lower quartile, median and upper quartile, in three significant digits."""
     return [float(f"{value:.3g}") for value in np.quantile(values, [0.25, 0.5, 0.75])]

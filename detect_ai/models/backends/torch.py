@@ -37,10 +37,11 @@ class TorchBackend:
     @classmethod
     def load(cls, folder: Path, device: str, precision: str) -> Self:
         """Load a bundle. Raises BundleError if its weights are damaged."""
-        network, dtype = encoder.load(folder), encoder.autocast_dtype(precision, torch.device(device))
-        if cls.packs and device == "cpu" and can_pack():
-            pack_linear_layers(network, dtype or torch.float32)
-        return cls(network, torch.device(device), precision)
+        backend = cls(encoder.load(folder), torch.device(device), precision)
+        dtype = backend.dtype or torch.float32
+        if cls.packs and can_pack(backend.device, dtype):
+            pack_linear_layers(backend.model, dtype)
+        return backend
 
     @classmethod
     def save(cls, network: PreTrainedModel, folder: Path) -> None:
@@ -115,9 +116,14 @@ class PackedLinear(torch.nn.Module):
         return y
 
 
-def can_pack() -> bool:
-    """Whether PyTorch has oneDNN, and would otherwise use MKL: packed weights were compared with MKL only."""
-    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available())
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether packed layers run on a device and are faster: they were compared with MKL only.
+
+    For bf16, oneDNN refuses a CPU that would have to emulate it.
+    """
+    has_libraries = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+    runs = dtype is torch.float32 or encoder.has_bf16(device)
+    return bool(device.type == "cpu" and has_libraries and runs)
 
 
 def pack_linear_layers(network: torch.nn.Module, dtype: torch.dtype) -> None:

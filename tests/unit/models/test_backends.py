@@ -24,6 +24,9 @@ from tests.unit.conftest import config_of
 # encoder with enlarged weights; the stage `export` measures the loss of a trained one (docs/EXPORT.md).
 TOLERANCES = {"torch": 1e-5, "torch-compile": 1e-4, "onnx": 1e-4, "torch-bf16": 0.1, "onnx-int8": 1}
 COMPILED = pytest.param("torch-compile", marks=pytest.mark.slow)  # compiling the C++ code takes a minute
+CPU = torch.device("cpu")
+PACKS = pytest.mark.skipif(not torch_backends.can_pack(CPU, torch.float32), reason="PyTorch has no oneDNN or no MKL")
+BF16 = ["torch-bf16"] if model.has_bf16(CPU) else []
 FAST = [name for name in TOLERANCES if name != "torch-compile"]
 
 
@@ -64,7 +67,7 @@ def scorer(saved: Path, name: str, encoder: Path) -> Scorer:
 
 @pytest.mark.parametrize("name", [*FAST, COMPILED])
 def test_scores_match_torch_in_fp32(saved: Path, encoder: Path, texts: list[Any], name: str) -> None:
-    plain = torch_backends.TorchBackend(model.load(saved / "torch"), torch.device("cpu"))
+    plain = torch_backends.TorchBackend(model.load(saved / "torch"), CPU)
     expected = Scorer(model.load_tokenizer(config_of(encoder)), plain, 64, 48, batch_tokens=256).score(texts)
     assert np.ptp(expected) > 4
     scores = scorer(saved, name, encoder).score(texts)
@@ -78,11 +81,11 @@ def test_scores_do_not_depend_on_the_batch(saved: Path, encoder: Path, texts: li
     np.testing.assert_allclose([backend.score([text])[0] for text in texts], backend.score(texts), atol=1e-4)
 
 
-@pytest.mark.skipif(not torch_backends.can_pack(), reason="PyTorch has no oneDNN or no MKL here")
-@pytest.mark.parametrize("name", ["torch", "torch-bf16"])
+@PACKS
+@pytest.mark.parametrize("name", ["torch", *BF16])
 def test_linear_layers_are_packed(saved: Path, name: str) -> None:
     backend = load(saved, name)
-    plain = torch_backends.TorchBackend(model.load(saved / name), torch.device("cpu"), backend_precision(name))
+    plain = torch_backends.TorchBackend(model.load(saved / name), CPU, backend_precision(name))
     kinds = [type(module) for module in backend.model.modules()]
     assert torch.nn.Linear not in kinds
     assert kinds.count(torch_backends.PackedLinear) == [type(m) for m in plain.model.modules()].count(torch.nn.Linear)
@@ -90,6 +93,14 @@ def test_linear_layers_are_packed(saved: Path, name: str) -> None:
     np.testing.assert_allclose(backend.log_odds(batch), plain.log_odds(batch), atol=1e-4)
 
 
+def test_bf16_is_not_packed_where_a_cpu_emulates_it(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "has_bf16", lambda _: False)
+    kinds = [type(module) for module in load(saved, "torch-bf16").model.modules()]
+    assert torch.nn.Linear in kinds
+    assert torch_backends.PackedLinear not in kinds
+
+
+@PACKS
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
 def test_packing_starts_no_threads() -> None:
     """In a process of its own: threads that have once started remain."""
@@ -99,13 +110,14 @@ def test_packing_starts_no_threads() -> None:
         "torch.set_num_threads(2)\n"
         "network = torch.nn.Sequential(torch.nn.Linear(384, 1536))\n"
         "before = len(os.listdir('/proc/self/task'))\n"
-        "pack_linear_layers(network, torch.bfloat16)\n"
+        "pack_linear_layers(network, torch.float32)\n"
         "print(len(os.listdir('/proc/self/task')) - before, torch.get_num_threads())"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["0", "2"]
 
 
+@PACKS
 def test_other_layers_are_not_packed() -> None:
     class Scaled(torch.nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
