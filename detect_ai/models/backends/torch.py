@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from detect_ai.core.errors import BundleError
 from detect_ai.models import encoder
+from detect_ai.models.backends import layers
 from detect_ai.models.batch import Batch, attention_mask
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ class TorchBackend:
     The score of a text depends on its batch: in bf16 by up to 0.05 in log-odds for MiniLM, in fp32 by 1e-5.
     """
 
-    packs = True  # whether `load` packs the weights on a CPU
+    packs = True  # whether `load` packs the layers on a CPU
 
     def __init__(self, model: PreTrainedModel, device: torch.device, precision: str = "fp32") -> None:
         self.model: Any = model.to(device).eval()  # type: ignore[arg-type]
@@ -39,8 +41,8 @@ class TorchBackend:
         """Load a bundle. Raises BundleError if its weights are damaged."""
         backend = cls(encoder.load(folder), torch.device(device), precision)
         dtype = backend.dtype or torch.float32
-        if cls.packs and can_pack(backend.device, dtype):
-            pack_linear_layers(backend.model, dtype)
+        if cls.packs and device == "cpu" and layers.can_pack(dtype):
+            layers.pack(backend.model, dtype)
         return backend
 
     @classmethod
@@ -69,6 +71,34 @@ class Bf16Backend(TorchBackend):
         return None if encoder.has_bf16(torch.device(device)) else "no bf16 in this hardware"
 
 
+class Int8Backend(TorchBackend):
+    """PyTorch with 8-bit matrix products, for BERT and DistilBERT on a CPU. The bundle has the weights in fp32."""
+
+    @classmethod
+    def load(cls, folder: Path, device: str, precision: str) -> Self:
+        """Load and quantise a bundle. Raises BundleError if its weights are damaged, or scores would be wrong here."""
+        if reason := cls.unavailable_reason(device):
+            raise BundleError(f"{folder}: backend torch-int8: {reason}: serve the parent of this bundle here")
+        backend = cls(encoder.load(folder), torch.device(device), precision)
+        layers.quantise(backend.model)
+        return backend
+
+    @classmethod
+    def save(cls, network: PreTrainedModel, folder: Path) -> None:
+        """Write the weights of a classifier into a folder. Raises BundleError for another encoder."""
+        if not any(map(layers.FusedLayer.replaces, network.modules())):
+            raise BundleError(f"expected BERT or DistilBERT with GELU, found {type(network.base_model).__name__}")
+        super().save(network, folder)
+
+    @classmethod
+    def unavailable_reason(cls, device: str) -> str | None:
+        """Without VNNI, sums of 8-bit products overflow."""
+        if device != "cpu":
+            return "for CPUs only"
+        runs = torch.cpu._is_vnni_supported() and torch.backends.mkldnn.is_available()
+        return None if runs else "no VNNI in this CPU"
+
+
 class CompiledBackend(TorchBackend):
     """PyTorch, compiled at the first batch for any shape and the current number of threads; this takes a minute."""
 
@@ -94,49 +124,6 @@ class CompiledBackend(TorchBackend):
             for rows, padding in product((1, 2), (0, 1)):
                 self.log_odds(Batch(np.zeros((rows, 16), np.int32), np.full(rows, 16 - padding, np.int32)))
         return super().log_odds(batch)
-
-
-class PackedLinear(torch.nn.Module):
-    """A linear layer for inference on a CPU: weights in the dtype and memory layout in which oneDNN uses them.
-
-    PyTorch itself multiplies in fp32 with MKL, and in bf16 converts the weights at every call: packed, the whole model
-    takes 0.85 to 0.95 of the time (docs/SERVING.md). The operators are those that torch.compile inserts.
-    """
-
-    def __init__(self, linear: torch.nn.Linear, dtype: torch.dtype) -> None:
-        super().__init__()
-        # Not a parameter: a packed weight cannot be saved, moved or trained.
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype))
-        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
-        self.dtype = dtype
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The product of x, shape (…, inputs), with the weights, plus the bias: shape (…, outputs)."""
-        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
-        return y
-
-
-def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether packed layers run on a device and are faster: they were compared with MKL only.
-
-    For bf16, oneDNN refuses a CPU that would have to emulate it.
-    """
-    has_libraries = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
-    runs = dtype is torch.float32 or encoder.has_bf16(device)
-    return bool(device.type == "cpu" and has_libraries and runs)
-
-
-def pack_linear_layers(network: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Replace the linear layers of a model by packed ones; it can then neither be saved nor trained."""
-    threads = torch.get_num_threads()
-    # Several threads would become an OpenMP team of the calling thread. If all teams together have more threads than
-    # there are cores, threads that wait for each other sleep instead of spinning: 5 ms in a forward pass of 45 ms.
-    torch.set_num_threads(1)
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is torch.nn.Linear:  # a subclass may compute something else
-                setattr(module, name, PackedLinear(child, dtype))
-    torch.set_num_threads(threads)
 
 
 def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:

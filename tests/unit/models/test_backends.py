@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,24 +11,37 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+from transformers.models.bert.modeling_bert import BertLayer
 
 from detect_ai.core.errors import BundleError
 from detect_ai.detector.detector import Scorer
 from detect_ai.models import backends
 from detect_ai.models import encoder as model
-from detect_ai.models.backends import onnx
+from detect_ai.models.backends import layers, onnx
 from detect_ai.models.backends import torch as torch_backends
 from detect_ai.models.batch import Batch
 from tests.unit.conftest import config_of
 
 # Largest deviation of log-odds with a range of four units from PyTorch in fp32. The 8-bit value is for an untrained
 # encoder with enlarged weights; the stage `export` measures the loss of a trained one (docs/EXPORT.md).
-TOLERANCES = {"torch": 1e-5, "torch-compile": 1e-4, "onnx": 1e-4, "torch-bf16": 0.1, "onnx-int8": 1}
+TOLERANCES = {
+    **{"torch": 1e-5, "torch-compile": 1e-4, "onnx": 1e-4},
+    **{"torch-bf16": 0.1, "torch-int8": 1, "onnx-int8": 1},
+}
 COMPILED = pytest.param("torch-compile", marks=pytest.mark.slow)  # compiling the C++ code takes a minute
 CPU = torch.device("cpu")
-PACKS = pytest.mark.skipif(not torch_backends.can_pack(CPU, torch.float32), reason="PyTorch has no oneDNN or no MKL")
+PACKS = pytest.mark.skipif(not layers.can_pack(torch.float32), reason="PyTorch has no oneDNN or no MKL")
 BF16 = ["torch-bf16"] if model.has_bf16(CPU) else []
-FAST = [name for name in TOLERANCES if name != "torch-compile"]
+INT8 = ["torch-int8"] if torch_backends.Int8Backend.unavailable_reason("cpu") is None else []
+FAST = [name for name in TOLERANCES if name not in ("torch-compile", "torch-int8")] + INT8
 
 
 @pytest.fixture(scope="module", params=["encoder", "mean"])
@@ -75,29 +89,82 @@ def test_scores_match_torch_in_fp32(saved: Path, encoder: Path, texts: list[Any]
     assert np.corrcoef(scores, expected)[0, 1] > 0.98
 
 
-@pytest.mark.parametrize("name", ["torch", "onnx", "onnx-int8", COMPILED])
+@pytest.mark.parametrize("name", ["torch", "onnx", "onnx-int8", *INT8, COMPILED])
 def test_scores_do_not_depend_on_the_batch(saved: Path, encoder: Path, texts: list[Any], name: str) -> None:
     backend = scorer(saved, name, encoder)
     np.testing.assert_allclose([backend.score([text])[0] for text in texts], backend.score(texts), atol=1e-4)
 
 
 @PACKS
-@pytest.mark.parametrize("name", ["torch", *BF16])
-def test_linear_layers_are_packed(saved: Path, name: str) -> None:
-    backend = load(saved, name)
-    plain = torch_backends.TorchBackend(model.load(saved / name), CPU, backend_precision(name))
-    kinds = [type(module) for module in backend.model.modules()]
-    assert torch.nn.Linear not in kinds
-    assert kinds.count(torch_backends.PackedLinear) == [type(m) for m in plain.model.modules()].count(torch.nn.Linear)
-    batch = Batch(np.arange(5, 37, dtype=np.int32).reshape(2, 16), np.asarray([16, 9], np.int32))
-    np.testing.assert_allclose(backend.log_odds(batch), plain.log_odds(batch), atol=1e-4)
+@pytest.mark.parametrize("name", ["torch", *BF16, *INT8])
+def test_layers_are_replaced(saved: Path, name: str) -> None:
+    kinds = [type(module) for module in load(saved, name).model.modules()]
+    assert kinds.count(layers.FusedLayer) == 2
+    assert kinds.count(layers.Int8Linear if name == "torch-int8" else layers.PackedLinear) >= 8
+    assert BertLayer not in kinds
 
 
 def test_bf16_is_not_packed_where_a_cpu_emulates_it(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "has_bf16", lambda _: False)
     kinds = [type(module) for module in load(saved, "torch-bf16").model.modules()]
-    assert torch.nn.Linear in kinds
-    assert torch_backends.PackedLinear not in kinds
+    assert BertLayer in kinds
+    assert not {layers.FusedLayer, layers.PackedLinear} & set(kinds)
+
+
+def test_8_bit_backend_refuses_other_hardware(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BundleError, match="for CPUs only: serve the parent"):
+        load(saved, "torch-int8", "cuda")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(BundleError, match="no VNNI in this CPU: serve the parent"):
+        load(saved, "torch-int8")
+
+
+def test_8_bit_backend_refuses_other_encoders(tmp_path: Path) -> None:
+    network = RobertaForSequenceClassification(RobertaConfig(**BERT))
+    with pytest.raises(BundleError, match="expected BERT or DistilBERT with GELU, found RobertaModel"):
+        backends.get("torch-int8").save(network, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+SIZES = {"vocab_size": 64, "num_labels": 2}
+BERT = SIZES | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+DISTILBERT = SIZES | {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
+
+
+@PACKS
+@pytest.mark.parametrize(
+    ("network", "fused"),
+    [
+        (lambda: BertForSequenceClassification(BertConfig(**BERT)), 2),
+        (lambda: BertForSequenceClassification(BertConfig(hidden_act="relu", **BERT)), 0),
+        (lambda: DistilBertForSequenceClassification(DistilBertConfig(**DISTILBERT)), 2),
+        (lambda: DistilBertForSequenceClassification(DistilBertConfig(activation="relu", **DISTILBERT)), 0),
+        (lambda: RobertaForSequenceClassification(RobertaConfig(**BERT)), 0),
+    ],
+)
+def test_replaced_layers_compute_the_same(network: Any, fused: int) -> None:
+    torch.manual_seed(0)
+    plain = network().eval()
+    for weights in plain.parameters():
+        weights.data += 0.2 * torch.randn_like(weights)
+    packed = copy.deepcopy(plain)
+    layers.pack(packed, torch.float32)
+    kinds = [type(module) for module in packed.modules()]
+    assert kinds.count(layers.FusedLayer) == fused
+    assert torch.nn.Linear not in kinds
+    ids, mask = torch.randint(5, 64, (3, 9)), torch.tensor([[1] * 9, [1] * 4 + [0] * 5, [1] * 8 + [0]])
+    with torch.inference_mode():
+        for given in (None, mask):
+            expected = plain(input_ids=ids, attention_mask=given).logits
+            assert expected.std() > 0.1
+            actual = packed(input_ids=ids, attention_mask=given).logits
+            torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def in_process(code: str) -> list[str]:
+    """The words that a process of its own prints."""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return done.stdout.split()
 
 
 @PACKS
@@ -106,15 +173,14 @@ def test_packing_starts_no_threads() -> None:
     """In a process of its own: threads that have once started remain."""
     code = (
         "import os, torch\n"
-        "from detect_ai.models.backends.torch import pack_linear_layers\n"
+        "from detect_ai.models.backends.layers import pack\n"
         "torch.set_num_threads(2)\n"
         "network = torch.nn.Sequential(torch.nn.Linear(384, 1536))\n"
         "before = len(os.listdir('/proc/self/task'))\n"
-        "pack_linear_layers(network, torch.float32)\n"
+        "pack(network, torch.float32)\n"
         "print(len(os.listdir('/proc/self/task')) - before, torch.get_num_threads())"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.split() == ["0", "2"]
+    assert in_process(code) == ["0", "2"]
 
 
 @PACKS
@@ -126,8 +192,8 @@ def test_other_layers_are_not_packed() -> None:
     network = torch.nn.Sequential(Scaled(3, 3), torch.nn.Linear(3, 5, bias=False)).eval()
     with torch.inference_mode():
         expected = network(torch.eye(3))
-        torch_backends.pack_linear_layers(network, torch.float32)
-        assert [type(layer) for layer in network] == [Scaled, torch_backends.PackedLinear]
+        layers.pack(network, torch.float32)
+        assert [type(layer) for layer in network] == [Scaled, layers.PackedLinear]
         torch.testing.assert_close(network(torch.eye(3)), expected)
 
 
@@ -191,6 +257,7 @@ def test_threads_share_a_session(saved: Path) -> None:
         ("torch-compile", "cuda", None),
         ("torch-compile", "cpu", "C++ compiler"),
         ("torch-bf16", "cpu", "bf16"),
+        ("torch-int8", "cpu", "VNNI"),
         ("onnx", "cpu", "onnxscript"),
         ("onnx-int8", "cpu", "onnxscript"),
     ],
@@ -201,5 +268,6 @@ def test_unavailable_backends_name_what_is_missing(
     monkeypatch.setattr(onnx, "find_spec", lambda package: None if package == "onnxscript" else package)
     monkeypatch.setattr(torch_backends.shutil, "which", lambda _: None)
     monkeypatch.setattr(model, "has_bf16", lambda _: False)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     reason = backends.get(name).unavailable_reason(device)
     assert reason is None if missing is None else missing in str(reason)
