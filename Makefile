@@ -122,7 +122,7 @@ LOCK = .venv-tools/bin/uv pip compile --quiet --universal --python-version 3.11 
   --annotation-style line --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 lock: .venv-tools/.installed ## Write requirements/ and constraints-min.txt from pyproject.toml (UPGRADE=1: newest versions)
 	$(LOCK) pyproject.toml --all-extras -o requirements/dev.txt
-	$(LOCK) pyproject.toml --extra train --extra sample --extra sweep --extra onnx --extra gcp -c requirements/dev.txt -o requirements/train.txt
+	$(LOCK) pyproject.toml --extra train --extra sample --extra sweep --extra gcp -c requirements/dev.txt -o requirements/train.txt
 	grep -oE '^(cuda|nvidia|triton)[a-z0-9-]*' requirements/train.txt > .venv-tools/cuda.txt
 	$(LOCK) pyproject.toml --extra serve -c requirements/dev.txt --excludes .venv-tools/cuda.txt --no-emit-package torch -o requirements/serve.txt
 	(echo '# Of the same version as in train.txt, from any index. Written by `make lock`.'; \

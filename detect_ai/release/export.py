@@ -1,7 +1,7 @@
 """The stage `export`: faster backends for a bundle, measured on this machine.
 
-Each candidate is a separate bundle: the weights in the format of its backend, the version of its parent and its own
-thresholds. The fastest one that is as good as the parent is added to the registry; `publish` makes it champion.
+Each candidate is a separate bundle: the weights of its parent, a backend and its own thresholds. The fastest one that
+is as good as the parent is added to the registry; `publish` makes it champion.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from detect_ai import metrics
 from detect_ai.core.config import Config, check_names
-from detect_ai.core.errors import ConfigError
+from detect_ai.core.errors import BundleError, ConfigError
 from detect_ai.core.job import attempt
 from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
@@ -31,7 +31,7 @@ from detect_ai.detector.registry import Registry, spec_of
 from detect_ai.detector.score import score_split
 from detect_ai.evaluation.evaluate import evaluate
 from detect_ai.models import backends
-from detect_ai.models.style import STYLE_FILE, Style
+from detect_ai.models.style import Style
 from detect_ai.release.calibrate import calibrate_split
 from detect_ai.release.promotion_gate import TEST, export_reasons, gate
 from detect_ai.release.publish import add_version, champion_metrics
@@ -109,32 +109,28 @@ def export(config: Config, storage: Storage) -> dict[str, Any]:
 
 
 def _make_all(task: ExportTask, parent: Path) -> dict[str, str]:
-    """Create the bundle of every candidate. Returns the reason for each candidate that failed."""
+    """Create the bundle of every candidate. Returns the reason for each one that does not run here."""
     shutil.copytree(parent, task.scratch / PARENT)
     left_out = {}
     for name in dict.fromkeys(task.config.export.candidates):
         reason = backends.get(name).unavailable_reason(task.device)
         if reason is None:
+            make(name, parent, task.scratch / name)
             try:
-                make(name, parent, task.scratch / name)
-            except Exception as error:  # exporters raise all kinds of errors for unsupported models
-                reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+                Detector.load(task.scratch / name, task.device)
+            except BundleError as error:
+                reason = str(error)
+                shutil.rmtree(task.scratch / name)
         if reason is not None:
             left_out[name] = reason
-            shutil.rmtree(task.scratch / name, ignore_errors=True)
             logger.info("%s is left out: %s", name, reason)
     return left_out
 
 
 def make(name: str, parent: Path, folder: Path) -> DetectorSpec:
     """Create the bundle of a candidate, one of `backends.BACKENDS`, in a new folder, with its parent's thresholds."""
-    from detect_ai.models import encoder
-
     spec = bundle.read_spec(parent)
-    folder.mkdir()
-    backends.get(name).save(encoder.load(parent), folder)
-    for file in sorted(set(spec.files) & {"tokenizer.json", "tokenizer_config.json", STYLE_FILE}):
-        shutil.copy(parent / file, folder)
+    shutil.copytree(parent, folder, ignore=shutil.ignore_patterns(bundle.CARD_FILE, bundle.METRICS_FILE))
     provenance = {**spec.provenance, "export": name}
     precision: Literal["fp32", "bf16"] = "bf16" if name == "torch-bf16" else "fp32"
     child = replace(spec, parent=spec.version, backend=name, precision=precision, provenance=provenance)

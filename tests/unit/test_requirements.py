@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LOCKS = ["serve", "train", "dev", "tools"]
 # The extras that `make lock` reads for each file.
-CONTENT = {"serve": ["serve"], "train": ["train", "sample", "sweep", "onnx", "gcp"], "dev": ["all", "bench", "dev"]}
+CONTENT = {"serve": ["serve"], "train": ["train", "sample", "sweep", "gcp"], "dev": ["all", "bench", "dev"]}
 PIN = re.compile(
     r"([a-z0-9-]+)==(\S+)( ; [^\\]+)? \\(\n    --hash=sha256:[0-9a-f]{64} \\)*\n    --hash=sha256:[0-9a-f]{64}\n"
 )

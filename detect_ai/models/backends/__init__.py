@@ -16,9 +16,6 @@ BACKENDS = {
     "torch": "torch:TorchBackend",
     "torch-bf16": "torch:Bf16Backend",
     "torch-int8": "torch:Int8Backend",
-    "torch-compile": "torch:CompiledBackend",
-    "onnx": "onnx:OnnxBackend",
-    "onnx-int8": "onnx:OnnxInt8Backend",
 }
 
 

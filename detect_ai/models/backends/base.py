@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detect_ai.models.batch import Batch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class Backend(Protocol):
@@ -24,11 +21,6 @@ class Backend(Protocol):
     @classmethod
     def load(cls, folder: Path, device: str, precision: str) -> Self:
         """Load a bundle for `cpu` or `cuda`. Raises BundleError if it is damaged or does not run here."""
-        ...
-
-    @classmethod
-    def save(cls, network: PreTrainedModel, folder: Path) -> None:
-        """Write the weights of a classifier into a folder."""
         ...
 
     @classmethod

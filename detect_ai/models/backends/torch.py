@@ -1,11 +1,8 @@
-"""The encoder in PyTorch, on CPU or GPU: in fp32, in bf16, or compiled."""
+"""The encoder in PyTorch, on CPU or GPU: in fp32, in bf16, or on a CPU with 8-bit products."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from contextlib import AbstractContextManager, nullcontext
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,8 +25,6 @@ class TorchBackend:
     The score of a text depends on its batch: in bf16 by up to 0.05 in log-odds for MiniLM, in fp32 by 1e-5.
     """
 
-    packs = True  # whether `load` packs the layers on a CPU
-
     def __init__(self, model: PreTrainedModel, device: torch.device, precision: str = "fp32") -> None:
         self.model: Any = model.to(device).eval()  # type: ignore[arg-type]
         self.device = device
@@ -41,14 +36,9 @@ class TorchBackend:
         """Load a bundle. Raises BundleError if its weights are damaged."""
         backend = cls(encoder.load(folder), torch.device(device), precision)
         dtype = backend.dtype or torch.float32
-        if cls.packs and device == "cpu" and layers.can_pack(dtype):
+        if device == "cpu" and layers.can_pack(dtype):
             layers.pack(backend.model, dtype)
         return backend
-
-    @classmethod
-    def save(cls, network: PreTrainedModel, folder: Path) -> None:
-        """Write the weights of a classifier into a folder."""
-        encoder.save(network, folder)
 
     @classmethod
     def unavailable_reason(cls, device: str) -> str | None:
@@ -76,19 +66,18 @@ class Int8Backend(TorchBackend):
 
     @classmethod
     def load(cls, folder: Path, device: str, precision: str) -> Self:
-        """Load and quantise a bundle. Raises BundleError if its weights are damaged, or scores would be wrong here."""
+        """Load and quantise a bundle.
+
+        Raises BundleError if its weights are damaged or of another encoder, or its scores would be wrong on this CPU.
+        """
         if reason := cls.unavailable_reason(device):
             raise BundleError(f"{folder}: backend torch-int8: {reason}: serve the parent of this bundle here")
-        backend = cls(encoder.load(folder), torch.device(device), precision)
-        layers.quantise(backend.model)
-        return backend
-
-    @classmethod
-    def save(cls, network: PreTrainedModel, folder: Path) -> None:
-        """Write the weights of a classifier into a folder. Raises BundleError for another encoder."""
+        network = encoder.load(folder)
         if not any(map(layers.FusedLayer.replaces, network.modules())):
-            raise BundleError(f"expected BERT or DistilBERT with GELU, found {type(network.base_model).__name__}")
-        super().save(network, folder)
+            found = type(network.base_model).__name__
+            raise BundleError(f"{folder}: backend torch-int8: expected BERT or DistilBERT with GELU, found {found}")
+        layers.quantise(network)
+        return cls(network, torch.device(device), precision)
 
     @classmethod
     def unavailable_reason(cls, device: str) -> str | None:
@@ -97,33 +86,6 @@ class Int8Backend(TorchBackend):
             return "for CPUs only"
         runs = torch.cpu._is_vnni_supported() and torch.backends.mkldnn.is_available()
         return None if runs else "no VNNI in this CPU"
-
-
-class CompiledBackend(TorchBackend):
-    """PyTorch, compiled at the first batch for any shape and the current number of threads; this takes a minute."""
-
-    packs = False  # the compiler packs
-
-    def __init__(self, model: PreTrainedModel, device: torch.device, precision: str = "fp32") -> None:
-        super().__init__(model, device, precision)
-        self.model = torch.compile(self.model, dynamic=True)
-        self.has_lanes = False  # the number of threads is compiled in
-        self._is_compiled = False
-
-    @classmethod
-    def unavailable_reason(cls, device: str) -> str | None:
-        """Compiling for a CPU needs a C++ compiler."""
-        has_compiler = any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
-        return None if device != "cpu" or has_compiler else "no C++ compiler: install g++"
-
-    def log_odds(self, batch: Batch) -> NDArray[np.float64]:
-        """Log-odds of AI for each row, shape (rows,)."""
-        if not self._is_compiled:
-            self._is_compiled = True
-            # Compile all variants now, so that no text waits for one: single or several rows, with or without a mask.
-            for rows, padding in product((1, 2), (0, 1)):
-                self.log_odds(Batch(np.zeros((rows, 16), np.int32), np.full(rows, 16 - padding, np.int32)))
-        return super().log_odds(batch)
 
 
 def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:

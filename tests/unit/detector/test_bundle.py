@@ -48,7 +48,13 @@ def test_version_identifies_the_content(folder, tmp_path, encoder):
     spec = read_spec(folder)
     assert spec.version == copy.version == json.loads((folder / SPEC_FILE).read_text())["digest"][:16]
     versions = {spec.version, tiny_models.make_bundle(tmp_path / "other", encoder, seed=1).version}
-    for change in ({"min_tokens": 11}, {"stride": 47}, {"parent": "x"}, {"precision": "bf16"}, {"backend": "onnx"}):
+    for change in (
+        {"min_tokens": 11},
+        {"stride": 47},
+        {"parent": "x"},
+        {"precision": "bf16"},
+        {"backend": "torch-bf16"},
+    ):
         versions.add(write_spec(folder, replace(spec, **change)).version)
     (folder / "MODEL_CARD.md").write_text("# Card\n")
     versions.add(write_spec(folder, spec).version)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(
-    ("name", "backend", "precision"), [("torch-bf16", "torch-bf16", "bf16"), ("torch-compile", "torch-compile", "fp32")]
+    ("name", "backend", "precision"), [("torch-bf16", "torch-bf16", "bf16"), ("torch-int8", "torch-int8", "fp32")]
 )
 def test_an_export_has_its_own_backend_and_precision(
     tiny_bundle: Path, tmp_path: Path, name: str, backend: str, precision: str
@@ -38,7 +38,7 @@ def test_an_export_has_its_own_backend_and_precision(
 
 def test_unknown_candidates_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"export\.candidates.*abacus"):
-        export(Config(export=ExportConfig(candidates=["onnx", "abacus"])), Storage(str(tmp_path)))
+        export(Config(export=ExportConfig(candidates=["torch-int8", "abacus"])), Storage(str(tmp_path)))
 
 
 def test_arms_alternate_and_the_first_round_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +54,7 @@ def test_arms_alternate_and_the_first_round_does_not_count(monkeypatch: pytest.M
 def test_export_stores_gate_warnings(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The champion was evaluated on other texts, so that an export cannot be compared with it."""
     storage, spec = Storage(str(tmp_path / "store")), read_spec(tiny_bundle)
-    make("torch-compile", tiny_bundle, tmp_path / "torch-compile")
+    make("torch-int8", tiny_bundle, tmp_path / "torch-int8")
     tested = {
         **{"auroc": 0.9, "fpr_at_target": 0.04, "cleared_ai_fraction": 0.2, "abstained_fraction": 0.1},
         **{"default_target": 0.05, "test_fingerprint": "these"},
@@ -71,7 +71,7 @@ def test_export_stores_gate_warnings(tiny_bundle: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(Registry, "champion", lambda _: "b3c1")
     corpus = cast("Corpus", SimpleNamespace(storage=storage))
     task = ExportTask(Config(), corpus, replace(spec, provenance=provenance), "runs/default/export-1", tmp_path, "cpu")
-    row: dict[str, Any] = {"name": "torch-compile", "reasons": []}
+    row: dict[str, Any] = {"name": "torch-int8", "reasons": []}
     kept = module._keep(task, row)
     assert kept is not None
     assert (kept["version"], row["reasons"], len(row["warnings"])) == ("4f2a", [], 1)

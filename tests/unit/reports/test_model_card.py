@@ -101,7 +101,7 @@ def test_card_shows_missing_values():
             {"population": "*students*", "compared_with": "population", "parent": "abc"},
             r"one population, \*students\*,",
         ),
-        ({"parent": "abc", "backend": "onnx"}, "version `abc` for the backend `onnx`"),
+        ({"parent": "abc", "backend": "torch-int8"}, "version `abc` for the backend `torch-int8`"),
     ],
 )
 def test_card_states_what_a_bundle_has(changes, words):
