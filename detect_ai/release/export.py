@@ -166,7 +166,6 @@ def _measure_speed(task: ExportTask) -> list[dict[str, Any]]:
                 "speedup_low": float(speedups.min()),
                 "speedup_high": float(speedups.max()),
                 "alone_ms": 1000 * float(np.median(alone[name])),
-                "bytes": sum(path.stat().st_size for path in (task.scratch / name).iterdir()),
                 "difference": float(np.abs(scores - base).max()),  # of the log-odds from the parent's
                 "batch_effect": float(np.abs(single - scores[:NUM_ALONE]).max()),  # on the log-odds of a text
             }

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from detect_ai.core.config import CalibrationConfig, Config, ExportConfig
-from detect_ai.core.errors import ConfigError
+from detect_ai.core.errors import BundleError, ConfigError
 from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import read_spec
 from detect_ai.detector.registry import Registry
+from detect_ai.models import encoder
+from detect_ai.models.backends.torch import Int8Backend
 from detect_ai.release import export as module
 from detect_ai.release.export import ExportTask, export, make, time_interleaved
 from detect_ai.release.promotion_gate import TEST
@@ -39,6 +41,25 @@ def test_an_export_has_its_own_backend_and_precision(
 def test_unknown_candidates_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"export\.candidates.*abacus"):
         export(Config(export=ExportConfig(candidates=["torch-int8", "abacus"])), Storage(str(tmp_path)))
+
+
+def test_candidates_that_do_not_run_are_left_out(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the hardware, or by the encoder, which only loading shows."""
+
+    def load(folder: Path, _: str) -> None:
+        if folder.name == "torch-int8":
+            raise BundleError("expected BERT or DistilBERT")
+
+    monkeypatch.setattr(module.Detector, "load", load)
+    config = Config(export=ExportConfig(candidates=["torch-int8", "torch-bf16"]))
+    monkeypatch.setattr(encoder, "has_bf16", lambda _: False)
+    monkeypatch.setattr(Int8Backend, "unavailable_reason", lambda _: None)
+    task = ExportTask(config, cast("Corpus", None), read_spec(tiny_bundle), "runs/default/export-1", tmp_path, "cpu")
+    left_out = module._make_all(task, tiny_bundle)
+    assert left_out == {"torch-int8": "expected BERT or DistilBERT", "torch-bf16": "no bf16 in this hardware"}
+    assert [path.name for path in tmp_path.iterdir()] == [module.PARENT]
 
 
 def test_arms_alternate_and_the_first_round_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
