@@ -248,7 +248,7 @@ class RecalibrateConfig(Section):
 class ExportConfig(Section):
     """Other backends for a bundle, measured on this machine with the threads and device of `serve`."""
 
-    # Backends (detect_ai/models/backends); those that the hardware does not support are left out.
+    # Backends (detect_ai/models/backends); those that do not fit the hardware or the encoder are left out.
     candidates: Annotated[list[str], Field(min_length=1)] = ["torch-int8", "torch-bf16"]
     max_auroc_change: Fraction = 0.001
     max_tpr_drop: Fraction = 0.005  # at an FPR of 1%

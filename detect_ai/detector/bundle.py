@@ -113,8 +113,8 @@ def read_spec(folder: Path) -> DetectorSpec:
         )
     if spec.backend not in BACKENDS:
         raise BundleError(
-            f"bundle {folder}: backend {spec.backend!r}, this version has {', '.join(BACKENDS)}: update detect_ai, "
-            f"or use the bundle that it was exported from, {spec.parent}"
+            f"bundle {folder}: backend {spec.backend!r}, this version has {', '.join(BACKENDS)}: use the "
+            f"bundle that it was exported from, {spec.parent}, or a release of detect_ai that has this backend"
         )
     _check_files(folder, spec.files)
     return spec

@@ -119,7 +119,7 @@ def _make_all(task: ExportTask, parent: Path) -> dict[str, str]:
             try:
                 Detector.load(task.scratch / name, task.device)
             except BundleError as error:
-                reason = str(error)
+                reason = str(error).removeprefix(f"{task.scratch / name}: ")
                 shutil.rmtree(task.scratch / name)
         if reason is not None:
             left_out[name] = reason

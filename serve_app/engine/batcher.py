@@ -27,7 +27,7 @@ Score = Callable[[Sequence[Ids], int], Scores]
 
 LOOK_AHEAD = 4  # a batch takes windows of similar length from this many batches' worth of queue
 MAX_CANDIDATES = 256  # windows considered for one batch
-HUNG_S = 300.0  # a batch that runs this long will never end; a model's first compilation takes a minute
+HUNG_S = 300.0  # a batch that runs this long will never end
 MIN_MEASURED_FILL = 0.25  # of a lane's batch: the time per token of a smaller batch is measured as if it had this size
 
 

@@ -17,6 +17,7 @@ BACKENDS = {
     "torch-bf16": "torch:Bf16Backend",
     "torch-int8": "torch:Int8Backend",
 }
+CPU_ONLY = {"torch-int8"}
 
 
 def get(name: str) -> type[Backend]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -26,6 +27,10 @@ class Backend(Protocol):
     @classmethod
     def unavailable_reason(cls, device: str) -> str | None:
         """Why the backend cannot run, or would not be faster, on this machine; None if it can."""
+        ...
+
+    def warm_up(self, lengths: Iterable[int]) -> None:
+        """Prepare single texts of these lengths, for the number of threads of the calling thread."""
         ...
 
     def log_odds(self, batch: Batch) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from transformers.models.distilbert.modeling_distilbert import TransformerBlock
 
 from detect_ai.models import encoder
 
-Linear = Callable[[torch.nn.Linear], torch.nn.Module]  # a replacement, whose `forward` has the argument `gelu` too
+Replacement = Callable[[torch.nn.Linear], torch.nn.Module]  # its `forward` has the argument `gelu` too
 
 
 class PackedLinear(torch.nn.Module):
@@ -78,7 +78,7 @@ class FusedLayer(torch.nn.Module):
     The sums of residuals and the layer norms are in fp32.
     """
 
-    def __init__(self, layer: Any, linear: Linear) -> None:
+    def __init__(self, layer: Any, linear: Replacement) -> None:
         super().__init__()
         if isinstance(layer, BertLayer):
             attention, output = layer.attention.self, layer.attention.output
@@ -99,15 +99,15 @@ class FusedLayer(torch.nn.Module):
     @staticmethod
     def replaces(module: torch.nn.Module) -> bool:
         """Whether a module is a layer that this class can replace."""
-        if isinstance(module, BertLayer):
+        if type(module) is BertLayer:  # a subclass may compute otherwise
             return isinstance(module.intermediate.intermediate_act_fn, GELUActivation) and not module.is_decoder
-        return isinstance(module, TransformerBlock) and isinstance(module.ffn.activation, GELUActivation)
+        return type(module) is TransformerBlock and isinstance(module.ffn.activation, GELUActivation)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None, *_: Any, **__: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None = None, *_: Any, **__: Any) -> torch.Tensor:
         """Hidden states of shape (rows, length, width), for a mask that is None or of shape (rows, 1, …, length)."""
         rows, length, width = x.shape
         q, k, v = self.queries_keys_values(x).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
         x = self.attention_norm(x + self.out(attended.transpose(1, 2).reshape(rows, length, width)))
         y: torch.Tensor = self.norm(x + self.down(self.up(x, gelu=True)))
         return y
@@ -135,7 +135,16 @@ def pack(network: torch.nn.Module, dtype: torch.dtype) -> None:
     linear = partial(PackedLinear, dtype=dtype)
     with _one_thread():
         _replace(network, FusedLayer.replaces, lambda layer: FusedLayer(layer, linear))
-        _replace(network, lambda module: type(module) is torch.nn.Linear, linear)  # a subclass may compute otherwise
+        _replace(network, lambda module: type(module) is torch.nn.Linear, linear)
+
+
+def multiplies_bytes() -> bool:
+    """Whether sums of products of bytes are exact on this CPU, as with VNNI. Others limit them to 16 bits."""
+    layer = torch.nn.Linear(64, 16, device="meta")
+    layer.weight, layer.bias = torch.nn.Parameter(torch.ones(16, 64)), torch.nn.Parameter(torch.zeros(16))
+    with _one_thread(), torch.inference_mode():
+        y = Int8Linear(layer)(torch.ones(8, 64))  # products of the bytes 127 and 255
+    return torch.allclose(y, torch.full_like(y, 64))
 
 
 def quantise(network: torch.nn.Module) -> None:
@@ -162,5 +171,7 @@ def _one_thread() -> Iterator[None]:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

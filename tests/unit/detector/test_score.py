@@ -8,11 +8,13 @@ import pyarrow as pa
 import pytest
 
 from detect_ai.core.config import ScoreConfig
-from detect_ai.core.errors import InputError
+from detect_ai.core.errors import ConfigError, InputError
+from detect_ai.core.storage import Storage
 from detect_ai.detector.dataset import Text, parts
 from detect_ai.detector.detector import Detector
-from detect_ai.detector.score import ScoringActor, score_documents, score_part_in_memory, verdict_rows
+from detect_ai.detector.score import ScoringActor, score_documents, score_part_in_memory, score_texts, verdict_rows
 from detect_ai.models.style import Style
+from detect_ai.release.export import make
 from detect_ai.text.windows import MIN_SPAN_TOKENS
 from tests.fixtures import tiny_models
 
@@ -32,6 +34,14 @@ def score(rows, lengths=(), spanned=1.0):
     style = Style([[3.0, 4.0], [0.0, 2.0], *[[1.0, 0.0]] * 298])
     (table,) = score_documents(Lengths(), pa.table({"id": names, **known, "input_ids": ids}), lengths, spanned, style)
     return table.to_pylist()
+
+
+def test_a_bundle_for_cpus_is_refused_on_a_gpu(tiny_bundle, tmp_path):
+    make("torch-int8", tiny_bundle, tmp_path / "child")
+    storage, config = Storage(str(tmp_path)), ScoreConfig(use_gpu=True)
+    with pytest.raises(ConfigError, match=r"for CPUs only: set score\.use_gpu=false, or use its parent, [0-9a-f]{16}"):
+        score_texts("texts.csv", (storage, "child"), config, (storage, "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_spans_come_before_their_document():

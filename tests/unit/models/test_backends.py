@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from detect_ai.models import backends
 from detect_ai.models import encoder as model
 from detect_ai.models.backends import layers
 from detect_ai.models.backends import torch as torch_backends
+from detect_ai.models.batch import Batch
 from tests.unit.conftest import config_of
 
 # Largest deviation of log-odds with a range of four units from PyTorch in fp32. The 8-bit value is for an untrained
@@ -106,12 +108,12 @@ def test_8_bit_backend_refuses_other_hardware(saved: Path, monkeypatch: pytest.M
     with pytest.raises(BundleError, match="for CPUs only: serve the parent"):
         load(saved, "torch-int8", "cuda")
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    with pytest.raises(BundleError, match="no VNNI in this CPU: serve the parent"):
+    with pytest.raises(BundleError, match="no AVX512-VNNI in this CPU: serve the parent"):
         load(saved, "torch-int8")
 
 
-@pytest.mark.skipif(not INT8, reason="needs a CPU with VNNI")
-def test_8_bit_backend_refuses_other_encoders(tmp_path: Path) -> None:
+def test_8_bit_backend_refuses_other_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_backends.Int8Backend, "unavailable_reason", lambda _: None)
     model.save(RobertaForSequenceClassification(RobertaConfig(**BERT)), tmp_path)
     with pytest.raises(BundleError, match="expected BERT or DistilBERT with GELU, found RobertaModel"):
         load(tmp_path, "torch-int8")
@@ -122,34 +124,78 @@ BERT = SIZES | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads"
 DISTILBERT = SIZES | {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
 
 
+NETWORKS = {
+    "bert": lambda: BertForSequenceClassification(BertConfig(**BERT)),
+    "distilbert": lambda: DistilBertForSequenceClassification(DistilBertConfig(**DISTILBERT)),
+    "bert with relu": lambda: BertForSequenceClassification(BertConfig(hidden_act="relu", **BERT)),
+    "distilbert with relu": lambda: DistilBertForSequenceClassification(
+        DistilBertConfig(activation="relu", **DISTILBERT)
+    ),
+    "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**BERT)),
+}
+
+
 @PACKS
-@pytest.mark.parametrize(
-    ("network", "fused"),
-    [
-        (lambda: BertForSequenceClassification(BertConfig(**BERT)), 2),
-        (lambda: BertForSequenceClassification(BertConfig(hidden_act="relu", **BERT)), 0),
-        (lambda: DistilBertForSequenceClassification(DistilBertConfig(**DISTILBERT)), 2),
-        (lambda: DistilBertForSequenceClassification(DistilBertConfig(activation="relu", **DISTILBERT)), 0),
-        (lambda: RobertaForSequenceClassification(RobertaConfig(**BERT)), 0),
-    ],
-)
-def test_replaced_layers_compute_the_same(network: Any, fused: int) -> None:
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("kind", ["fp32", *(["bf16"] if BF16 else []), *(["int8"] if INT8 else [])])
+def test_replaced_layers_compute_the_same(name: str, kind: str) -> None:
     torch.manual_seed(0)
-    plain = network().eval()
+    plain = NETWORKS[name]().eval()
     for weights in plain.parameters():
         weights.data += 0.2 * torch.randn_like(weights)
-    packed = copy.deepcopy(plain)
-    layers.pack(packed, torch.float32)
-    kinds = [type(module) for module in packed.modules()]
-    assert kinds.count(layers.FusedLayer) == fused
-    assert torch.nn.Linear not in kinds
+    fast, dtype = copy.deepcopy(plain), torch.bfloat16 if kind == "bf16" else torch.float32
+    layers.quantise(fast) if kind == "int8" else layers.pack(fast, dtype)
+    kinds = [type(module) for module in fast.modules()]
+    assert kinds.count(layers.FusedLayer) == (2 if name in ("bert", "distilbert") else 0)
+    assert (torch.nn.Linear in kinds) == (kind == "int8")
     ids, mask = torch.randint(5, 64, (3, 9)), torch.tensor([[1] * 9, [1] * 4 + [0] * 5, [1] * 8 + [0]])
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=kind == "bf16"):
         for given in (None, mask):
-            expected = plain(input_ids=ids, attention_mask=given).logits
+            expected = plain(input_ids=ids, attention_mask=given).logits.float()
             assert expected.std() > 0.1
-            actual = packed(input_ids=ids, attention_mask=given).logits
-            torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+            actual = fast(input_ids=ids, attention_mask=given).logits.float()
+            tolerance = 1e-4 if kind == "fp32" else 0.15 * float(expected.std())
+            torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.skipif(not INT8, reason="needs a CPU with VNNI")
+@pytest.mark.parametrize("gelu", [False, True])
+def test_8_bit_products_are_close_to_those_in_fp32(gelu: bool) -> None:
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(384, 64), torch.randn(3, 5, 384) * torch.logspace(-3, 3, 5)[:, None]
+    with torch.inference_mode():
+        expected = torch.nn.functional.gelu(linear(x)) if gelu else linear(x)
+        error = layers.Int8Linear(linear)(x, gelu=gelu) - expected
+        assert (error.norm(dim=-1) / linear(x).norm(dim=-1)).max() < 0.02  # of each row, whatever its size
+
+
+@pytest.mark.skipif(not INT8, reason="needs a CPU with VNNI")
+@pytest.mark.parametrize(("instructions", "exact"), [("DEFAULT", "True"), ("AVX512_CORE", "False")])
+def test_wrong_sums_of_bytes_are_noticed(monkeypatch: pytest.MonkeyPatch, instructions: str, exact: str) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", instructions)
+    code = "from detect_ai.models.backends.layers import multiplies_bytes; print(multiplies_bytes())"
+    assert in_process(code) == [exact]
+
+
+def test_a_failed_replacement_keeps_the_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError), layers._one_thread():
+            assert torch.get_num_threads() == 1
+            _ = 1 / 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["torch", *INT8])
+def test_threads_share_a_backend(saved: Path, name: str) -> None:
+    backend, rng = load(saved, name), np.random.default_rng(0)
+    batches = [Batch(rng.integers(5, 50, (3, 16), np.int32), np.full(3, 16, np.int32)) for _ in range(16)]
+    expected = [backend.log_odds(batch) for batch in batches]
+    with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        np.testing.assert_allclose(list(pool.map(backend.log_odds, batches)), expected, atol=1e-3)
 
 
 def in_process(code: str) -> list[str]:
