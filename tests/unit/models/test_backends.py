@@ -182,8 +182,7 @@ def test_a_failed_replacement_keeps_the_number_of_threads() -> None:
     torch.set_num_threads(2)
     try:
         with pytest.raises(ZeroDivisionError), layers._one_thread():
-            assert torch.get_num_threads() == 1
-            _ = 1 / 0
+            raise ZeroDivisionError
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
