@@ -63,9 +63,9 @@ HAPROXY = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # no requests remain when it is stopped
 }
 DTYPES = ("fp32", "bf16")
-# Largest difference of a probability from the bare model's, in standard deviations of all, by backend of the latter:
-# for ours, which has the same one, and for peers in fp32.
-TOLERANCES = {"torch": (0.01, 0.01), "torch-bf16": (0.3, 0.3), "torch-int8": (0.3, 1.0)}
+# Largest difference of a probability from the bare model's, in standard deviations of all, by backend of the latter. The
+# head has large weights: rounding to 8 bits matters more than in a trained model.
+TOLERANCES = {"torch": 0.01, "torch-bf16": 0.3, "torch-int8": 1.0}
 START_SECONDS = 300
 
 
@@ -183,10 +183,8 @@ class Bench:
         """Raise SystemExit if an arm gives other scores than the bare model."""
         expected = np.asarray(self.expected["calibrated" if arm in OURS else "logits"])
         gap = np.abs(expected[answers["positions"]] - answers["probabilities"]).max()
-        tolerance = TOLERANCES[self.options.backend][arm not in OURS]
-        if self.options.dtype == "bf16":
-            tolerance = max(tolerance, 0.3)
-        if gap > tolerance * expected.std():
+        dtype = "torch" if self.options.dtype == "fp32" else "torch-bf16"
+        if gap > max(TOLERANCES[self.options.backend], TOLERANCES[dtype]) * expected.std():
             raise SystemExit(f"{arm}: a probability differs by {gap:.1e} from the bare model's ({expected.std():.1e})")
 
     @contextlib.contextmanager

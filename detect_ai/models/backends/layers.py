@@ -46,7 +46,7 @@ class Int8Linear(torch.nn.Module):
     """A linear layer whose products are those of 8-bit integers: fast on CPUs with VNNI, and wrong on others.
 
     Weights have a scale per output, and are rounded once. Each row of x, the vector of a token, is rounded with a scale
-    of its own, so that a score does not depend on the rest of its batch.
+    of its own, so that its product does not depend on the rest of the batch.
     """
 
     def __init__(self, linear: torch.nn.Linear) -> None:
