@@ -63,8 +63,8 @@ HAPROXY = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # no requests remain when it is stopped
 }
 DTYPES = ("fp32", "bf16")
-# Largest difference of a probability from the bare model's, in standard deviations of all, by backend of the latter. The
-# head has large weights: rounding to 8 bits matters more than in a trained model.
+# Largest difference of a probability from the bare model's, in standard deviations of all, by backend of the latter.
+# The head has large weights: rounding to 8 bits matters more than in a trained model.
 TOLERANCES = {"torch": 0.01, "torch-bf16": 0.3, "torch-int8": 1.0}
 START_SECONDS = 300
 
