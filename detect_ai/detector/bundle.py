@@ -1,7 +1,7 @@
 """Bundle: a complete detector on disk, without pickle, verified by sha256 on loading.
 
-A bundle is a folder with `detector.json`, `config.json`, `model.safetensors`, the tokenizer's
-files, `style.safetensors` if thresholds depend on style and, once published, `metrics.json` and `MODEL_CARD.md`.
+A bundle is a folder with `detector.json`, `config.json`, `model.safetensors`, the tokenizer's files,
+`style.safetensors` if thresholds depend on style and, once published, `metrics.json` and `MODEL_CARD.md`.
 `detector.json` contains the sha256 of every other file and of its own content; the version is a prefix of the latter.
 """
 

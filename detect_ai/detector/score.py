@@ -152,7 +152,7 @@ def score_split(
     import ray
 
     storage = corpus.storage
-    if load == Detector.load:
+    if config.use_gpu and load == Detector.load:  # on a CPU there is nothing to check that loading does not
         _check_bundle((storage, key), config)
     _require_workers(config, storage, for_reading=1)
     paths = [storage.path(corpus.shard_key(shard)) for shard in corpus.shards(split)]

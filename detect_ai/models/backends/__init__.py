@@ -17,7 +17,7 @@ BACKENDS = {
     "torch-bf16": "torch:Bf16Backend",
     "torch-int8": "torch:Int8Backend",
 }
-CPU_ONLY = {"torch-int8"}
+CPU_ONLY = {"torch-int8"}  # known without importing torch or looking at the hardware of the worker
 
 
 def get(name: str) -> type[Backend]:

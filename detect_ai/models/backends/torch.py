@@ -73,7 +73,7 @@ class Bf16Backend(TorchBackend):
 class Int8Backend(TorchBackend):
     """PyTorch with 8-bit matrix products, for BERT and DistilBERT on a CPU. The bundle has the weights in fp32.
 
-    With padding, the score of a text depends on its batch by as much as on quantisation (docs/EXPORT.md).
+    With padding, the score of a text can change with its batch by as much as quantisation changes it (docs/EXPORT.md).
     """
 
     @classmethod
