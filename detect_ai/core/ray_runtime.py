@@ -26,6 +26,7 @@ ONE_MACHINE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # binds everything to 127.0.0.1, not to all interfaces (Ray 2.60)
     "RAY_prestart_worker_first_driver": "0",  # prestarted workers are useless for jobs with a runtime environment
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process in every training run
+    "RAY_worker_niceness": "0",  # the default of 15 lets Ray's own processes interrupt a training
 }
 ROUNDING = 1e-3  # Ray counts resources in ten-thousandths
 WAIT_SECONDS = 300  # for CPUs that other jobs use
