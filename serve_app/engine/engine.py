@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from detect_ai.core.config import ANY_DOMAIN, ServeConfig
 from detect_ai.core.errors import InputError
 from detect_ai.detector.detector import Detector, Document, Sentence
-from detect_ai.models.batch import LENGTH_MULTIPLE
 from detect_ai.monitoring.prediction_log import PredictionLog
 from detect_ai.schemas import Label, Reason, RequestOptions, Verdict
 from detect_ai.text.normalize import Normalised, expanded_length, normalise
@@ -118,12 +117,11 @@ class Engine:
 
     def warm_up(self) -> None:
         """Score texts of several lengths, alone and in a lane, so that kernels and memory are ready for requests."""
-        lengths = range(LENGTH_MULTIPLE, self.detector.spec.window + 1, LENGTH_MULTIPLE)
 
         def detect(threads: int) -> None:
             torch.set_num_threads(threads)
             if threads == self.config.threads:  # a text alone
-                self.detector.backend.warm_up(lengths)
+                self.detector.backend.warm_up(self.detector.spec.window)
             for words in (8, 100, 1000):
                 self.detector.detect([" ".join(["word"] * words)])
 

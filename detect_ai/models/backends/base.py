@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -29,8 +28,8 @@ class Backend(Protocol):
         """Why the backend cannot run, or would not be faster, on this machine; None if it can."""
         ...
 
-    def warm_up(self, lengths: Iterable[int]) -> None:
-        """Prepare single texts of these lengths, for the number of threads of the calling thread."""
+    def warm_up(self, tokens: int) -> None:
+        """Prepare batches of up to this many tokens, for the number of threads of the calling thread."""
         ...
 
     def log_odds(self, batch: Batch) -> NDArray[np.float64]:

@@ -1,25 +1,28 @@
 """Layers for inference on a CPU, computed with oneDNN; a network that has them can neither be saved nor trained.
 
-The layers of BERT and DistilBERT are replaced as a whole, in other encoders each linear layer on its own. The operators
-of oneDNN are those that torch.compile inserts.
+The layers of BERT and DistilBERT are replaced as a whole, and compute no padding. In other encoders each linear layer
+is replaced on its own. The operators of oneDNN are those that torch.compile inserts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch.nn import functional
 from transformers.activations import GELUActivation
-from transformers.models.bert.modeling_bert import BertLayer
-from transformers.models.distilbert.modeling_distilbert import TransformerBlock
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.models.bert.modeling_bert import BertEncoder, BertLayer
+from transformers.models.distilbert.modeling_distilbert import Transformer, TransformerBlock
 
 from detect_ai.models import encoder
 
 Replacement = Callable[[torch.nn.Linear], torch.nn.Module]  # its `forward` has the argument `gelu` too
+Group = tuple[int, int]  # neighbouring rows of equal length: their number, and their length
 
 
 class PackedLinear(torch.nn.Module):
@@ -72,6 +75,48 @@ class Int8Linear(torch.nn.Module):
         return (torch.ops.aten.gelu_(y) if gelu else y).view(*x.shape[:-1], -1)
 
 
+class FusedEncoder(torch.nn.Module):
+    """The layers of BERT or DistilBERT on the tokens of all rows in sequence, without padding.
+
+    So padding costs nothing, and does not change a score: only attention reads several tokens, and it is computed for
+    rows of one length at a time.
+    """
+
+    def __init__(self, layers: Iterable[torch.nn.Module], linear: Replacement) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(FusedLayer(layer, linear) for layer in layers)
+
+    @staticmethod
+    def replaces(module: torch.nn.Module) -> bool:
+        """Whether a module is the encoder of a BERT or DistilBERT that this class can replace."""
+        if type(module) not in (BertEncoder, Transformer):  # a subclass may compute otherwise
+            return False
+        return all(map(FusedLayer.replaces, module.layer))  # type: ignore[arg-type]
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *_: Any, **__: Any
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Hidden states of shape (rows, length, width), zero for padding.
+
+        The mask is None, which means no padding, or of shape (rows, 1, …, length) with the tokens before the padding.
+        """
+        rows, length, width = hidden_states.shape
+        x, kept, lengths = hidden_states.reshape(rows * length, width), None, [length] * rows
+        if attention_mask is not None:
+            mask = attention_mask.view(rows, -1, length)[:, 0].bool()
+            kept, lengths = mask.flatten().nonzero()[:, 0], mask.sum(1).tolist()
+            x = x[kept]
+        tokens = len(x)
+        x = functional.pad(x, (0, 0, 0, padded_tokens(tokens) - tokens))
+        groups = [(len(list(same)), each) for each, same in groupby(lengths)]
+        for layer in self.layers:
+            x = layer(x, groups)
+        x = x[:tokens]
+        if kept is not None:
+            x = x.new_zeros(rows * length, width).index_copy_(0, kept, x)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x.view(rows, length, width))
+
+
 class FusedLayer(torch.nn.Module):
     """A layer of BERT or DistilBERT: queries, keys and values in one product, GELU at the end of another.
 
@@ -99,18 +144,29 @@ class FusedLayer(torch.nn.Module):
     @staticmethod
     def replaces(module: torch.nn.Module) -> bool:
         """Whether a module is a layer that this class can replace."""
-        if type(module) is BertLayer:  # a subclass may compute otherwise
+        if type(module) is BertLayer:
             return isinstance(module.intermediate.intermediate_act_fn, GELUActivation) and not module.is_decoder
         return type(module) is TransformerBlock and isinstance(module.ffn.activation, GELUActivation)
 
-    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None = None, *_: Any, **__: Any) -> torch.Tensor:
-        """Hidden states of shape (rows, length, width), for a mask that is None or of shape (rows, 1, …, length)."""
-        rows, length, width = x.shape
-        q, k, v = self.queries_keys_values(x).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
-        x = self.attention_norm(x + self.out(attended.transpose(1, 2).reshape(rows, length, width)))
+    def forward(self, x: torch.Tensor, groups: Iterable[Group]) -> torch.Tensor:
+        """Hidden states of shape (tokens, width): the rows of the groups, then padding that attention ignores."""
+        qkv = self.queries_keys_values(x)
+        attended, start = torch.zeros_like(x, dtype=qkv.dtype), 0
+        for rows, length in groups:
+            stop = start + rows * length
+            q, k, v = qkv[start:stop].view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            heads = functional.scaled_dot_product_attention(q, k, v)  # shape (rows, heads, length, …)
+            attended[start:stop] = heads.transpose(1, 2).reshape(stop - start, -1)
+            start = stop
+        x = self.attention_norm(x + self.out(attended))
         y: torch.Tensor = self.norm(x + self.down(self.up(x, gelu=True)))
         return y
+
+
+def padded_tokens(tokens: int) -> int:
+    """The number of tokens that a batch is padded to: few numbers, because oneDNN generates code for each."""
+    multiple = 8 if tokens <= 128 else 32
+    return -(-tokens // multiple) * multiple
 
 
 def _concatenated(layers: tuple[torch.nn.Linear, ...]) -> torch.nn.Linear:
@@ -134,7 +190,7 @@ def pack(network: torch.nn.Module, dtype: torch.dtype) -> None:
     """Replace the layers, and all other linear ones, by layers that compute in a dtype."""
     linear = partial(PackedLinear, dtype=dtype)
     with _one_thread():
-        _replace(network, FusedLayer.replaces, lambda layer: FusedLayer(layer, linear))
+        _replace(network, FusedEncoder.replaces, lambda encoder: FusedEncoder(encoder.layer, linear))
         _replace(network, lambda module: type(module) is torch.nn.Linear, linear)
 
 
@@ -148,9 +204,10 @@ def multiplies_bytes() -> bool:
 
 
 def quantise(network: torch.nn.Module) -> None:
-    """Replace the layers of BERT or DistilBERT by layers with 8-bit products; the head stays in fp32."""
+    """Replace the layers of BERT or DistilBERT by layers with 8-bit products, and the head by one in fp32."""
     with _one_thread():
-        _replace(network, FusedLayer.replaces, lambda layer: FusedLayer(layer, Int8Linear))
+        _replace(network, FusedEncoder.replaces, lambda encoder: FusedEncoder(encoder.layer, Int8Linear))
+    pack(network, torch.float32)
 
 
 def _replace(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from pathlib import Path
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
 class TorchBackend:
     """A model on a device, at a precision: `fp32`, `bf16`, or `auto` (bf16 if the hardware supports it).
 
-    The score of a text depends on its batch: in bf16 by up to 0.05 in log-odds for MiniLM, in fp32 by 1e-5.
+    On a CPU, BERT and DistilBERT give a text the same score in every batch (`layers.FusedEncoder`). Otherwise it changes
+    with the batch: in bf16 by up to 0.09 in log-odds for MiniLM, in fp32 by 1e-5.
     """
 
     def __init__(self, model: PreTrainedModel, device: torch.device, precision: str = "fp32") -> None:
@@ -47,12 +47,13 @@ class TorchBackend:
         """PyTorch in fp32 runs everywhere."""
         return None
 
-    def warm_up(self, lengths: Iterable[int]) -> None:
-        """Let oneDNN generate code for these numbers of tokens: otherwise the first text of each takes 5 ms longer."""
+    def warm_up(self, tokens: int) -> None:
+        """Let oneDNN generate code for up to this many tokens: otherwise the first batch of a size takes 5 ms more."""
         fused = [module for module in self.model.modules() if isinstance(module, layers.FusedLayer)][:1]
+        sizes = sorted({layers.padded_tokens(size) for size in range(1, tokens + 1)})
         with torch.inference_mode(), autocast(self.device, self.dtype):
-            for layer, length in product(fused, lengths):
-                layer(torch.zeros(1, length, layer.norm.normalized_shape[0]))
+            for layer, size in product(fused, sizes):
+                layer(torch.zeros(size, layer.norm.normalized_shape[0]), [(1, size)])
 
     def log_odds(self, batch: Batch) -> NDArray[np.float64]:
         """Log-odds of AI for each row, shape (rows,)."""
@@ -71,10 +72,7 @@ class Bf16Backend(TorchBackend):
 
 
 class Int8Backend(TorchBackend):
-    """PyTorch with 8-bit matrix products, for BERT and DistilBERT on a CPU. The bundle has the weights in fp32.
-
-    With padding, the score of a text can change with its batch by as much as quantisation changes it (docs/EXPORT.md).
-    """
+    """PyTorch with 8-bit matrix products, for BERT and DistilBERT on a CPU. The bundle has the weights in fp32."""
 
     @classmethod
     def load(cls, folder: Path, device: str, precision: str) -> Self:
@@ -85,7 +83,7 @@ class Int8Backend(TorchBackend):
         if reason := cls.unavailable_reason(device):
             raise BundleError(f"{folder}: backend torch-int8: {reason}: serve the parent of this bundle here")
         network = encoder.load(folder)
-        if not any(map(layers.FusedLayer.replaces, network.modules())):
+        if not any(map(layers.FusedEncoder.replaces, network.modules())):
             found = type(network.base_model).__name__
             raise BundleError(f"{folder}: backend torch-int8: expected BERT or DistilBERT with GELU, found {found}")
         layers.quantise(network)
