@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class TorchBackend:
     """A model on a device, at a precision: `fp32`, `bf16`, or `auto` (bf16 if the hardware supports it).
 
-    On a CPU, BERT and DistilBERT give a text the same score in every batch (`layers.FusedEncoder`). Otherwise it changes
-    with the batch: in bf16 by up to 0.09 in log-odds for MiniLM, in fp32 by 1e-5.
+    On a CPU, BERT and DistilBERT give a text the same score in every batch (`layers.FusedEncoder`). Otherwise the score
+    changes with the batch: in bf16 by up to 0.09 in log-odds for MiniLM, in fp32 by 1e-5.
     """
 
     def __init__(self, model: PreTrainedModel, device: torch.device, precision: str = "fp32") -> None:
