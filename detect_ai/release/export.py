@@ -87,8 +87,8 @@ def export(config: Config, storage: Storage) -> dict[str, Any]:
         storage_of_parent.local_folder(parent_key) as parent,
     ):
         task = ExportTask(config, corpus, spec, key, Path(scratch), "cuda" if config.serve.use_gpu else "cpu")
-        left_out = _make_all(task, parent)
-        rows = _measure_speed(task)
+        detectors, left_out = _make_all(task, parent)
+        rows = _measure_speed(task, detectors)
         _measure_quality(task, rows)
         chosen = next((row for row in rows if not row["reasons"]), None)
         kept = _keep(task, chosen) if chosen else None
@@ -101,30 +101,31 @@ def export(config: Config, storage: Storage) -> dict[str, Any]:
         )
     storage.prune(f"runs/{config.run}", "export-", config.storage.keep)
     if kept:
-        logger.info("publish it with bundle=%s", kept["version"])
+        logger.info("publish it: python jobs/publish.py run=%s bundle=%s", config.run, kept["version"])
     else:
         logger.info("the parent stays")
         kept = dict.fromkeys(("chosen", "version", "backend", "precision", "metrics"))
     return {"parent": spec.version, **kept, "candidates": rows, "left_out": left_out}
 
 
-def _make_all(task: ExportTask, parent: Path) -> dict[str, str]:
-    """Create the bundle of every candidate. Returns the reason for each one that does not run here."""
+def _make_all(task: ExportTask, parent: Path) -> tuple[dict[str, Detector], dict[str, str]]:
+    """Create the bundle of every candidate. Returns the detectors, and the reason for each one that does not run."""
+    load = partial(Detector.load, device=task.device, batch_tokens=task.config.serve.batch_tokens)
     shutil.copytree(parent, task.scratch / PARENT)
-    left_out = {}
+    detectors, left_out = {PARENT: load(task.scratch / PARENT)}, {}
     for name in dict.fromkeys(task.config.export.candidates):
         reason = backends.get(name).unavailable_reason(task.device)
         if reason is None:
             make(name, parent, task.scratch / name)
             try:
-                Detector.load(task.scratch / name, task.device)
+                detectors[name] = load(task.scratch / name)
             except BundleError as error:
                 reason = str(error).removeprefix(f"{task.scratch / name}: ")
                 shutil.rmtree(task.scratch / name)
         if reason is not None:
             left_out[name] = reason
             logger.info("%s is left out: %s", name, reason)
-    return left_out
+    return detectors, left_out
 
 
 def make(name: str, parent: Path, folder: Path) -> DetectorSpec:
@@ -137,7 +138,7 @@ def make(name: str, parent: Path, folder: Path) -> DetectorSpec:
     return bundle.write_spec(folder, child)
 
 
-def _measure_speed(task: ExportTask) -> list[dict[str, Any]]:
+def _measure_speed(task: ExportTask, detectors: Mapping[str, Detector]) -> list[dict[str, Any]]:
     """Throughput and latency of every candidate with the threads of a replica, fastest first."""
     import torch
 
@@ -145,11 +146,8 @@ def _measure_speed(task: ExportTask) -> list[dict[str, Any]]:
     drawn = np.random.default_rng(task.config.seed).permutation(len(ids))[:NUM_TEXTS]
     texts: list[Ids] = [np.asarray(ids[i], np.int32) for i in drawn]
     middle = [sorted(texts, key=len)[len(texts) // 2]]
-    tokens, threads = task.config.serve.batch_tokens, torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(task.config.serve.threads)
-    detectors = {
-        path.name: Detector.load(path, task.device, batch_tokens=tokens) for path in sorted(task.scratch.iterdir())
-    }
     together = time_interleaved({name: partial(d.score, texts) for name, d in detectors.items()}, ROUNDS)
     alone = time_interleaved({name: partial(d.score, middle) for name, d in detectors.items()}, ROUNDS)
     base = detectors[PARENT].score(texts)

@@ -98,7 +98,7 @@ def recalibrate(config: Config, storage: Storage) -> dict[str, Any]:
         storage.write_bytes(f"{key}/certificate.html", page.encode())
     storage.prune(f"runs/{config.run}", "recalibrated-", config.storage.keep)
     audit_log.record(storage, "recalibrate", version=version, parent=parent.version, population=name)
-    logger.info("publish it with bundle=%s", version)
+    logger.info("publish it: python jobs/publish.py run=%s bundle=%s", config.run, version)
     return {**certificate, "bundle": f"{key}/bundle", "certificate": f"{key}/certificate.html"}
 
 

@@ -48,7 +48,7 @@ def test_candidates_that_do_not_run_are_left_out(
 ) -> None:
     """By the hardware, or by the encoder, which only loading shows."""
 
-    def load(folder: Path, _: str) -> None:
+    def load(folder: Path, **_: object) -> None:
         if folder.name == "torch-int8":
             raise BundleError("expected BERT or DistilBERT")
 
@@ -57,9 +57,9 @@ def test_candidates_that_do_not_run_are_left_out(
     monkeypatch.setattr(encoder, "has_bf16", lambda _: False)
     monkeypatch.setattr(Int8Backend, "unavailable_reason", lambda _: None)
     task = ExportTask(config, cast("Corpus", None), read_spec(tiny_bundle), "runs/default/export-1", tmp_path, "cpu")
-    left_out = module._make_all(task, tiny_bundle)
+    detectors, left_out = module._make_all(task, tiny_bundle)
     assert left_out == {"torch-int8": "expected BERT or DistilBERT", "torch-bf16": "no bf16 in this hardware"}
-    assert [path.name for path in tmp_path.iterdir()] == [module.PARENT]
+    assert [path.name for path in tmp_path.iterdir()] == list(detectors) == [module.PARENT]
 
 
 def test_arms_alternate_and_the_first_round_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
