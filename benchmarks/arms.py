@@ -89,7 +89,7 @@ def ours(arm: str, job: dict[str, Any], config: Any) -> float:
     config.train.num_workers = 2 if arm == "ours_2" else 1
     config.train.compile = arm == "ours_compiled"
     config.train.threads_per_worker = THREADS // config.train.num_workers
-    ray_runtime.connect()
+    ray_runtime.connect(dashboard=config.train.num_workers > 1)
     if job["steps"]:
         since = {"start_up": BEGAN, "start_up_after_ray": time.time()}
         train._train_loop = partial(measured_loop, job, since)

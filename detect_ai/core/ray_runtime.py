@@ -28,6 +28,7 @@ ONE_MACHINE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process in every training run
     "RAY_worker_niceness": "0",  # the default of 15 lets Ray's own processes interrupt a training
 }
+_without_dashboard: set[str] = set()  # addresses of the clusters that this process has started so
 ROUNDING = 1e-3  # Ray counts resources in ten-thousandths
 WAIT_SECONDS = 300  # for CPUs that other jobs use
 CONNECT_SECONDS = 10  # for a TCP connection to RAY_ADDRESS
@@ -40,12 +41,18 @@ def cores() -> int:
     return int(joblib.cpu_count())
 
 
-def connect(storage: Storage | None = None) -> None:
+def connect(storage: Storage | None = None, dashboard: bool = True) -> None:
     """Connect to the cluster at RAY_ADDRESS, or start one on this machine for the lifetime of the process.
 
-    Workers of the stage use `storage`. Raises ConfigError if it is a local folder and the cluster has several machines,
-    or if RAY_ADDRESS is the address of a dashboard; ResourceError if no cluster responds there.
+    Workers of the stage use `storage`. Without `dashboard`, a cluster that this starts lacks it, and has ten processes
+    fewer: neither sweeps nor trainings with several workers may run there, so a later call that needs the dashboard
+    starts another cluster.
+
+    Raises ConfigError if the storage is a local folder and the cluster has several machines, or if RAY_ADDRESS is the
+    address of a dashboard; ResourceError if no cluster responds there.
     """
+    if dashboard and _is_ours_without_dashboard():
+        sys.modules["ray"].shutdown()
     if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
         address = os.environ.get("RAY_ADDRESS", "")
         if address.startswith("http"):
@@ -65,7 +72,7 @@ def connect(storage: Storage | None = None) -> None:
 
             ray.init(logging_level=logging.WARNING)
         else:
-            _start()
+            _start(dashboard)
     import ray.data
 
     if storage and storage.is_local:
@@ -89,7 +96,12 @@ def _is_below_error(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR
 
 
-def _start() -> None:
+def _is_ours_without_dashboard() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized() and ray.get_runtime_context().gcs_address in _without_dashboard
+
+
+def _start(dashboard: bool) -> None:
     os.environ.update(ONE_MACHINE)  # for child processes
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -100,11 +112,12 @@ def _start() -> None:
     logger.info("RAY_ADDRESS is not set: starting Ray on this machine with %d logical CPUs", cpus)
     os.environ["RAY_GCS_SERVER_PORT"] = port  # where the head of the new cluster listens
     try:
-        # Without the dashboard, trials that a scheduler stops leak their placement groups (Ray 2.60).
+        # Ray Train asks the dashboard whether a run is alive, to remove the placement groups of trials that a scheduler
+        # stops (Ray 2.60).
         ray.init(
             address="local",
             num_cpus=cpus,
-            include_dashboard=True,
+            include_dashboard=dashboard,
             dashboard_host="127.0.0.1",
             logging_level=logging.WARNING,
             # Without RAY_ADDRESS, Ray Train's placement group cleaner asks the cluster that `ray start` started last
@@ -118,6 +131,8 @@ def _start() -> None:
         raise ResourceError(f"{problem} ({error})") from error
     finally:
         del os.environ["RAY_GCS_SERVER_PORT"]
+    if not dashboard:
+        _without_dashboard.add(ray.get_runtime_context().gcs_address)
 
 
 def require_resources(what: str, cpus: float, gpus: float = 0, **custom: float) -> None:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from numpy.typing import NDArray
 from torch.nn.parallel import DistributedDataParallel
 
 from detect_ai import metrics
 from detect_ai.core.config import Config
-from detect_ai.core.errors import CorpusError, ResourceError
+from detect_ai.core.errors import CorpusError, ResourceError, TrainingError
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.detector.detector import Scorer
 from detect_ai.detector.score import score_split
 from detect_ai.models import encoder
 from detect_ai.training import data, worker
+from detect_ai.training import train as module
 from detect_ai.training.train import run_training, train
 from detect_ai.training.trainer import Trainer
 from tests.fixtures import tiny_models
@@ -100,6 +103,16 @@ def test_ddp_gradients_equal_those_of_one_process(
 
 def curve(history: list[dict[str, Any]]) -> list[tuple[float, ...]]:
     return [tuple(epoch[name] for name in ("train_loss", "val_loss", "auroc", "accuracy")) for epoch in history]
+
+
+@pytest.mark.slow
+def test_workers_have_the_settings_of_memory_and_priority(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loop(_: object) -> dict[str, Any]:
+        return {"error": f"{os.environ['MALLOC_MMAP_MAX_']} {os.environ['RAY_ADDRESS']} {os.nice(0)}", "history": []}
+
+    monkeypatch.setattr(module, "_train_loop", loop)
+    with pytest.raises(TrainingError, match=rf"^0 {ray.get_runtime_context().gcs_address} 0$"):
+        run_training(run.config, run.corpus, "settings")
 
 
 @pytest.mark.slow
