@@ -23,7 +23,7 @@ def pipeline(config: Config, storage: Storage) -> dict[str, Any]:
     """Prepare, sweep (with train.from_sweep), train, calibrate, evaluate, publish; on a permanent cluster, deploy."""
     from serve_app.deploy import cluster_stays, deploy_to_cluster, require_place
 
-    connect(storage, dashboard=config.train.from_sweep is True or config.train.worker_range[1] > 1)
+    connect(storage, dashboard=bool(config.train.from_sweep) or config.train.worker_range[1] > 1)
     stages = {"sweep": sweep} if config.train.from_sweep else {}
     stages |= {"train": train, "calibrate": calibrate_checkpoint, "evaluate": evaluate, "publish": publish}
     if config.serve.deploy and cluster_stays():

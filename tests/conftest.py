@@ -64,7 +64,7 @@ def ray_cluster() -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(folder))
         patch.delenv("RAY_ADDRESS", raising=False)
-        ray_runtime.connect()
+        ray_runtime.connect(dashboard=True)
         yield Path(ray._private.worker._global_node.get_session_dir_path())
         ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)

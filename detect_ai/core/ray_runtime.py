@@ -28,7 +28,7 @@ ONE_MACHINE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process in every training run
     "RAY_worker_niceness": "0",  # the default of 15 lets Ray's own processes interrupt a training
 }
-_without_dashboard: set[str] = set()  # addresses of the clusters that this process has started so
+_without_dashboard: set[str] = set()  # addresses of clusters that this process has started
 ROUNDING = 1e-3  # Ray counts resources in ten-thousandths
 WAIT_SECONDS = 300  # for CPUs that other jobs use
 CONNECT_SECONDS = 10  # for a TCP connection to RAY_ADDRESS
@@ -41,12 +41,11 @@ def cores() -> int:
     return int(joblib.cpu_count())
 
 
-def connect(storage: Storage | None = None, dashboard: bool = True) -> None:
+def connect(storage: Storage | None = None, dashboard: bool = False) -> None:
     """Connect to the cluster at RAY_ADDRESS, or start one on this machine for the lifetime of the process.
 
-    Workers of the stage use `storage`. Without `dashboard`, a cluster that this starts lacks it, and has ten processes
-    fewer: neither sweeps nor trainings with several workers may run there, so a later call that needs the dashboard
-    starts another cluster.
+    Workers of the stage use `storage`. Sweeps and trainings with several workers need Ray's dashboard, which has ten
+    processes. If this process has started a cluster without it, a call with `dashboard` starts another cluster.
 
     Raises ConfigError if the storage is a local folder and the cluster has several machines, or if RAY_ADDRESS is the
     address of a dashboard; ResourceError if no cluster responds there.

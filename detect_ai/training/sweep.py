@@ -51,7 +51,7 @@ def sweep(config: Config, storage: Storage) -> dict[str, Any]:
     search_space.check(config)
     if config.sweep.search == "optuna" and find_spec("optuna") is None:
         raise ConfigError("config: sweep.search=optuna: expected Optuna: pip install 'detect-ai[sweep]'")
-    ray_runtime.connect(storage)
+    ray_runtime.connect(storage, dashboard=True)
     corpus = Corpus.of_run(storage, config.run)
     training.checked_tokenizer(config, corpus)
     training.require_training_resources(config, "a trial of the sweep", TRIAL_CPUS)

@@ -150,7 +150,8 @@ def _omit_actors(trainer: Any) -> None:
     One distributes data sets, here none. The other removes the placement group if the controller dies; outside a sweep,
     the job dies with it.
     """
-    default, omitted = trainer._create_default_callbacks, {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+    omitted = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+    default = getattr(trainer, "_create_default_callbacks", list)  # private: another Ray may not have it
     trainer._create_default_callbacks = lambda: [one for one in default() if type(one).__name__ not in omitted]
 
 
