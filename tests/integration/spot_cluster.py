@@ -34,7 +34,7 @@ def main() -> None:
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus + 1})
     spot = machines.add_node(num_cpus=cpus)
     os.environ["RAY_ADDRESS"] = machines.address
-    ray_runtime.connect(dashboard=True)
+    ray_runtime.connect()
     train.RESIZE_SECONDS = 2
     storage = Storage(config.storage.root)
     results: list[Any] = []
