@@ -438,7 +438,7 @@ def test_pipeline_checks_keys_before_the_training(storage: Storage, monkeypatch:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     job = importlib.import_module("jobs.pipeline")
-    monkeypatch.setattr(job, "connect", lambda _: None)
+    monkeypatch.setattr(job, "connect", lambda *_, **__: None)
     with pytest.raises(ConfigError, match=r"serve\.host=0\.0\.0\.0"):
         job.pipeline(config("", host="0.0.0.0"), storage)
     assert storage.list("runs") == []
@@ -450,7 +450,7 @@ def test_a_pipeline_deploys_unless_told_otherwise(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     job = importlib.import_module("jobs.pipeline")
-    monkeypatch.setattr(job, "connect", lambda storage: None)
+    monkeypatch.setattr(job, "connect", lambda *_, **__: None)
     monkeypatch.setattr(module, "require_place", lambda *_: None)
     monkeypatch.setattr(job, "run_stage", lambda *_: {"corpus": "texts"})
     monkeypatch.setattr(job, "require_enough_texts", lambda *_: None)
