@@ -50,9 +50,12 @@ def connect(storage: Storage | None = None, dashboard: bool = False) -> None:
     Raises ConfigError if the storage is a local folder and the cluster has several machines, or if RAY_ADDRESS is the
     address of a dashboard; ResourceError if no cluster responds there.
     """
-    if dashboard and _is_ours_without_dashboard():
-        sys.modules["ray"].shutdown()
-    if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
+    loaded: Any = sys.modules.get("ray")
+    running = loaded is not None and loaded.is_initialized()
+    if dashboard and running and loaded.get_runtime_context().gcs_address in _without_dashboard:
+        loaded.shutdown()
+        running = False
+    if not running:
         address = os.environ.get("RAY_ADDRESS", "")
         if address.startswith("http"):
             raise ConfigError(
@@ -93,11 +96,6 @@ def connect(storage: Storage | None = None, dashboard: bool = False) -> None:
 
 def _is_below_error(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR
-
-
-def _is_ours_without_dashboard() -> bool:
-    ray = sys.modules.get("ray")
-    return ray is not None and ray.is_initialized() and ray.get_runtime_context().gcs_address in _without_dashboard
 
 
 def _start(dashboard: bool) -> None:

@@ -22,9 +22,9 @@ class Batch:
     lengths: NDArray[np.int32]  # shape (rows,): tokens of each row that are not padding
 
 
-def padded_length(length: Any) -> Any:
+def padded_length(length: Any, multiple: int = LENGTH_MULTIPLE) -> Any:
     """The padded length of rows with at most `length` tokens; `length` is a number or an array."""
-    return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    return -(-length // multiple) * multiple
 
 
 def collate(

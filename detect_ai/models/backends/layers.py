@@ -20,6 +20,7 @@ from transformers.models.bert.modeling_bert import BertEncoder, BertLayer
 from transformers.models.distilbert.modeling_distilbert import Transformer, TransformerBlock
 
 from detect_ai.models import encoder
+from detect_ai.models.batch import padded_length
 
 Replacement = Callable[[torch.nn.Linear], torch.nn.Module]  # its `forward` has the argument `gelu` too
 Group = tuple[int, int]  # neighbouring rows of equal length: their number, and their length
@@ -165,8 +166,7 @@ class FusedLayer(torch.nn.Module):
 
 def padded_tokens(tokens: int) -> int:
     """The number of tokens that a batch is padded to: few numbers, because oneDNN generates code for each."""
-    multiple = 8 if tokens <= 128 else 32
-    return -(-tokens // multiple) * multiple
+    return int(padded_length(tokens, 8 if tokens <= 128 else 32))
 
 
 def _concatenated(layers: tuple[torch.nn.Linear, ...]) -> torch.nn.Linear:
