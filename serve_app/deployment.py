@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve import metrics
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
@@ -13,9 +15,9 @@ from detect_ai.core.storage import Storage
 from detect_ai.detector.registry import Registry
 from serve_app.api.app import create_app
 from serve_app.auth.rate_actor import connect_limiter
+from serve_app.autoscaling import DEMAND, scale_on_demand
 from serve_app.desired_state import State
-from serve_app.engine.autoscaling import DEMAND, scale_on_demand
-from serve_app.engine.metrics import ray_metrics
+from serve_app.engine.metrics import METRICS, SECONDS, Metric, Record
 from serve_app.service import build_service
 
 DEPLOYMENT = "Detector"
@@ -106,3 +108,22 @@ def build(state: State, storage_root: str, runtime_env: dict[str, Any]) -> serve
     if state.replicas:  # without one, Serve gives every deployment a new version, which restarts all replicas
         replica = replica.options(version=state.replicas, _internal=True)
     return replica.bind(state, storage_root)
+
+
+def ray_metrics() -> Record:
+    """Create Ray Serve's metrics; call it inside a replica."""
+    def create(name: str, metric: Metric) -> Callable[..., None]:
+        labels: Any = metric.labels  # Ray's type hint is a tuple with one element
+        given = (f"detect_ai_{name}", metric.description)
+        if metric.kind == "histogram":
+            return metrics.Histogram(*given, list(SECONDS), labels).observe
+        return metrics.Counter(*given, labels).inc if metric.kind == "counter" else metrics.Gauge(*given, labels).set
+
+    created = {name: create(name, metric) for name, metric in METRICS.items()}
+    counters = {name for name, metric in METRICS.items() if metric.kind == "counter"}
+
+    def record(metric: str, value: float = 1, **labels: str) -> None:
+        if value or metric not in counters:  # Ray refuses to add 0
+            created[metric](value, tags=labels)
+
+    return record

@@ -90,8 +90,7 @@ def export(config: Config, storage: Storage) -> dict[str, Any]:
         detectors, left_out = _make_all(task, parent)
         rows = _measure_speed(task, detectors)
         _measure_quality(task, rows)
-        chosen = next((row for row in rows if not row["reasons"]), None)
-        kept = _keep(task, chosen) if chosen else None
+        kept = _keep_first(task, rows)
         storage.delete(f"{key}/candidates")
     for row in rows:
         logger.info(
@@ -221,8 +220,13 @@ def _metrics(task: ExportTask, name: str) -> dict[str, Any]:
     }
 
 
+def _keep_first(task: ExportTask, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Keep the fastest candidate that passes both gates; None if there is none."""
+    return next(filter(None, (_keep(task, row) for row in rows if not row["reasons"])), None)
+
+
 def _keep(task: ExportTask, row: dict[str, Any]) -> dict[str, Any] | None:
-    """Recalibrate the chosen candidate, evaluate it and add it to the registry; None if it fails the promotion gate."""
+    """Recalibrate a candidate, evaluate it and add it to the registry; None if it fails the promotion gate."""
     storage, folder, key = task.corpus.storage, task.scratch / row["name"], f"{task.key}/bundle"
     calibration = calibrate_split(
         task.corpus,

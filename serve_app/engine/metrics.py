@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 SHORT_TOKENS = 512  # requests of at most this many tokens have the size `short`, others `long`
@@ -56,27 +56,6 @@ METRICS = {
 
 def discard(metric: str, value: float = 1, **labels: str) -> None:
     """Discard a metric."""
-
-
-def ray_metrics() -> Record:
-    """Create Ray Serve's metrics; call it inside a replica."""
-    from ray.serve import metrics
-
-    def create(name: str, metric: Metric) -> Callable[..., None]:
-        labels: Any = metric.labels  # Ray's type hint is a tuple with one element
-        given = (f"detect_ai_{name}", metric.description)
-        if metric.kind == "histogram":
-            return metrics.Histogram(*given, list(SECONDS), labels).observe
-        return metrics.Counter(*given, labels).inc if metric.kind == "counter" else metrics.Gauge(*given, labels).set
-
-    created = {name: create(name, metric) for name, metric in METRICS.items()}
-    counters = {name for name, metric in METRICS.items() if metric.kind == "counter"}
-
-    def record(metric: str, value: float = 1, **labels: str) -> None:
-        if value or metric not in counters:  # Ray refuses to add 0
-            created[metric](value, tags=labels)
-
-    return record
 
 
 def start_exporter(port: int) -> Record:

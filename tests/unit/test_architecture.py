@@ -34,7 +34,7 @@ SERVICE = [
     "engine",
     "api",
     "service",
-    "one_process desired_state",
+    "one_process desired_state autoscaling",
     "deployment",
     "deploy",
     "kubernetes restore",
@@ -134,6 +134,12 @@ def test_pure_packages_load_neither_torch_nor_ray() -> None:
 def test_one_process_serves_without_ray() -> None:
     code = "import sys, serve_app.one_process; print({'ray', 'datasets', 'hydra', 'matplotlib'} & set(sys.modules))"
     assert python(code) == "set()\n"
+
+
+def test_only_modules_of_deployments_import_ray() -> None:
+    files = (CHECKOUT / "serve_app").rglob("*.py")
+    users = {path.stem for path in files if any(module.split(".")[0] == "ray" for module in imported(path))}
+    assert users == {"autoscaling", "deploy", "deployment", "kubernetes", "rate_actor"}
 
 
 def test_driver_and_stream_readers_do_not_load_torch() -> None:

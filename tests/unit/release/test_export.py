@@ -96,3 +96,20 @@ def test_export_stores_gate_warnings(tiny_bundle: Path, tmp_path: Path, monkeypa
     kept = module._keep(task, row)
     assert kept is not None
     assert (kept["version"], row["reasons"], len(row["warnings"])) == ("4f2a", [], 1)
+
+
+def test_the_next_candidate_is_kept_if_the_fastest_fails_the_promotion_gate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[str] = []
+
+    def keep(_: ExportTask, row: dict[str, Any]) -> dict[str, Any] | None:
+        tried.append(row["name"])
+        return {"chosen": row["name"]} if row["name"] == "passes" else None
+
+    monkeypatch.setattr(module, "_keep", keep)
+    names = {"slow": ["Not 1.1 times as fast."], "fails": [], "passes": [], "not tried": []}
+    rows = [{"name": name, "reasons": reasons} for name, reasons in names.items()]
+    assert module._keep_first(cast("ExportTask", None), rows) == {"chosen": "passes"}
+    assert tried == ["fails", "passes"]
+    assert module._keep_first(cast("ExportTask", None), rows[:2]) is None

@@ -8,7 +8,7 @@ import pytest
 from ray.serve._private.common import DeploymentID
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
-from serve_app.engine.autoscaling import DEMAND, scale_on_demand
+from serve_app.autoscaling import DEMAND, scale_on_demand
 
 
 def desired(demand: dict[str, float], ongoing: float) -> float:
