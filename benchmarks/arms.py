@@ -86,10 +86,9 @@ def ours(arm: str, job: dict[str, Any], config: Any) -> float:
     from detect_ai.core.job import attempt
     from detect_ai.training import train
 
-    config.train.num_workers = 2 if arm == "ours_2" else 1
+    config.train.num_workers, config.train.threads_per_worker = 1, THREADS
     config.train.compile = arm == "ours_compiled"
-    config.train.threads_per_worker = THREADS // config.train.num_workers
-    ray_runtime.connect(dashboard=config.train.num_workers > 1)
+    ray_runtime.connect()
     if job["steps"]:
         since = {"start_up": BEGAN, "start_up_after_ray": time.time()}
         train._train_loop = partial(measured_loop, job, since)
@@ -99,25 +98,16 @@ def ours(arm: str, job: dict[str, Any], config: Any) -> float:
 
 def measured_loop(job: dict[str, Any], since: dict[str, float], arguments: dict[str, Any]) -> dict[str, Any]:
     """Our training loop on a worker, without an evaluation or a checkpoint before its end."""
-    import torch
-
     from detect_ai.training import worker
 
-    tokens, clocks, plain = torch.zeros(2, dtype=torch.int64), list[StepClock](), worker.train_step
+    tokens, clocks, plain = np.zeros(2, np.int64), list[StepClock](), worker.train_step
 
     def step(trainer: Any, microbatches: Any) -> None:
-        def count() -> Any:
-            total = tokens.clone()
-            if trainer.world_size > 1:
-                torch.distributed.all_reduce(total)
-            return total.tolist()
-
         if not clocks:
-            clocks.append(StepClock(job, since, count, trainer.synchronize))
+            clocks.append(StepClock(job, since, tokens.tolist, trainer.synchronize))
         plain(trainer, microbatches)
         for part in microbatches:
-            tokens[0] += int(part.batch.lengths[part.documents >= 0].sum())
-            tokens[1] += part.batch.input_ids.size
+            tokens[:] += part.batch.lengths[part.documents >= 0].sum(), part.batch.input_ids.size
         clocks[0].step()
 
     worker.train_step = step
@@ -129,10 +119,9 @@ def trainer(arm: str, job: dict[str, Any], config: Any) -> float | None:
     corpus = corpus_of(config)
     if arm != "trainer_matched":
         config.model.dropout = 0.1
-    train, validation = (rows_of(config, corpus, split) for split in ("train", "validation"))
-    loop = hugging_face(arm, job, config, train)
+    loop = hugging_face(arm, job, config, rows_of(config, corpus, "train"))
     loop.train()
-    return None if job["steps"] else float(loop.evaluate(validation)["eval_loss"])
+    return None if job["steps"] else float(loop.evaluate(rows_of(config, corpus, "validation"))["eval_loss"])
 
 
 def hugging_face(arm: str, job: dict[str, Any], config: Any, rows: Any) -> Any:

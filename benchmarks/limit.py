@@ -30,6 +30,7 @@ def main() -> int:
     torch.set_num_threads(job["threads"])
     texts = json.loads(Path(job["texts"]).read_text(encoding="utf-8"))
     detector = Detector.load(Path(job["bundle"]), batch_tokens=job["batch_tokens"])
+    detector.backend.warm_up(detector.spec.window)  # as in the service
     documents = detector.read(texts)
     assert all(document.num_windows == 1 for document in documents), "expected texts that fit a window"
     rows = [document.input_ids for document in documents]

@@ -8,7 +8,7 @@ distort each other: with others in memory, an arm with large batches loses a qua
     trainer_tuned    the same, grouped by length, bf16 autocast where the hardware has it, fused AdamW
     trainer_matched  tuned, and with our dropout of 0
     bare             a bare PyTorch loop over our batches held in memory, two threads
-    ours_2           only with `--arms`: ours with two workers of one thread each and DDP
+    bare_malloc      on a CPU: the same, and glibc keeps freed memory, as our workers do (`train.KEEP_MEMORY`)
     ours_compiled    on a GPU: ours_1 with train.compile=true
 
 for `minilm`, or with `--model distilbert` for a DistilBERT of full size with random weights (use `--rounds 2`).
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -33,15 +34,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from material import CHECKOUT, MODELS, prepared, quartiles
+from material import CHECKOUT, MODELS, prepared, quartiles, settings
 from numpy.typing import NDArray
+
+from detect_ai.training.train import KEEP_MEMORY
 
 # Steps that count, of 16 documents. Grouped by length, the Trainer reads 48 of 240 documents from the longest to the
 # shortest, then the next: three steps.
-STEPS = {"ours_1": 5, "trainer": 1, "trainer_tuned": 3, "trainer_matched": 3, "bare": 5, "ours_2": 5}
+STEPS = {"ours_1": 5, "trainer": 1, "trainer_tuned": 3, "trainer_matched": 3, "bare": 5, "bare_malloc": 5}
 # Of 64 documents, on a GPU. The Trainer groups 3,200 documents: 50 steps.
 GPU_STEPS = {"ours_1": 50, "trainer": 10, "trainer_tuned": 50, "trainer_matched": 50, "bare": 50, "ours_compiled": 50}
-OPTIONAL = ("ours_2",)
 DOCUMENTS = 240  # of training
 GPU_DOCUMENTS = 12_800
 SEEDS = (0, 1, 2)
@@ -60,17 +62,25 @@ def main() -> int:
     parser.add_argument(
         "--arms", nargs="+", choices=sorted(STEPS | GPU_STEPS), help="the first is compared with others"
     )
+    parser.add_argument(
+        "--peak-tflops", type=float, help="of the hardware in the arms' precision, to report `mfu` of the first arm"
+    )
     parser.add_argument("--loss", action="store_true", help="compare the validation loss, not the speed")
     options = parser.parse_args()
-    gpu = torch.cuda.is_available() if options.gpu is None else options.gpu
+    gpu = not options.loss and (torch.cuda.is_available() if options.gpu is None else options.gpu)
+    steps = GPU_STEPS if gpu else STEPS
+    arms = options.arms or list(steps)
+    if unknown := set(arms) - set(steps):
+        parser.error(f"arms on a {'GPU' if gpu else 'CPU'}: {', '.join(steps)}; found {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory() as scratch:
         given = (Path(scratch), options.model, options.texts, GPU_DOCUMENTS if gpu else DOCUMENTS)
         if options.loss:
             result = nll_gap(prepared(*given, words=LOSS_WORDS))
         else:
-            steps = GPU_STEPS if gpu else STEPS
-            arms = options.arms or [arm for arm in steps if arm not in OPTIONAL]
-            result = measured(prepared(*given, gpu), {arm: steps[arm] for arm in arms}, options.rounds)
+            job = prepared(*given, gpu)
+            result = measured(job, {arm: steps[arm] for arm in arms}, options.rounds)
+            if options.peak_tflops:
+                result |= {"mfu": mfu(job, result["arms"][arms[0]]["tokens_per_second"], options.peak_tflops)}
     print(json.dumps({"model": options.model, **result}))
     return 0
 
@@ -90,11 +100,29 @@ def measured(job: dict[str, Any], steps: dict[str, int], rounds: int) -> dict[st
         return np.asarray([one["tokens_per_second"] for one in results[arm]])
 
     return {
-        **{f"vs_{'bare_loop' if arm == 'bare' else arm}": quartiles(speed(arms[0]) / speed(arm)) for arm in arms[1:]},
+        **{f"vs_{arm.replace('bare', 'bare_loop')}": quartiles(speed(arms[0]) / speed(arm)) for arm in arms[1:]},
         "arms": {
             arm: {name: quartiles([one[name] for one in runs]) for name in runs[0]} for arm, runs in results.items()
         },
     }
+
+
+def mfu(job: dict[str, Any], tokens_per_second: list[float], peak_tflops: float) -> list[float]:
+    """Fraction of the peak that the matrix products of a speed need, without padding and without recomputation."""
+    return quartiles(np.asarray(tokens_per_second) * flops_per_token(job) / (peak_tflops * 1e12))
+
+
+def flops_per_token(job: dict[str, Any]) -> float:
+    """Operations of a training step for each token of a full window, forward and backward, as PyTorch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from detect_ai.models import encoder
+
+    config = settings(job).model
+    network: Any = encoder.build(config, 0).train()
+    with FlopCounterMode(display=False) as counter:
+        network(input_ids=torch.ones((1, config.window), dtype=torch.int64)).logits.sum().backward()
+    return float(counter.get_total_flops() / config.window)
 
 
 def run(arm: str, job: dict[str, Any]) -> Any:
@@ -103,7 +131,8 @@ def run(arm: str, job: dict[str, Any]) -> Any:
         result = Path(folder) / "result.json"
         script, given = Path(__file__).parent / "arms.py", json.dumps({**job, "result": str(result)})
         command = [sys.executable, str(script), arm, given]
-        done = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
+        env = os.environ | (KEEP_MEMORY if arm == "bare_malloc" else {})
+        done = subprocess.run(command, cwd=CHECKOUT, env=env, check=False, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
         return json.loads(result.read_text())

@@ -221,12 +221,15 @@ def require_place(config: ServeConfig, storage: Storage) -> None:
 
 
 def checked_version(config: ServeConfig, storage: Storage) -> str:
-    """The version to serve. Verifies every byte of it and of the canary before the service changes."""
+    """The version to serve. Verifies every byte of it and of the canary before the service changes.
+
+    Raises RegistryError or BundleError; ConfigError for a version that cannot run on a GPU if `serve.use_gpu` is set.
+    """
     registry = Registry(storage)
     version = config.version or registry.require_champion()
     for name in filter(None, (version, config.canary)):
         with registry.folder(name) as folder:
-            bundle.read_spec(folder)
+            bundle.require_device(bundle.read_spec(folder), "serve.use_gpu", config.use_gpu)
     return version
 
 

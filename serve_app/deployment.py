@@ -112,6 +112,7 @@ def build(state: State, storage_root: str, runtime_env: dict[str, Any]) -> serve
 
 def ray_metrics() -> Record:
     """Create Ray Serve's metrics; call it inside a replica."""
+
     def create(name: str, metric: Metric) -> Callable[..., None]:
         labels: Any = metric.labels  # Ray's type hint is a tuple with one element
         given = (f"detect_ai_{name}", metric.description)

@@ -139,7 +139,7 @@ class TrainConfig(Section):
     weight_decay: NonNegative = 0.01
     attack_weight: Positive = 1.0  # loss weight of attacked copies (corpus.augment)
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 if the hardware supports it
-    compile: bool = False  # torch.compile: worthwhile on a GPU in long runs
+    compile: bool = False  # torch.compile: for long runs on a GPU
     num_workers: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] = 1  # or [min, max]: elastic
     cpus_per_worker: Positive = 1
     threads_per_worker: Natural = 0  # 0: the cores of a machine, divided by its workers and the trials of a sweep

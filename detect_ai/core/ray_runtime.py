@@ -53,6 +53,7 @@ def connect(storage: Storage | None = None, dashboard: bool = False) -> None:
     loaded: Any = sys.modules.get("ray")
     running = loaded is not None and loaded.is_initialized()
     if dashboard and running and loaded.get_runtime_context().gcs_address in _without_dashboard:
+        _without_dashboard.clear()  # a later cluster may have the same address
         loaded.shutdown()
         running = False
     if not running:

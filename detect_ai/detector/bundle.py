@@ -20,8 +20,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from detect_ai.calibration.calibration import Calibration
 from detect_ai.calibration.leave_one_out import detection_rate
 from detect_ai.core.config import CalibrationConfig
-from detect_ai.core.errors import BundleError, first_problem
-from detect_ai.models.backends import BACKENDS, DEFAULT
+from detect_ai.core.errors import BundleError, ConfigError, first_problem
+from detect_ai.models.backends import BACKENDS, CPU_ONLY, DEFAULT
 from detect_ai.text.normalize import NORMALISER_VERSION
 
 FORMAT = 6
@@ -143,6 +143,15 @@ def _read_content(folder: Path) -> tuple[dict[str, Any], str]:
     if not is_intact:
         raise BundleError(f"bundle {folder}: {SPEC_FILE} was altered: its digest does not match its content")
     return content, digest
+
+
+def require_device(spec: DetectorSpec, key: str, use_gpu: bool) -> None:
+    """Raise ConfigError if the setting `key`, such as `serve.use_gpu`, is true and the backend is for CPUs only."""
+    if use_gpu and spec.backend in CPU_ONLY:
+        raise ConfigError(
+            f"{key}=true: bundle {spec.version} has the backend {spec.backend}, for CPUs only: set {key}=false, or use "
+            f"its parent, {spec.parent}"
+        )
 
 
 def canonical_json(content: Mapping[str, Any]) -> bytes:

@@ -23,12 +23,12 @@ from detect_ai.core.storage import Storage
 from detect_ai.corpus.manifest import Corpus
 from detect_ai.corpus.shards import reraise_own_errors
 from detect_ai.corpus.splits import shuffle_key
+from detect_ai.detector.bundle import require_device
 from detect_ai.detector.dataset import Part, Text, parts, read
 from detect_ai.detector.detector import Detector, Document, Scorer, Scores
 from detect_ai.detector.list_report import list_report
 from detect_ai.detector.registry import Registry, spec_of
 from detect_ai.detector.verdict_table import Verdicts, verdict_folder, write_verdicts
-from detect_ai.models.backends import CPU_ONLY
 from detect_ai.models.style import Style
 from detect_ai.reports.render import render
 from detect_ai.text.windows import sample_spans_by_length
@@ -123,16 +123,6 @@ def _require_workers(config: ScoreConfig, storage: Storage, for_reading: int) ->
     )
 
 
-def _check_bundle(bundle: tuple[Storage, str], config: ScoreConfig) -> None:
-    """Raise BundleError for a damaged bundle, ConfigError for one that does not run on the configured hardware."""
-    spec = spec_of(*bundle)
-    if config.use_gpu and spec.backend in CPU_ONLY:
-        raise ConfigError(
-            f"score.use_gpu=true: bundle {spec.version} has the backend {spec.backend}, for CPUs only: set "
-            f"score.use_gpu=false, or use its parent, {spec.parent}"
-        )
-
-
 def score_split(
     corpus: Corpus,
     split: str,
@@ -153,7 +143,7 @@ def score_split(
 
     storage = corpus.storage
     if config.use_gpu and load == Detector.load:  # on a CPU there is nothing to check that loading does not
-        _check_bundle((storage, key), config)
+        require_device(spec_of(storage, key), "score.use_gpu", config.use_gpu)
     _require_workers(config, storage, for_reading=1)
     paths = [storage.path(corpus.shard_key(shard)) for shard in corpus.shards(split)]
     columns = ["id", "label", "domain", "source", "input_ids"]
@@ -207,7 +197,7 @@ def score_texts(
     Returns the numbers of scored `texts` and of rows `skipped` without a text, and `texts_per_second`. Raises
     CorpusError for unreadable data, BundleError for a damaged bundle, ConfigError for a folder with files.
     """
-    _check_bundle(bundle, config)  # before anything is written
+    require_device(spec_of(*bundle), "score.use_gpu", config.use_gpu)  # before anything is written
     work = parts(data, config, step=config.workers)
     with verdict_folder(*out):
         _require_workers(config, out[0], for_reading=0)
@@ -246,7 +236,7 @@ def score_in_memory(data: str, bundle: tuple[Storage, str], config: ScoreConfig)
     Returns the columns of `score_part_in_memory`, sorted by text. Raises CorpusError for unreadable data, BundleError
     for a damaged bundle.
     """
-    _check_bundle(bundle, config)
+    require_device(spec_of(*bundle), "score.use_gpu", config.use_gpu)
     work = parts(data, config, step=config.workers)
     _require_workers(config, bundle[0], for_reading=0)
     with reraise_own_errors():

@@ -89,6 +89,7 @@ def export(config: Config, storage: Storage) -> dict[str, Any]:
         task = ExportTask(config, corpus, spec, key, Path(scratch), "cuda" if config.serve.use_gpu else "cpu")
         detectors, left_out = _make_all(task, parent)
         rows = _measure_speed(task, detectors)
+        del detectors  # scoring needs the memory
         _measure_quality(task, rows)
         kept = _keep_first(task, rows)
         storage.delete(f"{key}/candidates")

@@ -109,7 +109,9 @@ class _Lines:
 
     def count(self, spans: Iterable[tuple[int, int]]) -> _Ints:
         """Number of characters in each line that are in the given spans, which do not cross lines."""
-        starts, ends = np.array([*spans], np.int64).reshape(-1, 2).T
+        if not (listed := list(spans)):
+            return np.zeros_like(self.starts)
+        starts, ends = np.array(listed, np.int64).T
         line = (np.searchsorted(self.starts, starts, side="right") - 1).clip(0)
         return np.bincount(line, ends - starts, len(self.starts)).astype(np.int64)
 

@@ -88,16 +88,16 @@ def detect_language(normalised_text: str, wanted: str) -> str:
 def _classify(piece: str, wanted: str) -> str | None:
     """The language of a piece: `wanted` unless there is evidence against it, None if it has too few words."""
     words = piece.casefold().split()
-    count = max(len(words), len(_UNSPACED.findall(piece)) // 2)
+    count = len(words) if piece.isascii() else max(len(words), len(_UNSPACED.findall(piece)) // 2)
     if len(piece) > _MAX_MEAN_WORD_CHARS * max(count, 5):
         return NOT_LANGUAGE
     if count < _MIN_WORDS:
         return None
-    if sum(len(word) == 1 and word.isalpha() for word in words) > _MAX_SINGLE_LETTERS * count:
+    if sum(map(str.isalpha, [word for word in words if len(word) == 1])) > _MAX_SINGLE_LETTERS * count:
         return NOT_LANGUAGE
     if not wanted:
         return wanted
-    if wanted != "en" or sum(word in _ENGLISH for word in words) < _ENGLISH_FRACTION * count:
+    if wanted != "en" or sum(map(_ENGLISH.__contains__, words)) < _ENGLISH_FRACTION * count:
         scores = {str(guess["lang"]): float(guess["score"]) for guess in detector().detect(piece, k=5)}
         best = max(scores, key=scores.__getitem__)
         alike = next((group for group in _ALIKE if wanted in group), {wanted})
@@ -108,6 +108,9 @@ def _classify(piece: str, wanted: str) -> str | None:
         stripped = (word.strip(".,;:!?\"'()[]") for word in words)
         if wanted == "en" and sum(word in _FUNCTION_WORDS for word in stripped) < _MIN_FUNCTION_WORDS * count:
             return NOT_LANGUAGE
-    short = (word for word in piece.split() if len(word) <= 2 and word.islower() and word.isalpha() and word.isascii())
-    is_broken = wanted == "en" and sum(word not in _SHORT_WORDS for word in short) > _MAX_FRAGMENTS * count
-    return NOT_LANGUAGE if is_broken else wanted
+    if wanted == "en":
+        short = [word for word in piece.split() if len(word) <= 2 and word not in _SHORT_WORDS]
+        fragments = [word for word in short if word.islower() and word.isalpha() and word.isascii()]
+        if len(fragments) > _MAX_FRAGMENTS * count:
+            return NOT_LANGUAGE
+    return wanted

@@ -96,6 +96,8 @@ class _Draft:
 
 def expanded_length(text: str) -> int:
     """Upper bound of the length after NFKC, to check before `normalise`: one character becomes up to 18."""
+    if text.isascii():
+        return len(text)
     return sum(count * len(unicodedata.normalize("NFKC", char)) for char, count in Counter(text).items())
 
 
@@ -113,10 +115,11 @@ def normalise(text: str) -> Normalised:
     draft = _Draft(text, starts, starts + 1, Counter())
     if not (text.isascii() and text.isprintable() and "  " not in text and text == text.strip(" ")):
         _replace_special(draft)
-        _compose(draft)
-        _replace_special(draft)
-        _fold_confusables(draft)
-        _compose(draft)
+        if not draft.text.isascii():
+            _compose(draft)
+            _replace_special(draft)
+            _fold_confusables(draft)
+            _compose(draft)
         size = len(draft.text)
         spans = (match.span() for match in re.finditer(r"\s\s+|[^\S ]|^ | \Z", draft.text))
         draft.apply_edits([(start, end, "" if start == 0 or end == size else " ") for start, end in spans])
@@ -189,7 +192,7 @@ def _fold_confusables(draft: _Draft) -> None:
     A document is Latin if 90% of its letters are Latin or homoglyphs: RAID replaces every letter it can, but half the
     letters of Russian or Greek resemble no Latin letter. A quoted foreign word with such letters stays unchanged.
     """
-    if draft.text.isascii() or latin_fraction(draft.text) < _MIN_LATIN_FRACTION:
+    if latin_fraction(draft.text) < _MIN_LATIN_FRACTION:
         return
     if _fraction(draft.text, lambda char: _is_latin(char) or _fold(char) != char) < _MIN_FOLDED_FRACTION:
         return

@@ -41,9 +41,9 @@ class PackedLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
         """The product of x, shape (…, inputs), with the weights, plus the bias, after GELU if set: (…, outputs)."""
-        x, activation = x.to(self.dtype), "gelu" if gelu else "none"
-        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], "none")
-        return y
+        rows, activation = x.reshape(-1, x.shape[-1]).to(self.dtype), "gelu" if gelu else "none"
+        y = torch.ops.mkldnn._linear_pointwise(filled(rows), self.weight, self.bias, activation, [], "none")
+        return y[: len(rows)].view(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]
 
 
 class Int8Linear(torch.nn.Module):
@@ -107,8 +107,7 @@ class FusedEncoder(torch.nn.Module):
             mask = attention_mask.view(rows, -1, length)[:, 0].bool()
             kept, lengths = mask.flatten().nonzero()[:, 0], mask.sum(1).tolist()
             x = x[kept]
-        tokens = len(x)
-        x = functional.pad(x, (0, 0, 0, padded_tokens(tokens) - tokens))
+        tokens, x = len(x), filled(x)
         groups = [(len(list(same)), each) for each, same in groupby(lengths)]
         for layer in self.layers:
             x = layer(x, groups)
@@ -140,6 +139,7 @@ class FusedLayer(torch.nn.Module):
             self.out, self.attention_norm = linear(attention.out_lin), layer.sa_layer_norm
             self.up, self.down = linear(layer.ffn.lin1), linear(layer.ffn.lin2)
             self.norm = layer.output_layer_norm
+        self.head_width = parts[0].out_features // self.heads
         self.queries_keys_values = linear(_concatenated(parts))
 
     @staticmethod
@@ -155,9 +155,10 @@ class FusedLayer(torch.nn.Module):
         attended, start = torch.zeros_like(x, dtype=qkv.dtype), 0
         for rows, length in groups:
             stop = start + rows * length
-            q, k, v = qkv[start:stop].view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            shape = (self.heads, self.head_width)
+            q, k, v = qkv[start:stop].view(rows, length, 3, *shape).permute(2, 0, 3, 1, 4)
             heads = functional.scaled_dot_product_attention(q, k, v)  # shape (rows, heads, length, …)
-            attended[start:stop] = heads.transpose(1, 2).reshape(stop - start, -1)
+            attended[start:stop].view(rows, length, *shape).copy_(heads.transpose(1, 2))
             start = stop
         x = self.attention_norm(x + self.out(attended))
         y: torch.Tensor = self.norm(x + self.down(self.up(x, gelu=True)))
@@ -165,8 +166,14 @@ class FusedLayer(torch.nn.Module):
 
 
 def padded_tokens(tokens: int) -> int:
-    """The number of tokens that a batch is padded to: few numbers, because oneDNN generates code for each."""
+    """The number of rows that a product is padded to: few numbers, because oneDNN generates code for each."""
     return int(padded_length(tokens, 8 if tokens <= 128 else 32))
+
+
+def filled(rows: torch.Tensor) -> torch.Tensor:
+    """Rows, shape (tokens, width), followed by zeros up to `padded_tokens`."""
+    missing = padded_tokens(len(rows)) - len(rows)
+    return functional.pad(rows, (0, 0, 0, missing)) if missing else rows  # padding by 0 would copy
 
 
 def _concatenated(layers: tuple[torch.nn.Linear, ...]) -> torch.nn.Linear:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,15 @@ from detect_ai.core.errors import ConfigError, InputError
 from detect_ai.core.storage import Storage
 from detect_ai.detector.dataset import Text, parts
 from detect_ai.detector.detector import Detector
-from detect_ai.detector.score import ScoringActor, score_documents, score_part_in_memory, score_texts, verdict_rows
+from detect_ai.detector.score import (
+    ScoringActor,
+    score_documents,
+    score_in_memory,
+    score_part_in_memory,
+    score_split,
+    score_texts,
+    verdict_rows,
+)
 from detect_ai.models.style import Style
 from detect_ai.release.export import make
 from detect_ai.text.windows import MIN_SPAN_TOKENS
@@ -42,6 +51,10 @@ def test_a_bundle_for_cpus_is_refused_on_a_gpu(tiny_bundle, tmp_path):
     with pytest.raises(ConfigError, match=r"for CPUs only: set score\.use_gpu=false, or use its parent, [0-9a-f]{16}"):
         score_texts("texts.csv", (storage, "child"), config, (storage, "out"))
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="for CPUs only"):
+        score_in_memory("texts.csv", (storage, "child"), config)
+    with pytest.raises(ConfigError, match="for CPUs only"):
+        score_split(SimpleNamespace(storage=storage), "test", "child", Detector.load, config)
 
 
 def test_spans_come_before_their_document():

@@ -21,16 +21,25 @@ import ray
 
 from detect_ai.calibration.domains import calibrate_population
 from detect_ai.core import audit_log
-from detect_ai.core.config import Config, ServeConfig
+from detect_ai.core.config import Config, ServeConfig, TrainConfig
 from detect_ai.core.errors import ConfigError, ConflictError, InputError, RegistryError, ResourceError
 from detect_ai.core.pointer import Pointer
 from detect_ai.core.storage import Storage
 from detect_ai.detector.bundle import read_spec, write_spec
 from detect_ai.detector.registry import Registry
+from detect_ai.release.export import make
 from serve_app import deploy as module
 from serve_app import restore as restore_module
 from serve_app.auth.api_keys import ENVIRONMENT, KeyStore, create_key
-from serve_app.deploy import abstain, checked_keys, deploy, deploy_to_cluster, rollback_service, runtime_env
+from serve_app.deploy import (
+    abstain,
+    checked_keys,
+    checked_version,
+    deploy,
+    deploy_to_cluster,
+    rollback_service,
+    runtime_env,
+)
 from serve_app.desired_state import KEY, DesiredState, State
 from serve_app.restore import restore
 from tests.fixtures import tiny_models
@@ -449,14 +458,44 @@ def test_a_pipeline_deploys_unless_told_otherwise(
     deploys: bool, last: str, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    job = importlib.import_module("jobs.pipeline")
-    monkeypatch.setattr(job, "connect", lambda *_, **__: None)
     monkeypatch.setattr(module, "require_place", lambda *_: None)
+    job, _ = fake_pipeline(monkeypatch)
+    assert list(job.pipeline(config("", deploy=deploys), storage))[-1] == last
+
+
+@pytest.mark.parametrize(
+    ("section", "has_dashboard"),
+    [({"from_sweep": True}, True), ({"num_workers": 2}, True), ({"from_sweep": False}, False)],
+)
+def test_a_pipeline_starts_ray_as_its_last_stage_needs_it(
+    section: dict[str, Any], has_dashboard: bool, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage that needs the dashboard would otherwise restart Ray under the pipeline's lock."""
+    job, calls = fake_pipeline(monkeypatch)
+    job.pipeline(Config(train=TrainConfig(**section)), storage)
+    assert calls == [has_dashboard]
+
+
+def fake_pipeline(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[bool]]:
+    """The pipeline without work: it returns its stages. Also whether it asked for the dashboard, by call."""
+    job, calls = importlib.import_module("jobs.pipeline"), list[bool]()
+    monkeypatch.setattr(job, "connect", lambda _, dashboard: calls.append(dashboard))
     monkeypatch.setattr(job, "run_stage", lambda *_: {"corpus": "texts"})
     monkeypatch.setattr(job, "require_enough_texts", lambda *_: None)
     monkeypatch.setattr(job.Corpus, "of_run", lambda *_: None)
     monkeypatch.setattr(job, "run_stages", lambda _, __, ___, stages, ____: stages)
-    assert list(job.pipeline(config("", deploy=deploys), storage))[-1] == last
+    return job, calls
+
+
+@pytest.mark.parametrize("role", ["version", "canary"])
+def test_a_version_for_cpus_is_refused_on_gpus(role: str, tiny_bundle: Path, storage: Storage, tmp_path: Path) -> None:
+    registry = Registry(storage)
+    parent = registry.add(tiny_bundle)
+    make("torch-int8", tiny_bundle, tmp_path / "child")
+    versions = {"version": parent, role: registry.add(tmp_path / "child")}
+    assert checked_version(ServeConfig(**versions), storage) == versions["version"]
+    with pytest.raises(ConfigError, match=rf"for CPUs only: set serve\.use_gpu=false, or use its parent, {parent}"):
+        checked_version(ServeConfig(use_gpu=True, **versions), storage)
 
 
 def test_replicas_get_no_other_secret_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -340,6 +340,19 @@ def test_batches_of_two_threads_share_one_team(detector: Detector, monkeypatch: 
     assert len(teams) == 1
 
 
+def test_warm_up_prepares_all_lengths_with_all_threads(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, int]] = []
+    warm_up = detector.backend.warm_up
+    monkeypatch.setattr(
+        detector.backend,
+        "warm_up",
+        lambda tokens: calls.append((tokens, torch.get_num_threads())) or warm_up(tokens),
+        raising=False,
+    )
+    Engine(detector, ServeConfig(threads_per_replica=2)).warm_up()
+    assert calls == [(detector.spec.window, 2)]
+
+
 @pytest.mark.parametrize(
     ("options", "max_tokens", "status"),
     [
