@@ -133,7 +133,7 @@ class TrainConfig(Section):
     epochs: Count = 4
     max_steps: Natural = 0  # stop after this many steps, even within an epoch; 0: no limit
     batch_size: Count = 16  # documents in a global step, for any number of workers
-    microbatch_size: Count = 4  # documents in one forward pass
+    microbatch_size: Count = 4  # documents in one forward pass; on a GPU joined as its free memory allows
     shortest_span: Natural = 32  # tokens; train on spans of random length from this to a window; 0: whole windows
     warmup: FractionBelow1 = 0.1  # fraction of the steps
     weight_decay: NonNegative = 0.01

@@ -108,9 +108,10 @@ def _classify(piece: str, wanted: str) -> str | None:
         stripped = (word.strip(".,;:!?\"'()[]") for word in words)
         if wanted == "en" and sum(word in _FUNCTION_WORDS for word in stripped) < _MIN_FUNCTION_WORDS * count:
             return NOT_LANGUAGE
-    if wanted == "en":
-        short = [word for word in piece.split() if len(word) <= 2 and word not in _SHORT_WORDS]
-        fragments = [word for word in short if word.islower() and word.isalpha() and word.isascii()]
-        if len(fragments) > _MAX_FRAGMENTS * count:
-            return NOT_LANGUAGE
-    return wanted
+    return NOT_LANGUAGE if wanted == "en" and _num_fragments(piece) > _MAX_FRAGMENTS * count else wanted
+
+
+def _num_fragments(piece: str) -> int:
+    """Number of short words of a piece that are not English."""
+    short = [word for word in piece.split() if len(word) <= 2 and word not in _SHORT_WORDS]
+    return sum(word.islower() and word.isalpha() and word.isascii() for word in short)

@@ -12,7 +12,8 @@ nearly one class, and a model learns much less from them (measurements in docs/T
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,34 @@ class Microbatch:
     step_weight: float  # sum of the weights of all documents of the step, over all ranks
     slot: int  # position in the step over all ranks: rank r of W has slots r, r + W, r + 2 W …
     last: bool  # whether it is the last of the step on this rank
+
+
+def joined(microbatches: Sequence[Microbatch], max_tokens: int, pad_id: int) -> list[Microbatch]:
+    """Join neighbouring microbatches of a step of one rank up to `max_tokens` padded tokens; their gradient is the sum.
+
+    Microbatches with more tokens stay as they are.
+    """
+    groups: list[list[Microbatch]] = []
+    for part in microbatches:
+        together = [*(groups[-1] if groups else []), part]
+        rows = sum(len(p.batch.input_ids) for p in together)
+        width = max(p.batch.input_ids.shape[1] for p in together)
+        if len(together) > 1 and rows * width <= max_tokens:
+            groups[-1] = together
+        else:
+            groups.append([part])
+    return [_join(group, pad_id) if len(group) > 1 else group[0] for group in groups]
+
+
+def _join(parts: list[Microbatch], pad_id: int) -> Microbatch:
+    width = max(part.batch.input_ids.shape[1] for part in parts)
+    ids = [part.batch.input_ids for part in parts]
+    padded = [np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=pad_id) for rows in ids]
+    batch = Batch(np.concatenate(padded), np.concatenate([part.batch.lengths for part in parts]))
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "weights", "documents")
+    }
+    return replace(parts[-1], batch=batch, **columns)
 
 
 def num_steps(num_rows: int, batch_size: int) -> int:

@@ -25,11 +25,13 @@ from detect_ai.core.config import TrainConfig
 from detect_ai.core.errors import ResourceError, TrainingError
 from detect_ai.models import encoder
 from detect_ai.models.backends.torch import autocast, log_odds, model_inputs, upload
+from detect_ai.models.batch import Batch
 from detect_ai.text.windows import aggregate_windows
 from detect_ai.training.batch_plan import Microbatch
 from detect_ai.training.throughput import Meter
 
 MAX_GRAD_NORM = 1.0
+MEMORY_FRACTION = 0.7  # of a GPU's free memory, for a microbatch: the rest allows for fragments and temporary tensors
 
 
 class Trainer:
@@ -64,6 +66,7 @@ class Trainer:
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},  # biases and norms
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        self.max_tokens = 0  # padded tokens up to which the microbatches of a step are joined (`fit_memory`)
         self.steps = 0  # so far
         self.grad_norm = math.nan  # of the last synchronized step, before clipping
         self._pending: tuple[list[Microbatch], torch.Tensor, torch.cuda.Event | None] | None = None
@@ -79,6 +82,30 @@ class Trainer:
     def at_epoch_end(self) -> bool:
         """Whether the last step was the last of an epoch, or of the run."""
         return self.steps % self.steps_per_epoch == 0 or self.steps == self.total_steps
+
+    @property
+    def pad_id(self) -> int:
+        """The token id of padding."""
+        return int(self.module.base_model.config.pad_token_id or 0)
+
+    def fit_memory(self, window: int) -> None:
+        """Let large microbatches use the free memory of a GPU. On a CPU small ones are as fast.
+
+        A microbatch of `window` tokens in every row is computed without an update, to measure its memory.
+        """
+        if self.device.type != "cuda":
+            return
+        rows = self.config.microbatch_size
+        batch = Batch(np.full((rows, window), self.pad_id, np.int32), np.full(rows, window, np.int32))
+        zeros = np.zeros(rows, np.int64)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self.backward(Microbatch(batch, zeros, zeros.astype(np.float32), zeros, 1.0, 0, True), sync=False)
+        kept, peak = (f(self.device) for f in (torch.cuda.memory_allocated, torch.cuda.max_memory_allocated))
+        free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - kept
+        # The first update allocates two moments for every parameter.
+        moments = 0 if self.optimizer.state else 2 * sum(4 * p.numel() for p in self.module.parameters())
+        self.max_tokens = tokens_that_fit(peak - kept, rows * window, free - moments)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def begin_step(self) -> None:
         """Start the clocks, seed dropout and set the learning rate."""
@@ -210,6 +237,11 @@ class Trainer:
                 f"{what}: no memory left on {self.device} for {rows} rows of {width} tokens: lower "
                 f"train.microbatch_size ({self.config.microbatch_size}) or model.window"
             ) from error
+
+
+def tokens_that_fit(used: int, tokens: int, free: int) -> int:
+    """Tokens of a microbatch that need `MEMORY_FRACTION` of the free bytes, if these `tokens` have used some bytes."""
+    return max(0, int(MEMORY_FRACTION * free / max(1, used) * tokens))
 
 
 def lr_factor(step: int, total: int, warmup: float) -> float:

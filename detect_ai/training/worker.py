@@ -18,7 +18,7 @@ from detect_ai.core.ray_runtime import cores
 from detect_ai.core.storage import Storage
 from detect_ai.models import encoder
 from detect_ai.training import checkpoint
-from detect_ai.training.batch_plan import Microbatch
+from detect_ai.training.batch_plan import Microbatch, joined
 from detect_ai.training.data import read_stream
 from detect_ai.training.telemetry import open_telemetry
 from detect_ai.training.trainer import Trainer
@@ -53,6 +53,7 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     history = checkpoint.restore(trainer)
     if trainer.steps == trainer.total_steps:  # resumed from the final checkpoint
         return {"history": history, "error": None}
+    trainer.fit_memory(config.model.window)
     every = config.train.checkpoint_every
     storage, folder = Storage(config.storage.root), f"runs/{config.run}/{arguments['name']}"
     steps = group_steps(microbatches_of("train", arguments, trainer), trainer.rank, trainer.world_size)
@@ -89,8 +90,9 @@ def microbatches_of(split: str, arguments: dict[str, Any], trainer: Trainer) -> 
 def train_step(trainer: Trainer, microbatches: list[Microbatch]) -> None:
     """One optimizer step: accumulate the gradients of this rank's microbatches, then update, which may raise."""
     trainer.begin_step()
-    losses = [trainer.backward(part, sync=part is microbatches[-1]) for part in microbatches]
-    trainer.update(microbatches, losses)
+    parts = joined(microbatches, trainer.max_tokens, trainer.pad_id)
+    losses = [trainer.backward(part, sync=part is parts[-1]) for part in parts]
+    trainer.update(parts, losses)
 
 
 def group_steps(stream: Iterable[Microbatch], rank: int, world_size: int) -> Iterator[list[Microbatch]]:

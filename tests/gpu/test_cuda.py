@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,19 @@ def test_out_of_memory_names_batch_and_remedy(encoder: Path, device: torch.devic
         assert "lower train.microbatch_size" in str(refused.value)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_joined_microbatches_train_alike(encoder: Path, device: torch.device) -> None:
+    plain, joining = trainer_of(network(encoder), device), trainer_of(network(encoder), device)
+    joining.fit_memory(LENGTH)
+    assert joining.max_tokens > 4 * ROWS * LENGTH
+    assert all(p.grad is None for p in joining.module.parameters())
+    parts = [replace(part(seed), step_weight=4.0 * ROWS) for seed in range(4)]
+    for trainer in (plain, joining):
+        train_step(trainer, parts)
+        trainer.synchronize()
+    for value, expected in zip(joining.module.parameters(), plain.module.parameters(), strict=True):
+        assert torch.allclose(value, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-3), ("auto", 0.1)])

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detect_ai.models.batch import padded_length
+from detect_ai.models.batch import Batch, padded_length
 from detect_ai.text import windows
-from detect_ai.training.batch_plan import num_steps, pad_to_world_size, plan_steps
+from detect_ai.training.batch_plan import Microbatch, joined, num_steps, pad_to_world_size, plan_steps
 
 LENGTHS = st.lists(st.integers(0, 600), max_size=120)
 SIZES = st.tuples(st.integers(1, 20), st.integers(1, 20))
@@ -89,3 +89,29 @@ def test_ranks_of_a_step_get_similar_lengths():
 def test_steps_are_padded_with_empty_microbatches():
     assert [len(part) for part in pad_to_world_size([np.arange(3)] * 4, 3)] == [3, 3, 3, 3, 0, 0]
     assert len(pad_to_world_size([np.arange(3)] * 4, 2)) == 4
+
+
+def microbatch(first, rows, width):
+    ids = np.full((rows, width), width, np.int32)
+    columns = np.zeros(rows, np.int64), np.ones(rows, np.float32), np.arange(first, first + rows)
+    return Microbatch(Batch(ids, np.full(rows, width, np.int32)), *columns, step_weight=9.0, slot=first, last=False)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "documents"),
+    [
+        (0, [[0, 1], [2, 3], [4, 5, 6]]),
+        (4 * 16 - 1, [[0, 1], [2, 3], [4, 5, 6]]),
+        (4 * 16, [[0, 1, 2, 3], [4, 5, 6]]),  # the wider one counts for all rows
+        (7 * 24, [[0, 1, 2, 3, 4, 5, 6]]),
+    ],
+)
+def test_microbatches_are_joined_up_to_a_number_of_tokens(max_tokens, documents):
+    parts = [microbatch(0, 2, 8), microbatch(2, 2, 16), microbatch(4, 3, 24)]
+    together = joined(parts, max_tokens, pad_id=1)
+    assert [part.documents.tolist() for part in together] == documents
+    for part in together:
+        tokens = np.arange(part.batch.input_ids.shape[1]) < part.batch.lengths[:, None]
+        assert (part.batch.input_ids[~tokens] == 1).all()
+        assert (part.batch.input_ids.max(axis=1) == part.batch.lengths).all()
+        assert len(part.labels) == len(part.weights) == len(part.documents)

@@ -21,7 +21,7 @@ from detect_ai.models.batch import Batch
 from detect_ai.training import checkpoint
 from detect_ai.training import trainer as trainer_module
 from detect_ai.training.batch_plan import Microbatch
-from detect_ai.training.trainer import Trainer, lr_factor
+from detect_ai.training.trainer import Trainer, lr_factor, tokens_that_fit
 from detect_ai.training.worker import train_step
 
 CPU = torch.device("cpu")
@@ -73,10 +73,11 @@ def train(trainer: Trainer, *parts: Microbatch) -> float:
     return float(trainer.since_log.metrics()["train_loss"])
 
 
-def gradients(network: Any, *parts: Microbatch, **changes: Any) -> dict[str, torch.Tensor]:
+def gradients(network: Any, *parts: Microbatch, max_tokens: int = 0) -> dict[str, torch.Tensor]:
     """The gradients that a step applies."""
     applied: dict[str, torch.Tensor] = {}
-    trainer = trainer_of(network, **changes)
+    trainer = trainer_of(network)
+    trainer.max_tokens = max_tokens
     trainer.optimizer.register_step_pre_hook(
         lambda *_: applied.update({name: p.grad.clone() for name, p in network.named_parameters()})
     )
@@ -115,6 +116,25 @@ def test_accumulated_gradients_equal_the_whole_step(network: Any) -> None:
     whole = part(rows=6)
     halves = rows_of(whole, slice(0, 2)), rows_of(whole, slice(2, 6))
     assert_close(gradients(deepcopy(network), whole), gradients(network, *halves))
+
+
+@pytest.mark.parametrize("pooling", ["encoder", "mean"])
+def test_joined_microbatches_have_the_same_gradients(encoder: Path, pooling: str) -> None:
+    network = model.build(ModelConfig(path=str(encoder), window=64, stride=48, pooling=pooling), seed=0)
+    whole = part(rows=6)
+    short = rows_of(whole, slice(0, 3))
+    short = replace(short, batch=Batch(short.batch.input_ids[:, :6], short.batch.lengths.clip(max=6)))
+    parts, passes = (short, rows_of(whole, slice(3, 6))), []
+    expected = gradients(deepcopy(network), *parts)
+    network.register_forward_pre_hook(lambda _, __, given: passes.append(given["input_ids"].shape), with_kwargs=True)
+    assert_close(gradients(network, *parts, max_tokens=6 * 8), expected)
+    assert passes == [(6, 8)]
+
+
+def test_tokens_that_fit_are_a_fraction_of_those_that_fill_the_memory() -> None:
+    assert tokens_that_fit(used=100, tokens=10, free=1000) == 70
+    assert tokens_that_fit(used=0, tokens=10, free=1000) > 0
+    assert tokens_that_fit(used=100, tokens=10, free=-5) == 0
 
 
 def test_weight_two_counts_like_the_document_twice(network: Any) -> None:
