@@ -6,7 +6,7 @@ is replaced on its own. The operators of oneDNN are those that torch.compile ins
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
@@ -149,17 +149,16 @@ class FusedLayer(torch.nn.Module):
             return isinstance(module.intermediate.intermediate_act_fn, GELUActivation) and not module.is_decoder
         return type(module) is TransformerBlock and isinstance(module.ffn.activation, GELUActivation)
 
-    def forward(self, x: torch.Tensor, groups: Iterable[Group]) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, groups: Sequence[Group]) -> torch.Tensor:
         """Hidden states of shape (tokens, width): the rows of the groups, then padding that attention ignores."""
         qkv = self.queries_keys_values(x)
-        attended, start = torch.zeros_like(x, dtype=qkv.dtype), 0
-        for rows, length in groups:
-            stop = start + rows * length
-            shape = (self.heads, self.head_width)
-            q, k, v = qkv[start:stop].view(rows, length, 3, *shape).permute(2, 0, 3, 1, 4)
+        attended = torch.zeros_like(x, dtype=qkv.dtype)
+        sizes, shape = [rows * length for rows, length in groups], (self.heads, self.head_width)
+        sizes.append(len(x) - sum(sizes))
+        for (rows, length), own, out in zip(groups, qkv.split(sizes), attended.split(sizes), strict=False):
+            q, k, v = own.view(rows, length, 3, *shape).permute(2, 0, 3, 1, 4)
             heads = functional.scaled_dot_product_attention(q, k, v)  # shape (rows, heads, length, …)
-            attended[start:stop].view(rows, length, *shape).copy_(heads.transpose(1, 2))
-            start = stop
+            out.view(rows, length, *shape).copy_(heads.transpose(1, 2))
         x = self.attention_norm(x + self.out(attended))
         y: torch.Tensor = self.norm(x + self.down(self.up(x, gelu=True)))
         return y
