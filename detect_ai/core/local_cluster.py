@@ -95,6 +95,11 @@ class LocalCluster:
             self._process.wait(STOP_SECONDS)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+        # HAProxy (on Linux only) is in the session, but in a group of its own, and outlives Ray (2.60).
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(int(path.name)) == self.pid:
+                    os.kill(int(path.name), signal.SIGKILL)
         self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 

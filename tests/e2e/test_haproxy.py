@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from detect_ai.core.local_cluster import LocalCluster
@@ -27,6 +29,7 @@ def service(store: Storage) -> Iterator[tuple[LocalCluster, str]]:
         patch.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
         with deployed(store) as service:
             yield service
+    assert [p for p in psutil.process_iter() if p.pid and os.getsid(p.pid) == service[0].pid] == []
 
 
 @pytest.fixture
