@@ -108,19 +108,20 @@ def measured(job: dict[str, Any], steps: dict[str, int], rounds: int) -> dict[st
 
 
 def mfu(job: dict[str, Any], tokens_per_second: list[float], peak_tflops: float) -> list[float]:
-    """Fraction of the peak that the matrix products of a speed need, without padding and without recomputation."""
+    """Fraction of the peak that the matrix products at a speed use, without padding and without recomputation."""
     return quartiles(np.asarray(tokens_per_second) * flops_per_token(job) / (peak_tflops * 1e12))
 
 
 def flops_per_token(job: dict[str, Any]) -> float:
     """Operations of a training step for each token of a full window, forward and backward, as PyTorch counts them."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     from detect_ai.models import encoder
 
     config = settings(job).model
     network: Any = encoder.build(config, 0).train()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # others are not counted on a CPU
         network(input_ids=torch.ones((1, config.window), dtype=torch.int64)).logits.sum().backward()
     return float(counter.get_total_flops() / config.window)
 
