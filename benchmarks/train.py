@@ -54,7 +54,7 @@ def main() -> int:
     """Run all arms. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", help="Parquet file or folder with columns `text` and `label`; else the sample")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--gpu", action=argparse.BooleanOptionalAction, help="on one GPU; the default where there is one"
     )

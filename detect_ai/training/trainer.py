@@ -98,13 +98,15 @@ class Trainer:
         rows = self.config.microbatch_size
         batch = Batch(np.full((rows, window), self.pad_id, np.int32), np.full(rows, window, np.int32))
         zeros = np.zeros(rows, np.int64)
+        self._network.train()  # with dropout, whose masks take memory
         torch.cuda.reset_peak_memory_stats(self.device)
         self.backward(Microbatch(batch, zeros, zeros.astype(np.float32), zeros, 1.0, 0, True), sync=False)
-        kept, peak = (f(self.device) for f in (torch.cuda.memory_allocated, torch.cuda.max_memory_allocated))
+        kept = torch.cuda.memory_allocated(self.device)  # with gradients
+        used = torch.cuda.max_memory_allocated(self.device) - kept
         free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - kept
         # The first update allocates two moments for every parameter.
         moments = 0 if self.optimizer.state else 2 * sum(4 * p.numel() for p in self.module.parameters())
-        self.max_tokens = tokens_that_fit(peak - kept, rows * window, free - moments)
+        self.max_tokens = tokens_that_fit(used, rows * window, free - moments)
         self.optimizer.zero_grad(set_to_none=True)
 
     def begin_step(self) -> None:
