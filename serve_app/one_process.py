@@ -140,15 +140,21 @@ class Disconnects:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        task, watcher, left = asyncio.current_task(), None, False
+        task, watcher, left, answered = asyncio.current_task(), None, False, False
         assert task is not None
 
         async def watch() -> None:
             nonlocal left
             while (await receive())["type"] != "http.disconnect":
                 pass
-            left = True
-            task.cancel()
+            if not answered:  # the server also reports this after a whole response
+                left = True
+                task.cancel()
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal answered
+            answered = message["type"] == "http.response.body" and not message.get("more_body")
+            await send(message)
 
         async def receive_and_watch() -> Message:
             nonlocal watcher
@@ -158,7 +164,7 @@ class Disconnects:
             return message
 
         try:
-            await self.app(scope, receive_and_watch, send)
+            await self.app(scope, receive_and_watch, send_and_note)
         except asyncio.CancelledError:
             if not left:
                 raise

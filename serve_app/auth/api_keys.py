@@ -177,6 +177,13 @@ def _now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
+def _date(given: str) -> datetime:
+    try:
+        return datetime.fromisoformat(given)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a date such as 2027-01-31, found {given!r}") from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Create, list or revoke keys. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m serve_app.auth.api_keys", description="API keys of the service.")
@@ -185,9 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     create = commands.add_parser("create", help="create a key and print it, once")
     create.add_argument("name", help="owner")
-    create.add_argument("--scope", nargs="+", type=Scope, default=[Scope.DETECT], choices=list(Scope))
+    create.add_argument("--scope", nargs="+", default=[Scope.DETECT], choices=[*map(str, Scope)])
     create.add_argument("--tokens-per-minute", type=int, help="rate limit; default: serve.tokens_per_minute")
-    create.add_argument("--expires", type=datetime.fromisoformat, help="a date such as 2027-01-31")
+    create.add_argument("--expires", type=_date, help="a date such as 2027-01-31")
     commands.add_parser("list", help="ids, owners and scopes")
     commands.add_parser("revoke", help="make a key invalid").add_argument("id")
     arguments = parser.parse_args(argv)
@@ -201,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "create":
             expires = arguments.expires and arguments.expires.astimezone(UTC)
             limits = {"tokens_per_minute": arguments.tokens_per_minute, "expires": expires}
-            token, key = create_key(arguments.name, arguments.scope, **limits)
+            token, key = create_key(arguments.name, map(Scope, arguments.scope), **limits)
             store.put(key)
             audit_log.record(storage, "key-create", key=key.id, name=key.name, scopes=sorted(key.scopes))
             lines = [token]

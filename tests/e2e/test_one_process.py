@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -87,6 +88,24 @@ def test_a_response_has_the_id_of_its_request(service: Service) -> None:
 
 def test_it_listens_on_loopback_only(service: Service) -> None:
     assert listening(service.process.pid) == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/app.js", "/healthz"])
+def test_a_response_is_counted_as_such(service: Service, path: str) -> None:
+    """Not as a client that disconnects: files are sent by a task that reads on while it sends."""
+
+    def requests() -> dict[str, float]:
+        lines = httpx.get(service.metrics).text.splitlines()
+        series = [line.rsplit(" ", 1) for line in lines if line.startswith("detect_ai_requests_total")]
+        return {
+            re.findall('status="(.*)"', name)[0]: float(value) for name, value in series if 'route="/v1' not in name
+        }
+
+    before = requests()
+    assert all(service.client.get(path).status_code == 200 for _ in range(3))
+    added = {status: count - before.get(status, 0) for status, count in requests().items()}
+    assert added.pop("200") > 0
+    assert set(added.values()) <= {0}
 
 
 def test_a_client_that_leaves_is_counted_and_its_work_ends(service: Service) -> None:

@@ -71,6 +71,18 @@ def test_changes_of_keys_are_audited_without_secrets(storage: Storage, capsys: p
     assert token.split("_", 2)[2] not in stored
 
 
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [("--expires=yesterday", "expected a date such as 2027-01-31, found 'yesterday'"), ("--scope=root", "'feedback'")],
+)
+def test_the_command_says_what_it_expects(
+    option: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        api_keys.main(["--root", str(tmp_path), "create", "news", option])
+    assert expected in capsys.readouterr().err
+
+
 def test_the_command_needs_a_root(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DETECT_AI_STORAGE_ROOT", raising=False)
     assert api_keys.main(["list"]) == 2
