@@ -56,10 +56,13 @@ def _join(parts: list[Microbatch], pad_id: int) -> Microbatch:
     ids = [part.batch.input_ids for part in parts]
     padded = [np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=pad_id) for rows in ids]
     batch = Batch(np.concatenate(padded), np.concatenate([part.batch.lengths for part in parts]))
-    columns = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "weights", "documents")
-    }
-    return replace(parts[-1], batch=batch, **columns)
+    return replace(
+        parts[-1],
+        batch=batch,
+        labels=np.concatenate([part.labels for part in parts]),
+        weights=np.concatenate([part.weights for part in parts]),
+        documents=np.concatenate([part.documents for part in parts]),
+    )
 
 
 def num_steps(num_rows: int, batch_size: int) -> int:

@@ -86,7 +86,8 @@ class Trainer:
     @property
     def pad_id(self) -> int:
         """The token id of padding."""
-        return int(self.module.base_model.config.pad_token_id or 0)
+        config: Any = self.module.base_model.config
+        return int(config.pad_token_id or 0)
 
     def fit_memory(self, window: int) -> None:
         """Let large microbatches use the free memory of a GPU. On a CPU small ones are as fast.
