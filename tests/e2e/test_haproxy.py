@@ -29,7 +29,8 @@ def service(store: Storage) -> Iterator[tuple[LocalCluster, str]]:
         patch.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
         with deployed(store) as service:
             yield service
-    assert [p for p in psutil.process_iter() if p.pid and os.getsid(p.pid) == service[0].pid] == []
+    left = [p for p in psutil.process_iter(["status"]) if os.getsid(p.pid) == service[0].pid]
+    assert [p for p in left if p.info["status"] != psutil.STATUS_ZOMBIE] == []
 
 
 @pytest.fixture
