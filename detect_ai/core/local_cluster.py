@@ -44,6 +44,8 @@ class LocalCluster:
         token_file.write_text(self._token)
         environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)} | ONE_MACHINE
         environment |= {"RAY_TMPDIR": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
+        # `python` in a submitted job is this interpreter, also if its environment is not activated.
+        environment["PATH"] = os.pathsep.join(filter(None, (str(Path(sys.executable).parent), os.environ.get("PATH"))))
         for name in ("RAY_AUTH_TOKEN", "RAY_ADDRESS"):  # the token would override the token file
             environment.pop(name, None)
         self.environment = environment | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
