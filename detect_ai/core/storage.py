@@ -196,10 +196,17 @@ class Storage:
         """Names of the files and folders directly under a folder, sorted; empty if there is no such folder."""
         base = self.path(key)
         # Object stores have no folders: pyarrow lists one only if it has a marker object, so list recursively.
-        selector = pafs.FileSelector(base, allow_not_found=True, recursive=not self.is_local)
-        with self._named("list", key):
-            infos = self.filesystem.get_file_info(selector)
+        infos = self.infos(key, recursive=not self.is_local)
         return sorted({info.path.removeprefix(base).strip("/").split("/")[0] for info in infos} - {""})
+
+    def infos(self, key: str, recursive: bool = True) -> Sequence[pafs.FileInfo]:
+        """All files and folders under a folder, in no order; empty if there is no such folder."""
+        selector = pafs.FileSelector(self.path(key), allow_not_found=True, recursive=recursive)
+        with self._named("list", key):
+            try:
+                return [*self.filesystem.get_file_info(selector)]
+            except FileNotFoundError:  # pyarrow finds no folder, then that there is one: it has just been created
+                return [*self.filesystem.get_file_info(selector)]
 
     def read_bytes(self, key: str) -> bytes:
         """The whole file. Raises FileNotFoundError."""

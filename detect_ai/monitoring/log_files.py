@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow.fs import FileInfo, FileSelector
+from pyarrow.fs import FileInfo
 
 from detect_ai.core.errors import InputError
 from detect_ai.core.storage import Storage, parquet
@@ -141,7 +141,7 @@ def prune(storage: Storage, name: str, days: int, max_bytes: int) -> None:
 def _files(storage: Storage, name: str, extension: str = "parquet") -> dict[str, FileInfo]:
     """The files of a log, or the marker files, by key; oldest first."""
     folder = storage.path(f"{FOLDER}/{name}")
-    infos = storage.filesystem.get_file_info(FileSelector(folder, allow_not_found=True, recursive=True))
+    infos = storage.infos(f"{FOLDER}/{name}")
     infos = [info for info in infos if info.is_file and info.extension == extension]
     infos.sort(key=lambda info: (info.path.rpartition("/")[0], info.mtime_ns or 0, info.path))
     return {f"{FOLDER}/{name}{info.path.removeprefix(folder)}": info for info in infos}

@@ -28,7 +28,6 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pyarrow.fs import FileSelector
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from detect_ai.core import audit_log
@@ -106,8 +105,7 @@ class KeyStore:
         An object that is not a key raises ConfigError; if not `strict`, it is logged and skipped.
         """
         known: dict[str, tuple[tuple[Any, Any], ApiKey]] = {}
-        selector = FileSelector(self._storage.path(FOLDER), allow_not_found=True, recursive=True)
-        for info in self._storage.filesystem.get_file_info(selector):
+        for info in self._storage.infos(FOLDER):
             number, changed = info.base_name.removesuffix(".json"), (info.mtime_ns, info.size)
             if number == info.base_name:
                 continue

@@ -119,6 +119,19 @@ def test_exists_and_list(storage):
     assert storage.list("none") == []
 
 
+@pytest.mark.parametrize("listed", [Storage.list, Storage.infos])
+def test_a_folder_may_appear_while_it_is_listed(local, listed):
+    real = local.filesystem
+
+    def appears(selector):
+        local.filesystem = real
+        local.write_bytes("runs/a.json", b"1")
+        raise FileNotFoundError  # as pyarrow does if that happens between two of its system calls
+
+    local.filesystem = SimpleNamespace(get_file_info=appears)
+    assert len(listed(local, "runs")) == 1
+
+
 def test_folder_without_marker_objects_is_listed(gcs_root):
     storage = Storage(gcs_root)
     with storage.filesystem.open_output_stream(storage.path("registry/versions/abc/detector.json")) as stream:
